@@ -1,0 +1,1 @@
+"""Model files, `archs/<dataset>/<file>.py`, and the parts that they share."""

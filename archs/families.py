@@ -1,0 +1,141 @@
+"""Families of networks that the model files of several data sets share, in PyTorch alone.
+
+A family takes the number of channels and the side of the square images, so that one definition serves MNIST
+(1, 28) and CIFAR-10 (3, 32). The program looks for models in `archs/<dataset>/` only, so nothing here is one.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import nn
+
+Plan = Sequence[int | str]  # a number: a 3x3 convolution with that many filters; "pool": a 2x2 max-pool
+
+CONV2: Plan = (64, 64, "pool")
+CONV4: Plan = (*CONV2, 128, 128, "pool")
+CONV6: Plan = (*CONV4, 256, 256, "pool")
+VGG16: Plan = (64, 64, "pool", 128, 128, "pool", *[256] * 3, "pool", *[512] * 3, "pool", *[512] * 3, "pool")
+VGG19: Plan = (64, 64, "pool", 128, 128, "pool", *[256] * 4, "pool", *[512] * 4, "pool", *[512] * 4)
+
+
+def fully_connected(sizes: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
+    """Linear layers from `sizes[0]` inputs to `sizes[-1]` logits.
+
+    Takes [N, ...] with `sizes[0]` numbers an example, which it flattens. ReLU follows each hidden layer, and
+    dropout with that probability if it is not 0.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    for i, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
+        layers[f"fc{i}"] = nn.Linear(inputs, outputs)
+        if i < len(sizes) - 1:
+            layers[f"relu{i}"] = nn.ReLU()
+            if dropout:
+                layers[f"dropout{i}"] = nn.Dropout(dropout)
+    return nn.Sequential(layers)
+
+
+def convolutional(
+    plan: Plan,
+    in_channels: int,
+    batch_norm: bool = False,
+    extra_padding: int = 0,
+) -> nn.Sequential:
+    """The layers of `plan`, each convolution followed by batch norm if asked for, and ReLU.
+
+    Takes [N, in_channels, H, W]. Convolutions keep the size, except that the first one sees the image with
+    `extra_padding` more zeros on each side. With batch norm, which would cancel a bias, they have none.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    i, padding = 0, 1 + extra_padding
+    for step in plan:
+        if isinstance(step, str):
+            layers[f"pool{i}"] = nn.MaxPool2d(2)
+            continue
+        i += 1
+        layers[f"conv{i}"] = nn.Conv2d(in_channels, step, 3, padding=padding, bias=not batch_norm)
+        if batch_norm:
+            layers[f"bn{i}"] = nn.BatchNorm2d(step)
+        layers[f"relu{i}"] = nn.ReLU()
+        in_channels, padding = step, 1
+    return nn.Sequential(layers)
+
+
+def padding_to_32(image_size: int) -> int:
+    """Zeros on each side that make the image 32x32: five poolings would leave nothing of a smaller one.
+
+    Added to the padding of the first convolution, they do what padding the image would, without the copy.
+    """
+    return (32 - image_size) // 2
+
+
+def lenet(in_channels: int, image_size: int, num_classes: int) -> nn.Module:
+    """LeNet-5 (LeCun et al. 1998, Section II.B) with ReLU, max-pooling and all channels connected.
+
+    Takes [N, in_channels, image_size, image_size]; images are padded to 32x32, as in the paper.
+    """
+    layers = OrderedDict(
+        conv1=nn.Conv2d(in_channels, 6, 5, padding=padding_to_32(image_size)),
+        relu1=nn.ReLU(),
+        pool1=nn.MaxPool2d(2),
+        conv2=nn.Conv2d(6, 16, 5),
+        relu2=nn.ReLU(),
+        pool2=nn.MaxPool2d(2),
+        classifier=fully_connected((16 * 5 * 5, 120, 84, num_classes)),
+    )
+    return nn.Sequential(layers)
+
+
+def conv_net(plan: Plan, in_channels: int, image_size: int, num_classes: int) -> nn.Module:
+    """Conv-2, Conv-4 and Conv-6 (Frankle & Carbin 2019, Figure 2): small VGG networks without batch norm.
+
+    Takes [N, in_channels, image_size, image_size].
+    """
+    filters = [step for step in plan if isinstance(step, int)]
+    side = image_size // 2 ** plan.count("pool")
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        features=convolutional(plan, in_channels),
+        classifier=fully_connected((filters[-1] * side * side, 256, 256, num_classes)),
+    )
+    return nn.Sequential(layers)
+
+
+def vgg(plan: Plan, hidden: Sequence[int], in_channels: int, image_size: int, num_classes: int) -> nn.Module:
+    """VGG (Simonyan & Zisserman 2015, Table 1) for small images: batch norm, global average pooling.
+
+    Takes [N, in_channels, image_size, image_size]; images smaller than 32x32 are padded to that. `hidden`
+    gives the sizes of the hidden fully-connected layers, which have dropout. The original's two of 4096 units
+    were made for 7x7x512 features; here they are 1x1x512. Without batch norm, 16 layers at PyTorch's initial
+    weights give all images nearly the same logits.
+    """
+    layers = OrderedDict(
+        features=convolutional(plan, in_channels, batch_norm=True, extra_padding=padding_to_32(image_size)),
+        avgpool=nn.AdaptiveAvgPool2d(1),
+        classifier=fully_connected((512, *hidden, num_classes), dropout=0.5),
+    )
+    return nn.Sequential(layers)
+
+
+def alexnet(in_channels: int, image_size: int, num_classes: int) -> nn.Module:
+    """AlexNet in the widths of torchvision (Krizhevsky 2014, arXiv:1404.5997) for small images.
+
+    Takes [N, in_channels, image_size, image_size]; images smaller than 32x32 are padded to that. The first
+    convolution is 5x5 with stride 1, not 11x11 with stride 4, and the last pooling leaves 3x3, not 6x6.
+    """
+    layers = OrderedDict(
+        conv1=nn.Conv2d(in_channels, 64, 5, padding=2 + padding_to_32(image_size)),
+        relu1=nn.ReLU(),
+        pool1=nn.MaxPool2d(3, stride=2),
+        conv2=nn.Conv2d(64, 192, 5, padding=2),
+        relu2=nn.ReLU(),
+        pool2=nn.MaxPool2d(3, stride=2),
+        conv3=nn.Conv2d(192, 384, 3, padding=1),
+        relu3=nn.ReLU(),
+        conv4=nn.Conv2d(384, 256, 3, padding=1),
+        relu4=nn.ReLU(),
+        conv5=nn.Conv2d(256, 256, 3, padding=1),
+        relu5=nn.ReLU(),
+        pool5=nn.MaxPool2d(3, stride=2),
+        classifier=fully_connected((256 * 3 * 3, 4096, 4096, num_classes), dropout=0.5),
+    )
+    return nn.Sequential(layers)

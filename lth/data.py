@@ -1,0 +1,264 @@
+"""Images as tensors that stay on the device: reading data sets, splits, the order of batches, augmentation."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lth.config import ConfigError, derive_seed
+
+CLASSES = {"mnist": 10, "fashionmnist": 10, "cifar10": 10, "cifar100": 100}
+TORCHVISION = {"mnist": "MNIST", "fashionmnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+CROP = 4  # pixels that a random crop may shift an image by, as in He et al. (arXiv:1512.03385, Section 4.2)
+EVALUATION_CHUNK = 1000  # images; larger ones leave the processor's cache
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set: images uint8 (N, C, H, W), or float where they are normalised already, labels int64 (N,).
+
+    `validation` holds (images, labels) where a set brings its own; else each trial splits some off the training images.
+    """
+
+    name: str
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    classes: int
+    validation: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Channels, height, width."""
+        return tuple(self.train.shape[1:])
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors, to be moved or shared."""
+        return [self.train, self.train_labels, self.test, self.test_labels, *(self.validation or ())]
+
+
+def load(name: str, folder: Path) -> Images:
+    """The data set `<folder>/<name>.npz` (Keras's convention: x_train, y_train, x_test, y_test), or else the one that
+    torchvision has in `folder` or downloads, which is then kept as such a file. ConfigError if neither is to be had."""
+    file = Path(folder) / f"{name}.npz"
+    if not file.exists():
+        if name not in TORCHVISION:
+            raise ConfigError(
+                f"--dataset must be one of {', '.join(TORCHVISION)} or have a file {file} with the arrays "
+                f"{', '.join(ARRAYS)}, not {name!r}"
+            )
+        _fetch(name, file)
+    return read(file, CLASSES.get(name))
+
+
+def read(file: Path, classes: int | None = None) -> Images:
+    """The data set in an .npz file, checked. `classes`: how many labels there must be at most."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            missing = [key for key in ARRAYS if key not in arrays]
+            if missing:
+                raise ConfigError(f"{file} must hold the arrays {', '.join(ARRAYS)}; {', '.join(missing)} is missing")
+            x_train, y_train, x_test, y_test = (arrays[key] for key in ARRAYS)
+    except ConfigError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise ConfigError(f"{file} is no readable .npz file ({error}); put a complete one in its place") from None
+    for key, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
+        if x.dtype != np.uint8 or x.ndim not in (3, 4):
+            raise ConfigError(f"{file}: x_{key} must be uint8 of N x H x W or N x H x W x C, not {x.dtype} {x.shape}")
+        if y.dtype.kind not in "iu" or y.reshape(-1).shape != (len(x),) or not len(x):
+            raise ConfigError(f"{file}: y_{key} must hold one integer label for each of {len(x)} images, not {y.shape}")
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise ConfigError(f"{file}: x_train and x_test differ in size: {x_train.shape[1:]} and {x_test.shape[1:]}")
+    classes = classes or int(y_train.max()) + 1
+    for key, y in (("train", y_train), ("test", y_test)):
+        if y.min() < 0 or y.max() >= classes:
+            raise ConfigError(f"{file}: y_{key} must be labels 0 to {classes - 1}, not {y.min()} to {y.max()}")
+    return Images(
+        Path(file).stem, _planes(x_train), _labels(y_train), _planes(x_test), _labels(y_test), classes
+    )  # fmt: skip
+
+
+def _planes(x: np.ndarray) -> Tensor:
+    channels = x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(channels))
+
+
+def _labels(y: np.ndarray) -> Tensor:
+    return torch.from_numpy(y.reshape(-1).astype(np.int64))
+
+
+def _fetch(name: str, file: Path) -> None:
+    """Write `file` from torchvision's copy of the data set, downloading it if there is none. All or nothing."""
+    from torchvision import datasets
+
+    kind = getattr(datasets, TORCHVISION[name])
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".download-") as temporary:
+            with contextlib.redirect_stdout(io.StringIO()):
+                try:
+                    halves = [kind(str(file.parent), train=train, download=False) for train in (True, False)]
+                except RuntimeError:
+                    halves = [kind(temporary, train=train, download=True) for train in (True, False)]
+            (x_train, y_train), (x_test, y_test) = (
+                (np.asarray(half.data), np.asarray(half.targets)) for half in halves
+            )
+            partial = Path(temporary) / file.name
+            np.savez_compressed(partial, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+            os.replace(partial, file)
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"there is no {file} and {name} could not be downloaded ({reason}): "
+            f"put an .npz file with the arrays {', '.join(ARRAYS)} there, or name its folder with --data"
+        ) from None
+
+
+class Feed:
+    """What T trials train and evaluate on: the images on the device, each trial's own split and order of batches.
+
+    A batch is a tensor of draws, (T, B) image indices or, with augmentation, (T, B, 4): index, shift down, shift
+    right, flip. `fetch` turns one into normalised images (T * B, C, H, W) and labels (T * B,).
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        seeds: Sequence[int],
+        valid_size: int,
+        batch_size: int,
+        device: torch.device,
+        augment: bool = False,
+    ) -> None:
+        self.batch_size, self.device, self.augment = batch_size, device, augment
+        self.images, self.labels, self._test, self._test_labels = (x.to(device) for x in images.tensors()[:4])
+        self.flip = self.images.shape[1] == 3  # digits are not the same in a mirror
+        self.shift, self.scale = _normalisation(images.train)
+        self.shift, self.scale = self.shift.to(device), self.scale.to(device)
+        if images.validation is None:
+            splits = [split(len(images.train), valid_size, seed) for seed in seeds]
+            self.train_indices = [train for train, _ in splits]
+            held = torch.stack([held for _, held in splits], dim=1)  # (V, T), so that chunks cut all trials alike
+            self._valid = [
+                (self.images.index_select(0, chunk), self.labels.index_select(0, chunk))
+                for chunk in (part.T.reshape(-1).to(device) for part in held.split(EVALUATION_CHUNK))
+            ]
+        else:
+            self.train_indices = [torch.arange(len(images.train)) for _ in seeds]
+            own, own_labels = (x.to(device) for x in images.validation)
+            pairs = zip(own.split(EVALUATION_CHUNK), own_labels.split(EVALUATION_CHUNK), strict=True)
+            times = len(self.train_indices)
+            self._valid = [(torch.cat([x] * times), torch.cat([y] * times)) for x, y in pairs]
+        self.epoch_steps = len(self.train_indices[0]) // batch_size  # the last partial batch is dropped
+        self._drawn: tuple[object, Tensor] = (None, torch.empty(0))  # the epoch drawn last
+
+    capturable = True  # by a CUDA graph: all batches have one shape and come from the same memory
+
+    def epoch(self, seeds: Sequence[Sequence[int]], epoch: int) -> Tensor:
+        """The draws of one epoch, (steps, T, B) or (steps, T, B, 4): a function of each trial's seeds and of `epoch`."""
+        if self._drawn[0] != (seeds, epoch):
+            draws = [
+                self._draws(indices, derive_seed(*seed, epoch))
+                for indices, seed in zip(self.train_indices, seeds, strict=True)
+            ]
+            self._drawn = ((seeds, epoch), torch.stack(draws, dim=1).to(self.device))
+        return self._drawn[1]
+
+    def _draws(self, indices: Tensor, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        count = self.epoch_steps * self.batch_size
+        order = indices[torch.randperm(len(indices), generator=generator)[:count]]
+        if not self.augment:
+            return order.view(self.epoch_steps, self.batch_size)
+        shifts = torch.randint(0, 2 * CROP + 1, (count, 2), generator=generator)
+        flips = torch.randint(0, 2, (count, 1), generator=generator) * int(self.flip)
+        return torch.cat([order[:, None], shifts, flips], dim=1).view(self.epoch_steps, self.batch_size, 4)
+
+    def fetch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """The images and labels that a batch of draws means."""
+        if not self.augment:
+            indices = batch.reshape(-1)
+            return self.normalise(self.images.index_select(0, indices)), self.labels.index_select(0, indices)
+        indices, down, right, flip = batch.reshape(-1, 4).unbind(1)
+        return self.normalise(self.images.index_select(0, indices), (down, right, flip)), self.labels[indices]
+
+    def normalise(self, images: Tensor, crop: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
+        """Float images of mean 0 and deviation 1 a channel; each cropped and flipped as `crop` says (black outside)."""
+        if crop is not None:
+            images = crop_and_flip(images, *crop)
+        return images if images.is_floating_point() else images.float().mul_(self.scale).add_(self.shift)
+
+    def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Chunks of validation images, (T * n, C, H, W) with the trials one after another, and labels (T * n,)."""
+        return ((self.normalise(x), y) for x, y in self._valid)
+
+    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Chunks of test images (n, C, H, W), the same for all trials, and labels (n,)."""
+        chunks = zip(self._test.split(EVALUATION_CHUNK), self._test_labels.split(EVALUATION_CHUNK), strict=True)
+        return ((self.normalise(x), y) for x, y in chunks)
+
+
+def split(count: int, valid_size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of a trial's training and validation images: `valid_size` of `count` chosen by the seed, in order."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed(seed, "split")))
+    return order[valid_size:].sort().values, order[:valid_size].sort().values
+
+
+def crop_and_flip(images: Tensor, down: Tensor, right: Tensor, flip: Tensor) -> Tensor:
+    """Images (N, C, H, W) padded by CROP zeros and cut at rows `down` and columns `right` (N,), mirrored where `flip`."""
+    count, _, height, width = images.shape
+    padded = torch.nn.functional.pad(images, (CROP,) * 4)
+    rows = down[:, None] + torch.arange(height, device=images.device)
+    columns = torch.arange(width, device=images.device).expand(count, width)
+    columns = torch.where(flip[:, None].bool(), width - 1 - columns, columns) + right[:, None]
+    numbers = torch.arange(count, device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[numbers, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _normalisation(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Shift and scale (C, 1, 1) that give uint8 training images mean 0 and standard deviation 1 in each channel."""
+    shape = (images.shape[1], 1, 1) if images.ndim == 4 else (1,)
+    if images.is_floating_point():
+        return torch.zeros(shape), torch.ones(shape)
+    counts = torch.stack([torch.bincount(images[:, c].reshape(-1), minlength=256) for c in range(images.shape[1])])
+    levels = torch.arange(256, dtype=torch.float64)
+    share = counts.double() / counts.sum(1, keepdim=True)
+    mean = (share * levels).sum(1)
+    deviation = (share * (levels - mean[:, None]) ** 2).sum(1).sqrt().clamp(min=1e-6)
+    return (-mean / deviation).float().view(shape), (1 / deviation).float().view(shape)
+
+
+def check_sizes(images: Images, valid_size: int, batch_size: int) -> list[str]:
+    """What is wrong with the validation split and the batch size for these images."""
+    count, problems = len(images.train), []
+    if images.validation is None and valid_size > count // 2:
+        problems.append(
+            f"--valid_size must leave at least half of the {count} training images for training: "
+            f"at most {count // 2}, not {valid_size}"
+        )
+    elif batch_size > count - valid_size:
+        problems.append(f"--batch_size must be at most {count - valid_size}, the training images, not {batch_size}")
+    return problems

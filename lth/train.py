@@ -1,0 +1,324 @@
+"""One training of T trials: steps, evaluations, early stop. Returns curves and weights; knows no rounds and no files."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from lth.data import Feed
+from lth.models import State
+from lth.network import Network, Optimizer
+
+
+class Stopped(Exception):
+    """The training was asked to stop; its checkpoint has been written."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a round's training is: from iteration `start` to `steps`, evaluated every `evaluate_every`."""
+
+    steps: int
+    evaluate_every: int
+    lr: Callable[[int], float]  # learning rate of the step that follows an iteration
+    start: int = 0
+    keep_at: int | None = None  # the iteration whose weights later rounds rewind to
+
+    def next_evaluation(self, iteration: int) -> int:
+        """The first evaluation after `iteration`; the last iteration is always evaluated."""
+        return min((iteration // self.evaluate_every + 1) * self.evaluate_every, self.steps)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One line of evals.csv. Losses are means an image; `val` and `test` are accuracies in percent."""
+
+    iteration: int
+    train_loss: float
+    val_loss: float
+    val: float
+    test: float
+
+
+@dataclass
+class Trained:
+    """What came of one trial, complete or so far: also what a checkpoint holds.
+
+    `final` are the last weights, `best` those at the early-stop iteration, `kept` those of Plan.keep_at. `extra` is
+    what only going on needs: the optimiser's state, the random state, the training loss since the last evaluation.
+    """
+
+    iteration: int
+    evals: list[Evaluation]
+    final: State
+    best: State
+    kept: State = field(default_factory=dict)
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    failure: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def early_stop(self) -> Evaluation:
+        """The evaluation with the lowest validation loss, the first of equals (Frankle & Carbin, Section 2)."""
+        return min(self.evals, key=lambda evaluation: evaluation.val_loss)
+
+
+@contextmanager
+def numerics(precision: str, threads: int) -> Iterator[None]:
+    """Within it, float32 products are as `--precision` says and PyTorch uses that many threads.
+
+    fast: TF32 on GPUs; oneDNN's quickest on CPUs, which is bfloat16 products where the processor has AMX and float32
+    elsewhere; numbers below 1e-38 are flushed to 0, since processors are slow on them. fp32: none of this.
+    """
+    strict = precision == "fp32"
+    knobs = [
+        (torch.backends.mkldnn.matmul, "ieee" if strict else "bf16"),
+        (torch.backends.mkldnn.conv, "ieee" if strict else "bf16"),
+        (torch.backends.cuda.matmul, "ieee" if strict else "tf32"),
+        (torch.backends.cudnn.conv, "ieee" if strict else "tf32"),
+    ]
+    before = [knob.fp32_precision for knob, _ in knobs]
+    threads_before = torch.get_num_threads()
+    for knob, value in knobs:
+        knob.fp32_precision = value
+    torch.set_flush_denormal(not strict)
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        for (knob, _), value in zip(knobs, before, strict=True):
+            knob.fp32_precision = value
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(threads_before)
+
+
+class Training:
+    """The training of T trials in one process, at some iteration."""
+
+    def __init__(
+        self,
+        network: Network,
+        optimizer: Optimizer,
+        feed: Feed,
+        plan: Plan,
+        order_seeds: Sequence[Sequence[int]],
+        random_seed: int,
+        resume: Sequence[Trained] | None = None,
+    ) -> None:
+        self.network, self.optimizer, self.feed, self.plan, self.order_seeds = (
+            network,
+            optimizer,
+            feed,
+            plan,
+            order_seeds,
+        )
+        self.trials = range(network.trials)
+        self.iteration = plan.start
+        self.evals: list[list[Evaluation]] = [[] for _ in self.trials]
+        self.best: list[State] = [{} for _ in self.trials]
+        self.kept: list[State] = [{} for _ in self.trials]
+        self.failures: list[str | None] = [None for _ in self.trials]
+        self.loss_sum = torch.zeros(() if network.trials == 1 else network.trials, device=network.device)
+        self.seconds = {"training": 0.0, "evaluation": 0.0}
+        torch.manual_seed(random_seed)  # for dropout
+        if resume:
+            self._restore(resume)
+        capture = network.device.type == "cuda" and feed.capturable and optimizer.capturable
+        self._run_step = captured(self) if capture else self.step
+
+    def step(self, batch: Tensor) -> None:
+        """One step of every trial: gather, forward, backward, optimiser, mask. No synchronisation with the host."""
+        images, labels = self.feed.fetch(batch)
+        losses = self.network.losses(images, labels)
+        total = losses if losses.ndim == 0 else losses.sum()  # the gradient of a trial's loss is not another's
+        self.optimizer.step(torch.autograd.grad(total, self.network.leaves, materialize_grads=True))
+        self.network.apply_masks()
+        self.loss_sum.add_(losses.detach())
+
+    def run(
+        self,
+        report: Callable[[int, Evaluation], None] = lambda trial, evaluation: None,
+        checkpoint: Callable[[list[Trained]], None] = lambda state: None,
+        checkpoint_every: float = math.inf,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> list[Trained]:
+        """Train to the end. Calls `report(trial, evaluation)` at each evaluation and `checkpoint` at evaluations
+        `checkpoint_every` seconds apart; where `stop()` turns true it calls `checkpoint` and raises Stopped."""
+
+        def stop_if_asked() -> None:
+            if stop():
+                checkpoint(self.state())
+                raise Stopped
+
+        saved = time.monotonic()
+        self.network.model.train()
+        while True:
+            if self._evaluation_due():
+                with self._timed("evaluation"):
+                    self._evaluate(stop_if_asked, report)
+                if self.iteration < self.plan.steps and time.monotonic() - saved >= checkpoint_every:
+                    checkpoint(self.state())
+                    saved = time.monotonic()
+            if self.iteration == self.plan.steps or all(self.failures):
+                return self.state()
+            with self._timed("training"):
+                for batch in self._batches(until=self.plan.next_evaluation(self.iteration)):
+                    stop_if_asked()
+                    if self.iteration == self.plan.keep_at:
+                        self.kept = [self.network.state(trial) for trial in self.trials]
+                    self.optimizer.lr = self.plan.lr(self.iteration)
+                    self._run_step(batch)
+                    self.iteration += 1
+
+    def _batches(self, until: int) -> Iterator[Tensor]:
+        """The batches from this iteration on; each epoch's order is a function of the seeds and the epoch alone."""
+        while self.iteration < until:
+            epoch, done = divmod(self.iteration, self.feed.epoch_steps)
+            yield from self.feed.epoch(self.order_seeds, epoch)[done : done + until - self.iteration]
+
+    def _evaluation_due(self) -> bool:
+        plan, evaluated = (
+            self.plan,
+            max((evals[-1].iteration for evals in self.evals if evals), default=self.plan.start),
+        )
+        return self.iteration > evaluated and (
+            self.iteration % plan.evaluate_every == 0 or self.iteration == plan.steps
+        )
+
+    @torch.no_grad()
+    def _evaluate(self, between: Callable[[], None], report: Callable[[int, Evaluation], None]) -> None:
+        """Evaluate every trial and keep the weights of those whose validation loss is the lowest so far."""
+        self.network.model.eval()
+        try:
+            val_loss, val = self._measure(self.feed.validation(), False, between)
+            _, test = self._measure(self.feed.test(), True, between)
+        finally:
+            self.network.model.train()
+        since = self.iteration - (self.evals[0][-1].iteration if self.evals[0] else self.plan.start)
+        train_loss = (self.loss_sum / since).expand(len(self.trials))
+        rows = torch.stack([train_loss.double(), val_loss, val, test], dim=1).tolist()  # the one synchronisation
+        self.loss_sum.zero_()
+        for trial, row in enumerate(rows):
+            if self.failures[trial]:
+                continue
+            evaluation = Evaluation(self.iteration, *row)
+            if not (math.isfinite(evaluation.train_loss) and math.isfinite(evaluation.val_loss)):
+                self.failures[trial] = (
+                    f"the loss became {evaluation.train_loss if not math.isfinite(evaluation.train_loss) else evaluation.val_loss} "
+                    f"by iteration {self.iteration} at learning rate {self.optimizer.lr:g}"
+                )
+                continue
+            lowest = min((earlier.val_loss for earlier in self.evals[trial]), default=math.inf)
+            self.evals[trial].append(evaluation)
+            if evaluation.val_loss < lowest:
+                self.best[trial] = self.network.state(trial)
+            report(trial, evaluation)
+
+    def _measure(
+        self, chunks: Iterator[tuple[Tensor, Tensor]], shared: bool, between: Callable[[], None]
+    ) -> tuple[Tensor, Tensor]:
+        """The mean loss and the accuracy in percent of each trial, (T,) float64."""
+        loss = torch.zeros(len(self.trials), dtype=torch.float64, device=self.network.device)
+        correct, seen = torch.zeros_like(loss), 0
+        for images, labels in chunks:
+            between()
+            logits = self.network.logits(images, shared)
+            if not shared:
+                labels = labels.unflatten(0, (len(self.trials), -1))
+                loss += vmap(self.network.criterion)(logits, labels).double() * logits.shape[1]
+            correct += (logits.argmax(-1) == labels).sum(-1)
+            seen += logits.shape[1]
+        return loss / seen, 100 * correct / seen
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.monotonic() - began
+
+    def state(self) -> list[Trained]:
+        """Everything that decides the future of each trial, and its curves and weights so far."""
+        return [self._state(trial) for trial in self.trials]
+
+    def _state(self, trial: int) -> Trained:
+        extra = {"loss_sum": self.network.of(self.loss_sum, trial), "random": torch.get_rng_state()}
+        if self.network.device.type == "cuda":
+            extra["random_cuda"] = torch.cuda.get_rng_state(self.network.device)
+        for name, tensor in self.optimizer.state().items():
+            extra[f"optimizer/{name}"] = (
+                self.network.of(tensor, trial) if tensor.ndim else tensor.detach().cpu().clone()
+            )
+        return Trained(
+            iteration=self.iteration,
+            evals=list(self.evals[trial]),
+            final=self.network.state(trial),
+            best=self.best[trial],
+            kept=self.kept[trial],
+            extra=extra,
+            failure=self.failures[trial],
+            seconds=dict(self.seconds),
+        )
+
+    def _restore(self, saved: Sequence[Trained]) -> None:
+        """Go on from what `state` gave: all of `saved` at the same iteration."""
+        self.iteration = saved[0].iteration
+        self.evals, self.best, self.kept = (
+            [list(s.evals) for s in saved],
+            [s.best for s in saved],
+            [s.kept for s in saved],
+        )
+        self.seconds = dict(saved[0].seconds)
+        for name, tensor in self.network.tensors.items():
+            self.network.restore(tensor, [s.final[name] for s in saved])
+        self.network.restore(self.loss_sum, [s.extra["loss_sum"] for s in saved])
+        for name, tensor in self.optimizer.state().items():
+            parts = [s.extra[f"optimizer/{name}"] for s in saved]
+            if tensor.ndim:
+                self.network.restore(tensor, parts)
+            else:
+                tensor.copy_(parts[0])
+        torch.set_rng_state(saved[0].extra["random"])
+        if "random_cuda" in saved[0].extra and self.network.device.type == "cuda":
+            torch.cuda.set_rng_state(saved[0].extra["random_cuda"], self.network.device)
+
+
+def captured(training: Training) -> Callable[[Tensor], None]:
+    """`training.step` as one CUDA graph, replayed for each batch: a step of a small network is bound by launches.
+
+    Capturing needs a few steps beforehand; what they changed is put back. The learning rate is a tensor and the batch
+    is copied to where the graph reads it, so that neither needs another capture.
+    """
+    network, device = training.network, training.network.device
+    batch = training.feed.epoch(training.order_seeds, 0)[0].clone()
+    live = [*network.tensors.values(), *training.optimizer.state().values(), training.loss_sum]
+    before = [tensor.detach().clone() for tensor in live]
+    random_state = torch.cuda.get_rng_state(device)
+    network.model.train()
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            training.step(batch)
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        training.step(batch)
+    with torch.no_grad():
+        for tensor, value in zip(live, before, strict=True):
+            tensor.copy_(value)
+    torch.cuda.set_rng_state(random_state, device)
+
+    def replay(new_batch: Tensor) -> None:
+        batch.copy_(new_batch)
+        graph.replay()
+
+    return replay

@@ -1,0 +1,190 @@
+"""The model files: shapes, sizes as in the paper, gradients, and training stacked networks as one."""
+
+import copy
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn import functional as F
+
+ARCHS = Path(__file__).parents[1] / "archs"
+IMAGES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+MODELS = [(dataset, path.stem) for dataset in IMAGES for path in sorted((ARCHS / dataset).glob("*.py"))]
+HEAVY = {"AlexNet", "vgg16", "vgg19", "resnet18", "densenet121"}
+
+every_model = pytest.mark.parametrize("dataset, name", MODELS)
+every_model_heavy_ones_slow = pytest.mark.parametrize(
+    "dataset, name",
+    [pytest.param(*model, marks=[pytest.mark.slow] if model[1] in HEAVY else []) for model in MODELS],
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+def build(dataset: str, name: str, num_classes: int = 10, device: str = "cpu") -> nn.Module:
+    with torch.device(device):
+        return getattr(importlib.import_module(f"archs.{dataset}.{name}"), name)(num_classes=num_classes)
+
+
+def weights(model: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)) -> int:
+    return sum(module.weight.numel() for module in model.modules() if isinstance(module, kinds))
+
+
+@every_model
+def test_file_defines_its_model_and_nothing_else(dataset: str, name: str) -> None:
+    module = importlib.import_module(f"archs.{dataset}.{name}")
+    defined = [
+        key
+        for key, value in vars(module).items()
+        if (inspect.isfunction(value) or inspect.isclass(value)) and value.__module__ == module.__name__
+    ]
+    assert defined == [name]
+
+
+def test_data_sets_have_the_same_models() -> None:
+    names = [{name for dataset, name in MODELS if dataset == wanted} for wanted in IMAGES]
+    assert names[0] == names[1] and len(names[0]) == 11
+
+
+@every_model
+@pytest.mark.parametrize("num_classes", [10, 100])
+def test_logits(dataset: str, name: str, num_classes: int) -> None:
+    # The meta device goes through the shapes alone; the step below computes for real.
+    model = build(dataset, name, num_classes, device="meta")
+    assert model(torch.empty(2, *IMAGES[dataset], device="meta")).shape == (2, num_classes)
+
+
+@every_model
+def test_docstring_states_the_weights(dataset: str, name: str) -> None:
+    model = build(dataset, name, device="meta")
+    text = inspect.getdoc(getattr(importlib.import_module(f"archs.{dataset}.{name}"), name)) or ""
+    channels, side, _ = IMAGES[dataset]
+    assert f"{channels}x{side}x{side}" in text
+    assert f"Weights, with 10 classes: {weights(model):,}" in text
+    if stated := re.search(r"\(([\d,]+) of them in convolutions\)", text):
+        assert stated[1] == f"{weights(model, (nn.Conv2d,)):,}"
+
+
+def convolutions(*filters: int) -> int:
+    """Weights of 3x3 convolutions in a row; the first number is the channels of the image."""
+    return sum(9 * inputs * outputs for inputs, outputs in pairwise(filters))
+
+
+def linear(*sizes: int) -> int:
+    return sum(inputs * outputs for inputs, outputs in pairwise(sizes))
+
+
+CONV2 = convolutions(3, 64, 64)
+CONV4 = CONV2 + convolutions(64, 128, 128)
+CONV6 = CONV4 + convolutions(128, 256, 256)
+RESNET20 = (
+    convolutions(3, *[16] * 7)
+    + (convolutions(16, *[32] * 6) + 16 * 32)  # with the projection
+    + (convolutions(32, *[64] * 6) + 32 * 64)
+)
+VGG19 = convolutions(3, 64, 64, 128, 128, *[256] * 4, *[512] * 8)
+
+
+@pytest.mark.parametrize(
+    "dataset, name, in_convolutions, in_linear, paper",
+    [
+        ("mnist", "fc1", 0, linear(784, 300, 100, 10), "266K"),
+        ("cifar10", "conv2", CONV2, linear(64 * 16 * 16, 256, 256, 10), "4.3M/39K"),  # paper: 38K, cut off
+        ("cifar10", "conv4", CONV4, linear(128 * 8 * 8, 256, 256, 10), "2.4M/260K"),
+        ("cifar10", "conv6", CONV6, linear(256 * 4 * 4, 256, 256, 10), "2.3M/1.1M"),  # paper: 1.7M/1.1M
+        ("cifar10", "resnet20", RESNET20, linear(64, 10), "271K/270K"),  # paper: 274K, see below
+        ("cifar10", "vgg19", VGG19, linear(512, 10), "20.0M"),
+        ("mnist", "lenet5", 25 * (1 * 6 + 6 * 16), linear(16 * 5 * 5, 120, 84, 10), None),
+    ],
+)
+def test_weights_are_those_of_figure_2(
+    dataset: str,
+    name: str,
+    in_convolutions: int,
+    in_linear: int,
+    paper: str | None,
+) -> None:
+    model = build(dataset, name, device="meta")
+    assert weights(model, (nn.Conv2d,)) == in_convolutions
+    assert weights(model, (nn.Linear,)) == in_linear
+    if paper:
+        counts = (in_convolutions + in_linear, in_convolutions)
+        for count, said in zip(counts, paper.split("/"), strict=False):
+            assert said == (f"{count / 1e6:.1f}M" if "M" in said else f"{count / 1e3:.0f}K")
+
+
+def test_resnet20_is_274k_with_batch_norm() -> None:
+    """The paper's 274K in all is every number in the network, the running mean and variance included."""
+    model = build("cifar10", "resnet20", device="meta")
+    norms = 7 * 16 + (6 + 1) * 32 + (6 + 1) * 64  # channels; + 1 is the projection's
+    numbers = [*model.parameters(), *(b for n, b in model.named_buffers() if "num_batches" not in n)]
+    assert sum(n.numel() for n in numbers) == RESNET20 + 640 + 10 + 4 * norms == 274_042
+
+
+@every_model
+def test_a_step_reaches_every_weight(dataset: str, name: str) -> None:
+    model = build(dataset, name)
+    images, labels = torch.randn(2, *IMAGES[dataset]), torch.tensor([0, 1])
+    F.cross_entropy(model(images), labels).backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+
+
+@every_model_heavy_ones_slow
+def test_stacked_networks_train_as_they_do_alone(dataset: str, name: str) -> None:
+    models = [build(dataset, name) for _ in range(2)]
+    for module in (m for model in models for m in model.modules() if isinstance(m, nn.Dropout)):
+        module.p = 0.0  # nothing random, to compare; the test below has it
+    alone = copy.deepcopy(models)
+    parameters, buffers = stack_module_state(models)
+    images, labels = torch.randn(2, 3, *IMAGES[dataset]), torch.randint(10, (2, 3))
+
+    logits = step(models[0], parameters, buffers, images)
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    losses.view(2, 3).mean(1).sum().backward()
+
+    for i, model in enumerate(alone):
+        expected = model(images[i])
+        F.cross_entropy(expected, labels[i]).backward()
+        torch.testing.assert_close(logits[i], expected, rtol=1e-3, atol=1e-4)
+        for key, parameter in model.named_parameters():
+            error = parameters[key].grad[i] - parameter.grad
+            assert error.norm() <= 1e-2 * parameter.grad.norm() + 1e-6, key
+        for key, buffer in model.named_buffers():  # running statistics
+            torch.testing.assert_close(buffers[key][i], buffer, rtol=1e-3, atol=1e-4)
+
+
+@every_model_heavy_ones_slow
+def test_stacked_networks_share_a_batch(dataset: str, name: str) -> None:
+    """Images that are not stacked are where an operation in place would fail; dropout is as in the files."""
+    models = [build(dataset, name) for _ in range(2)]
+    logits = step(models[0], *stack_module_state(models), torch.randn(2, *IMAGES[dataset]), shared=True)
+    assert logits.shape == (2, 2, 10) and logits.isfinite().all()
+
+
+def step(
+    model: nn.Module,
+    parameters: dict[str, Tensor],
+    buffers: dict[str, Tensor],
+    images: Tensor,
+    shared: bool = False,
+) -> Tensor:
+    def forward(parameters: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
+        return functional_call(model, (parameters, buffers), (images,))
+
+    in_dims = (0, 0, None if shared else 0)
+    return vmap(forward, in_dims=in_dims, randomness="different")(parameters, buffers, images)
