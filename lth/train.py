@@ -1,4 +1,4 @@
-"""One training of T trials: steps, evaluations, early stop. Returns curves and weights; knows no rounds and no files."""
+"""One training of T trials: steps, evaluations, early stop. Gives curves and weights; knows no rounds and no files."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from lth.data import Feed
 from lth.models import State
-from lth.network import Network, Optimizer
+from lth.network import Network, Optimizer, gradients
 
 
 class Stopped(Exception):
@@ -134,12 +133,11 @@ class Training:
         self._run_step = captured(self) if capture else self.step
 
     def step(self, batch: Tensor) -> None:
-        """One step of every trial: gather, forward, backward, optimiser, mask. No synchronisation with the host."""
+        """One step of every trial: gather, forward, backward, masked optimiser. No synchronisation with the host."""
         images, labels = self.feed.fetch(batch)
         losses = self.network.losses(images, labels)
         total = losses if losses.ndim == 0 else losses.sum()  # the gradient of a trial's loss is not another's
-        self.optimizer.step(torch.autograd.grad(total, self.network.leaves, materialize_grads=True))
-        self.network.apply_masks()
+        self.optimizer.step(gradients(total, self.network.leaves))
         self.loss_sum.add_(losses.detach())
 
     def run(
@@ -197,24 +195,26 @@ class Training:
         """Evaluate every trial and keep the weights of those whose validation loss is the lowest so far."""
         self.network.model.eval()
         try:
-            val_loss, val = self._measure(self.feed.validation(), False, between)
-            _, test = self._measure(self.feed.test(), True, between)
+            val_loss, val_correct, val_seen = self._measure(self.feed.validation(), False, between)
+            _, test_correct, test_seen = self._measure(self.feed.test(), True, between)
         finally:
             self.network.model.train()
         since = self.iteration - (self.evals[0][-1].iteration if self.evals[0] else self.plan.start)
         train_loss = (self.loss_sum / since).expand(len(self.trials))
-        rows = torch.stack([train_loss.double(), val_loss, val, test], dim=1).tolist()  # the one synchronisation
+        sums = torch.stack([train_loss, val_loss, val_correct, test_correct], dim=1).tolist()  # the one synchronisation
         self.loss_sum.zero_()
-        for trial, row in enumerate(rows):
+        for trial, (train, val, val_right, test_right) in enumerate(sums):
             if self.failures[trial]:
                 continue
-            evaluation = Evaluation(self.iteration, *row)
-            if not (math.isfinite(evaluation.train_loss) and math.isfinite(evaluation.val_loss)):
+            if not (math.isfinite(train) and math.isfinite(val)):
+                broken = train if not math.isfinite(train) else val
                 self.failures[trial] = (
-                    f"the loss became {evaluation.train_loss if not math.isfinite(evaluation.train_loss) else evaluation.val_loss} "
-                    f"by iteration {self.iteration} at learning rate {self.optimizer.lr:g}"
+                    f"the loss became {broken} by iteration {self.iteration} at learning rate {self.optimizer.lr:g}"
                 )
                 continue
+            evaluation = Evaluation(
+                self.iteration, train, val / val_seen, 100 * val_right / val_seen, 100 * test_right / test_seen
+            )
             lowest = min((earlier.val_loss for earlier in self.evals[trial]), default=math.inf)
             self.evals[trial].append(evaluation)
             if evaluation.val_loss < lowest:
@@ -223,19 +223,19 @@ class Training:
 
     def _measure(
         self, chunks: Iterator[tuple[Tensor, Tensor]], shared: bool, between: Callable[[], None]
-    ) -> tuple[Tensor, Tensor]:
-        """The mean loss and the accuracy in percent of each trial, (T,) float64."""
-        loss = torch.zeros(len(self.trials), dtype=torch.float64, device=self.network.device)
+    ) -> tuple[Tensor, Tensor, int]:
+        """The sum of the losses (of a trial's own images) and the correct answers of each trial, (T,), and the images."""
+        loss = torch.zeros(len(self.trials), device=self.network.device)
         correct, seen = torch.zeros_like(loss), 0
         for images, labels in chunks:
             between()
             logits = self.network.logits(images, shared)
             if not shared:
                 labels = labels.unflatten(0, (len(self.trials), -1))
-                loss += vmap(self.network.criterion)(logits, labels).double() * logits.shape[1]
+                loss += self.network.losses_of(logits, labels) * logits.shape[1]
             correct += (logits.argmax(-1) == labels).sum(-1)
             seen += logits.shape[1]
-        return loss / seen, 100 * correct / seen
+        return loss, correct, seen
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:

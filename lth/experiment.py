@@ -1,0 +1,399 @@
+"""The rounds: train, record, prune, reset (Strategy 1 of Frankle & Carbin, Appendix B), and going on after a stop.
+
+What is on disk is the state: a round starts from its ticket, a ticket is made of the round before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from lth import models, prune, records, tickets
+from lth.arms import ARMS
+from lth.config import Config, Duration, derive_seed
+from lth.data import Feed, Images
+from lth.models import Build, State
+from lth.network import Criterion, Fused, Network, Optimizer
+from lth.prune import Masks, Rule
+from lth.records import Run
+from lth.tickets import Ticket, numbered
+from lth.train import Evaluation, Plan, Trained, Training, numerics
+
+STACK_WEIGHTS = 20_000_000  # that one stacked network may have in all, before arithmetic and not launching binds it
+
+
+class TrialError(Exception):
+    """One trial cannot go on; others can."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is trained: images, the model, its initial and its fresh random weights, loss, optimiser, pruning rule.
+
+    `initial` and `fresh` give weights for a seed. `rule`, if given, prunes in place of the settings' own percentages.
+    """
+
+    images: Images
+    make: Build
+    initial: Callable[[int], State]
+    fresh: Callable[[int], State]
+    optimizer: Callable[[Network], Optimizer]
+    criterion: Criterion = nn.functional.cross_entropy
+    rule: Rule | None = None
+
+    @classmethod
+    def of(cls, config: Config, images: Images) -> Problem:
+        """The problem that the settings name."""
+        make = models.find(config.arch_type, config.dataset, images.classes)
+
+        def weights(seed: int) -> State:
+            return models.state_of(models.build(make, config.init, seed))
+
+        def optimizer(network: Network) -> Optimizer:
+            return Fused(config.optimizer, network, config.lr, config.weight_decay, config.momentum, config.nesterov)
+
+        return cls(images, make, weights, weights, optimizer)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Tells of an evaluation within a round that lasts `steps` iterations of `epoch` an epoch."""
+
+    run: Run
+    round: int
+    evaluation: Evaluation
+    steps: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class RoundDone:
+    """Tells of a finished round: its line of rounds.csv, its seconds (0 if shared), and layers left without weights."""
+
+    run: Run
+    row: dict[str, Any]
+    seconds: float
+    empty: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence for the user; `failed` says that a trial ended by it."""
+
+    text: str
+    failed: bool = False
+
+
+Event = Evaluated | RoundDone | Note
+
+
+class Experiment:
+    """Rounds of some runs on one device. `tell` gets an Event now and then, `stop` is asked whether to stop."""
+
+    def __init__(
+        self,
+        config: Config,
+        problem: Problem,
+        device: torch.device,
+        tell: Callable[[Event], None] = lambda event: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.config, self.problem, self.device, self.tell, self.stop = config, problem, device, tell, stop
+        self.failed: set[Run] = set()
+        self._feeds: dict[tuple[int, ...], Feed] = {}
+
+    def run(self, runs: Sequence[Run], rounds: int) -> None:
+        """Strategy 1 for several runs at once: each is trained, recorded, pruned and reset `rounds` - 1 times over."""
+        with numerics(self.config.precision, self.config.threads):
+            for run in runs:
+                self._pick_up(run)
+            for number in range(rounds):
+                while stack := self._next_stack(runs, number):
+                    started = [self.ticket(run, number) for run in stack]
+                    trained = self.train(stack, started)
+                    for run, ticket, result in zip(stack, started, trained, strict=True):
+                        self.record(run, ticket, result)
+
+    def ticket(self, run: Run, number: int) -> Ticket:
+        """What round `number` starts from: the survivors of the pruning, reset as the arm says."""
+        if (run.saves / f"{numbered('ticket', number)}.safetensors").exists():
+            return tickets.read_ticket(run, number, self._identity(run))
+        masks = self.masks(run, number)
+        start, origin = self.start(run, number)
+        ticket = Ticket(number, masks, start, origin)
+        tickets.write_ticket(run, ticket, self._identity(run))
+        return ticket
+
+    def masks(self, run: Run, number: int) -> Masks:
+        """Which weights survive into round `number`."""
+        arm, generator = ARMS[run.arm], torch.Generator().manual_seed(derive_seed(run.seed, "mask", number))
+        if number == 0:
+            return prune.dense(prune.prunable(self.problem.make()))
+        if arm.control:
+            found = tickets.read_ticket(replace(run, arm="lt"), number).masks
+            return found if arm.mask == "lt" else prune.shuffled(found, generator)
+        before = tickets.read_ticket(run, number - 1, self._identity(run))
+        final = self._end_of_round(run, number - 1)
+        if self.problem.rule is not None:
+            return self._by_rule(self.problem.rule, final, before.masks, derive_seed(run.seed, "rule", number))
+        if arm.scores == "random":
+            scores = prune.random_scores(before.masks, generator)
+        else:
+            weights = {name: before.start[name] for name in before.masks}
+            scores = prune.score(self.config.prune_method, weights, final)
+        return prune.prune_lowest(scores, before.masks, self._percents(), self.config.prune_scope)
+
+    def start(self, run: Run, number: int) -> tuple[State, str]:
+        """The values that the weights of round `number` start from, and in which file they are."""
+        arm = ARMS[run.arm]
+        if number and arm.start == "fresh":
+            return self.problem.fresh(derive_seed(run.seed, "weights", number)), "own"
+        if number and arm.start == "trained":
+            return self._end_of_round(run, number - 1), "own"
+        origin = "rewind" if number and self.config.rewind.amount else "initial"
+        return tickets.read_state(run, origin, self._identity(run)), origin
+
+    def train(self, stack: Sequence[Run], started: Sequence[Ticket]) -> list[Trained]:
+        """Train the tickets of a stack of runs, together, from their checkpoints where there are any."""
+        number = started[0].round
+        saved = [self._checkpoint(run, number) for run in stack]
+        plan = self._plan(stack[0], number)
+        going_on = [checkpoint for checkpoint in saved if checkpoint is not None]
+        if going_on and going_on[0].iteration == plan.steps and going_on[0].evals[-1].iteration == plan.steps:
+            return going_on  # stopped between the round's end and its line in rounds.csv
+        feed, model = self._feed(stack), self.problem.make()
+        seeds = [(run.seed, "order", number) for run in stack]
+
+        def report(trial: int, evaluation: Evaluation) -> None:
+            self.tell(Evaluated(stack[trial], number, evaluation, plan.steps, feed.epoch_steps))
+
+        def checkpoint(states: list[Trained]) -> None:
+            for run, state in zip(stack, states, strict=True):
+                if state.failure is None:
+                    tickets.write_checkpoint(run, number, state, self._identity(run))
+
+        try:
+            network = Network(
+                model,
+                [ticket.start for ticket in started],
+                [ticket.masks for ticket in started],
+                self.device,
+                self.problem.criterion,
+                autocast=self.config.precision == "bf16",
+            )
+            optimizer = self.problem.optimizer(network)
+            dropout = derive_seed(stack[0].seed, "dropout", number)
+            training = Training(network, optimizer, feed, plan, seeds, dropout, going_on)
+            every = self.config.checkpoint_every
+            return training.run(report, checkpoint, every, self.stop)
+        except torch.OutOfMemoryError:
+            raise TrialError(
+                f"the memory of {self.device} is exhausted at batch size {self.config.batch_size} with {len(stack)} "
+                f"stacked trials: lower --batch_size{' or --stack' if len(stack) > 1 else ''}"
+            ) from None
+
+    def record(self, run: Run, ticket: Ticket, trained: Trained) -> None:
+        """Write what came of a round; its line in rounds.csv, the last thing written, makes it finished."""
+        if trained.failure is not None:
+            self.failed.add(run)
+            self.tell(
+                Note(f"{run}: round {ticket.round} ended: {trained.failure}; earlier rounds are kept", failed=True)
+            )
+            return
+        identity, keep = self._identity(run), self.config.keep_weights
+        if keep != "none":
+            tickets.write_state(run, numbered("trained", ticket.round), trained.best, identity)
+        if ticket.round == 0:
+            tickets.write_state(run, "dense", trained.final, identity)
+            if trained.kept:
+                tickets.write_state(run, "rewind", trained.kept, identity)
+        tickets.write_checkpoint(run, ticket.round, replace(trained, extra={}), identity)
+        row = records.write_round(run, ticket.round, ticket.masks, trained)
+        if keep == "last" and ticket.round:
+            (run.saves / f"{numbered('trained', ticket.round - 1)}.safetensors").unlink(missing_ok=True)
+        self._tell_round(run, row, sum(trained.seconds.values()), ticket.masks)
+
+    def _tell_round(self, run: Run, row: dict[str, Any], seconds: float, masks: Masks) -> None:
+        empty = tuple(name for name, count in prune.survivors(masks).items() if not count)
+        self.tell(RoundDone(run, row, seconds, empty))
+
+    def _pick_up(self, run: Run) -> None:
+        """Make sure that the run's files can be built upon; take back rounds that cannot."""
+        finished, identity = records.finished_rounds(run), self._identity(run)
+        sound = tickets.sound_rounds(run, finished, identity, lambda text: self.tell(Note(text)))
+        if sound < finished:
+            records.keep_rounds(run, sound)
+            tickets.drop_rounds(run, sound)
+        if not (run.saves / "initial.safetensors").exists():
+            tickets.write_state(run, "initial", self.problem.initial(derive_seed(run.seed, "weights", 0)), identity)
+
+    def _next_stack(self, runs: Sequence[Run], number: int) -> list[Run]:
+        """Runs that wait for round `number` and can be trained as one; the dense round of a trial only once."""
+        waiting = [run for run in runs if run not in self.failed and records.finished_rounds(run) <= number]
+        if number == 0:
+            waiting = [run for run in waiting if not self._share_dense(run)]
+            first = {run.seed: run for run in reversed(waiting)}
+            waiting = list(first.values())[::-1]
+        alike: dict[tuple[int, int], list[Run]] = {}
+        for run in waiting:
+            saved, start = self._checkpoint(run, number), self._plan(run, number).start
+            alike.setdefault((start, saved.iteration if saved else start), []).append(run)
+        return next(iter(alike.values()))[: self.stack_size()] if alike else []
+
+    def stack_size(self) -> int:
+        """How many runs train as one network: --stack, or on a GPU as many as STACK_WEIGHTS allows, else one."""
+        if self.config.stack or self.device.type != "cuda":
+            return self.config.stack or 1
+        return max(1, STACK_WEIGHTS // sum(parameter.numel() for parameter in self.problem.make().parameters()))
+
+    def _share_dense(self, run: Run) -> bool:
+        """Take over the dense round if another arm of this trial has it: the same seed, the same network."""
+        for arm in ARMS:
+            sibling, identity = replace(run, arm=arm), self._identity(run)
+            if arm != run.arm and records.finished_rounds(sibling):
+                try:
+                    tickets.adopt_dense(run, sibling, identity)
+                    masks = tickets.read_ticket(run, 0, identity).masks
+                except (tickets.Damaged, FileNotFoundError):
+                    continue
+                self._tell_round(run, records.table(run, "rounds").iloc[0].to_dict(), 0.0, masks)
+                return True
+        return False
+
+    def _checkpoint(self, run: Run, number: int) -> Trained | None:
+        """Where round `number` was when it stopped, if it did."""
+        try:
+            of_round, saved = tickets.read_checkpoint(run, self._identity(run))
+        except FileNotFoundError:
+            return None
+        return saved if of_round == number else None
+
+    def _end_of_round(self, run: Run, number: int) -> State:
+        """The weights at the end of a round, which pruning looks at."""
+        if number == 0:
+            return tickets.read_state(run, "dense", self._identity(run))
+        saved = self._checkpoint(run, number)
+        assert saved is not None, f"{run}: the checkpoint of round {number} is gone"
+        return saved.final
+
+    def _by_rule(self, rule: Rule, final: State, masks: Masks, seed: int) -> Masks:
+        """The masks that a rule of torch.nn.utils.prune's kind adds to `masks`."""
+        model = models.load_state(self.problem.make(), final)
+        prune.attach(model, masks)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            rule(model)
+        return {**masks, **prune.detach(model)}
+
+    def _percents(self) -> dict[str, float]:
+        """Percent of the survivors that a round prunes, for each layer."""
+        config, usual = self.config, self.config.round_percent
+        fc = usual if config.fc_percent is None else config.fc_percent
+        rates = {
+            "conv": usual if config.conv_percent is None else config.conv_percent,
+            "fc": fc,
+            "output": fc if config.output_percent is None else config.output_percent,
+        }
+        return {name: rates[kind] for name, kind in prune.layer_kinds(self.problem.make()).items()}
+
+    def _plan(self, run: Run, number: int) -> Plan:
+        return make_plan(self.config, self._feed([run]).epoch_steps, ARMS[run.arm].start, number)
+
+    def _feed(self, runs: Sequence[Run]) -> Feed:
+        seeds = tuple(run.seed for run in runs)
+        if seeds not in self._feeds:
+            config = self.config
+            self._feeds[seeds] = Feed(
+                self.problem.images, seeds, config.valid_size, config.batch_size, self.device, config.augment
+            )
+        return self._feeds[seeds]
+
+    def _identity(self, run: Run) -> str:
+        return tickets.identity(self.config.deciding(), run)
+
+
+def make_plan(config: Config, epoch_steps: int, start: str, number: int) -> Plan:
+    """The training of round `number` in an arm that starts from `start` weights, with `epoch_steps` steps an epoch."""
+    steps = config.end_iter.iterations(epoch_steps)
+    warmup = config.warmup.iterations(epoch_steps, steps)
+    drops = [milestone.iterations(epoch_steps, steps) for milestone in config.lr_milestones]
+    rewind = config.rewind.iterations(epoch_steps, steps)
+
+    def lr(iteration: int) -> float:
+        rise = min(1.0, (iteration + 1) / warmup) if warmup else 1.0
+        return config.lr * rise * config.lr_gamma ** sum(iteration >= drop for drop in drops)
+
+    return Plan(
+        steps=steps,
+        evaluate_every=config.valid_freq.iterations(epoch_steps, steps),
+        lr=lr,
+        start=rewind if number and start == "original" else 0,
+        keep_at=rewind if number == 0 and rewind else None,
+    )
+
+
+def check_plan(config: Config, epoch_steps: int) -> list[str]:
+    """What is wrong with the settings' durations for a training set of `epoch_steps` steps an epoch."""
+    steps, problems = config.end_iter.iterations(epoch_steps), []
+    late: list[tuple[str, Duration]] = [("rewind", config.rewind), ("warmup", config.warmup)]
+    for name, duration in [*late, *(("lr_milestones", milestone) for milestone in config.lr_milestones)]:
+        if duration.iterations(epoch_steps, steps) >= steps:
+            problems.append(f"--{name} {duration} must come before the end of a round, which has {steps} iterations")
+    return problems
+
+
+def runs_of(config: Config) -> list[Run]:
+    """The runs that the settings ask for, a trial's arms one after another; lt first where a control needs it."""
+    arms = list(config.prune_type)
+    if any(ARMS[arm].control for arm in arms):
+        arms = ["lt", *(arm for arm in arms if arm != "lt")]
+    where = (config.root, config.arch_type, config.dataset, config.folder())
+    return [Run(*where, arm, seed) for seed in config.seeds for arm in arms]
+
+
+def choose_device(gpu: str) -> tuple[torch.device, str]:
+    """The device that --gpu means, and a sentence about it where it is not what was asked for."""
+    if gpu == "cpu":
+        return torch.device("cpu"), ""
+    if gpu != "mps" and torch.cuda.is_available():
+        if int(gpu) < torch.cuda.device_count():
+            return torch.device(f"cuda:{gpu}"), ""
+        raise ValueError(f"--gpu must be below {torch.cuda.device_count()}, the number of GPUs, not {gpu}")
+    if torch.backends.mps.is_available():
+        return torch.device("mps"), ""
+    return torch.device("cpu"), "no GPU found: training on the CPU"
+
+
+def disk_needed(config: Config, problem: Problem, runs: Sequence[Run]) -> int:
+    """Bytes that the files of these runs will take at most, old ones included."""
+    model = problem.make()
+    state = sum(tensor.numel() * tensor.element_size() for tensor in models.state_of(model).values())
+    bits = sum(weight.numel() for weight in prune.prunable(model).values()) // 8
+    kept = {"all": config.prune_iterations, "last": 1, "none": 0}[config.keep_weights]
+    once = (
+        2 + bool(config.rewind.amount) + 5
+    )  # initial, dense, rewind; the checkpoint with its moments and best weights
+    total = 0
+    for run in runs:
+        own = config.prune_iterations - 1 if ARMS[run.arm].start != "original" else 0
+        total += state * (once + kept + own) + bits * config.prune_iterations
+    return total
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def batched(items: Sequence[Run], size: int) -> list[list[Run]]:
+    """The items in groups of at most `size`."""
+    iterator = iter(items)
+    return [group for group in iter(lambda: list(islice(iterator, size)), [])]
