@@ -1,0 +1,38 @@
+#!/usr/bin/env python3
+"""Find lottery tickets: train, prune, reset, train again, and compare the arms (Frankle & Carbin, ICLR 2019).
+
+    python main.py --prune_type lt reinit --prune_percent 20 --prune_iterations 12 --end_iter 5
+
+The flags are declared in lth/config.py; the method is lth/experiment.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import utils
+from lth import flags
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the experiment that the flags ask for, or go on with it, and show what came of it."""
+    config = flags.parse(argv, check=utils.name_problems)
+
+    from lth import records, session  # PyTorch loads here, once the flags have been found good
+
+    failure = None
+    try:
+        session.run(config, command=argv)
+    except session.TrialsFailed as error:  # the others are complete and can be looked at
+        failure = error
+    runs = records.find(config.root, config.arch_type, config.dataset, config.folder())
+    if runs:
+        utils.conclude(runs, config.format, config.quiet)
+    if failure:
+        raise failure
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(utils.exit_code(main, sys.argv[1:]))

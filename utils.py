@@ -1,0 +1,68 @@
+"""What main.py and combine_plots.py share: exit codes, the pictures and the verdict at the end."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lth.config import ConfigError
+
+if TYPE_CHECKING:
+    from lth.records import Run
+
+
+def exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """Run a program; turn what it raises into one message and the exit code: 2 for bad input, 1 for a failure, 130 and
+    143 for Ctrl-C and SIGTERM. Tracebacks only with --debug."""
+    try:
+        return main(argv)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read the output has gone, as in `main.py | head`
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        if isinstance(error, ConfigError):
+            print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
+            return 2
+        signum = getattr(error, "signum", None)
+        if signum:
+            print(f"stopped by {error}: finished rounds are kept, the same command goes on from here", file=sys.stderr)
+            return 128 + signum
+        ours = type(error).__module__.startswith("lth.")
+        kind = "" if ours else f"{type(error).__name__}: "
+        print(f"error: {kind}{error}{'' if ours else ' (--debug shows where)'}", file=sys.stderr)
+        return 1
+
+
+def name_problems(arch_type: str, dataset: str) -> Sequence[str]:
+    """What is wrong with the names of a model and a data set."""
+    from lth import models
+
+    try:
+        models.find(arch_type, dataset)
+    except ConfigError as error:
+        return error.problems
+    return ()
+
+
+def conclude(runs: Sequence[Run], format: str, quiet: bool = False) -> list[Path]:
+    """Draw the figures of runs of one model, data set and settings, print the verdict and the files written."""
+    from lth import figures, verdict
+
+    folder = runs[0].plots
+    table = verdict.table(runs)
+    written = [*figures.draw_all(runs, folder, format), verdict.write(table, folder)]
+    if not quiet:
+        print(f"\n{runs[0].arch_type} on {runs[0].dataset}, {runs[0].settings}")
+        print(verdict.render(table, shutil.get_terminal_size((100, 24)).columns))
+    print(verdict.sentence(table))
+    print("\n".join(["", "written:", *(f"  {path}" for path in written)]))
+    return written
