@@ -123,28 +123,30 @@ def setting(default: Any, group: str, help: str, parse: Callable[[str], Any] = s
     return field(default=default, metadata={"group": group, "help": help, "parse": parse, **more})
 
 
+def side(default: Any, group: str, help: str, parse: Callable[[str], Any] = str, **more: Any) -> Any:
+    """A setting that leaves the numbers of a run alone."""
+    return setting(default, group, help, parse, changes_numbers=False, **more)
+
+
 RUN, PRUNE, TRAIN, MACHINE, OUTPUT = "experiment", "pruning and resetting", "training", "machine", "output"
 ARM_HELP = "; ".join(f"{name}: {arm.help}" for name, arm in ARMS.items())
-AUX = {"changes_numbers": False}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All settings of an experiment. `Config(arch_type="lenet5", prune_percent=20)` leaves the others at their defaults."""
+    """All settings of an experiment; `Config(arch_type="lenet5", prune_percent=20)` leaves the others as they are."""
 
-    prune_type: tuple[str, ...] = setting(
-        ("lt",), RUN, f"the arms to run, one or several. {ARM_HELP}", choices=tuple(ARMS), many=True, **AUX
+    prune_type: tuple[str, ...] = side(
+        ("lt",), RUN, f"the arms to run, one or several. {ARM_HELP}", choices=tuple(ARMS), many=True
     )
-    arch_type: str = setting("fc1", RUN, "the model: a file under archs/<dataset>/", plain_name, **AUX)
-    dataset: str = setting(
-        "mnist", RUN, "the images: mnist, fashionmnist, cifar10, cifar100 or <data>/NAME.npz", plain_name, **AUX
+    arch_type: str = side("fc1", RUN, "the model: a file under archs/<dataset>/", plain_name)
+    dataset: str = side(
+        "mnist", RUN, "the images: mnist, fashionmnist, cifar10, cifar100 or <data>/NAME.npz", plain_name
     )
-    trials: int = setting(1, RUN, "independent repetitions, with seeds SEED, SEED+1, ...", number(int, 1), **AUX)
-    seed: int = setting(
-        0, RUN, "of the first trial: initial weights, validation split, data order", number(int, 0, 2**62), **AUX
-    )
-    name: str | None = setting(
-        None, RUN, "name of the results' folder, in place of one made from the settings", plain_name, **AUX
+    trials: int = side(1, RUN, "independent repetitions, with seeds SEED, SEED+1, ...", number(int, 1))
+    seed: int = side(0, RUN, "of the first trial: initial weights, validation split, data order", number(int, 0, 2**62))
+    name: str | None = side(
+        None, RUN, "name of the results' folder, in place of one made from the settings", plain_name
     )
 
     prune_percent: float = setting(10.0, PRUNE, "percent of the surviving weights that a round prunes", PERCENT)
@@ -157,8 +159,8 @@ class Config:
         "instead of a percent a round: percent of the weights left in the last round",
         number(float, 0, 100, above=True),
     )
-    prune_iterations: int = setting(
-        35, PRUNE, "rounds, the dense one included: n trainings, n - 1 prunings", number(int, 1, 9999), **AUX
+    prune_iterations: int = side(
+        35, PRUNE, "rounds, the dense one included: n trainings, n - 1 prunings", number(int, 1, 9999)
     )
     prune_scope: str = setting(
         "layer", PRUNE, "compare weights within each layer, or over all layers", choices=("layer", "global")
@@ -202,37 +204,31 @@ class Config:
         choices=("fast", "fp32", "bf16"),
     )
 
-    gpu: str = setting("0", MACHINE, "number of the GPU, or cpu, or mps; without a GPU the CPU is used", device, **AUX)
-    jobs: int | None = setting(
-        None, MACHINE, "processes side by side on a CPU (default: one a core)", number(int, 1), **AUX
-    )
-    threads: int = setting(1, MACHINE, "threads of each process on a CPU", number(int, 1), **AUX)
-    stack: int | None = setting(
+    gpu: str = side("0", MACHINE, "number of the GPU, or cpu, or mps; without a GPU the CPU is used", device)
+    jobs: int | None = side(None, MACHINE, "processes side by side on a CPU (default: one a core)", number(int, 1))
+    threads: int = side(1, MACHINE, "threads of each process on a CPU", number(int, 1))
+    stack: int | None = side(
         None,
         MACHINE,
         "runs trained at once as one stacked network (default: on a GPU as many as its rule allows, else 1)",
         number(int, 1),
-        **AUX,
     )
-    data: Path = setting(PROJECT / "data", MACHINE, "folder of the data sets", Path, **AUX)
-    root: Path = setting(Path("."), MACHINE, "folder that gets dumps/, saves/ and plots/", Path, **AUX)
-    checkpoint_every: float = setting(
+    data: Path = side(PROJECT / "data", MACHINE, "folder of the data sets", Path)
+    root: Path = side(Path(), MACHINE, "folder that gets dumps/, saves/ and plots/", Path)
+    checkpoint_every: float = side(
         30.0,
         MACHINE,
         "seconds between checkpoints within a round, written at evaluations (0: at each)",
         number(float, 0),
-        **AUX,
     )
-    keep_weights: str = setting(
-        "all", MACHINE, "which rounds' trained weights to keep", choices=("all", "last", "none"), **AUX
-    )
-    overwrite: bool = setting(False, MACHINE, "move old results of these runs aside and start anew", **AUX)
+    keep_weights: str = side("all", MACHINE, "which rounds' trained weights to keep", choices=("all", "last", "none"))
+    overwrite: bool = side(False, MACHINE, "move old results of these runs aside and start anew")
 
-    print_freq: int = setting(1, OUTPUT, "epochs between printed lines", number(int, 1), **AUX)
-    quiet: bool = setting(False, OUTPUT, "print the verdict and the files only", **AUX)
-    tensorboard: bool = setting(False, OUTPUT, "also log to runs/ for TensorBoard", **AUX)
-    format: str = setting("png", OUTPUT, "file format of the figures", choices=("png", "svg", "pdf"), **AUX)
-    debug: bool = setting(False, OUTPUT, "tracebacks with error messages", **AUX)
+    print_freq: int = side(1, OUTPUT, "epochs between printed lines", number(int, 1))
+    quiet: bool = side(False, OUTPUT, "print the verdict and the files only")
+    tensorboard: bool = side(False, OUTPUT, "also log to runs/ for TensorBoard")
+    format: str = side("png", OUTPUT, "file format of the figures", choices=("png", "svg", "pdf"))
+    debug: bool = side(False, OUTPUT, "tracebacks with error messages")
 
     def __post_init__(self) -> None:
         problems = [*self._field_problems(), *combination_problems(self)]
@@ -328,7 +324,8 @@ def combination_problems(config: Config) -> list[str]:
     if "target_remaining" in given:
         if own_rates:
             problems.append(
-                f"--target_remaining decides the percent of a round itself and cannot be given with --{' --'.join(sorted(own_rates))}"
+                "--target_remaining decides the percent of a round itself and cannot be given with "
+                f"--{' --'.join(sorted(own_rates))}"
             )
         if config.prune_iterations == 1:
             problems.append("--target_remaining needs at least 2 --prune_iterations: the first round is dense")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import tempfile
 import zipfile
 import zlib
@@ -128,7 +127,7 @@ def _fetch(name: str, file: Path) -> None:
             )
             partial = Path(temporary) / file.name
             np.savez_compressed(partial, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
-            os.replace(partial, file)
+            partial.replace(file)
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
@@ -177,8 +176,8 @@ class Feed:
 
     capturable = True  # by a CUDA graph: all batches have one shape and come from the same memory
 
-    def epoch(self, seeds: Sequence[Sequence[int]], epoch: int) -> Tensor:
-        """The draws of one epoch, (steps, T, B) or (steps, T, B, 4): a function of each trial's seeds and of `epoch`."""
+    def epoch(self, seeds: Sequence[Sequence[object]], epoch: int) -> Tensor:
+        """The draws of one epoch, (steps, T, B) or (steps, T, B, 4), decided by each trial's seeds and by `epoch`."""
         if self._drawn[0] != (seeds, epoch):
             draws = [
                 self._draws(indices, derive_seed(*seed, epoch))
@@ -228,7 +227,7 @@ def split(count: int, valid_size: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def crop_and_flip(images: Tensor, down: Tensor, right: Tensor, flip: Tensor) -> Tensor:
-    """Images (N, C, H, W) padded by CROP zeros and cut at rows `down` and columns `right` (N,), mirrored where `flip`."""
+    """Images (N, C, H, W) padded by CROP zeros, cut at rows `down` and columns `right` (N,), mirrored where `flip`."""
     count, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, (CROP,) * 4)
     rows = down[:, None] + torch.arange(height, device=images.device)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -391,9 +390,3 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def batched(items: Sequence[Run], size: int) -> list[list[Run]]:
-    """The items in groups of at most `size`."""
-    iterator = iter(items)
-    return [group for group in iter(lambda: list(islice(iterator, size)), [])]

@@ -18,7 +18,7 @@ def set_aside(file: Path) -> Path:
     """Rename a file that cannot be used, and give its new name."""
     target = file.with_name(f"{file.name}.damaged")
     with explained(file):
-        os.replace(file, target)
+        file.replace(target)
     return target
 
 
@@ -46,7 +46,7 @@ def write(file: Path, content: bytes) -> None:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(partial, file)
+            partial.replace(file)
         except OSError:
             with contextlib.suppress(OSError):
                 partial.unlink()

@@ -1,4 +1,4 @@
-"""The command line of main.py: flags generated from `lth.config.Config`, the presets, and one message for all mistakes."""
+"""The command line of main.py: flags made from the fields of `Config`, presets, one message for all mistakes."""
 
 from __future__ import annotations
 
@@ -27,14 +27,17 @@ _DEEP = {
     },
     **{"prune_percent": "20", "output_percent": "0", "prune_scope": "global"},
 }
+_MNIST = {"dataset": "mnist", "batch_size": "60", "prune_percent": "20", "output_percent": "10"}
 PRESETS: dict[str, dict[str, Any]] = {
-    "lenet": {"arch_type": "fc1", "dataset": "mnist", "end_iter": "50000it", "batch_size": "60", "lr": "1.2e-3", "prune_percent": "20", "output_percent": "10"},
+    "lenet": {"arch_type": "fc1", **_MNIST, "end_iter": "50000it", "lr": "1.2e-3"},
     "conv2": {"arch_type": "conv2", **_CONV, "end_iter": "20000it", "lr": "2e-4", "conv_percent": "10"},
     "conv4": {"arch_type": "conv4", **_CONV, "end_iter": "25000it", "lr": "3e-4", "conv_percent": "10"},
     "conv6": {"arch_type": "conv6", **_CONV, "end_iter": "30000it", "lr": "3e-4", "conv_percent": "15"},
-    "resnet18": {"arch_type": "resnet20", **_DEEP, "end_iter": "30000it", "batch_size": "128", "lr_milestones": ["20000it", "25000it"]},
-    "vgg19": {"arch_type": "vgg19", **_DEEP, "end_iter": "112000it", "batch_size": "64", "lr_milestones": ["56000it", "84000it"]},
-}  # fmt: skip
+    "resnet18": {"arch_type": "resnet20", **_DEEP, "end_iter": "30000it", "batch_size": "128"},
+    "vgg19": {"arch_type": "vgg19", **_DEEP, "end_iter": "112000it", "batch_size": "64"},
+}
+PRESETS["resnet18"]["lr_milestones"] = ["20000it", "25000it"]
+PRESETS["vgg19"]["lr_milestones"] = ["56000it", "84000it"]
 for _preset in PRESETS.values():
     _preset["valid_freq"] = "100it"
 
@@ -52,7 +55,8 @@ def parser(prog: str = "main.py") -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Lottery tickets: train, prune, reset, train again (Frankle & Carbin, ICLR 2019).\n"
         "The same command again goes on where it stopped.",
-        epilog="durations: 5 or 5ep is epochs, 500it iterations, 1% of a round.\npresets set (flags given beside them win):\n"
+        epilog="durations: 5 or 5ep is epochs, 500it iterations, 1% of a round.\n"
+        "presets set (flags given beside them win):\n"
         + "\n".join(f"  {name:9} {_as_flags(settings)}" for name, settings in PRESETS.items()),
     )
     groups: dict[str, Any] = {}
@@ -191,7 +195,8 @@ def _whole_pruning(given: dict[str, Any]) -> dict[str, Any]:
     """--prune_pc and --prune_rounds, taken out of `given`, as the percent and the rounds that they mean."""
     if "prune_pc" not in given and "prune_rounds" not in given:
         return {}
-    problems, parsed = [], {}
+    problems: list[str] = []
+    parsed: dict[str, Any] = {}
     for name, parse_one, default in (
         ("prune_pc", number(float, 0, 0.999999, above=True), None),
         ("prune_rounds", number(int, 1, 9998), "5"),

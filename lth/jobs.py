@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.multiprocessing  # noqa: F401  (teaches pickle to share tensors between processes)
+import torch.multiprocessing  # teaches pickle to share tensors between processes
 
 from lth.arms import ARMS
 from lth.config import Config

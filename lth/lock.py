@@ -77,9 +77,9 @@ class Locks:
         # Renamed first, so that of two processes that both found it abandoned only one goes on to make its own.
         taken = file.with_name(f"{file.name}.{os.getpid()}.abandoned")
         try:
-            os.replace(file, taken)
+            file.replace(taken)
             if taken.read_text() != content:  # another process was quicker and this is its new lock: give it back
-                os.replace(taken, file)
+                taken.replace(file)
                 return
             taken.unlink()
         except FileNotFoundError:

@@ -97,7 +97,7 @@ def load_state(model: nn.Module, state: State) -> nn.Module:
 
 
 def check_fit(model: nn.Module, image_shape: tuple[int, ...], classes: int, name: str = "model") -> None:
-    """ConfigError unless `model` maps images of that shape (C, H, W) to one logit a class, with finite gradients due."""
+    """ConfigError unless `model` maps images of that shape (C, H, W) to one logit a class and has weights to prune."""
     mode, shape = model.training, " x ".join(map(str, image_shape))
     try:
         with torch.no_grad():

@@ -7,7 +7,7 @@ step of a small network is bound by launching kernels. On a CPU a model alone ru
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -159,7 +159,7 @@ class Fused:
         self._lr, self.steps = torch.tensor(lr, device=network.device), torch.zeros((), device=network.device)
         moments = 2 if kind != "sgd" else 1 if momentum else 0
         self.moments = [[torch.zeros_like(leaf) for leaf in self.leaves] for _ in range(moments)]
-        self._options = {"lr": self._lr, "weight_decay": weight_decay, "maximize": False}
+        self._options: dict[str, Any] = {"lr": self._lr, "weight_decay": weight_decay, "maximize": False}
         if kind == "sgd":
             # The buffers start at 0, so that the first step needs no other treatment than the rest.
             self._options |= {"momentum": momentum, "dampening": 0.0, "nesterov": nesterov, "is_first_step": False}
@@ -191,7 +191,7 @@ class Fused:
                 self.network.apply_masks()
             return
         self.steps.add_(1)
-        kernel = torch._fused_adam_ if self.kind == "adam" else torch._fused_adamw_
+        kernel: Any = torch._fused_adam_ if self.kind == "adam" else torch._fused_adamw_
         kernel(self.leaves, gradients, *self.moments, [], [self.steps] * len(self.leaves), **self._options)
 
     def state(self) -> dict[str, Tensor]:

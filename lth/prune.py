@@ -117,7 +117,8 @@ def fetch_layers(net: nn.Module, biases: bool = False) -> list[tuple[nn.Module, 
     if asked. Tied weights come once. TypeError if `net` is no module."""
     if not isinstance(net, nn.Module):
         raise TypeError(f"net must be a torch.nn.Module, not {type(net).__name__}")
-    found, seen = [], set()
+    found: list[tuple[nn.Module, str]] = []
+    seen = set()
     for module in net.modules():
         if isinstance(module, (nn.Linear, _ConvNd)):
             for name in ("weight", "bias") if biases else ("weight",):

@@ -29,7 +29,7 @@ TABLES = {"rounds": ROUNDS, "evals": EVALS, "layers": LAYERS, "times": TIMES}
 
 @dataclass(frozen=True)
 class Run:
-    """One arm of one trial, and where its results are: <root>/<kind>/<arch_type>/<dataset>/<settings>/<arm>/seed<k>/."""
+    """One arm of one trial. Its results: <root>/<kind>/<arch_type>/<dataset>/<settings>/<arm>/seed<k>/."""
 
     root: Path
     arch_type: str
@@ -62,7 +62,7 @@ class Run:
 
 
 def find(root: Path, arch_type: str | None = None, dataset: str | None = None, name: str | None = None) -> list[Run]:
-    """All runs under <root>/dumps with at least one finished round, those of one model, data set or settings if given."""
+    """All runs under <root>/dumps with a finished round; those of one model, data set or settings if given."""
     runs = []
     for file in sorted(Path(root).glob("dumps/*/*/*/*/seed*/rounds.csv")):
         found_arch, found_dataset, settings, arm, seed = file.parts[-6:-1]

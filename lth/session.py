@@ -19,9 +19,10 @@ from typing import Any
 import torch
 
 from lth import data, experiment, jobs, models, records
+from lth.board import Board
 from lth.config import PROJECT, Config, ConfigError, Duration
 from lth.data import Images
-from lth.experiment import Problem
+from lth.experiment import Event, Problem
 from lth.files import write_json
 from lth.lock import Locks
 from lth.progress import Progress
@@ -61,16 +62,25 @@ def run(config: Config, command: Sequence[str] = ()) -> list[Run]:
                 config.prune_iterations - min(records.finished_rounds(r), config.prune_iterations) for r in runs
             )
             progress = Progress(rounds, config.print_freq, config.quiet)
+            board = Board(config) if config.tensorboard else None
+
+            def tell(event: Event) -> None:
+                progress(event)
+                if board:
+                    board(event)
+
             together = device.type != "cpu" or bool(config.stack)
             try:
                 tasks = jobs.tasks_of(runs, config.prune_iterations, together)
-                jobs.run_tasks(tasks, config, images, device, progress, signalled)
+                jobs.run_tasks(tasks, config, images, device, tell, signalled)
             except jobs.Interrupted:
                 progress.close()
                 print(f"the results so far are in {runs[0].dumps.parent.parent}", file=sys.stderr)
                 raise
             finally:
                 progress.close()
+                if board:
+                    board.close()
         if progress.failures:
             raise TrialsFailed(f"{progress.failures} of {len(runs)} runs ended early; what they finished is kept")
     return runs
@@ -153,10 +163,9 @@ def plain_settings(config: Config) -> dict[str, Any]:
 
 def _cpu_precision(config: Config) -> str:
     """What float32 products on this CPU really are, since --precision fast depends on the processor."""
-    amx = torch.cpu._is_amx_tile_supported() if hasattr(torch.cpu, "_is_amx_tile_supported") else None
-    return (
-        "float32" if config.precision == "fp32" else {True: "bfloat16 products (AMX)", False: "float32"}.get(amx, "?")
-    )
+    if config.precision != "fast":
+        return {"fp32": "float32", "bf16": "bfloat16"}[config.precision]
+    return "bfloat16 products (AMX)" if torch.cpu._is_amx_tile_supported() else "float32 by oneDNN"
 
 
 def _commit() -> str | None:

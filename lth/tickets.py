@@ -78,7 +78,8 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b"")
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -144,7 +145,8 @@ def read_checkpoint(run: Run, identity: str | None = None) -> tuple[int, Trained
         if part in parts:
             parts[part][rest] = value
     evals = [Evaluation(int(row[0]), *row[1:]) for row in tensors["evals"].tolist()]
-    return facts["round"], Trained(facts["iteration"], evals, **parts, seconds=facts["seconds"])
+    final, best, kept, extra = (parts[part] for part in _PARTS)
+    return facts["round"], Trained(facts["iteration"], evals, final, best, kept, extra, seconds=facts["seconds"])
 
 
 def adopt_dense(run: Run, sibling: Run, identity: str) -> None:
@@ -166,7 +168,7 @@ def adopt_dense(run: Run, sibling: Run, identity: str) -> None:
 
 
 def sound_rounds(run: Run, finished: int, identity: str, tell: Callable[[str], None]) -> int:
-    """How many of the finished rounds can be built upon. Files that cannot be used are set aside, with a word to `tell`.
+    """How many of the finished rounds can be built upon. Unusable files are set aside, with a word to `tell`.
 
     Round n can start from its ticket, or from the complete checkpoint of round n - 1, of which a ticket can be made.
     """

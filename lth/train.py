@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,11 +78,12 @@ def numerics(precision: str, threads: int) -> Iterator[None]:
     elsewhere; numbers below 1e-38 are flushed to 0, since processors are slow on them. fp32: none of this.
     """
     strict = precision == "fp32"
+    backends: Any = torch.backends
     knobs = [
-        (torch.backends.mkldnn.matmul, "ieee" if strict else "bf16"),
-        (torch.backends.mkldnn.conv, "ieee" if strict else "bf16"),
-        (torch.backends.cuda.matmul, "ieee" if strict else "tf32"),
-        (torch.backends.cudnn.conv, "ieee" if strict else "tf32"),
+        (backends.mkldnn.matmul, "ieee" if strict else "bf16"),
+        (backends.mkldnn.conv, "ieee" if strict else "bf16"),
+        (backends.cuda.matmul, "ieee" if strict else "tf32"),
+        (backends.cudnn.conv, "ieee" if strict else "tf32"),
     ]
     before = [knob.fp32_precision for knob, _ in knobs]
     threads_before = torch.get_num_threads()
@@ -107,7 +109,7 @@ class Training:
         optimizer: Optimizer,
         feed: Feed,
         plan: Plan,
-        order_seeds: Sequence[Sequence[int]],
+        order_seeds: Sequence[Sequence[object]],
         random_seed: int,
         resume: Sequence[Trained] | None = None,
     ) -> None:
@@ -224,7 +226,7 @@ class Training:
     def _measure(
         self, chunks: Iterator[tuple[Tensor, Tensor]], shared: bool, between: Callable[[], None]
     ) -> tuple[Tensor, Tensor, int]:
-        """The sum of the losses (of a trial's own images) and the correct answers of each trial, (T,), and the images."""
+        """The summed loss and the correct answers of each trial, (T,), and the number of images; no loss if shared."""
         loss = torch.zeros(len(self.trials), device=self.network.device)
         correct, seen = torch.zeros_like(loss), 0
         for images, labels in chunks:
