@@ -21,7 +21,8 @@ CLASSES = {"mnist": 10, "fashionmnist": 10, "cifar10": 10, "cifar100": 100}
 TORCHVISION = {"mnist": "MNIST", "fashionmnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 CROP = 4  # pixels that a random crop may shift an image by, as in He et al. (arXiv:1512.03385, Section 4.2)
-EVALUATION_CHUNK = 1000  # images; larger ones leave the processor's cache
+EVALUATION_CHUNK = 1000  # images of a trial evaluated at once; larger ones leave the processor's cache
+STACK_CHUNK = 5000  # images of all trials together, for the memory of a GPU
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ class Feed:
         augment: bool = False,
     ) -> None:
         self.batch_size, self.device, self.augment = batch_size, device, augment
+        self.chunk = max(100, min(EVALUATION_CHUNK, STACK_CHUNK // len(seeds)))
         self.images, self.labels, self._test, self._test_labels = (x.to(device) for x in images.tensors()[:4])
         self.flip = self.images.shape[1] == 3  # digits are not the same in a mirror
         self.shift, self.scale = _normalisation(images.train)
@@ -163,12 +165,12 @@ class Feed:
             held = torch.stack([held for _, held in splits], dim=1)  # (V, T), so that chunks cut all trials alike
             self._valid = [
                 (self.images.index_select(0, chunk), self.labels.index_select(0, chunk))
-                for chunk in (part.T.reshape(-1).to(device) for part in held.split(EVALUATION_CHUNK))
+                for chunk in (part.T.reshape(-1).to(device) for part in held.split(self.chunk))
             ]
         else:
             self.train_indices = [torch.arange(len(images.train)) for _ in seeds]
             own, own_labels = (x.to(device) for x in images.validation)
-            pairs = zip(own.split(EVALUATION_CHUNK), own_labels.split(EVALUATION_CHUNK), strict=True)
+            pairs = zip(own.split(self.chunk), own_labels.split(self.chunk), strict=True)
             times = len(self.train_indices)
             self._valid = [(torch.cat([x] * times), torch.cat([y] * times)) for x, y in pairs]
         self.epoch_steps = len(self.train_indices[0]) // batch_size  # the last partial batch is dropped
@@ -216,7 +218,7 @@ class Feed:
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Chunks of test images (n, C, H, W), the same for all trials, and labels (n,)."""
-        chunks = zip(self._test.split(EVALUATION_CHUNK), self._test_labels.split(EVALUATION_CHUNK), strict=True)
+        chunks = zip(self._test.split(self.chunk), self._test_labels.split(self.chunk), strict=True)
         return ((self.normalise(x), y) for x, y in chunks)
 
 

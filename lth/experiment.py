@@ -5,7 +5,6 @@ What is on disk is the state: a round starts from its ticket, a ticket is made o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,14 +14,15 @@ from torch import nn
 
 from lth import models, prune, records, tickets
 from lth.arms import ARMS
-from lth.config import Config, Duration, derive_seed
+from lth.config import Config, derive_seed
 from lth.data import Feed, Images
 from lth.models import Build, State
 from lth.network import Criterion, Fused, Network, Optimizer
+from lth.plan import Plan, make_plan
 from lth.prune import Masks, Rule
 from lth.records import Run
 from lth.tickets import Ticket, numbered
-from lth.train import Evaluation, Plan, Trained, Training, numerics
+from lth.train import Evaluation, Trained, Training, numerics
 
 STACK_WEIGHTS = 20_000_000  # that one stacked network may have in all, before arithmetic and not launching binds it
 
@@ -200,10 +200,7 @@ class Experiment:
     def record(self, run: Run, ticket: Ticket, trained: Trained) -> None:
         """Write what came of a round; its line in rounds.csv, the last thing written, makes it finished."""
         if trained.failure is not None:
-            self.failed.add(run)
-            self.tell(
-                Note(f"{run}: round {ticket.round} ended: {trained.failure}; earlier rounds are kept", failed=True)
-            )
+            self._fail(run, f"round {ticket.round} ended: {trained.failure}; earlier rounds are kept")
             return
         identity, keep = self._identity(run), self.config.keep_weights
         if keep != "none":
@@ -217,6 +214,10 @@ class Experiment:
         if keep == "last" and ticket.round:
             (run.saves / f"{numbered('trained', ticket.round - 1)}.safetensors").unlink(missing_ok=True)
         self._tell_round(run, row, sum(trained.seconds.values()), ticket.masks)
+
+    def _fail(self, run: Run, why: str) -> None:
+        self.failed.add(run)
+        self.tell(Note(f"{run}: {why}", failed=True))
 
     def _tell_round(self, run: Run, row: dict[str, Any], seconds: float, masks: Masks) -> None:
         empty = tuple(name for name, count in prune.survivors(masks).items() if not count)
@@ -235,6 +236,10 @@ class Experiment:
     def _next_stack(self, runs: Sequence[Run], number: int) -> list[Run]:
         """Runs that wait for round `number` and can be trained as one; the dense round of a trial only once."""
         waiting = [run for run in runs if run not in self.failed and records.finished_rounds(run) <= number]
+        for run in [run for run in waiting if number and ARMS[run.arm].control]:
+            if not (replace(run, arm="lt").saves / f"{numbered('ticket', number)}.safetensors").exists():
+                waiting.remove(run)
+                self._fail(run, f"round {number} has no ticket of lt to take its mask from")
         if number == 0:
             waiting = [run for run in waiting if not self._share_dense(run)]
             first = {run.seed: run for run in reversed(waiting)}
@@ -315,78 +320,3 @@ class Experiment:
 
     def _identity(self, run: Run) -> str:
         return tickets.identity(self.config.deciding(), run)
-
-
-def make_plan(config: Config, epoch_steps: int, start: str, number: int) -> Plan:
-    """The training of round `number` in an arm that starts from `start` weights, with `epoch_steps` steps an epoch."""
-    steps = config.end_iter.iterations(epoch_steps)
-    warmup = config.warmup.iterations(epoch_steps, steps)
-    drops = [milestone.iterations(epoch_steps, steps) for milestone in config.lr_milestones]
-    rewind = config.rewind.iterations(epoch_steps, steps)
-
-    def lr(iteration: int) -> float:
-        rise = min(1.0, (iteration + 1) / warmup) if warmup else 1.0
-        return config.lr * rise * config.lr_gamma ** sum(iteration >= drop for drop in drops)
-
-    return Plan(
-        steps=steps,
-        evaluate_every=config.valid_freq.iterations(epoch_steps, steps),
-        lr=lr,
-        start=rewind if number and start == "original" else 0,
-        keep_at=rewind if number == 0 and rewind else None,
-    )
-
-
-def check_plan(config: Config, epoch_steps: int) -> list[str]:
-    """What is wrong with the settings' durations for a training set of `epoch_steps` steps an epoch."""
-    steps, problems = config.end_iter.iterations(epoch_steps), []
-    late: list[tuple[str, Duration]] = [("rewind", config.rewind), ("warmup", config.warmup)]
-    for name, duration in [*late, *(("lr_milestones", milestone) for milestone in config.lr_milestones)]:
-        if duration.iterations(epoch_steps, steps) >= steps:
-            problems.append(f"--{name} {duration} must come before the end of a round, which has {steps} iterations")
-    return problems
-
-
-def runs_of(config: Config) -> list[Run]:
-    """The runs that the settings ask for, a trial's arms one after another; lt first where a control needs it."""
-    arms = list(config.prune_type)
-    if any(ARMS[arm].control for arm in arms):
-        arms = ["lt", *(arm for arm in arms if arm != "lt")]
-    where = (config.root, config.arch_type, config.dataset, config.folder())
-    return [Run(*where, arm, seed) for seed in config.seeds for arm in arms]
-
-
-def choose_device(gpu: str) -> tuple[torch.device, str]:
-    """The device that --gpu means, and a sentence about it where it is not what was asked for."""
-    if gpu == "cpu":
-        return torch.device("cpu"), ""
-    if gpu != "mps" and torch.cuda.is_available():
-        if int(gpu) < torch.cuda.device_count():
-            return torch.device(f"cuda:{gpu}"), ""
-        raise ValueError(f"--gpu must be below {torch.cuda.device_count()}, the number of GPUs, not {gpu}")
-    if torch.backends.mps.is_available():
-        return torch.device("mps"), ""
-    return torch.device("cpu"), "no GPU found: training on the CPU"
-
-
-def disk_needed(config: Config, problem: Problem, runs: Sequence[Run]) -> int:
-    """Bytes that the files of these runs will take at most, old ones included."""
-    model = problem.make()
-    state = sum(tensor.numel() * tensor.element_size() for tensor in models.state_of(model).values())
-    bits = sum(weight.numel() for weight in prune.prunable(model).values()) // 8
-    kept = {"all": config.prune_iterations, "last": 1, "none": 0}[config.keep_weights]
-    once = (
-        2 + bool(config.rewind.amount) + 5
-    )  # initial, dense, rewind; the checkpoint with its moments and best weights
-    total = 0
-    for run in runs:
-        own = config.prune_iterations - 1 if ARMS[run.arm].start != "original" else 0
-        total += state * (once + kept + own) + bits * config.prune_iterations
-    return total
-
-
-def cores() -> int:
-    """The processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

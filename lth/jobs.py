@@ -21,7 +21,7 @@ import torch.multiprocessing  # teaches pickle to share tensors between processe
 from lth.arms import ARMS
 from lth.config import Config
 from lth.data import Images
-from lth.experiment import Event, Experiment, Problem, TrialError, cores
+from lth.experiment import Event, Experiment, Problem, TrialError
 from lth.files import RecordError
 from lth.records import Run
 from lth.train import Stopped
@@ -66,6 +66,15 @@ def signals() -> Iterator[Callable[[], int]]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def runs_of(config: Config) -> list[Run]:
+    """The runs that the settings ask for, a trial's arms one after another; lt first where a control needs it."""
+    arms = list(config.prune_type)
+    if any(ARMS[arm].control for arm in arms):
+        arms = ["lt", *(arm for arm in arms if arm != "lt")]
+    where = (config.root, config.arch_type, config.dataset, config.folder())
+    return [Run(*where, arm, seed) for seed in config.seeds for arm in arms]
 
 
 def tasks_of(runs: Sequence[Run], rounds: int, together: bool) -> list[Task]:
@@ -115,6 +124,13 @@ def run_tasks(
             raise Interrupted(signalled()) from None
         return
     _in_processes(tasks, jobs, config, images, tell, signalled)
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _in_processes(

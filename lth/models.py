@@ -40,7 +40,9 @@ def find(arch_type: str, dataset: str, classes: int | None = None) -> Build:
             return _builder(found[0], classes, Path(inspect.getfile(found[0])))
     known = available(dataset)
     if not known:
-        raise ConfigError(f"there is no model for --dataset {dataset}: put a file into archs/{dataset}/")
+        folders = [folder.name for folder in ARCHS.iterdir() if _files(folder)]
+        hint = nearest(dataset, [*folders, *FALLBACK])
+        raise ConfigError(f"there is no model for --dataset {dataset!r}, no file in archs/{dataset}/{hint}")
     raise ConfigError(
         f"--arch_type must be a model of archs/{_folders(dataset)[0].name}/ ({', '.join(known)}), "
         f"not {arch_type!r}{nearest(arch_type, known)}"

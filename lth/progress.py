@@ -20,6 +20,7 @@ class Progress:
         self.out = out or sys.stdout
         self.bars: dict[Run, tqdm] = {}
         self.done, self.began, self.failures = 0, time.monotonic(), 0
+        self.shown: dict[Run, int] = {}  # the epochs, in units of print_freq, at which a run's last line was due
         self.live = self.out.isatty()
         if not quiet:
             self._line(
@@ -48,9 +49,9 @@ class Progress:
 
     def _evaluation(self, event: Evaluated) -> None:
         found = event.evaluation
-        epoch = found.iteration // event.epoch
-        last = found.iteration == event.steps
-        whole = found.iteration % event.epoch == 0 and epoch % self.print_freq == 0
+        epochs, last = found.iteration // event.epoch, found.iteration == event.steps
+        due = last or epochs // self.print_freq > self.shown.get(event.run, 0)
+        self.shown[event.run] = 0 if last else max(self.shown.get(event.run, 0), epochs // self.print_freq)
         text = f"loss {found.train_loss:.4f}  val {found.val:.2f}%"
         if self.live:
             bar = self.bars.get(event.run)
@@ -59,12 +60,15 @@ class Progress:
                     total=event.steps, leave=False, file=self.out, unit="it", dynamic_ncols=True
                 )
             bar.set_description(f"{event.run} round {event.round}", refresh=False)
-            if whole or last or not bar.n:
+            if due or not bar.n:
                 bar.set_postfix_str(text, refresh=False)
             bar.update(found.iteration - bar.n)
-        elif whole or last:
-            place = f"epoch {epoch}" if found.iteration % event.epoch == 0 else f"iteration {found.iteration}"
-            self._line(f"{event.run!s:24} {event.round:5}   {place} of {event.steps / event.epoch:g}: {text}")
+        elif due:
+            whole = event.steps % event.epoch == 0
+            place = (
+                f"epoch {epochs} of {event.steps // event.epoch}" if whole else f"{found.iteration} of {event.steps}"
+            )
+            self._line(f"{event.run!s:24} {event.round:5}   {place}: {text}")
 
     def _round(self, event: RoundDone) -> None:
         bar = self.bars.pop(event.run, None)

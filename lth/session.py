@@ -18,13 +18,15 @@ from typing import Any
 
 import torch
 
-from lth import data, experiment, jobs, models, records
+from lth import data, experiment, jobs, models, prune, records
+from lth.arms import ARMS
 from lth.board import Board
 from lth.config import PROJECT, Config, ConfigError, Duration
 from lth.data import Images
 from lth.experiment import Event, Problem
 from lth.files import write_json
 from lth.lock import Locks
+from lth.plan import check_plan
 from lth.progress import Progress
 from lth.records import Run
 
@@ -42,7 +44,7 @@ def run(config: Config, command: Sequence[str] = ()) -> list[Run]:
     process is at it; jobs.Interrupted after a signal; TrialsFailed if a trial ended early.
     """
     with jobs.signals() as signalled:
-        runs = experiment.runs_of(config)
+        runs = jobs.runs_of(config)
         if not config.overwrite:
             refuse_other_settings(config, runs)
             if all(records.finished_rounds(run) >= config.prune_iterations for run in runs):
@@ -92,7 +94,7 @@ def prepare(config: Config) -> tuple[Images, Problem]:
     problem = Problem.of(config, images)
     problems = data.check_sizes(images, config.valid_size, config.batch_size)
     if not problems:
-        problems += experiment.check_plan(config, (len(images.train) - config.valid_size) // config.batch_size)
+        problems += check_plan(config, (len(images.train) - config.valid_size) // config.batch_size)
     try:
         models.check_fit(problem.make(), images.shape, images.classes, f"--arch_type {config.arch_type}")
     except ConfigError as error:
@@ -116,9 +118,38 @@ def refuse_other_settings(config: Config, runs: Sequence[Run]) -> None:
 
 def _device(config: Config) -> tuple[torch.device, str]:
     try:
-        return experiment.choose_device(config.gpu)
+        return choose_device(config.gpu)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def choose_device(gpu: str) -> tuple[torch.device, str]:
+    """The device that --gpu means, and a sentence about it where it is not what was asked for."""
+    if gpu == "cpu":
+        return torch.device("cpu"), ""
+    if gpu != "mps" and torch.cuda.is_available():
+        if int(gpu) < torch.cuda.device_count():
+            return torch.device(f"cuda:{gpu}"), ""
+        raise ValueError(f"--gpu must be below {torch.cuda.device_count()}, the number of GPUs, not {gpu}")
+    if torch.backends.mps.is_available():
+        return torch.device("mps"), ""
+    return torch.device("cpu"), "no GPU found: training on the CPU"
+
+
+def disk_needed(config: Config, problem: Problem, runs: Sequence[Run]) -> int:
+    """Bytes that the files of these runs will take at most, old ones included."""
+    model = problem.make()
+    state = sum(tensor.numel() * tensor.element_size() for tensor in models.state_of(model).values())
+    bits = sum(weight.numel() for weight in prune.prunable(model).values()) // 8
+    kept = {"all": config.prune_iterations, "last": 1, "none": 0}[config.keep_weights]
+    once = (
+        2 + bool(config.rewind.amount) + 5
+    )  # initial, dense, rewind; the checkpoint with its moments and best weights
+    total = 0
+    for run in runs:
+        own = config.prune_iterations - 1 if ARMS[run.arm].start != "original" else 0
+        total += state * (once + kept + own) + bits * config.prune_iterations
+    return total
 
 
 def _announce(
@@ -140,7 +171,7 @@ def _announce(
     }
     for run in runs:
         write_json(run.dumps / "config.json", {**about, "arm": run.arm, "seed": run.seed})
-    need, free = experiment.disk_needed(config, problem, runs) / 1e6, shutil.disk_usage(config.root).free / 1e6
+    need, free = disk_needed(config, problem, runs) / 1e6, shutil.disk_usage(config.root).free / 1e6
     where = runs[0].dumps.parent.parent
     _say(config, f"{len(runs)} runs of {config.prune_iterations} rounds on {about['device']}, results in {where}")
     _say(

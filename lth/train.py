@@ -15,25 +15,11 @@ from torch import Tensor
 from lth.data import Feed
 from lth.models import State
 from lth.network import Network, Optimizer, gradients
+from lth.plan import Plan
 
 
 class Stopped(Exception):
     """The training was asked to stop; its checkpoint has been written."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a round's training is: from iteration `start` to `steps`, evaluated every `evaluate_every`."""
-
-    steps: int
-    evaluate_every: int
-    lr: Callable[[int], float]  # learning rate of the step that follows an iteration
-    start: int = 0
-    keep_at: int | None = None  # the iteration whose weights later rounds rewind to
-
-    def next_evaluation(self, iteration: int) -> int:
-        """The first evaluation after `iteration`; the last iteration is always evaluated."""
-        return min((iteration // self.evaluate_every + 1) * self.evaluate_every, self.steps)
 
 
 @dataclass(frozen=True)
