@@ -148,41 +148,50 @@ def _in_processes(
     context = multiprocessing.get_context("spawn")
     events, stop = context.Queue(), context.Event()
     errors: list[BaseException] = []
+    waiting, running, done = dict(enumerate(tasks)), dict[Future[None], int](), set[int]()
     with ProcessPoolExecutor(jobs, context, _start_worker, (config, images, events, stop)) as pool:
-        waiting, running, done = dict(enumerate(tasks)), dict[Future[None], int](), set[int]()
-        while waiting or running:
-            if signalled():
-                stop.set()
-            if signalled() or any(isinstance(error, (RecordError, BrokenProcessPool)) for error in errors):
-                waiting.clear()
-            for number in [n for n, task in waiting.items() if done.issuperset(task.needs)]:
-                if len(running) < jobs:
-                    task = waiting.pop(number)
-                    running[pool.submit(_work, task)] = number
-            ended, _ = wait(running, POLL, FIRST_COMPLETED)
-            _drain(events, tell)
-            for future in ended:
-                number = running.pop(future)
-                error = future.exception()
-                if error is None:
-                    done.add(number)
-                    continue
-                if not isinstance(error, Stopped):
-                    errors.append(error)
-                waiting = {n: task for n, task in waiting.items() if number not in task.needs}
-            if not running and waiting and not any(done.issuperset(task.needs) for task in waiting.values()):
-                waiting.clear()  # what they need has failed
-        _drain(events, tell)
+        try:
+            while waiting or running:
+                if signalled() or any(isinstance(error, (RecordError, BrokenProcessPool)) for error in errors):
+                    stop.set()
+                    waiting.clear()
+                for number in [n for n, task in waiting.items() if done.issuperset(task.needs)]:
+                    if len(running) < jobs:
+                        with _undisturbed():
+                            running[pool.submit(_work, waiting.pop(number))] = number
+                ended, _ = wait(running, POLL, FIRST_COMPLETED)
+                _drain(events, tell)
+                for future in ended:
+                    number, error = running.pop(future), future.exception()
+                    if error is None:
+                        done.add(number)
+                    elif not isinstance(error, Stopped):
+                        errors.append(error)
+                if not running and not any(done.issuperset(task.needs) for task in waiting.values()):
+                    waiting.clear()  # what they need has failed
+        except BaseException:
+            stop.set()
+            raise
     _drain(events, tell)
     if signalled():
         raise Interrupted(signalled())
+    if errors and isinstance(errors[0], BrokenProcessPool):
+        raise TrialError("a worker process was killed, by lack of memory perhaps (--jobs lowers the need)") from None
     if errors:
-        first = errors[0]
-        if isinstance(first, BrokenProcessPool):
-            raise TrialError(
-                "a worker process was killed, by lack of memory perhaps (--jobs lowers the need)"
-            ) from None
-        raise first
+        raise errors[0]
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Start processes in which Ctrl-C is left to the parent from their first moment on."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what a child starts with
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _drain(events: Any, tell: Callable[[Event], None]) -> None:
