@@ -42,6 +42,7 @@ ARMS: dict[str, Arm] = {
     "finetune": Arm("prune, go on from the trained weights", start="trained"),
     "random": Arm("prune at random, original initial weights", scores="random"),
     "random_reinit": Arm("prune at random, fresh random weights", scores="random", start="fresh"),
+    "random_finetune": Arm("prune at random, go on from the trained weights", scores="random", start="trained"),
     "ticket_reinit": Arm("the masks that lt found, fresh random weights", mask="lt", start="fresh"),
     "ticket_shuffle": Arm("lt's counts a layer, places shuffled, original initial weights", mask="lt shuffled"),
 }

@@ -10,12 +10,14 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lth.config import ConfigError, derive_seed
+from lth import checks
+from lth.config import PROJECT, ConfigError, derive_seed
 
 CLASSES = {"mnist": 10, "fashionmnist": 10, "cifar10": 10, "cifar100": 100}
 TORCHVISION = {"mnist": "MNIST", "fashionmnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
@@ -30,6 +32,7 @@ class Images:
     """A data set: images uint8 (N, C, H, W), or float where they are normalised already, labels int64 (N,).
 
     `validation` holds (images, labels) where a set brings its own; else each trial splits some off the training images.
+    Where `as_is`, the model gets what `train` holds, of any type and shape (N, ...), and nothing is normalised.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Images:
     test_labels: Tensor
     classes: int
     validation: tuple[Tensor, Tensor] | None = None
+    as_is: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -48,6 +52,21 @@ class Images:
     def tensors(self) -> list[Tensor]:
         """All tensors, to be moved or shared."""
         return [self.train, self.train_labels, self.test, self.test_labels, *(self.validation or ())]
+
+    def feed(
+        self, seeds: Sequence[int], valid_size: int, batch_size: int, device: torch.device, augment: bool = False
+    ) -> Feed:
+        """What trials of these seeds train and evaluate on."""
+        return Feed(self, seeds, valid_size, batch_size, device, augment)
+
+
+class Source(Protocol):
+    """Anything that trials can be fed from: `Images`, or data that is streamed."""
+
+    def feed(
+        self, seeds: Sequence[int], valid_size: int, batch_size: int, device: torch.device, augment: bool = False
+    ) -> Feed:
+        """What trials of these seeds train and evaluate on."""
 
 
 def load(name: str, folder: Path) -> Images:
@@ -156,8 +175,9 @@ class Feed:
         self.batch_size, self.device, self.augment = batch_size, device, augment
         self.chunk = max(100, min(EVALUATION_CHUNK, STACK_CHUNK // len(seeds)))
         self.images, self.labels, self._test, self._test_labels = (x.to(device) for x in images.tensors()[:4])
-        self.flip = self.images.shape[1] == 3  # digits are not the same in a mirror
-        self.shift, self.scale = _normalisation(images.train)
+        self.flip = self.images.shape[1:2] == (3,)  # digits are not the same in a mirror
+        self.as_is = images.as_is or images.train.is_floating_point()
+        self.shift, self.scale = (torch.zeros(1), torch.ones(1)) if self.as_is else normalisation(images.train)
         self.shift, self.scale = self.shift.to(device), self.scale.to(device)
         if images.validation is None:
             splits = [split(len(images.train), valid_size, seed) for seed in seeds]
@@ -210,7 +230,7 @@ class Feed:
         """Float images of mean 0 and deviation 1 a channel; each cropped and flipped as `crop` says (black outside)."""
         if crop is not None:
             images = crop_and_flip(images, *crop)
-        return images if images.is_floating_point() else images.float().mul_(self.scale).add_(self.shift)
+        return images if self.as_is else images.float().mul_(self.scale).add_(self.shift)
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Chunks of validation images, (T * n, C, H, W) with the trials one after another, and labels (T * n,)."""
@@ -239,17 +259,74 @@ def crop_and_flip(images: Tensor, down: Tensor, right: Tensor, flip: Tensor) -> 
     return padded.permute(0, 2, 3, 1)[numbers, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _normalisation(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Shift and scale (C, 1, 1) that give uint8 training images mean 0 and standard deviation 1 in each channel."""
-    shape = (images.shape[1], 1, 1) if images.ndim == 4 else (1,)
-    if images.is_floating_point():
-        return torch.zeros(shape), torch.ones(shape)
+def normalisation(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Shift and scale (C, 1, 1) that give uint8 training images (N, C, H, W) mean 0 and deviation 1 in each channel."""
+    shape = (images.shape[1], 1, 1)
     counts = torch.stack([torch.bincount(images[:, c].reshape(-1), minlength=256) for c in range(images.shape[1])])
     levels = torch.arange(256, dtype=torch.float64)
     share = counts.double() / counts.sum(1, keepdim=True)
     mean = (share * levels).sum(1)
     deviation = (share * (levels - mean[:, None]) ** 2).sum(1).sqrt().clamp(min=1e-6)
     return (-mean / deviation).float().view(shape), (1 / deviation).float().view(shape)
+
+
+class Loader:
+    """Re-iterable batches of normalised images (B, C, H, W) and labels (B,); in a new order each pass if `shuffle`.
+
+    `images` (N, C, H, W) are uint8, `shift` and `scale` (C, 1, 1) what `normalisation` of the training images gave.
+    """
+
+    def __init__(
+        self, name: str, images: Tensor, labels: Tensor, batch_size: int, shuffle: bool, shift: Tensor, scale: Tensor
+    ) -> None:
+        self.name, self.images, self.labels, self.batch_size, self.shuffle = name, images, labels, batch_size, shuffle
+        self.shift, self.scale = shift, scale
+
+    def __len__(self) -> int:
+        return -(-len(self.labels) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.labels)) if self.shuffle else torch.arange(len(self.labels))
+        for batch in order.split(self.batch_size):
+            yield self.images[batch].float().mul_(self.scale).add_(self.shift), self.labels[batch]
+
+
+class Loaders(NamedTuple):
+    """A data set as three loaders."""
+
+    train: Loader
+    validation: Loader
+    test: Loader
+
+
+def load_MNIST(folder: str | Path, batch_size: int = 60, valid_size: int = 5000, seed: int = 0) -> Loaders:
+    """MNIST as loaders of training, validation and test batches.
+
+    Args:
+        folder: has `mnist.npz` or torchvision's copy of the set; where it has neither, the project's own file serves.
+        batch_size: images a batch.
+        valid_size: training images kept for validation, at most half of the 60000; which ones, `seed` decides.
+
+    Raises TypeError and ValueError that name the argument (ConfigError, a ValueError, if the data cannot be read).
+    """
+    images = load("mnist", holder("mnist", checks.path("folder", folder)))
+    valid_size = checks.whole("valid_size", valid_size, 1, len(images.train) // 2)
+    batch_size = checks.whole("batch_size", batch_size, 1, len(images.train) - valid_size)
+    kept, held = split(len(images.train), valid_size, checks.whole("seed", seed, 0))
+    shift, scale = normalisation(images.train[kept])
+    parts = ((images.train[kept], images.train_labels[kept]), (images.train[held], images.train_labels[held]))
+    train, validation, test = (
+        Loader("mnist", x, y, batch_size, number == 0, shift, scale)
+        for number, (x, y) in enumerate((*parts, (images.test, images.test_labels)))
+    )
+    return Loaders(train, validation, test)
+
+
+def holder(name: str, folder: Path) -> Path:
+    """`folder`, or the project's data folder where only that has the data set `name`."""
+    here = [entry.name.lower().replace("-", "") for entry in folder.iterdir()] if folder.is_dir() else []
+    ours = PROJECT / "data"
+    return ours if (ours / f"{name}.npz").exists() and not any(n.startswith(name) for n in here) else folder
 
 
 def check_sizes(images: Images, valid_size: int, batch_size: int) -> list[str]:

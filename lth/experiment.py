@@ -15,7 +15,7 @@ from torch import nn
 from lth import models, prune, records, tickets
 from lth.arms import ARMS
 from lth.config import Config, derive_seed
-from lth.data import Feed, Images
+from lth.data import Feed, Images, Source
 from lth.models import Build, State
 from lth.network import Criterion, Fused, Network, Optimizer
 from lth.plan import Plan, make_plan
@@ -36,15 +36,17 @@ class Problem:
     """What is trained: images, the model, its initial and its fresh random weights, loss, optimiser, pruning rule.
 
     `initial` and `fresh` give weights for a seed. `rule`, if given, prunes in place of the settings' own percentages.
+    `whose` tells problems apart that the settings do not name: files of one are not used for another.
     """
 
-    images: Images
+    images: Source
     make: Build
     initial: Callable[[int], State]
     fresh: Callable[[int], State]
     optimizer: Callable[[Network], Optimizer]
     criterion: Criterion = nn.functional.cross_entropy
     rule: Rule | None = None
+    whose: str = ""
 
     @classmethod
     def of(cls, config: Config, images: Images) -> Problem:
@@ -254,7 +256,8 @@ class Experiment:
         """How many runs train as one network: --stack, or on a GPU as many as STACK_WEIGHTS allows, else one."""
         if self.config.stack or self.device.type != "cuda":
             return self.config.stack or 1
-        return max(1, STACK_WEIGHTS // sum(parameter.numel() for parameter in self.problem.make().parameters()))
+        size = max(1, STACK_WEIGHTS // sum(parameter.numel() for parameter in self.problem.make().parameters()))
+        return size if size == 1 or stackable(self.problem) else 1
 
     def _share_dense(self, run: Run) -> bool:
         """Take over the dense round if another arm of this trial has it: the same seed, the same network."""
@@ -313,10 +316,23 @@ class Experiment:
         seeds = tuple(run.seed for run in runs)
         if seeds not in self._feeds:
             config = self.config
-            self._feeds[seeds] = Feed(
-                self.problem.images, seeds, config.valid_size, config.batch_size, self.device, config.augment
+            self._feeds[seeds] = self.problem.images.feed(
+                seeds, config.valid_size, config.batch_size, self.device, config.augment
             )
         return self._feeds[seeds]
 
     def _identity(self, run: Run) -> str:
-        return tickets.identity(self.config.deciding(), run)
+        whose = {"whose": self.problem.whose} if self.problem.whose else {}
+        return tickets.identity({**self.config.deciding(), **whose}, run)
+
+
+def stackable(problem: Problem) -> bool:
+    """Whether the model can be trained as one stacked network: torch.func.vmap cannot follow branches on values."""
+    model, images = problem.make(), torch.zeros(4, *problem.images.shape)
+    state, masks = models.state_of(model), prune.dense(prune.prunable(model))
+    try:
+        network = Network(model, [state, state], [masks, masks], torch.device("cpu"), problem.criterion)
+        network.losses(images, torch.zeros(4, dtype=torch.int64)).sum().backward()
+    except Exception:  # whatever a model's own code raises under vmap
+        return False
+    return True

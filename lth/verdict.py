@@ -18,21 +18,13 @@ from scipy.special import stdtrit  # Student's t quantile; scipy.stats has the s
 from lth import files, records
 from lth.arms import ARMS
 from lth.records import Run
+from lth.words import percent, trials
 
 COLUMNS = (
     *("round", "remaining", "arm", "trials", "test", "difference", "low", "high"),
     *("ES", "ES_ratio", "ES_dense", "winning"),
 )
 CONFIDENCE = 0.95
-
-
-def percent(value: float, digits: int = 2) -> str:
-    """A percentage in that many significant digits, as on the axes of the paper: 100, 51, 8.6, 0.12."""
-    if value == 0 or not math.isfinite(value):
-        return "0" if value == 0 else "nan"
-    decimals = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
-    text = f"{value:.{decimals}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def in_order(arms: Sequence[str]) -> list[str]:
@@ -66,8 +58,8 @@ def paired(runs: Sequence[Run]) -> pd.DataFrame:
 def table(runs: Sequence[Run]) -> pd.DataFrame:
     """A row a round and arm, over the trials that have finished the round (columns COLUMNS).
 
-    test and ES are means. difference is the mean, over trials, of the test accuracy minus that of the same trial's dense
-    round; low and high are its 95% interval by Student's t, NaN with fewer than two trials. ES_ratio is mean ES by mean
+    test and ES are means. difference is the mean, over trials, of test accuracy minus that of the trial's dense round;
+    low and high are its 95% interval by Student's t, NaN with fewer than two trials. ES_ratio is mean ES by mean
     ES of the dense rounds (ES_dense). winning: a mean accuracy no lower and a mean ES no later than those of the dense
     network (Frankle & Carbin, Section 1). ValueError if the runs are not of one model, data set and settings.
     """
@@ -107,8 +99,8 @@ def sentence(table: pd.DataFrame) -> str:
     """The verdict in one sentence: the sparsest winning ticket, and where the reinitialised arms fall off."""
     if table.empty:
         return "No round is finished yet."
-    trials = int(table["trials"].max())
-    means = f"means of {trials} trials" if trials > 1 else "one trial, so there is no interval"
+    count = int(table["trials"].max())
+    means = f"means of {count} trials" if count > 1 else "one trial, so there is no interval"
     if table["round"].max() == 0:
         dense = table.iloc[0]
         return (
@@ -160,14 +152,14 @@ def _falling(table: pd.DataFrame, arm: str) -> str:
 
 
 EXPLANATION = (
-    "test: accuracy at early stop, percent, mean over trials. vs dense: points above the same trial's dense network{ci}. "
-    "ES: early stop as a share of the dense network's ({dense} iterations). *: winning ticket, no less accurate and no "
+    "test: accuracy at early stop, percent, mean over trials. vs dense: points above the same trial's dense network"
+    "{ci}. ES: early stop as a share of the dense network's ({dense} iterations). *: winning ticket, no less accurate and no "
     "later than dense."
 )
 
 
 def render(table: pd.DataFrame, width: int) -> str:
-    """The table as aligned text: a line a sparsity, arms side by side, as many as fit into `width` and the others below.
+    """The table as aligned text: a line a sparsity, as many arms side by side as fit into `width`, others below.
 
     Plain characters only. A line is never wrapped: where `width` holds not even one arm, lines are longer.
     """
@@ -175,15 +167,14 @@ def render(table: pd.DataFrame, width: int) -> str:
         return ""
     rounds = table.drop_duplicates("round").set_index("round")["remaining"]
     head = ["round", "weights"]
-    left = {number: [f"{number}", f"{percent(value, 3)}%"] for number, value in rounds.items()}
+    left = {number: [f"{number}", f"{percent(value, 3, pad=True)}%"] for number, value in rounds.items()}
     fixed = sum(max(len(row[i]) for row in [head, *left.values()]) + 2 for i in range(2))
     blocks: list[list[tuple[str, str, dict[int, str]]]] = []
     used = width + 1
     for arm in in_order(table["arm"]):
         lines = table[table["arm"] == arm]
         heading, cells = _cells(lines)
-        trials = int(lines["trials"].max())
-        name = f"{arm}, {trials} trial{'s' if trials > 1 else ''}"
+        name = f"{arm}, {trials(int(lines['trials'].max()))}"
         size = max(len(name), len(heading)) + 2
         if used + size > width:
             blocks.append([])
@@ -193,7 +184,7 @@ def render(table: pd.DataFrame, width: int) -> str:
     text = "\n".join(_block(block, head, left) for block in blocks)
     ci = "" if table["low"].isna().all() else ", with its 95% interval (Student's t over trials)"
     dense = f"{table[table['round'] == 0]['ES'].mean():,.0f}"
-    return text + "\n" + textwrap.fill(EXPLANATION.format(ci=ci, dense=dense), max(width - 1, 40))
+    return text + "\n" + textwrap.fill(EXPLANATION.format(ci=ci, dense=dense), min(max(width - 1, 40), 110))
 
 
 def _cells(lines: pd.DataFrame) -> tuple[str, dict[int, str]]:
@@ -216,8 +207,8 @@ def _cells(lines: pd.DataFrame) -> tuple[str, dict[int, str]]:
 
 def _block(block: list[tuple[str, str, dict[int, str]]], head: list[str], left: dict[int, list[str]]) -> str:
     """Some arms side by side."""
-    drawn = Table(box=box.ASCII2, show_edge=False, pad_edge=False, padding=(0, 1))
-    drawn.box = box.Box("    \n    \n -- \n    \n -- \n -- \n    \n    \n", ascii=True)
+    ruled = box.Box("    \n    \n -- \n    \n -- \n -- \n    \n    \n", ascii=True)  # a line below the headings only
+    drawn = Table(box=ruled, show_edge=False, pad_edge=False, padding=(0, 1))
     for name in head:
         drawn.add_column(Text("\n" + name), justify="right", no_wrap=True)
     for name, heading, _ in block:

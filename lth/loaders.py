@@ -1,0 +1,350 @@
+"""Data of the user's own, as anything that gives batches: taken into memory once where it fits, streamed where not."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+)
+
+from lth import data
+from lth.checks import shown
+from lth.config import PROJECT, derive_seed
+from lth.data import Feed, Images, Loader, Loaders, Source
+
+PARTS = ("train", "validation", "test")
+EXPECTED = (
+    "the name of a data set, an .npz file, lth.data.Images, or train, validation and test (a named tuple, a tuple of "
+    "three, a dict or an object with these attributes) of re-iterable batches"
+)
+SAMPLES = 16  # examples that are drawn twice to see whether they are random (augmented)
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Data ready for training: where trials are fed from, the batch size that it came in (None if in no batches), how
+    many training examples a batch may have at most, a word for each size, and two examples to try a network on."""
+
+    source: Source
+    name: str
+    batch_size: int | None
+    largest_batch: int
+    valid_size: int
+    about: str
+    sample: Batch
+    classes: int
+
+
+def take(given: object, device: torch.device, in_memory: bool | None = None) -> Taken:
+    """The data that a user handed over: the name of a data set, `Images`, or training, validation and test batches.
+
+    A batch is (examples (B, ...), labels (B,)). What fits in half of the free memory is read once, put on `device`
+    and shuffled there; what does not, or whose examples change from pass to pass (random augmentation), is streamed.
+    `in_memory` decides that instead: True reads each example once, False streams.
+
+    Raises TypeError and ValueError that say which part of `data` is wrong.
+    """
+    images = as_images(given)
+    if images is not None:
+        return _of_images(images)
+    parts = dict(zip(PARTS, _three(given), strict=True))
+    for name, part in parts.items():
+        if not isinstance(part, Iterable) or isinstance(part, (str, bytes, Tensor, Mapping)):
+            raise TypeError(f"data.{name} must be a DataLoader or another re-iterable of batches, not {shown(part)}")
+        if iter(part) is part:
+            raise TypeError(f"data.{name} must give its batches again and again, as a DataLoader or a list does, "
+                            f"not once as {shown(part)}")  # fmt: skip
+    sizes = {name: len(_first(part, f"data.{name}")[1]) for name, part in parts.items()}
+    if in_memory is not False:
+        limit = None if in_memory else _free(device) // 2
+        collected = _all_collected(parts, limit)
+        if collected is not None:
+            return _of_tensors(collected, sizes["train"])
+    return _streamed(parts)
+
+
+def as_images(given: object) -> Images | None:
+    """The data set that a name, a file, `Images` or loaders of `lth.data` stand for; None if it is something else."""
+    if isinstance(given, Images):
+        return given
+    if isinstance(given, (str, Path)):
+        file = Path(given)
+        return data.read(file) if file.suffix == ".npz" else data.load(str(given), PROJECT / "data")
+    if isinstance(given, Loaders) and all(isinstance(part, Loader) for part in given):
+        (train, y), (test, z), held = *((part.images, part.labels) for part in (given.train, given.test)), given[1]
+        classes = int(max(part.labels.max() for part in given)) + 1
+        return Images(given.train.name, train, y, test, z, classes, (held.images, held.labels))
+    return None
+
+
+def _of_images(images: Images, batch_size: int | None = None) -> Taken:
+    count = len(images.train_labels)
+    held = 0 if images.validation else min(5000, max(count // 6, 1))
+    split = f"{held} held back" if not images.validation else f"{len(images.validation[1])} validation"
+    about = f"{count} training, {split}, {len(images.test_labels)} test examples of {tuple(images.train.shape[1:])}"
+    feed = Feed(images, [0], held, 1, torch.device("cpu")) if not images.as_is else None
+    x, y = images.train[:2], images.train_labels[:2]
+    sample = (feed.normalise(x) if feed else x, y)
+    return Taken(images, images.name, batch_size, count - held, held or 1, about, sample, images.classes)
+
+
+def _of_tensors(parts: Mapping[str, Batch], batch_size: int) -> Taken:
+    (x, y), validation, (test, z) = (parts[name] for name in PARTS)
+    classes = int(max(labels.max() for _, labels in parts.values())) + 1
+    for name, (examples, _) in parts.items():
+        if examples.shape[1:] != x.shape[1:]:
+            raise ValueError(
+                f"data.{name} must give examples of the shape {tuple(x.shape[1:])} that those of data.train have, "
+                f"not {tuple(examples.shape[1:])}"
+            )
+    return _of_images(Images("own", x, y, test, z, classes, validation, as_is=True), batch_size)
+
+
+def _three(given: Any) -> tuple[Any, Any, Any]:
+    """The training, validation and test part of `given`."""
+    if isinstance(given, Mapping):
+        found = tuple(given.get(name) for name in PARTS)
+    elif all(hasattr(given, name) for name in PARTS):
+        found = tuple(getattr(given, name) for name in PARTS)
+    elif isinstance(given, (tuple, list)) and len(given) == 3:
+        found = tuple(given)
+    else:
+        raise TypeError(f"data must be {EXPECTED}, not {shown(given)}")
+    for name, part in zip(PARTS, found, strict=True):
+        if part is None:
+            raise TypeError(f"data must be {EXPECTED}; its {name} is missing")
+    return found  # type: ignore[return-value]
+
+
+def _checked(batch: Any, where: str) -> Batch:
+    """Examples (B, ...) and labels (B,) of a batch."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise TypeError(f"{where} must give batches (examples, labels), not {shown(batch)}")
+    x, y = (torch.as_tensor(part) if isinstance(part, (Tensor, np.ndarray, list)) else part for part in batch)
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        raise TypeError(f"{where} must give batches of tensors, not {type(x).__name__} and {type(y).__name__}")
+    if x.ndim < 1 or y.ndim != 1 or len(x) != len(y) or not len(y):
+        raise ValueError(
+            f"{where} must give examples (B, ...) with one label each (B,), not {tuple(x.shape)} with {tuple(y.shape)}"
+        )
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or int(y.min()) < 0:
+        raise ValueError(f"{where} must give labels 0, 1, ... as whole numbers, not {y.dtype} from {y.min().item()}")
+    return x.detach(), y.detach().long()
+
+
+def _batches(loader: Iterable[Any], where: str, seed: int = 0) -> Iterator[Batch]:
+    """The checked batches of one pass, whose random draws `seed` decides; draws elsewhere are not disturbed."""
+    random = torch.Generator().manual_seed(seed).get_state()
+    batches: Iterator[Any] | None = None
+    while True:
+        outside = torch.get_rng_state()
+        torch.set_rng_state(random)
+        try:
+            batches = iter(loader) if batches is None else batches
+            batch = next(batches)
+        except StopIteration:
+            return
+        finally:
+            random = torch.get_rng_state()
+            torch.set_rng_state(outside)
+        yield _checked(batch, where)
+
+
+def _first(loader: Iterable[Any], where: str) -> Batch:
+    """The first batch of a pass."""
+    for batch in _batches(loader, where):
+        return batch
+    raise ValueError(f"{where} must give at least one batch, but it is empty")
+
+
+def _free(device: torch.device) -> int:
+    """Bytes of memory that are free, on the device and here (where everything passes through)."""
+    here = int(psutil.virtual_memory().available)
+    return min(here, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else here
+
+
+def _all_collected(parts: Mapping[str, Iterable[Any]], limit: int | None) -> dict[str, Batch] | None:
+    """All examples of each part; None if they change from pass to pass or take more than `limit` bytes."""
+    collected: dict[str, Batch] = {}
+    for name, part in parts.items():
+        if limit is not None and _changes(part):
+            return None
+        found = _collected(part, f"data.{name}", limit)
+        if found is None:
+            return None
+        if limit is not None:
+            limit -= _bytes(found)
+        collected[name] = found
+    return collected
+
+
+def _collected(loader: Iterable[Any], where: str, limit: int | None) -> Batch | None:
+    ordered = _in_order(loader)
+    if ordered is None and isinstance(loader, Loader):
+        ordered = Loader(loader.name, loader.images, loader.labels, 1000, False, loader.shift, loader.scale)
+    batches: list[Batch] = []
+    size = 0
+    for batch in _batches(loader if ordered is None else ordered, where):
+        if batches and batch[0].shape[1:] != batches[0][0].shape[1:]:
+            raise ValueError(
+                f"{where} must give examples of one shape, not {tuple(batches[0][0].shape[1:])} and then "
+                f"{tuple(batch[0].shape[1:])}"
+            )
+        batches.append(batch)
+        size += _bytes(batch)
+        if limit is not None and 2 * size > limit:  # joining them needs as much again
+            return None
+    x, y = torch.cat([x.cpu() for x, _ in batches]), torch.cat([y.cpu() for _, y in batches])
+    known = ordered is not None or isinstance(loader, (list, tuple, Loader))
+    if limit is not None and not known and not _same_again(loader, where, x):
+        return None
+    return x, y
+
+
+def _bytes(batch: Batch) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in batch)
+
+
+def _in_order(loader: Iterable[Any]) -> DataLoader[Any] | None:
+    """A DataLoader of the same examples, each once and in a fixed order; None where there is no knowing them."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
+        return None
+    sampler, dataset = loader.sampler, loader.dataset
+    if isinstance(sampler, SubsetRandomSampler):
+        dataset = Subset(dataset, sorted(int(i) for i in sampler.indices))
+    elif isinstance(sampler, RandomSampler):
+        if sampler.replacement or sampler.num_samples != len(dataset):  # type: ignore[arg-type]
+            return None
+    elif type(sampler) is not SequentialSampler:
+        return None
+    return DataLoader(
+        dataset,
+        batch_size=loader.batch_size,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        worker_init_fn=loader.worker_init_fn,
+        drop_last=loader.drop_last and isinstance(sampler, SequentialSampler),
+    )
+
+
+def _changes(loader: Iterable[Any]) -> bool:
+    """Whether the data set of a DataLoader gives other examples a second time, as random augmentation does."""
+    ordered = _in_order(loader)
+    if ordered is None:
+        return False
+    with torch.random.fork_rng(devices=[]):
+        places = range(min(SAMPLES, len(ordered.dataset)))  # type: ignore[arg-type]
+        (x, _), (again, _) = (
+            _checked(ordered.collate_fn([ordered.dataset[i] for i in places]), "data") for _ in range(2)
+        )
+    return x.shape != again.shape or not torch.equal(x, again)
+
+
+def _same_again(loader: Iterable[Any], where: str, examples: Tensor) -> bool:
+    """Whether a second pass gives the examples of the first, in any order: compared by their sums."""
+
+    def sums(x: Tensor) -> Tensor:
+        weights = torch.linspace(1, 2, x[0].numel(), dtype=torch.float64)
+        return x.cpu().flatten(1).double() @ weights if x.ndim > 1 else x.cpu().double()
+
+    second = torch.cat([sums(x) for x, _ in _batches(loader, where, seed=1)]).sort().values
+    first = torch.cat([sums(x) for x in examples.split(1000)]).sort().values
+    return first.shape == second.shape and torch.allclose(first, second, rtol=1e-9, equal_nan=True)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Data that is read from the user's loaders, batch by batch; `steps` full training batches a pass."""
+
+    train: Iterable[Any]
+    validation: Iterable[Any]
+    test: Iterable[Any]
+    steps: int
+    batch_size: int
+
+    def feed(
+        self, seeds: Sequence[int], valid_size: int, batch_size: int, device: torch.device, augment: bool = False
+    ) -> Feed:
+        """What one trial trains and evaluates on."""
+        return StreamFeed(self, device)
+
+
+class StreamFeed(Feed):
+    """Feeds one trial from loaders. A batch of draws is the number of a batch in the pass that `epoch` began."""
+
+    capturable = False
+
+    def __init__(self, stream: Stream, device: torch.device) -> None:
+        self.stream, self.device, self.batch_size = stream, device, stream.batch_size
+        self.epoch_steps = stream.steps
+        self._pass: tuple[object, Iterator[Batch]] = (None, iter(()))
+        self._next = 0
+
+    def epoch(self, seeds: Sequence[Sequence[object]], epoch: int) -> Tensor:
+        """The numbers of the batches of one pass, (steps,); what random draws it makes, seeds and `epoch` decide."""
+        if self._pass[0] != (seeds, epoch):
+            self._pass = ((seeds, epoch), self._full(derive_seed(*seeds[0], epoch)))
+            self._next = 0
+        return torch.arange(self.epoch_steps)
+
+    def _full(self, seed: int) -> Iterator[Batch]:
+        """The full batches of as many passes as are needed."""
+        for number in itertools.count():
+            batches = _batches(self.stream.train, "data.train", derive_seed(seed, number))
+            found = False
+            for batch in batches:
+                if len(batch[1]) == self.batch_size:
+                    found = True
+                    yield batch
+            if not found:
+                raise ValueError(f"data.train has no batch of {self.batch_size} examples any more")
+
+    def fetch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """The examples and labels of a batch; those before it are skipped."""
+        x, y = next(itertools.islice(self._pass[1], int(batch) - self._next, None))
+        self._next = int(batch) + 1
+        return x.to(self.device), y.to(self.device)
+
+    def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The validation batches."""
+        return self._evaluated(self.stream.validation, "data.validation")
+
+    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test batches."""
+        return self._evaluated(self.stream.test, "data.test")
+
+    def _evaluated(self, loader: Iterable[Any], where: str) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((x.to(self.device), y.to(self.device)) for x, y in _batches(loader, where))
+
+
+def _streamed(parts: Mapping[str, Iterable[Any]]) -> Taken:
+    first = {name: _first(part, f"data.{name}") for name, part in parts.items()}
+    size, train = len(first["train"][1]), parts["train"]
+    ordered = _in_order(train)
+    if ordered is not None:
+        total = len(ordered.dataset)  # type: ignore[arg-type]
+        steps, counted = total // size, f"{total} training examples"
+    else:
+        steps = sum(len(y) == size for _, y in _batches(train, "data.train"))
+        counted = f"{steps} training batches of {size}"
+    classes = int(max(y.max() for _, y in first.values())) + 1  # of what was seen
+    x, y = first["train"]
+    about = f"{counted} of {tuple(x.shape[1:])}, streamed"
+    stream = Stream(parts["train"], parts["validation"], parts["test"], steps, size)
+    return Taken(stream, "own", size, size, 1, about, (x[:2], y[:2]), classes)

@@ -1,0 +1,234 @@
+"""Tiny data sets, models and experiments that the tests share."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lth import data, models, prune
+from lth.config import Config
+from lth.data import Feed, Images
+from lth.experiment import Event, Experiment, Note, Problem
+from lth.jobs import runs_of
+from lth.network import Fused, Network
+from lth.plan import Plan
+from lth.prune import Masks
+from lth.records import Run
+from lth.train import Training
+
+CPU = torch.device("cpu")
+CLASSES, SIDE = 4, 8
+
+MODELS = '''
+from torch import nn
+
+
+class {name}(nn.Module):
+    def __init__(self, num_classes=4):
+        super().__init__()
+        self.layers = nn.Sequential({layers})
+
+    def forward(self, x):
+        return self.layers(x)
+'''
+LAYERS = {
+    "mlp": "nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, num_classes)",
+    "drop": "nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.3), "
+    "nn.Linear(12, num_classes)",
+    "conv": "nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(), "
+    "nn.Linear(16, num_classes)",
+}
+
+
+class Mlp(nn.Module):
+    """64 - 12 - 4, for images of 1 x 8 x 8."""
+
+    def __init__(self, hidden: int = 12) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(SIDE * SIDE, hidden), nn.Linear(hidden, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1(x.flatten(1)).tanh())  # no unit dies
+
+
+class Conv(nn.Module):
+    """A convolution with batch norm, and a Linear layer."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1, bias=False)  # batch norm would leave it a gradient of noise
+        self.norm = nn.BatchNorm2d(4)
+        self.dropout, self.fc = nn.Dropout(dropout), nn.Linear(4 * 16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.dropout(nn.functional.max_pool2d(self.norm(self.conv(x)).relu(), 2)).flatten(1))
+
+
+def arrays(count: int = 120, tests: int = 40, seed: int = 0, shape: tuple[int, ...] = (SIDE, SIDE)) -> dict[str, Any]:
+    """Images of CLASSES classes that a small network can learn: a bright block in one corner, and noise."""
+    rng = np.random.default_rng(seed)
+
+    def half(number: int) -> tuple[np.ndarray, np.ndarray]:
+        y = np.arange(number) % CLASSES
+        x = rng.integers(0, 120, (number, *shape))
+        for i, label in enumerate(y):
+            top, left = 4 * (label // 2), 4 * (label % 2)
+            x[i, top : top + 4, left : left + 4] += 100
+        return x.astype(np.uint8), y.astype(np.uint8)
+
+    (x_train, y_train), (x_test, y_test) = half(count), half(tests)
+    return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+
+
+def make_images(**options: Any) -> Images:
+    """The same as a data set in memory."""
+    made = arrays(**options)
+    x = {key: made[f"x_{key}"] for key in ("train", "test")}
+    planes = {key: torch.from_numpy(v[:, None] if v.ndim == 3 else v.transpose(0, 3, 1, 2)) for key, v in x.items()}
+    labels = {key: torch.from_numpy(made[f"y_{key}"]).long() for key in ("train", "test")}
+    return Images("tiny", planes["train"], labels["train"], planes["test"], labels["test"], CLASSES)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny networks are quickest, and sums the same, on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with archs/tiny/{mlp,drop,conv}.py and data/tiny.npz, which `lth` takes its models from."""
+    folder = tmp_path / "archs" / "tiny"
+    folder.mkdir(parents=True)
+    for name, layers in LAYERS.items():
+        (folder / f"{name}.py").write_text(MODELS.format(name=name.capitalize(), layers=layers))
+    (tmp_path / "data").mkdir()
+    np.savez(tmp_path / "data" / "tiny.npz", **arrays())
+    monkeypatch.setattr(models, "ARCHS", tmp_path / "archs")
+    return tmp_path
+
+
+def settings(place: Path, **changes: Any) -> Config:
+    """Settings of an experiment in `place` that lasts a fraction of a second."""
+    usual: dict[str, Any] = {
+        **{"arch_type": "mlp", "dataset": "tiny", "data": place / "data", "root": place, "gpu": "cpu", "jobs": 1},
+        **{"prune_iterations": 3, "prune_percent": 30, "end_iter": "8it", "valid_freq": "4it", "valid_size": 40},
+        **{"batch_size": 10, "lr": 0.01, "quiet": True},
+    }
+    return Config(**(usual | changes))
+
+
+class Told(list[Event]):
+    """Listens to an experiment."""
+
+    def __call__(self, event: Event) -> None:
+        self.append(event)
+
+    @property
+    def notes(self) -> str:
+        """All sentences for the user."""
+        return "\n".join(event.text for event in self if isinstance(event, Note))
+
+
+def experiment(config: Config, tell: Callable[[Event], None] | None = None, **options: Any) -> Experiment:
+    """The experiment of these settings on the CPU."""
+    problem = Problem.of(config, data.load(config.dataset, config.data))
+    return Experiment(config, problem, CPU, tell or Told(), **options)
+
+
+def do(config: Config, tell: Callable[[Event], None] | None = None, **options: Any) -> list[Run]:
+    """Do all rounds of all runs of these settings, in this process."""
+    runs = runs_of(config)
+    experiment(config, tell, **options).run(runs, config.prune_iterations)
+    return runs
+
+
+def results(root: Path, kinds: tuple[str, ...] = ("dumps", "saves")) -> dict[str, bytes]:
+    """The files that must not depend on stops: all tables but times.csv, tickets and weights."""
+    unsteady = ("times.csv", "config.json", "checkpoint.safetensors")
+    return {
+        str(file.relative_to(root)): file.read_bytes()
+        for kind in kinds
+        for file in sorted((root / kind).rglob("*"))
+        if file.suffix in (".csv", ".safetensors") and file.name not in unsteady
+    }
+
+
+def assert_same(found: Mapping[str, bytes], expected: Mapping[str, bytes]) -> None:
+    """The same files with the same bytes; names those that differ."""
+    assert sorted(found) == sorted(expected)
+    assert [name for name in expected if found[name] != expected[name]] == []
+
+
+def random_masks(model: nn.Module, keep: float = 0.5, seed: int = 0) -> Masks:
+    """Masks that keep about that share of the prunable weights."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.rand(weight.shape, generator=generator) < keep for name, weight in prune.prunable(model).items()}
+
+
+def training(
+    make: Callable[[], nn.Module],
+    plan: Plan,
+    *,
+    seeds: tuple[int, ...] = (0,),
+    kind: str = "adam",
+    lr: float = 0.01,
+    keep: float | None = None,
+    images: Images | None = None,
+    resume: Any = None,
+    feed: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Training:
+    """A training of one trial a seed, at its beginning; pruned at random to `keep` if given."""
+    states = [models.state_of(models.build(make, "glorot", seed)) for seed in seeds]
+    masks = [
+        random_masks(make(), keep, seed) if keep is not None else prune.dense(prune.prunable(make())) for seed in seeds
+    ]
+    network = Network(make(), states, masks, CPU)
+    made = Feed(images or make_images(), seeds, 40, 10, CPU, **(feed or {}))
+    optimizer = Fused(kind, network, lr, **options)
+    return Training(network, optimizer, made, plan, [(seed, "order", 0) for seed in seeds], 7, resume)
+
+
+def constant(lr: float = 0.01) -> Callable[[int], float]:
+    """A learning rate that stays."""
+    return lambda iteration: lr
+
+
+class Killed(BaseException):
+    """What a process that is killed would notice of it, if it noticed anything."""
+
+
+@contextlib.contextmanager
+def killed_at(operation: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Within it, change number `operation` of a file (write, rename, link, deletion) raises Killed before it is done,
+    as do all later ones. Gives a list with the number of changes so far."""
+    count = [0]
+
+    def guarded(change: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(*arguments: Any, **options: Any) -> Any:
+            count[0] += 1
+            if count[0] > operation:
+                raise Killed
+            return change(*arguments, **options)
+
+        return checked
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", guarded(os.fsync))
+        patch.setattr(os, "link", guarded(os.link))
+        for name in ("replace", "rename", "unlink"):
+            patch.setattr(Path, name, guarded(getattr(Path, name)))
+        with contextlib.suppress(Killed):
+            yield count
