@@ -49,13 +49,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Draw what the flags ask for."""
+    """Draw what the flags ask for. Runs that cannot be read are reported and left out; the exit code is then 2."""
     flags = parser().parse_args(argv)
 
     from lth import records  # PyTorch and matplotlib load here, once the flags have been found good
 
-    found = records.find(flags.root, flags.arch_type, flags.dataset, flags.name)
-    if not found:
+    spoiled: list[records.RecordError] = []
+    found = records.find(flags.root, flags.arch_type, flags.dataset, flags.name, spoiled.append)
+    for error in spoiled:
+        print(f"error: {error}", file=sys.stderr)
+    if not found and not spoiled:
         raise ConfigError(_nothing(flags))
     groups = [list(runs) for _, runs in itertools.groupby(found, lambda run: run.plots)]
     for runs in groups:
@@ -64,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         from lth.grid import grid
 
         print("\n".join(f"  {path}" for path in grid(groups, flags.root / "plots", flags.format)))
-    return 0
+    return 2 if spoiled else 0
 
 
 def _nothing(flags: argparse.Namespace) -> str:

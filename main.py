@@ -13,13 +13,17 @@ from collections.abc import Sequence
 
 import utils
 from lth import flags
+from lth.config import Config
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the experiment that the flags ask for, or go on with it, and show what came of it."""
-    config = flags.parse(argv, check=utils.name_problems)
+    return perform(flags.parse(argv, check=utils.name_problems), argv)
 
-    from lth import records, session  # PyTorch loads here, once the flags have been found good
+
+def perform(config: Config, argv: Sequence[str]) -> int:
+    """The same for settings, which the command line `argv` gave."""
+    from lth import board, records, session  # PyTorch loads here, once the flags have been found good
 
     failure = None
     try:
@@ -28,7 +32,9 @@ def main(argv: Sequence[str]) -> int:
         failure = error
     runs = records.find(config.root, config.arch_type, config.dataset, config.folder())
     if runs:
-        utils.conclude(runs, config.format, config.quiet)
+        written = utils.conclude(runs, config.format, config.quiet)
+        if config.tensorboard:
+            board.add_figures(runs[0], written)
     if failure:
         raise failure
     return 0

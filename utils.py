@@ -55,13 +55,14 @@ def name_problems(arch_type: str, dataset: str) -> Sequence[str]:
 
 def conclude(runs: Sequence[Run], format: str, quiet: bool = False) -> list[Path]:
     """Draw the figures of runs of one model, data set and settings, print the verdict and the files written."""
-    from lth import figures, verdict
+    from lth import figures, verdict, words
 
     folder = runs[0].plots
     table = verdict.table(runs)
-    written = [*figures.draw_all(runs, folder, format), verdict.write(table, folder)]
+    written = figures.draw_all(runs, folder, format, lambda problem: print(f"warning: {problem}", file=sys.stderr))
+    written.append(verdict.write(table, folder))
     if not quiet:
-        print(f"\n{runs[0].arch_type} on {runs[0].dataset}, {runs[0].settings}")
+        print(f"\n{words.title(runs[0])}: {words.settings(runs[0])}\n")
         print(verdict.render(table, shutil.get_terminal_size((100, 24)).columns))
     print(verdict.sentence(table))
     print("\n".join(["", "written:", *(f"  {path}" for path in written)]))

@@ -74,7 +74,8 @@ def compare(args: argparse.Namespace, problem: Problem, device: str) -> list[dic
         rows.append(["  min-max", *(spreads[name].cells(digits)[1] for name in loops)])
     rows.insert(3, ["images/s", *(f"{1 / Spread.of(per_image[name]).median:,.0f}" for name in loops)])
     stacked = f", {args.stack} stacked trials" if args.stack > 1 else ""
-    show(f"{problem.name}, {device}, batch {args.batch_size}, {args.optimizer}{stacked}{problem.remark}", rows)
+    setting = f"batch {args.batch_size}, {args.optimizer}, {args.threads} thread(s)"
+    show(f"{problem.name}, {device}, {setting}{stacked}{problem.remark}", rows)
 
     if args.parts:
         for name, loop in loops.items():
@@ -97,15 +98,15 @@ def show_parts(title: str, args: argparse.Namespace, engine: Engine) -> None:
     with numerics(engine.precision, args.threads):
         batch = engine.training.feed.epoch(engine.training.order_seeds, 0)[0]
         products = products_of(engine, batch)
-        _repeat(products, 10)
+        _repeat(products, 10, engine.device)
     whole, alone = [], []
     stages: dict[str, list[float]] = {name: [] for name in STAGES}
     for _ in range(args.repeats):
         whole.append(elapsed(partial(engine.run, count)))
         with numerics(engine.precision, args.threads):
-            for name, seconds in stage_times(engine, count).items():
-                stages[name].append(seconds)
-            alone.append(elapsed(lambda: (_repeat(products, count), synchronise(engine.device))))
+            for name, total in stage_times(engine, count).items():
+                stages[name].append(total)
+            alone.append(elapsed(partial(_repeat, products, count, engine.device)))
     parts = {"whole step": whole, **stages, PRODUCTS: alone}
     dispatch = [f + b - p for f, b, p in zip(stages[STAGES[1]], stages[STAGES[2]], alone, strict=True)]
     parts["forward, backward beside them"] = dispatch
@@ -117,10 +118,11 @@ def show_parts(title: str, args: argparse.Namespace, engine: Engine) -> None:
     show(title + (" (stages without CUDA graph)" if engine.device.type == "cuda" else ""), rows)
 
 
-def _repeat(calls: Sequence[Callable[[], object]], count: int) -> None:
+def _repeat(calls: Sequence[Callable[[], object]], count: int, device: torch.device) -> None:
     for _ in range(count):
         for call in calls:
             call()
+    synchronise(device)
 
 
 def stage_times(engine: Engine, count: int) -> Mapping[str, float]:

@@ -139,7 +139,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             ["images/s", f"{args.batch_size * 1e6 / step.median:,.0f}", ""],
             [f"evaluation of {len(problem.images.test):,} images, ms", f"{1000 * evaluation:,.0f}", ""],
         ]
-        show(f"textbook, {name}, {args.device}, batch {args.batch_size}{problem.remark}", rows)
+        setting = f"batch {args.batch_size}, {args.optimizer}, {args.threads} thread(s)"
+        show(f"textbook, {name}, {args.device}, {setting}{problem.remark}", rows)
         results.append({"model": name, "steps": steps, "seconds": seconds, "evaluation_seconds": evaluation})
     write_json(args.json, facts, results)
 

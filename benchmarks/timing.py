@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
@@ -12,12 +13,13 @@ from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 LIBRARIES = ("torch", "torchvision", "numpy", "pillow")
 Rows = Sequence[Sequence[str]]
+Key = TypeVar("Key")  # the name of a contender, in whatever form
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,9 @@ def ratio(slower: Sequence[float], faster: Sequence[float]) -> Spread:
     return Spread.of([a / b for a, b in zip(slower, faster, strict=True)])
 
 
-def in_turns(contenders: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def in_turns(contenders: Mapping[Key, Callable[[], object]], repeats: int) -> dict[Key, list[float]]:
     """Seconds of each call of each contender, called A B C A B C ... `repeats` times."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    seconds: dict[Key, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, call in contenders.items():
             seconds[name].append(elapsed(call))
@@ -97,7 +99,7 @@ def json_flag(made: argparse.ArgumentParser) -> None:
 
 def about() -> dict[str, Any]:
     """Date, machine in words and versions, for the head of the output."""
-    cpu = f"{torch.get_num_threads()} thread(s) of {processor()}"
+    cpu = f"{os.cpu_count()} cores of {processor()}"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     libraries = {name: version(name) for name in LIBRARIES}
     return {

@@ -119,9 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure the parts that the flags say."""
     made = parser(__doc__, seconds=2.0, repeats=5)
     add_problem_flags(made, ["fc1/mnist"])
-    made.add_argument(
-        "--devices", nargs="+", default=devices(), help="for stacks (default: all there are, %(default)s)"
-    )
+    made.add_argument("--devices", nargs="+", default=devices(), help="for stacks (default: %(default)s)")
     made.add_argument("--precision", choices=("fast", "fp32", "bf16"), default="fast", help="default: %(default)s")
     made.add_argument("--parts", nargs="+", choices=("jobs", "stacked"), default=["jobs", "stacked"])
     made.add_argument("--jobs", nargs="+", type=int, default=[1, 2], help="processes (default: %(default)s)")

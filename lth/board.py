@@ -6,6 +6,7 @@ line up in TensorBoard's views.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,6 @@ class Board:
             self._curves(event.run, event.round * event.steps + found.iteration, vars(found))
         elif isinstance(event, RoundDone):
             self._round(event)
-
-    def figures(self, runs: list[Run], files: list[Path]) -> None:
-        """Add PNG figures of these runs, once, beside their arms."""
-        from matplotlib.image import imread
-
-        with SummaryWriter(str(_folder(runs[0]).parent.parent)) as writer:
-            for file in files:
-                if file.suffix == ".png":
-                    writer.add_image(file.stem, imread(file)[..., :3], dataformats="HWC")
 
     def close(self) -> None:
         """Write what is still in memory, and each run's settings beside its last round (the HPARAMS view)."""
@@ -82,6 +74,16 @@ class Board:
             if len(survivors):
                 writer.add_histogram(name, survivors.numpy(), number)
         self.last[run] = row
+
+
+def add_figures(run: Run, files: Sequence[Path]) -> None:
+    """Log the PNG pictures of the settings that `run` has, once for all their arms and trials."""
+    from matplotlib.image import imread
+
+    with SummaryWriter(str(_folder(run).parent.parent / "figures")) as writer:
+        for file in files:
+            if file.suffix == ".png":
+                writer.add_image(file.stem, imread(file)[..., :3], dataformats="HWC")
 
 
 def _folder(run: Run) -> Path:

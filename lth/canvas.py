@@ -19,6 +19,7 @@ import numpy as np
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from lth import files, words
@@ -47,10 +48,11 @@ LOOKS: dict[str, tuple[int, str, Any]] = {
     "finetune": (4, "D", (0, (7, 1, 1, 1))),
     "random": (9, "X", (0, (1, 1))),
     "random_reinit": (5, "P", (0, (2, 2))),
+    "random_finetune": (6, "<", (0, (6, 2))),
     "ticket_reinit": (2, "^", (0, (4, 1, 1, 1))),
     "ticket_shuffle": (3, "v", (0, (4, 1, 1, 1, 1, 1))),
 }
-SPARE = ((6, "<", (0, (6, 2))), (8, ">", (0, (3, 3))), (7, "p", (0, (1, 2))))  # for arms that come later
+SPARE = ((7, ">", (0, (3, 3))), (8, "p", (0, (1, 2))))  # for arms that come later
 
 
 def look(arm: str) -> Look:
@@ -60,11 +62,11 @@ def look(arm: str) -> Look:
     return Look(seaborn.color_palette("colorblind")[place], marker, dashes)
 
 
-def line(arm: str) -> dict[str, Any]:
+def line(arm: str, scale: float = 1.0) -> dict[str, Any]:
     """The look of an arm as arguments of Axes.plot."""
     found = look(arm)
-    style = {"color": found.color, "marker": found.marker, "linestyle": found.dashes, "linewidth": 1.6}
-    return {**style, "markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.5}
+    style = {"color": found.color, "marker": found.marker, "linestyle": found.dashes, "linewidth": 1.6 * scale}
+    return {**style, "markersize": 4.5 * scale, "markeredgecolor": "white", "markeredgewidth": 0.5}
 
 
 def shades(count: int) -> list[Any]:
@@ -75,8 +77,8 @@ def shades(count: int) -> list[Any]:
 @contextmanager
 def sheet(file: Path, height: float, runs: Sequence[Run], what: str, width: float = WIDTH) -> Iterator[Figure]:
     """A figure of that size in inches, headed by whose numbers it shows, written to `file` at the end of the block."""
-    theme = {**seaborn.axes_style("darkgrid"), **seaborn.plotting_context("paper")}
-    own = {
+    theme: Any = {**seaborn.axes_style("darkgrid"), **seaborn.plotting_context("paper")}
+    own: Any = {
         **{"font.sans-serif": ["DejaVu Sans"], "font.size": 8.5, "axes.labelsize": 8.5, "axes.titlesize": 9},
         **{"xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8, "figure.titlesize": 9.5},
         **{"axes.titlepad": 4, "xtick.major.pad": 2, "ytick.major.pad": 2, "grid.linewidth": 0.8},
@@ -84,11 +86,10 @@ def sheet(file: Path, height: float, runs: Sequence[Run], what: str, width: floa
         **{"pdf.fonttype": 42, "svg.hashsalt": "lth"},
     }
     with matplotlib.rc_context({**theme, **own}):
-        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.07, h_pad=0.05)  # type: ignore[union-attr]
+        figure = Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.05))
         lines = [f"{words.title(runs[0])}: {what}"] if runs else [what]
         if runs:
-            lines += textwrap.wrap(words.settings(runs[0]), int(width * 15))
+            lines += textwrap.wrap(words.settings(runs[0]), int(width * 13))
         figure.suptitle("\n".join(lines), color=DARK)
         yield figure
         save(figure, file)
@@ -130,22 +131,28 @@ def iterations_axis(axis: Any) -> None:
 def accuracy_axis(axes: Axes, values: Sequence[float], least: float = 5.0) -> float:
     """Limits of a y axis of accuracies, so that a few collapsed networks do not flatten all others; gives the lower.
 
-    The axis reaches from the top three times as far down as the middle value, and at least `least` points.
+    Where values lie far below, the axis reaches from the top three times as far down as the middle value, and at least
+    `least` points.
     """
     found = np.asarray([value for value in values if math.isfinite(value)])
     top, lowest = float(found.max(initial=0)), float(found.min(initial=100))
-    bottom = max(lowest, top - max(least, 3 * (top - float(np.median(found))))) if len(found) else 0.0
+    reach = max(least, 3 * (top - float(np.median(found)))) if len(found) else 100.0
+    bottom = lowest if top - lowest < 1.8 * reach else top - reach
     room = max((top - bottom) * 0.06, 0.05)
     axes.set_ylim(bottom - room, top + room)
     return bottom - room
 
 
-def note_below(axes: Axes, values: Sequence[float], limit: float) -> None:
-    """Say in the picture where values lie below the axis."""
+def note_below(
+    axes: Axes, values: Sequence[float], limit: float, side: str = "left", what: str = "below this axis: down to"
+) -> None:
+    """Say in the picture, at the bottom of that side, that values lie below the axis and how far."""
     lowest = min(values, default=limit)
     if lowest < limit:
-        note = f"▼ below this axis: down to {lowest:.3g}"
-        axes.text(0.02, 0.03, note, transform=axes.transAxes, fontsize=7.5, color=DARK, va="bottom")
+        place = 0.02 if side == "left" else 0.98
+        behind = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1.5}
+        spot: Any = {"transform": axes.transAxes, "va": "bottom", "ha": side, "zorder": 6, "bbox": behind}
+        axes.text(place, 0.03, f"▼ {what} {lowest:.3g}", fontsize=7.5, color=DARK, **spot)
 
 
 def legend(figure: Figure, axes: Iterable[Axes], caption: str = "", columns: int = 5) -> None:

@@ -69,7 +69,9 @@ def rewind(name: str, value: Any, iterations: int) -> Duration:
         raise TypeError(f"{name} must be {limits}, not {shown(value)}")
     if not 0 <= value < iterations or (value >= 1 and value != int(value)):
         raise ValueError(f"{name} must be {limits}, not {value}")
-    return Duration(value if value >= 1 or not value else min(max(round(value * iterations), 1), iterations - 1), "it")
+    if not value:
+        return Duration(0)
+    return Duration(value if value >= 1 else min(max(round(value * iterations), 1), iterations - 1), "it")
 
 
 def device(name: str, value: Any) -> str:

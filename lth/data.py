@@ -33,6 +33,7 @@ class Images:
 
     `validation` holds (images, labels) where a set brings its own; else each trial splits some off the training images.
     Where `as_is`, the model gets what `train` holds, of any type and shape (N, ...), and nothing is normalised.
+    `scaling` is the shift and scale that normalise the images, where they are not to be computed from `train`.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Images:
     classes: int
     validation: tuple[Tensor, Tensor] | None = None
     as_is: bool = False
+    scaling: tuple[Tensor, Tensor] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,6 +64,10 @@ class Images:
 
 class Source(Protocol):
     """Anything that trials can be fed from: `Images`, or data that is streamed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of an example."""
 
     def feed(
         self, seeds: Sequence[int], valid_size: int, batch_size: int, device: torch.device, augment: bool = False
@@ -177,7 +183,8 @@ class Feed:
         self.images, self.labels, self._test, self._test_labels = (x.to(device) for x in images.tensors()[:4])
         self.flip = self.images.shape[1:2] == (3,)  # digits are not the same in a mirror
         self.as_is = images.as_is or images.train.is_floating_point()
-        self.shift, self.scale = (torch.zeros(1), torch.ones(1)) if self.as_is else normalisation(images.train)
+        scaling = images.scaling or ((torch.zeros(1),) * 2 if self.as_is else normalisation(images.train))
+        self.shift, self.scale = scaling
         self.shift, self.scale = self.shift.to(device), self.scale.to(device)
         if images.validation is None:
             splits = [split(len(images.train), valid_size, seed) for seed in seeds]
@@ -313,7 +320,7 @@ def load_MNIST(folder: str | Path, batch_size: int = 60, valid_size: int = 5000,
     valid_size = checks.whole("valid_size", valid_size, 1, len(images.train) // 2)
     batch_size = checks.whole("batch_size", batch_size, 1, len(images.train) - valid_size)
     kept, held = split(len(images.train), valid_size, checks.whole("seed", seed, 0))
-    shift, scale = normalisation(images.train[kept])
+    shift, scale = normalisation(images.train)
     parts = ((images.train[kept], images.train_labels[kept]), (images.train[held], images.train_labels[held]))
     train, validation, test = (
         Loader("mnist", x, y, batch_size, number == 0, shift, scale)

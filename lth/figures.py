@@ -7,6 +7,7 @@ where there is nothing to show. Pictures of the weights themselves are in lth/pi
 from __future__ import annotations
 
 import math
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from lth.tickets import Damaged
 
 FEW_LAYERS = 6  # that lines can tell apart; more become a heat map
 MARKERS = "osD^vP"
-DENSE = {"color": canvas.DARK, "linestyle": (0, (3, 2)), "linewidth": 1.0, "zorder": 1.5}
+DENSE: dict[str, Any] = {"color": canvas.DARK, "linestyle": (0, (3, 2)), "linewidth": 1.0, "zorder": 1.5}
 
 
 def _warn(problem: str) -> None:
@@ -82,25 +83,25 @@ def caption(rounds: pd.DataFrame) -> str:
     return "; ".join(parts)
 
 
-def arm_lines(axes: Axes, rounds: pd.DataFrame, column: str, dense: float) -> None:
+def arm_lines(axes: Axes, rounds: pd.DataFrame, column: str, dense: float, scale: float = 1.0) -> None:
     """A line an arm: mean over trials, and the band between the lowest and the highest; the dense network's value."""
     shown = rounds[rounds["remaining"] > 0]
     for arm in verdict.in_order(shown["arm"]):
         by_round = shown[shown["arm"] == arm].groupby("round")
         x, values = by_round["remaining"].mean(), by_round[column]
-        axes.plot(x, values.mean(), label=arm, **canvas.line(arm))
+        axes.plot(x, values.mean(), label=arm, **canvas.line(arm, scale))
         if (values.count() > 1).any():
             axes.fill_between(x, values.min(), values.max(), color=canvas.look(arm).color, alpha=0.18, linewidth=0)
     axes.axhline(dense, label="dense network", **DENSE)
 
 
-def mark_below(axes: Axes, rounds: pd.DataFrame, limit: float) -> None:
+def mark_below(axes: Axes, rounds: pd.DataFrame, limit: float, what: str = "below this axis: down to") -> None:
     """Mark mean accuracies that lie below the axis at its edge, and say how low they go."""
     shown = rounds[rounds["remaining"] > 0]
     means = shown.groupby(["arm", "round"])[["remaining", "test"]].mean()
     for (arm, _), point in means[means["test"] < limit].iterrows():
         axes.plot(point["remaining"], limit, "v", color=canvas.look(arm).color, clip_on=False, markersize=5, zorder=5)
-    canvas.note_below(axes, shown["test"].tolist(), limit)
+    canvas.note_below(axes, shown["test"].tolist(), limit, what=what)
 
 
 def training(runs: Sequence[Run], folder: Path, format: str = "png", lines: int = 6) -> list[Path]:
@@ -129,18 +130,20 @@ def training(runs: Sequence[Run], folder: Path, format: str = "png", lines: int 
                 }
                 axes.plot(curve.index, curve, marker=marker, color=colors[number], label=name, **style)
             axes.set_title(arm)
+            axes.set_xlim(0, found["iteration"].max() * 1.04)
+            axes.xaxis.set_major_locator(MaxNLocator(4))
             canvas.iterations_axis(axes.xaxis)
-            axes.xaxis.get_major_locator().set_params(nbins=4)
         for axes in panels.flat[len(arms) :]:
             axes.set_visible(False)
         limit = canvas.accuracy_axis(panels[0, 0], found["test"].tolist())
         for arm, axes in zip(arms, panels.flat, strict=False):
-            canvas.note_below(axes, found[found["arm"] == arm]["test"].tolist(), limit)
+            canvas.note_below(axes, found[found["arm"] == arm]["test"].tolist(), limit, "right")
         for axes in panels[:, 0]:
             axes.set_ylabel("test accuracy (%)")
         for axes in panels.flat[max(len(arms) - columns, 0) : len(arms)]:
-            axes.set_xlabel("iteration")
             axes.tick_params(labelbottom=True)
+        for axes in panels[-1]:
+            axes.set_xlabel("iteration")
         count = found["seed"].nunique()
         said = f"weights remaining; {f'mean of {count} trials' if count > 1 else '1 trial'}"
         canvas.legend(figure, panels.flat, said, columns=lines)
@@ -177,7 +180,7 @@ def layers(runs: Sequence[Run], folder: Path, format: str = "png") -> list[Path]
             panels = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
             for axes, (arms, kept) in zip(panels, shown.items(), strict=True):
                 _layer_lines(axes, kept)
-                axes.set_title(arms)
+                axes.set_title(_named(arms, len(shown)))
             panels[0].set_yscale("log")
             panels[0].set_ylim(lowest * 0.85, 118)
             _percent_ticks(panels[0].yaxis, lowest)
@@ -187,10 +190,15 @@ def layers(runs: Sequence[Run], folder: Path, format: str = "png") -> list[Path]
             panels = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
             for axes, (arms, kept) in zip(panels, shown.items(), strict=True):
                 mesh = _layer_map(axes, kept, lowest)
-                axes.set_title(arms)
+                axes.set_title(_named(arms, len(shown)))
             bar = figure.colorbar(mesh, ax=list(panels), label="weights remaining (%)", aspect=40, pad=0.01)
             _percent_ticks(bar.ax.yaxis, lowest)
     return [file]
+
+
+def _named(arms: str, panels: int) -> str:
+    """The title of a panel."""
+    return "all arms" if panels == 1 and arms.count(",") > 2 else textwrap.fill(arms, 90 // panels)
 
 
 def _same(kept: pd.DataFrame, other: pd.DataFrame) -> bool:
@@ -213,14 +221,21 @@ def _layers_of(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _layer_lines(axes: Axes, kept: pd.DataFrame) -> None:
-    """A line a layer. Layers pruned at one rate coincide: earlier ones are wider, so that all can be seen."""
-    colors = seaborn.color_palette("colorblind", len(kept))
-    for index, (name, percents) in enumerate(kept.iterrows()):
-        wide = len(kept) - 1 - index
-        style = {"linewidth": 1.4 + 2.4 * wide, "markersize": 4 + 2.4 * wide, "marker": MARKERS[index % len(MARKERS)]}
-        values = percents.where(percents > 0)
-        axes.plot(kept.columns, values, color=colors[index], label=name, markeredgecolor="white", **style)
+    """A line a layer; layers that are pruned at one rate coincide but for rounding, and share one."""
+    groups: list[list[str]] = []
+    for name in kept.index:
+        like = [names for names in groups if np.allclose(kept.loc[name], kept.loc[names[0]], rtol=0.03)]
+        if like:
+            like[0].append(name)
+        else:
+            groups.append([name])
+    colors = seaborn.color_palette("colorblind", len(groups))
+    for index, names in enumerate(groups):
+        style: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "linestyle": canvas.DASHES[index % 6]}
+        values = kept.loc[names[0]]
+        axes.plot(kept.columns, values.where(values > 0), color=colors[index], label="\n".join(names), **style)
     axes.set_xlabel("round")
+    axes.set_xlim(-0.5, max(kept.columns) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -234,13 +249,13 @@ def _layer_map(axes: Axes, kept: pd.DataFrame, lowest: float) -> Any:
         for (row, column), value in np.ndenumerate(values):
             if math.isfinite(value):
                 ink = "black" if value <= 0 or norm(value) > 0.55 else "white"
-                spot = {"ha": "center", "va": "center", "fontsize": 6.5, "color": ink}
+                spot: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 6.5, "color": ink}
                 axes.text(column + 0.5, row + 0.5, words.percent(value), **spot)
     axes.set_facecolor("white")
     axes.grid(False)
     axes.invert_yaxis()
     axes.set_yticks(np.arange(len(kept)) + 0.5, list(kept.index), fontsize=7)
-    numbers = words.spread(range(values.shape[1]), 15)
+    numbers = range(0, values.shape[1], math.ceil(values.shape[1] / 15))
     axes.set_xticks([number + 0.5 for number in numbers], [str(kept.columns[number]) for number in numbers])
     axes.set_xlabel("round")
     return mesh

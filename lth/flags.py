@@ -42,14 +42,16 @@ for _preset in PRESETS.values():
     _preset["valid_freq"] = "100it"
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser that raises ConfigError."""
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(re.sub(r"^argument (\S+?)(/\S+)?: ", r"\1: ", message))
 
 
 def parser(prog: str = "main.py") -> argparse.ArgumentParser:
     """The parser of all flags, in groups. Values stay text: `parse` checks them all together."""
-    made = _Parser(
+    made = Parser(
         prog=prog,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -109,9 +111,7 @@ def parse(
     made = parser(prog)
     known, unknown = made.parse_known_args(argv)
     given = vars(known)
-    flags = [name for action in made._actions for name in action.option_strings]
-    problems = [_unknown(word, flags) for word in unknown if word.startswith("-")]
-    problems += [f"{word!r} does not belong to any flag" for word in unknown if not word.startswith("-")]
+    problems = unknown_problems(made, unknown)
 
     settings: dict[str, Any] = {}
     for source, read in (("config", _config_file), ("preset", _preset_settings)):
@@ -151,9 +151,13 @@ def _meant(value: Any, choices: Iterable[str]) -> str:
     return next((hint for word in words if word not in choices and (hint := nearest(str(word), choices))), "")
 
 
-def _unknown(word: str, flags: list[str]) -> str:
-    flag = word.split("=")[0]
-    return f"{flag} is no flag of this program{nearest(flag, flags)}"
+def unknown_problems(made: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
+    """What to say about words of a command line that the parser could not place."""
+    flags = [name for action in made._actions for name in action.option_strings]
+    unknown = [word.split("=")[0] for word in words if word.startswith("-")]
+    return [f"{flag} is no flag of this program{nearest(flag, flags)}" for flag in unknown] + [
+        f"{word!r} does not belong to any flag" for word in words if not word.startswith("-")
+    ]
 
 
 def _joined(value: Any) -> str:

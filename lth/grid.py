@@ -35,7 +35,7 @@ def grid(groups: Sequence[Sequence[Run]], folder: Path, format: str = "png", col
     everything = pd.concat([rounds for band in bands for _, rounds in band])
     top = float(np.nanmax(everything["ES_ratio"])) * 1.08
     file = folder / f"grid.{format}"
-    what = "accuracy and early stop by sparsity"
+    what = "Accuracy and early stop by sparsity"
     with canvas.sheet(file, 1.1 + 3.4 * len(bands), [], what, max(3.6, min(canvas.WIDTH, 2.6 * across))) as figure:
         panels = figure.subplots(2 * len(bands), across, squeeze=False)
         used = []
@@ -47,7 +47,7 @@ def grid(groups: Sequence[Sequence[Run]], folder: Path, format: str = "png", col
                     upper.set_axis_off()
                     lower.set_axis_off()
                     continue
-                _panel(upper, lower, *band[column], accuracies, first=column == 0)
+                _panel(upper, lower, *band[column], accuracies, first=column == 0, letters=92 // across)
                 lower.set_ylim(0, top)
                 for axes in (upper, lower):
                     canvas.remaining_axis(axes, everything["remaining"], ticks=5, label=axes is lower)
@@ -56,15 +56,17 @@ def grid(groups: Sequence[Sequence[Run]], folder: Path, format: str = "png", col
     return [file]
 
 
-def _panel(upper: Axes, lower: Axes, run: Run, rounds: pd.DataFrame, accuracies: list[float], first: bool) -> None:
-    """One group; `accuracies` are those of all groups that share its accuracy axis."""
+def _panel(
+    upper: Axes, lower: Axes, run: Run, rounds: pd.DataFrame, accuracies: list[float], first: bool, letters: int
+) -> None:
+    """One group; `accuracies` are those of all groups that share its accuracy axis, `letters` fit into its width."""
     dense = rounds[rounds["round"] == 0].groupby("seed")["test"].first().mean()
     for axes, column, value in ((upper, "test", dense), (lower, "ES_ratio", 1.0)):
-        arm_lines(axes, rounds, column, value)
+        arm_lines(axes, rounds, column, value, scale=0.75)
         axes.tick_params(labelleft=first)
-    about = textwrap.wrap(words.settings(run), 30, max_lines=2, placeholder=" ...")
-    upper.set_title("\n".join([words.title(run), *about]), fontsize=8)
-    mark_below(upper, rounds, canvas.accuracy_axis(upper, accuracies))
+    about = textwrap.wrap(words.settings(run), min(letters, 36), max_lines=3, placeholder=" ...")
+    upper.set_title("\n".join([words.title(run), *about]), fontsize=7.5)
+    mark_below(upper, rounds, canvas.accuracy_axis(upper, accuracies), what="down to")
     upper.tick_params(labelbottom=False)
     if first:
         upper.set_ylabel("test accuracy (%)")

@@ -38,8 +38,9 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Taken:
-    """Data ready for training: where trials are fed from, the batch size that it came in (None if in no batches), how
-    many training examples a batch may have at most, a word for each size, and two examples to try a network on."""
+    """Data ready for training: where trials are fed from, the size of its batches (None if it is in none), how many
+    training examples a batch may have, how many are held back for validation, the sizes in words, two examples to try
+    a network on, and the number of classes (of those seen so far, if it is streamed)."""
 
     source: Source
     name: str
@@ -61,8 +62,8 @@ def take(given: object, device: torch.device, in_memory: bool | None = None) -> 
     Raises TypeError and ValueError that say which part of `data` is wrong.
     """
     images = as_images(given)
-    if images is not None:
-        return _of_images(images)
+    if images is not None and not (in_memory is False and isinstance(given, Loaders)):
+        return _of_images(images, given.train.batch_size if isinstance(given, Loaders) else None)
     parts = dict(zip(PARTS, _three(given), strict=True))
     for name, part in parts.items():
         if not isinstance(part, Iterable) or isinstance(part, (str, bytes, Tensor, Mapping)):
@@ -87,10 +88,22 @@ def as_images(given: object) -> Images | None:
         file = Path(given)
         return data.read(file) if file.suffix == ".npz" else data.load(str(given), PROJECT / "data")
     if isinstance(given, Loaders) and all(isinstance(part, Loader) for part in given):
-        (train, y), (test, z), held = *((part.images, part.labels) for part in (given.train, given.test)), given[1]
+        (train, y), (test, z), held = *((part.images, part.labels) for part in (given[0], given[2])), given[1]
         classes = int(max(part.labels.max() for part in given)) + 1
-        return Images(given.train.name, train, y, test, z, classes, (held.images, held.labels))
+        scaling = (given.train.shift, given.train.scale)
+        return Images(given.train.name, train, y, test, z, classes, (held.images, held.labels), scaling=scaling)
     return None
+
+
+def test_batches(given: Any, device: torch.device) -> Iterator[Batch]:
+    """The batches, on `device`, of a loader, or of the test part of data in three parts."""
+    pair = isinstance(given, (tuple, list)) and given and isinstance(given[0], (tuple, list)) and len(given[0]) == 2
+    in_batches = pair and isinstance(given[0][0], (Tensor, np.ndarray))
+    if isinstance(given, Mapping) or hasattr(given, "test") or (isinstance(given, (tuple, list)) and not in_batches):
+        given = _three(given)[2]
+    if not isinstance(given, Iterable) or isinstance(given, (bytes, Tensor)):
+        raise TypeError(f"data must be a DataLoader or other batches, or {EXPECTED}, not {shown(given)}")
+    return ((x.to(device), y.to(device)) for x, y in _batches(given, "data"))
 
 
 def _of_images(images: Images, batch_size: int | None = None) -> Taken:
@@ -98,9 +111,8 @@ def _of_images(images: Images, batch_size: int | None = None) -> Taken:
     held = 0 if images.validation else min(5000, max(count // 6, 1))
     split = f"{held} held back" if not images.validation else f"{len(images.validation[1])} validation"
     about = f"{count} training, {split}, {len(images.test_labels)} test examples of {tuple(images.train.shape[1:])}"
-    feed = Feed(images, [0], held, 1, torch.device("cpu")) if not images.as_is else None
-    x, y = images.train[:2], images.train_labels[:2]
-    sample = (feed.normalise(x) if feed else x, y)
+    x = images.train[:2] if images.as_is else images.train[:2].float()
+    sample = (x, images.train_labels[:2])
     return Taken(images, images.name, batch_size, count - held, held or 1, about, sample, images.classes)
 
 
@@ -196,8 +208,6 @@ def _all_collected(parts: Mapping[str, Iterable[Any]], limit: int | None) -> dic
 
 def _collected(loader: Iterable[Any], where: str, limit: int | None) -> Batch | None:
     ordered = _in_order(loader)
-    if ordered is None and isinstance(loader, Loader):
-        ordered = Loader(loader.name, loader.images, loader.labels, 1000, False, loader.shift, loader.scale)
     batches: list[Batch] = []
     size = 0
     for batch in _batches(loader if ordered is None else ordered, where):
@@ -211,7 +221,7 @@ def _collected(loader: Iterable[Any], where: str, limit: int | None) -> Batch | 
         if limit is not None and 2 * size > limit:  # joining them needs as much again
             return None
     x, y = torch.cat([x.cpu() for x, _ in batches]), torch.cat([y.cpu() for _, y in batches])
-    known = ordered is not None or isinstance(loader, (list, tuple, Loader))
+    known = ordered is not None or isinstance(loader, (list, tuple, Loader))  # these do not change
     if limit is not None and not known and not _same_again(loader, where, x):
         return None
     return x, y
@@ -270,13 +280,15 @@ def _same_again(loader: Iterable[Any], where: str, examples: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Stream:
-    """Data that is read from the user's loaders, batch by batch; `steps` full training batches a pass."""
+    """Data that is read from the user's loaders, batch by batch; `steps` full training batches a pass, examples of
+    `shape`."""
 
     train: Iterable[Any]
     validation: Iterable[Any]
     test: Iterable[Any]
     steps: int
     batch_size: int
+    shape: tuple[int, ...]
 
     def feed(
         self, seeds: Sequence[int], valid_size: int, batch_size: int, device: torch.device, augment: bool = False
@@ -346,5 +358,5 @@ def _streamed(parts: Mapping[str, Iterable[Any]]) -> Taken:
     classes = int(max(y.max() for _, y in first.values())) + 1  # of what was seen
     x, y = first["train"]
     about = f"{counted} of {tuple(x.shape[1:])}, streamed"
-    stream = Stream(parts["train"], parts["validation"], parts["test"], steps, size)
+    stream = Stream(parts["train"], parts["validation"], parts["test"], steps, size, tuple(x.shape[1:]))
     return Taken(stream, "own", size, size, 1, about, (x[:2], y[:2]), classes)

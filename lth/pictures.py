@@ -84,9 +84,9 @@ def _pixels(drawer: Drawer, name: str, file: Path, most: int = 12) -> None:
     maps = {number: kept / max(kept.mean(), 1e-12) for number, kept in maps.items()}
     columns = min(len(chosen), 6)
     rows = math.ceil(len(chosen) / columns)
-    limit = max(2.0, max(float(np.quantile(kept, 0.995)) for kept in maps.values()))
+    limit = min(max(2.0, *(float(np.quantile(kept, 0.995)) for kept in maps.values())), 6.0)
     what = f"weights that each pixel keeps in the first layer ({drawer.run.arm}, seed {drawer.run.seed})"
-    with canvas.sheet(file, 0.75 + 1.25 * rows, [drawer.run], what) as figure:
+    with canvas.sheet(file, 0.7 + 1.17 * rows, [drawer.run], what) as figure:
         panels = figure.subplots(rows, columns, squeeze=False)
         for axes in panels.flat:
             axes.set_axis_off()
@@ -112,7 +112,7 @@ def _filters(drawer: Drawer, name: str, file: Path, most: int = 24) -> None:
         ticket = drawer.ticket(number)
         drawn[number] = filter_sheet(ticket.start[name], ticket.masks[name], most)
     first = drawn[chosen[0]]
-    limit = float(np.nanmax(np.abs(first))) if np.isfinite(first).any() else 1.0
+    limit = float(np.quantile(np.abs(first[np.isfinite(first)]), 0.97)) or 1.0  # a few large ones would grey all others
     channels, total = drawer.ticket(chosen[0]).masks[name].shape[1], drawer.ticket(chosen[0]).masks[name].shape[0]
     across = "" if channels == 1 else f", {channels} input channels side by side"
     what = f"filters of the first layer at the start ({drawer.run.arm}, seed {drawer.run.seed})"
@@ -128,7 +128,7 @@ def _filters(drawer: Drawer, name: str, file: Path, most: int = 24) -> None:
                 f"{words.percent(100 * kept)}% of this layer's",
                 fontsize=8,
             )
-        figure.colorbar(shown, ax=list(panels), label="weight (hatched: pruned)", aspect=25, pad=0.01)
+        figure.colorbar(shown, ax=list(panels), label="weight (hatched: pruned)", aspect=25, pad=0.01, extend="both")
         figure.supxlabel(f"{min(total, most)} of {total} filters{across}", fontsize=8)
 
 
@@ -140,7 +140,7 @@ def filter_sheet(weight: Tensor, mask: Tensor, most: int) -> np.ndarray:
     outputs, channels, high, wide = weight.shape
     count, shown = min(outputs, most), min(channels, 3)
     values = np.where(mask[:count, :shown].numpy(), weight[:count, :shown].detach().float().numpy(), PRUNED)
-    across = max(1, min(count, round(math.sqrt(count * 3.2 / shown))))
+    across = max(1, min(count, round(math.sqrt(count * 6 / shown))))
     rows = math.ceil(count / across)
     sheet = np.full((rows * (high + 1) - 1, across * (shown * wide + 1) - 1), np.nan)
     for index, filter in enumerate(values):
@@ -178,7 +178,7 @@ def initial_weights(runs: Sequence[Run], folder: Path, format: str = "png", line
     with canvas.sheet(file, 3.3, [drawer.run], what) as figure:
         panels = figure.subplots(1, len(names), squeeze=False)[0]
         for axes, name in zip(panels, names, strict=True):
-            limit = 3.2 * float(samples[chosen[0]][name].std()) or 1.0
+            limit = widest([samples[number][name] for number in chosen])
             for number, color, dashes in zip(chosen, canvas.shades(len(chosen)), canvas.DASHES, strict=False):
                 values = samples[number][name]
                 if len(values) > 1:
@@ -207,13 +207,19 @@ def _starts(ticket: Ticket) -> dict[str, np.ndarray]:
     return {POOLED: np.concatenate(parts)}
 
 
+def widest(samples: Sequence[np.ndarray]) -> float:
+    """How far from zero an axis must reach to show nearly all of each sample."""
+    reach = max((float(np.quantile(np.abs(values), 0.995)) for values in samples if len(values)), default=0.0)
+    return 1.1 * reach or 1.0
+
+
 def smooth_density(values: np.ndarray, limit: float, bins: int = 401) -> tuple[np.ndarray, np.ndarray]:
-    """The density of `values` from -limit to limit: a fine histogram smoothed by a Gaussian, narrower than Silverman's
-    rule says, because the gap that pruning leaves around zero is narrow too."""
+    """The density of `values` from -limit to limit and a little beyond: a fine histogram smoothed by a Gaussian. Its
+    width follows the spread of the magnitudes, since pruning leaves two humps with a gap around zero."""
     counts, edges = np.histogram(values, bins=bins, range=(-1.3 * limit, 1.3 * limit))
     step = edges[1] - edges[0]
-    width = max(0.65 * float(values.std()) * len(values) ** -0.2, step)
+    width = max(1.06 * float(np.abs(values).std()) * len(values) ** -0.2, step)
     reach = np.arange(-math.ceil(4 * width / step), math.ceil(4 * width / step) + 1) * step
     kernel = np.exp(-0.5 * (reach / width) ** 2)
-    density = np.convolve(counts, kernel / kernel.sum(), mode="same") / (len(values) * step)
+    density = np.convolve(counts, kernel / kernel.sum())[len(reach) // 2 :][:bins] / (len(values) * step)
     return (edges[:-1] + edges[1:]) / 2, density

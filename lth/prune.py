@@ -160,7 +160,8 @@ def attach(model: nn.Module, masks: Masks) -> nn.Module:
     """Put masks on `model` (changed in place) as torch.nn.utils.prune does, so that PyTorch's tools see them."""
     for name, mask in masks.items():
         path, _, parameter = name.rpartition(".")
-        torch_prune.custom_from_mask(model.get_submodule(path), parameter, mask)
+        module = model.get_submodule(path)
+        torch_prune.custom_from_mask(module, parameter, mask.to(getattr(module, parameter).device))
     return model
 
 

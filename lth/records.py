@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,17 @@ class Run:
         return f"{self.arm} seed{self.seed}"
 
 
-def find(root: Path, arch_type: str | None = None, dataset: str | None = None, name: str | None = None) -> list[Run]:
-    """All runs under <root>/dumps with a finished round; those of one model, data set or settings if given."""
+def find(
+    root: Path,
+    arch_type: str | None = None,
+    dataset: str | None = None,
+    name: str | None = None,
+    spoiled: Callable[[RecordError], object] | None = None,
+) -> list[Run]:
+    """All runs under <root>/dumps with a finished round; those of one model, data set or settings if given.
+
+    A run whose rounds.csv is spoiled raises RecordError, or is left out after `spoiled` was called with the error.
+    """
     runs = []
     for file in sorted(Path(root).glob("dumps/*/*/*/*/seed*/rounds.csv")):
         found_arch, found_dataset, settings, arm, seed = file.parts[-6:-1]
@@ -73,8 +82,13 @@ def find(root: Path, arch_type: str | None = None, dataset: str | None = None, n
         )
         if run_of_seed and wanted:
             run = Run(Path(root), found_arch, found_dataset, settings, arm, int(run_of_seed[1]))
-            if len(table(run, "rounds")):
-                runs.append(run)
+            try:
+                if len(table(run, "rounds")):
+                    runs.append(run)
+            except RecordError as error:
+                if spoiled is None:
+                    raise
+                spoiled(error)
     return sorted(runs, key=lambda run: (run.arch_type, run.dataset, run.settings, run.arm, run.seed))
 
 
@@ -82,11 +96,27 @@ def table(run: Run, name: str) -> pd.DataFrame:
     """The table `rounds`, `evals`, `layers` or `times` of a run; empty if there is none yet. RecordError if spoiled."""
     file = run.dumps / f"{name}.csv"
     try:
-        return pd.read_csv(file, dtype={"layer": str})
+        found = pd.read_csv(file, dtype={"layer": str})
+        problem = _problem(found, name)
     except FileNotFoundError:
         return pd.DataFrame(columns=list(TABLES[name]))
     except (OSError, ValueError) as error:
-        raise RecordError(f"{file} cannot be read as a table ({error}): move it away, or use --overwrite") from None
+        problem = " ".join(str(error).split())
+    if problem:
+        raise RecordError(f"{file} cannot be read as a table ({problem}): move it away, or use --overwrite")
+    return found
+
+
+def _problem(found: pd.DataFrame, name: str) -> str:
+    """What is wrong with a table, or nothing."""
+    for column in TABLES[name]:
+        if column not in found:
+            return f"it has no column {column}"
+        if len(found) and (found[column].isna().any() or (column != "layer" and found[column].dtype.kind not in "if")):
+            return f"something in column {column} is missing or no number"
+    if name == "rounds" and found["round"].tolist() != list(range(len(found))):
+        return "its rounds are not 0, 1, 2, ..."
+    return ""
 
 
 def finished_rounds(run: Run) -> int:

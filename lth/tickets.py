@@ -51,7 +51,16 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor], identity: str, **fac
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(facts, sort_keys=True)
     about = {"format": str(FORMAT), "identity": identity, "facts": text, "checksum": _checksum(tensors, text)}
-    write(file, safetensors.torch.save(tensors, metadata=about))
+    write(file, _serialised(tensors, about))
+
+
+def _serialised(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
+    """A .safetensors file whose bytes depend on its content alone: the library puts metadata in a random order."""
+    content = safetensors.torch.save(dict(tensors), metadata=dict(about))
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps({**json.loads(content[8:end]), "__metadata__": about}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return b"".join([len(header).to_bytes(8, "little"), header, content[end:]])
 
 
 def load_tensors(file: Path, identity: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -170,12 +170,13 @@ class Training:
             epoch, done = divmod(self.iteration, self.feed.epoch_steps)
             yield from self.feed.epoch(self.order_seeds, epoch)[done : done + until - self.iteration]
 
+    def _evaluated(self) -> int:
+        """The iteration of the last evaluation; a trial that failed has none of its own after that."""
+        return max((evals[-1].iteration for evals in self.evals if evals), default=self.plan.start)
+
     def _evaluation_due(self) -> bool:
-        plan, evaluated = (
-            self.plan,
-            max((evals[-1].iteration for evals in self.evals if evals), default=self.plan.start),
-        )
-        return self.iteration > evaluated and (
+        plan = self.plan
+        return self.iteration > self._evaluated() and (
             self.iteration % plan.evaluate_every == 0 or self.iteration == plan.steps
         )
 
@@ -188,8 +189,7 @@ class Training:
             _, test_correct, test_seen = self._measure(self.feed.test(), True, between)
         finally:
             self.network.model.train()
-        since = self.iteration - (self.evals[0][-1].iteration if self.evals[0] else self.plan.start)
-        train_loss = (self.loss_sum / since).expand(len(self.trials))
+        train_loss = (self.loss_sum / (self.iteration - self._evaluated())).expand(len(self.trials))
         sums = torch.stack([train_loss, val_loss, val_correct, test_correct], dim=1).tolist()  # the one synchronisation
         self.loss_sum.zero_()
         for trial, (train, val, val_right, test_right) in enumerate(sums):

@@ -99,17 +99,19 @@ def sentence(table: pd.DataFrame) -> str:
     """The verdict in one sentence: the sparsest winning ticket, and where the reinitialised arms fall off."""
     if table.empty:
         return "No round is finished yet."
-    count = int(table["trials"].max())
-    means = f"means of {count} trials" if count > 1 else "one trial, so there is no interval"
+    least, most = int(table["trials"].min()), int(table["trials"].max())
+    means = f"means of {trials(most) if least == most else f'{least} to {most} trials'}"
+    if most == 1:
+        means = "this is one trial, so there is no interval"
     if table["round"].max() == 0:
         dense = table.iloc[0]
         return (
             f"Only the dense network has been trained so far: {dense['test']:.2f}% test accuracy at "
-            f"iteration {dense['ES']:,.0f} ({means})."
+            f"iteration {dense['ES']:,.0f}; {means}."
         )
     parts = [_winning(table)]
     parts += [_falling(table, arm) for arm in in_order(table["arm"]) if arm in ARMS and ARMS[arm].start == "fresh"]
-    return "; ".join(part for part in parts if part) + f" ({means})."
+    return "; ".join(part for part in [*parts, means] if part) + "."
 
 
 def _winning(table: pd.DataFrame) -> str:
@@ -145,15 +147,15 @@ def _falling(table: pd.DataFrame, arm: str) -> str:
     if not below[-1]:
         return f"{arm} has not fallen below the dense accuracy for good by {percent(lines['remaining'].iloc[-1], 3)}%"
     first = len(below) - below[::-1].index(False) if False in below else 0
-    only = " (the sparsest tried)" if first == len(below) - 1 else " on"
-    if first == 0 and len(below) > 1:
-        only = " on, its first pruning"
-    return f"{arm} is below the dense accuracy from {percent(lines['remaining'].iloc[first], 3)}%{only}"
+    if first == 0:
+        return f"{arm} is below the dense accuracy from the first pruning on"
+    on = ", the sparsest tried" if first == len(below) - 1 else " on"
+    return f"{arm} is below the dense accuracy from {percent(lines['remaining'].iloc[first], 3)}%{on}"
 
 
 EXPLANATION = (
-    "test: accuracy at early stop, percent, mean over trials. vs dense: points above the same trial's dense network"
-    "{ci}. ES: early stop as a share of the dense network's ({dense} iterations). *: winning ticket, no less accurate and no "
+    "test: accuracy at early stop, mean over trials, in percent. vs dense: points above the trial's dense network{ci}. "
+    "ES: early stop as a share of the dense network's ({dense} iterations). *: winning ticket, no less accurate and no "
     "later than dense."
 )
 
@@ -189,26 +191,26 @@ def render(table: pd.DataFrame, width: int) -> str:
 
 def _cells(lines: pd.DataFrame) -> tuple[str, dict[int, str]]:
     """The heading of an arm's column and its cell for each round, of equal lengths."""
-    grid = [["test", "vs dense", "ES"]]
     usual = lines["trials"].max()
+    grid = []
     for line in lines.to_dict("records"):
         difference = f"{line['difference']:+.2f}" if line["round"] else ""
-        if line["round"] and not math.isnan(line["low"]):
-            difference += f" ±{(line['high'] - line['low']) / 2:5.2f}"
+        band = "" if math.isnan(line["low"]) or not line["round"] else f" ± {(line['high'] - line['low']) / 2:.2f}"
         few = f" ({line['trials']} of {usual})" if line["trials"] < usual else ""
-        grid.append(
-            [f"{line['test']:.2f}{'*' if line['winning'] else ' '}", difference, f"{line['ES_ratio']:.2f}{few}"]
-        )
-    widths = [max(len(row[i]) for row in grid) for i in range(3)]
-    grid[0][0] = "test "
-    rows = [f"{row[0]:>{widths[0]}} {row[1]:<{widths[1]}}  {row[2]:<{widths[2]}}" for row in grid]
-    return rows[0], dict(zip(lines["round"], rows[1:], strict=True))
+        test = f"{line['test']:.2f}{'*' if line['winning'] else ' '}"
+        grid.append([test, difference, band, f"{line['ES_ratio']:.2f}{few}"])
+    first, second, third, last = (max(len(row[i]) for row in grid) for i in range(4))
+    middle = max(second + third, len("vs dense"))
+    heading = f"{'test ':>{first}} {'vs dense':>{middle}}  {'ES':>4}{'':{last - 4}}"
+    cells = [f"{row[0]:>{first}} {f'{row[1]:>{second}}{row[2]:>{third}}':>{middle}}  {row[3]:<{last}}" for row in grid]
+    return heading, dict(zip(lines["round"], cells, strict=True))
 
 
 def _block(block: list[tuple[str, str, dict[int, str]]], head: list[str], left: dict[int, list[str]]) -> str:
     """Some arms side by side."""
     ruled = box.Box("    \n    \n -- \n    \n -- \n -- \n    \n    \n", ascii=True)  # a line below the headings only
-    drawn = Table(box=ruled, show_edge=False, pad_edge=False, padding=(0, 1))
+    # Between columns are two spaces: this padding, and the place of the box's missing vertical line.
+    drawn = Table(box=ruled, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for name in head:
         drawn.add_column(Text("\n" + name), justify="right", no_wrap=True)
     for name, heading, _ in block:

@@ -24,6 +24,10 @@ SAID = {
     "lr": "learning rate {}",
     "batch_size": "batches of {}",
     "rewind": "rewound to {}",
+    "lr_milestones": "learning rate dropped at {}",
+    "warmup": "warm-up over {}",
+    "augment": "augmented images",
+    "nesterov": "Nesterov momentum",
     "valid_freq": "evaluated every {}",
 }
 
@@ -53,10 +57,11 @@ def settings(run: Run) -> str:
     if not isinstance(chosen, dict):  # a folder from elsewhere still has its name
         return "default settings" if run.settings == "default" else run.settings.replace("_", " ").replace(",", ", ")
     usual = Config().deciding()
+    told = {**{name: usual[name] for name in ALWAYS}, **chosen}
     said = [
         _said(name, str(value))
-        for name, value in sorted(chosen.items(), key=lambda item: item[0] not in ALWAYS)
-        if (name in ALWAYS or usual.get(name) != value) and not _overruled(name, chosen)
+        for name, value in told.items()
+        if (name in ALWAYS or usual.get(name) != value) and not _overruled(name, told)
     ]
     named = run.settings != "default" and "=" not in run.settings  # by --name
     return (f"{run.settings}: " if named else "") + ", ".join(said)
@@ -69,8 +74,6 @@ def _overruled(name: str, chosen: dict[str, str]) -> bool:
 
 def _said(name: str, value: str) -> str:
     """One setting in words."""
-    if value == "True":
-        return name.replace("_", " ")
     words = " and ".join(_duration(part) for part in value.split("+")) if name in DURATIONS else value
     return SAID.get(name, name.replace("_", " ") + " {}").format(words)
 

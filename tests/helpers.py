@@ -17,7 +17,7 @@ from lth import data, models, prune
 from lth.config import Config
 from lth.data import Feed, Images
 from lth.experiment import Event, Experiment, Note, Problem
-from lth.jobs import runs_of
+from lth.jobs import runs_of, tasks_of
 from lth.network import Fused, Network
 from lth.plan import Plan
 from lth.prune import Masks
@@ -27,7 +27,7 @@ from lth.train import Training
 CPU = torch.device("cpu")
 CLASSES, SIDE = 4, 8
 
-MODELS = '''
+MODELS = """
 from torch import nn
 
 
@@ -38,7 +38,7 @@ class {name}(nn.Module):
 
     def forward(self, x):
         return self.layers(x)
-'''
+"""
 LAYERS = {
     "mlp": "nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, num_classes)",
     "drop": "nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.3), "
@@ -150,7 +150,9 @@ def experiment(config: Config, tell: Callable[[Event], None] | None = None, **op
 def do(config: Config, tell: Callable[[Event], None] | None = None, **options: Any) -> list[Run]:
     """Do all rounds of all runs of these settings, in this process."""
     runs = runs_of(config)
-    experiment(config, tell, **options).run(runs, config.prune_iterations)
+    made = experiment(config, tell, **options)
+    for task in tasks_of(runs, config.prune_iterations, together=bool(config.stack)):
+        made.run(task.runs, task.rounds)
     return runs
 
 
@@ -174,7 +176,9 @@ def assert_same(found: Mapping[str, bytes], expected: Mapping[str, bytes]) -> No
 def random_masks(model: nn.Module, keep: float = 0.5, seed: int = 0) -> Masks:
     """Masks that keep about that share of the prunable weights."""
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.rand(weight.shape, generator=generator) < keep for name, weight in prune.prunable(model).items()}
+    return {
+        name: torch.rand(weight.shape, generator=generator) < keep for name, weight in prune.prunable(model).items()
+    }
 
 
 def training(

@@ -278,9 +278,7 @@ def test_pruning_is_that_of_torch_round_after_round(make: Callable[[], nn.Module
     weights = {name: weight.detach().clone() for name, weight in prune.prunable(theirs).items()}
     masks = prune.dense(weights)
     for _ in range(5):
-        masks = prune.prune_lowest(
-            prune.score("magnitude", weights, weights), masks, dict.fromkeys(masks, 20.0), scope
-        )
+        masks = prune.prune_lowest(prune.score("magnitude", weights, weights), masks, dict.fromkeys(masks, 20.0), scope)
         layers = [(module, "weight") for module in theirs.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
         if scope == "global":
             torch_prune.global_unstructured(layers, torch_prune.L1Unstructured, amount=0.2)
@@ -328,7 +326,7 @@ def test_fetch_layers() -> None:
     assert [name for _, name in prune.fetch_layers(model, biases=True)] == ["weight", "bias"] * 5
     prune.attach(model, random_masks(model))
     assert len(prune.fetch_layers(model)) == 5, "layers that are pruned already were left out"
-    with pytest.raises(TypeError, match="must be a torch.nn.Module, not list"):
+    with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, not list"):
         prune.fetch_layers([])  # type: ignore[arg-type]
 
 

@@ -1,0 +1,123 @@
+"""Results that no training was needed for: dumps/ and saves/ as runs write them, with invented numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from lth import files, prune, records, tickets
+from lth.arms import ARMS
+from lth.config import Config
+from lth.records import Run
+from lth.tickets import Ticket
+from lth.train import Evaluation, Trained
+
+pytest.register_assert_rewrite("helpers")
+pytest_plugins = ["helpers"]  # its fixtures
+FC = {"fc1.weight": (12, 64), "fc2.weight": (4, 12)}  # reads images of 8 x 8
+SETTINGS = "end_iter=5,prune_percent=20"
+Accuracy = Callable[[str, int, int], float]  # of an arm, a round and a seed
+MakeRuns = Callable[..., list[Run]]
+
+
+def invented_accuracy(arm: str, number: int, seed: int) -> float:
+    """As in the paper: tickets gain before they lose, reinitialised ones only lose."""
+    sparsity = 1 - 0.8**number
+    gain = 0.35 * math.sin(2.2 * sparsity) if ARMS[arm].start == "original" else 0.0
+    loss = 0.004 * number**2.4 * (0.35 if arm == "lt" else 1.0 if ARMS[arm].mask == "own" else 0.7)
+    noise = math.sin(37.0 * number + 11 * seed + (3 * list(ARMS).index(arm) if number else 0)) * 0.08
+    return round(max(98.1 + gain - loss + noise, 9.8), 2)
+
+
+def write_runs(
+    root: Path,
+    arms: Sequence[str] = ("lt", "reinit"),
+    seeds: Sequence[int] = (0, 1, 2),
+    rounds: int | Mapping[str, int] = 6,
+    shapes: Mapping[str, tuple[int, ...]] = FC,
+    saves: bool = True,
+    accuracy: Accuracy = invented_accuracy,
+    arch_type: str = "fc1",
+    dataset: str = "mnist",
+    settings: str = SETTINGS,
+    steps: int = 4500,
+    evaluations: int = 9,
+    scope: str = "layer",
+    percent: float = 20.0,
+) -> list[Run]:
+    """Write runs of these arms and seeds under `root`: their tables and, if asked, initial weights and tickets."""
+    runs = []
+    for arm in arms:
+        for seed in seeds:
+            run = Run(root, arch_type, dataset, settings, arm, seed)
+            count = rounds if isinstance(rounds, int) else rounds[arm]
+            _write(run, count, shapes, saves, accuracy, steps, evaluations, scope, percent)
+            runs.append(run)
+    return runs
+
+
+def _write(
+    run: Run,
+    rounds: int,
+    shapes: Mapping[str, tuple[int, ...]],
+    saves: bool,
+    accuracy: Accuracy,
+    steps: int,
+    evaluations: int,
+    scope: str,
+    percent: float,
+) -> None:
+    generator = torch.Generator().manual_seed(run.seed)
+    weights = {
+        name: torch.randn(shape, generator=generator) * (2 / (shape[0] + math.prod(shape[1:]))) ** 0.5
+        for name, shape in shapes.items()
+    }
+    scores = {name: _trained(weight, generator) for name, weight in weights.items()}
+    deciding = dict(part.split("=") for part in run.settings.split(",") if "=" in part)
+    files.write_json(run.dumps / "config.json", {"deciding": {**Config().deciding(), **deciding}})
+    if saves:
+        tickets.write_state(run, "initial", weights, "test")
+    masks = prune.dense(weights)
+    for number in range(rounds):
+        if number:
+            masks = prune.prune_lowest(scores, masks, dict.fromkeys(masks, percent), scope)
+        if saves:
+            tickets.write_ticket(run, Ticket(number, masks, weights), "test")
+        best = accuracy(run.arm, number, run.seed)
+        stop = min(evaluations - 1, round(evaluations * (0.8 - 0.4 * (1 - 0.85**number) * (run.arm == "lt"))))
+        evals = [
+            Evaluation(
+                iteration=steps * (i + 1) // evaluations,
+                train_loss=0.3 / (i + 1),
+                val_loss=0.1 + 0.01 * abs(i - stop),
+                val=best,
+                test=best if i == stop else best - 2.5 * math.exp(-i) - 0.03 * abs(i - stop),
+            )
+            for i in range(evaluations)
+        ]
+        trained = Trained(steps, evals, final={}, best={}, seconds={"training": 1.0, "evaluation": 0.1})
+        records.write_round(run, number, masks, trained)
+
+
+def _trained(weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Scores that favour large weights and, where inputs are a square image, those of its middle."""
+    scores = weight.abs() * (1 + 0.2 * torch.randn(weight.shape, generator=generator))
+    side = math.isqrt(weight[0].numel())
+    if weight.ndim == 2 and side * side == weight.shape[1]:
+        place = torch.linspace(-1, 1, side)
+        scores = scores * (0.4 + (-2 * (place[:, None] ** 2 + place**2)).exp()).flatten()
+    return scores
+
+
+@pytest.fixture
+def make_runs(tmp_path: Path) -> MakeRuns:
+    """`write_runs` under tmp_path (another `root=` may be given)."""
+
+    def make(root: Path = tmp_path, **settings: object) -> list[Run]:
+        return write_runs(root, **settings)  # type: ignore[arg-type]
+
+    return make

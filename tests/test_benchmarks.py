@@ -1,0 +1,191 @@
+"""The benchmarks run in a tiny setting and print what they promise; a training step neither waits nor loads.
+
+What they measure is asserted nowhere: a busy machine must not fail a test.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+TINY = ["--repeats", "2", "--seconds", "0.01"]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder with a small data set of MNIST's shape."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"{kind}_{part}": rng.integers(0, high, (count, *shape), dtype=np.uint8)
+        for part, count in (("train", 400), ("test", 200))
+        for kind, high, shape in (("x", 256, (28, 28)), ("y", 10, ()))
+    }
+    np.savez(tmp_path / "mnist.npz", **arrays)
+    return tmp_path
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch):
+    """A function that imports a benchmark script. Their module names are taken back afterwards."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    before, threads = set(sys.modules), torch.get_num_threads()
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    yield load
+    torch.set_num_threads(threads)
+    for name in set(sys.modules) - before:
+        if str(BENCHMARKS) in str(getattr(sys.modules[name], "__file__", None)):
+            del sys.modules[name]
+
+
+def test_textbook_prints_its_step_and_learns(script, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    textbook, engine = script("textbook"), script("engine")
+    textbook.main([*TINY, "--data", str(data)])
+    assert "µs a step" in capsys.readouterr().out
+
+    problem = engine.Problem.of("fc1/mnist", data)
+    loop = textbook.Textbook(problem)
+    first, last = loop.run(1), loop.run(60)
+    assert last < first
+    for name, mask in loop.mask.items():
+        weight = loop.model.get_parameter(name)
+        assert not weight.detach().numpy()[~mask].any() and 0.49 < mask.mean() < 0.51
+
+
+def test_both_loops_train_the_same_network(script, data: Path) -> None:
+    """Same initial weights, same masks, as many test images: what is compared is the loop alone."""
+    engine, textbook = script("engine"), script("textbook")
+    problem = engine.Problem.of("fc1/mnist", data)
+    ours, theirs = engine.Engine(problem), textbook.Textbook(problem)
+    start = ours.training.network.state(0)
+    assert all(torch.equal(start[name], p.detach()) for name, p in theirs.model.named_parameters())
+    assert ours.evaluate() == pytest.approx([theirs.evaluate()], abs=5)  # normalised a little differently
+    ours.run(60)
+    assert ours.training.iteration == 60
+    end = ours.training.network.state(0)
+    assert all(not end[name].numpy()[~mask].any() for name, mask in theirs.mask.items())
+
+
+def test_step_time_prints_ratios_and_parts(
+    script, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "step.json"
+    flags = ["--models", "fc1/mnist", "lenet5/mnist", "--devices", "cpu", "--parts", "--json", str(file)]
+    script("step_time").main([*TINY, *flags, "--data", str(data)])
+    out = capsys.readouterr().out
+    assert out.count("times the textbook's speed") == 4 and "min-max" in out
+    assert out.count("where a step goes") == 6 and "products alone" in out
+    results = json.loads(file.read_text(encoding="utf-8"))["results"]
+    assert [(line["model"], line["loop"]) for line in results] == [
+        (model, loop) for model in ("fc1/mnist", "lenet5/mnist") for loop in ("textbook", "fast", "fp32", "bf16")
+    ]
+    assert all(line["ratio"]["low"] <= line["ratio"]["median"] <= line["ratio"]["high"] for line in results)
+
+
+def test_step_time_stacks_trials_and_makes_up_missing_images(
+    script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = script("engine")
+    small = torch.zeros(100, 3, 32, 32, dtype=torch.uint8)
+    labels = torch.zeros(100, dtype=torch.int64)
+    made_up = engine.Images("cifar10", small, labels, small, labels, 10)
+    monkeypatch.setattr(engine, "random_images", lambda dataset: made_up)
+    flags = ["--models", "lenet5/cifar10", "--stack", "2", "--precision", "fast", "--batch_size", "10"]
+    script("step_time").main([*TINY, *flags, "--devices", "cpu", "--data", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "made-up images of the size of cifar10" in out and "2 stacked trials" in out
+
+
+def test_trials_prints_the_cost_of_stacks(script, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--parts", "stacked", "--stacks", "1", "2", "--devices", "cpu", "--data", str(data)]
+    script("trials").main([*TINY, *flags])
+    out = capsys.readouterr().out
+    assert "cost, of 1" in out and "trial steps/s" in out
+
+
+@pytest.mark.slow
+def test_trials_prints_the_cost_of_jobs(data: Path) -> None:
+    out = run("trials", *TINY, "--parts", "jobs", "--data", str(data))
+    assert "wall time, of one" in out and "times 1 textbook" in out
+    assert len([line for line in out.splitlines() if line.startswith(("  this program", "  textbook"))]) == 4
+
+
+@pytest.mark.slow
+def test_experiment_splits_the_wall_time(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "experiment.json"
+    flags = ["--prune_iterations", "2", "--end_iter", "9it", "--valid_freq", "3it", "--valid_size", "50"]
+    out = run("experiment", *flags, "--jobs", "2", "--gpu", "cpu", "--data", str(data), "--json", str(file))
+    assert "share of the time after start-up" in out
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert 0 < found["share"] < 1 and found["start_up"] < found["seconds"]
+    of_parts = [process["seconds"] for process in found["results"]]
+    assert of_parts[0]["drawing, verdict"] > 0  # in the main process
+    workers = of_parts[1:]
+    for part in ("training", "evaluation", "pruning", "files"):
+        assert sum(worker.get(part, 0) for worker in workers) > 0
+    stamped = sum(worker.get("training", 0) + worker.get("evaluation", 0) for worker in workers)
+    assert stamped >= found["recorded"] - 0.02 > 0
+
+
+@pytest.mark.parametrize("name", ["textbook", "step_time", "trials", "experiment"])
+def test_help_says_what_is_measured(script, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        script(name).main(["--help"])
+    out = capsys.readouterr().out
+    assert ended.value.code == 0 and "--json" in out and len(out.split("options:")[0].splitlines()) > 5
+
+
+def run(name: str, *flags: str) -> str:
+    """The output of a benchmark script as a user runs it."""
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+class NoHost(TorchDispatchMode):
+    """Fails at operations that wait for a device: reading a number, or a result whose shape depends on the values."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "is_nonzero", "equal")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().split("::")[1].split(".")[0]
+        assert name not in self.WAITING, f"the step calls {func}, which waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("stack", [1, 2])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("model", ["fc1", "lenet5"])
+def test_a_step_uses_no_data_loader_and_never_waits_for_the_device(
+    script, monkeypatch: pytest.MonkeyPatch, data: Path, model: str, optimizer: str, stack: int
+) -> None:
+    engine = script("engine")
+    made = engine.Engine(engine.Problem.of(f"{model}/mnist", data), 20, optimizer, stack=stack)
+    made.run(1)
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a step must not do this")
+
+    monkeypatch.setattr(DataLoader, "__init__", refuse)
+    monkeypatch.setattr(DataLoader, "__iter__", refuse)
+    for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    with NoHost():
+        made.run(3)  # Training.step, the order of batches and the learning rate
+    monkeypatch.undo()
+    assert made.training.iteration == 4
