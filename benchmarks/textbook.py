@@ -8,6 +8,7 @@ Pruned weights stay at 0 by that alone, so nothing is done to the weights themse
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ class Textbook:
             train_loss = self.criterion(output, targets)
             train_loss.backward()
             for name, parameter in self.model.named_parameters():
-                if name in self.mask:
+                if name in self.mask and parameter.grad is not None:
                     gradient = parameter.grad.data.cpu().numpy()
                     gradient = np.where(self.mask[name], gradient, 0)
                     parameter.grad.data = torch.from_numpy(gradient).to(self.device)
@@ -130,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         problem = Problem.of(name, args.data)
         textbook = Textbook(problem, args.batch_size, args.optimizer, args.device, args.threads)
         steps = steps_for(args.seconds, textbook.run)
-        seconds = in_turns({"textbook": lambda run=textbook.run, n=steps: run(n)}, args.repeats)["textbook"]
+        seconds = in_turns({"textbook": partial(textbook.run, steps)}, args.repeats)["textbook"]
         step = Spread.of(seconds, 1e6 / steps)
         evaluation = elapsed(textbook.evaluate)
         rows = [

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,10 +64,13 @@ def elapsed(call: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def steps_for(seconds: float, run: Callable[[int], object], trial_steps: int = 10) -> int:
+def steps_for(seconds: float, run: Callable[[int], object]) -> int:
     """How many steps `run` does in about `seconds`; also warms it up."""
-    run(trial_steps)
-    return max(2, round(seconds / elapsed(lambda: run(trial_steps)) * trial_steps))
+    steps = 5
+    run(steps)
+    while (took := elapsed(partial(run, steps))) < seconds / 20:
+        steps *= 4
+    return max(2, round(seconds / took * steps))
 
 
 def synchronise(device: torch.device) -> None:

@@ -142,6 +142,8 @@ def parse(argv: Sequence[str]) -> Config:
             problems.append(str(error))
     if known.random and known.rewind != OPTIONS["rewind"].default:
         problems.append("--rewind says which weights to reset to, and --random that it is to fresh ones: leave out one")
+    if known.recover is not None and known.save != OPTIONS["save"].default:
+        problems.append("--recover says where the results are and go on: leave out --save")
     if problems:
         raise ConfigError(*problems)
     config = checks.config(

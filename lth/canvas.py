@@ -89,10 +89,22 @@ def sheet(file: Path, height: float, runs: Sequence[Run], what: str, width: floa
         figure = Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.05))
         lines = [f"{words.title(runs[0])}: {what}"] if runs else [what]
         if runs:
-            lines += textwrap.wrap(words.settings(runs[0]), int(width * 13))
+            lines += wrapped(words.settings(runs[0]), int(width * 13))
         figure.suptitle("\n".join(lines), color=DARK)
         yield figure
         save(figure, file)
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """A list of things in lines of at most `width` and about the same length, broken after commas where they can be."""
+    bound = ", ".join(part.replace(" ", "\xa0") for part in text.split(", "))
+    fewest = math.ceil(len(text) / width)
+    for rows in (fewest, fewest + 1):
+        for room in range(math.ceil(len(text) / max(rows, 1)), width + 1):
+            lines = textwrap.wrap(bound, max(room, 1), break_long_words=False, break_on_hyphens=False)
+            if len(lines) <= rows and all(len(line) <= width for line in lines):
+                return [line.replace("\xa0", " ") for line in lines]
+    return textwrap.wrap(text, width)
 
 
 def save(figure: Figure, file: Path) -> None:

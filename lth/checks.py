@@ -38,6 +38,15 @@ def fraction(name: str, value: Any) -> float:
     return float(value)
 
 
+def network(name: str, value: Any) -> Any:
+    """A torch.nn.Module."""
+    from torch import nn
+
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{name} must be a torch.nn.Module, not {shown(value)}")
+    return value
+
+
 def truth(name: str, value: Any) -> bool:
     """True or False."""
     if not isinstance(value, bool):
@@ -103,5 +112,5 @@ def config(names: Mapping[str, str], **values: Any) -> Config:
 def renamed(error: ConfigError, names: Mapping[str, str]) -> ConfigError:
     """The same problems, with the names of arguments in place of those of flags."""
     return ConfigError(
-        *(re.sub(r"--(\w+)", lambda found: names.get(found[1], found[1]), text) for text in error.problems)
+        *(re.sub(r"(?:^|--)(\w+)", lambda found: names.get(found[1], found[1]), text) for text in error.problems)
     )

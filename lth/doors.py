@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -24,8 +25,8 @@ from lth.own import OwnNet
 from lth.progress import Progress
 from lth.prune import Rule
 from lth.records import Run
-from lth.saved import root_of
-from lth.session import LIBRARIES, TrialsFailed, choose_device, plain_settings
+from lth.saved import placed, root_of
+from lth.session import LIBRARIES, TrialsFailed, plain_settings
 
 FIT = (
     "optimizer",
@@ -106,7 +107,7 @@ def iterative_pruning(
     checks.settings("iterative_pruning", settings, SETTINGS)
     if in_memory is not None:
         checks.truth("in_memory", in_memory)
-    place, remark = choose_device(checks.device("device", device))
+    place, remark = placed(device)
     brought = OwnNet(net, place)
     if brought.optim is not None and (given := [name for name in FIT if name in settings]):
         raise ValueError(f"{given[0]} must be left to net.optim, which says how net is trained")
@@ -136,6 +137,8 @@ def iterative_pruning(
         if remark and not quiet:
             print(remark)
         stack.enter_context(Locks([run.dumps]))
+        if recover is None:  # what a call left that was stopped in its first round
+            records.move_aside(run, time.strftime("%Y%m%d-%H%M%S"))
         _write_config(run, config, about, place)
         _do(Experiment(config, problem, place, progress), run, rounds + 1)
         models.load_state(net, _trained(run, rounds))

@@ -16,6 +16,7 @@ from lth import models, prune, records, tickets
 from lth.arms import ARMS
 from lth.config import Config, derive_seed
 from lth.data import Feed, Images, Source
+from lth.files import RecordError
 from lth.models import Build, State
 from lth.network import Criterion, Fused, Network, Optimizer
 from lth.plan import Plan, make_plan
@@ -123,10 +124,13 @@ class Experiment:
 
     def ticket(self, run: Run, number: int) -> Ticket:
         """What round `number` starts from: the survivors of the pruning, reset as the arm says."""
-        if (run.saves / f"{numbered('ticket', number)}.safetensors").exists():
-            return tickets.read_ticket(run, number, self._identity(run))
-        masks = self.masks(run, number)
-        start, origin = self.start(run, number)
+        try:
+            if (run.saves / f"{numbered('ticket', number)}.safetensors").exists():
+                return tickets.read_ticket(run, number, self._identity(run))
+            masks = self.masks(run, number)
+            start, origin = self.start(run, number)
+        except (FileNotFoundError, tickets.Damaged) as error:  # all was well when the run was picked up
+            raise RecordError(f"{error}: the same command again goes on from the last good round") from None
         ticket = Ticket(number, masks, start, origin)
         tickets.write_ticket(run, ticket, self._identity(run))
         return ticket
@@ -137,7 +141,7 @@ class Experiment:
         if number == 0:
             return prune.dense(prune.prunable(self.problem.make()))
         if arm.control:
-            found = tickets.read_ticket(replace(run, arm="lt"), number).masks
+            found = tickets.read_ticket(replace(run, arm="lt"), number, self._identity(run)).masks
             return found if arm.mask == "lt" else prune.shuffled(found, generator)
         before = tickets.read_ticket(run, number - 1, self._identity(run))
         final = self._end_of_round(run, number - 1)
@@ -166,7 +170,7 @@ class Experiment:
         saved = [self._checkpoint(run, number) for run in stack]
         plan = self._plan(stack[0], number)
         going_on = [checkpoint for checkpoint in saved if checkpoint is not None]
-        if going_on and going_on[0].iteration == plan.steps and going_on[0].evals[-1].iteration == plan.steps:
+        if going_on and going_on[0].complete(plan.steps):
             return going_on  # stopped between the round's end and its line in rounds.csv
         feed, model = self._feed(stack), self.problem.make()
         seeds = [(run.seed, "order", number) for run in stack]
@@ -212,9 +216,10 @@ class Experiment:
             if trained.kept:
                 tickets.write_state(run, "rewind", trained.kept, identity)
         tickets.write_checkpoint(run, ticket.round, replace(trained, extra={}), identity)
+        if keep == "last":  # before the round counts as finished, so that none is left behind by a stop
+            for earlier in range(ticket.round):
+                (run.saves / f"{numbered('trained', earlier)}.safetensors").unlink(missing_ok=True)
         row = records.write_round(run, ticket.round, ticket.masks, trained)
-        if keep == "last" and ticket.round:
-            (run.saves / f"{numbered('trained', ticket.round - 1)}.safetensors").unlink(missing_ok=True)
         self._tell_round(run, row, sum(trained.seconds.values()), ticket.masks)
 
     def _fail(self, run: Run, why: str) -> None:
@@ -227,11 +232,15 @@ class Experiment:
 
     def _pick_up(self, run: Run) -> None:
         """Make sure that the run's files can be built upon; take back rounds that cannot."""
+        for name in records.TABLES:
+            records.table(run, name)  # a spoiled one is better said now than after hours of training
         finished, identity = records.finished_rounds(run), self._identity(run)
-        sound = tickets.sound_rounds(run, finished, identity, lambda text: self.tell(Note(text)))
+        rewinds = bool(self.config.rewind.amount)
+        sound = tickets.sound_rounds(run, finished, identity, rewinds, lambda text: self.tell(Note(text)))
         if sound < finished:
+            self.tell(Note(f"{run}: going on from round {sound}, the first whose ticket is lost"))
             records.keep_rounds(run, sound)
-            tickets.drop_rounds(run, sound)
+        tickets.drop_rounds(run, sound)
         if not (run.saves / "initial.safetensors").exists():
             tickets.write_state(run, "initial", self.problem.initial(derive_seed(run.seed, "weights", 0)), identity)
 
@@ -246,10 +255,11 @@ class Experiment:
             waiting = [run for run in waiting if not self._share_dense(run)]
             first = {run.seed: run for run in reversed(waiting)}
             waiting = list(first.values())[::-1]
-        alike: dict[tuple[int, int], list[Run]] = {}
+        alike: dict[tuple[int, int | None], list[Run]] = {}
         for run in waiting:
-            saved, start = self._checkpoint(run, number), self._plan(run, number).start
-            alike.setdefault((start, saved.iteration if saved else start), []).append(run)
+            saved = self._checkpoint(run, number)
+            where = (self._plan(run, number).start, saved.iteration if saved else None)
+            alike.setdefault(where, []).append(run)
         return next(iter(alike.values()))[: self.stack_size()] if alike else []
 
     def stack_size(self) -> int:
@@ -265,7 +275,7 @@ class Experiment:
             sibling, identity = replace(run, arm=arm), self._identity(run)
             if arm != run.arm and records.finished_rounds(sibling):
                 try:
-                    tickets.adopt_dense(run, sibling, identity)
+                    tickets.adopt_dense(run, sibling, identity, bool(self.config.rewind.amount))
                     masks = tickets.read_ticket(run, 0, identity).masks
                 except (tickets.Damaged, FileNotFoundError):
                     continue
@@ -286,7 +296,8 @@ class Experiment:
         if number == 0:
             return tickets.read_state(run, "dense", self._identity(run))
         saved = self._checkpoint(run, number)
-        assert saved is not None, f"{run}: the checkpoint of round {number} is gone"
+        if saved is None:
+            raise FileNotFoundError(f"the checkpoint of round {number} of {run} is gone")
         return saved.final
 
     def _by_rule(self, rule: Rule, final: State, masks: Masks, seed: int) -> Masks:

@@ -27,6 +27,7 @@ from lth.tickets import Damaged
 
 FEW_LAYERS = 6  # that lines can tell apart; more become a heat map
 MARKERS = "osD^vP"
+POINTS = 100  # of a training curve; more would hide each other
 DENSE: dict[str, Any] = {"color": canvas.DARK, "linestyle": (0, (3, 2)), "linewidth": 1.0, "zorder": 1.5}
 
 
@@ -76,11 +77,16 @@ def comparison(runs: Sequence[Run], folder: Path, format: str = "png") -> list[P
 def caption(rounds: pd.DataFrame) -> str:
     """What lines and bands are, and what a logarithmic axis cannot show."""
     counts = rounds[rounds["round"] == 0].groupby("arm")["seed"].nunique()
-    said = f"{counts.min()} to {words.trials(counts.max())}" if counts.nunique() > 1 else words.trials(counts.max())
+    said = _trials(counts)
     parts = [f"mean of {said}, band from the lowest to the highest" if counts.max() > 1 else said]
     if (rounds["remaining"] <= 0).any():
         parts.append("rounds with no weights left (0%) are not shown")
     return "; ".join(parts)
+
+
+def _trials(counts: pd.Series) -> str:
+    """How many trials the arms have: `3 trials`, `1 to 3 trials`."""
+    return f"{counts.min()} to {words.trials(counts.max())}" if counts.nunique() > 1 else words.trials(counts.max())
 
 
 def arm_lines(axes: Axes, rounds: pd.DataFrame, column: str, dense: float, scale: float = 1.0) -> None:
@@ -110,17 +116,18 @@ def training(runs: Sequence[Run], folder: Path, format: str = "png", lines: int 
     if found.empty:
         return []
     arms = verdict.in_order(found["arm"])
-    columns = min(len(arms), 3)
-    rows = math.ceil(len(arms) / columns)
+    rows = math.ceil(len(arms) / 3)
+    columns = math.ceil(len(arms) / rows)
     file = folder / f"training.{format}"
     with canvas.sheet(file, 1.4 + 2.4 * rows, runs, "test accuracy during training") as figure:
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         chosen = words.spread(sorted(found["round"].unique()), lines)
         colors = dict(zip(chosen, canvas.shades(len(chosen)), strict=True))
         found = found[found["round"].isin(chosen)]
+        window = math.ceil(found.groupby(["arm", "seed", "round"]).size().max() / POINTS)
         for arm, axes in zip(arms, panels.flat, strict=False):
             for number, group in found[found["arm"] == arm].groupby("round"):
-                curve = group.groupby("iteration")["test"].mean()
+                curve = thinned(group.groupby("iteration")["test"].mean(), window)
                 marker = "o" if len(curve) <= 12 else ""
                 name = f"{words.percent(group['remaining'].mean())}%"
                 style = {
@@ -135,19 +142,26 @@ def training(runs: Sequence[Run], folder: Path, format: str = "png", lines: int 
             canvas.iterations_axis(axes.xaxis)
         for axes in panels.flat[len(arms) :]:
             axes.set_visible(False)
-        limit = canvas.accuracy_axis(panels[0, 0], found["test"].tolist())
+        limit = canvas.accuracy_axis(panels[0, 0], found["test"].tolist(), least=2.0)
         for arm, axes in zip(arms, panels.flat, strict=False):
             canvas.note_below(axes, found[found["arm"] == arm]["test"].tolist(), limit, "right")
         for axes in panels[:, 0]:
             axes.set_ylabel("test accuracy (%)")
         for axes in panels.flat[max(len(arms) - columns, 0) : len(arms)]:
             axes.tick_params(labelbottom=True)
-        for axes in panels[-1]:
             axes.set_xlabel("iteration")
-        count = found["seed"].nunique()
-        said = f"weights remaining; {f'mean of {count} trials' if count > 1 else '1 trial'}"
+        counts = found.groupby("arm")["seed"].nunique()
+        said = f"weights remaining; {f'mean of {_trials(counts)}' if counts.max() > 1 else '1 trial'}"
+        said += f", each point that of {window} evaluations" if window > 1 else ""
         canvas.legend(figure, panels.flat, said, columns=lines)
     return [file]
+
+
+def thinned(curve: pd.Series, window: int) -> pd.Series:
+    """Means over so many evaluations each: single ones scatter more than sparsities differ."""
+    block = np.arange(len(curve)) // window
+    means = curve.groupby(block).mean()
+    return means.set_axis(curve.index.to_series().groupby(block).mean())
 
 
 def _evaluations(runs: Sequence[Run]) -> pd.DataFrame:
@@ -231,7 +245,11 @@ def _layer_lines(axes: Axes, kept: pd.DataFrame) -> None:
             groups.append([name])
     colors = seaborn.color_palette("colorblind", len(groups))
     for index, names in enumerate(groups):
-        style: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "linestyle": canvas.DASHES[index % 6]}
+        style: dict[str, Any] = {
+            "marker": MARKERS[index % len(MARKERS)],
+            "linestyle": canvas.DASHES[index % 6],
+            "linewidth": 1.6,
+        }
         values = kept.loc[names[0]]
         axes.plot(kept.columns, values.where(values > 0), color=colors[index], label="\n".join(names), **style)
     axes.set_xlabel("round")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,7 +63,9 @@ def _panel(
     for axes, column, value in ((upper, "test", dense), (lower, "ES_ratio", 1.0)):
         arm_lines(axes, rounds, column, value, scale=0.75)
         axes.tick_params(labelleft=first)
-    about = textwrap.wrap(words.settings(run), min(letters, 36), max_lines=3, placeholder=" ...")
+    about = canvas.wrapped(words.settings(run), min(letters, 36))
+    if len(about) > 3:
+        about = [*about[:2], "..."]
     upper.set_title("\n".join([words.title(run), *about]), fontsize=7.5)
     mark_below(upper, rounds, canvas.accuracy_axis(upper, accuracies), what="down to")
     upper.tick_params(labelbottom=False)

@@ -68,7 +68,7 @@ def take(given: object, device: torch.device, in_memory: bool | None = None) -> 
     for name, part in parts.items():
         if not isinstance(part, Iterable) or isinstance(part, (str, bytes, Tensor, Mapping)):
             raise TypeError(f"data.{name} must be a DataLoader or another re-iterable of batches, not {shown(part)}")
-        if iter(part) is part:
+        if not isinstance(part, DataLoader) and iter(part) is part:
             raise TypeError(f"data.{name} must give its batches again and again, as a DataLoader or a list does, "
                             f"not once as {shown(part)}")  # fmt: skip
     sizes = {name: len(_first(part, f"data.{name}")[1]) for name, part in parts.items()}
@@ -195,7 +195,7 @@ def _all_collected(parts: Mapping[str, Iterable[Any]], limit: int | None) -> dic
     """All examples of each part; None if they change from pass to pass or take more than `limit` bytes."""
     collected: dict[str, Batch] = {}
     for name, part in parts.items():
-        if limit is not None and _changes(part):
+        if limit is not None and _changes(part, f"data.{name}"):
             return None
         found = _collected(part, f"data.{name}", limit)
         if found is None:
@@ -253,7 +253,7 @@ def _in_order(loader: Iterable[Any]) -> DataLoader[Any] | None:
     )
 
 
-def _changes(loader: Iterable[Any]) -> bool:
+def _changes(loader: Iterable[Any], where: str) -> bool:
     """Whether the data set of a DataLoader gives other examples a second time, as random augmentation does."""
     ordered = _in_order(loader)
     if ordered is None:
@@ -261,7 +261,7 @@ def _changes(loader: Iterable[Any]) -> bool:
     with torch.random.fork_rng(devices=[]):
         places = range(min(SAMPLES, len(ordered.dataset)))  # type: ignore[arg-type]
         (x, _), (again, _) = (
-            _checked(ordered.collate_fn([ordered.dataset[i] for i in places]), "data") for _ in range(2)
+            _checked(ordered.collate_fn([ordered.dataset[i] for i in places]), where) for _ in range(2)
         )
     return x.shape != again.shape or not torch.equal(x, again)
 

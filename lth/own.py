@@ -14,7 +14,7 @@ import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
 from lth import models
-from lth.checks import shown
+from lth.checks import network, shown
 from lth.config import Config
 from lth.experiment import Problem
 from lth.loaders import Taken
@@ -25,9 +25,7 @@ from lth.prune import Rule, fetch_layers
 
 def check_net(net: Any) -> nn.Module:
     """TypeError or ValueError unless `net` is a network that can be copied, trained and pruned."""
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"net must be a torch.nn.Module, not {shown(net)}")
-    if any(isinstance(tensor, nn.parameter.UninitializedParameter) for tensor in net.parameters()):
+    if any(isinstance(tensor, nn.parameter.UninitializedParameter) for tensor in network("net", net).parameters()):
         raise ValueError("net must know its shapes: it has lazy layers, call it on a batch first")
     if torch_prune.is_pruned(net):
         raise ValueError("net must come without masks of torch.nn.utils.prune: take them off with prune.remove")
@@ -198,17 +196,18 @@ def guarded(rule: Rule, names: Container[str]) -> Rule:
 
 def try_out(own: OwnNet, data: Taken, device: torch.device) -> None:
     """ValueError unless the network takes the examples and its loss the labels."""
-    net, (x, y) = own.make().to(device).eval(), (tensor.to(device) for tensor in data.sample)
+    net, (x, y) = own.make().to(device), (tensor.to(device) for tensor in data.sample)
     shape = tuple(x.shape[1:])
-    with torch.random.fork_rng(devices=[]):
-        try:
-            outputs = net(x)
-        except Exception as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"net must take the examples of data, of shape (B, {str(shape)[1:]}: {first}") from error
-        if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(x):
-            got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise ValueError(f"net must give one row of logits an example, ({len(x)}, classes), not {got}")
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for training in (False, True) if len(x) > 1 else (False,):  # batch norm cannot train on one example
+            try:
+                outputs = net.train(training)(x)
+            except Exception as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise ValueError(f"net must take the examples of data, (B, {str(shape)[1:]}: {reason}") from error
+            if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(x):
+                got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+                raise ValueError(f"net must give one row of logits an example, ({len(x)}, classes), not {got}")
         if outputs.shape[1] < data.classes:
             raise ValueError(
                 f"net must give a logit for each of the {data.classes} classes of data (labels 0 to "

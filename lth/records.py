@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from lth import prune
+from lth import checks, prune
 from lth.files import RecordError, explained, read_json, write
 from lth.prune import Masks
 from lth.train import Evaluation, Trained
@@ -199,9 +199,13 @@ def _write_table(run: Run, name: str, lines: Sequence[str]) -> None:
 
 def results(root: str | Path = ".") -> pd.DataFrame:
     """All rounds of all runs under `root`, tidy: a row a round; columns arch_type, dataset, settings, arm, seed, those
-    of rounds.csv, and one for every setting that differs between the runs."""
+    of rounds.csv, and one for every setting that differs between the runs. TypeError or ValueError if `root` is no
+    folder; RecordError if a table is spoiled."""
+    folder = checks.path("root", root)
+    if not folder.is_dir():
+        raise ValueError(f"root must be the folder that has dumps/, but there is no folder {folder}")
     frames = []
-    for run in find(Path(root)):
+    for run in find(folder):
         settings = read_json(run.dumps / "config.json").get("deciding", {})
         whose = {name: getattr(run, name) for name in ("arch_type", "dataset", "settings", "arm", "seed")}
         frames.append(

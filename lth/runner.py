@@ -13,6 +13,7 @@ import torch
 from lth import checks, files, jobs, models, records, session
 from lth.config import Config, ConfigError, nearest
 from lth.records import Run
+from lth.saved import placed
 
 MODELS = {"lenet_fc": "fc1", "lenet_conv": "lenet5"}  # other names of models under archs/
 DATASETS = {"fashion": "fashionmnist"}
@@ -111,7 +112,8 @@ class ExperimentRunner:
         not finite; lth.files.RecordError if a file cannot be written.
         """
         try:
-            with torch.random.fork_rng():
+            place = placed(self.config.gpu)[0]
+            with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
                 self._run = session.run(self.config)[0]
         except ConfigError as error:
             raise checks.renamed(error, NAMES) from None

@@ -58,11 +58,9 @@ class SavedTicket:
 
         Raises TypeError, ValueError: model is no module or has other parameters; these weights were not kept.
         """
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, not {checks.shown(model)}")
         state = self._weights(weights)
         checks.truth("as_pruned", as_pruned)
-        bare = models.state_of(_bare(model))
+        bare = models.state_of(_bare(checks.network("model", model)))
         wrong = [name for name in {**state, **bare} if name not in bare or name not in state]
         if wrong or any(bare[name].shape != state[name].shape for name in state):
             name = sorted(wrong)[0] if wrong else next(n for n in state if bare[n].shape != state[n].shape)
@@ -92,9 +90,9 @@ class SavedTicket:
             weights: "trained" or "start".
             device: None: a GPU where there is one.
         """
-        place = choose_device(checks.device("device", device))[0]
+        place = placed(device)[0]
         images = as_images(data)
-        model = self._model() if model is None else copy.deepcopy(model)
+        model = self._model() if model is None else _bare(checks.network("model", model))
         settings = read_json(self.run.dumps / "config.json").get("settings", {})
         precision = settings.get("precision", Config.precision)
         state = models.state_of(self.apply(model, weights=weights))
@@ -142,9 +140,21 @@ class SavedTicket:
 
 def _bare(model: nn.Module) -> nn.Module:
     """A copy of `model` without masks of torch.nn.utils.prune."""
+    for module in model.modules():
+        for name in [buffer.removesuffix("_mask") for buffer in module._buffers if buffer.endswith("_mask")]:
+            if f"{name}_orig" in module._parameters:  # what a forward computes: with its history it cannot be copied
+                setattr(module, name, getattr(module, name).detach())
     bare = copy.deepcopy(model)
     prune.detach(bare)
     return bare
+
+
+def placed(device: str | torch.device | None) -> tuple[torch.device, str]:
+    """The device that an argument `device` means, and a sentence about it where it is not what was asked for."""
+    try:
+        return choose_device(checks.device("device", device))
+    except ValueError as error:
+        raise checks.renamed(ConfigError(str(error)), {"gpu": "device"}) from None
 
 
 def load_ticket(folder: str | os.PathLike[str], round: int | None = None) -> SavedTicket:

@@ -49,7 +49,7 @@ class Ticket:
 def save_tensors(file: Path, tensors: Mapping[str, Tensor], identity: str, **facts: Any) -> None:
     """Write tensors and `facts` (anything JSON holds) to a .safetensors file that `load_tensors` can check."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(facts, sort_keys=True)
+    text = json.dumps({"name": file.stem, **facts}, sort_keys=True)
     about = {"format": str(FORMAT), "identity": identity, "facts": text, "checksum": _checksum(tensors, text)}
     write(file, _serialised(tensors, about))
 
@@ -67,7 +67,7 @@ def load_tensors(file: Path, identity: str | None = None) -> tuple[dict[str, Ten
     """The tensors and facts of a file. FileNotFoundError if there is none; Damaged, with the reason, if it is
     truncated or altered, written by a newer program, or belongs to settings other than `identity`."""
     if not file.exists():
-        raise FileNotFoundError(file)
+        raise FileNotFoundError(f"{file} is gone")
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
             about = opened.metadata() or {}
@@ -78,8 +78,13 @@ def load_tensors(file: Path, identity: str | None = None) -> tuple[dict[str, Ten
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         if about.get("checksum") != _checksum(tensors, about["facts"]):
             raise Damaged(f"{file} is damaged: its checksum is wrong")
-        return tensors, json.loads(about["facts"])
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, EOFError) as error:
+        facts = json.loads(about["facts"])
+        if facts.get("name", file.stem) != file.stem:
+            raise Damaged(f"{file} is a copy of {facts['name']}.safetensors")
+        return tensors, facts
+    except FileNotFoundError:
+        raise
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise Damaged(f"{file} is damaged: {error}") from None
 
 
@@ -158,12 +163,14 @@ def read_checkpoint(run: Run, identity: str | None = None) -> tuple[int, Trained
     return facts["round"], Trained(facts["iteration"], evals, final, best, kept, extra, seconds=facts["seconds"])
 
 
-def adopt_dense(run: Run, sibling: Run, identity: str) -> None:
-    """Take over the dense round that another arm of the same trial has trained. Damaged or FileNotFoundError if its
-    files cannot be used."""
-    load_tensors(sibling.saves / "dense.safetensors", identity)
+def adopt_dense(run: Run, sibling: Run, identity: str, rewinds: bool) -> None:
+    """Take over the dense round that another arm of the same trial has trained, with the weights to rewind to where
+    the settings want them. Damaged or FileNotFoundError if its files cannot be used."""
+    needed = ["initial", "dense", numbered("ticket", 0), *(["rewind"] if rewinds else [])]
+    for name in needed:
+        load_tensors(sibling.saves / f"{name}.safetensors", identity)
     run.saves.mkdir(parents=True, exist_ok=True)
-    for name in ("initial", "rewind", numbered("ticket", 0), numbered("trained", 0), "dense"):
+    for name in (*needed, numbered("trained", 0)):
         source, target = sibling.saves / f"{name}.safetensors", run.saves / f"{name}.safetensors"
         if source.exists():
             with explained(target):
@@ -172,14 +179,14 @@ def adopt_dense(run: Run, sibling: Run, identity: str) -> None:
                     os.link(source, target)  # files are only ever replaced, never changed, so that both may share one
                 except OSError:
                     shutil.copyfile(source, target)
-    read_ticket(run, 0, identity)
     records.copy_rounds(run, sibling, before=1)
 
 
-def sound_rounds(run: Run, finished: int, identity: str, tell: Callable[[str], None]) -> int:
+def sound_rounds(run: Run, finished: int, identity: str, rewinds: bool, tell: Callable[[str], None]) -> int:
     """How many of the finished rounds can be built upon. Unusable files are set aside, with a word to `tell`.
 
-    Round n can start from its ticket, or from the complete checkpoint of round n - 1, of which a ticket can be made.
+    Round n can start from its ticket, or a ticket can be made of the weights at the end of round n - 1: those are in
+    the checkpoint, or for round 0 in `dense`. Tickets start from `initial` or, where the settings say so, `rewind`.
     """
 
     def usable(name: str) -> bool | None:
@@ -193,17 +200,17 @@ def sound_rounds(run: Run, finished: int, identity: str, tell: Callable[[str], N
             return False
         return True
 
-    for name in ("initial", "rewind", "dense", "checkpoint"):
-        usable(name)
-    if finished and not (usable("initial") and usable("dense")):
-        return 0
+    found = {name: usable(name) for name in ("initial", "rewind", "dense", "checkpoint")}
+    if not found["initial"] or (rewinds and not found["rewind"]):
+        finished = 0
     for number in range(finished):
         if not usable(numbered("ticket", number)) or usable(numbered("trained", number)) is False:
             finished = number
             break
-    while finished > 1 and not usable(numbered("ticket", finished)):
-        if usable("checkpoint") and read_checkpoint(run, identity)[0] == finished - 1:
-            break
+    ended = [0] if found["dense"] else []  # the rounds whose last weights are there
+    if found["checkpoint"]:
+        ended.append(read_checkpoint(run, identity)[0])
+    while not usable(numbered("ticket", finished)) and finished and finished - 1 not in ended:
         finished -= 1
     return finished
 

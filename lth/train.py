@@ -56,6 +56,10 @@ class Trained:
         """The evaluation with the lowest validation loss, the first of equals (Frankle & Carbin, Section 2)."""
         return min(self.evals, key=lambda evaluation: evaluation.val_loss)
 
+    def complete(self, steps: int) -> bool:
+        """Whether a training of that many steps has nothing left to do, its last evaluation included."""
+        return self.iteration == steps and bool(self.evals) and self.evals[-1].iteration == steps
+
 
 @contextmanager
 def numerics(precision: str, threads: int) -> Iterator[None]:

@@ -201,7 +201,7 @@ def _cells(lines: pd.DataFrame) -> tuple[str, dict[int, str]]:
         grid.append([test, difference, band, f"{line['ES_ratio']:.2f}{few}"])
     first, second, third, last = (max(len(row[i]) for row in grid) for i in range(4))
     middle = max(second + third, len("vs dense"))
-    heading = f"{'test ':>{first}} {'vs dense':>{middle}}  {'ES':>4}{'':{last - 4}}"
+    heading = f"{'test ':>{first}} {'vs dense':<{middle}}  {'ES':>4}{'':{last - 4}}"
     cells = [f"{row[0]:>{first}} {f'{row[1]:>{second}}{row[2]:>{third}}':>{middle}}  {row[3]:<{last}}" for row in grid]
     return heading, dict(zip(lines["round"], cells, strict=True))
 

@@ -43,7 +43,7 @@ LAYERS = {
     "mlp": "nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, num_classes)",
     "drop": "nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.3), "
     "nn.Linear(12, num_classes)",
-    "conv": "nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(), "
+    "conv": "nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(), "
     "nn.Linear(16, num_classes)",
 }
 
@@ -116,6 +116,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "data").mkdir()
     np.savez(tmp_path / "data" / "tiny.npz", **arrays())
     monkeypatch.setattr(models, "ARCHS", tmp_path / "archs")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # slow, and no one pulls the plug here
     return tmp_path
 
 
@@ -144,7 +145,7 @@ class Told(list[Event]):
 def experiment(config: Config, tell: Callable[[Event], None] | None = None, **options: Any) -> Experiment:
     """The experiment of these settings on the CPU."""
     problem = Problem.of(config, data.load(config.dataset, config.data))
-    return Experiment(config, problem, CPU, tell or Told(), **options)
+    return Experiment(config, problem, CPU, Told() if tell is None else tell, **options)
 
 
 def do(config: Config, tell: Callable[[Event], None] | None = None, **options: Any) -> list[Run]:

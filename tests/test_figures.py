@@ -345,3 +345,26 @@ def test_ticks_of_weights_remaining() -> None:
     assert axes.get_xlim()[1] < 100 * 0.8**11
     canvas.remaining_axis(axes, [100.0])
     assert axes.get_xlim()[0] > 100 > axes.get_xlim()[1]
+
+
+def test_long_training_curves_are_means_over_windows(
+    tmp_path: Path, make_runs: MakeRuns, sheets: dict[str, Figure]
+) -> None:
+    runs = make_runs(arms=["lt"], seeds=[0], rounds=1, evaluations=250, saves=False)
+    figures.training(runs, tmp_path)
+    evals = records.table(runs[0], "evals")
+    (x, y) = lines_of(sheets["training"])["100%"]
+    assert len(x) == 84  # of three evaluations each, and the last one
+    assert (x[0], y[0]) == pytest.approx((evals["iteration"][:3].mean(), evals["test"][:3].mean()))
+    assert (x[-1], y[-1]) == pytest.approx((evals["iteration"][249], evals["test"][249]))
+    assert "each point that of 3 evaluations" in sheets["training"].legends[0].get_title().get_text()
+
+
+def test_settings_break_after_commas() -> None:
+    text = "20% pruned a round, 50,000 iterations a round, output layer 10%, evaluated every 100 iterations"
+    first, second = canvas.wrapped(text, 80)
+    assert first == "20% pruned a round, 50,000 iterations a round,"
+    assert f"{first} {second}" == text
+    assert canvas.wrapped("short", 80) == ["short"]
+    assert canvas.wrapped("", 80) == []
+    assert max(map(len, canvas.wrapped(f"{'x' * 90}, {text}", 80))) <= 80
