@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,28 +94,22 @@ def read(file: Path, classes: int | None = None) -> Images:
             missing = [key for key in ARRAYS if key not in arrays]
             if missing:
                 raise ConfigError(f"{file} must hold the arrays {', '.join(ARRAYS)}; {', '.join(missing)} is missing")
-            x_train, y_train, x_test, y_test = (arrays[key] for key in ARRAYS)
+            x_train, y_train, x_test, y_test = (np.asarray(arrays[key]) for key in ARRAYS)
     except ConfigError:
         raise
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise ConfigError(f"{file} is no readable .npz file ({error}); put a complete one in its place") from None
+    except Exception as error:  # zipfile, zlib, tokenize and NumPy raise a dozen kinds of it on a spoiled file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{file} is no readable .npz file ({reason}); put a complete one in its place") from None
     for key, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
-        if x.dtype != np.uint8 or x.ndim not in (3, 4):
+        if x.dtype != np.uint8 or x.ndim not in (3, 4) or not x.size:
             raise ConfigError(f"{file}: x_{key} must be uint8 of N x H x W or N x H x W x C, not {x.dtype} {x.shape}")
-        if y.dtype.kind not in "iu" or y.reshape(-1).shape != (len(x),) or not len(x):
-            raise ConfigError(f"{file}: y_{key} must hold one integer label for each of {len(x)} images, not {y.shape}")
+        if y.dtype.kind not in "iu" or y.reshape(-1).shape != (len(x),):
+            raise ConfigError(
+                f"{file}: y_{key} must hold one integer label for each of {len(x)} images, not {y.dtype} {y.shape}"
+            )
     if x_train.shape[1:] != x_test.shape[1:]:
         raise ConfigError(f"{file}: x_train and x_test differ in size: {x_train.shape[1:]} and {x_test.shape[1:]}")
-    classes = classes or int(y_train.max()) + 1
+    classes = classes or min(int(y_train.max()) + 1, len(y_train))  # labels that skip most numbers are no labels
     for key, y in (("train", y_train), ("test", y_test)):
         if y.min() < 0 or y.max() >= classes:
             raise ConfigError(f"{file}: y_{key} must be labels 0 to {classes - 1}, not {y.min()} to {y.max()}")
@@ -154,7 +146,7 @@ def _fetch(name: str, file: Path) -> None:
             partial = Path(temporary) / file.name
             np.savez_compressed(partial, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
             partial.replace(file)
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # of the network, of the disk, or of what a spoiled copy makes torchvision stumble on
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"there is no {file} and {name} could not be downloaded ({reason}): "

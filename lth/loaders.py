@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from torch.utils.data import (
 
 from lth import data
 from lth.checks import shown
-from lth.config import PROJECT, derive_seed
-from lth.data import Feed, Images, Loader, Loaders, Source
+from lth.config import PROJECT
+from lth.data import Images, Loader, Loaders, Source
+from lth.stream import Batch, Stream, batches, checked
 
 PARTS = ("train", "validation", "test")
 EXPECTED = (
@@ -33,14 +33,12 @@ EXPECTED = (
 )
 SAMPLES = 16  # examples that are drawn twice to see whether they are random (augmented)
 
-Batch = tuple[Tensor, Tensor]
-
 
 @dataclass(frozen=True)
 class Taken:
     """Data ready for training: where trials are fed from, the size of its batches (None if it is in none), how many
-    training examples a batch may have, how many are held back for validation, the sizes in words, two examples to try
-    a network on, and the number of classes (of those seen so far, if it is streamed)."""
+    training examples a batch may have, how many are held back for validation where there are no others, the sizes in
+    words, two examples to try a network on, and the number of classes (of those seen so far, if it is streamed)."""
 
     source: Source
     name: str
@@ -103,7 +101,7 @@ def test_batches(given: Any, device: torch.device) -> Iterator[Batch]:
         given = _three(given)[2]
     if not isinstance(given, Iterable) or isinstance(given, (bytes, Tensor)):
         raise TypeError(f"data must be a DataLoader or other batches, or {EXPECTED}, not {shown(given)}")
-    return ((x.to(device), y.to(device)) for x, y in _batches(given, "data"))
+    return ((x.to(device), y.to(device)) for x, y in batches(given, "data"))
 
 
 def _of_images(images: Images, batch_size: int | None = None) -> Taken:
@@ -113,7 +111,7 @@ def _of_images(images: Images, batch_size: int | None = None) -> Taken:
     about = f"{count} training, {split}, {len(images.test_labels)} test examples of {tuple(images.train.shape[1:])}"
     x = images.train[:2] if images.as_is else images.train[:2].float()
     sample = (x, images.train_labels[:2])
-    return Taken(images, images.name, batch_size, count - held, held or 1, about, sample, images.classes)
+    return Taken(images, images.name, batch_size, count - held, held or 5000, about, sample, images.classes)
 
 
 def _of_tensors(parts: Mapping[str, Batch], batch_size: int) -> Taken:
@@ -144,43 +142,9 @@ def _three(given: Any) -> tuple[Any, Any, Any]:
     return found  # type: ignore[return-value]
 
 
-def _checked(batch: Any, where: str) -> Batch:
-    """Examples (B, ...) and labels (B,) of a batch."""
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise TypeError(f"{where} must give batches (examples, labels), not {shown(batch)}")
-    x, y = (torch.as_tensor(part) if isinstance(part, (Tensor, np.ndarray, list)) else part for part in batch)
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-        raise TypeError(f"{where} must give batches of tensors, not {type(x).__name__} and {type(y).__name__}")
-    if x.ndim < 1 or y.ndim != 1 or len(x) != len(y) or not len(y):
-        raise ValueError(
-            f"{where} must give examples (B, ...) with one label each (B,), not {tuple(x.shape)} with {tuple(y.shape)}"
-        )
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or int(y.min()) < 0:
-        raise ValueError(f"{where} must give labels 0, 1, ... as whole numbers, not {y.dtype} from {y.min().item()}")
-    return x.detach(), y.detach().long()
-
-
-def _batches(loader: Iterable[Any], where: str, seed: int = 0) -> Iterator[Batch]:
-    """The checked batches of one pass, whose random draws `seed` decides; draws elsewhere are not disturbed."""
-    random = torch.Generator().manual_seed(seed).get_state()
-    batches: Iterator[Any] | None = None
-    while True:
-        outside = torch.get_rng_state()
-        torch.set_rng_state(random)
-        try:
-            batches = iter(loader) if batches is None else batches
-            batch = next(batches)
-        except StopIteration:
-            return
-        finally:
-            random = torch.get_rng_state()
-            torch.set_rng_state(outside)
-        yield _checked(batch, where)
-
-
 def _first(loader: Iterable[Any], where: str) -> Batch:
     """The first batch of a pass."""
-    for batch in _batches(loader, where):
+    for batch in batches(loader, where):
         return batch
     raise ValueError(f"{where} must give at least one batch, but it is empty")
 
@@ -210,7 +174,7 @@ def _collected(loader: Iterable[Any], where: str, limit: int | None) -> Batch | 
     ordered = _in_order(loader)
     batches: list[Batch] = []
     size = 0
-    for batch in _batches(loader if ordered is None else ordered, where):
+    for batch in batches(loader if ordered is None else ordered, where):
         if batches and batch[0].shape[1:] != batches[0][0].shape[1:]:
             raise ValueError(
                 f"{where} must give examples of one shape, not {tuple(batches[0][0].shape[1:])} and then "
@@ -261,7 +225,7 @@ def _changes(loader: Iterable[Any], where: str) -> bool:
     with torch.random.fork_rng(devices=[]):
         places = range(min(SAMPLES, len(ordered.dataset)))  # type: ignore[arg-type]
         (x, _), (again, _) = (
-            _checked(ordered.collate_fn([ordered.dataset[i] for i in places]), where) for _ in range(2)
+            checked(ordered.collate_fn([ordered.dataset[i] for i in places]), where) for _ in range(2)
         )
     return x.shape != again.shape or not torch.equal(x, again)
 
@@ -273,76 +237,9 @@ def _same_again(loader: Iterable[Any], where: str, examples: Tensor) -> bool:
         weights = torch.linspace(1, 2, x[0].numel(), dtype=torch.float64)
         return x.cpu().flatten(1).double() @ weights if x.ndim > 1 else x.cpu().double()
 
-    second = torch.cat([sums(x) for x, _ in _batches(loader, where, seed=1)]).sort().values
+    second = torch.cat([sums(x) for x, _ in batches(loader, where, seed=1)]).sort().values
     first = torch.cat([sums(x) for x in examples.split(1000)]).sort().values
     return first.shape == second.shape and torch.allclose(first, second, rtol=1e-9, equal_nan=True)
-
-
-@dataclass(frozen=True)
-class Stream:
-    """Data that is read from the user's loaders, batch by batch; `steps` full training batches a pass, examples of
-    `shape`."""
-
-    train: Iterable[Any]
-    validation: Iterable[Any]
-    test: Iterable[Any]
-    steps: int
-    batch_size: int
-    shape: tuple[int, ...]
-
-    def feed(
-        self, seeds: Sequence[int], valid_size: int, batch_size: int, device: torch.device, augment: bool = False
-    ) -> Feed:
-        """What one trial trains and evaluates on."""
-        return StreamFeed(self, device)
-
-
-class StreamFeed(Feed):
-    """Feeds one trial from loaders. A batch of draws is the number of a batch in the pass that `epoch` began."""
-
-    capturable = False
-
-    def __init__(self, stream: Stream, device: torch.device) -> None:
-        self.stream, self.device, self.batch_size = stream, device, stream.batch_size
-        self.epoch_steps = stream.steps
-        self._pass: tuple[object, Iterator[Batch]] = (None, iter(()))
-        self._next = 0
-
-    def epoch(self, seeds: Sequence[Sequence[object]], epoch: int) -> Tensor:
-        """The numbers of the batches of one pass, (steps,); what random draws it makes, seeds and `epoch` decide."""
-        if self._pass[0] != (seeds, epoch):
-            self._pass = ((seeds, epoch), self._full(derive_seed(*seeds[0], epoch)))
-            self._next = 0
-        return torch.arange(self.epoch_steps)
-
-    def _full(self, seed: int) -> Iterator[Batch]:
-        """The full batches of as many passes as are needed."""
-        for number in itertools.count():
-            batches = _batches(self.stream.train, "data.train", derive_seed(seed, number))
-            found = False
-            for batch in batches:
-                if len(batch[1]) == self.batch_size:
-                    found = True
-                    yield batch
-            if not found:
-                raise ValueError(f"data.train has no batch of {self.batch_size} examples any more")
-
-    def fetch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """The examples and labels of a batch; those before it are skipped."""
-        x, y = next(itertools.islice(self._pass[1], int(batch) - self._next, None))
-        self._next = int(batch) + 1
-        return x.to(self.device), y.to(self.device)
-
-    def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The validation batches."""
-        return self._evaluated(self.stream.validation, "data.validation")
-
-    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The test batches."""
-        return self._evaluated(self.stream.test, "data.test")
-
-    def _evaluated(self, loader: Iterable[Any], where: str) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((x.to(self.device), y.to(self.device)) for x, y in _batches(loader, where))
 
 
 def _streamed(parts: Mapping[str, Iterable[Any]]) -> Taken:
@@ -353,10 +250,10 @@ def _streamed(parts: Mapping[str, Iterable[Any]]) -> Taken:
         total = len(ordered.dataset)  # type: ignore[arg-type]
         steps, counted = total // size, f"{total} training examples"
     else:
-        steps = sum(len(y) == size for _, y in _batches(train, "data.train"))
+        steps = sum(len(y) == size for _, y in batches(train, "data.train"))
         counted = f"{steps} training batches of {size}"
     classes = int(max(y.max() for _, y in first.values())) + 1  # of what was seen
     x, y = first["train"]
     about = f"{counted} of {tuple(x.shape[1:])}, streamed"
     stream = Stream(parts["train"], parts["validation"], parts["test"], steps, size, tuple(x.shape[1:]))
-    return Taken(stream, "own", size, size, 1, about, (x[:2], y[:2]), classes)
+    return Taken(stream, "own", size, size, 5000, about, (x[:2], y[:2]), classes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,9 @@ class SavedTicket:
 
     run: Run
     round: int
-    masks: Masks
-    start: State
-    trained: State | None
+    masks: Masks = field(repr=False)
+    start: State = field(repr=False)
+    trained: State | None = field(repr=False)
     row: dict[str, Any]
 
     @property

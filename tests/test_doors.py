@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
 
 import lth
-from lth import data, loaders, models, records, session, tickets
+from lth import data, loaders, models, records, session, stream, tickets
 from lth import prune as lth_prune
 from lth.__main__ import main as short_main
 from lth.__main__ import parse
@@ -504,15 +504,15 @@ def test_the_same_examples_give_the_same_numbers_whatever_they_come_in(given: An
 )
 def test_data_that_change_are_streamed(train: Any, streamed: bool) -> None:
     taken = loaders.take({"train": train, **REST}, torch.device("cpu"))
-    assert isinstance(taken.source, loaders.Stream) == streamed
-    assert not isinstance(loaders.take({"train": train, **REST}, torch.device("cpu"), True).source, loaders.Stream)
-    assert isinstance(loaders.take({"train": train, **REST}, torch.device("cpu"), False).source, loaders.Stream)
+    assert isinstance(taken.source, stream.Stream) == streamed
+    assert not isinstance(loaders.take({"train": train, **REST}, torch.device("cpu"), True).source, stream.Stream)
+    assert isinstance(loaders.take({"train": train, **REST}, torch.device("cpu"), False).source, stream.Stream)
 
 
 def test_what_does_not_fit_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaders, "_free", lambda device: 100_000)
     taken = loaders.take(tiny(), torch.device("cpu"))
-    assert isinstance(taken.source, loaders.Stream) and "streamed" in taken.about
+    assert isinstance(taken.source, stream.Stream) and "streamed" in taken.about
 
 
 def test_a_stream_gives_full_batches_epoch_after_epoch_and_goes_on_anywhere() -> None:
@@ -621,7 +621,7 @@ WRONG = [
     ({"net": WithOptim(torch.optim.LBFGS, lr=1)}, ValueError, "net.optim must step without a closure"),
     ({"net": altered(criterion=3)}, TypeError, "net.criterion must be a function"),
     ({"net": altered(criterion=nn.CrossEntropyLoss(reduction="none"))}, ValueError, "net.criterion must give one"),
-    ({"net": altered(criterion=nn.MSELoss())}, ValueError, "net.criterion must take"),
+    ({"net": altered(criterion=lambda logits: logits.sum())}, ValueError, "net.criterion must take"),
     ({"data": None}, TypeError, "data must be the name of a data set"),
     ({"data": loader()}, TypeError, "data must be .* train, validation and test"),
     ({"data": {"train": batches()}}, TypeError, "its validation is missing"),
@@ -755,6 +755,12 @@ def test_the_runner_saves_its_table(place: Path, tmp_path: Path) -> None:
     for name, kind in ((3, TypeError), ("../x.csv", ValueError), ("x.txt", ValueError), ("a/b.csv", ValueError)):
         with pytest.raises(kind, match="name must be the name of a"):
             made.save_results(name)  # type: ignore[arg-type]
+
+
+def test_the_runners_defaults() -> None:
+    assert lth.ExperimentRunner().config == Config(
+        prune_percent=20, prune_iterations=16, end_iter="50000it", root=Path("results")
+    )
 
 
 def test_the_runner_knows_the_other_names() -> None:
