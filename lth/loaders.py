@@ -24,7 +24,7 @@ from lth import data
 from lth.checks import shown
 from lth.config import PROJECT
 from lth.data import Images, Loader, Loaders, Source
-from lth.stream import Batch, Stream, batches, checked
+from lth.stream import Batch, Stream, checked, draw
 
 PARTS = ("train", "validation", "test")
 EXPECTED = (
@@ -101,7 +101,7 @@ def test_batches(given: Any, device: torch.device) -> Iterator[Batch]:
         given = _three(given)[2]
     if not isinstance(given, Iterable) or isinstance(given, (bytes, Tensor)):
         raise TypeError(f"data must be a DataLoader or other batches, or {EXPECTED}, not {shown(given)}")
-    return ((x.to(device), y.to(device)) for x, y in batches(given, "data"))
+    return ((x.to(device), y.to(device)) for x, y in draw(given, "data"))
 
 
 def _of_images(images: Images, batch_size: int | None = None) -> Taken:
@@ -144,7 +144,7 @@ def _three(given: Any) -> tuple[Any, Any, Any]:
 
 def _first(loader: Iterable[Any], where: str) -> Batch:
     """The first batch of a pass."""
-    for batch in batches(loader, where):
+    for batch in draw(loader, where):
         return batch
     raise ValueError(f"{where} must give at least one batch, but it is empty")
 
@@ -174,7 +174,7 @@ def _collected(loader: Iterable[Any], where: str, limit: int | None) -> Batch | 
     ordered = _in_order(loader)
     batches: list[Batch] = []
     size = 0
-    for batch in batches(loader if ordered is None else ordered, where):
+    for batch in draw(loader if ordered is None else ordered, where):
         if batches and batch[0].shape[1:] != batches[0][0].shape[1:]:
             raise ValueError(
                 f"{where} must give examples of one shape, not {tuple(batches[0][0].shape[1:])} and then "
@@ -237,7 +237,7 @@ def _same_again(loader: Iterable[Any], where: str, examples: Tensor) -> bool:
         weights = torch.linspace(1, 2, x[0].numel(), dtype=torch.float64)
         return x.cpu().flatten(1).double() @ weights if x.ndim > 1 else x.cpu().double()
 
-    second = torch.cat([sums(x) for x, _ in batches(loader, where, seed=1)]).sort().values
+    second = torch.cat([sums(x) for x, _ in draw(loader, where, seed=1)]).sort().values
     first = torch.cat([sums(x) for x in examples.split(1000)]).sort().values
     return first.shape == second.shape and torch.allclose(first, second, rtol=1e-9, equal_nan=True)
 
@@ -250,7 +250,7 @@ def _streamed(parts: Mapping[str, Iterable[Any]]) -> Taken:
         total = len(ordered.dataset)  # type: ignore[arg-type]
         steps, counted = total // size, f"{total} training examples"
     else:
-        steps = sum(len(y) == size for _, y in batches(train, "data.train"))
+        steps = sum(len(y) == size for _, y in draw(train, "data.train"))
         counted = f"{steps} training batches of {size}"
     classes = int(max(y.max() for _, y in first.values())) + 1  # of what was seen
     x, y = first["train"]

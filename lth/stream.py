@@ -34,7 +34,7 @@ def checked(batch: Any, where: str) -> Batch:
     return x.detach(), y.detach().long()
 
 
-def batches(loader: Iterable[Any], where: str, seed: int = 0) -> Iterator[Batch]:
+def draw(loader: Iterable[Any], where: str, seed: int = 0) -> Iterator[Batch]:
     """The checked batches of one pass, whose random draws `seed` decides; draws elsewhere are not disturbed."""
     random = torch.Generator().manual_seed(seed).get_state()
     batches: Iterator[Any] | None = None
@@ -92,9 +92,8 @@ class StreamFeed(Feed):
     def _full(self, seed: int) -> Iterator[Batch]:
         """The full batches of as many passes as are needed."""
         for number in itertools.count():
-            found_batches = batches(self.stream.train, "data.train", derive_seed(seed, number))
             found = False
-            for batch in batches:
+            for batch in draw(self.stream.train, "data.train", derive_seed(seed, number)):
                 if len(batch[1]) == self.batch_size:
                     found = True
                     yield batch
@@ -116,4 +115,4 @@ class StreamFeed(Feed):
         return self._evaluated(self.stream.test, "data.test")
 
     def _evaluated(self, loader: Iterable[Any], where: str) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((x.to(self.device), y.to(self.device)) for x, y in batches(loader, where))
+        return ((x.to(self.device), y.to(self.device)) for x, y in draw(loader, where))
