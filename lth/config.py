@@ -42,10 +42,13 @@ class Duration:
         if not found:
             raise ValueError("must be a duration such as 5 or 5ep (epochs), 500it (iterations) or 1% (of a round)")
         amount, unit = float(found[1]), found[2] or "ep"
+        if amount > 1e9:
+            raise ValueError("must be at most 1000000000 long")
+        limit = 100 if unit == "%" else 1e12
+        if amount > limit:
+            raise ValueError(f"must be at most {limit:g}{'' if unit == 'ep' else unit}")
         if unit == "it" and amount != int(amount):
             raise ValueError("must be a whole number of iterations")
-        if unit == "%" and amount > 100:
-            raise ValueError("must be at most 100%")
         return cls(amount, unit)
 
     def iterations(self, epoch: int, whole: int = 0) -> int:
@@ -97,9 +100,9 @@ def device(text: str) -> str:
 
 def plain_name(text: str) -> str:
     """A word that may be the name of a folder."""
-    if re.fullmatch(r"[\w.+=,-]+", text) and text.strip("."):
+    if re.fullmatch(r"[\w.+=,-]{1,100}", text) and text.strip("."):
         return text
-    raise ValueError("must be a plain name: letters, digits and . _ - + = ,")
+    raise ValueError("must be a plain name: at most 100 letters, digits and . _ - + = ,")
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -143,7 +146,7 @@ class Config:
     dataset: str = side(
         "mnist", RUN, "the images: mnist, fashionmnist, cifar10, cifar100 or <data>/NAME.npz", plain_name
     )
-    trials: int = side(1, RUN, "independent repetitions, with seeds SEED, SEED+1, ...", number(int, 1))
+    trials: int = side(1, RUN, "independent repetitions, with seeds SEED, SEED+1, ...", number(int, 1, 9999))
     seed: int = side(0, RUN, "of the first trial: initial weights, validation split, data order", number(int, 0, 2**62))
     name: str | None = side(
         None, RUN, "name of the results' folder, in place of one made from the settings", plain_name
@@ -205,8 +208,10 @@ class Config:
     )
 
     gpu: str = side("0", MACHINE, "number of the GPU, or cpu, or mps; without a GPU the CPU is used", device)
-    jobs: int | None = side(None, MACHINE, "processes side by side on a CPU (default: one a core)", number(int, 1))
-    threads: int = side(1, MACHINE, "threads of each process on a CPU", number(int, 1))
+    jobs: int | None = side(
+        None, MACHINE, "processes side by side on a CPU (default: one a core)", number(int, 1, 1024)
+    )
+    threads: int = side(1, MACHINE, "threads of each process on a CPU", number(int, 1, 1024))
     stack: int | None = side(
         None,
         MACHINE,
@@ -299,7 +304,7 @@ def parse_value(spec: dataclasses.Field[Any], value: Any) -> Any:
             raise ValueError("must be True or False")
         return value
     if facts.get("many"):
-        items = [value] if isinstance(value, (str, Duration)) else list(value)
+        items = value if isinstance(value, (list, tuple)) else [value]
         parsed = tuple(parse_item(facts, item) for item in items)
         return tuple(dict.fromkeys(parsed))
     return parse_item(facts, value)

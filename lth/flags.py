@@ -15,7 +15,7 @@ from lth.config import Config, ConfigError, nearest, number, parse_value
 FIELDS = {spec.name: spec for spec in dataclasses.fields(Config)}
 
 # Figure 2 of Frankle & Carbin (arXiv:1803.03635), evaluated every 100 iterations as in their figures.
-_CONV = {"dataset": "cifar10", "batch_size": "60", "prune_percent": "20", "fc_percent": "20", "output_percent": "10"}
+_CONV = {"dataset": "cifar10", "batch_size": "60", "prune_percent": "20", "output_percent": "10"}
 _DEEP = {
     **{
         "dataset": "cifar10",
@@ -121,10 +121,10 @@ def parse(
             except ConfigError as error:
                 problems += error.problems
     try:
-        settings |= _whole_pruning(given)
+        given |= _whole_pruning(given)
     except ConfigError as error:
         problems += error.problems
-    settings |= given
+    settings = {name: value for name, value in settings.items() if name not in _ruled_out(given)} | given
 
     values = {}
     for name, value in settings.items():
@@ -154,10 +154,15 @@ def _meant(value: Any, choices: Iterable[str]) -> str:
 def unknown_problems(made: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
     """What to say about words of a command line that the parser could not place."""
     flags = [name for action in made._actions for name in action.option_strings]
-    unknown = [word.split("=")[0] for word in words if word.startswith("-")]
-    return [f"{flag} is no flag of this program{nearest(flag, flags)}" for flag in unknown] + [
-        f"{word!r} does not belong to any flag" for word in words if not word.startswith("-")
-    ]
+    problems, values = [], False
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        if word.startswith("-"):
+            problems.append(f"{flag} is no flag of this program{nearest(flag, flags)}")
+            values = not equals  # the words that follow were meant as its values
+        elif not values:
+            problems.append(f"{word!r} does not belong to any flag")
+    return problems
 
 
 def _joined(value: Any) -> str:
@@ -186,13 +191,20 @@ def _preset_settings(name: str) -> dict[str, Any]:
 
 def _config_file(path: str) -> dict[str, Any]:
     try:
-        settings = json.loads(Path(path).read_text(encoding="utf-8"))["settings"]
+        settings = dict(json.loads(Path(path).read_text(encoding="utf-8"))["settings"].items())
         unknown = [name for name in settings if name not in FIELDS]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"--config {path} cannot be read as the config.json of a run: {error}") from None
     if unknown:
         raise ConfigError(f"--config {path} has settings that this version does not know: {', '.join(unknown)}")
     return settings
+
+
+def _ruled_out(given: dict[str, Any]) -> set[str]:
+    """The settings of a preset or a config.json that cannot stand beside a flag that was given: the flag wins."""
+    rates = {"prune_percent", "conv_percent", "fc_percent", "output_percent"}
+    ruled_out = rates if "target_remaining" in given else {"target_remaining"} if rates & given.keys() else set()
+    return ruled_out | ({"momentum", "nesterov"} if given.get("optimizer", "sgd") != "sgd" else set())
 
 
 def _whole_pruning(given: dict[str, Any]) -> dict[str, Any]:

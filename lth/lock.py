@@ -51,7 +51,7 @@ class Locks:
     def _take(self, file: Path) -> None:
         with explained(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            for _ in range(3):
+            for _ in range(30):
                 try:
                     descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
                 except FileExistsError:
@@ -65,10 +65,13 @@ class Locks:
     def _clear(self, file: Path) -> None:
         """Remove an abandoned lock; Locked if it is not."""
         try:
-            content, age = file.read_text(), time.time() - file.stat().st_mtime
+            content, age = file.read_bytes(), _now(file) - file.stat().st_mtime
         except FileNotFoundError:
             return
         holder = _parsed(content)
+        if not holder and age < 1.0:
+            time.sleep(0.1)  # it is being written
+            return
         if _alive(holder, age):
             raise Locked(
                 f"{file.with_suffix('')} is in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}: "
@@ -78,7 +81,7 @@ class Locks:
         taken = file.with_name(f"{file.name}.{os.getpid()}.abandoned")
         try:
             file.replace(taken)
-            if taken.read_text() != content:  # another process was quicker and this is its new lock: give it back
+            if taken.read_bytes() != content:  # another process was quicker and this is its new lock: give it back
                 taken.replace(file)
                 return
             taken.unlink()
@@ -96,7 +99,7 @@ class Locks:
     def _release(self) -> None:
         for file in self.held:
             try:
-                if file.read_text() == self._mine:
+                if file.read_bytes() == self._mine.encode():
                     file.unlink()
             except OSError:
                 continue
@@ -107,7 +110,17 @@ def _whoami() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
 
 
-def _parsed(content: str) -> dict[str, Any]:
+def _now(file: Path) -> float:
+    """The time by the clock of the file system, which the clocks of several hosts that share it may differ from."""
+    probe = file.with_name(f"{file.name}.{os.getpid()}.now")
+    probe.touch()
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink()
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
     try:
         holder = json.loads(content)
     except ValueError:
@@ -118,9 +131,11 @@ def _parsed(content: str) -> dict[str, Any]:
 def _alive(holder: dict[str, Any], age: float) -> bool:
     """Whether the holder of a lock that was refreshed `age` seconds ago still works."""
     if holder.get("host") != socket.gethostname():
-        return age < (STALE if holder else 1.0)  # a lock without content is one that is being written
+        return bool(holder) and age < STALE
     try:
         process = psutil.Process(int(holder["pid"]))
         return abs(process.create_time() - float(holder["started"])) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.AccessDenied:  # another user's
+        return True
     except (psutil.NoSuchProcess, KeyError, TypeError, ValueError):
         return False

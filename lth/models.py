@@ -105,8 +105,9 @@ def check_fit(model: nn.Module, image_shape: tuple[int, ...], classes: int, name
         with torch.no_grad():
             logits = model.eval()(torch.zeros(2, *image_shape))
     except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"{name} does not take images of {shape} (channels x height x width): {first}") from error
+        raise ConfigError(
+            f"{name} does not take images of {shape} (channels x height x width): {_first_line(error)}"
+        ) from error
     finally:
         model.train(mode)
     if not isinstance(logits, Tensor) or logits.shape != (2, classes):
@@ -141,13 +142,15 @@ def _mentions(file: Path, arch_type: str) -> bool:
 def _matching(file: Path, arch_type: str) -> list[Callable[..., Any]]:
     """The models in the file that `arch_type` means."""
     module = _load(file)
-    models = [thing for name, thing in vars(module).items() if not name.startswith("_") and _is_model(thing, module)]
+    things = vars(module).items()
+    models = [thing for name, thing in things if not name.startswith("_") and _is_model(thing, module)]
+    models = list(dict.fromkeys(models))  # one under two names is one
     same_case = [model for model in models if model.__name__ == arch_type]
     named = same_case or [model for model in models if model.__name__.lower() == arch_type.lower()]
-    if named:
+    if named or file.stem.lower() != arch_type.lower():
         return named
     if len(models) > 1:
-        models = [model for model in models if isinstance(_builder(model, None, file)(), nn.Module)]
+        models = [model for model in models if _gives_module(model)]
     if len(models) != 1:
         names = ", ".join(model.__name__ for model in models) or "none"
         raise ConfigError(f"{_shown(file)} must define one model to be found by its file's name; it defines {names}")
@@ -163,7 +166,7 @@ def _load(file: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ConfigError(f"{_shown(file)} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{_shown(file)} cannot be loaded: {type(error).__name__}: {_first_line(error)}") from error
     return module
 
 
@@ -182,19 +185,33 @@ def _is_model(thing: Any, module: ModuleType) -> bool:
     return all(name == "num_classes" for name in required)
 
 
-def _builder(model: Callable[..., Any], classes: int | None, file: Path) -> Build:
-    arguments = {"num_classes": classes or 10} if "num_classes" in inspect.signature(model).parameters else {}
+def _gives_module(model: Callable[..., Any]) -> bool:
+    """Whether the function or class makes a module; one that fails counts, so that the failure is seen."""
+    try:
+        return isinstance(model(**_arguments(model, None)), nn.Module)
+    except Exception:
+        return True
 
+
+def _arguments(model: Callable[..., Any], classes: int | None) -> dict[str, int]:
+    return {"num_classes": classes or 10} if "num_classes" in inspect.signature(model).parameters else {}
+
+
+def _builder(model: Callable[..., Any], classes: int | None, file: Path) -> Build:
     def make() -> nn.Module:
         try:
-            made = model(**arguments)
+            made = model(**_arguments(model, classes))
         except Exception as error:
-            raise ConfigError(f"{_shown(file)}: {model.__name__} cannot be built: {error}") from error
+            raise ConfigError(f"{_shown(file)}: {model.__name__} cannot be built: {_first_line(error)}") from error
         if not isinstance(made, nn.Module):
             raise ConfigError(f"{_shown(file)}: {model.__name__} must return a torch.nn.Module, not {type(made)}")
         return made
 
     return make
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _shown(file: Path) -> str:

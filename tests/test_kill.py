@@ -1,0 +1,80 @@
+"""kill -9 at random moments of a run with several trials in parallel: nothing is lost, nothing differs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from lth.config import PROJECT
+
+COMMAND = [
+    *("main.py", "--prune_type", "lt", "reinit", "--trials", "2", "--prune_percent", "30", "--prune_iterations", "4"),
+    *("--end_iter", "400it", "--valid_freq", "40it", "--valid_size", "1000", "--checkpoint_every", "0"),
+    *("--jobs", "2", "--gpu", "cpu"),
+]
+KILLS = 20
+
+
+def start(root: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *COMMAND, "--root", str(root)],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def results(root: Path) -> dict[str, bytes]:
+    """The files that must not depend on stops, by their path."""
+    tables = [file for name in ("rounds", "evals", "layers") for file in root.glob(f"dumps/**/{name}.csv")]
+    weights = [file for name in ("ticket", "trained") for file in root.glob(f"saves/**/{name}_*.safetensors")]
+    return {str(file.relative_to(root)): file.read_bytes() for file in [*tables, *weights]}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs kill -9")
+def test_a_run_killed_anywhere_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    undisturbed = tmp_path / "undisturbed"
+    out, _ = (whole := start(undisturbed)).communicate(timeout=300)
+    assert whole.returncode == 0, out
+    expected = results(undisturbed)
+    assert len(expected) == 4 * (3 + 2 * 4)
+
+    chance, root, killed = random.Random(0), tmp_path / "killed0", 0
+    while killed < KILLS:
+        run = start(root)
+        children: list[psutil.Process] = []
+        try:
+            out, _ = run.communicate(timeout=chance.uniform(2.0, 9.0))
+            assert run.returncode == 0, out
+            assert results(root) == expected
+            root = tmp_path / f"killed{killed}"  # this one is finished: begin another
+            continue
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                children = psutil.Process(run.pid).children(recursive=True)
+            if killed % 2:
+                os.killpg(run.pid, signal.SIGKILL)
+            else:
+                run.kill()  # the parent alone: its children must notice
+        run.wait()
+        killed += 1
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert not alive, "children outlive their parent"
+        for file in root.glob("dumps/**/*.csv"):
+            pd.read_csv(file)
+            assert file.read_bytes().endswith(b"\n")
+    out, _ = (last := start(root)).communicate(timeout=300)
+    assert last.returncode == 0, out
+    assert results(root) == expected
