@@ -148,7 +148,8 @@ def _in_processes(
     context = multiprocessing.get_context("spawn")
     events, stop = context.Queue(), context.Event()
     errors: list[BaseException] = []
-    waiting, running, done = dict(enumerate(tasks)), dict[Future[None], int](), set[int]()
+    waiting, running, done = dict(enumerate(tasks)), dict[Future[set[Run]], int](), set[int]()
+    failed: set[Run] = set()  # another worker may get a run's next task: it would let it fail once more
     with ProcessPoolExecutor(jobs, context, _start_worker, (config, images, events, stop)) as pool:
         try:
             while waiting or running:
@@ -156,7 +157,10 @@ def _in_processes(
                     stop.set()
                     waiting.clear()
                 for number in [n for n, task in waiting.items() if done.issuperset(task.needs)]:
-                    if len(running) < jobs:
+                    if failed.issuperset(waiting[number].runs):
+                        done.add(number)
+                        del waiting[number]
+                    elif len(running) < jobs:
                         with _undisturbed():
                             running[pool.submit(_work, waiting.pop(number))] = number
                 ended, _ = wait(running, POLL, FIRST_COMPLETED)
@@ -164,6 +168,7 @@ def _in_processes(
                 for future in ended:
                     number, error = running.pop(future), future.exception()
                     if error is None:
+                        failed |= future.result()
                         done.add(number)
                     elif not isinstance(error, Stopped):
                         errors.append(error)
@@ -227,5 +232,7 @@ def _start_worker(config: Config, images: Images, events: Any, stop: Any) -> Non
     _Worker.experiment = Experiment(config, problem, torch.device("cpu"), events.put, asked.is_set)
 
 
-def _work(task: Task) -> None:
+def _work(task: Task) -> set[Run]:
+    """Do a task; gives those of its runs that ended early."""
     _Worker.experiment.run(task.runs, task.rounds)
+    return _Worker.experiment.failed.intersection(task.runs)

@@ -1,0 +1,284 @@
+"""main.py from the outside, on real MNIST: through to the figure, stopped by signals and full disks, and taken up."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+from helpers import assert_same, results
+
+import main
+import utils
+from lth import flags, records, session
+from lth.config import PROJECT
+from lth.lock import Locks
+
+SHORT = "--end_iter 30it --valid_freq 10it --valid_size 500 --prune_iterations 3 --prune_type lt reinit --gpu cpu"
+LONG = "--end_iter 150it --valid_freq 10it --valid_size 500 --prune_iterations 4 --prune_type lt reinit --gpu cpu"
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and limits")
+
+
+def command(root: Path, text: str) -> list[str]:
+    return [sys.executable, "main.py", *text.split(), "--root", str(root)]
+
+
+def ran(root: Path, text: str, code: int = 0, **options: object) -> subprocess.CompletedProcess[str]:
+    """main.py, done, with that exit code."""
+    run = subprocess.run(command(root, text), cwd=PROJECT, capture_output=True, text=True, timeout=300, **options)  # type: ignore
+    assert run.returncode == code, run.stdout + run.stderr
+    assert "Traceback" not in run.stderr
+    return run
+
+
+def done_here(root: Path, text: str) -> None:
+    """The same in this process, without figures."""
+    session.run(flags.parse([*text.split(), "--jobs", "1", "--quiet", "--root", str(root)]))
+
+
+def plain(text: str) -> bool:
+    """Whether the text has no control characters but line ends."""
+    return not re.search(r"[^\x20-\x7e\n\u00a0-\uffff]", text)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The main job in small, in two processes: its folder and what it said."""
+    root = tmp_path_factory.mktemp("whole")
+    return root, ran(root, f"{SHORT} --jobs 2")
+
+
+@pytest.fixture(scope="module")
+def long_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What the run that the tests below stop must end with."""
+    root = tmp_path_factory.mktemp("long")
+    done_here(root, LONG)
+    return results(root)
+
+
+# Through to the figure
+
+
+def test_the_main_job_ends_with_figures_tables_and_weights(
+    whole: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    root, run = whole
+    named = [Path(line.strip()) for line in run.stdout.split("written:\n")[1].splitlines() if line.strip()]
+    assert any(path.name == "comparison.png" for path in named) and any(path.suffix == ".csv" for path in named)
+    for path in named:
+        assert path.is_file() and path.stat().st_size > 100
+        assert path.suffix != ".png" or path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    runs = records.find(root)
+    assert [str(run) for run in runs] == ["lt seed0", "reinit seed0"]
+    for found in runs:
+        rounds, layers = records.table(found, "rounds"), records.table(found, "layers")
+        assert list(rounds.columns[:5]) == ["round", "remaining", "ES", "val", "test"]
+        kept = [266200, 239580, 215622]
+        assert rounds["weights"].tolist() == kept
+        assert rounds["remaining"].tolist() == pytest.approx([100 * n / 266200 for n in kept], abs=1e-4)
+        assert layers.query("round == 2")["weights"].tolist() == [190512, 24300, 810]
+        assert rounds["test"].min() > 50, "it learned nothing"
+        assert records.table(found, "evals")["iteration"].tolist() == [10, 20, 30] * 3
+    assert not list(root.rglob("*.lock")) and not list(root.rglob("*.partial"))
+
+
+def test_piped_output_is_plain_lines(whole: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    _, run = whole
+    assert plain(run.stdout) and plain(run.stderr) and run.stderr == ""
+    assert len(re.findall(r"^(?:lt|reinit) seed0 +\d .*%", run.stdout, re.MULTILINE)) >= 6
+    assert "fc1.weight" in run.stdout or "weights" in run.stdout
+
+
+def test_the_same_seed_gives_the_same_numbers_whatever_the_jobs(
+    whole: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    root, _ = whole
+    again = ran(tmp_path / "again", f"{SHORT} --jobs 1 --quiet")
+    assert_same(results(tmp_path / "again"), results(root))
+    lines = [line for line in again.stdout.splitlines() if line]
+    assert not re.search(r"seed0 +\d", again.stdout) and "written:" in lines and len(lines) < 15
+    done_here(tmp_path / "other", f"{SHORT} --seed 1 --prune_type lt --prune_iterations 1")
+    (mine,), (other,) = records.find(tmp_path / "again", name=None)[:1], records.find(tmp_path / "other")
+    assert records.table(mine, "rounds")["val_loss"][0] != records.table(other, "rounds")["val_loss"][0]
+
+
+def test_a_finished_run_says_so_and_changes_nothing(whole: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    root, _ = whole
+    before = {file: file.stat().st_mtime_ns for kind in ("dumps", "saves") for file in (root / kind).rglob("*")}
+    run = ran(root, f"{SHORT} --jobs 2")
+    assert "all rounds of these runs are finished" in run.stdout
+    assert {file: file.stat().st_mtime_ns for kind in ("dumps", "saves") for file in (root / kind).rglob("*")} == before
+
+
+def test_a_runs_config_file_repeats_it(whole: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    root, _ = whole
+    done_here(tmp_path, f"--config {next(root.rglob('reinit/seed0/config.json'))}")
+    assert_same(results(tmp_path), results(root))
+
+
+# Stopped
+
+
+@contextlib.contextmanager
+def running(root: Path, text: str, **options: object) -> Iterator[subprocess.Popen[str]]:
+    run = subprocess.Popen(
+        command(root, text),
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,  # type: ignore[call-overload]
+    )
+    try:
+        yield run
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.communicate()
+
+
+def wait_for(what: Callable[[], object], run: subprocess.Popen[str], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert run.poll() is None, run.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def lines_of(root: Path, name: str) -> int:
+    return sum(len(pd.read_csv(file)) for file in root.rglob(f"{name}.csv"))
+
+
+@posix
+@pytest.mark.parametrize(
+    "signum, code, everyone, jobs",
+    [
+        (signal.SIGINT, 130, True, 2),  # as a terminal does on Ctrl-C: all processes get it
+        (signal.SIGINT, 130, False, 1),
+        (signal.SIGTERM, 143, False, 2),
+    ],
+)
+def test_signals_leave_a_checkpoint_and_no_process(
+    tmp_path: Path, long_results: dict[str, bytes], signum: int, code: int, everyone: bool, jobs: int
+) -> None:
+    with running(tmp_path, f"{LONG} --jobs {jobs}") as run:
+        wait_for(lambda: lines_of(tmp_path, "rounds") >= (3 if jobs == 2 else 1), run)
+        children = psutil.Process(run.pid).children(recursive=True)
+        os.killpg(run.pid, signum) if everyone else run.send_signal(signum)
+        out, err = run.communicate(timeout=30)
+    assert run.returncode == code, err
+    assert f"stopped by {signal.Signals(signum).name}" in err and "the results so far are in" in err
+    assert "Traceback" not in err and len(err.splitlines()) == 2 and plain(out + err)
+    assert not psutil.wait_procs(children, timeout=5)[1], "children outlive their parent"
+    assert len(list(tmp_path.rglob("checkpoint.safetensors"))) >= 1 and not list(tmp_path.rglob("*.lock"))
+    assert 0 < lines_of(tmp_path, "rounds") < 8, "it was stopped too late to test anything"
+    done_here(tmp_path, LONG)
+    assert_same(results(tmp_path), long_results)
+
+
+@posix
+def test_ctrl_c_while_workers_start(tmp_path: Path, long_results: dict[str, bytes]) -> None:
+    with running(tmp_path, f"{LONG} --jobs 2") as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            if " runs of " in line:
+                break
+        time.sleep(0.3)
+        children = psutil.Process(run.pid).children(recursive=True)
+        os.killpg(run.pid, signal.SIGINT)
+        _, err = run.communicate(timeout=60)
+    assert run.returncode == 130 and "Traceback" not in err, err
+    assert not psutil.wait_procs(children, timeout=5)[1]
+    done_here(tmp_path, LONG)
+    assert_same(results(tmp_path), long_results)
+
+
+@posix
+def test_a_worker_that_is_killed_is_said_and_the_rest_stops(tmp_path: Path, long_results: dict[str, bytes]) -> None:
+    with running(tmp_path, f"{LONG} --jobs 2") as run:
+        wait_for(lambda: lines_of(tmp_path, "rounds") >= 3, run)
+        children = psutil.Process(run.pid).children(recursive=True)
+        workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        workers[0].kill()
+        _, err = run.communicate(timeout=60)
+    assert run.returncode == 1 and "a worker process was killed" in err and "Traceback" not in err, err
+    assert not psutil.wait_procs(children, timeout=5)[1]
+    done_here(tmp_path, LONG)
+    assert_same(results(tmp_path), long_results)
+
+
+@posix
+def test_a_reader_that_goes_away_ends_the_run_quietly(tmp_path: Path) -> None:
+    """As in `main.py | head -1`."""
+    with running(tmp_path, f"{LONG} --jobs 2") as run:
+        assert run.stdout is not None and run.stderr is not None
+        run.stdout.readline()
+        wait_for(lambda: list(tmp_path.rglob("checkpoint.safetensors")) or lines_of(tmp_path, "rounds"), run)
+        children = psutil.Process(run.pid).children(recursive=True)
+        run.stdout.close()
+        code, err = run.wait(timeout=60), run.stderr.read()
+    assert code == 1 and "Traceback" not in err, err
+    assert not psutil.wait_procs(children, timeout=5)[1]
+
+
+def test_failed_trials_are_counted_once(tmp_path: Path) -> None:
+    text = SHORT.replace("reinit", "reinit ticket_reinit")
+    run = ran(tmp_path, f"{text} --jobs 2 --trials 2 --optimizer sgd --lr 1e30 --quiet", code=1)
+    said = run.stderr.splitlines()
+    assert len(said) == 7 and len(set(said)) == 7 and said[-1].startswith("error: 6 of 6 runs ended early")
+    assert "lt seed1: round 0 ended: the loss became nan by iteration 10 at learning rate 1e+30" in run.stderr
+
+
+# Disks
+
+
+@posix
+def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_when_there_is_room(
+    tmp_path: Path, long_results: dict[str, bytes]
+) -> None:
+    import resource
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))  # initial weights fit, a checkpoint does not
+
+    run = ran(tmp_path, f"{LONG} --jobs 1 --checkpoint_every 0", code=1, preexec_fn=limit)
+    assert re.fullmatch(r"error: cannot write .*checkpoint\.safetensors: File too large; .* is safe\n", run.stderr)
+    assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("*.lock"))
+    done_here(tmp_path, LONG)
+    assert_same(results(tmp_path), long_results)
+
+
+@pytest.mark.parametrize("where", ["a file", "a folder that is read only"])
+def test_a_folder_that_cannot_be_written_is_one_clear_line(
+    tmp_path: Path, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "root"
+    if where == "a file":
+        root.write_text("")
+    else:
+        root.mkdir(mode=0o500)
+        if os.access(root, os.W_OK):  # the administrator may write everywhere but in such places
+            root = Path("/proc/1")
+            if not root.exists():
+                pytest.skip("no folder here is read only for the administrator")
+    assert utils.exit_code(main.main, [*SHORT.split(), "--root", str(root)]) == 1
+    assert re.search(r"^error: cannot write .*: .*; what was finished before is safe$", capsys.readouterr().err)
+
+
+def test_a_second_process_on_the_same_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = flags.parse([*SHORT.split(), "--root", str(tmp_path)])
+    folder = tmp_path / "dumps" / "fc1" / "mnist" / runs.folder() / "reinit" / "seed0"
+    with Locks([folder]):
+        assert utils.exit_code(main.main, [*SHORT.split(), "--root", str(tmp_path)]) == 1
+    assert re.search(rf"^error: .*reinit/seed0 is in use by process {os.getpid()} on \S+: ", capsys.readouterr().err)
+    assert not list(tmp_path.rglob("*.csv")) and not (tmp_path / "saves").exists()
