@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -260,8 +261,9 @@ class Experiment:
             saved = self._checkpoint(run, number)
             where = (self._plan(run, number).start, saved.iteration if saved else None)
             alike.setdefault(where, []).append(run)
-        return next(iter(alike.values()))[: self.stack_size()] if alike else []
+        return next(iter(alike.values()))[: self.stack_size] if alike else []
 
+    @cached_property
     def stack_size(self) -> int:
         """How many runs train as one network: --stack, or on a GPU as many as STACK_WEIGHTS allows, else one."""
         if self.config.stack or self.device.type != "cuda":

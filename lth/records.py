@@ -98,7 +98,7 @@ def table(run: Run, name: str) -> pd.DataFrame:
     try:
         found = pd.read_csv(file, dtype={"layer": str})
         problem = _problem(found, name)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return pd.DataFrame(columns=list(TABLES[name]))
     except (OSError, ValueError) as error:
         problem = " ".join(str(error).split())

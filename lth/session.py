@@ -156,7 +156,7 @@ def _announce(
     config: Config, problem: Problem, runs: Sequence[Run], device: torch.device, command: Sequence[str]
 ) -> None:
     """Write each run's config.json and say where things go and how much disk they take."""
-    stack = experiment.Experiment(config, problem, device).stack_size()
+    stack = experiment.Experiment(config, problem, device).stack_size
     about = {
         "settings": plain_settings(config),
         "deciding": config.deciding(),
