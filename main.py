@@ -31,7 +31,9 @@ def perform(config: Config, argv: Sequence[str]) -> int:
     except session.TrialsFailed as error:  # the others are complete and can be looked at
         failure = error
     runs = records.find(config.root, config.arch_type, config.dataset, config.folder())
-    if runs:
+    if utils.up_to_date(runs, config.format):
+        print(f"figures and verdict: {runs[0].plots}")
+    elif runs:
         written = utils.conclude(runs, config.format, config.quiet)
         if config.tensorboard:
             board.add_figures(runs[0], written)

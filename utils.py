@@ -53,6 +53,15 @@ def name_problems(arch_type: str, dataset: str) -> Sequence[str]:
     return ()
 
 
+def up_to_date(runs: Sequence[Run], format: str) -> bool:
+    """Whether the figures of these runs have been drawn since their last round."""
+    tables = [run.dumps / "rounds.csv" for run in runs]
+    figures = [run.plots / f"comparison.{format}" for run in runs[:1]]
+    if not figures or not figures[0].exists() or not (runs[0].plots / "verdict.csv").exists():
+        return False
+    return figures[0].stat().st_mtime > max(table.stat().st_mtime for table in tables)
+
+
 def conclude(runs: Sequence[Run], format: str, quiet: bool = False) -> list[Path]:
     """Draw the figures of runs of one model, data set and settings, print the verdict and the files written."""
     from lth import figures, verdict, words

@@ -152,6 +152,9 @@ def _in_processes(
     failed: set[Run] = set()  # another worker may get a run's next task: it would let it fail once more
     with ProcessPoolExecutor(jobs, context, _start_worker, (config, images, events, stop)) as pool:
         try:
+            with _undisturbed():  # all workers load PyTorch now, not when there is work for them
+                for _ in range(jobs):
+                    pool.submit(os.getpid)
             while waiting or running:
                 if signalled() or any(isinstance(error, (RecordError, BrokenProcessPool)) for error in errors):
                     stop.set()

@@ -45,6 +45,11 @@ def done_here(root: Path, text: str) -> None:
     session.run(flags.parse([*text.split(), "--jobs", "1", "--quiet", "--root", str(root)]))
 
 
+def main_here(root: Path, text: str) -> int:
+    """The exit code of main.py in this process."""
+    return utils.exit_code(main.main, [*text.split(), "--root", str(root)])
+
+
 def plain(text: str) -> bool:
     """Whether the text has no control characters but line ends."""
     return not re.search(r"[^\x20-\x7e\n\u00a0-\uffff]", text)
@@ -99,24 +104,30 @@ def test_piped_output_is_plain_lines(whole: tuple[Path, subprocess.CompletedProc
 
 
 def test_the_same_seed_gives_the_same_numbers_whatever_the_jobs(
-    whole: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+    whole: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, _ = whole
-    again = ran(tmp_path / "again", f"{SHORT} --jobs 1 --quiet")
+    assert main_here(tmp_path / "again", f"{SHORT} --jobs 1 --quiet") == 0
     assert_same(results(tmp_path / "again"), results(root))
-    lines = [line for line in again.stdout.splitlines() if line]
-    assert not re.search(r"seed0 +\d", again.stdout) and "written:" in lines and len(lines) < 15
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert not any(re.match(r"(lt|reinit) seed0 +\d", line) for line in lines)
+    assert "written:" in lines and len(lines) < 15
     done_here(tmp_path / "other", f"{SHORT} --seed 1 --prune_type lt --prune_iterations 1")
-    (mine,), (other,) = records.find(tmp_path / "again", name=None)[:1], records.find(tmp_path / "other")
+    mine, (other,) = records.find(tmp_path / "again")[0], records.find(tmp_path / "other")
     assert records.table(mine, "rounds")["val_loss"][0] != records.table(other, "rounds")["val_loss"][0]
 
 
-def test_a_finished_run_says_so_and_changes_nothing(whole: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_a_finished_run_says_so_and_changes_nothing(
+    whole: tuple[Path, subprocess.CompletedProcess[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
     root, _ = whole
-    before = {file: file.stat().st_mtime_ns for kind in ("dumps", "saves") for file in (root / kind).rglob("*")}
-    run = ran(root, f"{SHORT} --jobs 2")
-    assert "all rounds of these runs are finished" in run.stdout
-    assert {file: file.stat().st_mtime_ns for kind in ("dumps", "saves") for file in (root / kind).rglob("*")} == before
+
+    def times() -> dict[Path, int]:
+        return {file: file.stat().st_mtime_ns for kind in ("dumps", "saves") for file in (root / kind).rglob("*")}
+
+    before = times()
+    assert main_here(root, f"{SHORT} --jobs 2") == 0
+    assert "all rounds of these runs are finished" in capsys.readouterr().out and times() == before
 
 
 def test_a_runs_config_file_repeats_it(whole: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
@@ -244,16 +255,21 @@ def test_failed_trials_are_counted_once(tmp_path: Path) -> None:
 
 @posix
 def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_when_there_is_room(
-    tmp_path: Path, long_results: dict[str, bytes]
+    tmp_path: Path, long_results: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
     import resource
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))  # initial weights fit, a checkpoint does not
-
-    run = ran(tmp_path, f"{LONG} --jobs 1 --checkpoint_every 0", code=1, preexec_fn=limit)
-    assert re.fullmatch(r"error: cannot write .*checkpoint\.safetensors: File too large; .* is safe\n", run.stderr)
-    assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("*.lock"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (1_000_000, 1_500_000):  # too little for the initial weights; enough, but too little for a checkpoint
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            assert main_here(tmp_path, f"{LONG} --jobs 1 --checkpoint_every 0 --quiet") == 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        name = "initial" if size < 1_200_000 else "checkpoint"
+        said = rf"error: cannot write .*{name}\.safetensors: File too large; what was finished before is safe\n"
+        assert re.fullmatch(said, capsys.readouterr().err)
+        assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("*.lock"))
     done_here(tmp_path, LONG)
     assert_same(results(tmp_path), long_results)
 
@@ -271,7 +287,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(
             root = Path("/proc/1")
             if not root.exists():
                 pytest.skip("no folder here is read only for the administrator")
-    assert utils.exit_code(main.main, [*SHORT.split(), "--root", str(root)]) == 1
+    assert main_here(root, SHORT) == 1
     assert re.search(r"^error: cannot write .*: .*; what was finished before is safe$", capsys.readouterr().err)
 
 
@@ -279,6 +295,6 @@ def test_a_second_process_on_the_same_run_is_refused(tmp_path: Path, capsys: pyt
     runs = flags.parse([*SHORT.split(), "--root", str(tmp_path)])
     folder = tmp_path / "dumps" / "fc1" / "mnist" / runs.folder() / "reinit" / "seed0"
     with Locks([folder]):
-        assert utils.exit_code(main.main, [*SHORT.split(), "--root", str(tmp_path)]) == 1
+        assert main_here(tmp_path, SHORT) == 1
     assert re.search(rf"^error: .*reinit/seed0 is in use by process {os.getpid()} on \S+: ", capsys.readouterr().err)
     assert not list(tmp_path.rglob("*.csv")) and not (tmp_path / "saves").exists()
