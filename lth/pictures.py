@@ -93,7 +93,8 @@ def _pixels(drawer: Drawer, name: str, file: Path, most: int = 12) -> None:
         for number, axes in zip(chosen, panels.flat, strict=False):
             shown = axes.imshow(maps[number], cmap="viridis", vmin=0, vmax=limit, interpolation="nearest")
             axes.set_title(f"round {number}: {words.percent(remaining[number])}%", fontsize=8)
-        figure.colorbar(shown, ax=panels, label="weights kept / average pixel", aspect=25, pad=0.01, extend="max")
+        label = "weights kept / average pixel" if rows > 1 else "kept / average"
+        figure.colorbar(shown, ax=panels, label=label, aspect=25, pad=0.01, extend="max")
 
 
 def pixel_map(mask: Tensor) -> np.ndarray:

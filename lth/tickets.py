@@ -123,7 +123,7 @@ def write_ticket(run: Run, ticket: Ticket, identity: str) -> None:
     tensors = {f"mask/{name}": prune.pack(mask) for name, mask in ticket.masks.items()}
     if ticket.origin == "own":
         tensors |= {f"start/{name}": value for name, value in ticket.start.items()}
-    shapes = {name: list(mask.shape) for name, mask in ticket.masks.items()}
+    shapes = [[name, list(mask.shape)] for name, mask in ticket.masks.items()]  # in the order of the layers
     file = run.saves / f"{numbered('ticket', ticket.round)}.safetensors"
     save_tensors(file, tensors, identity, round=ticket.round, shapes=shapes, origin=ticket.origin)
 
@@ -131,7 +131,7 @@ def write_ticket(run: Run, ticket: Ticket, identity: str) -> None:
 def read_ticket(run: Run, round: int, identity: str | None = None) -> Ticket:
     """The ticket that a round's training starts from."""
     tensors, facts = load_tensors(run.saves / f"{numbered('ticket', round)}.safetensors", identity)
-    masks = {name: prune.unpack(tensors[f"mask/{name}"], tuple(shape)) for name, shape in facts["shapes"].items()}
+    masks = {name: prune.unpack(tensors[f"mask/{name}"], tuple(shape)) for name, shape in facts["shapes"]}
     if facts["origin"] == "own":
         start = {name.removeprefix("start/"): value for name, value in tensors.items() if name.startswith("start/")}
     else:
