@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -77,16 +78,23 @@ class Locks:
                 f"{file.with_suffix('')} is in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}: "
                 f"wait for it or stop it"
             )
-        # Renamed first, so that of two processes that both found it abandoned only one goes on to make its own.
-        taken = file.with_name(f"{file.name}.{os.getpid()}.abandoned")
+        # Only who has made this file may remove the lock, and only the one that was judged: else, of two that find it
+        # abandoned, the slower one could remove the lock that the quicker one has made since.
+        clearing = file.with_name(f"{file.name}.clearing")
         try:
-            file.replace(taken)
-            if taken.read_bytes() != content:  # another process was quicker and this is its new lock: give it back
-                taken.replace(file)
-                return
-            taken.unlink()
-        except FileNotFoundError:
+            os.close(os.open(clearing, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            with contextlib.suppress(FileNotFoundError):
+                if _now(file) - clearing.stat().st_mtime > STALE:  # its maker died within these few lines
+                    clearing.unlink()
+            time.sleep(0.05)
             return
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                if file.read_bytes() == content:
+                    file.unlink()
+        finally:
+            clearing.unlink(missing_ok=True)
 
     def _refresh(self) -> None:
         while not self._done.wait(REFRESH):
