@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import utils
-from lth.config import ConfigError
-from lth.flags import FIELDS
+from lth.settings.config import ConfigError
+from lth.settings.flags import FIELDS
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,10 +52,10 @@ def main(argv: Sequence[str]) -> int:
     """Draw what the flags ask for. Runs that cannot be read are reported and left out; the exit code is then 2."""
     flags = parser().parse_args(argv)
 
-    from lth import records  # PyTorch and matplotlib load here, once the flags have been found good
+    from lth.records import tables  # PyTorch and matplotlib load here, once the flags have been found good
 
-    spoiled: list[records.RecordError] = []
-    found = records.find(flags.root, flags.arch_type, flags.dataset, flags.name, spoiled.append)
+    spoiled: list[tables.RecordError] = []
+    found = tables.find(flags.root, flags.arch_type, flags.dataset, flags.name, spoiled.append)
     for error in spoiled:
         print(f"error: {error}", file=sys.stderr)
     if not found and not spoiled:
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     for runs in groups:
         utils.conclude(runs, flags.format, flags.quiet)
     if flags.grid:
-        from lth.grid import grid
+        from lth.plots.grid import grid
 
         print("\n".join(f"  {path}" for path in grid(groups, flags.root / "plots", flags.format)))
     return 2 if spoiled else 0

@@ -3,7 +3,7 @@
 
     python main.py --prune_type lt reinit --prune_percent 20 --prune_iterations 12 --end_iter 5
 
-The flags are declared in lth/config.py; the method is lth/experiment.py.
+The flags are declared in lth/settings/config.py; the method is lth/experiment.py.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 
 import utils
-from lth import flags
-from lth.config import Config
+from lth.settings import flags
+from lth.settings.config import Config
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,20 +23,21 @@ def main(argv: Sequence[str]) -> int:
 
 def perform(config: Config, argv: Sequence[str]) -> int:
     """The same for settings, which the command line `argv` gave."""
-    from lth import board, records, session  # PyTorch loads here, once the flags have been found good
+    from lth.records import tables  # PyTorch loads here, once the flags have been found good
+    from lth.run import session, tensorboard
 
     failure = None
     try:
         session.run(config, command=argv)
     except session.TrialsFailed as error:  # the others are complete and can be looked at
         failure = error
-    runs = records.find(config.root, config.arch_type, config.dataset, config.folder())
+    runs = tables.find(config.root, config.arch_type, config.dataset, config.folder())
     if utils.up_to_date(runs, config.format):
         print(f"figures and verdict: {runs[0].plots}")
     elif runs:
         written = utils.conclude(runs, config.format, config.quiet)
         if config.tensorboard:
-            board.add_figures(runs[0], written)
+            tensorboard.add_figures(runs[0], written)
     if failure:
         raise failure
     return 0

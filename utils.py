@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lth.config import ConfigError
+from lth.settings.config import ConfigError
 
 if TYPE_CHECKING:
-    from lth.records import Run
+    from lth.records.tables import Run
 
 
 def exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
@@ -44,7 +44,7 @@ def exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
 
 def name_problems(arch_type: str, dataset: str) -> Sequence[str]:
     """What is wrong with the names of a model and a data set."""
-    from lth import models
+    from lth.training import models
 
     try:
         models.find(arch_type, dataset)
@@ -56,22 +56,23 @@ def name_problems(arch_type: str, dataset: str) -> Sequence[str]:
 def up_to_date(runs: Sequence[Run], format: str) -> bool:
     """Whether the figures of these runs have been drawn since their last round."""
     tables = [run.dumps / "rounds.csv" for run in runs]
-    figures = [run.plots / f"comparison.{format}" for run in runs[:1]]
-    if not figures or not figures[0].exists() or not (runs[0].plots / "verdict.csv").exists():
+    curves = [run.plots / f"comparison.{format}" for run in runs[:1]]
+    if not curves or not curves[0].exists() or not (runs[0].plots / "verdict.csv").exists():
         return False
-    return figures[0].stat().st_mtime > max(table.stat().st_mtime for table in tables)
+    return curves[0].stat().st_mtime > max(table.stat().st_mtime for table in tables)
 
 
 def conclude(runs: Sequence[Run], format: str, quiet: bool = False) -> list[Path]:
     """Draw the figures of runs of one model, data set and settings, print the verdict and the files written."""
-    from lth import figures, verdict, words
+    from lth.plots import curves
+    from lth.records import labels, verdict
 
     folder = runs[0].plots
     table = verdict.table(runs)
-    written = figures.draw_all(runs, folder, format, lambda problem: print(f"warning: {problem}", file=sys.stderr))
+    written = curves.draw_all(runs, folder, format, lambda problem: print(f"warning: {problem}", file=sys.stderr))
     written.append(verdict.write(table, folder))
     if not quiet:
-        print(f"\n{words.title(runs[0])}: {words.settings(runs[0])}\n")
+        print(f"\n{labels.title(runs[0])}: {labels.settings(runs[0])}\n")
         print(verdict.render(table, shutil.get_terminal_size((100, 24)).columns))
     print(verdict.sentence(table))
     print("\n".join(["", "written:", *(f"  {path}" for path in written)]))

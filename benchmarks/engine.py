@@ -14,14 +14,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from timing import synchronise
 
-from lth import models, prune
-from lth.config import PROJECT
-from lth.data import CLASSES, Feed, Images, load
-from lth.models import Build, State
-from lth.network import Fused, Network
-from lth.plan import Plan
-from lth.prune import Masks
-from lth.train import Training, numerics
+from lth import pruning
+from lth.data.feed import Feed
+from lth.data.images import CLASSES, Images, load
+from lth.pruning import Masks
+from lth.settings.config import PROJECT
+from lth.training import models
+from lth.training.models import Build, State
+from lth.training.network import Fused, Network
+from lth.training.schedule import Plan
+from lth.training.train import Training, numerics
 
 LR, MOMENTUM = 1.2e-3, 0.9
 SYNTHETIC = {"mnist": (1, 28, 28), "fashionmnist": (1, 28, 28), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
@@ -56,8 +58,8 @@ class Problem:
 
     def masks(self, state: State) -> Masks:
         """Masks that keep the larger half of each layer."""
-        dense = prune.dense(prune.prunable(self.make()))
-        return prune.prune_lowest({name: state[name].abs() for name in dense}, dense, dict.fromkeys(dense, 50.0))
+        dense = pruning.dense(pruning.prunable(self.make()))
+        return pruning.prune_lowest({name: state[name].abs() for name in dense}, dense, dict.fromkeys(dense, 50.0))
 
 
 def random_images(dataset: str) -> Images:
@@ -81,7 +83,7 @@ def add_problem_flags(parser: argparse.ArgumentParser, models: Sequence[str]) ->
 
 
 class Engine:
-    """`stack` trials of a problem, half pruned, trained by lth.train.Training."""
+    """`stack` trials of a problem, half pruned, trained by lth.training.train.Training."""
 
     def __init__(
         self,

@@ -81,9 +81,10 @@ class Clock:
 def instrument(clock: Clock) -> None:
     """Have the clock charge what the functions of lth do."""
     import utils
-    from lth import jobs, records, session, tickets
     from lth.experiment import Experiment
-    from lth.train import Training
+    from lth.records import tables, tickets
+    from lth.run import jobs, session
+    from lth.training.train import Training
 
     clock.wrap(session, "prepare", DATA)
     clock.wrap(jobs, "run_tasks", WAITING)  # where rounds are not in this process
@@ -96,7 +97,7 @@ def instrument(clock: Clock) -> None:
         clock.wrap(tickets, name, FILES)
     for owner, name in (
         *((tickets, name) for name in ("adopt_dense", "sound_rounds")),
-        *((records, name) for name in ("write_round", "finished_rounds")),
+        *((tables, name) for name in ("write_round", "finished_rounds")),
         (session, "write_json"),
     ):
         clock.wrap(owner, name, FILES)
@@ -132,11 +133,11 @@ def measured(argv: Sequence[str], folder: Path) -> tuple[float, float, list[dict
 
 def recorded(root: Path) -> float:
     """Seconds of training and evaluation that the times.csv files say; a dense round that arms share counts once."""
-    from lth import records
+    from lth.records import tables
 
     total, shared = 0.0, set[int]()
-    for run in records.find(root):
-        times = records.table(run, "times")
+    for run in tables.find(root):
+        times = tables.table(run, "times")
         if run.seed in shared:
             times = times[times["round"] > 0]
         shared.add(run.seed)

@@ -32,8 +32,8 @@ from timing import (
 )
 from torch import Tensor, nn
 
-from lth.network import gradients
-from lth.train import numerics
+from lth.training.network import gradients
+from lth.training.train import numerics
 
 TEXTBOOK = "textbook"
 STAGES = ("gather, normalise", "forward, loss", "backward", "optimiser, mask", "sum of losses")

@@ -9,24 +9,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lth import arms, data, experiment, models, network, prune, records, session, tickets, train
-    from lth.config import Config, ConfigError, Duration
-    from lth.doors import iterative_pruning
-    from lth.records import results
-    from lth.runner import ExperimentRunner
-    from lth.saved import SavedTicket, load_ticket
+    from lth import data, experiment, pruning, records
+    from lth import pruning as prune
+    from lth.api.experiment_runner import ExperimentRunner
+    from lth.api.iterative_pruning import iterative_pruning
+    from lth.api.saved_ticket import SavedTicket, load_ticket
+    from lth.records import tickets
+    from lth.records.tables import results
+    from lth.run import session
+    from lth.settings import arms
+    from lth.settings.config import Config, ConfigError, Duration
+    from lth.training import models, network, train
 
-_HOMES = {
-    "Config": "config",
-    "ConfigError": "config",
-    "Duration": "config",
-    "ExperimentRunner": "runner",
-    "SavedTicket": "saved",
-    "iterative_pruning": "doors",
-    "load_ticket": "saved",
-    "results": "records",
+_HOMES = {  # of each public name
+    "Config": "settings.config",
+    "ConfigError": "settings.config",
+    "Duration": "settings.config",
+    "ExperimentRunner": "api.experiment_runner",
+    "SavedTicket": "api.saved_ticket",
+    "iterative_pruning": "api.iterative_pruning",
+    "load_ticket": "api.saved_ticket",
+    "results": "records.tables",
 }
-_MODULES = ("arms", "data", "experiment", "models", "network", "prune", "records", "session", "tickets", "train")
+_MODULES = {  # and of each public module
+    "arms": "settings.arms",
+    "data": "data",
+    "experiment": "experiment",
+    "models": "training.models",
+    "network": "training.network",
+    "prune": "pruning",
+    "pruning": "pruning",
+    "records": "records",
+    "session": "run.session",
+    "tickets": "records.tickets",
+    "train": "training.train",
+}
 
 __all__ = [
     "Config",
@@ -42,6 +59,7 @@ __all__ = [
     "models",
     "network",
     "prune",
+    "pruning",
     "records",
     "results",
     "session",
@@ -54,7 +72,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         value = getattr(importlib.import_module(f"lth.{_HOMES[name]}"), name)
     elif name in _MODULES:
-        value = importlib.import_module(f"lth.{name}")
+        value = importlib.import_module(f"lth.{_MODULES[name]}")
     else:
         raise AttributeError(f"module 'lth' has no attribute {name!r}")
     globals()[name] = value

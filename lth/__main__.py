@@ -17,8 +17,8 @@ elif str(PROJECT) not in sys.path:
 
 import main as program  # noqa: E402
 import utils  # noqa: E402
-from lth import flags  # noqa: E402
-from lth.config import Config, ConfigError, Duration, device, number  # noqa: E402
+from lth.settings import flags  # noqa: E402
+from lth.settings.config import Config, ConfigError, Duration, device, number  # noqa: E402
 
 NETS = {"lenet": "fc1", "resnet": "resnet20", "vgg": "vgg16"}  # other names of models under archs/
 DATASETS = {"fashion": "fashionmnist"}
@@ -120,7 +120,9 @@ def parse(argv: Sequence[str]) -> Config:
             words[place] = "--gpu=0"
     known, unknown = made.parse_known_args(words)
 
-    from lth import checks, data, runner  # PyTorch loads here, after --help
+    from lth import data
+    from lth.api import experiment_runner  # PyTorch loads here, after --help
+    from lth.settings import checks
 
     problems = flags.unknown_problems(made, unknown)
     values: dict[str, Any] = {}
@@ -132,7 +134,7 @@ def parse(argv: Sequence[str]) -> Config:
             problems.append(f"--{name} {error}, not {text!r}")
     arch_type, dataset = NETS.get(known.net.lower(), known.net), DATASETS.get(known.dataset.lower(), known.dataset)
     try:
-        runner.check_names(arch_type, dataset, "net", "dataset", NETS, DATASETS)
+        experiment_runner.check_names(arch_type, dataset, "net", "dataset", NETS, DATASETS)
     except ConfigError as error:
         problems += error.problems
     if {"iter", "rewind"} <= values.keys():
@@ -175,20 +177,21 @@ def parse(argv: Sequence[str]) -> Config:
 
 def _recovered(folder: Path) -> Path:
     """The folder that has the dumps/ and saves/ to go on with."""
-    from lth import saved
+    from lth.api import saved_ticket
 
     try:
-        return saved.root_of("--recover", folder)
+        return saved_ticket.root_of("--recover", folder)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
 
 def _check_recovered(config: Config, folder: Path) -> None:
     """ConfigError unless there are results of these settings to go on with."""
-    from lth import jobs, records
+    from lth.records import tables
+    from lth.run import jobs
 
     if not any((run.dumps / "config.json").exists() for run in jobs.runs_of(config)):
-        have = "".join(f"\n  {run.dumps}" for run in records.find(config.root))
+        have = "".join(f"\n  {run.dumps}" for run in tables.find(config.root))
         raise ConfigError(
             f"--recover must hold results of these settings, in {jobs.runs_of(config)[0].dumps}, not only"
             f"{have or ' nothing'}"
@@ -197,7 +200,7 @@ def _check_recovered(config: Config, folder: Path) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Run the experiment that the command line asks for, or go on with it, and show what came of it."""
-    from lth import checks
+    from lth.settings import checks
 
     config = parse(argv)
     try:

@@ -13,18 +13,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from lth import models, prune, records, tickets
-from lth.arms import ARMS
-from lth.config import Config, derive_seed
-from lth.data import Feed, Images, Source
-from lth.files import RecordError
-from lth.models import Build, State
-from lth.network import Criterion, Fused, Network, Optimizer
-from lth.plan import Plan, make_plan
-from lth.prune import Masks, Rule
-from lth.records import Run
-from lth.tickets import Ticket, numbered
-from lth.train import Evaluation, Trained, Training, numerics
+from lth import pruning
+from lth.data.feed import Feed
+from lth.data.images import Images, Source
+from lth.pruning import Masks, Rule
+from lth.records import tables, tickets
+from lth.records.files import RecordError
+from lth.records.tables import Run
+from lth.records.tickets import Ticket, numbered
+from lth.settings.arms import ARMS
+from lth.settings.config import Config, derive_seed
+from lth.training import models
+from lth.training.models import Build, State
+from lth.training.network import Criterion, Fused, Network, Optimizer
+from lth.training.schedule import Plan, make_plan
+from lth.training.train import Evaluation, Trained, Training, numerics
 
 STACK_WEIGHTS = 20_000_000  # that one stacked network may have in all, before arithmetic and not launching binds it
 
@@ -140,20 +143,20 @@ class Experiment:
         """Which weights survive into round `number`."""
         arm, generator = ARMS[run.arm], torch.Generator().manual_seed(derive_seed(run.seed, "mask", number))
         if number == 0:
-            return prune.dense(prune.prunable(self.problem.make()))
+            return pruning.dense(pruning.prunable(self.problem.make()))
         if arm.control:
             found = tickets.read_ticket(replace(run, arm="lt"), number, self._identity(run)).masks
-            return found if arm.mask == "lt" else prune.shuffled(found, generator)
+            return found if arm.mask == "lt" else pruning.shuffled(found, generator)
         before = tickets.read_ticket(run, number - 1, self._identity(run))
         final = self._end_of_round(run, number - 1)
         if self.problem.rule is not None:
             return self._by_rule(self.problem.rule, final, before.masks, derive_seed(run.seed, "rule", number))
         if arm.scores == "random":
-            scores = prune.random_scores(before.masks, generator)
+            scores = pruning.random_scores(before.masks, generator)
         else:
             weights = {name: before.start[name] for name in before.masks}
-            scores = prune.score(self.config.prune_method, weights, final)
-        return prune.prune_lowest(scores, before.masks, self._percents(), self.config.prune_scope)
+            scores = pruning.score(self.config.prune_method, weights, final)
+        return pruning.prune_lowest(scores, before.masks, self._percents(), self.config.prune_scope)
 
     def start(self, run: Run, number: int) -> tuple[State, str]:
         """The values that the weights of round `number` start from, and in which file they are."""
@@ -220,7 +223,7 @@ class Experiment:
         if keep == "last":  # before the round counts as finished, so that none is left behind by a stop
             for earlier in range(ticket.round):
                 (run.saves / f"{numbered('trained', earlier)}.safetensors").unlink(missing_ok=True)
-        row = records.write_round(run, ticket.round, ticket.masks, trained)
+        row = tables.write_round(run, ticket.round, ticket.masks, trained)
         self._tell_round(run, row, sum(trained.seconds.values()), ticket.masks)
 
     def _fail(self, run: Run, why: str) -> None:
@@ -228,26 +231,26 @@ class Experiment:
         self.tell(Note(f"{run}: {why}", failed=True))
 
     def _tell_round(self, run: Run, row: dict[str, Any], seconds: float, masks: Masks) -> None:
-        empty = tuple(name for name, count in prune.survivors(masks).items() if not count)
+        empty = tuple(name for name, count in pruning.survivors(masks).items() if not count)
         self.tell(RoundDone(run, row, seconds, empty))
 
     def _pick_up(self, run: Run) -> None:
         """Make sure that the run's files can be built upon; take back rounds that cannot."""
-        for name in records.TABLES:
-            records.table(run, name)  # a spoiled one is better said now than after hours of training
-        finished, identity = records.finished_rounds(run), self._identity(run)
+        for name in tables.TABLES:
+            tables.table(run, name)  # a spoiled one is better said now than after hours of training
+        finished, identity = tables.finished_rounds(run), self._identity(run)
         rewinds = bool(self.config.rewind.amount)
         sound = tickets.sound_rounds(run, finished, identity, rewinds, lambda text: self.tell(Note(text)))
         if sound < finished:
             self.tell(Note(f"{run}: going on from round {sound}, the first whose ticket is lost"))
-            records.keep_rounds(run, sound)
+            tables.keep_rounds(run, sound)
         tickets.drop_rounds(run, sound)
         if not (run.saves / "initial.safetensors").exists():
             tickets.write_state(run, "initial", self.problem.initial(derive_seed(run.seed, "weights", 0)), identity)
 
     def _next_stack(self, runs: Sequence[Run], number: int) -> list[Run]:
         """Runs that wait for round `number` and can be trained as one; the dense round of a trial only once."""
-        waiting = [run for run in runs if run not in self.failed and records.finished_rounds(run) <= number]
+        waiting = [run for run in runs if run not in self.failed and tables.finished_rounds(run) <= number]
         for run in [run for run in waiting if number and ARMS[run.arm].control]:
             if not (replace(run, arm="lt").saves / f"{numbered('ticket', number)}.safetensors").exists():
                 waiting.remove(run)
@@ -275,13 +278,13 @@ class Experiment:
         """Take over the dense round if another arm of this trial has it: the same seed, the same network."""
         for arm in ARMS:
             sibling, identity = replace(run, arm=arm), self._identity(run)
-            if arm != run.arm and records.finished_rounds(sibling):
+            if arm != run.arm and tables.finished_rounds(sibling):
                 try:
                     tickets.adopt_dense(run, sibling, identity, bool(self.config.rewind.amount))
                     masks = tickets.read_ticket(run, 0, identity).masks
                 except (tickets.Damaged, FileNotFoundError):
                     continue
-                self._tell_round(run, records.table(run, "rounds").iloc[0].to_dict(), 0.0, masks)
+                self._tell_round(run, tables.table(run, "rounds").iloc[0].to_dict(), 0.0, masks)
                 return True
         return False
 
@@ -305,11 +308,11 @@ class Experiment:
     def _by_rule(self, rule: Rule, final: State, masks: Masks, seed: int) -> Masks:
         """The masks that a rule of torch.nn.utils.prune's kind adds to `masks`."""
         model = models.load_state(self.problem.make(), final)
-        prune.attach(model, masks)
+        pruning.attach(model, masks)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             rule(model)
-        return {**masks, **prune.detach(model)}
+        return {**masks, **pruning.detach(model)}
 
     def _percents(self) -> dict[str, float]:
         """Percent of the survivors that a round prunes, for each layer."""
@@ -320,7 +323,7 @@ class Experiment:
             "fc": fc,
             "output": fc if config.output_percent is None else config.output_percent,
         }
-        return {name: rates[kind] for name, kind in prune.layer_kinds(self.problem.make()).items()}
+        return {name: rates[kind] for name, kind in pruning.layer_kinds(self.problem.make()).items()}
 
     def _plan(self, run: Run, number: int) -> Plan:
         return make_plan(self.config, self._feed([run]).epoch_steps, ARMS[run.arm].start, number)
@@ -342,7 +345,7 @@ class Experiment:
 def stackable(problem: Problem) -> bool:
     """Whether the model can be trained as one stacked network: torch.func.vmap cannot follow branches on values."""
     model, images = problem.make(), torch.zeros(4, *problem.images.shape)
-    state, masks = models.state_of(model), prune.dense(prune.prunable(model))
+    state, masks = models.state_of(model), pruning.dense(pruning.prunable(model))
     try:
         network = Network(model, [state, state], [masks, masks], torch.device("cpu"), problem.criterion)
         network.losses(images, torch.zeros(4, dtype=torch.int64)).sum().backward()

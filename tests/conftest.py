@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lth import files, prune, records, tickets
-from lth.arms import ARMS
-from lth.config import Config
-from lth.records import Run
-from lth.tickets import Ticket
-from lth.train import Evaluation, Trained
+from lth import pruning
+from lth.records import files, tables, tickets
+from lth.records.tables import Run
+from lth.records.tickets import Ticket
+from lth.settings.arms import ARMS
+from lth.settings.config import Config
+from lth.training.train import Evaluation, Trained
 
 pytest.register_assert_rewrite("helpers")
 pytest_plugins = ["helpers"]  # its fixtures
@@ -81,10 +82,10 @@ def _write(
     files.write_json(run.dumps / "config.json", {"deciding": {**Config().deciding(), **deciding}})
     if saves:
         tickets.write_state(run, "initial", weights, "test")
-    masks = prune.dense(weights)
+    masks = pruning.dense(weights)
     for number in range(rounds):
         if number:
-            masks = prune.prune_lowest(scores, masks, dict.fromkeys(masks, percent), scope)
+            masks = pruning.prune_lowest(scores, masks, dict.fromkeys(masks, percent), scope)
         if saves:
             tickets.write_ticket(run, Ticket(number, masks, weights), "test")
         best = accuracy(run.arm, number, run.seed)
@@ -100,7 +101,7 @@ def _write(
             for i in range(evaluations)
         ]
         trained = Trained(steps, evals, final={}, best={}, seconds={"training": 1.0, "evaluation": 0.1})
-        records.write_round(run, number, masks, trained)
+        tables.write_round(run, number, masks, trained)
 
 
 def _trained(weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

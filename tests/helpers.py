@@ -13,16 +13,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lth import data, models, prune
-from lth.config import Config
-from lth.data import Feed, Images
+from lth import data, pruning
+from lth.data.feed import Feed
+from lth.data.images import Images
 from lth.experiment import Event, Experiment, Note, Problem
-from lth.jobs import runs_of, tasks_of
-from lth.network import Fused, Network
-from lth.plan import Plan
-from lth.prune import Masks
-from lth.records import Run
-from lth.train import Training
+from lth.pruning import Masks
+from lth.records.tables import Run
+from lth.run.jobs import runs_of, tasks_of
+from lth.settings.config import Config
+from lth.training import models
+from lth.training.network import Fused, Network
+from lth.training.schedule import Plan
+from lth.training.train import Training
 
 CPU = torch.device("cpu")
 CLASSES, SIDE = 4, 8
@@ -178,7 +180,7 @@ def random_masks(model: nn.Module, keep: float = 0.5, seed: int = 0) -> Masks:
     """Masks that keep about that share of the prunable weights."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: torch.rand(weight.shape, generator=generator) < keep for name, weight in prune.prunable(model).items()
+        name: torch.rand(weight.shape, generator=generator) < keep for name, weight in pruning.prunable(model).items()
     }
 
 
@@ -198,7 +200,8 @@ def training(
     """A training of one trial a seed, at its beginning; pruned at random to `keep` if given."""
     states = [models.state_of(models.build(make, "glorot", seed)) for seed in seeds]
     masks = [
-        random_masks(make(), keep, seed) if keep is not None else prune.dense(prune.prunable(make())) for seed in seeds
+        random_masks(make(), keep, seed) if keep is not None else pruning.dense(pruning.prunable(make()))
+        for seed in seeds
     ]
     network = Network(make(), states, masks, CPU)
     made = Feed(images or make_images(), seeds, 40, 10, CPU, **(feed or {}))

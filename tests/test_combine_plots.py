@@ -14,7 +14,7 @@ from conftest import MakeRuns
 
 import combine_plots
 import utils
-from lth.config import PROJECT
+from lth.settings.config import PROJECT
 
 FIGURES = {"comparison", "training", "layers", "first_layer", "initial_weights"}
 

@@ -18,16 +18,19 @@ import safetensors.torch
 import torch
 from helpers import Told, assert_same, do, experiment, killed_at, results, settings
 
-from lth import jobs, models, prune, records, session, tickets
-from lth.arms import ARMS
-from lth.config import Config, ConfigError, derive_seed
+from lth import pruning
 from lth.experiment import Evaluated, Experiment, RoundDone
-from lth.files import RecordError
-from lth.jobs import runs_of
-from lth.models import State
-from lth.records import Run
-from lth.tickets import numbered
-from lth.train import Stopped
+from lth.records import tables, tickets
+from lth.records.files import RecordError
+from lth.records.tables import Run
+from lth.records.tickets import numbered
+from lth.run import jobs, session
+from lth.run.jobs import runs_of
+from lth.settings.arms import ARMS
+from lth.settings.config import Config, ConfigError, derive_seed
+from lth.training import models
+from lth.training.models import State
+from lth.training.train import Stopped
 
 EVERY_ARM = {"prune_type": tuple(ARMS)}
 
@@ -45,7 +48,7 @@ def trained(run: Run, number: int) -> State:
 
 
 def rounds(run: Run) -> pd.DataFrame:
-    return records.table(run, "rounds")
+    return tables.table(run, "rounds")
 
 
 class Ends:
@@ -87,7 +90,7 @@ def tickets_of(run: Run) -> list[tickets.Ticket]:
 def test_masks_of_every_arm(all_arms: Any) -> None:
     config, runs, ends = all_arms
     problem = experiment(config).problem
-    kinds = prune.layer_kinds(problem.make())
+    kinds = pruning.layer_kinds(problem.make())
     rates = {name: 10 if kind == "output" else 30 for name, kind in kinds.items()}
     lt = tickets_of(runs["lt"])
     for name, run in runs.items():
@@ -95,7 +98,7 @@ def test_masks_of_every_arm(all_arms: Any) -> None:
         assert all(mask.all() for mask in own[0].masks.values()), "round 0 is dense"
         for number in (1, 2):
             before, after = own[number - 1].masks, own[number].masks
-            for layer, count in prune.survivors(before).items():
+            for layer, count in pruning.survivors(before).items():
                 assert int(after[layer].sum()) == count - round(count * rates[layer] / 100)
                 if arm.mask == "own":
                     gone = before[layer] & ~after[layer]
@@ -122,7 +125,7 @@ def test_start_values_of_every_arm(all_arms: Any) -> None:
             assert not equal(before, initial), "the training changed nothing"
             expected = {"original": initial, "fresh": fresh[number], "trained": before}[ARMS[name].start]
             assert equal(own[number].start, expected)
-    weights = prune.prunable(experiment(config).problem.make())
+    weights = pruning.prunable(experiment(config).problem.make())
     assert not any(torch.equal(fresh[1][name], fresh[2][name]) for name in weights)
     assert any("running_mean" in name for name in initial)
     assert all((initial[name] == 0).all() for name in initial if "running_mean" in name)
@@ -193,7 +196,7 @@ def test_rewinding_resets_to_that_iteration_of_round_0_and_goes_on_from_there(
             assert ticket.origin == "rewind" and equal(ticket.start, expected)
     assert plans["lt", 0] == plans["lt", 1] == [4, 8]
     assert tickets.read_ticket(runs["reinit"], 1).origin == "own"
-    times = records.table(runs["lt"], "evals")
+    times = tables.table(runs["lt"], "evals")
     assert times["iteration"].tolist() == [4, 8] * 3
 
 
@@ -229,7 +232,7 @@ def test_counts_in_the_tables_are_the_arithmetic_ones(place: Path, scope: str) -
     for _ in range(5):
         expected.append(hidden)
         hidden -= round(hidden * 20 / 100)
-    layers = records.table(run, "layers").pivot(index="round", columns="layer", values="weights")
+    layers = tables.table(run, "layers").pivot(index="round", columns="layer", values="weights")
     assert layers["layers.1.weight"].tolist() == expected and layers["layers.3.weight"].tolist() == [48] * 5
     assert rounds(run)["weights"].tolist() == [count + 48 for count in expected]
     assert rounds(run)["remaining"].tolist() == pytest.approx([100 * (n + 48) / 816 for n in expected], abs=1e-4)
@@ -239,7 +242,7 @@ def test_pruning_looks_at_the_end_of_training_and_reporting_at_es(place: Path, m
     """At a rate that drives the loss up after the first evaluation, both differ."""
     ends = Ends(monkeypatch)
     (run,) = do(settings(place, optimizer="sgd", lr=1.5, momentum=0.9, end_iter="24it", valid_freq="2it"))
-    table = records.table(run, "evals")
+    table = tables.table(run, "evals")
     early = 0
     for number, group in table.groupby("round"):
         row = rounds(run).iloc[number]
@@ -471,7 +474,7 @@ def test_damaged_files_are_named_and_set_aside_and_the_results_are_the_same(plac
     else:
         turns = itertools.count()
         with pytest.raises(Stopped):
-            do(config, stop=lambda: records.finished_rounds(run) == 2 and next(turns) == 5)
+            do(config, stop=lambda: tables.finished_rounds(run) == 2 and next(turns) == 5)
     if not file.exists():
         assert (name, where) == ("ticket_02", "between rounds")
         return
@@ -640,7 +643,7 @@ def test_other_settings_are_refused_in_a_named_folder_and_overwrite_moves_old_re
         session.run(replace(config, lr=0.02))
     assert results(place) == before
     session.run(replace(config, lr=0.02, overwrite=True))
-    assert table.read_bytes() != first and records.find(place) == [run]
+    assert table.read_bytes() != first and tables.find(place) == [run]
     (old,) = run.dumps.parent.glob("seed0.old-*")
     assert (old / "rounds.csv").read_bytes() == first
     assert len(list(run.saves.parent.glob("seed0.old-*"))) == 1

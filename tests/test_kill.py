@@ -14,7 +14,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from lth.config import PROJECT
+from lth.settings.config import PROJECT
 
 COMMAND = [
     *("main.py", "--prune_type", "lt", "reinit", "--trials", "2", "--prune_percent", "30", "--prune_iterations", "4"),

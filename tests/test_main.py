@@ -19,9 +19,11 @@ from helpers import assert_same, results
 
 import main
 import utils
-from lth import flags, records, session
-from lth.config import PROJECT
-from lth.lock import Locks
+from lth.records import tables
+from lth.records.lock import Locks
+from lth.run import session
+from lth.settings import flags
+from lth.settings.config import PROJECT
 
 SHORT = "--end_iter 30it --valid_freq 10it --valid_size 500 --prune_iterations 3 --prune_type lt reinit --gpu cpu"
 LONG = "--end_iter 150it --valid_freq 50it --valid_size 500 --prune_iterations 4 --prune_type lt reinit --gpu cpu"
@@ -82,17 +84,17 @@ def test_the_main_job_ends_with_figures_tables_and_weights(
     for path in named:
         assert path.is_file() and path.stat().st_size > 100
         assert path.suffix != ".png" or path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    runs = records.find(root)
+    runs = tables.find(root)
     assert [str(run) for run in runs] == ["lt seed0", "reinit seed0"]
     for found in runs:
-        rounds, layers = records.table(found, "rounds"), records.table(found, "layers")
+        rounds, layers = tables.table(found, "rounds"), tables.table(found, "layers")
         assert list(rounds.columns[:5]) == ["round", "remaining", "ES", "val", "test"]
         kept = [266200, 239580, 215622]
         assert rounds["weights"].tolist() == kept
         assert rounds["remaining"].tolist() == pytest.approx([100 * n / 266200 for n in kept], abs=1e-4)
         assert layers.query("round == 2")["weights"].tolist() == [190512, 24300, 810]
         assert rounds["test"].min() > 50, "it learned nothing"
-        assert records.table(found, "evals")["iteration"].tolist() == [10, 20, 30] * 3
+        assert tables.table(found, "evals")["iteration"].tolist() == [10, 20, 30] * 3
     assert not list(root.rglob("*.lock")) and not list(root.rglob("*.partial"))
 
 
@@ -113,8 +115,8 @@ def test_the_same_seed_gives_the_same_numbers_whatever_the_jobs(
     assert not any(re.match(r"(lt|reinit) seed0 +\d", line) for line in lines)
     assert "written:" in lines and len(lines) < 15
     done_here(tmp_path / "other", f"{SHORT} --seed 1 --prune_type lt --prune_iterations 1")
-    mine, (other,) = records.find(tmp_path / "again")[0], records.find(tmp_path / "other")
-    assert records.table(mine, "rounds")["val_loss"][0] != records.table(other, "rounds")["val_loss"][0]
+    mine, (other,) = tables.find(tmp_path / "again")[0], tables.find(tmp_path / "other")
+    assert tables.table(mine, "rounds")["val_loss"][0] != tables.table(other, "rounds")["val_loss"][0]
 
 
 def test_a_finished_run_says_so_and_changes_nothing(

@@ -1,0 +1,5 @@
+"""The other ways in, thin, onto the same engine: Python functions for those who do not use main.py. Uses everything.
+
+iterative_pruning.py takes the user's network, data and rule (own_network.py); experiment_runner.py one object;
+saved_ticket.py brings tickets back.
+"""

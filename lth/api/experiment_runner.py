@@ -1,0 +1,179 @@
+"""The front door for those who describe an experiment by one object."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from lth.api.saved_ticket import placed
+from lth.records import files, tables
+from lth.records.tables import Run
+from lth.run import jobs, session
+from lth.settings import checks
+from lth.settings.config import Config, ConfigError, nearest
+from lth.training import models
+
+MODELS = {"lenet_fc": "fc1", "lenet_conv": "lenet5"}  # other names of models under archs/
+DATASETS = {"fashion": "fashionmnist"}
+SCOPES = {"layerwise": "layer", "global": "global"}
+ARM = {  # of each pruning type and reinitialisation method
+    ("magnitude", "rewind"): "lt",
+    ("magnitude", "random"): "reinit",
+    ("magnitude", "none"): "finetune",
+    ("random", "rewind"): "random",
+    ("random", "random"): "random_reinit",
+    ("random", "none"): "random_finetune",
+}
+COLUMNS = ["round", "remaining", "ES", "val", "test"]
+NAMES = {  # of the settings that arguments give
+    "dataset": "dataset",
+    "arch_type": "model_name",
+    "prune_scope": "pruning_scope",
+    "prune_percent": "pruning_rate",
+    "prune_iterations": "num_rounds",
+    "end_iter": "iterations",
+    "lr": "learning_rate",
+    "gpu": "device",
+    "root": "results_dir",
+}
+SETTINGS = [
+    spec.name for spec in fields(Config) if spec.name not in (*NAMES, "prune_type", "trials", "target_remaining")
+]
+
+
+class ExperimentRunner:
+    """One experiment: `ExperimentRunner(...).run().save_results("name.csv")`.
+
+    Args:
+        dataset: mnist, fashion (fashionmnist), cifar10, cifar100, or another for which there is archs/<dataset>/.
+        model_name: lenet_fc (fc1), lenet_conv (lenet5), conv6 or any other model under archs/.
+        pruning_type: "magnitude" (Frankle & Carbin, arXiv:1803.03635) or "random".
+        pruning_scope: "layerwise" or "global".
+        reinit_method: what survivors start from: "rewind" (their initial values), "random" (fresh random weights) or
+            "none" (their trained values).
+        pruning_rate: fraction of the surviving weights that a round prunes, from 0 to below 1.
+        num_rounds: trainings, the dense one included.
+        iterations: of each training.
+        learning_rate, batch_size: of the training, by Adam.
+        device: "cpu", "cuda", "cuda:0", "mps" or a torch.device; None or a GPU that is not there: what there is.
+        results_dir: gets dumps/ (all numbers), saves/ (tickets and weights) and the files of `save_results`.
+        seed: of the initial weights, the validation split and the order of the data.
+        settings: any other setting of `lth.Config`, as optimizer="sgd", valid_freq="100it", quiet=True.
+
+    Raises TypeError and ValueError that name the argument; what needs the data to be found wrong, `run` raises.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "mnist",
+        model_name: str = "lenet_fc",
+        pruning_type: str = "magnitude",
+        pruning_scope: str = "layerwise",
+        reinit_method: str = "rewind",
+        pruning_rate: float = 0.2,
+        num_rounds: int = 16,
+        iterations: int = 50000,
+        learning_rate: float = 0.0012,
+        batch_size: int = 60,
+        device: str | torch.device | None = None,
+        results_dir: str | os.PathLike[str] = "results",
+        seed: int = 0,
+        **settings: Any,
+    ) -> None:
+        checks.settings("ExperimentRunner", settings, SETTINGS)
+        kind = checks.word("pruning_type", pruning_type, ("magnitude", "random"))
+        method = checks.word("reinit_method", reinit_method, ("rewind", "random", "none"))
+        arch_type, name = named("model_name", model_name, MODELS), named("dataset", dataset, DATASETS)
+        check_names(arch_type, name, "model_name", "dataset", MODELS, DATASETS)
+        self.config = checks.config(
+            NAMES,
+            **settings,
+            dataset=name,
+            arch_type=arch_type,
+            prune_type=(ARM[kind, method],),
+            prune_scope=SCOPES[checks.word("pruning_scope", pruning_scope, SCOPES)],
+            prune_percent=round(100 * checks.fraction("pruning_rate", pruning_rate), 10),
+            prune_iterations=checks.whole("num_rounds", num_rounds, 1, 9999),
+            end_iter=f"{checks.whole('iterations', iterations, 1)}it",
+            lr=learning_rate,
+            batch_size=checks.whole("batch_size", batch_size, 1),
+            gpu=checks.device("device", device),
+            root=checks.path("results_dir", results_dir),
+            seed=checks.whole("seed", seed, 0, 2**62),
+        )
+        self._run: Run | None = None
+
+    def run(self) -> ExperimentRunner:
+        """Do the experiment, or go on with it where an earlier `run` with these arguments stopped. Gives itself.
+
+        ValueError, naming the argument, if it cannot be done with these data; lth.run.session.TrialsFailed if a loss
+        was not finite; lth.records.files.RecordError if a file cannot be written.
+        """
+        try:
+            place = placed(self.config.gpu)[0]
+            with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+                self._run = session.run(self.config)[0]
+        except ConfigError as error:
+            raise checks.renamed(error, NAMES) from None
+        except jobs.Interrupted:
+            raise KeyboardInterrupt from None
+        return self
+
+    @property
+    def results(self) -> pd.DataFrame:
+        """A row a round: round, remaining (percent of the weights), ES (early-stop iteration), val and test (accuracies
+        there, in percent). RuntimeError before `run`."""
+        if self._run is None:
+            raise RuntimeError("there are no results yet: call run() first")
+        return tables.table(self._run, "rounds")[COLUMNS].head(self.config.prune_iterations)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder under results_dir/dumps, which `lth.load_ticket` takes too. RuntimeError before `run`."""
+        if self._run is None:
+            raise RuntimeError("there are no results yet: call run() first")
+        return self._run.dumps
+
+    def save_results(self, name: str) -> Path:
+        """Write the results to the CSV file `name` inside results_dir, and give its path."""
+        if not isinstance(name, str):
+            raise TypeError(f"name must be the name of a file, as 'results.csv', not {checks.shown(name)}")
+        if name != Path(name).name or Path(name).suffix != ".csv":
+            raise ValueError(f"name must be the name of a .csv file that results_dir gets, not {name!r}")
+        file = self.config.root / name
+        files.write(file, self.results.to_csv(index=False, float_format="%.10g").encode())
+        return file
+
+
+def named(argument: str, value: Any, aliases: dict[str, str]) -> str:
+    """What a name stands for. TypeError if it is no name."""
+    if not isinstance(value, str):
+        raise TypeError(f"{argument} must be a name, not {checks.shown(value)}")
+    return aliases.get(value.lower(), value)
+
+
+def check_names(
+    arch_type: str, dataset: str, arch_argument: str, data_argument: str, archs: dict[str, str], sets: dict[str, str]
+) -> None:
+    """ConfigError, in the words of a door whose arguments are called so, unless there is this model for this data."""
+    have = [*models.available(dataset)]
+    if not have:
+        known = sorted({folder.name for folder in models.ARCHS.iterdir() if models.available(folder.name)})
+        choices = [*known, *(name for name in models.FALLBACK if name not in known), *sets]
+        raise ConfigError(
+            f"{data_argument} must be one of {', '.join(choices)}, not {dataset!r}{nearest(dataset, choices)}"
+        )
+    try:
+        models.find(arch_type, dataset)
+    except ConfigError as error:
+        if not error.problems[0].startswith("--arch_type must be"):
+            raise checks.renamed(error, {"arch_type": arch_argument, "dataset": data_argument}) from None
+        choices = [*have, *archs]
+        raise ConfigError(
+            f"{arch_argument} must be one of {', '.join(choices)}, not {arch_type!r}{nearest(arch_type, choices)}"
+        ) from None

@@ -1,0 +1,253 @@
+"""The library's front door for networks, data and pruning rules of the user's own."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lth.api import own_network
+from lth.api.own_network import OwnNet
+from lth.api.saved_ticket import placed, root_of
+from lth.data.loaders import Taken, take
+from lth.experiment import Event, Experiment, Note
+from lth.pruning import Rule
+from lth.records import tables, tickets
+from lth.records.files import read_json, write_json
+from lth.records.lock import Locks
+from lth.records.tables import Run
+from lth.run.progress import Progress
+from lth.run.session import LIBRARIES, TrialsFailed, plain_settings
+from lth.settings import checks
+from lth.settings.config import Config, Duration
+from lth.training import models
+
+FIT = (
+    "optimizer",
+    "lr",
+    "momentum",
+    "nesterov",
+    "weight_decay",
+    "lr_milestones",
+    "lr_gamma",
+    "warmup",
+)  # not for `optim`
+SETTINGS = (*FIT, "batch_size", "valid_freq", "precision", "threads", "keep_weights", "name", "print_freq")
+ARGUMENTS = {"end_iter": "iterations", "prune_iterations": "rounds", "root": "save", "gpu": "device"}  # of settings
+NEVER = 1e9  # seconds between checkpoints: going on is by whole rounds
+
+
+def iterative_pruning(
+    net: nn.Module,
+    data: Any,
+    iterations: int,
+    rounds: int,
+    prune_rule: Rule,
+    random: bool = False,
+    rewind: int | float = 0,
+    recover: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    save: str | os.PathLike[str] | None = None,
+    *,
+    device: str | torch.device | None = None,
+    in_memory: bool | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """Find a ticket in `net` by iterative pruning (Frankle & Carbin, arXiv:1803.03635, Section 2 and Appendix B).
+
+    Args:
+        net: the network, with its initial weights. Used where it has them: `net.optim`, an optimiser of torch.optim's
+            kind, made anew for every round from its class, defaults and parameter groups (else Adam, learning rate
+            0.0012); `net.criterion`, a mean loss of (logits (B, classes), labels (B,)) (else cross entropy);
+            `net._initialize_weights()`, for fresh weights (else every module's `reset_parameters()`).
+        data: `train`, `validation` and `test`, as a named tuple, tuple, dict or object: DataLoaders or other
+            re-iterables of batches (examples (B, ...), labels (B,)); or the name of a data set, an .npz file, or
+            `lth.data.Images`. The validation part decides the early-stop iteration, the test part is only reported.
+        iterations: of each round.
+        rounds: prunings; there is one training more, the dense one.
+        prune_rule: prunes the trained network that it is given, in place, by any method of torch.nn.utils.prune, and
+            sees the masks of earlier rounds. What it returns is not needed. `lth.prune.magnitude(0.2)` gives one.
+        random: whether survivors start from fresh random weights rather than from the initial ones.
+        rewind: in place of the initial weights, reset to those of this iteration of the dense training (or this
+            fraction of it, if below 1).
+        recover: folder (`save`) of an earlier call that is to be gone on with, by whole rounds. The initial weights are
+            then those of that call, and everything but `rounds` must be as it was.
+        seed: of the order of the data, fresh weights, dropout and random rules.
+        save: folder that gets dumps/ and saves/: numbers, tickets, weights. None: nothing is kept.
+        device: "cpu", "cuda:0", ...; None: a GPU where there is one.
+        in_memory: whether the data are read once and kept on the device (each example as it then is, also if it is
+            augmented at random) or streamed from the loaders. None: kept if they fit and do not change.
+        quiet: print nothing.
+        settings: those of `lth.Config` named in SETTINGS of this module, such as valid_freq="100it" (how often to
+            evaluate, by default ten times a round), batch_size (by default that of the data, else 60), precision,
+            and, for a network without `optim`, optimizer, lr, momentum, weight_decay.
+
+    Returns:
+        `net` itself with the weights that the last round had at its early-stop iteration, 0 where pruned, and the
+        history: a dict for each training with round, remaining (percent of the prunable weights), ES (early-stop
+        iteration), val and test (accuracies there, in percent), val_loss, train_loss and weights (surviving).
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it. Raised before anything is written.
+        lth.run.session.TrialsFailed: a loss was not finite.
+        lth.records.files.RecordError: a file cannot be written, or another process is at the same results.
+    """
+    iterations, rounds = checks.whole("iterations", iterations, 1), checks.whole("rounds", rounds, 0, 9998)
+    rule, seed = own_network.check_rule(prune_rule), checks.whole("seed", seed, 0, 2**62)
+    reset_to = checks.rewind("rewind", rewind, iterations)
+    if checks.truth("random", random) and reset_to.amount:
+        raise ValueError(f"rewind must be 0 with random=True, which resets to fresh random weights, not {rewind}")
+    checks.settings("iterative_pruning", settings, SETTINGS)
+    if in_memory is not None:
+        checks.truth("in_memory", in_memory)
+    place, remark = placed(device)
+    brought = OwnNet(net, place)
+    if brought.optim is not None and (given := [name for name in FIT if name in settings]):
+        raise ValueError(f"{given[0]} must be left to net.optim, which says how net is trained")
+    with ExitStack() as stack, torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+        root = _root(save, recover) or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lth-")))
+        taken = take(data, place, in_memory)
+        own_network.try_out(brought, taken, place)
+        config = checks.config(
+            ARGUMENTS,
+            **{
+                **{"valid_freq": Duration(max(iterations // 10, 1), "it"), "batch_size": taken.batch_size or 60},
+                **({"lr": brought.lr} if brought.lr else {}),
+                **{"keep_weights": "all" if save or recover else "last", "quiet": checks.truth("quiet", quiet)},
+                **settings,
+                **{"arch_type": type(net).__name__, "dataset": taken.name, "init": "own", "seed": seed, "root": root},
+                **{"prune_type": "reinit" if random else "lt", "prune_iterations": rounds + 1, "rewind": reset_to},
+                **{"end_iter": Duration(iterations, "it"), "valid_size": taken.valid_size, "checkpoint_every": NEVER},
+                **{"stack": 1},
+            },
+        )
+        _check_sizes(config, taken)
+        run = Run(root, config.arch_type, config.dataset, config.folder(), config.prune_type[0], seed)
+        about = brought.about(rule, taken)
+        initial = _initial(run, config, about, brought, going_on=recover is not None)
+        problem = own_network.problem(brought, taken, rule, config, initial, str(about))
+        progress = Progress(rounds + 1 - tables.finished_rounds(run), config.print_freq, config.quiet)
+        if remark and not quiet:
+            print(remark)
+        stack.enter_context(Locks([run.dumps]))
+        if recover is None:  # what a call left that was stopped in its first round
+            tables.move_aside(run, time.strftime("%Y%m%d-%H%M%S"))
+        _write_config(run, config, about, place)
+        _do(Experiment(config, problem, place, progress), run, rounds + 1)
+        models.load_state(net, _trained(run, rounds))
+        history = tables.table(run, "rounds").head(rounds + 1).to_dict("records")
+    return net, [{str(key): value for key, value in row.items()} for row in history]
+
+
+def _root(save: Any, recover: Any) -> Path | None:
+    """The folder that the results go to."""
+    if recover is None:
+        return None if save is None else checks.path("save", save)
+    root = root_of("recover", checks.path("recover", recover))
+    if save is not None and checks.path("save", save).resolve() not in (root.resolve(), Path(recover).resolve()):
+        raise ValueError(f"save must be left out with recover, whose folder {recover} gets the results, not {save}")
+    return root
+
+
+def _check_sizes(config: Config, taken: Taken) -> None:
+    if config.batch_size > taken.largest_batch:
+        raise ValueError(
+            f"batch_size must be at most {taken.largest_batch}, the size of the training data (of a batch, if they are "
+            f"streamed), not {config.batch_size}"
+        )
+    if (
+        config.batch_size != taken.largest_batch
+        and taken.largest_batch == taken.batch_size
+        and "streamed" in taken.about
+    ):
+        raise ValueError(f"batch_size must be that of the streamed batches, {taken.batch_size}, or be left out")
+
+
+def _initial(run: Run, config: Config, about: Mapping[str, str], brought: OwnNet, going_on: bool) -> models.State:
+    """The initial weights: the network's own, or those of the call that is gone on with. ValueError if it cannot be,
+    or if the folder holds results and going on was not asked for."""
+    old = read_json(run.dumps / "config.json")
+    if not going_on:
+        if tables.finished_rounds(run):
+            raise ValueError(
+                f"save must be a folder without results of these settings and this seed: {run.dumps} has some; "
+                f"recover={str(run.root)!r} goes on from them"
+            )
+        return brought.initial
+    if not old:  # the settings are part of the folder's name: the results there may be those of others
+        for other in tables.find(run.root, run.arch_type):
+            old = {**read_json(other.dumps / "config.json"), "arm": other.arm, "seed": other.seed}
+    if not old:
+        raise ValueError(f"recover must hold results of {run.arch_type}, in {run.dumps.parent}, but there are none")
+    was = {**old.get("deciding", {}), **old.get("own", {}), "arm": old.get("arm"), "seed": old.get("seed")}
+    now = {**config.deciding(), **about, "arm": run.arm, "seed": run.seed}
+    differ = [f"{ARGUMENTS.get(key, key)} was {was.get(key)}, is {now[key]}" for key in now if was.get(key) != now[key]]
+    if differ:
+        raise ValueError(f"recover must hold results of the same settings: {'; '.join(differ)}")
+    try:
+        return tickets.read_state(run, "initial")
+    except (FileNotFoundError, tickets.Damaged):
+        if tables.finished_rounds(run):
+            raise ValueError(
+                f"recover must hold the initial weights, but {run.saves} has none that are sound"
+            ) from None
+        return brought.initial
+
+
+def _write_config(run: Run, config: Config, about: Mapping[str, str], device: torch.device) -> None:
+    """The run's config.json."""
+    write_json(
+        run.dumps / "config.json",
+        {
+            "settings": plain_settings(config),
+            "deciding": config.deciding(),
+            "own": dict(about),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "arm": run.arm,
+            "seed": run.seed,
+        },
+    )
+
+
+def _do(experiment: Experiment, run: Run, rounds: int) -> None:
+    """All rounds of the run. TrialsFailed, with the reason, if it ends early."""
+    show, why = experiment.tell, []
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Note) and event.failed:
+            why.append(event.text)
+        else:
+            show(event)
+
+    experiment.tell = tell
+    try:
+        experiment.run([run], rounds)
+    finally:
+        if isinstance(show, Progress):
+            show.close()
+    if why:
+        raise TrialsFailed(why[0])
+
+
+def _trained(run: Run, number: int) -> models.State:
+    """The weights that round `number` had at its early-stop iteration."""
+    name = tickets.numbered("trained", number)
+    if (run.saves / f"{name}.safetensors").exists():
+        return tickets.read_state(run, name)
+    of_round, saved = tickets.read_checkpoint(run)
+    if of_round != number:
+        raise ValueError(
+            f"rounds must be {of_round}, since the weights of round {number} were not kept (keep_weights), not {number}"
+        )
+    return saved.best

@@ -1,0 +1,240 @@
+"""A network of the user's own as a `Problem`: its weights, optimiser and loss, and a rule that prunes it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import inspect
+from collections.abc import Callable, Container
+from typing import Any
+
+import torch
+import torch.nn.utils.prune as torch_prune
+from torch import Tensor, nn
+
+from lth.data.loaders import Taken
+from lth.experiment import Problem
+from lth.pruning import Rule, fetch_layers
+from lth.settings.checks import network, shown
+from lth.settings.config import Config
+from lth.training import models
+from lth.training.models import State
+from lth.training.network import Criterion, Fused, Network, Optimizer, Wrapped
+
+
+def check_net(net: Any) -> nn.Module:
+    """TypeError or ValueError unless `net` is a network that can be copied, trained and pruned."""
+    if any(isinstance(tensor, nn.parameter.UninitializedParameter) for tensor in network("net", net).parameters()):
+        raise ValueError("net must know its shapes: it has lazy layers, call it on a batch first")
+    if torch_prune.is_pruned(net):
+        raise ValueError("net must come without masks of torch.nn.utils.prune: take them off with prune.remove")
+    if not any(parameter.requires_grad for parameter in net.parameters()):
+        raise ValueError("net must have parameters that require gradients, or there is nothing to train")
+    if not fetch_layers(net):
+        raise ValueError("net must have a Linear or Conv layer, or there is nothing to prune")
+    return net
+
+
+class OwnNet:
+    """Copies of the user's network, with what it brings along: `optim`, `criterion` and `_initialize_weights`."""
+
+    def __init__(self, net: nn.Module, device: torch.device) -> None:
+        check_net(net)
+        try:
+            self.template = copy.deepcopy(net).cpu()
+        except Exception as error:
+            raise ValueError(f"net must be a network that copy.deepcopy can copy: {error}") from error
+        for parameter in self.template.parameters():
+            parameter.grad = None
+        self.initial = models.state_of(net)
+        self.optim, self.groups = self._optim(net)
+        self.criterion = self._criterion(net, device)
+
+    def make(self) -> nn.Module:
+        """A copy with the initial weights."""
+        return copy.deepcopy(self.template)
+
+    def fresh(self, seed: int) -> State:
+        """New random weights: those of the modules' `reset_parameters`, then of the network's `_initialize_weights`."""
+        net = self.make()
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            for module in net.modules():
+                reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+                if callable(reset):
+                    reset()
+            own = getattr(net, "_initialize_weights", None)
+            if callable(own):
+                own()
+        return models.state_of(net)
+
+    def optimizer(self, network: Network, config: Config) -> Optimizer:
+        """The network's own optimiser, made anew, or that of the settings."""
+        if self.optim is None:
+            made = Fused(config.optimizer, network, config.lr, config.weight_decay, config.momentum, config.nesterov)
+            made.capturable = False  # a CUDA graph would freeze whatever Python a model of the user's own runs
+            return made
+        named = dict(network.model.named_parameters())
+        groups = [{**options, "params": [named[name] for name in names]} for options, names in self.groups]
+        return Wrapped(anew(self.optim, groups), network)
+
+    def about(self, rule: object, data: Taken) -> dict[str, str]:
+        """What decides the numbers beside the settings, in words, to be compared by people and with later calls."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.initial.items()}
+        return {
+            "net": f"{type(self.template).__qualname__} {hashlib.sha256(str(shapes).encode()).hexdigest()[:8]}",
+            "optimizer": "the settings' own" if self.optim is None else " ".join(repr(self.optim).split()),
+            "criterion": " ".join(repr(self.criterion).split()) if isinstance(self.criterion, nn.Module) else
+            getattr(self.criterion, "__qualname__", type(self.criterion).__qualname__),
+            "data": data.about,
+        }  # fmt: skip
+
+    @property
+    def lr(self) -> float | None:
+        """The learning rate of the network's own optimiser."""
+        return None if self.optim is None else float(self.optim.param_groups[0]["lr"])
+
+    @staticmethod
+    def _optim(net: nn.Module) -> tuple[torch.optim.Optimizer | None, list[tuple[dict[str, Any], list[str]]]]:
+        """The network's optimiser and its groups: their options, and the names of their parameters."""
+        optim = getattr(net, "optim", None)
+        if optim is None:
+            return None, []
+        if not isinstance(optim, torch.optim.Optimizer):
+            raise TypeError(f"net.optim must be a torch.optim.Optimizer, not {shown(optim)}")
+        closure = inspect.signature(type(optim).step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise ValueError(f"net.optim must step without a closure, which {type(optim).__name__} cannot")
+        names = {id(parameter): name for name, parameter in net.named_parameters()}
+        groups = []
+        for group in optim.param_groups:
+            if not isinstance(group.get("lr"), (int, float, Tensor)):
+                raise ValueError("net.optim must have a learning rate `lr` in each of its param_groups")
+            strange = sum(id(parameter) not in names for parameter in group["params"])
+            if strange:
+                raise ValueError(
+                    f"net.optim must hold parameters of net: {strange} of its {len(group['params'])} are not among "
+                    "them; was it made for another network, or were layers replaced since?"
+                )
+            options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+            groups.append((copy.deepcopy(options), [names[id(parameter)] for parameter in group["params"]]))
+        return optim, groups
+
+    @staticmethod
+    def _criterion(net: nn.Module, device: torch.device) -> Criterion:
+        criterion = getattr(net, "criterion", None)
+        if criterion is None:
+            return nn.functional.cross_entropy
+        if not callable(criterion):
+            raise TypeError(f"net.criterion must be a function of (outputs, labels), not {shown(criterion)}")
+        if not isinstance(criterion, nn.Module):
+            return criterion
+        if any(True for _ in criterion.parameters()):
+            raise ValueError("net.criterion must have no parameters of its own: those of net are trained")
+        return copy.deepcopy(criterion).to(device)
+
+
+def anew(optim: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """An optimiser of the class and the settings of `optim` without its state, for parameters in `groups`."""
+    kind = type(optim)
+    takes = inspect.signature(kind).parameters
+    every = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in takes.values())
+    defaults = {name: value for name, value in optim.defaults.items() if every or name in takes}
+    try:
+        made = kind([dict(group) for group in groups], **defaults)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"net.optim must be an optimiser that can be made anew from its parameters and defaults, "
+            f"as {kind.__name__}(params, {', '.join(defaults)}): {error}"
+        ) from error
+    for own, given in zip(made.param_groups, groups, strict=True):
+        own.update({key: value for key, value in given.items() if key != "params"})
+    return made
+
+
+def check_rule(rule: Any) -> Rule:
+    """TypeError unless `rule` can be called with a network."""
+    expected = "a function of the network that prunes it with torch.nn.utils.prune"
+    if not callable(rule):
+        raise TypeError(f"prune_rule must be {expected}, not {shown(rule)}")
+    with contextlib.suppress(ValueError):  # some built-in functions have no signature
+        try:
+            inspect.signature(rule).bind(None)
+        except TypeError as error:
+            raise TypeError(f"prune_rule must be {expected}, but cannot be called with one argument: {error}") from None
+    return rule
+
+
+def guarded(rule: Rule, names: Container[str]) -> Rule:
+    """`rule`, after which what it set to 0 without leaving a mask is pruned too, and what was pruned before still is.
+
+    `names` are the parameters that can be masked. The rule sees every earlier mask.
+    """
+
+    def pruned(net: nn.Module) -> None:
+        layers = [(layer, name, getattr(layer, name).detach().clone()) for layer, name in fetch_layers(net, True)]
+        masks = [getattr(layer, f"{name}_mask", torch.ones_like(old)).bool() for layer, name, old in layers]
+        result = rule(net)
+        if isinstance(result, nn.Module) and result is not net:
+            raise TypeError("prune_rule must prune the network that it is given, but returns another one")
+        for (layer, name, old), before in zip(layers, masks, strict=True):
+            mask = getattr(layer, f"{name}_mask", before).bool()
+            zeroed = (getattr(layer, name).detach() == 0) & (old != 0)
+            if (wanted := mask & before & ~zeroed).ne(mask).any():
+                torch_prune.custom_from_mask(layer, name, wanted)
+        for path, module in net.named_modules():
+            for name in [buffer.removesuffix("_mask") for buffer in module._buffers if buffer.endswith("_mask")]:
+                if f"{name}_orig" in module._parameters and f"{path}.{name}".lstrip(".") not in names:
+                    raise ValueError(
+                        f"prune_rule must prune tied weights once, as fetch_layers gives them: {path}.{name} is "
+                        "another layer's too"
+                    )
+
+    return pruned
+
+
+def try_out(own: OwnNet, data: Taken, device: torch.device) -> None:
+    """ValueError unless the network takes the examples and its loss the labels."""
+    net, (x, y) = own.make().to(device), (tensor.to(device) for tensor in data.sample)
+    shape = tuple(x.shape[1:])
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for training in (False, True) if len(x) > 1 else (False,):  # batch norm cannot train on one example
+            try:
+                outputs = net.train(training)(x)
+            except Exception as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise ValueError(f"net must take the examples of data, (B, {str(shape)[1:]}: {reason}") from error
+            if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(x):
+                got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+                raise ValueError(f"net must give one row of logits an example, ({len(x)}, classes), not {got}")
+        if outputs.shape[1] < data.classes:
+            raise ValueError(
+                f"net must give a logit for each of the {data.classes} classes of data (labels 0 to "
+                f"{data.classes - 1}), not {outputs.shape[1]}"
+            )
+        try:
+            loss = own.criterion(outputs, y)
+        except Exception as error:
+            raise ValueError(f"net.criterion must take (outputs, labels): {error}") from error
+    if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+        got = tuple(loss.shape) if isinstance(loss, Tensor) else shown(loss)
+        raise ValueError(f"net.criterion must give one differentiable number for a batch, the mean loss, not {got}")
+
+
+def problem(own: OwnNet, data: Taken, rule: Rule, config: Config, initial: State, whose: str) -> Problem:
+    """The problem of pruning the user's network by `rule` on `data`, starting from the weights `initial`."""
+    digest = hashlib.sha256(whose.encode())
+    for name, tensor in sorted(initial.items()):
+        digest.update(name.encode() + tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    build: Callable[[], nn.Module] = own.make
+    return Problem(
+        data.source,
+        build,
+        lambda seed: initial,
+        own.fresh,
+        lambda network: own.optimizer(network, config),
+        own.criterion,
+        guarded(rule, initial),
+        digest.hexdigest()[:16],
+    )

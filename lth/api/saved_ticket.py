@@ -1,0 +1,229 @@
+"""Tickets that runs have saved, brought back: their masks and weights, put on any model of the same shapes."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lth import pruning
+from lth.data.images import CLASSES
+from lth.data.loaders import as_images, test_batches
+from lth.pruning import Masks
+from lth.records import tables, tickets
+from lth.records.files import read_json
+from lth.records.tables import Run
+from lth.records.tickets import numbered
+from lth.run.session import choose_device
+from lth.settings import checks
+from lth.settings.config import Config, ConfigError
+from lth.training import models
+from lth.training.models import State
+from lth.training.network import Network
+from lth.training.train import numerics
+
+
+@dataclass(frozen=True)
+class SavedTicket:
+    """The ticket of one round of a run.
+
+    masks: a boolean tensor a pruned parameter, by its name: True kept.
+    start: the weights that its training started from, 0 where pruned: every parameter and buffer, by name.
+    trained: the weights at the early-stop iteration of that training; None where they were not kept or not yet made.
+    row: the line of rounds.csv: round, remaining (percent), ES, val and test (percent), ...; empty if not yet made.
+    """
+
+    run: Run
+    round: int
+    masks: Masks = field(repr=False)
+    start: State = field(repr=False)
+    trained: State | None = field(repr=False)
+    row: dict[str, Any]
+
+    @property
+    def remaining(self) -> float:
+        """Percent of the prunable weights that survive."""
+        return pruning.remaining(self.masks)
+
+    def apply(self, model: nn.Module, as_pruned: bool = False, weights: str = "start") -> nn.Module:
+        """Put the ticket on `model`, which is changed in place and returned.
+
+        Args:
+            model: has the parameters and buffers of the run's model; on any device.
+            as_pruned: leave the masks on it as torch.nn.utils.prune does (weight_orig, weight_mask), so that pruned
+                weights stay 0 in training and PyTorch's tools see them. Otherwise only the weights are set.
+            weights: "start" or "trained".
+
+        Raises TypeError, ValueError: model is no module or has other parameters; these weights were not kept.
+        """
+        state = self._weights(weights)
+        checks.truth("as_pruned", as_pruned)
+        bare = models.state_of(_bare(checks.network("model", model)))
+        wrong = [name for name in {**state, **bare} if name not in bare or name not in state]
+        if wrong or any(bare[name].shape != state[name].shape for name in state):
+            name = sorted(wrong)[0] if wrong else next(n for n in state if bare[n].shape != state[n].shape)
+            has, needs = (tuple(held[name].shape) if name in held else "none" for held in (bare, state))
+            raise ValueError(
+                f"model must have the parameters of {self.run.arch_type}, which the ticket is of: {name} has the "
+                f"shape {needs} there, in model {has}"
+            )
+        pruning.detach(model)
+        models.load_state(model, state)
+        return pruning.attach(model, self.masks) if as_pruned else model
+
+    def evaluate(
+        self,
+        data: Any,
+        model: nn.Module | None = None,
+        weights: str = "trained",
+        device: str | torch.device | None = None,
+    ) -> float:
+        """The accuracy of the ticket in percent: on the test images of the run, what rounds.csv calls `test`.
+
+        Args:
+            data: the name of a data set, an .npz file or `lth.data.Images`, whose test images are taken; or a loader:
+                any re-iterable of batches (examples (B, ...), labels (B,)).
+            model: of the run's architecture, for runs of a network of your own; else it is found under archs/. It is
+                not changed.
+            weights: "trained" or "start".
+            device: None: a GPU where there is one.
+        """
+        place = placed(device)[0]
+        images = as_images(data)
+        model = self._model() if model is None else _bare(checks.network("model", model))
+        settings = read_json(self.run.dumps / "config.json").get("settings", {})
+        precision = settings.get("precision", Config.precision)
+        state = models.state_of(self.apply(model, weights=weights))
+        right = seen = 0
+        with numerics(precision, settings.get("threads", 1)), torch.no_grad():
+            network = Network(model, [state], [self.masks], place, autocast=precision == "bf16")
+            network.model.eval()
+            feed = images.feed([self.run.seed], 1, 1, place) if images else None
+            for x, y in feed.test() if feed else test_batches(data, place):
+                try:
+                    answers = network.logits(x, True)[0].argmax(-1)
+                except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                    shape = tuple(x.shape[1:])
+                    raise ValueError(f"data must be such as {self.run.arch_type} takes, not {shape}: {error}") from None
+                right += int((answers == y).sum())
+                seen += len(y)
+        if not seen:
+            raise ValueError("data must give at least one batch, but it is empty")
+        return 100 * right / seen
+
+    def _weights(self, which: str) -> State:
+        if checks.word("weights", which, ("start", "trained")) == "start":
+            return self.start
+        if self.trained is None:
+            raise ValueError(f"weights must be 'start': the trained weights of round {self.round} were not kept")
+        return self.trained
+
+    def _model(self) -> nn.Module:
+        """A model of the run's architecture."""
+        sizes = sorted({len(tensor) for tensor in self.start.values() if tensor.ndim})
+        why: object = "its shapes are others"
+        for classes in [CLASSES.get(self.run.dataset, 10), *sizes]:
+            try:
+                model = models.find(self.run.arch_type, self.run.dataset, classes)()
+            except ConfigError as error:
+                why = error
+                break
+            if {name: x.shape for name, x in models.state_of(model).items()} == self._shapes():
+                return model
+        raise ValueError(f"model must be given, since {self.run.arch_type} is no model under archs/ ({why})")
+
+    def _shapes(self) -> dict[str, torch.Size]:
+        return {name: tensor.shape for name, tensor in self.start.items()}
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """A copy of `model` without masks of torch.nn.utils.prune."""
+    for module in model.modules():
+        for name in [buffer.removesuffix("_mask") for buffer in module._buffers if buffer.endswith("_mask")]:
+            if f"{name}_orig" in module._parameters:  # what a forward computes: with its history it cannot be copied
+                setattr(module, name, getattr(module, name).detach())
+    bare = copy.deepcopy(model)
+    pruning.detach(bare)
+    return bare
+
+
+def placed(device: str | torch.device | None) -> tuple[torch.device, str]:
+    """The device that an argument `device` means, and a sentence about it where it is not what was asked for."""
+    try:
+        return choose_device(checks.device("device", device))
+    except ValueError as error:
+        raise checks.renamed(ConfigError(str(error)), {"gpu": "device"}) from None
+
+
+def load_ticket(folder: str | os.PathLike[str], round: int | None = None) -> SavedTicket:
+    """The ticket of a round that was saved.
+
+    Args:
+        folder: of a run, under dumps/ or saves/ (`saves/fc1/mnist/default/lt/seed0`); or one above it that holds a
+            single run.
+        round: counted from 0, the dense network; None: the last one that is finished.
+
+    Raises:
+        TypeError, ValueError: there is no such run or no such round; the message says which there are.
+        lth.records.tickets.Damaged: a file is spoiled.
+    """
+    run = run_of("folder", checks.path("folder", folder))
+    table = tables.table(run, "rounds")
+    have = sorted(int(file.stem.split("_")[1]) for file in run.saves.glob("ticket_*.safetensors"))
+    if not have:
+        raise ValueError(f"folder must be of a run with tickets, but there are none in {run.saves}")
+    if round is None:
+        round = max((number for number in have if number < len(table)), default=have[0])
+    checks.whole("round", round, 0)
+    if round not in have:
+        raise ValueError(f"round must be one of {have[0]} to {have[-1]}, the rounds of {run.saves}, not {round}")
+    ticket = tickets.read_ticket(run, round)
+    start = {name: x * ticket.masks[name] if name in ticket.masks else x for name, x in ticket.start.items()}
+    try:
+        trained = tickets.read_state(run, numbered("trained", round)) if round < len(table) else None
+    except FileNotFoundError:
+        trained = None
+    rows = table[table["round"] == round].to_dict("records")
+    row = {str(key): value for key, value in rows[0].items()} if rows else {}
+    return SavedTicket(run, round, ticket.masks, start, trained, row)
+
+
+def run_of(name: str, folder: Path) -> Run:
+    """The run whose folder this is, or the only one below it. ValueError, about the argument `name`, if there is none
+    or more than one."""
+    here = folder.resolve()
+    kind, arch_type, dataset, settings, arm, seed = ("",) * 6 if len(here.parts) < 7 else here.parts[-6:]
+    if kind in ("dumps", "saves") and seed.removeprefix("seed").isdigit():
+        run = Run(here.parents[5], arch_type, dataset, settings, arm, int(seed.removeprefix("seed")))
+        if run.saves.is_dir() or run.dumps.is_dir():
+            return run
+    if not here.is_dir():
+        raise ValueError(f"{name} must be a folder of a run, but there is no folder {folder}")
+    below = [
+        run for run in tables.find(root_of(name, folder)) if here in (run.root, *run.dumps.parents, *run.saves.parents)
+    ]
+    if len(below) != 1:
+        runs = "\n".join(f"  {run.dumps}" for run in below)
+        raise ValueError(
+            f"{name} must be a run's folder, <root>/dumps/<model>/<data>/<settings>/<arm>/seed<k>, not {folder}, "
+            + (f"which has several:\n{runs}" if below else "in which there is none")
+        )
+    return below[0]
+
+
+def root_of(name: str, folder: Path) -> Path:
+    """The folder that has the dumps/ and saves/ which `folder` lies in; `folder` itself if it lies in neither."""
+    if not folder.is_dir():
+        raise ValueError(f"{name} must be a folder with results, but there is no folder {folder}")
+    here = folder.resolve()
+    if (here / "dumps").is_dir():
+        return here
+    for above in (here, *list(here.parents)[:5]):
+        if above.name in ("dumps", "saves"):
+            return above.parent
+    return here

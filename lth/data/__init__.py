@@ -1,0 +1,40 @@
+"""Images and other examples: read, split, put on the device, batched. Uses lth.settings.
+
+images.py reads data sets; feed.py gives a training its batches; loaders.py takes data of the user's own; stream.py
+serves those that do not fit in memory. The names that a user needs are here: `lth.data.load_MNIST`.
+"""
+
+from lth.data.feed import Feed, crop_and_flip, normalisation, split
+from lth.data.images import (
+    ARRAYS,
+    CLASSES,
+    TORCHVISION,
+    Images,
+    Loader,
+    Loaders,
+    Source,
+    check_sizes,
+    holder,
+    load,
+    load_MNIST,
+    read,
+)
+
+__all__ = [
+    "ARRAYS",
+    "CLASSES",
+    "TORCHVISION",
+    "Feed",
+    "Images",
+    "Loader",
+    "Loaders",
+    "Source",
+    "check_sizes",
+    "crop_and_flip",
+    "holder",
+    "load",
+    "load_MNIST",
+    "normalisation",
+    "read",
+    "split",
+]

@@ -1,0 +1,133 @@
+"""What a training sees: each trial's split, the order of its batches, normalised and augmented on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lth.settings.config import derive_seed
+
+if TYPE_CHECKING:
+    from lth.data.images import Images
+
+CROP = 4  # pixels that a random crop may shift an image by, as in He et al. (arXiv:1512.03385, Section 4.2)
+EVALUATION_CHUNK = 1000  # images of a trial evaluated at once; larger ones leave the processor's cache
+STACK_CHUNK = 5000  # images of all trials together, for the memory of a GPU
+
+
+class Feed:
+    """What T trials train and evaluate on: the images on the device, each trial's own split and order of batches.
+
+    A batch is a tensor of draws, (T, B) image indices or, with augmentation, (T, B, 4): index, shift down, shift
+    right, flip. `fetch` turns one into normalised images (T * B, C, H, W) and labels (T * B,).
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        seeds: Sequence[int],
+        valid_size: int,
+        batch_size: int,
+        device: torch.device,
+        augment: bool = False,
+    ) -> None:
+        self.batch_size, self.device, self.augment = batch_size, device, augment
+        self.chunk = max(100, min(EVALUATION_CHUNK, STACK_CHUNK // len(seeds)))
+        self.images, self.labels, self._test, self._test_labels = (x.to(device) for x in images.tensors()[:4])
+        self.flip = self.images.shape[1:2] == (3,)  # digits are not the same in a mirror
+        self.as_is = images.as_is or images.train.is_floating_point()
+        scaling = images.scaling or ((torch.zeros(1),) * 2 if self.as_is else normalisation(images.train))
+        self.shift, self.scale = scaling
+        self.shift, self.scale = self.shift.to(device), self.scale.to(device)
+        if images.validation is None:
+            splits = [split(len(images.train), valid_size, seed) for seed in seeds]
+            self.train_indices = [train for train, _ in splits]
+            held = torch.stack([held for _, held in splits], dim=1)  # (V, T), so that chunks cut all trials alike
+            self._valid = [
+                (self.images.index_select(0, chunk), self.labels.index_select(0, chunk))
+                for chunk in (part.T.reshape(-1).to(device) for part in held.split(self.chunk))
+            ]
+        else:
+            self.train_indices = [torch.arange(len(images.train)) for _ in seeds]
+            own, own_labels = (x.to(device) for x in images.validation)
+            pairs = zip(own.split(self.chunk), own_labels.split(self.chunk), strict=True)
+            times = len(self.train_indices)
+            self._valid = [(torch.cat([x] * times), torch.cat([y] * times)) for x, y in pairs]
+        self.epoch_steps = len(self.train_indices[0]) // batch_size  # the last partial batch is dropped
+        self._drawn: tuple[object, Tensor] = (None, torch.empty(0))  # the epoch drawn last
+
+    capturable = True  # by a CUDA graph: all batches have one shape and come from the same memory
+
+    def epoch(self, seeds: Sequence[Sequence[object]], epoch: int) -> Tensor:
+        """The draws of one epoch, (steps, T, B) or (steps, T, B, 4), decided by each trial's seeds and by `epoch`."""
+        if self._drawn[0] != (seeds, epoch):
+            draws = [
+                self._draws(indices, derive_seed(*seed, epoch))
+                for indices, seed in zip(self.train_indices, seeds, strict=True)
+            ]
+            self._drawn = ((seeds, epoch), torch.stack(draws, dim=1).to(self.device))
+        return self._drawn[1]
+
+    def _draws(self, indices: Tensor, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        count = self.epoch_steps * self.batch_size
+        order = indices[torch.randperm(len(indices), generator=generator)[:count]]
+        if not self.augment:
+            return order.view(self.epoch_steps, self.batch_size)
+        shifts = torch.randint(0, 2 * CROP + 1, (count, 2), generator=generator)
+        flips = torch.randint(0, 2, (count, 1), generator=generator) * int(self.flip)
+        return torch.cat([order[:, None], shifts, flips], dim=1).view(self.epoch_steps, self.batch_size, 4)
+
+    def fetch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """The images and labels that a batch of draws means."""
+        if not self.augment:
+            indices = batch.reshape(-1)
+            return self.normalise(self.images.index_select(0, indices)), self.labels.index_select(0, indices)
+        indices, down, right, flip = batch.reshape(-1, 4).unbind(1)
+        return self.normalise(self.images.index_select(0, indices), (down, right, flip)), self.labels[indices]
+
+    def normalise(self, images: Tensor, crop: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
+        """Float images of mean 0 and deviation 1 a channel; each cropped and flipped as `crop` says (black outside)."""
+        if crop is not None:
+            images = crop_and_flip(images, *crop)
+        return images if self.as_is else images.float().mul_(self.scale).add_(self.shift)
+
+    def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Chunks of validation images, (T * n, C, H, W) with the trials one after another, and labels (T * n,)."""
+        return ((self.normalise(x), y) for x, y in self._valid)
+
+    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Chunks of test images (n, C, H, W), the same for all trials, and labels (n,)."""
+        chunks = zip(self._test.split(self.chunk), self._test_labels.split(self.chunk), strict=True)
+        return ((self.normalise(x), y) for x, y in chunks)
+
+
+def split(count: int, valid_size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of a trial's training and validation images: `valid_size` of `count` chosen by the seed, in order."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed(seed, "split")))
+    return order[valid_size:].sort().values, order[:valid_size].sort().values
+
+
+def crop_and_flip(images: Tensor, down: Tensor, right: Tensor, flip: Tensor) -> Tensor:
+    """Images (N, C, H, W) padded by CROP zeros, cut at rows `down` and columns `right` (N,), mirrored where `flip`."""
+    count, _, height, width = images.shape
+    padded = torch.nn.functional.pad(images, (CROP,) * 4)
+    rows = down[:, None] + torch.arange(height, device=images.device)
+    columns = torch.arange(width, device=images.device).expand(count, width)
+    columns = torch.where(flip[:, None].bool(), width - 1 - columns, columns) + right[:, None]
+    numbers = torch.arange(count, device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[numbers, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def normalisation(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Shift and scale (C, 1, 1) that give uint8 training images (N, C, H, W) mean 0 and deviation 1 in each channel."""
+    shape = (images.shape[1], 1, 1)
+    counts = torch.stack([torch.bincount(images[:, c].reshape(-1), minlength=256) for c in range(images.shape[1])])
+    levels = torch.arange(256, dtype=torch.float64)
+    share = counts.double() / counts.sum(1, keepdim=True)
+    mean = (share * levels).sum(1)
+    deviation = (share * (levels - mean[:, None]) ** 2).sum(1).sqrt().clamp(min=1e-6)
+    return (-mean / deviation).float().view(shape), (1 / deviation).float().view(shape)

@@ -1,0 +1,224 @@
+"""Data sets as tensors: reading and checking them, and MNIST as loaders for loops of the user's own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lth.data.feed import Feed, normalisation, split
+from lth.settings import checks
+from lth.settings.config import PROJECT, ConfigError
+
+CLASSES = {"mnist": 10, "fashionmnist": 10, "cifar10": 10, "cifar100": 100}
+TORCHVISION = {"mnist": "MNIST", "fashionmnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set: images uint8 (N, C, H, W), or float where they are normalised already, labels int64 (N,).
+
+    `validation` holds (images, labels) where a set brings its own; else each trial splits some off the training images.
+    Where `as_is`, the model gets what `train` holds, of any type and shape (N, ...), and nothing is normalised.
+    `scaling` is the shift and scale that normalise the images, where they are not to be computed from `train`.
+    """
+
+    name: str
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    classes: int
+    validation: tuple[Tensor, Tensor] | None = None
+    as_is: bool = False
+    scaling: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Channels, height, width."""
+        return tuple(self.train.shape[1:])
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors, to be moved or shared."""
+        return [self.train, self.train_labels, self.test, self.test_labels, *(self.validation or ())]
+
+    def feed(
+        self, seeds: Sequence[int], valid_size: int, batch_size: int, device: torch.device, augment: bool = False
+    ) -> Feed:
+        """What trials of these seeds train and evaluate on."""
+        return Feed(self, seeds, valid_size, batch_size, device, augment)
+
+
+class Source(Protocol):
+    """Anything that trials can be fed from: `Images`, or data that is streamed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of an example."""
+
+    def feed(
+        self, seeds: Sequence[int], valid_size: int, batch_size: int, device: torch.device, augment: bool = False
+    ) -> Feed:
+        """What trials of these seeds train and evaluate on."""
+
+
+def load(name: str, folder: Path) -> Images:
+    """The data set `<folder>/<name>.npz` (Keras's convention: x_train, y_train, x_test, y_test), or else the one that
+    torchvision has in `folder` or downloads, which is then kept as such a file. ConfigError if neither is to be had."""
+    file = Path(folder) / f"{name}.npz"
+    if not file.exists():
+        if name not in TORCHVISION:
+            raise ConfigError(
+                f"--dataset must be one of {', '.join(TORCHVISION)} or have a file {file} with the arrays "
+                f"{', '.join(ARRAYS)}, not {name!r}"
+            )
+        _fetch(name, file)
+    return read(file, CLASSES.get(name))
+
+
+def read(file: Path, classes: int | None = None) -> Images:
+    """The data set in an .npz file, checked. `classes`: how many labels there must be at most."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            missing = [key for key in ARRAYS if key not in arrays]
+            if missing:
+                raise ConfigError(f"{file} must hold the arrays {', '.join(ARRAYS)}; {', '.join(missing)} is missing")
+            x_train, y_train, x_test, y_test = (np.asarray(arrays[key]) for key in ARRAYS)
+    except ConfigError:
+        raise
+    except Exception as error:  # zipfile, zlib, tokenize and NumPy raise a dozen kinds of it on a spoiled file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{file} is no readable .npz file ({reason}); put a complete one in its place") from None
+    for key, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
+        if x.dtype != np.uint8 or x.ndim not in (3, 4) or not x.size:
+            raise ConfigError(f"{file}: x_{key} must be uint8 of N x H x W or N x H x W x C, not {x.dtype} {x.shape}")
+        if y.dtype.kind not in "iu" or y.reshape(-1).shape != (len(x),):
+            raise ConfigError(
+                f"{file}: y_{key} must hold one integer label for each of {len(x)} images, not {y.dtype} {y.shape}"
+            )
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise ConfigError(f"{file}: x_train and x_test differ in size: {x_train.shape[1:]} and {x_test.shape[1:]}")
+    classes = classes or min(int(y_train.max()) + 1, len(y_train))  # labels that skip most numbers are no labels
+    for key, y in (("train", y_train), ("test", y_test)):
+        if y.min() < 0 or y.max() >= classes:
+            raise ConfigError(f"{file}: y_{key} must be labels 0 to {classes - 1}, not {y.min()} to {y.max()}")
+    return Images(
+        Path(file).stem, _planes(x_train), _labels(y_train), _planes(x_test), _labels(y_test), classes
+    )  # fmt: skip
+
+
+def _planes(x: np.ndarray) -> Tensor:
+    channels = x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(channels))
+
+
+def _labels(y: np.ndarray) -> Tensor:
+    return torch.from_numpy(y.reshape(-1).astype(np.int64))
+
+
+def _fetch(name: str, file: Path) -> None:
+    """Write `file` from torchvision's copy of the data set, downloading it if there is none. All or nothing."""
+    from torchvision import datasets
+
+    kind = getattr(datasets, TORCHVISION[name])
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".download-") as temporary:
+            with contextlib.redirect_stdout(io.StringIO()):
+                try:
+                    halves = [kind(str(file.parent), train=train, download=False) for train in (True, False)]
+                except RuntimeError:
+                    halves = [kind(temporary, train=train, download=True) for train in (True, False)]
+            (x_train, y_train), (x_test, y_test) = (
+                (np.asarray(half.data), np.asarray(half.targets)) for half in halves
+            )
+            partial = Path(temporary) / file.name
+            np.savez_compressed(partial, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+            partial.replace(file)
+    except Exception as error:  # of the network, of the disk, or of what a spoiled copy makes torchvision stumble on
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"there is no {file} and {name} could not be downloaded ({reason}): "
+            f"put an .npz file with the arrays {', '.join(ARRAYS)} there, or name its folder with --data"
+        ) from None
+
+
+class Loader:
+    """Re-iterable batches of normalised images (B, C, H, W) and labels (B,); in a new order each pass if `shuffle`.
+
+    `images` (N, C, H, W) are uint8, `shift` and `scale` (C, 1, 1) what `normalisation` of the training images gave.
+    """
+
+    def __init__(
+        self, name: str, images: Tensor, labels: Tensor, batch_size: int, shuffle: bool, shift: Tensor, scale: Tensor
+    ) -> None:
+        self.name, self.images, self.labels, self.batch_size, self.shuffle = name, images, labels, batch_size, shuffle
+        self.shift, self.scale = shift, scale
+
+    def __len__(self) -> int:
+        return -(-len(self.labels) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.labels)) if self.shuffle else torch.arange(len(self.labels))
+        for batch in order.split(self.batch_size):
+            yield self.images[batch].float().mul_(self.scale).add_(self.shift), self.labels[batch]
+
+
+class Loaders(NamedTuple):
+    """A data set as three loaders."""
+
+    train: Loader
+    validation: Loader
+    test: Loader
+
+
+def load_MNIST(folder: str | Path, batch_size: int = 60, valid_size: int = 5000, seed: int = 0) -> Loaders:
+    """MNIST as loaders of training, validation and test batches.
+
+    Args:
+        folder: has `mnist.npz` or torchvision's copy of the set; where it has neither, the project's own file serves.
+        batch_size: images a batch.
+        valid_size: training images kept for validation, at most half of the 60000; which ones, `seed` decides.
+
+    Raises TypeError and ValueError that name the argument (ConfigError, a ValueError, if the data cannot be read).
+    """
+    images = load("mnist", holder("mnist", checks.path("folder", folder)))
+    valid_size = checks.whole("valid_size", valid_size, 1, len(images.train) // 2)
+    batch_size = checks.whole("batch_size", batch_size, 1, len(images.train) - valid_size)
+    kept, held = split(len(images.train), valid_size, checks.whole("seed", seed, 0))
+    shift, scale = normalisation(images.train)
+    parts = ((images.train[kept], images.train_labels[kept]), (images.train[held], images.train_labels[held]))
+    train, validation, test = (
+        Loader("mnist", x, y, batch_size, number == 0, shift, scale)
+        for number, (x, y) in enumerate((*parts, (images.test, images.test_labels)))
+    )
+    return Loaders(train, validation, test)
+
+
+def holder(name: str, folder: Path) -> Path:
+    """`folder`, or the project's data folder where only that has the data set `name`."""
+    here = [entry.name.lower().replace("-", "") for entry in folder.iterdir()] if folder.is_dir() else []
+    ours = PROJECT / "data"
+    return ours if (ours / f"{name}.npz").exists() and not any(n.startswith(name) for n in here) else folder
+
+
+def check_sizes(images: Images, valid_size: int, batch_size: int) -> list[str]:
+    """What is wrong with the validation split and the batch size for these images."""
+    count, problems = len(images.train), []
+    if images.validation is None and valid_size > count // 2:
+        problems.append(
+            f"--valid_size must leave at least half of the {count} training images for training: "
+            f"at most {count // 2}, not {valid_size}"
+        )
+    elif batch_size > count - valid_size:
+        problems.append(f"--batch_size must be at most {count - valid_size}, the training images, not {batch_size}")
+    return problems

@@ -1,0 +1,258 @@
+"""Data of the user's own, as anything that gives batches: taken into memory once where it fits, streamed where not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+)
+
+from lth.data.images import Images, Loader, Loaders, Source, load, read
+from lth.data.stream import Batch, Stream, checked, draw
+from lth.settings.checks import shown
+from lth.settings.config import PROJECT
+
+PARTS = ("train", "validation", "test")
+EXPECTED = (
+    "the name of a data set, an .npz file, lth.data.Images, or train, validation and test (a named tuple, a tuple of "
+    "three, a dict or an object with these attributes) of re-iterable batches"
+)
+SAMPLES = 16  # examples that are drawn twice to see whether they are random (augmented)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Data ready for training: where trials are fed from, the size of its batches (None if it is in none), how many
+    training examples a batch may have, how many are held back for validation where there are no others, the sizes in
+    words, two examples to try a network on, and the number of classes (of those seen so far, if it is streamed)."""
+
+    source: Source
+    name: str
+    batch_size: int | None
+    largest_batch: int
+    valid_size: int
+    about: str
+    sample: Batch
+    classes: int
+
+
+def take(given: object, device: torch.device, in_memory: bool | None = None) -> Taken:
+    """The data that a user handed over: the name of a data set, `Images`, or training, validation and test batches.
+
+    A batch is (examples (B, ...), labels (B,)). What fits in half of the free memory is read once, put on `device`
+    and shuffled there; what does not, or whose examples change from pass to pass (random augmentation), is streamed.
+    `in_memory` decides that instead: True reads each example once, False streams.
+
+    Raises TypeError and ValueError that say which part of `data` is wrong.
+    """
+    images = as_images(given)
+    if images is not None and not (in_memory is False and isinstance(given, Loaders)):
+        return _of_images(images, given.train.batch_size if isinstance(given, Loaders) else None)
+    parts = dict(zip(PARTS, _three(given), strict=True))
+    for name, part in parts.items():
+        if not isinstance(part, Iterable) or isinstance(part, (str, bytes, Tensor, Mapping)):
+            raise TypeError(f"data.{name} must be a DataLoader or another re-iterable of batches, not {shown(part)}")
+        if not isinstance(part, DataLoader) and iter(part) is part:
+            raise TypeError(f"data.{name} must give its batches again and again, as a DataLoader or a list does, "
+                            f"not once as {shown(part)}")  # fmt: skip
+    sizes = {name: len(_first(part, f"data.{name}")[1]) for name, part in parts.items()}
+    if in_memory is not False:
+        limit = None if in_memory else _free(device) // 2
+        collected = _all_collected(parts, limit)
+        if collected is not None:
+            return _of_tensors(collected, sizes["train"])
+    return _streamed(parts)
+
+
+def as_images(given: object) -> Images | None:
+    """The data set that a name, a file, `Images` or loaders of `lth.data` stand for; None if it is something else."""
+    if isinstance(given, Images):
+        return given
+    if isinstance(given, (str, Path)):
+        file = Path(given)
+        return read(file) if file.suffix == ".npz" else load(str(given), PROJECT / "data")
+    if isinstance(given, Loaders) and all(isinstance(part, Loader) for part in given):
+        (train, y), (test, z), held = *((part.images, part.labels) for part in (given[0], given[2])), given[1]
+        classes = int(max(part.labels.max() for part in given)) + 1
+        scaling = (given.train.shift, given.train.scale)
+        return Images(given.train.name, train, y, test, z, classes, (held.images, held.labels), scaling=scaling)
+    return None
+
+
+def test_batches(given: Any, device: torch.device) -> Iterator[Batch]:
+    """The batches, on `device`, of a loader, or of the test part of data in three parts."""
+    pair = isinstance(given, (tuple, list)) and given and isinstance(given[0], (tuple, list)) and len(given[0]) == 2
+    in_batches = pair and isinstance(given[0][0], (Tensor, np.ndarray))
+    if isinstance(given, Mapping) or hasattr(given, "test") or (isinstance(given, (tuple, list)) and not in_batches):
+        given = _three(given)[2]
+    if not isinstance(given, Iterable) or isinstance(given, (bytes, Tensor)):
+        raise TypeError(f"data must be a DataLoader or other batches, or {EXPECTED}, not {shown(given)}")
+    return ((x.to(device), y.to(device)) for x, y in draw(given, "data"))
+
+
+def _of_images(images: Images, batch_size: int | None = None) -> Taken:
+    count = len(images.train_labels)
+    held = 0 if images.validation else min(5000, max(count // 6, 1))
+    split = f"{held} held back" if not images.validation else f"{len(images.validation[1])} validation"
+    about = f"{count} training, {split}, {len(images.test_labels)} test examples of {tuple(images.train.shape[1:])}"
+    x = images.train[:2] if images.as_is else images.train[:2].float()
+    sample = (x, images.train_labels[:2])
+    return Taken(images, images.name, batch_size, count - held, held or 5000, about, sample, images.classes)
+
+
+def _of_tensors(parts: Mapping[str, Batch], batch_size: int) -> Taken:
+    (x, y), validation, (test, z) = (parts[name] for name in PARTS)
+    classes = int(max(labels.max() for _, labels in parts.values())) + 1
+    for name, (examples, _) in parts.items():
+        if examples.shape[1:] != x.shape[1:]:
+            raise ValueError(
+                f"data.{name} must give examples of the shape {tuple(x.shape[1:])} that those of data.train have, "
+                f"not {tuple(examples.shape[1:])}"
+            )
+    return _of_images(Images("own", x, y, test, z, classes, validation, as_is=True), batch_size)
+
+
+def _three(given: Any) -> tuple[Any, Any, Any]:
+    """The training, validation and test part of `given`."""
+    if isinstance(given, Mapping):
+        found = tuple(given.get(name) for name in PARTS)
+    elif all(hasattr(given, name) for name in PARTS):
+        found = tuple(getattr(given, name) for name in PARTS)
+    elif isinstance(given, (tuple, list)) and len(given) == 3:
+        found = tuple(given)
+    else:
+        raise TypeError(f"data must be {EXPECTED}, not {shown(given)}")
+    for name, part in zip(PARTS, found, strict=True):
+        if part is None:
+            raise TypeError(f"data must be {EXPECTED}; its {name} is missing")
+    return found  # type: ignore[return-value]
+
+
+def _first(loader: Iterable[Any], where: str) -> Batch:
+    """The first batch of a pass."""
+    for batch in draw(loader, where):
+        return batch
+    raise ValueError(f"{where} must give at least one batch, but it is empty")
+
+
+def _free(device: torch.device) -> int:
+    """Bytes of memory that are free, on the device and here (where everything passes through)."""
+    here = int(psutil.virtual_memory().available)
+    return min(here, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else here
+
+
+def _all_collected(parts: Mapping[str, Iterable[Any]], limit: int | None) -> dict[str, Batch] | None:
+    """All examples of each part; None if they change from pass to pass or take more than `limit` bytes."""
+    collected: dict[str, Batch] = {}
+    for name, part in parts.items():
+        if limit is not None and _changes(part, f"data.{name}"):
+            return None
+        found = _collected(part, f"data.{name}", limit)
+        if found is None:
+            return None
+        if limit is not None:
+            limit -= _bytes(found)
+        collected[name] = found
+    return collected
+
+
+def _collected(loader: Iterable[Any], where: str, limit: int | None) -> Batch | None:
+    ordered = _in_order(loader)
+    batches: list[Batch] = []
+    size = 0
+    for batch in draw(loader if ordered is None else ordered, where):
+        if batches and batch[0].shape[1:] != batches[0][0].shape[1:]:
+            raise ValueError(
+                f"{where} must give examples of one shape, not {tuple(batches[0][0].shape[1:])} and then "
+                f"{tuple(batch[0].shape[1:])}"
+            )
+        batches.append(batch)
+        size += _bytes(batch)
+        if limit is not None and 2 * size > limit:  # joining them needs as much again
+            return None
+    x, y = torch.cat([x.cpu() for x, _ in batches]), torch.cat([y.cpu() for _, y in batches])
+    known = ordered is not None or isinstance(loader, (list, tuple, Loader))  # these do not change
+    if limit is not None and not known and not _same_again(loader, where, x):
+        return None
+    return x, y
+
+
+def _bytes(batch: Batch) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in batch)
+
+
+def _in_order(loader: Iterable[Any]) -> DataLoader[Any] | None:
+    """A DataLoader of the same examples, each once and in a fixed order; None where there is no knowing them."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
+        return None
+    sampler, dataset = loader.sampler, loader.dataset
+    if isinstance(sampler, SubsetRandomSampler):
+        dataset = Subset(dataset, sorted(int(i) for i in sampler.indices))
+    elif isinstance(sampler, RandomSampler):
+        if sampler.replacement or sampler.num_samples != len(dataset):  # type: ignore[arg-type]
+            return None
+    elif type(sampler) is not SequentialSampler:
+        return None
+    return DataLoader(
+        dataset,
+        batch_size=loader.batch_size,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        worker_init_fn=loader.worker_init_fn,
+        drop_last=loader.drop_last and isinstance(sampler, SequentialSampler),
+    )
+
+
+def _changes(loader: Iterable[Any], where: str) -> bool:
+    """Whether the data set of a DataLoader gives other examples a second time, as random augmentation does."""
+    ordered = _in_order(loader)
+    if ordered is None:
+        return False
+    with torch.random.fork_rng(devices=[]):
+        places = range(min(SAMPLES, len(ordered.dataset)))  # type: ignore[arg-type]
+        (x, _), (again, _) = (
+            checked(ordered.collate_fn([ordered.dataset[i] for i in places]), where) for _ in range(2)
+        )
+    return x.shape != again.shape or not torch.equal(x, again)
+
+
+def _same_again(loader: Iterable[Any], where: str, examples: Tensor) -> bool:
+    """Whether a second pass gives the examples of the first, in any order: compared by their sums."""
+
+    def sums(x: Tensor) -> Tensor:
+        weights = torch.linspace(1, 2, x[0].numel(), dtype=torch.float64)
+        return x.cpu().flatten(1).double() @ weights if x.ndim > 1 else x.cpu().double()
+
+    second = torch.cat([sums(x) for x, _ in draw(loader, where, seed=1)]).sort().values
+    first = torch.cat([sums(x) for x in examples.split(1000)]).sort().values
+    return first.shape == second.shape and torch.allclose(first, second, rtol=1e-9, equal_nan=True)
+
+
+def _streamed(parts: Mapping[str, Iterable[Any]]) -> Taken:
+    first = {name: _first(part, f"data.{name}") for name, part in parts.items()}
+    size, train = len(first["train"][1]), parts["train"]
+    ordered = _in_order(train)
+    if ordered is not None:
+        total = len(ordered.dataset)  # type: ignore[arg-type]
+        steps, counted = total // size, f"{total} training examples"
+    else:
+        steps = sum(len(y) == size for _, y in draw(train, "data.train"))
+        counted = f"{steps} training batches of {size}"
+    classes = int(max(y.max() for _, y in first.values())) + 1  # of what was seen
+    x, y = first["train"]
+    about = f"{counted} of {tuple(x.shape[1:])}, streamed"
+    stream = Stream(parts["train"], parts["validation"], parts["test"], steps, size, tuple(x.shape[1:]))
+    return Taken(stream, "own", size, size, 5000, about, (x[:2], y[:2]), classes)

@@ -1,0 +1,118 @@
+"""Batches of the user's own: what they must be, and training on them as they come, without holding them in memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lth.data.feed import Feed
+from lth.settings.checks import shown
+from lth.settings.config import derive_seed
+
+Batch = tuple[Tensor, Tensor]
+
+
+def checked(batch: Any, where: str) -> Batch:
+    """Examples (B, ...) and labels (B,) of a batch."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise TypeError(f"{where} must give batches (examples, labels), not {shown(batch)}")
+    x, y = (torch.as_tensor(part) if isinstance(part, (Tensor, np.ndarray, list)) else part for part in batch)
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        raise TypeError(f"{where} must give batches of tensors, not {type(x).__name__} and {type(y).__name__}")
+    if x.ndim < 1 or y.ndim != 1 or len(x) != len(y) or not len(y):
+        raise ValueError(
+            f"{where} must give examples (B, ...) with one label each (B,), not {tuple(x.shape)} with {tuple(y.shape)}"
+        )
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or int(y.min()) < 0:
+        raise ValueError(f"{where} must give labels 0, 1, ... as whole numbers, not {y.dtype} from {y.min().item()}")
+    return x.detach(), y.detach().long()
+
+
+def draw(loader: Iterable[Any], where: str, seed: int = 0) -> Iterator[Batch]:
+    """The checked batches of one pass, whose random draws `seed` decides; draws elsewhere are not disturbed."""
+    random = torch.Generator().manual_seed(seed).get_state()
+    batches: Iterator[Any] | None = None
+    while True:
+        outside = torch.get_rng_state()
+        torch.set_rng_state(random)
+        try:
+            batches = iter(loader) if batches is None else batches
+            batch = next(batches)
+        except StopIteration:
+            return
+        finally:
+            random = torch.get_rng_state()
+            torch.set_rng_state(outside)
+        yield checked(batch, where)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Data that is read from the user's loaders, batch by batch; `steps` full training batches a pass, examples of
+    `shape`."""
+
+    train: Iterable[Any]
+    validation: Iterable[Any]
+    test: Iterable[Any]
+    steps: int
+    batch_size: int
+    shape: tuple[int, ...]
+
+    def feed(
+        self, seeds: Sequence[int], valid_size: int, batch_size: int, device: torch.device, augment: bool = False
+    ) -> Feed:
+        """What one trial trains and evaluates on."""
+        return StreamFeed(self, device)
+
+
+class StreamFeed(Feed):
+    """Feeds one trial from loaders. A batch of draws is the number of a batch in the pass that `epoch` began."""
+
+    capturable = False
+
+    def __init__(self, stream: Stream, device: torch.device) -> None:
+        self.stream, self.device, self.batch_size = stream, device, stream.batch_size
+        self.epoch_steps = stream.steps
+        self._pass: tuple[object, Iterator[Batch]] = (None, iter(()))
+        self._next = 0
+
+    def epoch(self, seeds: Sequence[Sequence[object]], epoch: int) -> Tensor:
+        """The numbers of the batches of one pass, (steps,); what random draws it makes, seeds and `epoch` decide."""
+        if self._pass[0] != (seeds, epoch):
+            self._pass = ((seeds, epoch), self._full(derive_seed(*seeds[0], epoch)))
+            self._next = 0
+        return torch.arange(self.epoch_steps)
+
+    def _full(self, seed: int) -> Iterator[Batch]:
+        """The full batches of as many passes as are needed."""
+        for number in itertools.count():
+            found = False
+            for batch in draw(self.stream.train, "data.train", derive_seed(seed, number)):
+                if len(batch[1]) == self.batch_size:
+                    found = True
+                    yield batch
+            if not found:
+                raise ValueError(f"data.train has no batch of {self.batch_size} examples any more")
+
+    def fetch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """The examples and labels of a batch; those before it are skipped."""
+        x, y = next(itertools.islice(self._pass[1], int(batch) - self._next, None))
+        self._next = int(batch) + 1
+        return x.to(self.device), y.to(self.device)
+
+    def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The validation batches."""
+        return self._evaluated(self.stream.validation, "data.validation")
+
+    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test batches."""
+        return self._evaluated(self.stream.test, "data.test")
+
+    def _evaluated(self, loader: Iterable[Any], where: str) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((x.to(self.device), y.to(self.device)) for x, y in draw(loader, where))

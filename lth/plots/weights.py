@@ -1,0 +1,227 @@
+"""Pictures of weights: which survive in the first layer, and what the survivors began as.
+
+From the tickets under saves/; a picture whose files are not there is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from lth.plots import style
+from lth.records import labels, tables, tickets, verdict
+from lth.records.tables import Run
+from lth.records.tickets import Ticket
+from lth.settings.arms import ARMS
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """A run whose tickets are kept, and the rounds they are kept of."""
+
+    run: Run
+    rounds: list[int]
+
+    def ticket(self, number: int) -> Ticket:
+        return tickets.read_ticket(self.run, number)
+
+    def remaining(self) -> dict[int, float]:
+        found = tables.table(self.run, "rounds")
+        return dict(zip(found["round"], found["remaining"], strict=True))
+
+
+def _drawer(runs: Sequence[Run], starts: Sequence[str] = ()) -> Drawer | None:
+    """The first run of the first arm (of those that begin with such weights) that has tickets of finished rounds."""
+    arms = [arm for arm in verdict.in_order([run.arm for run in runs]) if not starts or arm in starts]
+    for run in sorted((run for run in runs if run.arm in arms), key=lambda run: (arms.index(run.arm), run.seed)):
+        done = range(tables.finished_rounds(run))
+        rounds = [n for n in done if (run.saves / f"{tickets.numbered('ticket', n)}.safetensors").exists()]
+        if rounds and (run.saves / "initial.safetensors").exists():
+            return Drawer(run, rounds)
+    return None
+
+
+def first_layer(runs: Sequence[Run], folder: Path, format: str = "png") -> list[Path]:
+    """What the first layer looks at: how many weights each pixel keeps, or the filters with their masks."""
+    drawer = _drawer(runs)
+    if drawer is None:
+        return []
+    first = next(iter(drawer.ticket(drawer.rounds[0]).masks.items()), None)
+    if first is None:
+        return []
+    name, mask = first
+    file = folder / f"first_layer.{format}"
+    if mask.ndim == 4:
+        _filters(drawer, name, file)
+        return [file]
+    if mask.ndim == 2 and image_shape(mask.shape[1]):
+        _pixels(drawer, name, file)
+        return [file]
+    return []
+
+
+def image_shape(inputs: int) -> tuple[int, int, int] | None:
+    """The square image (channels, height, width) of that many values, one channel or three; None if none is."""
+    for channels in (1, 3):
+        side = math.isqrt(inputs // channels)
+        if side >= 4 and channels * side * side == inputs:
+            return channels, side, side
+    return None
+
+
+def _pixels(drawer: Drawer, name: str, file: Path, most: int = 12) -> None:
+    """Small maps, a round each, on one scale: relative to the round's average, or the later ones would all be dark."""
+    chosen, remaining = labels.spread(drawer.rounds, most), drawer.remaining()
+    maps = {number: pixel_map(drawer.ticket(number).masks[name]) for number in chosen}
+    maps = {number: kept / max(kept.mean(), 1e-12) for number, kept in maps.items()}
+    columns = min(len(chosen), 6)
+    rows = math.ceil(len(chosen) / columns)
+    limit = min(max(2.0, *(float(np.quantile(kept, 0.995)) for kept in maps.values())), 6.0)
+    what = f"weights that each pixel keeps in the first layer ({drawer.run.arm}, seed {drawer.run.seed})"
+    with style.sheet(file, 0.7 + 1.17 * rows, [drawer.run], what) as figure:
+        panels = figure.subplots(rows, columns, squeeze=False)
+        for axes in panels.flat:
+            axes.set_axis_off()
+        for number, axes in zip(chosen, panels.flat, strict=False):
+            shown = axes.imshow(maps[number], cmap="viridis", vmin=0, vmax=limit, interpolation="nearest")
+            axes.set_title(f"round {number}: {labels.percent(remaining[number])}%", fontsize=8)
+        label = "weights kept / average pixel" if rows > 1 else "kept / average"
+        figure.colorbar(shown, ax=panels, label=label, aspect=25, pad=0.01, extend="max")
+
+
+def pixel_map(mask: Tensor) -> np.ndarray:
+    """How many weights each pixel keeps (H, W), from the mask (outputs, C*H*W) of a layer that reads images."""
+    shape = image_shape(mask.shape[1])
+    assert shape is not None
+    return mask.sum(0).view(shape).sum(0).numpy()
+
+
+def _filters(drawer: Drawer, name: str, file: Path, most: int = 24) -> None:
+    """The first filters as they begin in the first and in the last round, pruned weights hatched."""
+    remaining = drawer.remaining()
+    chosen = [drawer.rounds[0], drawer.rounds[-1]] if len(drawer.rounds) > 1 else drawer.rounds
+    drawn = {}
+    for number in chosen:
+        ticket = drawer.ticket(number)
+        drawn[number] = filter_sheet(ticket.start[name], ticket.masks[name], most)
+    first = drawn[chosen[0]]
+    limit = float(np.quantile(np.abs(first[np.isfinite(first)]), 0.97)) or 1.0  # a few large ones would grey all others
+    channels, total = drawer.ticket(chosen[0]).masks[name].shape[1], drawer.ticket(chosen[0]).masks[name].shape[0]
+    across = "" if channels == 1 else f", {channels} input channels side by side"
+    what = f"filters of the first layer at the start ({drawer.run.arm}, seed {drawer.run.seed})"
+    high, wide = first.shape
+    height = 1.1 + len(chosen) * (0.35 + 6.0 * high / wide)
+    with style.sheet(file, min(height, 9.0), [drawer.run], what) as figure:
+        panels = figure.subplots(len(chosen), 1, squeeze=False)[:, 0]
+        for axes, number in zip(panels, chosen, strict=True):
+            shown = _filter_panel(axes, drawn[number], limit)
+            kept = drawer.ticket(number).masks[name].float().mean().item()
+            axes.set_title(
+                f"round {number}, {labels.percent(remaining[number])}% of all weights remaining, "
+                f"{labels.percent(100 * kept)}% of this layer's",
+                fontsize=8,
+            )
+        figure.colorbar(shown, ax=list(panels), label="weight (hatched: pruned)", aspect=25, pad=0.01, extend="both")
+        figure.supxlabel(f"{min(total, most)} of {total} filters{across}", fontsize=8)
+
+
+PRUNED = 1e9  # marks pruned weights in a sheet of filters; the gaps between filters are NaN
+
+
+def filter_sheet(weight: Tensor, mask: Tensor, most: int) -> np.ndarray:
+    """Filters (O, I, h, w) laid out on one sheet with gaps, channels side by side; NaN in gaps, PRUNED where pruned."""
+    outputs, channels, high, wide = weight.shape
+    count, shown = min(outputs, most), min(channels, 3)
+    values = np.where(mask[:count, :shown].numpy(), weight[:count, :shown].detach().float().numpy(), PRUNED)
+    across = max(1, min(count, round(math.sqrt(count * 6 / shown))))
+    rows = math.ceil(count / across)
+    sheet = np.full((rows * (high + 1) - 1, across * (shown * wide + 1) - 1), np.nan)
+    for index, filter in enumerate(values):
+        top, left = index // across * (high + 1), index % across * (shown * wide + 1)
+        sheet[top : top + high, left : left + shown * wide] = np.concatenate(list(filter), axis=1)
+    return sheet
+
+
+def _filter_panel(axes: Axes, sheet: np.ndarray, limit: float) -> Any:
+    """One sheet of filters; cividis, because its lightness alone tells negative from positive."""
+    weights = np.ma.masked_invalid(np.where(sheet == PRUNED, np.nan, sheet))
+    with matplotlib.rc_context({"hatch.linewidth": 0.6}):
+        shown = axes.pcolormesh(weights, cmap="cividis", vmin=-limit, vmax=limit, edgecolors="none")
+        pruned = np.ma.masked_where(sheet != PRUNED, sheet)
+        if pruned.count():
+            axes.pcolor(pruned, hatch="//////", facecolor="white", edgecolor="#888888", cmap="gray_r", vmin=PRUNED)
+    axes.set_aspect("equal")
+    axes.invert_yaxis()
+    axes.set_axis_off()
+    return shown
+
+
+def initial_weights(runs: Sequence[Run], folder: Path, format: str = "png", lines: int = 5) -> list[Path]:
+    """How the weights that survive until a round were distributed at the start, a line a round (Frankle & Carbin,
+    Appendix F): a panel a layer, or, of models with many layers, all together in units of their layer's spread."""
+    drawer = _drawer(runs, [arm for arm, facts in ARMS.items() if facts.start == "original"])
+    if drawer is None or len(drawer.rounds) < 2:
+        return []
+    chosen, remaining = labels.spread(drawer.rounds, lines), drawer.remaining()
+    samples = {number: _starts(drawer.ticket(number)) for number in chosen}
+    names = list(samples[chosen[0]])
+    file = folder / f"initial_weights.{format}"
+    rewound = drawer.ticket(chosen[0]).origin == "rewind"
+    what = f"{'rewound' if rewound else 'initial'} weights of the survivors ({drawer.run.arm}, seed {drawer.run.seed})"
+    with style.sheet(file, 3.3, [drawer.run], what) as figure:
+        panels = figure.subplots(1, len(names), squeeze=False)[0]
+        for axes, name in zip(panels, names, strict=True):
+            limit = widest([samples[number][name] for number in chosen])
+            for number, color, dashes in zip(chosen, style.shades(len(chosen)), style.DASHES, strict=False):
+                values = samples[number][name]
+                if len(values) > 1:
+                    x, density = smooth_density(values, limit)
+                    label = f"{labels.percent(remaining[number])}%" + (" (all)" if number == 0 else "")
+                    axes.plot(x, density, color=color, linestyle=dashes, linewidth=1.5, label=label)
+            axes.set_title(name)
+            axes.set_xlim(-limit, limit)
+            axes.set_ylim(0)
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.set_xlabel("weight / its layer's standard deviation" if name == POOLED else "weight")
+        panels[0].set_ylabel("density")
+        style.legend(figure, panels, "weights remaining", columns=6)
+    return [file]
+
+
+POOLED = "all layers"
+
+
+def _starts(ticket: Ticket) -> dict[str, np.ndarray]:
+    """The values that survivors start from, by layer, or pooled where there are more than three layers."""
+    own = {name.removesuffix(".weight"): (ticket.start[name], mask) for name, mask in ticket.masks.items()}
+    if len(own) <= 3:
+        return {name: start[mask].numpy() for name, (start, mask) in own.items()}
+    parts = [(start[mask] / start.std().clamp_min(1e-12)).numpy() for start, mask in own.values() if start.numel() > 1]
+    return {POOLED: np.concatenate(parts)}
+
+
+def widest(samples: Sequence[np.ndarray]) -> float:
+    """How far from zero an axis must reach to show nearly all of each sample."""
+    reach = max((float(np.quantile(np.abs(values), 0.995)) for values in samples if len(values)), default=0.0)
+    return 1.1 * reach or 1.0
+
+
+def smooth_density(values: np.ndarray, limit: float, bins: int = 401) -> tuple[np.ndarray, np.ndarray]:
+    """The density of `values` from -limit to limit and a little beyond: a fine histogram smoothed by a Gaussian. Its
+    width follows the spread of the magnitudes, since pruning leaves two humps with a gap around zero."""
+    counts, edges = np.histogram(values, bins=bins, range=(-1.3 * limit, 1.3 * limit))
+    step = edges[1] - edges[0]
+    width = max(1.06 * float(np.abs(values).std()) * len(values) ** -0.2, step)
+    reach = np.arange(-math.ceil(4 * width / step), math.ceil(4 * width / step) + 1) * step
+    kernel = np.exp(-0.5 * (reach / width) ** 2)
+    density = np.convolve(counts, kernel / kernel.sum())[len(reach) // 2 :][:bins] / (len(values) * step)
+    return (edges[:-1] + edges[1:]) / 2, density

@@ -1,0 +1,225 @@
+"""Weights on disk: initial weights, tickets, trained weights, checkpoints, in safetensors files.
+
+Nothing in these files is ever executed. Each says which settings it belongs to and carries a checksum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from lth import pruning
+from lth.pruning import Masks
+from lth.records import tables
+from lth.records.files import explained, set_aside, write
+from lth.records.tables import Run
+from lth.training.models import State
+from lth.training.train import Evaluation, Trained
+
+FORMAT = 1  # of the files under saves/; raised when an older program could not read them
+
+
+class Damaged(Exception):
+    """A file is there but cannot be used: truncated, from other settings or from a newer program."""
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A mask with the weights that its training starts from (not yet masked).
+
+    origin: `initial` or `rewind`, the file that holds the start, or `own` where the ticket's own file does.
+    """
+
+    round: int
+    masks: Masks
+    start: State
+    origin: str = "initial"
+
+
+def save_tensors(file: Path, tensors: Mapping[str, Tensor], identity: str, **facts: Any) -> None:
+    """Write tensors and `facts` (anything JSON holds) to a .safetensors file that `load_tensors` can check."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps({"name": file.stem, **facts}, sort_keys=True)
+    about = {"format": str(FORMAT), "identity": identity, "facts": text, "checksum": _checksum(tensors, text)}
+    write(file, _serialised(tensors, about))
+
+
+def _serialised(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
+    """A .safetensors file whose bytes depend on its content alone: the library puts metadata in a random order."""
+    content = safetensors.torch.save(dict(tensors), metadata=dict(about))
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps({**json.loads(content[8:end]), "__metadata__": about}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return b"".join([len(header).to_bytes(8, "little"), header, content[end:]])
+
+
+def load_tensors(file: Path, identity: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and facts of a file. FileNotFoundError if there is none; Damaged, with the reason, if it is
+    truncated or altered, written by a newer program, or belongs to settings other than `identity`."""
+    if not file.exists():
+        raise FileNotFoundError(f"{file} is gone")
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            about = opened.metadata() or {}
+            if int(about.get("format", 0)) > FORMAT:
+                raise Damaged(f"{file} was written by a newer version of this program")
+            if identity is not None and about.get("identity") != identity:
+                raise Damaged(f"{file} belongs to other settings")
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        if about.get("checksum") != _checksum(tensors, about["facts"]):
+            raise Damaged(f"{file} is damaged: its checksum is wrong")
+        facts = json.loads(about["facts"])
+        if facts.get("name", file.stem) != file.stem:
+            raise Damaged(f"{file} is a copy of {facts['name']}.safetensors")
+        return tensors, facts
+    except FileNotFoundError:
+        raise
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise Damaged(f"{file} is damaged: {error}") from None
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def identity(deciding: Mapping[str, str], run: Run) -> str:
+    """What a file of `run` must say that it belongs to: model, data set, seed and the settings that decide numbers."""
+    whose = {**deciding, "arch_type": run.arch_type, "dataset": run.dataset, "seed": run.seed}
+    return hashlib.sha256(json.dumps(whose, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_state(run: Run, name: str, state: State, identity: str) -> None:
+    """Write a set of weights: `initial`, `rewind`, `dense` or `trained_07`."""
+    save_tensors(run.saves / f"{name}.safetensors", state, identity)
+
+
+def read_state(run: Run, name: str, identity: str | None = None) -> State:
+    """The weights that `write_state` wrote."""
+    return load_tensors(run.saves / f"{name}.safetensors", identity)[0]
+
+
+def numbered(kind: str, round: int) -> str:
+    """The name of a round's file: ticket_07 or trained_07."""
+    return f"{kind}_{round:02d}"
+
+
+def write_ticket(run: Run, ticket: Ticket, identity: str) -> None:
+    """Write a ticket: its masks as bits and, where it is its own, its start."""
+    tensors = {f"mask/{name}": pruning.pack(mask) for name, mask in ticket.masks.items()}
+    if ticket.origin == "own":
+        tensors |= {f"start/{name}": value for name, value in ticket.start.items()}
+    shapes = [[name, list(mask.shape)] for name, mask in ticket.masks.items()]  # in the order of the layers
+    file = run.saves / f"{numbered('ticket', ticket.round)}.safetensors"
+    save_tensors(file, tensors, identity, round=ticket.round, shapes=shapes, origin=ticket.origin)
+
+
+def read_ticket(run: Run, round: int, identity: str | None = None) -> Ticket:
+    """The ticket that a round's training starts from."""
+    tensors, facts = load_tensors(run.saves / f"{numbered('ticket', round)}.safetensors", identity)
+    masks = {name: pruning.unpack(tensors[f"mask/{name}"], tuple(shape)) for name, shape in facts["shapes"]}
+    if facts["origin"] == "own":
+        start = {name.removeprefix("start/"): value for name, value in tensors.items() if name.startswith("start/")}
+    else:
+        start = read_state(run, facts["origin"], identity)
+    return Ticket(round, masks, start, facts["origin"])
+
+
+_PARTS = ("final", "best", "kept", "extra")
+
+
+def write_checkpoint(run: Run, round: int, trained: Trained, identity: str) -> None:
+    """Write where a round is, complete or not."""
+    tensors = {f"{part}/{name}": value for part in _PARTS for name, value in getattr(trained, part).items()}
+    tensors["evals"] = torch.tensor([list(asdict(e).values()) for e in trained.evals], dtype=torch.float64)
+    facts = {"round": round, "iteration": trained.iteration, "seconds": trained.seconds}
+    save_tensors(run.saves / "checkpoint.safetensors", tensors, identity, **facts)
+
+
+def read_checkpoint(run: Run, identity: str | None = None) -> tuple[int, Trained]:
+    """The round that the checkpoint belongs to, and where it is."""
+    tensors, facts = load_tensors(run.saves / "checkpoint.safetensors", identity)
+    parts: dict[str, State] = {part: {} for part in _PARTS}
+    for name, value in tensors.items():
+        part, _, rest = name.partition("/")
+        if part in parts:
+            parts[part][rest] = value
+    evals = [Evaluation(int(row[0]), *row[1:]) for row in tensors["evals"].tolist()]
+    final, best, kept, extra = (parts[part] for part in _PARTS)
+    return facts["round"], Trained(facts["iteration"], evals, final, best, kept, extra, seconds=facts["seconds"])
+
+
+def adopt_dense(run: Run, sibling: Run, identity: str, rewinds: bool) -> None:
+    """Take over the dense round that another arm of the same trial has trained, with the weights to rewind to where
+    the settings want them. Damaged or FileNotFoundError if its files cannot be used."""
+    needed = ["initial", "dense", numbered("ticket", 0), *(["rewind"] if rewinds else [])]
+    for name in needed:
+        load_tensors(sibling.saves / f"{name}.safetensors", identity)
+    run.saves.mkdir(parents=True, exist_ok=True)
+    for name in (*needed, numbered("trained", 0)):
+        source, target = sibling.saves / f"{name}.safetensors", run.saves / f"{name}.safetensors"
+        if source.exists():
+            with explained(target):
+                target.unlink(missing_ok=True)
+                try:
+                    os.link(source, target)  # files are only ever replaced, never changed, so that both may share one
+                except OSError:
+                    shutil.copyfile(source, target)
+    tables.copy_rounds(run, sibling, before=1)
+
+
+def sound_rounds(run: Run, finished: int, identity: str, rewinds: bool, tell: Callable[[str], None]) -> int:
+    """How many of the finished rounds can be built upon. Unusable files are set aside, with a word to `tell`.
+
+    Round n can start from its ticket, or a ticket can be made of the weights at the end of round n - 1: those are in
+    the checkpoint, or for round 0 in `dense`. Tickets start from `initial` or, where the settings say so, `rewind`.
+    """
+
+    def usable(name: str) -> bool | None:
+        file = run.saves / f"{name}.safetensors"
+        try:
+            load_tensors(file, identity)
+        except FileNotFoundError:
+            return None
+        except Damaged as reason:
+            tell(f"{reason}; kept as {set_aside(file).name}, going on from the last good round")
+            return False
+        return True
+
+    found = {name: usable(name) for name in ("initial", "rewind", "dense", "checkpoint")}
+    if not found["initial"] or (rewinds and not found["rewind"]):
+        finished = 0
+    for number in range(finished):
+        if not usable(numbered("ticket", number)) or usable(numbered("trained", number)) is False:
+            finished = number
+            break
+    ended = [0] if found["dense"] else []  # the rounds whose last weights are there
+    if found["checkpoint"]:
+        ended.append(read_checkpoint(run, identity)[0])
+    while not usable(numbered("ticket", finished)) and finished and finished - 1 not in ended:
+        finished -= 1
+    return finished
+
+
+def drop_rounds(run: Run, first: int) -> None:
+    """Delete the tickets and trained weights of the rounds from number `first` on; they are about to be made again."""
+    for file in run.saves.glob("t*_*.safetensors"):
+        kind, _, number = file.name.removesuffix(".safetensors").partition("_")
+        if kind in ("ticket", "trained") and int(number) >= first + (kind == "ticket"):
+            with explained(file):
+                file.unlink()

@@ -1,0 +1,90 @@
+"""TensorBoard: the same numbers as under dumps/, while they come, in <root>/runs/, a folder a run as there.
+
+Steps count iterations over all rounds in the curves, and rounds in what a round gives, so that arms and trials
+line up in TensorBoard's views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from lth.experiment import Evaluated, Event, RoundDone
+from lth.records import tables, tickets
+from lth.records.tables import Run
+from lth.settings.config import Config
+
+
+class Board:
+    """Logs events. Close it to write the rest."""
+
+    def __init__(self, config: Config) -> None:
+        self.settings = {**config.deciding(), "arch_type": config.arch_type, "dataset": config.dataset}
+        self.writers: dict[Run, SummaryWriter] = {}
+        self.last: dict[Run, dict[str, Any]] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Log one event."""
+        if isinstance(event, Evaluated):
+            found = event.evaluation
+            self._curves(event.run, event.round * event.steps + found.iteration, vars(found))
+        elif isinstance(event, RoundDone):
+            self._round(event)
+
+    def close(self) -> None:
+        """Write what is still in memory, and each run's settings beside its last round (the HPARAMS view)."""
+        for run, row in self.last.items():
+            metrics = {f"last/{name}": float(row[name]) for name in ("remaining", "ES", "test")}
+            self.writers[run].add_hparams({**self.settings, "arm": run.arm, "seed": run.seed}, metrics, name=".")
+        for writer in self.writers.values():
+            writer.close()
+        self.writers.clear()
+        self.last.clear()
+
+    def _writer(self, run: Run) -> SummaryWriter:
+        if run not in self.writers:
+            self.writers[run] = SummaryWriter(str(_folder(run)))
+        return self.writers[run]
+
+    def _curves(self, run: Run, step: int, found: dict[str, float]) -> None:
+        writer = self._writer(run)
+        writer.add_scalar("loss/train", found["train_loss"], step)
+        writer.add_scalar("loss/validation", found["val_loss"], step)
+        writer.add_scalar("accuracy/validation", found["val"], step)
+        writer.add_scalar("accuracy/test", found["test"], step)
+
+    def _round(self, event: RoundDone) -> None:
+        run, row = event.run, event.row
+        number, writer = int(row["round"]), self._writer(run)
+        if not event.seconds:  # the dense round of another arm: its evaluations were that arm's events
+            for found in tables.table(run, "evals").to_dict("records"):
+                self._curves(run, int(found["iteration"]), found)
+        for name in ("remaining", "ES", "val", "test"):
+            writer.add_scalar(f"round/{name}", row[name], number)
+        try:
+            trained = tickets.read_state(run, tickets.numbered("trained", number))
+            masks = tickets.read_ticket(run, number).masks
+        except (FileNotFoundError, tickets.Damaged):  # --keep_weights none
+            trained, masks = {}, {}
+        for name in masks if trained else ():
+            survivors = trained[name][masks[name]]
+            if len(survivors):
+                writer.add_histogram(name, survivors.numpy(), number)
+        self.last[run] = row
+
+
+def add_figures(run: Run, files: Sequence[Path]) -> None:
+    """Log the PNG pictures of the settings that `run` has, once for all their arms and trials."""
+    from matplotlib.image import imread
+
+    with SummaryWriter(str(_folder(run).parent.parent / "figures")) as writer:
+        for file in files:
+            if file.suffix == ".png":
+                writer.add_image(file.stem, imread(file)[..., :3], dataformats="HWC")
+
+
+def _folder(run: Run) -> Path:
+    return run.root / "runs" / run.dumps.relative_to(run.root / "dumps")

@@ -1,0 +1,116 @@
+"""Checks of the arguments of public functions: what is wrong is said with the argument's name, what came and what
+was expected. A value of the wrong kind is a TypeError, a wrong value a ValueError."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lth.settings.config import Config, ConfigError, Duration, nearest
+
+
+def shown(value: Any) -> str:
+    """What came, in a few words."""
+    text = repr(value)
+    return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"
+
+
+def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """A whole number from `low` to `high`."""
+    limits = f"a whole number of at least {low}" + (f" and at most {high}" if high is not None else "")
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be {limits}, not {shown(value)}")
+    if not low <= value.__index__() or (high is not None and value.__index__() > high):
+        raise ValueError(f"{name} must be {limits}, not {value}")
+    return int(value.__index__())
+
+
+def fraction(name: str, value: Any) -> float:
+    """A number from 0 to below 1."""
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a fraction from 0 to below 1, not {shown(value)}")
+    if not 0 <= float(value) < 1:
+        hint = f": {value} percent is {float(value) / 100:g}" if 1 <= float(value) < 100 else ""
+        raise ValueError(f"{name} must be a fraction from 0 to below 1, not {value}{hint}")
+    return float(value)
+
+
+def network(name: str, value: Any) -> Any:
+    """A torch.nn.Module."""
+    from torch import nn
+
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{name} must be a torch.nn.Module, not {shown(value)}")
+    return value
+
+
+def truth(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {shown(value)}")
+    return value
+
+
+def word(name: str, value: Any, choices: Iterable[str]) -> str:
+    """One of `choices`."""
+    choices = list(choices)
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {', '.join(choices)}, not {shown(value)}")
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}{nearest(value, choices)}")
+    return value
+
+
+def path(name: str, value: Any) -> Path:
+    """A path, of a file or a folder, that need not exist."""
+    if not isinstance(value, (str, os.PathLike)) or isinstance(value, bytes) or not str(value):
+        raise TypeError(f"{name} must be a path, not {shown(value)}")
+    return Path(value)
+
+
+def rewind(name: str, value: Any, iterations: int) -> Duration:
+    """Iterations, or a fraction below 1 of a round of `iterations`, as a duration."""
+    limits = f"a number of iterations below {iterations}, the length of a round, or a fraction of a round below 1"
+    if isinstance(value, bool) or not (hasattr(value, "__index__") or isinstance(value, float)):
+        raise TypeError(f"{name} must be {limits}, not {shown(value)}")
+    if not 0 <= value < iterations or (value >= 1 and value != int(value)):
+        raise ValueError(f"{name} must be {limits}, not {value}")
+    if not value:
+        return Duration(0)
+    return Duration(value if value >= 1 else min(max(round(value * iterations), 1), iterations - 1), "it")
+
+
+def device(name: str, value: Any) -> str:
+    """The setting --gpu that a device means: None (a GPU where there is one), cpu, cuda, cuda:1, mps, or a number."""
+    expected = "None, 'cpu', 'cuda', 'cuda:0', 'mps' or a torch.device"
+    found = re.fullmatch(r"(cpu|mps|cuda)(?::(\d+))?|(\d+)", "cuda" if value is None else str(value))
+    if value is not None and (isinstance(value, bool) or type(value).__name__ not in ("str", "int", "device")):
+        raise TypeError(f"{name} must be {expected}, not {shown(value)}")
+    if not found:
+        raise ValueError(f"{name} must be {expected}, not {shown(value)}")
+    return found[1] if found[1] in ("cpu", "mps") else found[2] or found[3] or "0"
+
+
+def settings(whose: str, given: Mapping[str, Any], allowed: Iterable[str]) -> None:
+    """TypeError if `given`, further arguments of the function `whose`, are not all among `allowed`."""
+    for name in given:
+        if name not in allowed:
+            raise TypeError(f"{whose} has no argument {name!r}{nearest(name, allowed)}")
+
+
+def config(names: Mapping[str, str], **values: Any) -> Config:
+    """The settings `values`; ConfigError in the words of a function whose arguments `names` gives for settings."""
+    try:
+        return Config(**values)
+    except ConfigError as error:
+        raise renamed(error, names) from None
+
+
+def renamed(error: ConfigError, names: Mapping[str, str]) -> ConfigError:
+    """The same problems, with the names of arguments in place of those of flags."""
+    return ConfigError(
+        *(re.sub(r"(?:^|--)(\w+)", lambda found: names.get(found[1], found[1]), text) for text in error.problems)
+    )

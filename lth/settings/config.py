@@ -1,0 +1,349 @@
+"""Every setting of an experiment, declared once: name, type, default, help, valid range.
+
+The flags of main.py, the names of result folders and config.json are all derived from the fields of `Config`.
+A new setting is one field here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lth.settings.arms import ARMS, CRITERIA
+
+PROJECT = Path(__file__).resolve().parents[2]  # where archs/ and data/ lie
+
+
+class ConfigError(ValueError):
+    """Settings that cannot be run; `problems` holds one sentence for each."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True)
+class Duration:
+    """How long: `5` or `5ep` epochs, `500it` iterations, `1%` of a round."""
+
+    amount: float
+    unit: str = "ep"
+
+    @classmethod
+    def parse(cls, text: str) -> Duration:
+        """The duration that `text` says; ValueError if it says none."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)(ep|it|%)?", str(text).strip())
+        if not found:
+            raise ValueError("must be a duration such as 5 or 5ep (epochs), 500it (iterations) or 1% (of a round)")
+        amount, unit = float(found[1]), found[2] or "ep"
+        if amount > 1e9:
+            raise ValueError("must be at most 1000000000 long")
+        limit = 100 if unit == "%" else 1e12
+        if amount > limit:
+            raise ValueError(f"must be at most {limit:g}{'' if unit == 'ep' else unit}")
+        if unit == "it" and amount != int(amount):
+            raise ValueError("must be a whole number of iterations")
+        return cls(amount, unit)
+
+    def iterations(self, epoch: int, whole: int = 0) -> int:
+        """In iterations, where an epoch has `epoch` of them and a round `whole`; at least 1 unless it is zero."""
+        scale = {"ep": epoch, "it": 1, "%": whole / 100}[self.unit]
+        return max(round(self.amount * scale), 1 if self.amount else 0)
+
+    def __str__(self) -> str:
+        return f"{self.amount:.12g}{'' if self.unit == 'ep' else self.unit}"
+
+
+def number(kind: type, low: float, high: float = float("inf"), *, above: bool = False) -> Callable[[str], Any]:
+    """A parser of numbers from `low` (exclusive if `above`) to `high`."""
+    limits = f"{'above' if above else 'at least'} {low:g}" + ("" if high == float("inf") else f", at most {high:g}")
+    noun = "a whole number" if kind is int else "a number"
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except (ValueError, OverflowError):
+            raise ValueError(f"must be {noun} {limits}") from None
+        if not (low < value if above else low <= value) or not value <= high or value == float("inf"):
+            raise ValueError(f"must be {noun} {limits}")
+        return value
+
+    return parse
+
+
+def duration(*, zero: bool = False, percent: bool = False) -> Callable[[str], Duration]:
+    """A parser of durations."""
+
+    def parse(text: str) -> Duration:
+        value = Duration.parse(text)
+        if not zero and value.amount == 0:
+            raise ValueError("must be longer than 0")
+        if not percent and value.unit == "%":
+            raise ValueError("must be in epochs (5) or iterations (500it)")
+        return value
+
+    return parse
+
+
+def device(text: str) -> str:
+    """`cpu`, `mps` or the number of a GPU."""
+    if text in ("cpu", "mps") or re.fullmatch(r"\d+", text):
+        return text
+    raise ValueError("must be the number of a GPU, or cpu, or mps")
+
+
+def plain_name(text: str) -> str:
+    """A word that may be the name of a folder."""
+    if re.fullmatch(r"[\w.+=,-]{1,100}", text) and text.strip("."):
+        return text
+    raise ValueError("must be a plain name: at most 100 letters, digits and . _ - + = ,")
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """`: did you mean ...?` with the valid word nearest to a mistyped one, or nothing."""
+    by_case = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(word.lower(), by_case, n=1, cutoff=0.5)
+    return f": did you mean {by_case[close[0]]}?" if close else ""
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed for one purpose: the same parts always give the same one, others an unrelated one."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:7], "big")
+
+
+PERCENT = number(float, 0, 100)
+
+
+def setting(default: Any, group: str, help: str, parse: Callable[[str], Any] = str, **more: Any) -> Any:
+    """A field of Config. `more`: choices; many (takes several values); changes_numbers (False for settings
+    that leave the results of a run alone and so are not part of its folder's name); aliases (other flag names)."""
+    return field(default=default, metadata={"group": group, "help": help, "parse": parse, **more})
+
+
+def side(default: Any, group: str, help: str, parse: Callable[[str], Any] = str, **more: Any) -> Any:
+    """A setting that leaves the numbers of a run alone."""
+    return setting(default, group, help, parse, changes_numbers=False, **more)
+
+
+RUN, PRUNE, TRAIN, MACHINE, OUTPUT = "experiment", "pruning and resetting", "training", "machine", "output"
+ARM_HELP = "; ".join(f"{name}: {arm.help}" for name, arm in ARMS.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All settings of an experiment; `Config(arch_type="lenet5", prune_percent=20)` leaves the others as they are."""
+
+    prune_type: tuple[str, ...] = side(
+        ("lt",), RUN, f"the arms to run, one or several. {ARM_HELP}", choices=tuple(ARMS), many=True
+    )
+    arch_type: str = side("fc1", RUN, "the model: a file under archs/<dataset>/", plain_name)
+    dataset: str = side(
+        "mnist", RUN, "the images: mnist, fashionmnist, cifar10, cifar100 or <data>/NAME.npz", plain_name
+    )
+    trials: int = side(1, RUN, "independent repetitions, with seeds SEED, SEED+1, ...", number(int, 1, 9999))
+    seed: int = side(0, RUN, "of the first trial: initial weights, validation split, data order", number(int, 0, 2**62))
+    name: str | None = side(
+        None, RUN, "name of the results' folder, in place of one made from the settings", plain_name
+    )
+
+    prune_percent: float = setting(10.0, PRUNE, "percent of the surviving weights that a round prunes", PERCENT)
+    conv_percent: float | None = setting(None, PRUNE, "the same for convolutions (0: never pruned)", PERCENT)
+    fc_percent: float | None = setting(None, PRUNE, "the same for Linear layers", PERCENT)
+    output_percent: float | None = setting(None, PRUNE, "the same for the last Linear layer", PERCENT)
+    target_remaining: float | None = setting(
+        None,
+        PRUNE,
+        "instead of a percent a round: percent of the weights left in the last round",
+        number(float, 0, 100, above=True),
+    )
+    prune_iterations: int = side(
+        35, PRUNE, "rounds, the dense one included: n trainings, n - 1 prunings", number(int, 1, 9999)
+    )
+    prune_scope: str = setting(
+        "layer", PRUNE, "compare weights within each layer, or over all layers", choices=("layer", "global")
+    )
+    prune_method: str = setting(
+        "magnitude", PRUNE, "what scores a weight; the lowest are pruned", choices=tuple(CRITERIA)
+    )
+    rewind: Duration = setting(
+        Duration(0), PRUNE, "reset to the weights of this point of round 0", duration(zero=True, percent=True)
+    )
+    init: str = setting(
+        "glorot",
+        PRUNE,
+        "initial weights: Gaussian Glorot (the paper's), Kaiming, or the model file's own",
+        choices=("glorot", "kaiming", "own"),
+    )
+
+    optimizer: str = setting("adam", TRAIN, "the optimiser, new in every round", choices=("adam", "adamw", "sgd"))
+    lr: float = setting(1.2e-3, TRAIN, "learning rate", number(float, 0, above=True))
+    momentum: float = setting(0.0, TRAIN, "momentum of sgd", number(float, 0, 0.9999))
+    nesterov: bool = setting(False, TRAIN, "Nesterov momentum in sgd")
+    weight_decay: float = setting(0.0, TRAIN, "weight decay", number(float, 0))
+    batch_size: int = setting(60, TRAIN, "images a step", number(int, 1), aliases=("--bs",))
+    end_iter: Duration = setting(
+        Duration(100), TRAIN, "length of a round: 100 (epochs) or 50000it", duration(), aliases=("--epochs",)
+    )
+    lr_milestones: tuple[Duration, ...] = setting(
+        (), TRAIN, "when the learning rate drops", duration(percent=True), many=True
+    )
+    lr_gamma: float = setting(0.1, TRAIN, "what it is multiplied with then", number(float, 0, 1, above=True))
+    warmup: Duration = setting(
+        Duration(0), TRAIN, "rise linearly to the learning rate over this time", duration(zero=True, percent=True)
+    )
+    valid_freq: Duration = setting(Duration(1), TRAIN, "how often to evaluate", duration(percent=True))
+    valid_size: int = setting(5000, TRAIN, "images of the training set kept for validation", number(int, 1))
+    augment: bool = setting(False, TRAIN, "random crops (4 pixels) and, but for digits, flips of the training images")
+    precision: str = setting(
+        "fast",
+        TRAIN,
+        "fast: float32 with the quickest products; fp32: strict; bf16: autocast",
+        choices=("fast", "fp32", "bf16"),
+    )
+
+    gpu: str = side("0", MACHINE, "number of the GPU, or cpu, or mps; without a GPU the CPU is used", device)
+    jobs: int | None = side(
+        None, MACHINE, "processes side by side on a CPU (default: one a core)", number(int, 1, 1024)
+    )
+    threads: int = side(1, MACHINE, "threads of each process on a CPU", number(int, 1, 1024))
+    stack: int | None = side(
+        None,
+        MACHINE,
+        "runs trained at once as one stacked network (default: on a GPU as many as its rule allows, else 1)",
+        number(int, 1),
+    )
+    data: Path = side(PROJECT / "data", MACHINE, "folder of the data sets", Path)
+    root: Path = side(Path(), MACHINE, "folder that gets dumps/, saves/ and plots/", Path)
+    checkpoint_every: float = side(
+        30.0,
+        MACHINE,
+        "seconds between checkpoints within a round, written at evaluations (0: at each)",
+        number(float, 0),
+    )
+    keep_weights: str = side("all", MACHINE, "which rounds' trained weights to keep", choices=("all", "last", "none"))
+    overwrite: bool = side(False, MACHINE, "move old results of these runs aside and start anew")
+
+    print_freq: int = side(1, OUTPUT, "epochs between printed lines", number(int, 1))
+    quiet: bool = side(False, OUTPUT, "print the verdict and the files only")
+    tensorboard: bool = side(False, OUTPUT, "also log to runs/ for TensorBoard")
+    format: str = side("png", OUTPUT, "file format of the figures", choices=("png", "svg", "pdf"))
+    debug: bool = side(False, OUTPUT, "tracebacks with error messages")
+
+    def __post_init__(self) -> None:
+        problems = [*self._field_problems(), *combination_problems(self)]
+        if problems:
+            raise ConfigError(*problems)
+
+    def _field_problems(self) -> list[str]:
+        """What is wrong with single values, for those who build a Config in Python rather than from flags."""
+        problems = []
+        for spec in dataclasses.fields(self):
+            value = getattr(self, spec.name)
+            try:
+                parsed = parse_value(spec, value)
+            except ValueError as error:
+                problems.append(f"{spec.name} {error}, not {value!r}")
+            else:
+                object.__setattr__(self, spec.name, parsed)
+        return problems
+
+    @property
+    def seeds(self) -> range:
+        """The seeds of the trials."""
+        return range(self.seed, self.seed + self.trials)
+
+    @property
+    def round_percent(self) -> float:
+        """Percent of the survivors that a round prunes, where --target_remaining says it otherwise too."""
+        if self.target_remaining is None:
+            return self.prune_percent
+        return 100 * (1 - (self.target_remaining / 100) ** (1 / (self.prune_iterations - 1)))
+
+    def deciding(self) -> dict[str, str]:
+        """The settings that decide a run's numbers, as text."""
+        chosen = {
+            spec.name: as_text(getattr(self, spec.name))
+            for spec in dataclasses.fields(self)
+            if spec.metadata.get("changes_numbers", True)
+        }
+        if self.target_remaining is not None:  # the rate of a round then follows from their number
+            chosen["prune_iterations"] = str(self.prune_iterations)
+        return chosen
+
+    def folder(self) -> str:
+        """Name of the folder of these settings: --name, or those that differ from the defaults, or `default`."""
+        if self.name:
+            return self.name
+        usual = Config().deciding()
+        text = ",".join(f"{key}={value}" for key, value in sorted(self.deciding().items()) if usual.get(key) != value)
+        if len(text) > 100:  # file systems allow 255 bytes a name; a hash keeps long ones apart
+            text = f"{text[:80]}...{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        return text or "default"
+
+
+def as_text(value: Any) -> str:
+    """A setting's value as it stands in a flag."""
+    if isinstance(value, tuple):
+        return "+".join(map(as_text, value))
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def parse_value(spec: dataclasses.Field[Any], value: Any) -> Any:
+    """The value of the setting `spec` that `value` (text or already a value) stands for; ValueError if none."""
+    facts = spec.metadata
+    if value is None and spec.default is None:
+        return None
+    if spec.type == "bool":
+        if not isinstance(value, bool):
+            raise ValueError("must be True or False")
+        return value
+    if facts.get("many"):
+        items = value if isinstance(value, (list, tuple)) else [value]
+        parsed = tuple(parse_item(facts, item) for item in items)
+        return tuple(dict.fromkeys(parsed))
+    return parse_item(facts, value)
+
+
+def parse_item(facts: Any, item: Any) -> Any:
+    """One value of a setting, checked."""
+    if "choices" in facts:
+        if item not in facts["choices"]:
+            raise ValueError(f"must be one of {', '.join(facts['choices'])}")
+        return item
+    if isinstance(item, bool) or item is None:
+        raise ValueError("must have a value")
+    return facts["parse"](str(item))
+
+
+def combination_problems(config: Config) -> list[str]:
+    """What is wrong with settings that are right one by one. Values may still be of the wrong type."""
+    problems = []
+    given = {spec.name for spec in dataclasses.fields(config) if getattr(config, spec.name) != spec.default}
+    own_rates = given & {"prune_percent", "conv_percent", "fc_percent", "output_percent"}
+    if "target_remaining" in given:
+        if own_rates:
+            problems.append(
+                "--target_remaining decides the percent of a round itself and cannot be given with "
+                f"--{' --'.join(sorted(own_rates))}"
+            )
+        if config.prune_iterations == 1:
+            problems.append("--target_remaining needs at least 2 --prune_iterations: the first round is dense")
+    if config.optimizer != "sgd":
+        problems += [
+            f"--{name} belongs to --optimizer sgd, not to {config.optimizer}"
+            for name in ("momentum", "nesterov")
+            if name in given
+        ]
+    elif config.nesterov and not config.momentum:
+        problems.append("--nesterov needs a --momentum above 0")
+    if "lr_gamma" in given and not config.lr_milestones:
+        problems.append("--lr_gamma needs --lr_milestones, which say when the learning rate drops")
+    if not config.prune_type:
+        problems.append(f"--prune_type needs at least one of {', '.join(ARMS)}")
+    return problems

@@ -1,0 +1,236 @@
+"""The command line of main.py: flags made from the fields of `Config`, presets, one message for all mistakes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lth.settings.config import Config, ConfigError, nearest, number, parse_value
+
+FIELDS = {spec.name: spec for spec in dataclasses.fields(Config)}
+
+# Figure 2 of Frankle & Carbin (arXiv:1803.03635), evaluated every 100 iterations as in their figures.
+_CONV = {"dataset": "cifar10", "batch_size": "60", "prune_percent": "20", "output_percent": "10"}
+_DEEP = {
+    **{
+        "dataset": "cifar10",
+        "optimizer": "sgd",
+        "lr": "0.1",
+        "momentum": "0.9",
+        "weight_decay": "1e-4",
+        "augment": True,
+    },
+    **{"prune_percent": "20", "output_percent": "0", "prune_scope": "global"},
+}
+_MNIST = {"dataset": "mnist", "batch_size": "60", "prune_percent": "20", "output_percent": "10"}
+PRESETS: dict[str, dict[str, Any]] = {
+    "lenet": {"arch_type": "fc1", **_MNIST, "end_iter": "50000it", "lr": "1.2e-3"},
+    "conv2": {"arch_type": "conv2", **_CONV, "end_iter": "20000it", "lr": "2e-4", "conv_percent": "10"},
+    "conv4": {"arch_type": "conv4", **_CONV, "end_iter": "25000it", "lr": "3e-4", "conv_percent": "10"},
+    "conv6": {"arch_type": "conv6", **_CONV, "end_iter": "30000it", "lr": "3e-4", "conv_percent": "15"},
+    "resnet18": {"arch_type": "resnet20", **_DEEP, "end_iter": "30000it", "batch_size": "128"},
+    "vgg19": {"arch_type": "vgg19", **_DEEP, "end_iter": "112000it", "batch_size": "64"},
+}
+PRESETS["resnet18"]["lr_milestones"] = ["20000it", "25000it"]
+PRESETS["vgg19"]["lr_milestones"] = ["56000it", "84000it"]
+for _preset in PRESETS.values():
+    _preset["valid_freq"] = "100it"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises ConfigError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(re.sub(r"^argument (\S+?)(/\S+)?: ", r"\1: ", message))
+
+
+def parser(prog: str = "main.py") -> argparse.ArgumentParser:
+    """The parser of all flags, in groups. Values stay text: `parse` checks them all together."""
+    made = Parser(
+        prog=prog,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Lottery tickets: train, prune, reset, train again (Frankle & Carbin, ICLR 2019).\n"
+        "The same command again goes on where it stopped.",
+        epilog="durations: 5 or 5ep is epochs, 500it iterations, 1% of a round.\n"
+        "presets set (flags given beside them win):\n"
+        + "\n".join(f"  {name:9} {_as_flags(settings)}" for name, settings in PRESETS.items()),
+    )
+    groups: dict[str, Any] = {}
+    for spec in FIELDS.values():
+        facts = spec.metadata
+        group = groups.setdefault(facts["group"], None) or made.add_argument_group(facts["group"])
+        groups[facts["group"]] = group
+        shown = "" if spec.default in (None, (), False) else f" (default: {_shown(spec.default)})"
+        options: dict[str, Any] = {
+            "dest": spec.name,
+            "default": argparse.SUPPRESS,
+            "help": (facts["help"] + shown).replace("%", "%%"),
+        }
+        if spec.type == "bool":
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["metavar"] = (
+                "|".join(facts["choices"])
+                if "choices" in facts and len(facts["choices"]) < 6
+                else spec.name.split("_")[-1].upper()
+            )
+            options["nargs"] = "+" if facts.get("many") else None
+        group.add_argument(f"--{spec.name}", *facts.get("aliases", ()), **options)
+    suppressed: dict[str, Any] = {"default": argparse.SUPPRESS}
+    run = groups["experiment"]
+    run.add_argument(
+        "--preset", metavar="NAME", help=f"settings of a published experiment: {', '.join(PRESETS)}", **suppressed
+    )
+    run.add_argument("--config", metavar="FILE", help="repeat the run of this config.json", **suppressed)
+    prune = groups["pruning and resetting"]
+    prune.add_argument(
+        "--prune_pc",
+        metavar="P",
+        help="in place of a percent a round: fraction pruned in all, by --prune_rounds",
+        **suppressed,
+    )
+    prune.add_argument("--prune_rounds", metavar="N", help="prunings that --prune_pc takes (default: 5)", **suppressed)
+    return made
+
+
+def parse(
+    argv: Sequence[str],
+    check: Callable[[str, str], Iterable[str]] = lambda arch_type, dataset: (),
+    prog: str = "main.py",
+) -> Config:
+    """The settings that the command line asks for.
+
+    `check(arch_type, dataset)` adds what is wrong with these names. Raises ConfigError with all mistakes at once.
+    """
+    made = parser(prog)
+    known, unknown = made.parse_known_args(argv)
+    given = vars(known)
+    problems = unknown_problems(made, unknown)
+
+    settings: dict[str, Any] = {}
+    for source, read in (("config", _config_file), ("preset", _preset_settings)):
+        if source in given:
+            try:
+                settings |= read(given.pop(source))
+            except ConfigError as error:
+                problems += error.problems
+    try:
+        given |= _whole_pruning(given)
+    except ConfigError as error:
+        problems += error.problems
+    settings = {name: value for name, value in settings.items() if name not in _ruled_out(given)} | given
+
+    values = {}
+    for name, value in settings.items():
+        try:
+            values[name] = parse_value(FIELDS[name], value)
+        except ValueError as error:
+            problems.append(
+                f"--{name} {error}, not {_joined(value)!r}{_meant(value, FIELDS[name].metadata.get('choices', ()))}"
+            )
+    try:
+        config = Config(**values)
+    except ConfigError as error:
+        problems += error.problems
+        config = Config()
+    if {"arch_type", "dataset"} & settings.keys() <= values.keys():
+        problems += check(values.get("arch_type", config.arch_type), values.get("dataset", config.dataset))
+    if problems:
+        raise ConfigError(*problems)
+    return config
+
+
+def _meant(value: Any, choices: Iterable[str]) -> str:
+    words = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    return next((hint for word in words if word not in choices and (hint := nearest(str(word), choices))), "")
+
+
+def unknown_problems(made: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
+    """What to say about words of a command line that the parser could not place."""
+    flags = [name for action in made._actions for name in action.option_strings]
+    problems, values = [], False
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        if word.startswith("-"):
+            problems.append(f"{flag} is no flag of this program{nearest(flag, flags)}")
+            values = not equals  # the words that follow were meant as its values
+        elif not values:
+            problems.append(f"{word!r} does not belong to any flag")
+    return problems
+
+
+def _joined(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _shown(value: Any) -> str:
+    return (
+        " ".join(map(str, value))
+        if isinstance(value, tuple)
+        else "data beside main.py"
+        if value == FIELDS["data"].default
+        else str(value)
+    )
+
+
+def _as_flags(settings: dict[str, Any]) -> str:
+    return " ".join(f"--{name}" if value is True else f"--{name} {_joined(value)}" for name, value in settings.items())
+
+
+def _preset_settings(name: str) -> dict[str, Any]:
+    if name not in PRESETS:
+        raise ConfigError(f"--preset must be one of {', '.join(PRESETS)}, not {name!r}{nearest(name, PRESETS)}")
+    return PRESETS[name]
+
+
+def _config_file(path: str) -> dict[str, Any]:
+    try:
+        settings = dict(json.loads(Path(path).read_text(encoding="utf-8"))["settings"].items())
+        unknown = [name for name in settings if name not in FIELDS]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"--config {path} cannot be read as the config.json of a run: {error}") from None
+    if unknown:
+        raise ConfigError(f"--config {path} has settings that this version does not know: {', '.join(unknown)}")
+    return settings
+
+
+def _ruled_out(given: dict[str, Any]) -> set[str]:
+    """The settings of a preset or a config.json that cannot stand beside a flag that was given: the flag wins."""
+    rates = {"prune_percent", "conv_percent", "fc_percent", "output_percent"}
+    ruled_out = rates if "target_remaining" in given else {"target_remaining"} if rates & given.keys() else set()
+    return ruled_out | ({"momentum", "nesterov"} if given.get("optimizer", "sgd") != "sgd" else set())
+
+
+def _whole_pruning(given: dict[str, Any]) -> dict[str, Any]:
+    """--prune_pc and --prune_rounds, taken out of `given`, as the percent and the rounds that they mean."""
+    if "prune_pc" not in given and "prune_rounds" not in given:
+        return {}
+    problems: list[str] = []
+    parsed: dict[str, Any] = {}
+    for name, parse_one, default in (
+        ("prune_pc", number(float, 0, 0.999999, above=True), None),
+        ("prune_rounds", number(int, 1, 9998), "5"),
+    ):
+        text = given.pop(name, default)
+        try:
+            parsed[name] = parse_one(text) if text is not None else None
+        except ValueError as error:
+            problems.append(f"--{name} {error}, not {text!r}")
+    if parsed.get("prune_pc", 1) is None:
+        problems.append("--prune_rounds says in how many prunings --prune_pc is reached: give --prune_pc too")
+    clash = [name for name in ("prune_percent", "prune_iterations", "target_remaining") if name in given]
+    if clash:
+        problems.append(
+            f"--prune_pc with --prune_rounds already says how much a round prunes and how many rounds there are: "
+            f"leave out --{' --'.join(clash)}"
+        )
+    if problems:
+        raise ConfigError(*problems)
+    percent = 100 * (1 - (1 - parsed["prune_pc"]) ** (1 / parsed["prune_rounds"]))
+    return {"prune_percent": str(percent), "prune_iterations": str(parsed["prune_rounds"] + 1)}

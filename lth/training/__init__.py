@@ -1,0 +1,5 @@
+"""One training: the model, the network that a step trains, the schedule, the loop. Uses settings, pruning and data.
+
+models.py finds, builds and initialises models; network.py holds one or several stacked ones; schedule.py says how long
+a round is; train.py has the loop with its evaluations and early stop. Nothing here knows of rounds or files.
+"""

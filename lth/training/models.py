@@ -1,0 +1,218 @@
+"""Models: finding them under archs/, building them, giving them initial weights."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from lth.settings.config import PROJECT, ConfigError, nearest
+
+ARCHS = PROJECT / "archs"
+FALLBACK = {"fashionmnist": "mnist", "cifar100": "cifar10"}  # whose models serve a data set without its own
+
+State = dict[str, Tensor]  # parameters and buffers by name
+Build = Callable[[], nn.Module]
+
+
+def find(arch_type: str, dataset: str, classes: int | None = None) -> Build:
+    """A function that builds the model `arch_type` for `dataset`.
+
+    It is the public function or class defined in a file of archs/<dataset>/ (or of its fallback) whose name
+    matches, ignoring case, or the only model of the file whose name matches. Called with `num_classes=` where it
+    takes one. Raises ConfigError if there is none, if there are two, or if the file cannot be loaded.
+    """
+    for folder in _folders(dataset):
+        found = [model for file in _files(folder) if _mentions(file, arch_type) for model in _matching(file, arch_type)]
+        if len(found) > 1:
+            places = " and ".join(f"{_shown(Path(inspect.getfile(model)))} ({model.__name__})" for model in found)
+            raise ConfigError(f"--arch_type {arch_type} is ambiguous, it matches {places}: rename one")
+        if found:
+            return _builder(found[0], classes, Path(inspect.getfile(found[0])))
+    known = available(dataset)
+    if not known:
+        folders = [folder.name for folder in ARCHS.iterdir() if _files(folder)]
+        hint = nearest(dataset, [*folders, *FALLBACK])
+        raise ConfigError(f"there is no model for --dataset {dataset!r}, no file in archs/{dataset}/{hint}")
+    raise ConfigError(
+        f"--arch_type must be a model of archs/{_folders(dataset)[0].name}/ ({', '.join(known)}), "
+        f"not {arch_type!r}{nearest(arch_type, known)}"
+    )
+
+
+def available(dataset: str) -> list[str]:
+    """The names of the models for `dataset`: the files of its folder and of its fallback."""
+    return sorted({file.stem for folder in _folders(dataset) for file in _files(folder)}, key=str.lower)
+
+
+def build(maker: Build, init: str, seed: int) -> nn.Module:
+    """A model with initial weights drawn from `seed` alone: see `initialise`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = maker()
+        initialise(model, init)
+    return model
+
+
+def initialise(model: nn.Module, init: str) -> None:
+    """Draw initial weights: `glorot` is Gaussian Glorot with zero biases (Frankle & Carbin, Section 2), `kaiming` the
+    same of He et al. (fan in), `own` leaves what the constructor drew. A model's `_initialize_weights()` goes first."""
+    own = getattr(model, "_initialize_weights", None)
+    if callable(own):
+        own()
+    elif init != "own":
+        for module in model.modules():
+            if isinstance(module, (nn.Linear, _ConvNd)):
+                if init == "glorot":
+                    nn.init.xavier_normal_(module.weight)
+                else:
+                    nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+
+def state_of(model: nn.Module) -> State:
+    """A copy of the parameters (tied ones once) and buffers of `model`, by name, on the CPU."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors}
+
+
+def load_state(model: nn.Module, state: State) -> nn.Module:
+    """Copy `state` into `model` (changed in place). ValueError if names or shapes differ."""
+    own = dict([*model.named_parameters(), *model.named_buffers()])
+    if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in own):
+        wrong = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
+        raise ValueError(f"model must have the parameters and shapes of the ticket; {', '.join(wrong[:3])} differ")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+    return model
+
+
+def check_fit(model: nn.Module, image_shape: tuple[int, ...], classes: int, name: str = "model") -> None:
+    """ConfigError unless `model` maps images of that shape (C, H, W) to one logit a class and has weights to prune."""
+    mode, shape = model.training, " x ".join(map(str, image_shape))
+    try:
+        with torch.no_grad():
+            logits = model.eval()(torch.zeros(2, *image_shape))
+    except Exception as error:
+        raise ConfigError(
+            f"{name} does not take images of {shape} (channels x height x width): {_first_line(error)}"
+        ) from error
+    finally:
+        model.train(mode)
+    if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(f"{name} must give logits of shape (2, {classes}) for 2 images, not {got}")
+    if not any(isinstance(module, (nn.Linear, _ConvNd)) for module in model.modules()):
+        raise ConfigError(f"{name} has no Linear or Conv layer, so there is nothing to prune")
+
+
+def _folders(dataset: str) -> list[Path]:
+    return [ARCHS / name for name in (dataset, FALLBACK.get(dataset)) if name and (ARCHS / name).is_dir()]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*.py") if not file.stem.startswith("_"))
+
+
+def _mentions(file: Path, arch_type: str) -> bool:
+    """Whether the file's name or a definition in it matches, found without running it."""
+    if file.stem.lower() == arch_type.lower():
+        return True
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return False
+    return any(
+        isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name.lower() == arch_type.lower()
+        for node in tree.body
+    )
+
+
+def _matching(file: Path, arch_type: str) -> list[Callable[..., Any]]:
+    """The models in the file that `arch_type` means."""
+    module = _load(file)
+    things = vars(module).items()
+    models = [thing for name, thing in things if not name.startswith("_") and _is_model(thing, module)]
+    models = list(dict.fromkeys(models))  # one under two names is one
+    same_case = [model for model in models if model.__name__ == arch_type]
+    named = same_case or [model for model in models if model.__name__.lower() == arch_type.lower()]
+    if named or file.stem.lower() != arch_type.lower():
+        return named
+    if len(models) > 1:
+        models = [model for model in models if _gives_module(model)]
+    if len(models) != 1:
+        names = ", ".join(model.__name__ for model in models) or "none"
+        raise ConfigError(f"{_shown(file)} must define one model to be found by its file's name; it defines {names}")
+    return models
+
+
+def _load(file: Path) -> ModuleType:
+    if str(PROJECT) not in sys.path:  # so that a model file can say `from archs.families import ...`
+        sys.path.insert(0, str(PROJECT))
+    spec = importlib.util.spec_from_file_location(f"archs.{file.parent.name}.{file.stem}", file)
+    assert spec and spec.loader
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{_shown(file)} cannot be loaded: {type(error).__name__}: {_first_line(error)}") from error
+    return module
+
+
+def _is_model(thing: Any, module: ModuleType) -> bool:
+    """Defined in this file, and a module class or a function, callable without arguments (but num_classes)."""
+    if getattr(thing, "__module__", None) != module.__name__:
+        return False
+    if not (inspect.isfunction(thing) or (inspect.isclass(thing) and issubclass(thing, nn.Module))):
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = (
+        name
+        for name, parameter in inspect.signature(thing).parameters.items()
+        if parameter.default is parameter.empty and parameter.kind in (*positional, inspect.Parameter.KEYWORD_ONLY)
+    )
+    return all(name == "num_classes" for name in required)
+
+
+def _gives_module(model: Callable[..., Any]) -> bool:
+    """Whether the function or class makes a module; one that fails counts, so that the failure is seen."""
+    try:
+        return isinstance(model(**_arguments(model, None)), nn.Module)
+    except Exception:
+        return True
+
+
+def _arguments(model: Callable[..., Any], classes: int | None) -> dict[str, int]:
+    return {"num_classes": classes or 10} if "num_classes" in inspect.signature(model).parameters else {}
+
+
+def _builder(model: Callable[..., Any], classes: int | None, file: Path) -> Build:
+    def make() -> nn.Module:
+        try:
+            made = model(**_arguments(model, classes))
+        except Exception as error:
+            raise ConfigError(f"{_shown(file)}: {model.__name__} cannot be built: {_first_line(error)}") from error
+        if not isinstance(made, nn.Module):
+            raise ConfigError(f"{_shown(file)}: {model.__name__} must return a torch.nn.Module, not {type(made)}")
+        return made
+
+    return make
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _shown(file: Path) -> str:
+    return f"archs/{file.parent.name}/{file.name}"

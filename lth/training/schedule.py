@@ -1,0 +1,53 @@
+"""How long a round is, when it is evaluated, and its learning rate: the settings' durations in iterations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lth.settings.config import Config, Duration
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a round's training is: from iteration `start` to `steps`, evaluated every `evaluate_every`."""
+
+    steps: int
+    evaluate_every: int
+    lr: Callable[[int], float]  # learning rate of the step that follows an iteration
+    start: int = 0
+    keep_at: int | None = None  # the iteration whose weights later rounds rewind to
+
+    def next_evaluation(self, iteration: int) -> int:
+        """The first evaluation after `iteration`; the last iteration is always evaluated."""
+        return min((iteration // self.evaluate_every + 1) * self.evaluate_every, self.steps)
+
+
+def make_plan(config: Config, epoch_steps: int, start: str, number: int) -> Plan:
+    """The training of round `number` in an arm that starts from `start` weights, with `epoch_steps` steps an epoch."""
+    steps = config.end_iter.iterations(epoch_steps)
+    warmup = config.warmup.iterations(epoch_steps, steps)
+    drops = [milestone.iterations(epoch_steps, steps) for milestone in config.lr_milestones]
+    rewind = config.rewind.iterations(epoch_steps, steps)
+
+    def lr(iteration: int) -> float:
+        rise = min(1.0, (iteration + 1) / warmup) if warmup else 1.0
+        return config.lr * rise * config.lr_gamma ** sum(iteration >= drop for drop in drops)
+
+    return Plan(
+        steps=steps,
+        evaluate_every=config.valid_freq.iterations(epoch_steps, steps),
+        lr=lr,
+        start=rewind if number and start == "original" else 0,
+        keep_at=rewind if number == 0 and rewind else None,
+    )
+
+
+def check_plan(config: Config, epoch_steps: int) -> list[str]:
+    """What is wrong with the settings' durations for a training set of `epoch_steps` steps an epoch."""
+    steps, problems = config.end_iter.iterations(epoch_steps), []
+    late: list[tuple[str, Duration]] = [("rewind", config.rewind), ("warmup", config.warmup)]
+    for name, duration in [*late, *(("lr_milestones", milestone) for milestone in config.lr_milestones)]:
+        if duration.iterations(epoch_steps, steps) >= steps:
+            problems.append(f"--{name} {duration} must come before the end of a round, which has {steps} iterations")
+    return problems

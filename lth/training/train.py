@@ -1,0 +1,325 @@
+"""One training of T trials: steps, evaluations, early stop. Gives curves and weights; knows no rounds and no files."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lth.data.feed import Feed
+from lth.training.models import State
+from lth.training.network import Network, Optimizer, gradients
+from lth.training.schedule import Plan
+
+
+class Stopped(Exception):
+    """The training was asked to stop; its checkpoint has been written."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One line of evals.csv. Losses are means an image; `val` and `test` are accuracies in percent."""
+
+    iteration: int
+    train_loss: float
+    val_loss: float
+    val: float
+    test: float
+
+
+@dataclass
+class Trained:
+    """What came of one trial, complete or so far: also what a checkpoint holds.
+
+    `final` are the last weights, `best` those at the early-stop iteration, `kept` those of Plan.keep_at. `extra` is
+    what only going on needs: the optimiser's state, the random state, the training loss since the last evaluation.
+    """
+
+    iteration: int
+    evals: list[Evaluation]
+    final: State
+    best: State
+    kept: State = field(default_factory=dict)
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    failure: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def early_stop(self) -> Evaluation:
+        """The evaluation with the lowest validation loss, the first of equals (Frankle & Carbin, Section 2)."""
+        return min(self.evals, key=lambda evaluation: evaluation.val_loss)
+
+    def complete(self, steps: int) -> bool:
+        """Whether a training of that many steps has nothing left to do, its last evaluation included."""
+        return self.iteration == steps and bool(self.evals) and self.evals[-1].iteration == steps
+
+
+@contextmanager
+def numerics(precision: str, threads: int) -> Iterator[None]:
+    """Within it, float32 products are as `--precision` says and PyTorch uses that many threads.
+
+    fast: TF32 on GPUs; oneDNN's quickest on CPUs, which is bfloat16 products where the processor has AMX and float32
+    elsewhere; numbers below 1e-38 are flushed to 0, since processors are slow on them. fp32: none of this.
+    """
+    strict = precision == "fp32"
+    backends: Any = torch.backends
+    knobs = [
+        (backends.mkldnn.matmul, "ieee" if strict else "bf16"),
+        (backends.mkldnn.conv, "ieee" if strict else "bf16"),
+        (backends.cuda.matmul, "ieee" if strict else "tf32"),
+        (backends.cudnn.conv, "ieee" if strict else "tf32"),
+    ]
+    before = [knob.fp32_precision for knob, _ in knobs]
+    threads_before = torch.get_num_threads()
+    for knob, value in knobs:
+        knob.fp32_precision = value
+    torch.set_flush_denormal(not strict)
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        for (knob, _), value in zip(knobs, before, strict=True):
+            knob.fp32_precision = value
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(threads_before)
+
+
+class Training:
+    """The training of T trials in one process, at some iteration."""
+
+    def __init__(
+        self,
+        network: Network,
+        optimizer: Optimizer,
+        feed: Feed,
+        plan: Plan,
+        order_seeds: Sequence[Sequence[object]],
+        random_seed: int,
+        resume: Sequence[Trained] | None = None,
+    ) -> None:
+        self.network, self.optimizer, self.feed, self.plan, self.order_seeds = (
+            network,
+            optimizer,
+            feed,
+            plan,
+            order_seeds,
+        )
+        self.trials = range(network.trials)
+        self.iteration = plan.start
+        self.evals: list[list[Evaluation]] = [[] for _ in self.trials]
+        self.best: list[State] = [{} for _ in self.trials]
+        self.kept: list[State] = [{} for _ in self.trials]
+        self.failures: list[str | None] = [None for _ in self.trials]
+        self.loss_sum = torch.zeros(() if network.trials == 1 else network.trials, device=network.device)
+        self.seconds = {"training": 0.0, "evaluation": 0.0}
+        torch.manual_seed(random_seed)  # for dropout
+        if resume:
+            self._restore(resume)
+        capture = network.device.type == "cuda" and feed.capturable and optimizer.capturable
+        self._run_step = captured(self) if capture else self.step
+
+    def step(self, batch: Tensor) -> None:
+        """One step of every trial: gather, forward, backward, masked optimiser. No synchronisation with the host."""
+        images, labels = self.feed.fetch(batch)
+        losses = self.network.losses(images, labels)
+        total = losses if losses.ndim == 0 else losses.sum()  # the gradient of a trial's loss is not another's
+        self.optimizer.step(gradients(total, self.network.leaves))
+        self.loss_sum.add_(losses.detach())
+
+    def run(
+        self,
+        report: Callable[[int, Evaluation], None] = lambda trial, evaluation: None,
+        checkpoint: Callable[[list[Trained]], None] = lambda state: None,
+        checkpoint_every: float = math.inf,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> list[Trained]:
+        """Train to the end. Calls `report(trial, evaluation)` at each evaluation and `checkpoint` at evaluations
+        `checkpoint_every` seconds apart; where `stop()` turns true it calls `checkpoint` and raises Stopped."""
+
+        def stop_if_asked() -> None:
+            if stop():
+                checkpoint(self.state())
+                raise Stopped
+
+        saved = time.monotonic()
+        self.network.model.train()
+        while True:
+            if self._evaluation_due():
+                with self._timed("evaluation"):
+                    self._evaluate(stop_if_asked, report)
+                if self.iteration < self.plan.steps and time.monotonic() - saved >= checkpoint_every:
+                    checkpoint(self.state())
+                    saved = time.monotonic()
+            if self.iteration == self.plan.steps or all(self.failures):
+                return self.state()
+            with self._timed("training"):
+                for batch in self._batches(until=self.plan.next_evaluation(self.iteration)):
+                    stop_if_asked()
+                    if self.iteration == self.plan.keep_at:
+                        self.kept = [self.network.state(trial) for trial in self.trials]
+                    self.optimizer.lr = self.plan.lr(self.iteration)
+                    self._run_step(batch)
+                    self.iteration += 1
+
+    def _batches(self, until: int) -> Iterator[Tensor]:
+        """The batches from this iteration on; each epoch's order is a function of the seeds and the epoch alone."""
+        while self.iteration < until:
+            epoch, done = divmod(self.iteration, self.feed.epoch_steps)
+            yield from self.feed.epoch(self.order_seeds, epoch)[done : done + until - self.iteration]
+
+    def _evaluated(self) -> int:
+        """The iteration of the last evaluation; a trial that failed has none of its own after that."""
+        return max((evals[-1].iteration for evals in self.evals if evals), default=self.plan.start)
+
+    def _evaluation_due(self) -> bool:
+        plan = self.plan
+        return self.iteration > self._evaluated() and (
+            self.iteration % plan.evaluate_every == 0 or self.iteration == plan.steps
+        )
+
+    @torch.no_grad()
+    def _evaluate(self, between: Callable[[], None], report: Callable[[int, Evaluation], None]) -> None:
+        """Evaluate every trial and keep the weights of those whose validation loss is the lowest so far."""
+        self.network.model.eval()
+        try:
+            val_loss, val_correct, val_seen = self._measure(self.feed.validation(), False, between)
+            _, test_correct, test_seen = self._measure(self.feed.test(), True, between)
+        finally:
+            self.network.model.train()
+        train_loss = (self.loss_sum / (self.iteration - self._evaluated())).expand(len(self.trials))
+        sums = torch.stack([train_loss, val_loss, val_correct, test_correct], dim=1).tolist()  # the one synchronisation
+        self.loss_sum.zero_()
+        for trial, (train, val, val_right, test_right) in enumerate(sums):
+            if self.failures[trial]:
+                continue
+            if not (math.isfinite(train) and math.isfinite(val)):
+                broken = train if not math.isfinite(train) else val
+                self.failures[trial] = (
+                    f"the loss became {broken} by iteration {self.iteration} at learning rate {self.optimizer.lr:g}"
+                )
+                continue
+            evaluation = Evaluation(
+                self.iteration, train, val / val_seen, 100 * val_right / val_seen, 100 * test_right / test_seen
+            )
+            lowest = min((earlier.val_loss for earlier in self.evals[trial]), default=math.inf)
+            self.evals[trial].append(evaluation)
+            if evaluation.val_loss < lowest:
+                self.best[trial] = self.network.state(trial)
+            report(trial, evaluation)
+
+    def _measure(
+        self, chunks: Iterator[tuple[Tensor, Tensor]], shared: bool, between: Callable[[], None]
+    ) -> tuple[Tensor, Tensor, int]:
+        """The summed loss and the correct answers of each trial, (T,), and the number of images; no loss if shared."""
+        loss = torch.zeros(len(self.trials), device=self.network.device)
+        correct, seen = torch.zeros_like(loss), 0
+        for images, labels in chunks:
+            between()
+            logits = self.network.logits(images, shared)
+            if not shared:
+                labels = labels.unflatten(0, (len(self.trials), -1))
+                loss += self.network.losses_of(logits, labels) * logits.shape[1]
+            correct += (logits.argmax(-1) == labels).sum(-1)
+            seen += logits.shape[1]
+        return loss, correct, seen
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.monotonic() - began
+
+    def state(self) -> list[Trained]:
+        """Everything that decides the future of each trial, and its curves and weights so far."""
+        return [self._state(trial) for trial in self.trials]
+
+    def _state(self, trial: int) -> Trained:
+        extra = {"loss_sum": self.network.of(self.loss_sum, trial), "random": torch.get_rng_state()}
+        if self.network.device.type == "cuda":
+            extra["random_cuda"] = torch.cuda.get_rng_state(self.network.device)
+        for name, tensor in self.optimizer.state().items():
+            extra[f"optimizer/{name}"] = (
+                self.network.of(tensor, trial) if tensor.ndim else tensor.detach().cpu().clone()
+            )
+        return Trained(
+            iteration=self.iteration,
+            evals=list(self.evals[trial]),
+            final=self.network.state(trial),
+            best=self.best[trial],
+            kept=self.kept[trial],
+            extra=extra,
+            failure=self.failures[trial],
+            seconds=dict(self.seconds),
+        )
+
+    def _restore(self, saved: Sequence[Trained]) -> None:
+        """Go on from what `state` gave: all of `saved` at the same iteration."""
+        self.iteration = saved[0].iteration
+        self.evals, self.best, self.kept = (
+            [list(s.evals) for s in saved],
+            [s.best for s in saved],
+            [s.kept for s in saved],
+        )
+        self.seconds = dict(saved[0].seconds)
+        for name, tensor in self.network.tensors.items():
+            self.network.restore(tensor, [s.final[name] for s in saved])
+        self.network.restore(self.loss_sum, [s.extra["loss_sum"] for s in saved])
+        for name, tensor in self.optimizer.state().items():
+            parts = [s.extra[f"optimizer/{name}"] for s in saved]
+            if tensor.ndim:
+                self.network.restore(tensor, parts)
+            else:
+                tensor.copy_(parts[0])
+        torch.set_rng_state(saved[0].extra["random"])
+        if "random_cuda" in saved[0].extra and self.network.device.type == "cuda":
+            torch.cuda.set_rng_state(saved[0].extra["random_cuda"], self.network.device)
+
+
+def captured(training: Training) -> Callable[[Tensor], None]:
+    """`training.step` as one CUDA graph, replayed for each batch: a step of a small network is bound by launches.
+
+    Capturing needs a few steps beforehand; what they changed is put back. The learning rate is a tensor and the batch
+    is copied to where the graph reads it, so that neither needs another capture. The plain step, with a warning, where
+    the model's step cannot be captured.
+    """
+    network, device = training.network, training.network.device
+    batch = training.feed.epoch(training.order_seeds, 0)[0].clone()
+    live = [*network.tensors.values(), *training.optimizer.state().values(), training.loss_sum]
+    before = [tensor.detach().clone() for tensor in live]
+    random_state = torch.cuda.get_rng_state(device)
+    network.model.train()
+    try:
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                training.step(batch)
+        torch.cuda.current_stream(device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            training.step(batch)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # a model whose forward pass waits for the GPU, say
+        warnings.warn(f"no CUDA graph of this model's step, which is slower: {error}", stacklevel=2)
+        return training.step
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(live, before, strict=True):
+                tensor.copy_(value)
+        torch.cuda.set_rng_state(random_state, device)
+
+    def replay(new_batch: Tensor) -> None:
+        batch.copy_(new_batch)
+        graph.replay()
+
+    return replay

@@ -1,0 +1,420 @@
+"""Images: reading them (and refusing what is none), splits, normalisation, augmentation, the order of batches."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import socket
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import CLASSES, CPU, arrays, make_images, settings
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from lth import data
+from lth.data.feed import CROP, Feed, crop_and_flip, split
+from lth.run import session
+from lth.settings.config import PROJECT, ConfigError, derive_seed
+
+SEEDS = (0, 1, 2)
+
+
+def make_feed(**options: Any) -> Feed:
+    usual = {"seeds": SEEDS, "valid_size": 40, "batch_size": 7, "device": CPU, "augment": False}
+    shape = options.pop("shape", (8, 8))
+    return Feed(make_images(shape=shape), **(usual | options))
+
+
+# Splits and the order of batches
+
+
+def test_each_trial_has_its_own_split_of_all_training_images() -> None:
+    parts = [split(120, 40, seed) for seed in range(5)]
+    for train, held in parts:
+        assert len(train) == 80 and len(held) == 40
+        assert sorted([*train.tolist(), *held.tolist()]) == list(range(120))
+    assert len({tuple(held.tolist()) for _, held in parts}) == 5
+    assert torch.equal(split(120, 40, 3)[1], parts[3][1])
+
+
+def test_validation_images_are_those_held_back_and_never_trained_on() -> None:
+    made, images = make_feed(), make_images()
+    for trial, seed in enumerate(SEEDS):
+        train, held = split(120, 40, seed)
+        drawn = torch.cat([made.epoch([(s, "order", 0) for s in SEEDS], epoch)[:, trial].flatten() for epoch in (0, 1)])
+        assert set(drawn.tolist()) <= set(train.tolist()) and not set(drawn.tolist()) & set(held.tolist())
+        chunks = [x.unflatten(0, (len(SEEDS), -1))[trial] for x, _ in made.validation()]
+        labels = [y.unflatten(0, (len(SEEDS), -1))[trial] for _, y in made.validation()]
+        assert torch.equal(torch.cat(chunks), made.normalise(images.train[held]))
+        assert torch.equal(torch.cat(labels), images.train_labels[held])
+
+
+def test_an_epoch_takes_each_image_at_most_once_and_epochs_and_seeds_differ() -> None:
+    made = make_feed()
+    assert made.epoch_steps == 80 // 7, "the last partial batch is dropped"
+    orders = {}
+    for epoch in range(3):
+        for number in range(2):
+            draws = made.epoch([(seed, "order", number) for seed in SEEDS], epoch)
+            assert draws.shape == (11, len(SEEDS), 7)
+            for trial in range(len(SEEDS)):
+                order = draws[:, trial].flatten().tolist()
+                assert len(set(order)) == 77
+                orders[epoch, number, trial] = tuple(order)
+    assert len(set(orders.values())) == len(orders)
+    again = make_feed(seeds=(1,)).epoch([(1, "order", 1)], 2)
+    assert tuple(again.flatten().tolist()) == orders[2, 1, 1], "a trial's order depends on other trials"
+
+
+def test_images_left_out_of_one_epoch_come_in_another() -> None:
+    made = make_feed(seeds=(0,), batch_size=79)
+    seen = {i for epoch in range(8) for i in made.epoch([(0, "order", 0)], epoch).flatten().tolist()}
+    assert len(seen) == 80
+
+
+def test_batches_hold_the_images_and_labels_they_name() -> None:
+    made, images = make_feed(), make_images()
+    batch = made.epoch([(seed, "order", 0) for seed in SEEDS], 0)[3]
+    x, y = made.fetch(batch)
+    assert torch.equal(y, images.train_labels[batch.flatten()])
+    assert torch.equal(x, made.normalise(images.train[batch.flatten()])) and x.shape == (21, 1, 8, 8)
+
+
+def test_seeds_are_derived_apart() -> None:
+    parts = [(1, "order", 0), (1, "order", 1), (0, "order", 1), (10, "order"), (1, "0order"), ("1", "split"), (1, 2, 3)]
+    assert len({derive_seed(*part) for part in parts}) == len(parts)
+    assert derive_seed(1, "a") == derive_seed(1, "a") and 0 <= derive_seed(5) < 2**63
+
+
+# Normalisation and augmentation
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3), (5, 9, 2)])
+def test_normalisation_is_that_of_numpy_a_channel(shape: tuple[int, ...]) -> None:
+    raw = arrays(count=200, shape=shape)
+    made = Feed(make_images(count=200, shape=shape), (0,), 40, 10, CPU)
+    x = raw["x_train"].reshape(200, *shape[:2], -1).astype(np.float64)
+    expected = (x - x.mean((0, 1, 2))) / x.std((0, 1, 2))
+    found = made.normalise(made.images).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(found.numpy(), expected, atol=2e-6)
+    tests = raw["x_test"].reshape(40, *shape[:2], -1)
+    (batch, _), *_ = made.test()
+    np.testing.assert_allclose(
+        batch.permute(0, 2, 3, 1).numpy(), (tests - x.mean((0, 1, 2))) / x.std((0, 1, 2)), atol=2e-6
+    )
+
+
+@pytest.mark.parametrize("level", [0, 37, 255])
+def test_a_channel_of_one_colour_becomes_0(level: int) -> None:
+    images = make_images()
+    images.train.fill_(level)
+    made = Feed(images, (0,), 40, 10, CPU)
+    assert torch.equal(made.normalise(images.train), torch.zeros(images.train.shape))
+
+
+@examples(max_examples=20, deadline=None)
+@given(st.integers(0, 999), st.sampled_from([(1, 8, 8), (3, 6, 9)]))
+def test_crops_and_flips_are_those_of_a_loop(seed: int, shape: tuple[int, int, int]) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (12, *shape), generator=generator, dtype=torch.uint8)
+    down, right = torch.randint(0, 2 * CROP + 1, (2, 12), generator=generator)
+    flip = torch.randint(0, 2, (12,), generator=generator)
+    found = crop_and_flip(images, down, right, flip)
+    for i, image in enumerate(images.numpy()):
+        padded = np.pad(image, ((0, 0), (CROP, CROP), (CROP, CROP)))
+        cut = padded[:, down[i] : down[i] + shape[1], right[i] : right[i] + shape[2]]
+        assert np.array_equal(found[i].numpy(), cut[:, :, ::-1] if flip[i] else cut)
+
+
+def test_augmentation_draws_every_shift_and_mirrors_colour_images_alone() -> None:
+    for shape, mirrored in (((8, 8), {0}), ((8, 8, 3), {0, 1})):
+        made = make_feed(shape=shape, augment=True, seeds=(0,))
+        draws = torch.cat([made.epoch([(0, "order", 0)], epoch).flatten(0, 2) for epoch in range(20)])
+        assert set(draws[:, 1].tolist()) == set(draws[:, 2].tolist()) == set(range(2 * CROP + 1))
+        assert set(draws[:, 3].tolist()) == mirrored
+        batch = made.epoch([(0, "order", 0)], 0)[0]
+        x, y = made.fetch(batch)
+        index, *crop = batch.reshape(-1, 4).unbind(1)
+        assert torch.equal(x, made.normalise(crop_and_flip(made.images[index], *crop)))
+        assert torch.equal(y, made.labels[index])
+
+
+def test_evaluation_images_are_never_augmented() -> None:
+    plain, augmented = make_feed(), make_feed(augment=True)
+    for one, other in ((plain.validation(), augmented.validation()), (plain.test(), augmented.test())):
+        assert all(torch.equal(x, z) for (x, _), (z, _) in zip(one, other, strict=True))
+
+
+# Files
+
+
+def test_the_projects_mnist_is_complete() -> None:
+    images = data.load("mnist", PROJECT / "data")
+    assert images.train.shape == (60000, 1, 28, 28) and images.test.shape == (10000, 1, 28, 28)
+    assert images.classes == 10 and images.train_labels.bincount().tolist() == [
+        *(5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
+    ]
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (6, 9, 3)])
+@pytest.mark.parametrize("kind", ["uint8", "int64", "column"])
+def test_files_in_the_convention_of_keras(tmp_path: Path, shape: tuple[int, ...], kind: str) -> None:
+    made = arrays(shape=shape)
+    for key in ("y_train", "y_test"):
+        made[key] = made[key][:, None] if kind == "column" else made[key].astype(kind)
+    np.savez_compressed(tmp_path / "tiny.npz", **made)
+    images = data.load("tiny", tmp_path)
+    assert images.shape == (shape[2] if len(shape) == 3 else 1, *shape[:2]) and images.classes == CLASSES
+    assert images.train_labels.dtype == torch.int64 and images.train_labels.shape == (120,)
+    assert np.array_equal(images.train[5, -1].numpy(), made["x_train"][5].reshape(*shape[:2], -1)[..., -1])
+
+
+class Malicious:
+    """Unpickling it makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.marker,)
+
+
+def saved(**changes: Any) -> bytes:
+    """An .npz file in which some arrays are others, or gone (None)."""
+    made = {key: value for key, value in {**arrays(), **changes}.items() if value is not None}
+    buffer = io.BytesIO()
+    np.savez(buffer, **made)
+    return buffer.getvalue()
+
+
+def zipped(**members: bytes) -> bytes:
+    """An .npz file whose arrays are these bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    return buffer.getvalue()
+
+
+def headed(header: bytes) -> bytes:
+    """An .npz file with a .npy header of our own making."""
+    text = header.ljust(118) + b"\n"
+    array = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+    return zipped(**dict.fromkeys(data.ARRAYS, array))
+
+
+def flipped() -> bytes:
+    content = bytearray(saved())
+    content[len(content) // 3] ^= 255
+    return bytes(content)
+
+
+def encrypted() -> bytes:
+    content = bytearray(saved())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = content.find(signature)
+        while place >= 0:
+            content[place + offset] |= 1
+            place = content.find(signature, place + 4)
+    return bytes(content)
+
+
+def compressed_by(method: int) -> bytes:
+    content = bytearray(saved())
+    for signature, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        place = content.find(signature)
+        while place >= 0:
+            content[place + offset] = method
+            place = content.find(signature, place + 4)
+    return bytes(content)
+
+
+def object_array(marker: Path) -> np.ndarray:
+    array = np.empty(120, dtype=object)
+    array[:] = [Malicious(marker)] * 120
+    return array
+
+
+def npy() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, arrays()["x_train"])
+    return buffer.getvalue()
+
+
+LABELS = arrays()["y_train"]
+BAD: dict[str, tuple[Callable[[Path], bytes], str]] = {
+    "empty": (lambda marker: b"", "no readable .npz file"),
+    "text": (lambda marker: b"label,pixel0\n5,0\n", "no readable .npz file"),
+    "web page": (lambda marker: b"<!DOCTYPE html><html>404</html>", "no readable .npz file"),
+    "truncated": (lambda marker: saved()[:4000], "no readable .npz file"),
+    "end missing": (lambda marker: saved()[:-10], "no readable .npz file"),
+    "beginning missing": (lambda marker: saved()[100:], "no readable .npz file"),
+    "bit flipped": (lambda marker: flipped(), "no readable .npz file"),
+    "encrypted": (lambda marker: encrypted(), "no readable .npz file"),
+    "unknown compression": (lambda marker: compressed_by(99), "no readable .npz file"),
+    "pickle": (lambda marker: pickle.dumps(Malicious(marker)), "no readable .npz file"),
+    "pickled images": (lambda marker: saved(x_train=object_array(marker)), "no readable .npz file"),
+    "pickled labels": (lambda marker: saved(y_test=object_array(marker)[:40]), "no readable .npz file"),
+    "pickled member": (
+        lambda marker: zipped(**dict.fromkeys(data.ARRAYS, pickle.dumps(Malicious(marker)))),
+        "x_train must be uint8|no readable .npz file",
+    ),
+    "one array": (lambda marker: npy(), "no readable .npz file"),
+    "no arrays": (lambda marker: zipped(), "x_train, y_train, x_test, y_test is missing"),
+    "other keys": (lambda marker: saved(x_train=None, images=LABELS), "x_train is missing"),
+    "no test set": (lambda marker: saved(x_test=None, y_test=None), "x_test, y_test is missing"),
+    "spoiled header": (lambda marker: headed(b"{'descr': '|u1', "), "no readable .npz file"),
+    "code in header": (lambda marker: headed(b"__import__('os').system('true')"), "no readable .npz file"),
+    "giant header": (
+        lambda marker: headed(b"{'descr': '|u1', 'fortran_order': False, 'shape': (10000000000000000, 8, 8)}"),
+        "no readable .npz file",
+    ),
+    "float images": (lambda marker: saved(x_train=arrays()["x_train"] / 255), "x_train must be uint8 .* not float64"),
+    "signed images": (lambda marker: saved(x_test=arrays()["x_test"].astype("i1")), "x_test must be uint8 .* not int8"),
+    "flat images": (lambda marker: saved(x_train=arrays()["x_train"].reshape(120, 64)), r"not uint8 \(120, 64\)"),
+    "videos": (lambda marker: saved(x_train=np.zeros((120, 2, 8, 8, 3), "u1")), r"not uint8 \(120, 2, 8, 8, 3\)"),
+    "scalar images": (lambda marker: saved(x_train=np.uint8(3)), r"not uint8 \(\)"),
+    "no images": (
+        lambda marker: saved(x_train=np.zeros((0, 8, 8), "u1"), y_train=LABELS[:0]),
+        r"not uint8 \(0, 8, 8\)",
+    ),
+    "no test images": (lambda m: saved(x_test=np.zeros((0, 8, 8), "u1"), y_test=LABELS[:0]), r"x_test must be uint8"),
+    "no pixels": (lambda marker: saved(x_train=np.zeros((120, 0, 8), "u1")), r"not uint8 \(120, 0, 8\)"),
+    "no channels": (lambda marker: saved(x_train=np.zeros((120, 8, 8, 0), "u1")), r"not uint8 \(120, 8, 8, 0\)"),
+    "sizes differ": (lambda marker: saved(x_test=np.zeros((40, 9, 8), "u1")), r"differ in size: \(8, 8\) and \(9, 8\)"),
+    "fewer labels": (lambda marker: saved(y_train=LABELS[:-1]), r"each of 120 images, not uint8 \(119,\)"),
+    "one-hot labels": (lambda marker: saved(y_train=np.eye(4, dtype=int)[LABELS]), r"not int64 \(120, 4\)"),
+    "float labels": (lambda marker: saved(y_train=LABELS.astype(float)), r"one integer label .* not float64"),
+    "text labels": (lambda marker: saved(y_test=np.array(["cat"] * 40)), r"one integer label .* not <U3"),
+    "truth labels": (lambda marker: saved(y_test=np.ones(40, bool)), r"one integer label .* not bool"),
+    "negative labels": (lambda marker: saved(y_train=LABELS.astype(int) - 1), "y_train must be labels 0 to 2, not -1"),
+    "unknown test labels": (lambda m: saved(y_test=LABELS[:40] + 1), "y_test must be labels 0 to 3, not 1 to 4"),
+    "giant labels": (lambda marker: saved(y_train=LABELS.astype("u8") + 2**60), "y_train must be labels 0 to 119"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_files_are_one_clear_line_and_nothing_in_them_runs(place: Path, kind: str) -> None:
+    content, expected = BAD[kind]
+    marker, file = place / "executed", place / "data" / "tiny.npz"
+    file.write_bytes(content(marker))
+    with pytest.raises(ConfigError, match=expected) as caught:
+        session.run(settings(place))
+    assert not marker.exists() and len(caught.value.problems) == 1
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+    assert sorted(path.name for path in place.iterdir()) == ["archs", "data"], "something was written"
+
+
+def test_a_folder_in_a_files_place(tmp_path: Path) -> None:
+    (tmp_path / "tiny.npz").mkdir()
+    with pytest.raises(ConfigError, match=r"no readable \.npz file"):
+        data.load("tiny", tmp_path)
+
+
+@pytest.mark.parametrize("label, fits", [(9, True), (10, False)])
+def test_known_sets_have_known_classes(tmp_path: Path, label: int, fits: bool) -> None:
+    labels = LABELS.copy()
+    labels[0] = label
+    (tmp_path / "mnist.npz").write_bytes(saved(y_train=labels))
+    if fits:
+        assert data.load("mnist", tmp_path).classes == 10
+    else:
+        with pytest.raises(ConfigError, match="y_train must be labels 0 to 9, not 0 to 10"):
+            data.load("mnist", tmp_path)
+
+
+def test_an_unknown_set_names_the_file_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tiny\.npz with the arrays x_train, y_train, x_test, y_test"):
+        data.load("tiny", tmp_path)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise OSError("the network is unreachable")
+
+    for name in ("create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.mark.parametrize("name", list(data.TORCHVISION))
+def test_a_missing_set_offline_names_the_file_to_put_there(tmp_path: Path, offline: None, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"there is no {tmp_path}.*{name}\.npz .*put an \.npz file") as caught:
+        data.load(name, tmp_path / "data")
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "data").iterdir()), "a half-downloaded file was left"
+
+
+def test_torchvisions_copy_is_taken_and_kept_as_one_file(tmp_path: Path, offline: None) -> None:
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    made = arrays(count=50, tests=20, shape=(28, 28))
+    for part, x, y in (("train", made["x_train"], made["y_train"]), ("t10k", made["x_test"], made["y_test"])):
+        sizes = b"".join(n.to_bytes(4, "big") for n in x.shape)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + sizes + x.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + sizes[:4] + y.tobytes())
+    images = data.load("fashionmnist", tmp_path)
+    assert np.array_equal(images.train[:, 0].numpy(), made["x_train"]) and images.classes == 10
+    with np.load(tmp_path / "fashionmnist.npz") as kept:
+        assert np.array_equal(kept["y_test"], made["y_test"])
+    (tmp_path / "fashionmnist.npz").unlink()
+    spoiled = raw / "train-images-idx3-ubyte"
+    spoiled.write_bytes(spoiled.read_bytes()[:100])
+    with pytest.raises(ConfigError, match=r"there is no .*fashionmnist\.npz"):
+        data.load("fashionmnist", tmp_path)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    "valid_size, batch_size, problem",
+    [
+        (60, 60, ""),
+        (61, 10, "--valid_size must leave at least half of the 120 training images for training: at most 60, not 61"),
+        (20, 100, ""),
+        (20, 101, "--batch_size must be at most 100, the training images, not 101"),
+        (10**30, 10, "--valid_size must leave at least half"),
+    ],
+)
+def test_sizes_that_the_images_do_not_allow(valid_size: int, batch_size: int, problem: str) -> None:
+    found = data.check_sizes(make_images(), valid_size, batch_size)
+    assert len(found) == bool(problem) and all(text.startswith(problem) for text in found)
+
+
+MISFITS = {
+    "another size": ("x = nn.Linear(65, 4)", "does not take images of 1 x 8 x 8"),
+    "colour": (
+        "x = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.LazyLinear(4))",
+        "does not take images of 1 x 8",
+    ),
+    "other classes": (
+        "x = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))",
+        r"must give logits of shape \(2, 4\) .* not \(2, 5\)",
+    ),
+    "one logit": ("x = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))", r"not \(2, 1\)"),
+    "no batch": ("x = nn.Sequential(nn.Flatten(0), nn.Linear(128, 4))", r"not \(4,\)"),
+    "nothing to prune": (
+        "x = nn.Sequential(nn.Flatten(), nn.LayerNorm(64), nn.AdaptiveAvgPool1d(4))",
+        "nothing to prune",
+    ),
+    "a tuple": ("x = nn.LSTM(8, 4)", "does not take images|not tuple"),
+}
+
+
+@pytest.mark.parametrize("kind", MISFITS)
+def test_models_that_do_not_fit_are_one_clear_line(place: Path, kind: str) -> None:
+    code, expected = MISFITS[kind]
+    text = f"from torch import nn\n\n\ndef misfit():\n    {code}\n    return x\n"
+    (place / "archs" / "tiny" / "misfit.py").write_text(text)
+    with pytest.raises(ConfigError, match=expected) as caught:
+        session.run(settings(place, arch_type="misfit"))
+    assert "misfit" in str(caught.value) and "\n" not in str(caught.value) and not (place / "dumps").exists()

@@ -1,0 +1,466 @@
+"""The command line: durations, presets, folder names, --config, and mistakes, all in one message."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import main
+import utils
+from lth.run import session
+from lth.settings import flags
+from lth.settings.arms import ARMS
+from lth.settings.config import Config, ConfigError, Duration, nearest
+from lth.settings.flags import FIELDS, PRESETS, parse
+
+# Durations
+
+
+@pytest.mark.parametrize(
+    "text, duration, iterations, shown",
+    [
+        ("5", Duration(5, "ep"), 50, "5"),
+        ("5ep", Duration(5, "ep"), 50, "5"),
+        ("0.5", Duration(0.5, "ep"), 5, "0.5"),
+        ("0.25ep", Duration(0.25, "ep"), 2, "0.25"),
+        ("500it", Duration(500, "it"), 500, "500it"),
+        ("50000it", Duration(50000, "it"), 50000, "50000it"),
+        ("3.0it", Duration(3, "it"), 3, "3it"),
+        ("1%", Duration(1, "%"), 2, "1%"),
+        ("0.1%", Duration(0.1, "%"), 1, "0.1%"),
+        ("100%", Duration(100, "%"), 200, "100%"),
+        ("0", Duration(0, "ep"), 0, "0"),
+        ("0%", Duration(0, "%"), 0, "0%"),
+        ("0.001", Duration(0.001, "ep"), 1, "0.001"),
+        ("1000000it", Duration(10**6, "it"), 10**6, "1000000it"),
+    ],
+)
+def test_durations(text: str, duration: Duration, iterations: int, shown: str) -> None:
+    found = Duration.parse(text)
+    assert found == duration and str(found) == shown and Duration.parse(str(found)) == found
+    assert found.iterations(epoch=10, whole=200) == iterations, "in epochs of 10 and rounds of 200 iterations"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "it", "5 it", "-5", "-5it", "5its", "5epochs", "1e3", "1e3it", "five", "5,5", ".5", "5.", "nan", "inf", "0x5"],
+)
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(ValueError, match="must be a duration such as 5 or 5ep"):
+        Duration.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ("1.5it", "whole number of iterations"),
+        ("101%", "at most 100%"),
+        ("9" * 400, "at most"),
+        ("9" * 400 + "it", "at most"),
+    ],
+    ids=["part of an iteration", "more than all", "endless", "endless iterations"],
+)
+def test_impossible_durations(text: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        Duration.parse(text)
+
+
+# Presets: Figure 2 of arXiv:1803.03635, as issue 3 has it
+
+SGD = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "augment": True, "prune_scope": "global"}
+ADAM = {"optimizer": "adam", "weight_decay": 0.0, "augment": False, "prune_scope": "layer", "lr_milestones": ()}
+TABLE: dict[str, dict[str, Any]] = {
+    "lenet": ADAM
+    | {"arch_type": "fc1", "dataset": "mnist", "end_iter": "50000it", "batch_size": 60, "lr": 1.2e-3}
+    | {"rates": (20, 20, 10)},
+    "conv2": ADAM
+    | {"arch_type": "conv2", "dataset": "cifar10", "end_iter": "20000it", "batch_size": 60, "lr": 2e-4}
+    | {"rates": (10, 20, 10)},
+    "conv4": ADAM
+    | {"arch_type": "conv4", "dataset": "cifar10", "end_iter": "25000it", "batch_size": 60, "lr": 3e-4}
+    | {"rates": (10, 20, 10)},
+    "conv6": ADAM
+    | {"arch_type": "conv6", "dataset": "cifar10", "end_iter": "30000it", "batch_size": 60, "lr": 3e-4}
+    | {"rates": (15, 20, 10)},
+    "resnet18": SGD
+    | {"arch_type": "resnet20", "dataset": "cifar10", "end_iter": "30000it", "batch_size": 128}
+    | {"lr_milestones": ("20000it", "25000it"), "rates": (20, 20, 0)},
+    "vgg19": SGD
+    | {"arch_type": "vgg19", "dataset": "cifar10", "end_iter": "112000it", "batch_size": 64}
+    | {"lr_milestones": ("56000it", "84000it"), "rates": (20, 20, 0)},
+}
+
+
+def rates(config: Config) -> tuple[float, float, float]:
+    """Percent a round of convolutions, hidden Linear layers and the output."""
+    usual = config.prune_percent
+    fc = usual if config.fc_percent is None else config.fc_percent
+    return (
+        usual if config.conv_percent is None else config.conv_percent,
+        fc,
+        fc if config.output_percent is None else config.output_percent,
+    )
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_presets_are_the_papers_table(name: str) -> None:
+    config, expected = parse(["--preset", name]), dict(TABLE[name])
+    assert rates(config) == expected.pop("rates")
+    for key, value in expected.items():
+        found = getattr(config, key)
+        durations = tuple(map(str, found)) if isinstance(found, tuple) else str(found)
+        assert value in (found, durations), key
+    assert (str(config.valid_freq), config.lr_gamma, config.init) == ("100it", 0.1, "glorot")
+    assert set(PRESETS) == set(TABLE)
+
+
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        (["--preset", "lenet", "--lr", "0.5"], {"lr": 0.5, "batch_size": 60}),
+        (["--lr", "0.5", "--preset", "lenet"], {"lr": 0.5}),
+        (["--preset", "resnet18", "--no-augment"], {"augment": False}),
+        (["--preset", "vgg19", "--warmup", "10000it"], {"warmup": Duration(10000, "it"), "lr": 0.1}),
+        (["--preset", "resnet18", "--lr_milestones", "5ep"], {"lr_milestones": (Duration(5),)}),
+        (["--preset", "lenet", "--target_remaining", "5"], {"target_remaining": 5, "output_percent": None}),
+        (["--preset", "resnet18", "--optimizer", "adam"], {"optimizer": "adam", "momentum": 0, "weight_decay": 1e-4}),
+        (
+            ["--preset", "lenet", "--prune_pc", "0.5", "--prune_rounds", "1"],
+            {"prune_percent": 50, "output_percent": 10},
+        ),
+        (["--preset", "conv2", "--dataset", "cifar100"], {"dataset": "cifar100"}),
+    ],
+)
+def test_any_flag_beside_a_preset_wins(argv: list[str], expected: dict[str, Any]) -> None:
+    config = parse(argv)
+    assert {key: getattr(config, key) for key in expected} == expected
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_flag_beside_a_preset_makes_a_difference(name: str) -> None:
+    """A rate that the preset's other rates hide would be a flag that does nothing."""
+    changed = rates(parse(["--preset", name, "--prune_percent", "33"]))
+    assert changed != TABLE[name]["rates"] and 33 in changed
+
+
+# Values, arithmetic, folders
+
+
+def test_the_command_of_the_readme_and_of_those_who_know_such_scripts() -> None:
+    known = "--prune_type=lt --arch_type=fc1 --dataset=mnist --prune_percent=10 --prune_iterations=35"
+    assert parse(known.split()) == Config()
+    main_job = "--prune_type lt reinit --prune_percent 20 --prune_iterations 12 --end_iter 5"
+    config = parse(main_job.split())
+    assert config.prune_type == ("lt", "reinit") and config.end_iter == Duration(5) and config.prune_iterations == 12
+
+
+@pytest.mark.parametrize(
+    "argv, name, value",
+    [
+        ("--bs 32", "batch_size", 32),
+        ("--epochs 7", "end_iter", Duration(7)),
+        ("--gpu cpu", "gpu", "cpu"),
+        ("--gpu 3", "gpu", "3"),
+        ("--seed 0", "seed", 0),
+        ("--prune_type lt lt reinit", "prune_type", ("lt", "reinit")),
+        ("--lr_milestones 100it 5ep 90%", "lr_milestones", (Duration(100, "it"), Duration(5), Duration(90, "%"))),
+        ("--rewind 1%", "rewind", Duration(1, "%")),
+        ("--checkpoint_every 0", "checkpoint_every", 0.0),
+        ("--output_percent 0", "output_percent", 0.0),
+        ("--augment", "augment", True),
+        ("--optimizer sgd --momentum 0.9 --nesterov", "nesterov", True),
+        ("--root /some/where", "root", Path("/some/where")),
+        ("--target_remaining 3.6", "target_remaining", 3.6),
+    ],
+)
+def test_values(argv: str, name: str, value: Any) -> None:
+    assert getattr(parse(argv.split()), name) == value
+
+
+@pytest.mark.parametrize("fraction, rounds", [("0.9", "5"), ("0.5", "1"), ("0.2", None), ("0.999", "30")])
+def test_a_fraction_pruned_in_all(fraction: str, rounds: str | None) -> None:
+    config = parse(["--prune_pc", fraction, *(["--prune_rounds", rounds] if rounds else [])])
+    count = int(rounds or 5)
+    assert config.prune_iterations == count + 1
+    assert (1 - config.prune_percent / 100) ** count == pytest.approx(1 - float(fraction))
+
+
+@pytest.mark.parametrize(
+    "argv, folder",
+    [
+        ("", "default"),
+        ("--prune_percent 20 --end_iter 5", "end_iter=5,prune_percent=20"),
+        ("--end_iter 5ep --prune_percent 20.0", "end_iter=5,prune_percent=20"),
+        ("--prune_percent 10 --lr 0.0012", "default"),
+        ("--trials 5 --prune_iterations 12 --jobs 2 --quiet --seed 3 --prune_type reinit --gpu cpu", "default"),
+        ("--target_remaining 5 --prune_iterations 12", "prune_iterations=12,target_remaining=5"),
+        ("--lr_milestones 5 90% --rewind 500it", "lr_milestones=5+90%,rewind=500it"),
+        ("--optimizer sgd --momentum 0.9 --nesterov", "momentum=0.9,nesterov=True,optimizer=sgd"),
+        ("--name mine --lr 5", "mine"),
+    ],
+)
+def test_folders_are_named_after_what_changes_the_numbers(argv: str, folder: str) -> None:
+    assert parse(argv.split()).folder() == folder
+
+
+def test_long_folder_names_are_shortened_and_stay_apart() -> None:
+    found = [parse(["--preset", "vgg19", "--weight_decay", f"{i}e-5"]).folder() for i in range(1, 30)]
+    assert len(set(found)) == 29 and all(len(name) <= 100 for name in found)
+
+
+def test_every_setting_that_changes_the_numbers_changes_the_folder() -> None:
+    others = {"int": 77, "float": 0.77, "float | None": 0.77, "bool": True, "Duration": Duration(7, "it")}
+    for spec in dataclasses.fields(Config):
+        if spec.metadata.get("changes_numbers", True):
+            choices = [c for c in spec.metadata.get("choices", ()) if c != spec.default]
+            value = choices[0] if choices else others.get(str(spec.type), (Duration(7, "it"),))
+            beside = {"momentum": {"optimizer": "sgd"}, "nesterov": {"optimizer": "sgd", "momentum": 0.9}}
+            beside |= {"lr_gamma": {"lr_milestones": ("5",)}}
+            config = Config(**{**beside.get(spec.name, {}), spec.name: value})
+            assert f"{spec.name}=" in config.folder(), spec.name
+
+
+# --config
+
+
+CONFIGS = [
+    "",
+    "--preset resnet18 --trials 3 --prune_type lt ticket_reinit",
+    "--prune_pc 0.7 --prune_rounds 3 --seed 5 --name mine",
+    "--lr 0.1234567890123 --rewind 2% --warmup 3it --lr_milestones 1ep 50% --target_remaining 7",
+    "--gpu cpu --jobs 2 --precision bf16 --keep_weights none --checkpoint_every 0.5 --format svg",
+]
+
+
+@pytest.mark.parametrize("argv", CONFIGS)
+def test_a_runs_config_file_repeats_it(tmp_path: Path, argv: str) -> None:
+    config = parse(argv.split())
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"settings": session.plain_settings(config), "versions": {}}))
+    assert parse(["--config", str(file)]) == config
+    again = parse(["--config", str(file), "--lr", "0.5", "--root", "/else"])
+    assert again == dataclasses.replace(config, lr=0.5, root=Path("/else"))
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        (None, "cannot be read as the config.json of a run"),
+        ("", "cannot be read"),
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        ("5", "cannot be read"),
+        ('{"lr": 0.1}', "cannot be read"),
+        ('{"settings": []}', "cannot be read"),
+        ('{"settings": [1]}', "cannot be read"),
+        ('{"settings": "lr"}', "cannot be read"),
+        ('{"settings": null}', "cannot be read"),
+        ("\xff\xfe", "cannot be read"),
+        ('{"settings": {"lrr": 1, "lr": 1}}', "does not know: lrr"),
+        ('{"settings": {"lr": "fast"}}', "--lr must be a number above 0, not 'fast'"),
+        ('{"settings": {"lr": null}}', "--lr must"),
+        ('{"settings": {"lr": [1]}}', "--lr must be a number"),
+        ('{"settings": {"prune_type": 5}}', "--prune_type must"),
+        ('{"settings": {"prune_type": ["ltt"]}}', "--prune_type must be one of .*did you mean lt"),
+        ('{"settings": {"prune_type": {"a": 1}}}', "--prune_type must"),
+        ('{"settings": {"lr_milestones": null}}', "--lr_milestones must"),
+        ('{"settings": {"augment": "yes"}}', "--augment must be True or False"),
+        ('{"settings": {"end_iter": true}}', "--end_iter must"),
+        ('{"settings": {"batch_size": 1.5}}', "--batch_size must be a whole number"),
+    ],
+)
+def test_bad_config_files(tmp_path: Path, content: str | None, problem: str) -> None:
+    file = tmp_path / "config.json"
+    if content is not None:
+        file.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigError, match=problem) as caught:
+        parse(["--config", str(file)])
+    assert len(caught.value.problems) == 1 and "\n" not in str(caught.value)
+
+
+# Mistakes
+
+ONE: list[tuple[str, str]] = [
+    # names
+    ("--arch_type resnet81", "--arch_type must be a model of archs/mnist/ .* not 'resnet81': did you mean resnet18?"),
+    ("--arch_type alexnt", "did you mean AlexNet?"),
+    ("--arch_type ../fc1", "--arch_type must be a plain name"),
+    ("--arch_type=", "--arch_type must be a plain name"),
+    ("--arch_type zzz", "not 'zzz'$"),
+    ("--dataset mnits", "no model for --dataset 'mnits'.*did you mean mnist?"),
+    ("--dataset MNIST", "did you mean mnist?"),
+    ("--dataset cifar01", "did you mean cifar10?"),
+    ("--dataset ..", "--dataset must be a plain name"),
+    ("--dataset cifar10 --arch_type lenet", "did you mean lenet5?"),
+    ("--prune_type ltt", "--prune_type must be one of lt, reinit, .* not 'ltt': did you mean lt?"),
+    ("--prune_type lt reinti", "not 'lt reinti': did you mean reinit?"),
+    ("--prune_type LT", "did you mean lt?"),
+    ("--prune_method magnitud", "did you mean magnitude?"),
+    ("--prune_scope globel", "--prune_scope must be one of layer, global, not 'globel': did you mean global?"),
+    ("--optimizer adma", "did you mean adam?"),
+    ("--init xavier", "--init must be one of glorot, kaiming, own, not 'xavier'"),
+    ("--precision fp16", "--precision must be one of fast, fp32, bf16, not 'fp16'"),
+    ("--keep_weights some", "--keep_weights must be one of all, last, none"),
+    ("--format jpg", "--format must be one of png, svg, pdf"),
+    ("--preset lennet", "--preset must be one of lenet, .* not 'lennet': did you mean lenet?"),
+    ("--preset resnet20", "did you mean resnet18?"),
+    ("--name a/b", "--name must be a plain name"),
+    ("--name ..", "--name must be a plain name"),
+    (f"--name {'n' * 300}", "--name must be a plain name"),
+    # flags
+    ("--prune_percnt 20", "--prune_percnt is no flag of this program: did you mean --prune_percent?"),
+    ("--prune-type lt", "--prune-type is no flag of this program: did you mean --prune_type?"),
+    ("--learning_rate=5", "--learning_rate is no flag of this program"),
+    ("--arch fc1", "--arch is no flag of this program"),
+    ("lt", "'lt' does not belong to any flag"),
+    ("-x", "-x is no flag of this program"),
+    ("--lr", "--lr: expected one argument"),
+    ("--prune_type", "--prune_type: expected at least one argument"),
+    ("--lr_milestones --quiet", "--lr_milestones: expected at least one argument"),
+    ("--augment=yes", "--augment"),
+    # numbers
+    ("--prune_percent 101", "--prune_percent must be a number at least 0, at most 100, not '101'"),
+    ("--prune_percent -1", "--prune_percent must be a number at least 0, at most 100, not '-1'"),
+    ("--prune_percent 20%", "--prune_percent must be a number"),
+    ("--prune_percent nan", "--prune_percent must be a number"),
+    ("--conv_percent 200", "--conv_percent must"),
+    ("--fc_percent x", "--fc_percent must"),
+    ("--output_percent -5", "--output_percent must"),
+    ("--target_remaining 0", "--target_remaining must be a number above 0, at most 100, not '0'"),
+    ("--target_remaining 101", "--target_remaining must"),
+    ("--prune_iterations 0", "--prune_iterations must be a whole number at least 1, at most 9999, not '0'"),
+    ("--prune_iterations 2.5", "--prune_iterations must be a whole number"),
+    ("--prune_iterations 10000", "--prune_iterations must"),
+    ("--trials 0", "--trials must be a whole number at least 1"),
+    ("--trials 1000000000", "--trials must be a whole number"),
+    ("--seed -1", "--seed must be a whole number at least 0"),
+    ("--seed 1e3", "--seed must be a whole number"),
+    (f"--seed {'9' * 5000}", "--seed must be a whole number"),
+    ("--lr 0", "--lr must be a number above 0, not '0'"),
+    ("--lr -0.1", "--lr must be a number above 0, not '-0.1'"),
+    ("--lr inf", "--lr must be a number above 0, not 'inf'"),
+    ("--lr 1e400", "--lr must be a number above 0"),
+    ("--lr fast", "--lr must be a number above 0, not 'fast'"),
+    ("--optimizer sgd --momentum 1", "--momentum must be a number at least 0, at most 0.9999, not '1'"),
+    ("--weight_decay -1", "--weight_decay must be a number at least 0"),
+    ("--batch_size 0", "--batch_size must be a whole number at least 1, not '0'"),
+    ("--batch_size 60.5", "--batch_size must be a whole number"),
+    ("--bs x", "--batch_size must be a whole number"),
+    ("--valid_size 0", "--valid_size must be a whole number at least 1"),
+    ("--lr_milestones 5 --lr_gamma 0", "--lr_gamma must be a number above 0, at most 1"),
+    ("--lr_milestones 5 --lr_gamma 2", "--lr_gamma must"),
+    ("--jobs 0", "--jobs must be a whole number at least 1"),
+    ("--threads 0", "--threads must be a whole number at least 1"),
+    ("--threads 1000000000", "--threads must be a whole number"),
+    ("--stack 0", "--stack must be a whole number at least 1"),
+    ("--checkpoint_every -1", "--checkpoint_every must be a number at least 0"),
+    ("--print_freq 0", "--print_freq must be a whole number at least 1"),
+    ("--gpu one", "--gpu must be the number of a GPU, or cpu, or mps, not 'one'"),
+    ("--gpu -1", "--gpu must be the number of a GPU"),
+    ("--gpu cuda:0", "--gpu must be the number of a GPU"),
+    # durations
+    ("--end_iter 0", "--end_iter must be longer than 0, not '0'"),
+    ("--end_iter 5x", "--end_iter must be a duration such as 5 or 5ep .* not '5x'"),
+    ("--end_iter 50%", "--end_iter must be in epochs .5. or iterations .500it., not '50%'"),
+    ("--end_iter 1.5it", "--end_iter must be a whole number of iterations, not '1.5it'"),
+    (f"--end_iter {'9' * 400}it", "--end_iter must be at most"),
+    ("--valid_freq 0it", "--valid_freq must be longer than 0"),
+    ("--rewind 101%", "--rewind must be at most 100%"),
+    ("--rewind -5", "--rewind must be a duration"),
+    ("--warmup soon", "--warmup must be a duration"),
+    ("--lr_milestones 5 0", "--lr_milestones must be longer than 0, not '5 0'"),
+    # combinations
+    ("--target_remaining 5 --prune_percent 20", "--target_remaining .* cannot be given with --prune_percent"),
+    ("--target_remaining 5 --conv_percent 5 --fc_percent 9", "cannot be given with --conv_percent --fc_percent"),
+    ("--target_remaining 5 --prune_iterations 1", "--target_remaining needs at least 2 --prune_iterations"),
+    ("--momentum 0.9", "--momentum belongs to --optimizer sgd, not to adam"),
+    ("--optimizer adamw --momentum 0.9", "--momentum belongs to --optimizer sgd, not to adamw"),
+    ("--nesterov", "--nesterov belongs to --optimizer sgd"),
+    ("--optimizer sgd --nesterov", "--nesterov needs a --momentum above 0"),
+    ("--lr_gamma 0.5", "--lr_gamma needs --lr_milestones"),
+    ("--preset resnet18 --optimizer adam --momentum 0.5", "--momentum belongs to --optimizer sgd, not to adam"),
+    # a fraction in all
+    ("--prune_pc 0", "--prune_pc must be a number above 0"),
+    ("--prune_pc 1", "--prune_pc must be a number above 0"),
+    ("--prune_pc 20", "--prune_pc must be a number above 0"),
+    ("--prune_rounds 3", "--prune_rounds .* give --prune_pc too"),
+    ("--prune_pc 0.5 --prune_rounds 0", "--prune_rounds must be a whole number at least 1"),
+    ("--prune_pc 0.5 --prune_percent 20", "leave out --prune_percent$"),
+    ("--prune_pc 0.5 --prune_iterations 20 --target_remaining 5", "leave out --prune_iterations --target_remaining"),
+    # files
+    ("--config nowhere.json", "--config nowhere.json cannot be read as the config.json of a run"),
+    ("--dataset cifar10 --data nowhere --arch_type conv2 --config .", "--config . cannot be read"),
+]
+
+
+@pytest.mark.parametrize("argv, problem", ONE, ids=[argv[:40] for argv, _ in ONE])
+def test_a_mistake_is_one_line_without_traceback_and_touches_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argv: str, problem: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert utils.exit_code(main.main, argv.split()) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and said.err.startswith("error: ")
+    assert re.search(problem, said.err[len("error: ") : -1]), said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_there_are_many_mistakes_to_make() -> None:
+    assert len(ONE) >= 60
+
+
+def test_all_mistakes_come_in_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = "--lr 0 --batch_size x --prune_tpe lt --end_iter 5x --momentum 0.9 --arch_type resnet81 --prune_rounds 3"
+    assert utils.exit_code(main.main, ["stray", *argv.split(), "--preset", "lennet"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    expected = ("--lr must", "--batch_size must", "--prune_tpe is no flag", "--end_iter must", "--momentum belongs")
+    expected += ("--arch_type must", "--prune_rounds says", "'stray' does not", "--preset must")
+    assert len(said) == len(expected)
+    assert all(any(line.startswith(f"error: {text}") for line in said) for text in expected)
+
+
+def test_a_config_made_in_python_says_the_same() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config(lr=0, batch_size="x", prune_type=5, end_iter=True, optimizer="adm", nesterov=True)  # type: ignore
+    assert len(caught.value.problems) == 6
+    with pytest.raises(ConfigError, match="prune_type needs at least one"):
+        Config(prune_type=())
+    assert Config(prune_type="lt", end_iter=5, lr="0.1", root="x") == Config(
+        end_iter=Duration(5), lr=0.1, root=Path("x")
+    )
+
+
+def test_traceback_with_debug_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert utils.exit_code(main.main, ["--lr", "0", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_help_mentions_every_flag_every_arm_and_what_presets_set(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert caught.value.code == 0
+    names = [*FIELDS, "preset", "config", "prune_pc", "prune_rounds", "bs", "epochs"]
+    assert [name for name in names if f"--{name}" not in text] == []
+    assert [arm for arm in ARMS if f"{arm}: " not in text] == []
+    for name, preset in PRESETS.items():
+        assert f"{name} {flags._as_flags(preset)}" in text
+    undocumented = [name for name in FIELDS if not FIELDS[name].metadata["help"]]
+    assert undocumented == []
+
+
+@pytest.mark.parametrize(
+    "word, expected",
+    [("resnet81", ": did you mean b?"), ("", ""), ("zzzzzz", ""), ("RESNET18", ": did you mean resnet18?")],
+)
+def test_nearest(word: str, expected: str) -> None:
+    choices = ["resnet18", "vgg19"]
+    assert nearest(word, choices) == (expected.replace("mean b", "mean resnet18"))

@@ -1,0 +1,345 @@
+"""Masks to the weight: counts, ties, nesting, rates by kind of layer, what is never pruned, the bridge to PyTorch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.utils.prune as torch_prune
+from helpers import Conv, Mlp, random_masks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lth import pruning
+from lth.experiment import Experiment, Problem
+from lth.settings.arms import CRITERIA
+from lth.settings.config import Config
+
+SHAPES = st.lists(
+    st.sampled_from([(1, 1), (3, 2), (7, 5), (10, 10), (4, 3, 3, 3), (2, 1, 5, 5), (13,)]), min_size=1, max_size=4
+)
+PERCENTS = st.one_of(st.sampled_from([0.0, 10.0, 20.0, 50.0, 100.0]), st.floats(0, 100))
+QUICK = settings(max_examples=60, deadline=None)
+
+
+def scores_of(shapes: list[tuple[int, ...]], seed: int, levels: int = 0) -> dict[str, Tensor]:
+    """Random scores, of only so many different values if `levels` is given."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.rand(shape, generator=generator) for shape in shapes]
+    return {f"layer{i}": (score * levels).floor() if levels else score for i, score in enumerate(drawn)}
+
+
+@QUICK
+@given(SHAPES, st.data(), st.integers(0, 99), st.integers(0, 3))
+def test_each_layer_loses_exactly_its_percentage_in_every_round(
+    shapes: list[tuple[int, ...]], data: st.DataObject, seed: int, levels: int
+) -> None:
+    masks = pruning.dense(scores_of(shapes, seed))
+    percents = {name: data.draw(PERCENTS) for name in masks}
+    counts = pruning.survivors(masks)
+    for number in range(8):
+        before, scores = masks, scores_of(shapes, seed + number, levels)
+        masks = pruning.prune_lowest(scores, before, percents)
+        counts = {name: n - round(n * percents[name] / 100) for name, n in counts.items()}
+        assert pruning.survivors(masks) == counts
+        for name in masks:
+            gone = before[name] & ~masks[name]
+            assert not (masks[name] & ~before[name]).any(), "a pruned weight came back"
+            if gone.any() and masks[name].any():
+                assert scores[name][gone].max() <= scores[name][masks[name]].min()
+
+
+@QUICK
+@given(SHAPES, st.floats(0, 100), st.integers(0, 99), st.integers(0, 3))
+def test_globally_exactly_the_percentage_of_all_goes_and_the_lowest_of_all(
+    shapes: list[tuple[int, ...]], percent: float, seed: int, levels: int
+) -> None:
+    masks = pruning.dense(scores_of(shapes, seed))
+    count = sum(pruning.survivors(masks).values())
+    for number in range(8):
+        before, scores = masks, scores_of(shapes, seed + number, levels)
+        masks = pruning.prune_lowest(scores, before, dict.fromkeys(before, percent), "global")
+        count -= round(count * percent / 100)
+        assert sum(pruning.survivors(masks).values()) == count
+        assert not any((masks[name] & ~before[name]).any() for name in masks)
+        gone = torch.cat([scores[name][before[name] & ~masks[name]] for name in masks])
+        left = torch.cat([scores[name][masks[name]] for name in masks])
+        if len(gone) and len(left):
+            assert gone.max() <= left.min()
+
+
+def test_globally_layers_of_another_percentage_keep_out_of_the_competition() -> None:
+    scores = {"a": 1 + torch.arange(100.0), "b": torch.arange(100.0) / 1000, "output": torch.zeros(50)}
+    masks = pruning.prune_lowest(scores, pruning.dense(scores), {"a": 20.0, "b": 20.0, "output": 0.0}, "global")
+    assert pruning.survivors(masks) == {"a": 100, "b": 60, "output": 50}
+
+
+def test_of_equal_scores_the_first_in_memory_order_goes_first() -> None:
+    masks = pruning.prune_lowest({"w": torch.ones(2, 5)}, {"w": torch.ones(2, 5, dtype=torch.bool)}, {"w": 30.0})
+    assert masks["w"].flatten().tolist() == [False] * 3 + [True] * 7
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_pruning_leaves_what_it_was_given_alone(scope: str) -> None:
+    scores = scores_of([(7, 5), (4, 3)], 0)
+    before = pruning.dense(scores)
+    masks = pruning.prune_lowest(scores, before, dict.fromkeys(scores, 50.0), scope)
+    assert pruning.remaining(before) == 100
+    masks["layer0"].fill_(False)
+    assert pruning.survivors(masks)["layer1"] > 0, "masks share memory"
+
+
+def test_scores_may_have_any_layout() -> None:
+    """A convolution in channels_last is scored as in the usual layout, ties included."""
+    score = torch.randint(0, 3, (4, 3, 3, 3)).float()
+    masks = pruning.dense({"w": score})
+    usual = pruning.prune_lowest({"w": score}, masks, {"w": 40.0})
+    other = pruning.prune_lowest({"w": score.to(memory_format=torch.channels_last)}, masks, {"w": 40.0})
+    assert torch.equal(usual["w"], other["w"])
+
+
+# The rates of a network's layers
+
+
+class Kinds(nn.Module):
+    """Two convolutions (one of them transposed), two hidden Linear layers and an output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output_first = nn.Linear(7, 4)  # registered first: what matters is which Linear layer comes last
+        self.conv, self.up = nn.Conv2d(1, 10, 3), nn.ConvTranspose2d(10, 3, 2)
+        self.hidden, self.last = nn.Linear(50, 20), nn.Linear(20, 10)
+        self.norm, self.layer_norm, self.embedding = nn.BatchNorm2d(10), nn.LayerNorm(20), nn.Embedding(6, 3)
+        self.weight_of_mine = nn.Parameter(torch.ones(5, 5))
+        self.gru = nn.GRU(3, 4)
+
+
+def percents(**flags: float) -> dict[str, float]:
+    problem = Problem(None, Kinds, None, None, None)  # type: ignore[arg-type]
+    config = Config(**{"prune_percent": 20.0, **flags})
+    return Experiment(config, problem, torch.device("cpu"))._percents()
+
+
+@pytest.mark.parametrize(
+    "flags, conv, fc, output",
+    [
+        ({}, 20, 20, 20),
+        ({"conv_percent": 10}, 10, 20, 20),
+        ({"fc_percent": 30}, 20, 30, 30),
+        ({"fc_percent": 30, "output_percent": 5}, 20, 30, 5),
+        ({"output_percent": 0}, 20, 20, 0),
+        ({"conv_percent": 0, "fc_percent": 0, "output_percent": 0}, 0, 0, 0),
+        ({"conv_percent": 10, "prune_percent": 50}, 10, 50, 50),
+    ],
+)
+def test_rates_by_kind_of_layer(flags: dict[str, float], conv: float, fc: float, output: float) -> None:
+    expected = {"output_first.weight": fc, "conv.weight": conv, "up.weight": conv}
+    expected |= {"hidden.weight": fc, "last.weight": output}
+    found = percents(**flags)
+    assert found == expected
+    masks = pruning.dense(pruning.prunable(Kinds()))
+    once = pruning.prune_lowest(pruning.random_scores(masks, torch.Generator()), masks, found)
+    for name, mask in once.items():
+        assert int(mask.sum()) == mask.numel() - round(mask.numel() * expected[name] / 100)
+
+
+def test_target_remaining_is_a_rate_that_reaches_it_in_the_last_round() -> None:
+    config = Config(target_remaining=3.6, prune_iterations=12)
+    assert 100 * (1 - config.round_percent / 100) ** 11 == pytest.approx(3.6)
+    assert Config(prune_percent=35).round_percent == 35
+
+
+# What is pruned, and what never
+
+
+def test_only_weights_of_linear_and_convolution_layers_are_prunable() -> None:
+    names = ["output_first.weight", "conv.weight", "up.weight", "hidden.weight", "last.weight"]
+    assert list(pruning.prunable(Kinds())) == names
+    assert list(pruning.layer_kinds(Kinds()).values()) == ["fc", "conv", "conv", "fc", "output"]
+
+
+@pytest.mark.parametrize(
+    "layer, count",
+    [
+        (nn.Linear(3, 2), 6),
+        (nn.Conv1d(2, 3, 2), 12),
+        (nn.Conv2d(2, 3, 2, groups=1), 24),
+        (nn.Conv2d(4, 4, 3, groups=4), 36),
+        (nn.Conv3d(1, 2, 2), 16),
+        (nn.ConvTranspose2d(2, 3, 2), 24),
+        (nn.BatchNorm1d(3), 0),
+        (nn.BatchNorm2d(3), 0),
+        (nn.LayerNorm(3), 0),
+        (nn.GroupNorm(1, 3), 0),
+        (nn.Embedding(5, 3), 0),
+        (nn.PReLU(), 0),
+        (nn.Bilinear(2, 2, 2), 0),
+        (nn.LSTM(2, 2), 0),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_kinds_of_layer(layer: nn.Module, count: int) -> None:
+    assert sum(weight.numel() for weight in pruning.prunable(nn.Sequential(layer)).values()) == count
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 4)
+        self.second.weight = self.first.weight
+        self.again = self.last  # the same module under two names
+
+
+def test_tied_weights_come_once() -> None:
+    model = Tied()
+    assert list(pruning.prunable(model)) == ["first.weight", "last.weight"]
+    assert [name for _, name in pruning.fetch_layers(model)] == ["weight", "weight"]
+    assert pruning.prunable(model).keys() <= dict(model.named_parameters()).keys()
+
+
+def test_a_network_without_linear_layers_has_no_output() -> None:
+    assert set(pruning.layer_kinds(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1))).values()) == {"conv"}
+
+
+# Criteria, random masks, counting, packing
+
+DIRECT: dict[str, Callable[[float, float], float]] = {
+    "magnitude": lambda initial, final: abs(final),
+    "magnitude_increase": lambda initial, final: abs(final) - abs(initial),
+    "movement": lambda initial, final: abs(final - initial),
+    "large_init": lambda initial, final: abs(initial),
+    "large_init_large_final": lambda initial, final: min(abs(initial), abs(final)),
+}
+
+
+@pytest.mark.parametrize("method", list(CRITERIA))
+def test_criteria_against_direct_computation(method: str) -> None:
+    values = [-3.0, -1.0, -0.25, 0.0, 0.5, 2.0]
+    initial, final = torch.tensor(list(itertools.product(values, values))).unbind(1)
+    found = pruning.score(method, {"w": initial}, {"w": final, "unasked": final})
+    assert list(found) == ["w"]
+    pairs = zip(initial.tolist(), final.tolist(), strict=True)
+    assert found["w"].tolist() == [DIRECT[method](w0, w1) for w0, w1 in pairs]
+
+
+@QUICK
+@given(SHAPES, st.integers(0, 99), st.floats(0, 1))
+def test_shuffling_keeps_the_counts_and_depends_on_the_seed_alone(
+    shapes: list[tuple[int, ...]], seed: int, keep: float
+) -> None:
+    masks = {name: score < keep for name, score in scores_of(shapes, seed).items()}
+    found = [pruning.shuffled(masks, torch.Generator().manual_seed(5)) for _ in range(2)]
+    assert pruning.survivors(found[0]) == pruning.survivors(masks)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in masks)
+    assert all(found[0][name].shape == mask.shape for name, mask in masks.items())
+
+
+def test_shuffling_and_random_pruning_are_uniform() -> None:
+    mask = torch.zeros(20, 20, dtype=torch.bool)
+    mask[:4] = True
+    generator, hits, cut = torch.Generator().manual_seed(0), torch.zeros(20, 20), torch.zeros(20, 20)
+    for _ in range(400):
+        hits += pruning.shuffled({"w": mask}, generator)["w"]
+        scores = pruning.random_scores({"w": mask}, generator)
+        cut += pruning.prune_lowest(scores, {"w": torch.ones_like(mask)}, {"w": 20.0})["w"]
+    assert hits.sum() == 400 * 80 and abs(hits / 400 - 0.2).max() < 0.1
+    assert cut.sum() == 400 * 320 and abs(cut / 400 - 0.8).max() < 0.1
+
+
+@QUICK
+@given(st.lists(st.integers(0, 9), max_size=4), st.integers(0, 99))
+def test_packing_gives_the_same_mask_back(shape: list[int], seed: int) -> None:
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    bits = pruning.pack(mask)
+    assert bits.dtype == torch.uint8 and bits.ndim == 1 and len(bits) == -(-mask.numel() // 8)
+    back = pruning.unpack(bits, tuple(shape))
+    assert back.dtype == torch.bool and back.shape == mask.shape and torch.equal(back, mask)
+
+
+def test_remaining_is_a_percentage_of_all_prunable_weights() -> None:
+    masks = {"a": torch.tensor([True, False, False, False]), "b": torch.ones(2, 3, dtype=torch.bool)}
+    assert pruning.survivors(masks) == {"a": 1, "b": 6} and pruning.remaining(masks) == 70
+    assert pruning.remaining({}) == 0
+
+
+# The bridge to torch.nn.utils.prune
+
+
+@pytest.mark.parametrize("make", [Mlp, Conv])
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_pruning_is_that_of_torch_round_after_round(make: Callable[[], nn.Module], scope: str) -> None:
+    """The masks of l1_unstructured and global_unstructured, applied again and again to the surviving weights."""
+    torch.manual_seed(0)
+    theirs = make()
+    weights = {name: weight.detach().clone() for name, weight in pruning.prunable(theirs).items()}
+    masks = pruning.dense(weights)
+    for _ in range(5):
+        masks = pruning.prune_lowest(
+            pruning.score("magnitude", weights, weights), masks, dict.fromkeys(masks, 20.0), scope
+        )
+        layers = [(module, "weight") for module in theirs.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+        if scope == "global":
+            torch_prune.global_unstructured(layers, torch_prune.L1Unstructured, amount=0.2)
+        else:
+            for layer, name in layers:
+                torch_prune.l1_unstructured(layer, name, amount=0.2)
+        found = [layer.weight_mask.bool() for layer, _ in layers]
+        assert all(torch.equal(mask, other) for mask, other in zip(masks.values(), found, strict=True))
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_rules_prune_as_torch_does(scope: str) -> None:
+    torch.manual_seed(0)
+    mine = Mlp()
+    weights = {name: weight.detach().clone() for name, weight in pruning.prunable(mine).items()}
+    rule = pruning.magnitude(0.25, scope)
+    for _ in range(2):  # on top of what is pruned already
+        assert rule(mine) is mine
+    masks = pruning.dense(weights)
+    for _ in range(2):
+        masks = pruning.prune_lowest({n: w.abs() for n, w in weights.items()}, masks, dict.fromkeys(masks, 25.0), scope)
+    found = pruning.detach(mine)
+    assert all(torch.equal(masks[name], found[name]) for name in masks)
+    assert sum(pruning.survivors(pruning.detach(pruning.random(0.25, scope)(Mlp()))).values()) == 816 - 204
+
+
+def test_attach_and_detach() -> None:
+    model = Conv()
+    masks = random_masks(model)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    assert pruning.attach(model, masks) is model and torch_prune.is_pruned(model)
+    assert torch.equal(model.conv.weight, before["conv.weight"] * masks["conv.weight"])
+    found = pruning.detach(model)
+    assert not torch_prune.is_pruned(model) and found.keys() == masks.keys()
+    for name, parameter in model.named_parameters():
+        assert name not in masks or torch.equal(found[name], masks[name])
+        assert torch.equal(parameter, before[name] * masks[name] if name in masks else before[name])
+    assert pruning.detach(model) == {}
+
+
+def test_fetch_layers() -> None:
+    model = Kinds()
+    layers = pruning.fetch_layers(model)
+    assert [module for module, _ in layers] == [model.output_first, model.conv, model.up, model.hidden, model.last]
+    assert [name for _, name in pruning.fetch_layers(model, biases=True)] == ["weight", "bias"] * 5
+    pruning.attach(model, random_masks(model))
+    assert len(pruning.fetch_layers(model)) == 5, "layers that are pruned already were left out"
+    with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, not list"):
+        pruning.fetch_layers([])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("amount", [1, 1.5, -0.1, "0.2", None, float("nan")])
+def test_rules_refuse_what_is_no_fraction(amount: object) -> None:
+    with pytest.raises(ValueError, match="amount must be a fraction"):
+        pruning.magnitude(amount)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="scope must be"):
+        pruning.random(0.5, "layers")
+
+
+def test_packed_bits_are_those_of_numpy() -> None:
+    mask = torch.arange(20).view(4, 5) % 3 == 0
+    assert np.array_equal(np.unpackbits(pruning.pack(mask).numpy(), count=20).reshape(4, 5), mask.numpy())

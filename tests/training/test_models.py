@@ -1,0 +1,325 @@
+"""Finding models under archs/, what counts as one, initial weights."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import Conv, Mlp
+from torch import nn
+
+from lth.settings.config import ConfigError
+from lth.training import models
+
+NET = """
+from torch import nn
+
+
+class {name}(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.fc = nn.Linear(4, num_classes)
+        self.mark = "{mark}"
+
+    def forward(self, x):
+        return self.fc(x.flatten(1))
+"""
+Put = Callable[..., None]
+
+
+@pytest.fixture
+def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Put:
+    """Writes a file under a fresh archs/: put("mnist/a", name="Net", mark="...") or put("mnist/a", text)."""
+    monkeypatch.setattr(models, "ARCHS", tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def write(place: str, text: str = NET, **names: str) -> None:
+        file = tmp_path / f"{place}.py"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text.format(**{"mark": place, **names}) if text is NET else text)
+
+    yield write
+    for name in [name for name in sys.modules if name.startswith("archs.")]:
+        del sys.modules[name]
+
+
+def find(arch_type: str, dataset: str = "mnist", classes: int | None = None) -> Any:
+    return models.find(arch_type, dataset, classes)()
+
+
+# Which model is meant
+
+
+@pytest.mark.parametrize("asked", ["net", "Net", "NET", "file", "File", "FILE"])
+def test_by_its_name_or_that_of_its_file_ignoring_case(put: Put, asked: str) -> None:
+    put("mnist/file", name="Net")
+    put("mnist/other", name="Another")
+    assert find(asked).mark == "mnist/file"
+
+
+def test_functions_are_models_too(put: Put) -> None:
+    put("mnist/made", "from torch import nn\n\n\ndef made(num_classes):\n    return nn.Linear(3, num_classes)\n")
+    assert find("made", classes=7).out_features == 7 and find("made").out_features == 10
+
+
+@pytest.mark.parametrize(
+    "signature, outputs",
+    [("num_classes", 7), ("num_classes=10", 7), ("*, num_classes=3", 7), ("", 5), ("width=5", 5), ("**more", 5)],
+)
+def test_num_classes_is_given_where_it_is_taken(put: Put, signature: str, outputs: int) -> None:
+    value = "num_classes" if "num_classes" in signature else "5"
+    put("mnist/made", f"from torch import nn\n\n\ndef made({signature}):\n    return nn.Linear(3, {value})\n")
+    assert find("made", classes=7).out_features == outputs
+
+
+HELPERS = """
+from torch import nn
+from torch.nn import Linear, Sequential
+import torch.nn.functional as F
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+
+
+class _Hidden(nn.Module):
+    pass
+
+
+class Settings:
+    pass
+
+
+def _private():
+    return nn.Linear(1, 1)
+
+
+def scale(width):
+    return width * 2
+
+
+def widths():
+    return [4, 4]
+
+
+LIMIT = 5
+
+
+class Net(nn.Module):
+    mark = "net"
+
+
+alias = Net
+"""
+
+
+@pytest.mark.parametrize("asked", ["Net", "net", "helped"])
+def test_helpers_and_imports_are_no_models(put: Put, asked: str) -> None:
+    put("mnist/helped", HELPERS)
+    assert find(asked).mark == "net"
+
+
+@pytest.mark.parametrize("asked", ["Block", "_Hidden", "Settings", "Linear", "Sequential", "_private", "LIMIT", "nn"])
+def test_what_is_no_model_is_not_found_by_its_name(put: Put, asked: str) -> None:
+    put("mnist/helped", HELPERS)
+    with pytest.raises(ConfigError, match=r"--arch_type must be a model of archs/mnist/ \(helped\)"):
+        find(asked)
+
+
+def test_names_of_the_same_case_win_within_a_file(put: Put) -> None:
+    put("mnist/pair", NET.format(name="Net", mark="upper") + NET.format(name="net", mark="lower"))
+    assert find("Net").mark == "upper" and find("net").mark == "lower"
+    with pytest.raises(ConfigError, match=r"pair\.py \(Net\) and archs/mnist/pair\.py \(net\)"):
+        find("NET")
+
+
+def test_two_matches_are_an_error_that_names_both_files(put: Put) -> None:
+    put("mnist/one", name="Net")
+    put("mnist/two", name="net")
+    with pytest.raises(ConfigError, match=r"ambiguous.*archs/mnist/one\.py \(Net\) and archs/mnist/two\.py \(net\)"):
+        find("net")
+    put("mnist/three", name="One")
+    with pytest.raises(ConfigError, match=r"archs/mnist/one\.py \(Net\) and archs/mnist/three\.py \(One\)"):
+        find("one")
+
+
+def test_a_file_of_two_models_is_not_found_by_its_name(put: Put) -> None:
+    put("mnist/pair", NET.format(name="First", mark="1") + NET.format(name="Second", mark="2"))
+    assert find("second").mark == "2"
+    with pytest.raises(ConfigError, match=r"archs/mnist/pair\.py must define one model .* defines First, Second"):
+        find("pair")
+    put("mnist/none", "VALUE = 5\n")
+    with pytest.raises(ConfigError, match="it defines none"):
+        find("none")
+
+
+@pytest.mark.parametrize("dataset, fallback", [("fashionmnist", "mnist"), ("cifar100", "cifar10")])
+def test_a_data_sets_own_folder_wins_over_its_fallback(put: Put, dataset: str, fallback: str) -> None:
+    put(f"{fallback}/shared", name="Shared")
+    put(f"{fallback}/net", name="Net")
+    assert find("net", dataset, 100).mark == f"{fallback}/net" and find("net", dataset, 100).fc.out_features == 100
+    put(f"{dataset}/net", name="Net")
+    assert find("net", dataset).mark == f"{dataset}/net" and find("net", fallback).mark == f"{fallback}/net"
+    assert find("shared", dataset).mark == f"{fallback}/shared"
+    assert models.available(dataset) == ["net", "shared"]
+
+
+def test_other_data_sets_have_no_fallback(put: Put) -> None:
+    put("mnist/net", name="Net")
+    with pytest.raises(
+        ConfigError, match=r"no model for --dataset 'mnitz', no file in archs/mnitz/: did you mean mnist"
+    ):
+        find("net", "mnitz")
+    put("birds/net", name="Net")
+    assert find("net", "birds").mark == "birds/net"
+
+
+@pytest.mark.parametrize("asked, meant", [("nte", "net"), ("resnet81", "resnet18"), ("xyzzy", None)])
+def test_mistyped_names_get_the_nearest(put: Put, asked: str, meant: str | None) -> None:
+    put("mnist/net", name="Net")
+    put("mnist/resnet18", name="ResNet18")
+    with pytest.raises(
+        ConfigError, match=rf"\(net, resnet18\), not '{asked}'{f': did you mean {meant}' if meant else '$'}"
+    ):
+        find(asked)
+
+
+# Files that do not work
+
+
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ("def net(:\n", r"cannot be loaded: SyntaxError"),
+        ("import nothing_of_this_name\n", r"cannot be loaded: ModuleNotFoundError: No module named"),
+        ("1 / 0\n", r"cannot be loaded: ZeroDivisionError"),
+        ("def net():\n    return 5\n", r"net must return a torch.nn.Module, not <class 'int'>"),
+        ("def net():\n    raise ValueError('no\\nluck')\n", r"net cannot be built: no"),
+        ("\0", r"cannot be loaded"),
+    ],
+)
+def test_a_broken_file_is_named_in_one_line(put: Put, text: str, problem: str) -> None:
+    put("mnist/net", text)
+    put("mnist/sound", name="Sound")
+    with pytest.raises(ConfigError, match=rf"archs/mnist/net\.py.*{problem}") as caught:
+        find("net")
+    assert "\n" not in str(caught.value)
+    assert find("sound").mark == "mnist/sound", "one broken file must not stop the others"
+
+
+def test_only_files_that_mention_the_name_are_run(put: Put, tmp_path: Path) -> None:
+    put("mnist/other", f"from pathlib import Path\n\nPath({str(tmp_path / 'executed')!r}).touch()\n")
+    put("mnist/_hidden", NET.format(name="Net", mark="hidden"))
+    put("mnist/net", name="Net")
+    assert find("net").mark == "mnist/net" and not (tmp_path / "executed").exists()
+
+
+def test_model_files_may_import_from_archs(put: Put) -> None:
+    put("mnist/net", "from archs.families import fully_connected\n\n\ndef net():\n    return fully_connected((4, 2))\n")
+    assert isinstance(find("net"), nn.Module)
+
+
+# Initial weights
+
+
+class Wide(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.conv = nn.Linear(400, 200), nn.Conv2d(20, 40, 5)
+        self.up, self.norm = nn.ConvTranspose2d(30, 10, 5), nn.BatchNorm2d(10)
+        self.embedding = nn.Embedding(9, 3)
+
+
+def test_glorot_is_gaussian_with_zero_biases() -> None:
+    model = models.build(Wide, "glorot", 0)
+    for layer, fan_in, fan_out in (
+        (model.fc, 400, 200),
+        (model.conv, 20 * 25, 40 * 25),
+        (model.up, 10 * 25, 30 * 25),
+    ):
+        weight, deviation = layer.weight.detach().flatten(), (2 / (fan_in + fan_out)) ** 0.5
+        assert weight.mean().abs() < 3 * deviation / len(weight) ** 0.5
+        assert weight.std().item() == pytest.approx(deviation, rel=0.02)
+        share = (weight.abs() < deviation).float().mean().item()
+        assert share == pytest.approx(0.6827, abs=0.02), "not Gaussian"
+        assert (layer.bias == 0).all()
+    assert (model.norm.weight == 1).all() and (model.norm.bias == 0).all()
+
+
+def test_kaiming_is_gaussian_of_the_inputs_alone() -> None:
+    model = models.build(Wide, "kaiming", 0)
+    assert model.fc.weight.std().item() == pytest.approx((2 / 400) ** 0.5, rel=0.02)
+    assert model.conv.weight.std().item() == pytest.approx((2 / 500) ** 0.5, rel=0.02)
+    assert (model.fc.bias == 0).all()
+
+
+def test_own_leaves_what_the_constructor_drew() -> None:
+    torch.manual_seed(3)
+    expected = models.state_of(Wide())
+    found = models.state_of(models.build(Wide, "own", 3))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("init", ["glorot", "kaiming", "own"])
+def test_a_models_own_initialisation_goes_first(init: str) -> None:
+    class Own(Mlp):
+        def _initialize_weights(self) -> None:
+            nn.init.constant_(self.fc1.weight, 0.5)
+
+    model = models.build(Own, init, 0)
+    assert (model.fc1.weight == 0.5).all() and (model.fc1.bias != 0).any()
+
+
+@pytest.mark.parametrize("make", [Mlp, Conv])
+@pytest.mark.parametrize("init", ["glorot", "kaiming", "own"])
+def test_weights_follow_from_the_seed_alone(make: Callable[[], nn.Module], init: str) -> None:
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    one, same, other = (models.state_of(models.build(make, init, seed)) for seed in (5, 5, 6))
+    assert torch.equal(torch.get_rng_state(), before), "drawing weights must not disturb dropout"
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one[next(iter(one))], other[next(iter(one))])
+
+
+# States
+
+
+def test_states_are_copies_and_go_back_bit_for_bit() -> None:
+    model = Conv()
+    model(torch.randn(5, 1, 8, 8))  # running statistics
+    state = models.state_of(model)
+    assert list(state) == [name for name, _ in model.named_parameters()] + [name for name, _ in model.named_buffers()]
+    other = models.load_state(Conv(), state)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in models.state_of(other).items())
+    with torch.no_grad():
+        model.conv.weight.zero_()
+    assert (state["conv.weight"] != 0).any()
+
+
+def test_states_of_tied_weights_have_them_once() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.b.weight = self.a.weight
+
+    state = models.state_of(Tied())
+    assert set(state) == {"a.weight", "a.bias", "b.bias"}
+    back = models.load_state(Tied(), state)
+    assert torch.equal(back.b.weight, state["a.weight"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda s: s.pop("fc1.bias"), lambda s: s.update(x=torch.ones(1)), lambda s: s.update({"fc1.bias": torch.ones(3)})],
+)
+def test_states_of_another_model_are_refused(change: Callable[[Any], Any]) -> None:
+    state = models.state_of(Mlp())
+    change(state)
+    with pytest.raises(ValueError, match=r"must have the parameters and shapes of the ticket; (fc1\.bias|x) differ"):
+        models.load_state(Mlp(), state)

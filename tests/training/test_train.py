@@ -1,0 +1,472 @@
+"""One training: what is pruned stays 0, the optimisers' arithmetic, the schedule, ES, failures, stops, stacks."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers import CPU, Conv, Mlp, constant, make_images, random_masks, training
+from torch import Tensor, nn
+
+from lth import pruning
+from lth.settings.config import Config
+from lth.training import models
+from lth.training.network import Fused, Network, gradients
+from lth.training.schedule import Plan, make_plan
+from lth.training.train import Evaluation, Stopped, Trained, Training, numerics
+
+OPTIMIZERS: list[tuple[str, dict[str, Any]]] = [
+    ("adam", {}),
+    ("adam", {"weight_decay": 0.1}),
+    ("adamw", {"weight_decay": 0.1}),
+    ("sgd", {}),
+    ("sgd", {"weight_decay": 0.1}),
+    ("sgd", {"momentum": 0.9}),
+    ("sgd", {"momentum": 0.9, "weight_decay": 0.01, "nesterov": True}),
+]
+TORCH = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+every_optimizer = pytest.mark.parametrize(
+    "kind, options", OPTIMIZERS, ids=[f"{kind}-{'-'.join(options) or 'plain'}" for kind, options in OPTIMIZERS]
+)
+
+
+def network_of(model: nn.Module, masks: pruning.Masks | None = None) -> Network:
+    weights = pruning.prunable(model)
+    return Network(copy.deepcopy(model), [models.state_of(model)], [masks or pruning.dense(weights)], CPU)
+
+
+def states_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def same(one: Trained, other: Trained) -> bool:
+    """Equal but for the seconds."""
+    parts = all(states_equal(getattr(one, part), getattr(other, part)) for part in ("final", "best", "kept", "extra"))
+    return parts and (one.iteration, one.evals, one.failure) == (other.iteration, other.evals, other.failure)
+
+
+# Masks during training
+
+
+@every_optimizer
+@pytest.mark.parametrize("make", [Mlp, Conv])
+def test_pruned_weights_stay_exactly_0_and_all_others_learn(
+    make: Callable[[], nn.Module], kind: str, options: dict[str, Any]
+) -> None:
+    masks = random_masks(make(), 0.5)
+    before = models.state_of(models.build(make, "glorot", 0))
+    trained = training(make, Plan(40, 10, constant(0.02)), kind=kind, lr=0.02, keep=0.5, **options).run()[0]
+    for name, mask in masks.items():
+        for state in (trained.final, trained.best):
+            assert (state[name][~mask] == 0).all(), f"pruned weights of {name} moved"
+        moved = (trained.final[name] != before[name])[mask]
+        for sign in (-1, 1):  # not all: a unit may have lost every way to the output
+            assert moved[sign * before[name][mask] > 0].float().mean() > 0.8, f"weights of sign {sign} do not learn"
+    for name in before.keys() - masks.keys():
+        assert (trained.final[name] != before[name]).any(), f"{name} does not learn"
+
+
+@pytest.mark.parametrize("trials", [1, 2])
+def test_start_values_of_pruned_weights_do_not_matter(trials: int) -> None:
+    plan, seeds = Plan(6, 3, constant()), tuple(range(trials))
+    usual = training(Mlp, plan, seeds=seeds, keep=0.4)
+    states = [models.state_of(models.build(Mlp, "glorot", seed)) for seed in seeds]
+    masks = [random_masks(Mlp(), 0.4, seed) for seed in seeds]
+    for state, mask in zip(states, masks, strict=True):
+        for name in mask:
+            state[name][~mask[name]] = 1e6
+    other = Network(Mlp(), states, masks, CPU)
+    made = Training(other, Fused("adam", other, 0.01), usual.feed, plan, usual.order_seeds, 7)
+    for one, two in zip(usual.run(), made.run(), strict=True):
+        assert states_equal(one.final, two.final) and one.evals == two.evals
+
+
+# The optimisers against torch.optim
+
+
+@every_optimizer
+@pytest.mark.parametrize("keep", [None, 0.5], ids=["dense", "pruned"])
+@pytest.mark.parametrize("make", [Mlp, Conv])
+def test_steps_are_those_of_torch(
+    make: Callable[[], nn.Module], keep: float | None, kind: str, options: dict[str, Any]
+) -> None:
+    """20 steps with a changing learning rate; pruned, against torch.optim with gradients and weights masked by hand."""
+    torch.manual_seed(0)
+    theirs = make()
+    masks = pruning.dense(pruning.prunable(theirs)) if keep is None else random_masks(theirs, keep)
+    network = network_of(theirs, masks)
+    mine = Fused(kind, network, 0.01, **options)
+    other = TORCH[kind](theirs.parameters(), lr=0.01, **{"weight_decay": 0.0, **options})
+    weights = pruning.prunable(theirs)
+
+    def mask(tensors: dict[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            tensor.mul_(masks[name])
+
+    with torch.no_grad():
+        mask(weights)
+    for i in range(20):
+        images, labels = torch.randn(10, 1, 8, 8), torch.arange(10) % 4
+        mine.lr = lr = 0.01 / (1 + i)
+        for group in other.param_groups:
+            group["lr"] = lr
+        mine.step(gradients(network.losses(images, labels), network.leaves))
+        other.zero_grad()
+        nn.functional.cross_entropy(theirs(images), labels).backward()
+        with torch.no_grad():
+            mask({name: weight.grad for name, weight in weights.items()})
+            other.step()
+            mask(weights)
+    found = network.state(0)
+    for name, expected in models.state_of(theirs).items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n} {text}")
+
+
+def test_gradients_are_those_of_autograd_and_0_where_nothing_flows() -> None:
+    class Half(Mlp):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = nn.Linear(3, 3)
+
+    network = network_of(Half())
+    images, labels = torch.randn(5, 1, 8, 8), torch.arange(5) % 4
+    found = gradients(network.losses(images, labels), network.leaves)
+    expected = torch.autograd.grad(network.losses(images, labels), network.leaves, allow_unused=True)
+    assert [gradient is None for gradient in expected] == [False] * 4 + [True] * 2
+    for got, want in zip(found, expected, strict=True):
+        assert torch.equal(got, torch.zeros_like(got) if want is None else want)
+    assert all(leaf.grad is None for leaf in network.leaves), "gradients were stored"
+
+
+@every_optimizer
+def test_unused_parameters_do_not_stop_a_training(kind: str, options: dict[str, Any]) -> None:
+    class Half(Mlp):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = nn.Linear(3, 3)
+
+    trained = training(Half, Plan(4, 2, constant()), kind=kind, keep=0.5, **options).run()[0]
+    assert all(tensor.isfinite().all() for tensor in trained.final.values())
+
+
+@pytest.mark.parametrize("trials", [1, 2])
+def test_frozen_parameters_stay(trials: int) -> None:
+    def frozen() -> nn.Module:
+        model = Mlp()
+        model.fc1.weight.requires_grad_(False)
+        return model
+
+    made = training(frozen, Plan(6, 3, constant()), seeds=tuple(range(trials)), keep=0.5)
+    before = [made.network.state(trial) for trial in range(trials)]
+    for start, trained in zip(before, made.run(), strict=True):
+        assert torch.equal(trained.final["fc1.weight"], start["fc1.weight"])
+        assert not torch.equal(trained.final["fc2.weight"], start["fc2.weight"])
+
+
+def test_convolutions_train_in_channels_last_as_in_the_usual_layout() -> None:
+    torch.manual_seed(0)
+    network = network_of(Conv(), random_masks(Conv(), 0.5))
+    usual = models.load_state(Conv(), network.state(0))
+    weight = network.tensors["conv.weight"]
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    images, labels = torch.randn(10, 1, 8, 8), torch.arange(10) % 4
+    optimizer = Fused("sgd", network, 0.1)
+    found = gradients(network.losses(images, labels), network.leaves)
+    nn.functional.cross_entropy(usual(images), labels).backward()
+    for gradient, parameter in zip(found, usual.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-6)
+    mask = random_masks(Conv(), 0.5)["conv.weight"]
+    optimizer.step([gradient.contiguous() for gradient in found])  # whatever layout the gradients come in
+    after = network.state(0)["conv.weight"]
+    assert after.is_contiguous()
+    torch.testing.assert_close(after, (usual.conv.weight - 0.1 * usual.conv.weight.grad).detach() * mask)
+
+
+# The schedule
+
+
+def lr_of(epoch_steps: int = 10, **flags: Any) -> Callable[[int], float]:
+    return make_plan(Config(lr=1.0, **flags), epoch_steps, "original", 0).lr
+
+
+def test_warmup_rises_linearly_to_the_rate() -> None:
+    lr = lr_of(end_iter="20it", warmup="4it")
+    assert [lr(i) for i in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert lr_of(end_iter="20it")(0) == 1.0
+
+
+def test_milestones_multiply_by_gamma_from_that_iteration_on() -> None:
+    lr = lr_of(end_iter="20it", lr_milestones=["5it", "1ep", "75%"], lr_gamma=0.5)
+    assert [lr(i) for i in range(20)] == [1.0] * 5 + [0.5] * 5 + [0.25] * 5 + [0.125] * 5
+    assert lr_of(end_iter="3ep", lr_milestones=["2"])(20) == pytest.approx(0.1)
+    late = lr_of(end_iter="20it", lr_milestones=["2it"], warmup="4it", lr_gamma=0.5)
+    assert [late(i) for i in range(5)] == [0.25, 0.5, 0.375, 0.5, 0.5]
+
+
+def test_every_step_gets_the_rate_of_its_iteration() -> None:
+    made = training(Mlp, Plan(7, 3, lambda iteration: 1 / (1 + iteration)), kind="sgd")
+    used = []
+    step = made.optimizer.step
+    made.optimizer.step = lambda found: (used.append(made.optimizer._lr.item()), step(found))  # type: ignore
+    made.run()
+    assert used == pytest.approx([1 / (1 + i) for i in range(7)])
+
+
+def test_rewound_rounds_begin_at_that_iteration_of_the_schedule() -> None:
+    config = Config(rewind="5it", end_iter="20it")
+    plans = {number: make_plan(config, 10, "original", number) for number in range(2)}
+    assert (plans[0].start, plans[0].keep_at, plans[1].start, plans[1].keep_at) == (0, 5, 5, None)
+    assert make_plan(config, 10, "fresh", 1).start == 0 and make_plan(config, 10, "trained", 1).start == 0
+    assert make_plan(Config(rewind="10%", end_iter="2ep"), 10, "original", 1).start == 2
+    assert make_plan(Config(end_iter="2ep"), 10, "original", 0).keep_at is None
+
+
+# Evaluations and ES
+
+
+@pytest.mark.parametrize(
+    "steps, every, start, expected",
+    [
+        (10, 5, 0, [5, 10]),
+        (10, 4, 0, [4, 8, 10]),
+        (10, 100, 0, [10]),
+        (3, 1, 0, [1, 2, 3]),
+        (10, 4, 3, [4, 8, 10]),
+        (10, 4, 4, [8, 10]),
+        (10, 20, 9, [10]),
+    ],
+)
+def test_evaluations_lie_on_a_grid_and_at_the_last_iteration(
+    steps: int, every: int, start: int, expected: list[int]
+) -> None:
+    told: list[int] = []
+    trained = training(Mlp, Plan(steps, every, constant(), start)).run(lambda _, e: told.append(e.iteration))[0]
+    assert [e.iteration for e in trained.evals] == told == expected and trained.iteration == steps
+
+
+@pytest.mark.parametrize("make", [Mlp, Conv])
+def test_evaluations_are_means_over_all_validation_and_test_images(make: Callable[[], nn.Module]) -> None:
+    images = make_images(count=1600, tests=1300)  # more than one chunk of them
+    made = training(make, Plan(6, 3, constant()), images=images)
+    made.feed.__init__(images, (0,), 1250, 10, CPU)  # type: ignore[misc]
+    losses = []
+    step = made.step
+    made._run_step = lambda batch: (losses.append(0), step(batch))  # type: ignore[assignment,return-value]
+    trained = made.run()[0]
+    model = models.load_state(make(), trained.final).eval()
+    held = sorted(set(range(1600)) - set(made.feed.train_indices[0].tolist()))
+    with torch.no_grad():
+        valid = model(made.feed.normalise(images.train[held]))
+        test = model(made.feed.normalise(images.test))
+        labels = images.train_labels[held]
+        last = trained.evals[-1]
+        assert last.val_loss == pytest.approx(nn.functional.cross_entropy(valid, labels).item(), rel=1e-4)
+        assert last.val == pytest.approx(100 * (valid.argmax(1) == labels).float().mean().item(), abs=1e-3)
+        assert last.test == pytest.approx(100 * (test.argmax(1) == images.test_labels).float().mean().item(), abs=1e-3)
+
+
+def test_training_loss_is_the_mean_since_the_evaluation_before() -> None:
+    made = training(Mlp, Plan(7, 3, constant()))
+    losses: list[float] = []
+    real = made.network.losses
+    made.network.losses = lambda x, y: (losses.append((found := real(x, y)).item()), found)[1]  # type: ignore
+    trained = made.run()[0]
+    parts = (losses[:3], losses[3:6], losses[6:])
+    assert [e.train_loss for e in trained.evals] == pytest.approx([sum(p) / len(p) for p in parts])
+
+
+def test_early_stop_is_the_first_of_the_lowest_validation_losses() -> None:
+    losses = [0.5, 0.3, 0.4, 0.3, 0.9]
+    evals = [Evaluation(i, 0, loss, 50 + i, 40 + i) for i, loss in enumerate(losses, start=1)]
+    assert Trained(5, evals, {}, {}).early_stop is evals[1]
+
+
+@pytest.mark.parametrize("trials", [1, 2])
+def test_best_weights_are_those_of_the_early_stop_iteration(trials: int) -> None:
+    plan = Plan(30, 2, lambda i: 0.02 if i < 12 else -0.02)  # downhill, then uphill
+    made = training(Mlp, plan, seeds=tuple(range(trials)), kind="sgd", keep=0.7)
+    seen: dict[tuple[int, int], dict[str, Tensor]] = {}
+    trained = made.run(lambda t, e: seen.update({(t, e.iteration): made.network.state(t)}))
+    for trial, result in enumerate(trained):
+        assert result.early_stop.iteration == 12
+        assert states_equal(result.best, seen[trial, result.early_stop.iteration])
+        assert states_equal(result.final, seen[trial, 30])
+        assert result.early_stop.val_loss == min(e.val_loss for e in result.evals)
+
+
+def test_weights_to_rewind_to_are_those_before_that_step() -> None:
+    kept = training(Conv, Plan(10, 4, constant(), keep_at=5)).run()[0].kept
+    assert states_equal(kept, training(Conv, Plan(5, 4, constant())).run()[0].final)
+    start = models.state_of(models.build(Conv, "glorot", 0))
+    assert states_equal(training(Conv, Plan(3, 4, constant(), keep_at=0)).run()[0].kept, start)
+
+
+# Losses that go wrong
+
+
+def broken_at(iteration: int, value: float = math.nan) -> Callable[[int], float]:
+    return lambda i: value if i == iteration else 0.01
+
+
+@pytest.mark.parametrize("value, word", [(math.nan, "nan"), (1e38, "(nan|inf)")])
+def test_a_loss_that_is_no_number_ends_the_training_at_the_next_evaluation(value: float, word: str) -> None:
+    made = training(Mlp, Plan(20, 4, broken_at(9, value)), kind="sgd")
+    trained = made.run()[0]
+    assert [e.iteration for e in trained.evals] == [4, 8] and trained.iteration == 12
+    assert trained.failure is not None
+    assert torch.tensor([e.val_loss for e in trained.evals]).isfinite().all()
+    assert re.fullmatch(rf"the loss became {word} by iteration 12 at learning rate 0.01", trained.failure)
+    assert all(tensor.isfinite().all() for tensor in trained.best.values()), "the weights that were good are lost"
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 2])
+def test_one_trial_of_a_stack_ends_and_the_others_do_not_notice(wrong: int) -> None:
+    plan, seeds = Plan(20, 4, constant()), (0, 1, 2)
+    alone = [training(Mlp, plan, seeds=seeds, keep=0.6)]
+    usual = alone[0].run()
+    made = training(Mlp, plan, seeds=seeds, keep=0.6)
+    step = made.step
+
+    def spoil(batch: Tensor) -> None:
+        step(batch)
+        if made.iteration == 9:
+            with torch.no_grad():
+                made.network.tensors["fc1.weight"][wrong] = math.nan
+
+    made._run_step = spoil
+    for trial, (found, expected) in enumerate(zip(made.run(), usual, strict=True)):
+        if trial == wrong:
+            assert found.failure and "nan by iteration 12" in found.failure and len(found.evals) == 2
+        else:
+            assert found.failure is None and found.evals == expected.evals
+            assert states_equal(found.final, expected.final)
+
+
+# Stops
+
+
+KINDS: list[dict[str, Any]] = [
+    {"kind": "adam"},
+    {"kind": "adamw", "weight_decay": 0.1, "keep": 0.5},
+    {"kind": "sgd", "momentum": 0.9, "nesterov": True, "keep": 0.5},
+    {"kind": "sgd", "momentum": 0.9, "seeds": (3, 4), "keep": 0.5},
+    {"kind": "adam", "seeds": (3, 4)},
+    {"kind": "adam", "feed": {"augment": True}},
+]
+
+
+@pytest.mark.parametrize("options", KINDS, ids=lambda o: "-".join(map(str, o)))
+def test_stopping_anywhere_changes_nothing(options: dict[str, Any]) -> None:
+    """Stop at every place where a training can stop (each batch, each chunk of an evaluation), go on from the
+    checkpoint, and end with the same bits: weights, ES weights, weights to rewind to, moments, curves."""
+
+    def make() -> nn.Module:
+        return Conv(dropout=0.4)
+
+    plan = Plan(11, 4, lambda i: 0.01 / (1 + i), keep_at=6)  # epochs are of 8 iterations
+    places = [0]
+
+    def count() -> bool:
+        places[0] += 1
+        return False
+
+    expected = training(make, plan, **options).run(stop=count)
+    assert places[0] >= 11 + 3 * 2
+    for place in range(places[0]):
+        saved: list[list[Trained]] = []
+        asked = iter([False] * place + [True])
+        with pytest.raises(Stopped):
+            training(make, plan, **options).run(checkpoint=saved.append, stop=lambda a=asked: next(a))
+        assert len(saved) == 1
+        torch.manual_seed(place)  # another process has another random state
+        found = training(make, plan, resume=copy.deepcopy(saved[0]), **options).run()
+        for one, other in zip(found, expected, strict=True):
+            assert same(one, other), f"differs after a stop at place {place}, iteration {saved[0][0].iteration}"
+
+
+def test_being_stopped_after_every_step_changes_nothing() -> None:
+    plan = Plan(9, 4, constant(), keep_at=5)
+    expected = training(Conv, plan).run()[0]
+    saved: list[Trained] | None = None
+    for begin in range(9):
+        made, states = training(Conv, plan, resume=saved), list[list[Trained]]()
+        with pytest.raises(Stopped):
+            made.run(checkpoint=states.append, stop=lambda made=made, begin=begin: made.iteration > begin)
+        saved = states[0]
+    assert same(training(Conv, plan, resume=saved).run()[0], expected)
+
+
+def test_checkpoints_come_at_evaluations_and_can_be_gone_on_from() -> None:
+    plan, saved = Plan(10, 3, constant()), list[list[Trained]]()
+    expected = training(Conv, plan).run(checkpoint=saved.append, checkpoint_every=0)[0]
+    assert [states[0].iteration for states in saved] == [3, 6, 9]
+    for states in saved:
+        assert same(training(Conv, plan, resume=states).run()[0], expected)
+    none: list[list[Trained]] = []
+    training(Conv, plan).run(checkpoint=none.append, checkpoint_every=1000)
+    assert none == []
+
+
+# Stacks
+
+
+@pytest.mark.parametrize("make", [Mlp, Conv])
+@pytest.mark.parametrize("kind, options", [("adam", {}), ("sgd", {"momentum": 0.9, "weight_decay": 0.01})])
+@pytest.mark.parametrize("keep", [None, 0.5], ids=["dense", "pruned"])
+def test_stacked_trials_train_as_they_do_alone(
+    make: Callable[[], nn.Module], kind: str, options: dict[str, Any], keep: float | None
+) -> None:
+    plan = Plan(8, 3, constant(0.003), keep_at=5)
+    more: dict[str, Any] = {"kind": kind, "lr": 0.003, "keep": keep, **options}
+    stacked = training(make, plan, seeds=(0, 1, 2), **more).run()
+    for seed, together in enumerate(stacked):
+        alone = training(make, plan, seeds=(seed,), **more).run()[0]
+        for part in ("final", "best", "kept"):
+            for name, tensor in getattr(alone, part).items():
+                torch.testing.assert_close(getattr(together, part)[name], tensor, rtol=1e-3, atol=2e-4)
+        for one, other in zip(together.evals, alone.evals, strict=True):
+            assert vars(one) == pytest.approx(vars(other), rel=1e-3, abs=3)  # 2.5%: one of 40 images at the border
+            assert one.val_loss == pytest.approx(other.val_loss, rel=1e-3)
+
+
+def test_a_stack_of_masks_masks_each_trial_by_its_own() -> None:
+    """Also where one trial is dense in a layer that another has pruned."""
+    masks = [random_masks(Mlp(), 0.5), pruning.dense(pruning.prunable(Mlp()))]
+    states = [models.state_of(models.build(Mlp, "glorot", seed)) for seed in (0, 1)]
+    network = Network(Mlp(), states, masks, CPU)
+    for trial in (0, 1):
+        for name, mask in masks[trial].items():
+            assert torch.equal(network.state(trial)[name], states[trial][name] * mask)
+
+
+# A training's surroundings
+
+
+def test_numerics_are_put_back() -> None:
+    knobs: Any = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv, torch.backends.cuda.matmul)
+    before = [knob.fp32_precision for knob in knobs], torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError), numerics("fast", 2):
+        assert torch.get_num_threads() == 2 and knobs[0].fp32_precision == "bf16"
+        raise ZeroDivisionError
+    with numerics("fp32", 1):
+        assert knobs[0].fp32_precision == "ieee"
+    assert ([knob.fp32_precision for knob in knobs], torch.get_num_threads()) == before
+
+
+def test_training_in_bfloat16_keeps_float32_weights() -> None:
+    made = training(Mlp, Plan(20, 10, constant(0.01)), keep=0.5)
+    made.network.autocast = True
+    trained = made.run()[0]
+    assert all(tensor.dtype == torch.float32 for tensor in trained.final.values())
+    assert trained.evals[-1].train_loss < trained.evals[0].train_loss
+
+
+def test_a_network_learns_the_tiny_images() -> None:
+    """The tests above would be worth little on a network that learns nothing."""
+    trained = training(Conv, Plan(60, 20, constant(0.01))).run()[0]
+    assert trained.evals[-1].test > 90
