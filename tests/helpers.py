@@ -146,7 +146,7 @@ class Told(list[Event]):
 
 def experiment(config: Config, tell: Callable[[Event], None] | None = None, **options: Any) -> Experiment:
     """The experiment of these settings on the CPU."""
-    problem = Problem.of(config, data.load(config.dataset, config.data))
+    problem = Problem.of(config, data.load(config.dataset, config.data, config.pixels))
     return Experiment(config, problem, CPU, Told() if tell is None else tell, **options)
 
 

@@ -641,8 +641,12 @@ def test_other_settings_are_refused_in_a_named_folder_and_overwrite_moves_old_re
     first = table.read_bytes()
     with pytest.raises(ConfigError, match=r"holds results of other settings \(lr 0\.01, now 0\.02\)"):
         session.run(replace(config, lr=0.02))
+    with pytest.raises(ConfigError, match=r"other settings \(pixels standard, now unit\)"):
+        session.run(replace(config, pixels="unit"))
     assert results(place) == before
-    session.run(replace(config, lr=0.02, overwrite=True))
+    session.run(replace(config, lr=0.02, pixels="norm", overwrite=True))
+    with pytest.raises(ConfigError, match=r"other settings \(pixels norm, now standard\)"):
+        session.run(replace(config, lr=0.02))
     assert table.read_bytes() != first and tables.find(place) == [run]
     (old,) = run.dumps.parent.glob("seed0.old-*")
     assert (old / "rounds.csv").read_bytes() == first

@@ -128,7 +128,7 @@ def iterative_pruning(
                 **{"arch_type": type(net).__name__, "dataset": taken.name, "init": "own", "seed": seed, "root": root},
                 **{"prune_type": "reinit" if random else "lt", "prune_iterations": rounds + 1, "rewind": reset_to},
                 **{"end_iter": Duration(iterations, "it"), "valid_size": taken.valid_size, "checkpoint_every": NEVER},
-                **{"stack": 1},
+                **{"stack": 1, "pixels": getattr(taken.source, "pixels", Config.pixels)},
             },
         )
         _check_sizes(config, taken)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +94,11 @@ class SavedTicket:
             device: None: a GPU where there is one.
         """
         place = placed(device)[0]
-        images = as_images(data)
-        model = self._model() if model is None else _bare(checks.network("model", model))
         settings = read_json(self.run.dumps / "config.json").get("settings", {})
+        images = as_images(data)
+        if images is not None:  # as the run saw them
+            images = replace(images, pixels=settings.get("pixels", Config.pixels))
+        model = self._model() if model is None else _bare(checks.network("model", model))
         precision = settings.get("precision", Config.precision)
         state = models.state_of(self.apply(model, weights=weights))
         right = seen = 0

@@ -39,8 +39,13 @@ class Feed:
         self.images, self.labels, self._test, self._test_labels = (x.to(device) for x in images.tensors()[:4])
         self.flip = self.images.shape[1:2] == (3,)  # digits are not the same in a mirror
         self.as_is = images.as_is or images.train.is_floating_point()
-        scaling = images.scaling or ((torch.zeros(1),) * 2 if self.as_is else normalisation(images.train))
-        self.shift, self.scale = scaling
+        self.by_norm = images.pixels == "norm"
+        if images.scaling is not None:
+            self.shift, self.scale = images.scaling
+        elif self.as_is or images.pixels != "standard":
+            self.shift, self.scale = torch.zeros(1), torch.full((1,), 1 / 255)
+        else:
+            self.shift, self.scale = normalisation(images.train)
         self.shift, self.scale = self.shift.to(device), self.scale.to(device)
         if images.validation is None:
             splits = [split(len(images.train), valid_size, seed) for seed in seeds]
@@ -90,10 +95,14 @@ class Feed:
         return self.normalise(self.images.index_select(0, indices), (down, right, flip)), self.labels[indices]
 
     def normalise(self, images: Tensor, crop: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
-        """Float images of mean 0 and deviation 1 a channel; each cropped and flipped as `crop` says (black outside)."""
+        """Float images, scaled as `pixels` of the data set says; first cropped and flipped as `crop` says (black
+        outside)."""
         if crop is not None:
             images = crop_and_flip(images, *crop)
-        return images if self.as_is else images.float().mul_(self.scale).add_(self.shift)
+        if self.as_is:
+            return images
+        scaled = images.float().mul_(self.scale).add_(self.shift)
+        return torch.nn.functional.normalize(scaled.flatten(1)).view_as(scaled) if self.by_norm else scaled
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Chunks of validation images, (T * n, C, H, W) with the trials one after another, and labels (T * n,)."""

@@ -6,7 +6,7 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -29,7 +29,7 @@ class Images:
 
     `validation` holds (images, labels) where a set brings its own; else each trial splits some off the training images.
     Where `as_is`, the model gets what `train` holds, of any type and shape (N, ...), and nothing is normalised.
-    `scaling` is the shift and scale that normalise the images, where they are not to be computed from `train`.
+    `pixels` says how they are (--pixels); `scaling` is the shift and scale that do it, where they are known already.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Images:
     validation: tuple[Tensor, Tensor] | None = None
     as_is: bool = False
     scaling: tuple[Tensor, Tensor] | None = None
+    pixels: str = "standard"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -71,9 +72,10 @@ class Source(Protocol):
         """What trials of these seeds train and evaluate on."""
 
 
-def load(name: str, folder: Path) -> Images:
+def load(name: str, folder: Path, pixels: str = "standard") -> Images:
     """The data set `<folder>/<name>.npz` (Keras's convention: x_train, y_train, x_test, y_test), or else the one that
-    torchvision has in `folder` or downloads, which is then kept as such a file. ConfigError if neither is to be had."""
+    torchvision has in `folder` or downloads, which is then kept as such a file. Models see it as `pixels` says
+    (--pixels). ConfigError if neither is to be had."""
     file = Path(folder) / f"{name}.npz"
     if not file.exists():
         if name not in TORCHVISION:
@@ -82,7 +84,7 @@ def load(name: str, folder: Path) -> Images:
                 f"{', '.join(ARRAYS)}, not {name!r}"
             )
         _fetch(name, file)
-    return read(file, CLASSES.get(name))
+    return replace(read(file, CLASSES.get(name)), pixels=pixels)
 
 
 def read(file: Path, classes: int | None = None) -> Images:

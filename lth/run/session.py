@@ -29,7 +29,7 @@ from lth.run import jobs
 from lth.run.progress import Progress
 from lth.run.tensorboard import Board
 from lth.settings.arms import ARMS
-from lth.settings.config import PROJECT, Config, ConfigError, Duration
+from lth.settings.config import PROJECT, Config, ConfigError, Duration, as_text
 from lth.training import models
 from lth.training.schedule import check_plan
 
@@ -93,7 +93,7 @@ def run(config: Config, command: Sequence[str] = ()) -> list[Run]:
 
 def prepare(config: Config) -> tuple[Images, Problem]:
     """The images and the model of the settings, and every check that needs them. ConfigError with all that is wrong."""
-    images = data.load(config.dataset, config.data)
+    images = data.load(config.dataset, config.data, config.pixels)
     problem = Problem.of(config, images)
     problems = data.check_sizes(images, config.valid_size, config.batch_size)
     if not problems:
@@ -111,7 +111,10 @@ def refuse_other_settings(config: Config, runs: Sequence[Run]) -> None:
     """ConfigError if a folder of these runs holds results of other settings, which --name makes possible."""
     for run in runs:
         old = tables.read_json(run.dumps / "config.json").get("deciding", config.deciding())
-        other = {key: (old.get(key), value) for key, value in config.deciding().items() if old.get(key) != value}
+        new = config.deciding()
+        usual = {spec.name: as_text(spec.default) for spec in fields(Config)}  # of a setting that one of them lacks
+        both = {key: (old.get(key, usual.get(key)), new.get(key, usual.get(key))) for key in {**new, **old}}
+        other = {key: pair for key, pair in both.items() if pair[0] != pair[1]}
         if other:
             differ = ", ".join(f"{key} {before}, now {now}" for key, (before, now) in other.items())
             raise ConfigError(

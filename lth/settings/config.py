@@ -122,7 +122,8 @@ PERCENT = number(float, 0, 100)
 
 def setting(default: Any, group: str, help: str, parse: Callable[[str], Any] = str, **more: Any) -> Any:
     """A field of Config. `more`: choices; many (takes several values); changes_numbers (False for settings
-    that leave the results of a run alone and so are not part of its folder's name); aliases (other flag names)."""
+    that leave the results of a run alone and so are not part of its folder's name); aliases (other flag names); added
+    (True for settings younger than the first results: their default is what older runs had without saying so)."""
     return field(default=default, metadata={"group": group, "help": help, "parse": parse, **more})
 
 
@@ -199,6 +200,13 @@ class Config:
     )
     valid_freq: Duration = setting(Duration(1), TRAIN, "how often to evaluate", duration(percent=True))
     valid_size: int = setting(5000, TRAIN, "images of the training set kept for validation", number(int, 1))
+    pixels: str = setting(
+        "standard",
+        TRAIN,
+        "what a model sees: mean 0 and deviation 1 a channel; 0 to 1; each image divided by its Euclidean norm",
+        choices=("standard", "unit", "norm"),
+        added=True,
+    )
     augment: bool = setting(False, TRAIN, "random crops (4 pixels) and, but for digits, flips of the training images")
     precision: str = setting(
         "fast",
@@ -266,11 +274,12 @@ class Config:
         return 100 * (1 - (self.target_remaining / 100) ** (1 / (self.prune_iterations - 1)))
 
     def deciding(self) -> dict[str, str]:
-        """The settings that decide a run's numbers, as text."""
+        """The settings that decide a run's numbers, as text; added ones only where they are not at their default."""
         chosen = {
             spec.name: as_text(getattr(self, spec.name))
             for spec in dataclasses.fields(self)
             if spec.metadata.get("changes_numbers", True)
+            and not (spec.metadata.get("added") and getattr(self, spec.name) == spec.default)
         }
         if self.target_remaining is not None:  # the rate of a round then follows from their number
             chosen["prune_iterations"] = str(self.prune_iterations)

@@ -29,7 +29,7 @@ _DEEP = {
 }
 _MNIST = {"dataset": "mnist", "batch_size": "60", "prune_percent": "20", "output_percent": "10"}
 PRESETS: dict[str, dict[str, Any]] = {
-    "lenet": {"arch_type": "fc1", **_MNIST, "end_iter": "50000it", "lr": "1.2e-3"},
+    "lenet": {"arch_type": "fc1", **_MNIST, "end_iter": "50000it", "lr": "1.2e-3", "pixels": "unit"},
     "conv2": {"arch_type": "conv2", **_CONV, "end_iter": "20000it", "lr": "2e-4", "conv_percent": "10"},
     "conv4": {"arch_type": "conv4", **_CONV, "end_iter": "25000it", "lr": "3e-4", "conv_percent": "10"},
     "conv6": {"arch_type": "conv6", **_CONV, "end_iter": "30000it", "lr": "3e-4", "conv_percent": "15"},

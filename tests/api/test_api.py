@@ -838,6 +838,18 @@ def test_a_ticket_evaluates_to_the_digits_of_rounds_csv(place: Path, monkeypatch
     assert lth.load_ticket(run.dumps).round == 2
 
 
+def test_a_ticket_is_evaluated_on_pixels_scaled_as_its_run_had_them(place: Path) -> None:
+    (run,) = session.run(settings(place, pixels="norm"))
+    ticket, tests = lth.load_ticket(run.saves), data.load("tiny", place / "data")
+    for given in (place / "data" / "tiny.npz", tests):
+        assert float(f"{ticket.evaluate(given):.10g}") == ticket.row["test"]
+    with torch.no_grad():  # and not because the scaling makes no difference
+        model, x = ticket.apply(models.find("mlp", "tiny", 4)(), weights="trained"), tests.test.flatten(1).float()
+        answers = [model(pixels).argmax(1) for pixels in (x / x.norm(dim=1, keepdim=True), x / 255)]
+    found, other = (100 * (given == tests.test_labels).float().mean().item() for given in answers)
+    assert found == pytest.approx(ticket.row["test"]) != other
+
+
 def test_a_ticket_of_an_own_net_evaluates_on_the_users_loaders(tmp_path: Path) -> None:
     history = find(seeded(Conv), save=tmp_path, iterations=30)
     ticket = lth.load_ticket(tmp_path, 2)

@@ -7,6 +7,7 @@ import pickle
 import socket
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,23 @@ def test_normalisation_is_that_of_numpy_a_channel(shape: tuple[int, ...]) -> Non
     np.testing.assert_allclose(
         batch.permute(0, 2, 3, 1).numpy(), (tests - x.mean((0, 1, 2))) / x.std((0, 1, 2)), atol=2e-6
     )
+
+
+@pytest.mark.parametrize("pixels", ["unit", "norm"])
+def test_other_scalings_are_those_of_numpy_for_training_validation_and_test(pixels: str) -> None:
+    images = replace(make_images(count=200, shape=(5, 9, 2)), pixels=pixels)
+    images.train[3] = 0  # a black image has no norm
+    made = Feed(images, (0,), 40, 10, CPU)
+
+    def expected(x: torch.Tensor) -> np.ndarray:
+        flat = x.numpy().astype(np.float64).reshape(len(x), -1) / 255
+        norms = np.linalg.norm(flat, axis=1, keepdims=True) if pixels == "norm" else np.ones((len(x), 1))
+        return (flat / np.where(norms == 0, 1, norms)).reshape(x.shape)
+
+    np.testing.assert_allclose(made.normalise(images.train), expected(images.train), atol=1e-6)
+    np.testing.assert_allclose(next(made.test())[0], expected(images.test), atol=1e-6)
+    held = split(200, 40, 0)[1]
+    np.testing.assert_allclose(next(made.validation())[0], expected(images.train[held]), atol=1e-6)
 
 
 @pytest.mark.parametrize("level", [0, 37, 255])

@@ -116,6 +116,7 @@ def test_presets_are_the_papers_table(name: str) -> None:
         durations = tuple(map(str, found)) if isinstance(found, tuple) else str(found)
         assert value in (found, durations), key
     assert (str(config.valid_freq), config.lr_gamma, config.init) == ("100it", 0.1, "glorot")
+    assert config.pixels == ("unit" if name == "lenet" else "standard")
     assert set(PRESETS) == set(TABLE)
 
 
@@ -202,6 +203,7 @@ def test_a_fraction_pruned_in_all(fraction: str, rounds: str | None) -> None:
         ("--lr_milestones 5 90% --rewind 500it", "lr_milestones=5+90%,rewind=500it"),
         ("--optimizer sgd --momentum 0.9 --nesterov", "momentum=0.9,nesterov=True,optimizer=sgd"),
         ("--name mine --lr 5", "mine"),
+        ("--pixels unit", "pixels=unit"),
     ],
 )
 def test_folders_are_named_after_what_changes_the_numbers(argv: str, folder: str) -> None:
@@ -223,6 +225,11 @@ def test_every_setting_that_changes_the_numbers_changes_the_folder() -> None:
             beside |= {"lr_gamma": {"lr_milestones": ("5",)}}
             config = Config(**{**beside.get(spec.name, {}), spec.name: value})
             assert f"{spec.name}=" in config.folder(), spec.name
+
+
+def test_a_setting_added_later_leaves_older_results_theirs() -> None:
+    assert "pixels" not in Config().deciding()  # of which identities are made
+    assert Config(pixels="norm").deciding()["pixels"] == "norm"
 
 
 # --config
