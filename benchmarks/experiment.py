@@ -82,7 +82,7 @@ def instrument(clock: Clock) -> None:
     """Have the clock charge what the functions of lth do."""
     import utils
     from lth.experiment import Experiment
-    from lth.records import tables, tickets
+    from lth.records import resume, tables, tickets
     from lth.run import jobs, session
     from lth.training.train import Training
 
@@ -90,13 +90,13 @@ def instrument(clock: Clock) -> None:
     clock.wrap(jobs, "run_tasks", WAITING)  # where rounds are not in this process
     clock.wrap(Experiment, "run", OTHER, then=clock.save)
     clock.wrap(Experiment, "train", SETUP)
-    clock.wrap(Experiment, "masks", PRUNING)
+    clock.wrap(Experiment, "prune", PRUNING)
     clock.wrap(Training, "run", TRAINING)
     clock.wrap(Training, "_evaluate", EVALUATION)
     for name in ("write_state", "read_state", "write_ticket", "read_ticket", "write_checkpoint", "read_checkpoint"):
         clock.wrap(tickets, name, FILES)
     for owner, name in (
-        *((tickets, name) for name in ("adopt_dense", "sound_rounds")),
+        *((resume, name) for name in ("adopt_dense", "sound_rounds")),
         *((tables, name) for name in ("write_round", "finished_rounds")),
         (session, "write_json"),
     ):

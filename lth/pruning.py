@@ -75,6 +75,11 @@ def score(method: str, initial: Weights, final: Weights) -> dict[str, Tensor]:
     return {name: CRITERIA[method](initial[name], final[name]) for name in initial}
 
 
+def percents(model: nn.Module, rates: Mapping[str, float]) -> dict[str, float]:
+    """Percent of the survivors that a round prunes, for each prunable weight, from the rates of the kinds of layers."""
+    return {name: rates[kind] for name, kind in layer_kinds(model).items()}
+
+
 def random_scores(masks: Masks, generator: torch.Generator) -> dict[str, Tensor]:
     """Scores that prune at random."""
     return {name: torch.rand(mask.shape, generator=generator) for name, mask in masks.items()}
@@ -154,6 +159,20 @@ def _rule(amount: float, scope: str, method: type[torch_prune.BasePruningMethod]
         return net
 
     return rule
+
+
+def by_rule(rule: Rule, model: nn.Module, final: Weights, masks: Masks, seed: int) -> Masks:
+    """`masks` after `rule` has pruned `model` (changed in place) with the weights `final`; a random rule draws from
+    `seed`."""
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    with torch.no_grad():
+        for name, value in final.items():
+            tensors[name].copy_(value)
+    attach(model, masks)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        rule(model)
+    return {**masks, **detach(model)}
 
 
 def attach(model: nn.Module, masks: Masks) -> nn.Module:

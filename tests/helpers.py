@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from lth import data, pruning
 from lth.data.feed import Feed
 from lth.data.images import Images
-from lth.experiment import Event, Experiment, Note, Problem
+from lth.experiment import Experiment
 from lth.pruning import Masks
+from lth.records.events import Event, Note
 from lth.records.tables import Run
 from lth.run.jobs import runs_of, tasks_of
 from lth.settings.config import Config
 from lth.training import models
 from lth.training.network import Fused, Network
+from lth.training.problem import Problem
 from lth.training.schedule import Plan
 from lth.training.train import Training
 

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lth import pruning
-from lth.experiment import Experiment, Problem
 from lth.settings.arms import CRITERIA
 from lth.settings.config import Config
 
@@ -119,9 +118,7 @@ class Kinds(nn.Module):
 
 
 def percents(**flags: float) -> dict[str, float]:
-    problem = Problem(None, Kinds, None, None, None)  # type: ignore[arg-type]
-    config = Config(**{"prune_percent": 20.0, **flags})
-    return Experiment(config, problem, torch.device("cpu"))._percents()
+    return pruning.percents(Kinds(), Config(**{"prune_percent": 20.0, **flags}).rates())
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,10 @@ from lth.api import own_network
 from lth.api.own_network import OwnNet
 from lth.api.saved_ticket import placed, root_of
 from lth.data.loaders import Taken, take
-from lth.experiment import Event, Experiment, Note
+from lth.experiment import Experiment
 from lth.pruning import Rule
 from lth.records import tables, tickets
+from lth.records.events import Event, Note
 from lth.records.files import read_json, write_json
 from lth.records.lock import Locks
 from lth.records.tables import Run

@@ -14,13 +14,13 @@ import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
 from lth.data.loaders import Taken
-from lth.experiment import Problem
 from lth.pruning import Rule, fetch_layers
 from lth.settings.checks import network, shown
 from lth.settings.config import Config
 from lth.training import models
 from lth.training.models import State
 from lth.training.network import Criterion, Fused, Network, Optimizer, Wrapped
+from lth.training.problem import Problem
 
 
 def check_net(net: Any) -> nn.Module:

@@ -9,7 +9,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,10 @@ class Run:
     def plots(self) -> Path:
         """Where the pictures of all arms and trials of these settings are."""
         return self.root / "plots" / self.arch_type / self.dataset / self.settings
+
+    def of_arm(self, arm: str) -> Run:
+        """The same trial's run of another arm."""
+        return replace(self, arm=arm)
 
     def __str__(self) -> str:
         return f"{self.arm} seed{self.seed}"

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,7 @@ from torch import Tensor
 
 from lth import pruning
 from lth.pruning import Masks
-from lth.records import tables
-from lth.records.files import explained, set_aside, write
+from lth.records.files import write
 from lth.records.tables import Run
 from lth.training.models import State
 from lth.training.train import Evaluation, Trained
@@ -162,64 +159,3 @@ def read_checkpoint(run: Run, identity: str | None = None) -> tuple[int, Trained
     evals = [Evaluation(int(row[0]), *row[1:]) for row in tensors["evals"].tolist()]
     final, best, kept, extra = (parts[part] for part in _PARTS)
     return facts["round"], Trained(facts["iteration"], evals, final, best, kept, extra, seconds=facts["seconds"])
-
-
-def adopt_dense(run: Run, sibling: Run, identity: str, rewinds: bool) -> None:
-    """Take over the dense round that another arm of the same trial has trained, with the weights to rewind to where
-    the settings want them. Damaged or FileNotFoundError if its files cannot be used."""
-    needed = ["initial", "dense", numbered("ticket", 0), *(["rewind"] if rewinds else [])]
-    for name in needed:
-        load_tensors(sibling.saves / f"{name}.safetensors", identity)
-    run.saves.mkdir(parents=True, exist_ok=True)
-    for name in (*needed, numbered("trained", 0)):
-        source, target = sibling.saves / f"{name}.safetensors", run.saves / f"{name}.safetensors"
-        if source.exists():
-            with explained(target):
-                target.unlink(missing_ok=True)
-                try:
-                    os.link(source, target)  # files are only ever replaced, never changed, so that both may share one
-                except OSError:
-                    shutil.copyfile(source, target)
-    tables.copy_rounds(run, sibling, before=1)
-
-
-def sound_rounds(run: Run, finished: int, identity: str, rewinds: bool, tell: Callable[[str], None]) -> int:
-    """How many of the finished rounds can be built upon. Unusable files are set aside, with a word to `tell`.
-
-    Round n can start from its ticket, or a ticket can be made of the weights at the end of round n - 1: those are in
-    the checkpoint, or for round 0 in `dense`. Tickets start from `initial` or, where the settings say so, `rewind`.
-    """
-
-    def usable(name: str) -> bool | None:
-        file = run.saves / f"{name}.safetensors"
-        try:
-            load_tensors(file, identity)
-        except FileNotFoundError:
-            return None
-        except Damaged as reason:
-            tell(f"{reason}; kept as {set_aside(file).name}, going on from the last good round")
-            return False
-        return True
-
-    found = {name: usable(name) for name in ("initial", "rewind", "dense", "checkpoint")}
-    if not found["initial"] or (rewinds and not found["rewind"]):
-        finished = 0
-    for number in range(finished):
-        if not usable(numbered("ticket", number)) or usable(numbered("trained", number)) is False:
-            finished = number
-            break
-    ended = [0] if found["dense"] else []  # the rounds whose last weights are there
-    if found["checkpoint"]:
-        ended.append(read_checkpoint(run, identity)[0])
-    while not usable(numbered("ticket", finished)) and finished and finished - 1 not in ended:
-        finished -= 1
-    return finished
-
-
-def drop_rounds(run: Run, first: int) -> None:
-    """Delete the tickets and trained weights of the rounds from number `first` on; they are about to be made again."""
-    for file in run.saves.glob("t*_*.safetensors"):
-        kind, _, number = file.name.removesuffix(".safetensors").partition("_")
-        if kind in ("ticket", "trained") and int(number) >= first + (kind == "ticket"):
-            with explained(file):
-                file.unlink()

@@ -19,11 +19,13 @@ import torch
 import torch.multiprocessing  # teaches pickle to share tensors between processes
 
 from lth.data.images import Images
-from lth.experiment import Event, Experiment, Problem, TrialError
+from lth.experiment import Experiment, TrialError
+from lth.records.events import Event
 from lth.records.files import RecordError
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
 from lth.settings.config import Config
+from lth.training.problem import Problem
 from lth.training.train import Stopped
 
 POLL = 0.2  # seconds between looks at the workers

@@ -8,7 +8,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from lth.experiment import Evaluated, Event, Note, RoundDone
+from lth.records.events import Evaluated, Event, Note, RoundDone
 from lth.records.tables import Run
 
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from lth import data, experiment, pruning
+from lth import data, pruning
 from lth.data.images import Images
-from lth.experiment import Event, Problem
 from lth.records import tables
+from lth.records.events import Event
 from lth.records.files import write_json
 from lth.records.lock import Locks
 from lth.records.tables import Run
@@ -31,6 +31,7 @@ from lth.run.tensorboard import Board
 from lth.settings.arms import ARMS
 from lth.settings.config import PROJECT, Config, ConfigError, Duration, as_text
 from lth.training import models
+from lth.training.problem import Problem, stack_size
 from lth.training.schedule import check_plan
 
 LIBRARIES = ("torch", "torchvision", "numpy", "safetensors")
@@ -162,7 +163,7 @@ def _announce(
     config: Config, problem: Problem, runs: Sequence[Run], device: torch.device, command: Sequence[str]
 ) -> None:
     """Write each run's config.json and say where things go and how much disk they take."""
-    stack = experiment.Experiment(config, problem, device).stack_size
+    stack = stack_size(config, problem, device)
     about = {
         "settings": plain_settings(config),
         "deciding": config.deciding(),

@@ -12,8 +12,8 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from lth.experiment import Evaluated, Event, RoundDone
 from lth.records import tables, tickets
+from lth.records.events import Evaluated, Event, RoundDone
 from lth.records.tables import Run
 from lth.settings.config import Config
 

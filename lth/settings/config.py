@@ -273,6 +273,13 @@ class Config:
             return self.prune_percent
         return 100 * (1 - (self.target_remaining / 100) ** (1 / (self.prune_iterations - 1)))
 
+    def rates(self) -> dict[str, float]:
+        """Percent of the survivors that a round prunes, by the kind of layer."""
+        usual = self.round_percent
+        fc = usual if self.fc_percent is None else self.fc_percent
+        conv = usual if self.conv_percent is None else self.conv_percent
+        return {"conv": conv, "fc": fc, "output": fc if self.output_percent is None else self.output_percent}
+
     def deciding(self) -> dict[str, str]:
         """The settings that decide a run's numbers, as text; added ones only where they are not at their default."""
         chosen = {

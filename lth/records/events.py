@@ -1,0 +1,41 @@
+"""What an experiment tells while it runs; the terminal and TensorBoard listen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lth.records.tables import Run
+from lth.training.train import Evaluation
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Tells of an evaluation within a round that lasts `steps` iterations of `epoch` an epoch."""
+
+    run: Run
+    round: int
+    evaluation: Evaluation
+    steps: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class RoundDone:
+    """Tells of a finished round: its line of rounds.csv, its seconds (0 if shared), and layers left without weights."""
+
+    run: Run
+    row: dict[str, Any]
+    seconds: float
+    empty: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence for the user; `failed` says that a trial ended by it."""
+
+    text: str
+    failed: bool = False
+
+
+Event = Evaluated | RoundDone | Note

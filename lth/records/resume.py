@@ -1,0 +1,130 @@
+"""Going on after a stop: which finished rounds can be built upon, where the next one stands, whose dense round serves.
+
+What is on disk is the state: a round starts from its ticket, a ticket is made of the weights at the end of the round
+before.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+
+from lth.records import tables, tickets
+from lth.records.files import explained, set_aside
+from lth.records.tables import Run
+from lth.settings.arms import ARMS
+from lth.training.models import State
+from lth.training.train import Trained
+
+
+def pick_up(run: Run, identity: str, rewinds: bool, tell: Callable[[str], None]) -> int:
+    """Make sure that the run's files can be built upon, take back rounds that cannot, and give how many are left."""
+    for name in tables.TABLES:
+        tables.table(run, name)  # a spoiled one is better said now than after hours of training
+    finished = tables.finished_rounds(run)
+    sound = sound_rounds(run, finished, identity, rewinds, tell)
+    if sound < finished:
+        tell(f"{run}: going on from round {sound}, the first whose ticket is lost")
+        tables.keep_rounds(run, sound)
+    drop_rounds(run, sound)
+    return sound
+
+
+def has_ticket(run: Run, number: int) -> bool:
+    """Whether the run has the ticket that round `number` starts from."""
+    return (run.saves / f"{tickets.numbered('ticket', number)}.safetensors").exists()
+
+
+def checkpoint(run: Run, number: int, identity: str) -> Trained | None:
+    """Where round `number` was when it stopped, if it did."""
+    try:
+        of_round, saved = tickets.read_checkpoint(run, identity)
+    except FileNotFoundError:
+        return None
+    return saved if of_round == number else None
+
+
+def end_of_round(run: Run, number: int, identity: str) -> State:
+    """The weights at the end of a finished round, which pruning looks at. FileNotFoundError if they are gone."""
+    if number == 0:
+        return tickets.read_state(run, "dense", identity)
+    saved = checkpoint(run, number, identity)
+    if saved is None:
+        raise FileNotFoundError(f"the checkpoint of round {number} of {run} is gone")
+    return saved.final
+
+
+def share_dense(run: Run, identity: str, rewinds: bool) -> bool:
+    """Take over the dense round if another arm of this trial has it: the same seed, the same network."""
+    for arm in ARMS:
+        sibling = run.of_arm(arm)
+        if arm != run.arm and tables.finished_rounds(sibling):
+            try:
+                adopt_dense(run, sibling, identity, rewinds)
+                tickets.read_ticket(run, 0, identity)
+            except (tickets.Damaged, FileNotFoundError):
+                continue
+            return True
+    return False
+
+
+def adopt_dense(run: Run, sibling: Run, identity: str, rewinds: bool) -> None:
+    """Take over the dense round that another arm of the same trial has trained, with the weights to rewind to where
+    the settings want them. Damaged or FileNotFoundError if its files cannot be used."""
+    needed = ["initial", "dense", tickets.numbered("ticket", 0), *(["rewind"] if rewinds else [])]
+    for name in needed:
+        tickets.load_tensors(sibling.saves / f"{name}.safetensors", identity)
+    run.saves.mkdir(parents=True, exist_ok=True)
+    for name in (*needed, tickets.numbered("trained", 0)):
+        source, target = sibling.saves / f"{name}.safetensors", run.saves / f"{name}.safetensors"
+        if source.exists():
+            with explained(target):
+                target.unlink(missing_ok=True)
+                try:
+                    os.link(source, target)  # files are only ever replaced, never changed, so that both may share one
+                except OSError:
+                    shutil.copyfile(source, target)
+    tables.copy_rounds(run, sibling, before=1)
+
+
+def sound_rounds(run: Run, finished: int, identity: str, rewinds: bool, tell: Callable[[str], None]) -> int:
+    """How many of the finished rounds can be built upon. Unusable files are set aside, with a word to `tell`.
+
+    Round n can start from its ticket, or a ticket can be made of the weights at the end of round n - 1: those are in
+    the checkpoint, or for round 0 in `dense`. Tickets start from `initial` or, where the settings say so, `rewind`.
+    """
+
+    def usable(name: str) -> bool | None:
+        file = run.saves / f"{name}.safetensors"
+        try:
+            tickets.load_tensors(file, identity)
+        except FileNotFoundError:
+            return None
+        except tickets.Damaged as reason:
+            tell(f"{reason}; kept as {set_aside(file).name}, going on from the last good round")
+            return False
+        return True
+
+    found = {name: usable(name) for name in ("initial", "rewind", "dense", "checkpoint")}
+    if not found["initial"] or (rewinds and not found["rewind"]):
+        finished = 0
+    for number in range(finished):
+        if not usable(tickets.numbered("ticket", number)) or usable(tickets.numbered("trained", number)) is False:
+            finished = number
+            break
+    ended = [0] if found["dense"] else []  # the rounds whose last weights are there
+    if found["checkpoint"]:
+        ended.append(tickets.read_checkpoint(run, identity)[0])
+    while not usable(tickets.numbered("ticket", finished)) and finished and finished - 1 not in ended:
+        finished -= 1
+    return finished
+
+
+def drop_rounds(run: Run, first: int) -> None:
+    """Delete the tickets and trained weights of the rounds from number `first` on; they are about to be made again."""
+    for file in run.saves.glob("t*_*.safetensors"):
+        kind, _, number = file.name.removesuffix(".safetensors").partition("_")
+        if kind in ("ticket", "trained") and int(number) >= first + (kind == "ticket"):
+            with explained(file):
+                file.unlink()

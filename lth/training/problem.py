@@ -1,0 +1,70 @@
+"""What is trained and pruned, apart from the settings: everything that a network of the user's own may bring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lth import pruning
+from lth.data.images import Images, Source
+from lth.pruning import Rule
+from lth.settings.config import Config
+from lth.training import models
+from lth.training.models import Build, State
+from lth.training.network import Criterion, Fused, Network, Optimizer
+
+STACK_WEIGHTS = 20_000_000  # that one stacked network may have in all, before arithmetic and not launching binds it
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is trained: images, the model, its initial and its fresh random weights, loss, optimiser, pruning rule.
+
+    `initial` and `fresh` give weights for a seed. `rule`, if given, prunes in place of the settings' own percentages.
+    `whose` tells problems apart that the settings do not name: files of one are not used for another.
+    """
+
+    images: Source
+    make: Build
+    initial: Callable[[int], State]
+    fresh: Callable[[int], State]
+    optimizer: Callable[[Network], Optimizer]
+    criterion: Criterion = nn.functional.cross_entropy
+    rule: Rule | None = None
+    whose: str = ""
+
+    @classmethod
+    def of(cls, config: Config, images: Images) -> Problem:
+        """The problem that the settings name."""
+        make = models.find(config.arch_type, config.dataset, images.classes)
+
+        def weights(seed: int) -> State:
+            return models.state_of(models.build(make, config.init, seed))
+
+        def optimizer(network: Network) -> Optimizer:
+            return Fused(config.optimizer, network, config.lr, config.weight_decay, config.momentum, config.nesterov)
+
+        return cls(images, make, weights, weights, optimizer)
+
+
+def stack_size(config: Config, problem: Problem, device: torch.device) -> int:
+    """How many runs train as one network: --stack, or on a GPU as many as STACK_WEIGHTS allows, else one."""
+    if config.stack or device.type != "cuda":
+        return config.stack or 1
+    size = max(1, STACK_WEIGHTS // sum(parameter.numel() for parameter in problem.make().parameters()))
+    return size if size == 1 or stackable(problem) else 1
+
+
+def stackable(problem: Problem) -> bool:
+    """Whether the model can be trained as one stacked network: torch.func.vmap cannot follow branches on values."""
+    model, images = problem.make(), torch.zeros(4, *problem.images.shape)
+    state, masks = models.state_of(model), pruning.dense(pruning.prunable(model))
+    try:
+        network = Network(model, [state, state], [masks, masks], torch.device("cpu"), problem.criterion)
+        network.losses(images, torch.zeros(4, dtype=torch.int64)).sum().backward()
+    except Exception:  # whatever a model's own code raises under vmap
+        return False
+    return True
