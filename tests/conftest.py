@@ -17,7 +17,7 @@ from lth.settings.arms import ARMS
 from lth.settings.config import Config
 from lth.training.train import Evaluation, Trained
 
-pytest.register_assert_rewrite("helpers")
+pytest.register_assert_rewrite("helpers", "own")
 pytest_plugins = ["helpers"]  # its fixtures
 FC = {"fc1.weight": (12, 64), "fc2.weight": (4, 12)}  # reads images of 8 x 8
 SETTINGS = "end_iter=5,prune_percent=20"

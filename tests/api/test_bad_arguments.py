@@ -1,0 +1,115 @@
+"""Arguments of iterative_pruning that are wrong: each is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.utils.prune as torch_prune
+from helpers import Mlp
+from own import (
+    WithOptim,
+    altered,
+    batches,
+    examples,
+    loader,
+    nothing,
+    seeded,
+    tiny,
+)
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import lth
+
+
+class NoGrad(Mlp):
+    def __init__(self) -> None:
+        super().__init__()
+        self.requires_grad_(False)
+
+
+def pruned_net() -> nn.Module:
+    net = seeded()
+    torch_prune.l1_unstructured(net.fc1, "weight", amount=0.1)
+    return net
+
+
+def other_net_returned(net: nn.Module) -> nn.Module:
+    return seeded()
+
+
+WRONG = [
+    ({"net": "lenet"}, TypeError, "net must be a torch.nn.Module, not 'lenet'"),
+    ({"net": nn.Sequential(nn.Flatten(), nn.LazyLinear(4))}, ValueError, "net must know its shapes"),
+    ({"net": nn.Sequential(nn.Flatten())}, ValueError, "net must have parameters"),
+    ({"net": nn.BatchNorm2d(1)}, ValueError, "net must have a Linear or Conv layer"),
+    ({"net": NoGrad()}, ValueError, "net must have parameters that require gradients"),
+    ({"net": nn.Sequential(nn.Flatten(), nn.Linear(60, 4))}, ValueError, r"net must take .* \(B, 1, 8, 8\)"),
+    ({"net": nn.Sequential(nn.Flatten(), nn.Linear(64, 3))}, ValueError, "net must give a logit .* 4 classes"),
+    ({"net": nn.Conv2d(1, 4, 3)}, ValueError, r"net must give one row of logits .*not \(2, 4, 6, 6\)"),
+    ({"net": pruned_net()}, ValueError, "net must come without masks"),
+    ({"net": altered(optim="adam")}, TypeError, "net.optim must be a torch.optim.Optimizer, not 'adam'"),
+    ({"net": altered(optim=torch.optim.SGD(Mlp().parameters(), lr=1))}, ValueError, "net.optim must hold parameters"),
+    ({"net": WithOptim(torch.optim.LBFGS, lr=1)}, ValueError, "net.optim must step without a closure"),
+    ({"net": altered(criterion=3)}, TypeError, "net.criterion must be a function"),
+    ({"net": altered(criterion=nn.CrossEntropyLoss(reduction="none"))}, ValueError, "net.criterion must give one"),
+    ({"net": altered(criterion=lambda logits: logits.sum())}, ValueError, "net.criterion must take"),
+    ({"data": None}, TypeError, "data must be the name of a data set"),
+    ({"data": loader()}, TypeError, "data must be .* train, validation and test"),
+    ({"data": {"train": batches()}}, TypeError, "its validation is missing"),
+    ({"data": {**tiny(), "train": iter(batches())}}, TypeError, "data.train must give its batches again and again"),
+    ({"data": {**tiny(), "test": 3}}, TypeError, "data.test must be a DataLoader .*not 3"),
+    ({"data": {**tiny(), "test": []}}, ValueError, "data.test must give at least one batch"),
+    ({"data": {**tiny(), "train": [examples()[0]]}}, TypeError, "data.train must give batches"),
+    ({"data": {**tiny(), "train": TensorDataset(*examples())}}, TypeError, "data.train must be .*not a TensorDataset"),
+    ({"data": {**tiny(), "train": list(TensorDataset(*examples()))}}, ValueError, "data.train must give examples"),
+    ({"data": {**tiny(), "train": [("a", "b")]}}, TypeError, "data.train must give batches of tensors, not str"),
+    ({"data": {**tiny(), "train": [(torch.ones(3, 2), torch.ones(2).long())]}}, ValueError, "one label each"),
+    ({"data": {**tiny(), "train": [(torch.ones(3, 2), torch.ones(3))]}}, ValueError, "labels 0, 1, ... as whole"),
+    ({"data": {**tiny(), "train": [(torch.ones(3, 2), -torch.ones(3).long())]}}, ValueError, "labels 0, 1, ..."),
+    ({"data": {**tiny(), "test": [(torch.ones(3, 9), torch.ones(3).long())]}}, ValueError, "data.test .* shape"),
+    ({"data": {**tiny(), "test": [*batches(), (torch.ones(3, 9), torch.ones(3).long())]}}, ValueError, "one shape"),
+    ({"data": "mnits"}, ValueError, "must be one of mnist"),
+    ({"iterations": 0}, ValueError, "iterations must be a whole number of at least 1, not 0"),
+    ({"iterations": 2.5}, TypeError, "iterations must be a whole number of at least 1, not 2.5"),
+    ({"iterations": True}, TypeError, "iterations must be .*not True"),
+    ({"iterations": "12"}, TypeError, "iterations must be .*not '12'"),
+    ({"rounds": -1}, ValueError, "rounds must be a whole number of at least 0"),
+    ({"rounds": None}, TypeError, "rounds must be .*not None"),
+    ({"prune_rule": 0.2}, TypeError, "prune_rule must be a function of the network .*not 0.2"),
+    ({"prune_rule": lambda: None}, TypeError, "prune_rule .*cannot be called with one argument"),
+    ({"prune_rule": other_net_returned}, TypeError, "prune_rule must prune the network that it is given"),
+    ({"random": 1}, TypeError, "random must be True or False, not 1"),
+    ({"rewind": -1}, ValueError, "rewind must be"),
+    ({"rewind": 12}, ValueError, "rewind must be a number of iterations below 12"),
+    ({"rewind": 1.5}, ValueError, "rewind must be .*not 1.5"),
+    ({"rewind": "5"}, TypeError, "rewind must be .*not '5'"),
+    ({"rewind": 5, "random": True}, ValueError, "rewind must be 0 with random=True"),
+    ({"seed": -1}, ValueError, "seed must be a whole number"),
+    ({"save": 3}, TypeError, "save must be a path, not 3"),
+    ({"recover": "/no/such/folder"}, ValueError, "recover must be a folder with results"),
+    ({"device": "gpu"}, ValueError, "device must be None, 'cpu', 'cuda'"),
+    ({"device": 1.5}, TypeError, "device must be"),
+    ({"in_memory": "yes"}, TypeError, "in_memory must be True or False"),
+    ({"quiet": 1}, TypeError, "quiet must be True or False"),
+    ({"batchsize": 3}, TypeError, "no argument 'batchsize': did you mean batch_size?"),
+    ({"batch_size": 0}, ValueError, "batch_size must be a whole number at least 1, not 0"),
+    ({"batch_size": 121}, ValueError, "batch_size must be at most 120"),
+    ({"batch_size": 5, "in_memory": False}, ValueError, "batch_size must be that of the streamed batches, 10"),
+    ({"valid_freq": "often"}, ValueError, "valid_freq must be a duration"),
+    ({"lr": -1}, ValueError, "lr must be a number above 0"),
+    ({"net": WithOptim(), "lr": 0.1}, ValueError, "lr must be left to net.optim"),
+    ({"momentum": 0.9}, ValueError, "^momentum belongs to optimizer sgd"),
+]
+
+
+@pytest.mark.parametrize(("changes", "kind", "words"), WRONG, ids=[f"{words[:40]}" for _, _, words in WRONG])
+def test_bad_input_is_named(changes: dict[str, Any], kind: type[Exception], words: str, tmp_path: Path) -> None:
+    arguments = {"net": seeded(), "data": tiny(), "iterations": 12, "rounds": 1, "prune_rule": nothing, "quiet": True}
+    with pytest.raises(kind, match=words):
+        lth.iterative_pruning(**{"save": tmp_path / "results", **arguments, **changes})  # type: ignore[arg-type]
+    if changes.get("prune_rule") is not other_net_returned:
+        assert not (tmp_path / "results").exists()

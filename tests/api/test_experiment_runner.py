@@ -1,0 +1,112 @@
+"""The runner: one object."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from own import (
+    runner,
+)
+
+import lth
+from lth.records import tables
+from lth.run.jobs import runs_of
+from lth.settings.config import Config, Duration
+
+
+@pytest.mark.parametrize("scope", ["layerwise", "global"])
+def test_every_combination_of_the_runner_runs_and_differs(place: Path, scope: str) -> None:
+    lasts = {}
+    for kind in ("magnitude", "random"):
+        for method in ("rewind", "random", "none"):
+            made = runner(place, pruning_type=kind, reinit_method=method, pruning_scope=scope).run()
+            assert made.results.shape == (3, 5)
+            ticket = lth.load_ticket(made.folder, 2)
+            lasts[kind, method] = ticket.start["layers.1.weight"][:, :5].sum().item()
+            dense, first = lth.load_ticket(made.folder, 0), lth.load_ticket(made.folder, 1)
+            kept = first.masks["layers.1.weight"]
+            same = (first.start["layers.1.weight"] == dense.start["layers.1.weight"])[kept]
+            assert bool(same.all()) == (method == "rewind") and bool(same.any()) == (method == "rewind")
+            scores = made.config.prune_scope
+            assert scores == ("global" if scope == "global" else "layer")
+    assert len(set(lasts.values())) == 6
+
+
+def test_the_runner_saves_its_table(place: Path, tmp_path: Path) -> None:
+    made = runner(place)
+    with pytest.raises(RuntimeError, match="call run"):
+        made.save_results("early.csv")
+    file = made.run().save_results("name.csv")
+    assert file == place / "results" / "here" / "name.csv"
+    table = pd.read_csv(file)
+    assert list(table) == ["round", "remaining", "ES", "val", "test"] and len(table) == 3
+    assert table.equals(tables.table(runs_of(made.config)[0], "rounds")[list(table)])
+    assert runner(place, num_rounds=2).run().results.equals(made.results.head(2))
+    assert len(runner(place, num_rounds=4).run().results) == 4
+    for name, kind in ((3, TypeError), ("../x.csv", ValueError), ("x.txt", ValueError), ("a/b.csv", ValueError)):
+        with pytest.raises(kind, match="name must be the name of a"):
+            made.save_results(name)  # type: ignore[arg-type]
+
+
+def test_the_runners_defaults() -> None:
+    assert lth.ExperimentRunner().config == Config(
+        prune_percent=20, prune_iterations=16, end_iter="50000it", root=Path("results")
+    )
+
+
+def test_the_runner_knows_the_other_names() -> None:
+    made = lth.ExperimentRunner(
+        dataset="mnist", model_name="lenet_conv", pruning_type="magnitude", pruning_scope="layerwise",
+        reinit_method="rewind", pruning_rate=0.3, num_rounds=16, iterations=40000, learning_rate=0.0012,
+        batch_size=60, device="cuda:1", results_dir="results/mnist_conv",
+    ).config  # fmt: skip
+    assert (made.arch_type, made.dataset, made.prune_type) == ("lenet5", "mnist", ("lt",))
+    assert (made.prune_percent, made.prune_iterations, made.end_iter) == (30, 16, Duration(40000, "it"))
+    assert (made.gpu, made.root, made.lr, made.batch_size) == ("1", Path("results/mnist_conv"), 0.0012, 60)
+    assert lth.ExperimentRunner("fashion", "LENET_FC").config.dataset == "fashionmnist"
+    for given, meant in ((None, "0"), ("cpu", "cpu"), (torch.device("cuda"), "0"), (torch.device("cpu"), "cpu")):
+        assert lth.ExperimentRunner(device=given).config.gpu == meant
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "words"),
+    [
+        ({"dataset": "tinny"}, ValueError, "dataset must be one of tiny, .*not 'tinny': did you mean tiny?"),
+        ({"dataset": 3}, TypeError, "dataset must be a name, not 3"),
+        ({"model_name": "mpl"}, ValueError, "model_name must be one of .*mlp.*not 'mpl': did you mean mlp?"),
+        ({"pruning_type": "magnitud"}, ValueError, "pruning_type must be one of .*did you mean magnitude?"),
+        ({"pruning_scope": "layer"}, ValueError, "pruning_scope must be one of layerwise, global, not 'layer'"),
+        ({"reinit_method": None}, TypeError, "reinit_method must be one of rewind, random, none, not None"),
+        ({"pruning_rate": 30}, ValueError, "pruning_rate must be a fraction .*not 30: 30 percent is 0.3"),
+        ({"pruning_rate": "0.3"}, TypeError, "pruning_rate must be a fraction"),
+        ({"num_rounds": 0}, ValueError, "num_rounds must be a whole number of at least 1"),
+        ({"iterations": 1.5}, TypeError, "iterations must be a whole number"),
+        ({"learning_rate": 0}, ValueError, "learning_rate must be a number above 0, not 0"),
+        ({"batch_size": -1}, ValueError, "batch_size must be"),
+        ({"device": "cuda:x"}, ValueError, "device must be"),
+        ({"results_dir": None}, TypeError, "results_dir must be a path"),
+        ({"seed": 0.5}, TypeError, "seed must be"),
+        ({"bath_size": 3}, TypeError, "ExperimentRunner has no argument 'bath_size'"),
+        ({"momentum": 0.9}, ValueError, "^momentum belongs to optimizer sgd"),
+        ({"pruning_method": "l1"}, TypeError, "no argument 'pruning_method'"),
+    ],
+)
+def test_the_runner_names_bad_arguments(
+    place: Path, changes: dict[str, Any], kind: type[Exception], words: str
+) -> None:
+    with pytest.raises(kind, match=words):
+        runner(place, **changes)
+
+
+def test_what_only_the_data_tell_is_said_in_the_runners_words(place: Path) -> None:
+    for changes, words in (
+        ({"batch_size": 100}, "^batch_size must be at most 80"),
+        ({"valid_size": 90}, "^valid_size"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            runner(place, **changes).run()
+    assert not (place / "results").exists()

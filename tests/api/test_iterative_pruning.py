@@ -1,0 +1,330 @@
+"""Networks, optimisers, losses and pruning rules of the user's own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.utils.prune as torch_prune
+from helpers import Conv, do, settings
+from own import (
+    Rule,
+    WithOptim,
+    accuracy,
+    altered,
+    batches,
+    examples,
+    find,
+    nothing,
+    seeded,
+)
+from torch import Tensor, nn
+
+import lth
+from lth import data
+from lth import pruning as lth_prune
+from lth.records import tables, tickets
+from lth.run import session
+from lth.training import models
+
+ISSUE = """
+import torch, torch.nn as nn, torch.nn.utils.prune as prune
+import lth
+
+data = lth.data.load_MNIST("./datasets/mnist")
+
+class CustomModel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(784, 200), nn.Linear(200, 100), nn.Linear(100, 10))
+        self.optim = torch.optim.Adam(self.parameters(), lr=0.05)
+        self.optim.name = "adam"
+        self._initialize_weights()
+        self.criterion = nn.CrossEntropyLoss()
+    def forward(self, x): return self.net(x.flatten(1))
+    def _initialize_weights(self):
+        for m in self.modules():
+            if isinstance(m, nn.Linear):
+                nn.init.normal_(m.weight, 0, 0.01); nn.init.constant_(m.bias, 0)
+
+def prune_rule(net):
+    for layer, name in lth.prune.fetch_layers(net):
+        prune.l1_unstructured(layer, name=name, amount=0.11)
+    return net
+
+net = CustomModel()
+found = lth.iterative_pruning(net, data, 1200, 15, prune_rule)
+"""
+
+
+def run_issue(iterations: int, rounds: int) -> tuple[nn.Module, list[dict[str, Any]]]:
+    names: dict[str, Any] = {}
+    exec(ISSUE.replace("1200, 15", f"{iterations}, {rounds}"), names)
+    return names["found"]
+
+
+def test_the_code_of_the_issue_runs_as_written(capsys: pytest.CaptureFixture[str]) -> None:
+    net, history = run_issue(40, 2)
+    assert [row["round"] for row in history] == [0, 1, 2]
+    assert list(pd.DataFrame(history))[:5] == ["round", "remaining", "ES", "val", "test"]
+    assert history[-1]["remaining"] == pytest.approx(100 * 0.89**2, abs=0.01)
+    zeros = sum(int((p == 0).sum()) for p in net.parameters() if p.ndim == 2)
+    assert zeros == 200 * 784 + 100 * 200 + 10 * 100 - history[-1]["weights"]
+    assert "100.00%" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_literal_code_of_the_issue_finds_tickets() -> None:
+    _, history = run_issue(1200, 15)
+    assert len(history) == 16
+    assert history[-1]["remaining"] == pytest.approx(100 * 0.89**15, abs=0.01)
+    assert min(row["test"] for row in history) > 80
+
+
+def test_a_net_of_ones_own_gives_the_numbers_of_the_built_in_experiment(place: Path) -> None:
+    config = settings(place, valid_size=20, prune_percent=30, precision="fp32")
+    (run,) = do(config)
+    make = models.find("mlp", "tiny", 4)
+    start = tickets.read_state(run, "initial")
+    images = data.load("tiny", place / "data")
+    options = {"lr": 0.01, "batch_size": 10, "valid_freq": "4it", "precision": "fp32"}
+    history = find(models.load_state(make(), start), images, iterations=8, **options)
+    assert history == tables.table(run, "rounds").to_dict("records")
+
+
+def test_the_returned_net_is_what_the_last_line_of_the_history_tells_of(tmp_path: Path) -> None:
+    net = seeded(Conv)
+    history = find(net, rounds=1, save=tmp_path, iterations=30)
+    assert accuracy(net, batches(60, 2)) == pytest.approx(history[-1]["test"])
+    ticket = lth.load_ticket(tmp_path)
+    assert ticket.round == 1
+    for name, mask in ticket.masks.items():
+        weight = net.get_parameter(name)
+        assert not weight[~mask].any() and weight[mask].all()
+    assert history[-1]["weights"] == sum(int(mask.sum()) for mask in ticket.masks.values())
+    assert not torch_prune.is_pruned(net)
+
+
+def structured(net: nn.Module) -> None:
+    torch_prune.ln_structured(net.fc1, "weight", amount=0.25, n=2, dim=0)  # type: ignore[arg-type]
+
+
+def over_all(net: nn.Module) -> nn.Module:
+    torch_prune.global_unstructured(lth_prune.fetch_layers(net), torch_prune.L1Unstructured, amount=0.2)
+    return net
+
+
+def with_biases(net: nn.Module) -> None:
+    for layer, name in lth_prune.fetch_layers(net, biases=True):
+        torch_prune.l1_unstructured(layer, name, amount=0.25)
+
+
+def made_permanent(net: nn.Module) -> None:
+    torch_prune.l1_unstructured(net.fc1, "weight", amount=0.2)  # type: ignore[arg-type]
+    torch_prune.remove(net.fc1, "weight")  # type: ignore[arg-type]
+
+
+def by_hand(net: nn.Module) -> None:
+    weight = net.fc1.weight  # type: ignore[union-attr]
+    small = weight.abs() <= weight.abs()[weight != 0].quantile(0.2)  # type: ignore[operator, union-attr]
+    torch_prune.remove(net.fc1, "weight")  # type: ignore[arg-type]
+    with torch.no_grad():
+        net.fc1.weight[small] = 0  # type: ignore[union-attr, operator]
+
+
+def at_random(net: nn.Module) -> None:
+    torch_prune.random_unstructured(net.fc1, "weight", amount=0.5)  # type: ignore[arg-type]
+
+
+def masks_off(net: nn.Module) -> nn.Module:
+    for layer, name in lth_prune.fetch_layers(net):
+        torch_prune.remove(layer, name)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [
+        (structured, [12, 9, 7]),  # rows of fc1
+        (over_all, [816, 653, 522]),
+        (with_biases, [816, 624, 468]),
+        (made_permanent, [816, 662, 539]),
+        (by_hand, [816, 662, 539]),
+        (at_random, [816, 432, 240]),
+        (nothing, [816, 816, 816]),
+        (masks_off, [816, 816, 816]),
+        (lth_prune.magnitude(0.25, scope="global"), [816, 612, 459]),
+        (lth_prune.random(0.25), [816, 612, 459]),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_rules_prune_what_they_say_and_nothing_comes_back(rule: Rule, kept: list[int], tmp_path: Path) -> None:
+    net = seeded()
+    history = find(net, prune_rule=rule, save=tmp_path)
+    found = [lth.load_ticket(tmp_path, number).masks for number in range(3)]
+    assert history[0]["remaining"] == 100
+    weights = [sum(int(mask.sum()) for name, mask in masks.items() if name.endswith("weight")) for masks in found]
+    if rule is structured:
+        assert [int(masks["fc1.weight"].any(1).sum()) for masks in found] == kept
+    elif rule is with_biases:
+        assert found[2].keys() == {"fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}
+        assert int(found[2]["fc1.bias"].sum()) == 7 and not net.fc1.bias[~found[2]["fc1.bias"]].any()
+    else:
+        assert weights == kept
+    for before, after in itertools.pairwise(found):
+        assert all(not (after[name] & ~mask).any() for name, mask in before.items())
+
+
+def test_a_rule_sees_the_trained_weights_and_earlier_masks() -> None:
+    seen: list[tuple[bool, int]] = []
+    net = seeded()
+    start = net.fc1.weight.detach().clone()
+
+    def rule(given: nn.Module) -> None:
+        assert given is not net and not given.fc1.weight.equal(start)  # type: ignore[union-attr, operator]
+        seen.append((torch_prune.is_pruned(given), int((given.fc1.weight == 0).sum())))  # type: ignore
+        lth_prune.magnitude(0.5)(given)
+
+    find(net, prune_rule=rule)
+    assert seen == [(True, 0), (True, 384)]
+
+
+def test_no_pruning_round_is_one_training() -> None:
+    assert len(find(seeded(), rounds=0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("optim", "options"),
+    [
+        (torch.optim.Adam, {"lr": 0.01}),
+        (torch.optim.AdamW, {"lr": 0.01, "weight_decay": 0.1}),
+        (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+        (torch.optim.RMSprop, {"lr": 0.01}),
+        (torch.optim.Adagrad, {"lr": 0.01}),
+        (torch.optim.NAdam, {"lr": torch.tensor(0.01)}),
+    ],
+)
+def test_own_optimisers_train_and_are_new_in_every_round(
+    optim: Callable[..., Any], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh: list[int] = []
+    plain = optim.step  # type: ignore[attr-defined]
+
+    def step(self: torch.optim.Optimizer, *arguments: Any) -> Any:
+        if not any(state.get("seen") for state in self.state.values()):
+            fresh.append(id(self))
+            assert all(float(state.get("step", 0)) == 0 for state in self.state.values())
+        result = plain(self, *arguments)
+        self.state[self.param_groups[0]["params"][0]]["seen"] = True
+        return result
+
+    net = seeded(lambda: WithOptim(optim, **options))
+    plain(net.optim)  # type: ignore[attr-defined]
+    monkeypatch.setattr(optim, "step", step)
+    history = find(net, iterations=40, precision="fp32")
+    assert len(fresh) == 3
+    assert history[0]["test"] > 50
+    assert net.optim.name == "whatever"  # type: ignore[union-attr]
+
+
+def test_parameter_groups_keep_their_options() -> None:
+    net = seeded(WithOptim)
+    groups = [{"params": [net.fc1.weight], "lr": 0.0}, {"params": list(net.fc2.parameters())}]
+    net.optim = torch.optim.SGD(groups, lr=0.1)  # type: ignore[assignment]
+    before = {name: value.detach().clone() for name, value in net.named_parameters()}
+    find(net, prune_rule=nothing)
+    changed = {name for name, value in net.named_parameters() if not value.equal(before[name])}
+    assert changed == {"fc2.weight", "fc2.bias"}
+
+
+def test_the_own_loss_is_what_is_lowered() -> None:
+    net = seeded(WithOptim)
+    history = find(net, rounds=0, iterations=60)
+    x, y = examples(40, 1)
+    with torch.no_grad():
+        assert net.criterion(net(x), y).item() == pytest.approx(history[0]["val_loss"], rel=1e-3)  # type: ignore[operator]
+
+
+def test_random_draws_fresh_weights_as_the_net_does_in_every_round(tmp_path: Path) -> None:
+    net = seeded(WithOptim)
+    start = net.fc1.weight.detach().clone()
+    find(net, random=True, save=tmp_path)
+    starts = [lth.load_ticket(tmp_path, number).start for number in range(3)]
+    assert starts[0]["fc1.weight"].equal(start)
+    for number in (1, 2):
+        values = starts[number]["fc1.weight"]
+        assert values[values != 0].std() == pytest.approx(0.01, rel=0.2)
+        assert (starts[number]["fc1.bias"] == 0.25).all()
+        assert not (values == starts[number - 1]["fc1.weight"])[values != 0].any()
+
+
+def test_random_without_an_own_initialisation_resets_every_module(tmp_path: Path) -> None:
+    net = seeded(Conv)
+    find(net, random=True, rounds=1, save=tmp_path)
+    dense, ticket = (lth.load_ticket(tmp_path, number) for number in (0, 1))
+    kept = ticket.masks["conv.weight"]
+    assert not (dense.start["conv.weight"] == ticket.start["conv.weight"])[kept].any()
+    assert (ticket.start["norm.running_mean"] == 0).all()
+
+
+def test_without_random_survivors_start_from_the_weights_the_net_had(tmp_path: Path) -> None:
+    net = seeded()
+    before = {name: value.detach().clone() for name, value in net.named_parameters()}
+    find(net, save=tmp_path)
+    ticket = lth.load_ticket(tmp_path, 2)
+    for name, value in before.items():
+        assert ticket.start[name].equal(value * ticket.masks.get(name, torch.ones(())))
+
+
+def test_rewinding_is_to_an_iteration_or_a_fraction(tmp_path: Path) -> None:
+    histories = {
+        rewind: find(seeded(), rewind=rewind, iterations=20, save=tmp_path / str(i), valid_freq="4it")
+        for i, rewind in enumerate((8, 0.4, 0))
+    }
+    assert histories[8] == histories[0.4] != histories[0]
+    evals = pd.read_csv(next(tmp_path.glob("0/**/evals.csv")))
+    assert evals[evals["round"] == 1]["iteration"].tolist() == [12, 16, 20]
+    early, kept = seeded(), lth.load_ticket(tmp_path / "0", 1)
+    find(early, iterations=8, rounds=0)  # the same order of data; the last evaluation is the end
+    assert not kept.start["fc1.weight"].equal(seeded().fc1.weight * kept.masks["fc1.weight"])
+
+
+def test_calls_repeat_and_leave_the_random_state_alone() -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    one, two = seeded(lambda: Conv(dropout=0.4)), seeded(lambda: Conv(dropout=0.4))
+    first = find(one, prune_rule=lth_prune.random(0.3))
+    assert torch.get_rng_state().equal(state)
+    assert find(two, prune_rule=lth_prune.random(0.3)) == first
+    assert all(a.equal(b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert find(seeded(lambda: Conv(dropout=0.4)), prune_rule=lth_prune.random(0.3), seed=1) != first
+
+
+def test_a_loss_that_is_not_finite_ends_it_with_a_sentence() -> None:
+    with pytest.raises(session.TrialsFailed, match="round 0 ended: the loss became"):
+        find(altered(criterion=lambda logits, labels: nn.functional.cross_entropy(logits, labels) * torch.nan))
+
+
+def test_tied_weights_are_pruned_once() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.out = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 4)
+            self.two.weight = self.one.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.two(self.one(x.flatten(1)).relu()))
+
+    assert find(seeded(Tied))[-1]["weights"] == 2007 + 125  # 0.7 twice of 64 * 64 and of 256, rounded
+
+    def twice(net: nn.Module) -> None:
+        for layer in (net.one, net.two):
+            torch_prune.l1_unstructured(layer, "weight", amount=0.1)  # type: ignore[arg-type]
+
+    with pytest.raises(ValueError, match="prune_rule must prune tied weights once"):
+        find(seeded(Tied), prune_rule=twice)

@@ -1,0 +1,174 @@
+"""Data of the user's own, in memory and streamed; MNIST as loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from helpers import make_images
+from own import (
+    EXAMPLES,
+    REST,
+    batches,
+    find,
+    loader,
+    seeded,
+    tiny,
+)
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
+
+import lth
+from lth import data
+from lth.data import loaders, stream
+
+
+class Augmented(Dataset[Any]):
+    """Examples with other noise each time."""
+
+    def __len__(self) -> int:
+        return 120
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        x, y = EXAMPLES
+        return x[index] + 0.1 * torch.randn(1, 8, 8), int(y[index])
+
+
+class Rows(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        x, y = EXAMPLES
+        return iter([(a, int(b)) for a, b in zip(x, y, strict=True)])
+
+
+class Repeats:
+    """A re-iterable without a length, in another order each time."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(DataLoader(TensorDataset(*EXAMPLES), batch_size=10, shuffle=True))
+
+
+class Noisy(Repeats):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(DataLoader(Augmented(), batch_size=10))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"train": loader(shuffle=True), **REST},
+        {"train": loader(shuffle=True, drop_last=True), **REST},
+        {"train": loader(sampler=SubsetRandomSampler(range(120))), **REST},
+        {"train": DataLoader(Subset(TensorDataset(*EXAMPLES), range(120)), batch_size=10, shuffle=True), **REST},
+        {"train": DataLoader(Rows(), batch_size=10), **REST},
+        (batches(), REST["validation"], REST["test"]),
+        SimpleNamespace(**tiny()),
+        {**tiny(), "train": [(x.numpy(), y.numpy()) for x, y in batches()]},
+    ],
+    ids=["loader", "drop_last", "subset_sampler", "subset", "iterable", "tuple", "object", "numpy"],
+)
+def test_the_same_examples_give_the_same_numbers_whatever_they_come_in(given: Any) -> None:
+    assert find(seeded(), given) == find(seeded())
+
+
+@pytest.mark.parametrize(
+    ("train", "streamed"),
+    [
+        (batches(), False),
+        (loader(shuffle=True), False),
+        (Repeats(), False),
+        (Noisy(), True),
+        (DataLoader(Augmented(), batch_size=10), True),
+    ],
+    ids=["list", "loader", "repeats", "noisy", "augmented"],
+)
+def test_data_that_change_are_streamed(train: Any, streamed: bool) -> None:
+    taken = loaders.take({"train": train, **REST}, torch.device("cpu"))
+    assert isinstance(taken.source, stream.Stream) == streamed
+    assert not isinstance(loaders.take({"train": train, **REST}, torch.device("cpu"), True).source, stream.Stream)
+    assert isinstance(loaders.take({"train": train, **REST}, torch.device("cpu"), False).source, stream.Stream)
+
+
+def test_what_does_not_fit_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders, "_free", lambda device: 100_000)
+    taken = loaders.take(tiny(), torch.device("cpu"))
+    assert isinstance(taken.source, stream.Stream) and "streamed" in taken.about
+
+
+def test_a_stream_gives_full_batches_epoch_after_epoch_and_goes_on_anywhere() -> None:
+    source = loaders.take({"train": loader(125, shuffle=True), **REST}, torch.device("cpu"), False).source
+    feed = source.feed([0], 1, 10, torch.device("cpu"))
+    assert feed.epoch_steps == 12
+
+    def labels(epoch: int, start: int = 0) -> list[list[int]]:
+        feed.epoch([(0, "again")], 99)  # so that the pass begins anew
+        return [feed.fetch(batch)[1].tolist() for batch in feed.epoch([(0, "order")], epoch)[start:]]
+
+    assert len(labels(0)) == 12 and {len(batch) for batch in labels(0)} == {10}
+    assert labels(0) == labels(0) != labels(1)
+    assert labels(1, 7) == labels(1)[7:]
+
+
+@pytest.mark.parametrize("train", [loader(shuffle=True), DataLoader(Augmented(), batch_size=10, shuffle=True), Noisy()])
+def test_streams_train_and_go_on_by_whole_rounds(train: Any, tmp_path: Path) -> None:
+    given = {"train": train, **REST}
+    whole = find(seeded(), given, in_memory=False, iterations=30, rewind=5)
+    assert whole[0]["test"] > 60
+    find(seeded(), given, in_memory=False, iterations=30, rewind=5, rounds=1, save=tmp_path)
+    assert find(seeded(), given, in_memory=False, iterations=30, rewind=5, recover=tmp_path) == whole
+
+
+def test_examples_of_any_type_reach_the_net_as_they_are() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.fc = nn.Embedding(50, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.dtype == torch.int64
+            return self.fc(self.embed(x).mean(1))
+
+    generator = torch.Generator().manual_seed(0)
+    words = [
+        (torch.randint(0, 50, (10, 6), generator=generator), torch.randint(0, 3, (10,), generator=generator))
+        for _ in range(6)
+    ]
+    assert len(find(seeded(Words), (words, words, words))) == 3
+    assert len(find(seeded(Words), (words, words, words), in_memory=False)) == 3
+
+
+def test_load_MNIST_serves_the_projects_file_where_the_folder_has_none(tmp_path: Path) -> None:
+    parts = lth.data.load_MNIST(tmp_path / "nothing", batch_size=100)
+    assert [len(part) for part in parts] == [550, 50, 100]
+    x, y = next(iter(parts.train))
+    assert x.shape == (100, 1, 28, 28) and x.dtype == torch.float32 and y.dtype == torch.int64
+    everything = torch.cat([x for x, _ in parts.train])
+    assert abs(float(everything.mean())) < 0.01 and abs(float(everything.std()) - 1) < 0.01
+    assert not torch.equal(next(iter(parts.train))[1], y), "a new order each pass"
+    assert parts.train is parts[0] and parts._fields == ("train", "validation", "test")
+
+
+def test_loaders_of_the_library_train_as_their_batches_do() -> None:
+    images = make_images()
+    scaling = data.normalisation(images.train)
+    parts = [
+        data.Loader("tiny", x, y, 10, False, *scaling)
+        for x, y in ((images.train, images.train_labels), (images.test, images.test_labels))
+    ]
+    given = data.Loaders(parts[0], parts[1], parts[1])
+    assert find(seeded(), given, precision="fp32") == find(seeded(), tuple(map(list, given)), precision="fp32")
+    assert len(find(seeded(), given, in_memory=False)) == 3
+
+
+def test_load_MNIST_names_bad_arguments() -> None:
+    for arguments, kind, words in (
+        ({"folder": 3}, TypeError, "folder must be a path, not 3"),
+        ({"folder": "x", "valid_size": 50000}, ValueError, "valid_size must be .*at most 30000, not 50000"),
+        ({"folder": "x", "batch_size": 0}, ValueError, "batch_size must be"),
+        ({"folder": "x", "seed": None}, TypeError, "seed must be"),
+    ):
+        with pytest.raises(kind, match=words):
+            lth.data.load_MNIST(**arguments)

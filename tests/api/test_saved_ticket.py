@@ -1,0 +1,128 @@
+"""Tickets brought back, and the table of all results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.utils.prune as torch_prune
+from helpers import Conv, Mlp, do, settings
+from own import (
+    batches,
+    find,
+    loader,
+    runner,
+    seeded,
+    tiny,
+)
+
+import lth
+from lth import data
+from lth.records import tables
+from lth.run import session
+from lth.training import models
+
+
+def test_a_ticket_evaluates_to_the_digits_of_rounds_csv(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arch in ("mlp", "drop", "conv"):
+        (run,) = do(settings(place, arch_type=arch, end_iter="20it"))
+        table = tables.table(run, "rounds")
+        for number in range(3):
+            ticket = lth.load_ticket(run.saves, round=number)
+            for given in (place / "data" / "tiny.npz", data.load("tiny", place / "data")):
+                assert float(f"{ticket.evaluate(given):.10g}") == table["test"][number]
+            assert ticket.row["ES"] == table["ES"][number] and ticket.remaining == pytest.approx(
+                ticket.row["remaining"]
+            )
+    assert lth.load_ticket(run.dumps).round == 2
+
+
+def test_a_ticket_is_evaluated_on_pixels_scaled_as_its_run_had_them(place: Path) -> None:
+    (run,) = session.run(settings(place, pixels="norm"))
+    ticket, tests = lth.load_ticket(run.saves), data.load("tiny", place / "data")
+    for given in (place / "data" / "tiny.npz", tests):
+        assert float(f"{ticket.evaluate(given):.10g}") == ticket.row["test"]
+    with torch.no_grad():  # and not because the scaling makes no difference
+        model, x = ticket.apply(models.find("mlp", "tiny", 4)(), weights="trained"), tests.test.flatten(1).float()
+        answers = [model(pixels).argmax(1) for pixels in (x / x.norm(dim=1, keepdim=True), x / 255)]
+    found, other = (100 * (given == tests.test_labels).float().mean().item() for given in answers)
+    assert found == pytest.approx(ticket.row["test"]) != other
+
+
+def test_a_ticket_of_an_own_net_evaluates_on_the_users_loaders(tmp_path: Path) -> None:
+    history = find(seeded(Conv), save=tmp_path, iterations=30)
+    ticket = lth.load_ticket(tmp_path, 2)
+    other = seeded(Conv, seed=5)
+    before = [parameter.detach().clone() for parameter in other.parameters()]
+    for given in (batches(60, 2), loader(60, 2), tiny(), tuple(tiny().values()), SimpleNamespace(**tiny())):
+        assert float(f"{ticket.evaluate(given, other):.10g}") == history[2]["test"]
+    assert all(a.equal(b) for a, b in zip(before, other.parameters(), strict=True))
+    with pytest.raises(ValueError, match="model must be given, since Conv is no model under archs/"):
+        ticket.evaluate(batches(60, 2))
+
+
+def test_apply_puts_plain_weights_or_masks_on_a_model(place: Path) -> None:
+    (run,) = do(settings(place, arch_type="conv"))
+    ticket = lth.load_ticket(run.saves, 2)
+    make = models.find("conv", "tiny", 4)
+    model = make()
+    assert ticket.apply(model) is model and not torch_prune.is_pruned(model)
+    state = models.state_of(model)
+    assert all(state[name].equal(value) for name, value in ticket.start.items())
+    assert all((state[name][~mask] == 0).all() for name, mask in ticket.masks.items())
+    ticket.apply(model, as_pruned=True)
+    assert torch_prune.is_pruned(model)
+    assert model.layers[0].weight_mask.bool().equal(ticket.masks["layers.0.weight"])
+    model(torch.zeros(2, 1, 8, 8)).sum().backward()
+    torch.optim.SGD(model.parameters(), lr=1.0, weight_decay=0.1).step()
+    assert (model.layers[0].weight[~ticket.masks["layers.0.weight"]] == 0).all()
+    ticket.apply(model, as_pruned=True, weights="trained")  # once more on a model that has masks
+    assert ticket.trained is not None and ticket.trained["layers.0.weight"].equal(model.layers[0].weight)
+    for wrong, kind, words in (
+        ("fc1", TypeError, "model must be a torch.nn.Module, not 'fc1'"),
+        (Mlp(), ValueError, "model must have the parameters of conv"),
+        (models.find("conv", "tiny", 5)(), ValueError, r"layers.5.bias has the shape \(4,\) there, in model \(5,\)"),
+    ):
+        with pytest.raises(kind, match=words):
+            ticket.apply(wrong)  # type: ignore[arg-type]
+
+
+def test_load_ticket_says_what_there_is(place: Path) -> None:
+    runs = do(settings(place, prune_type=("lt", "reinit"), keep_weights="last"))
+    for folder, number, kind, words in (
+        (place / "nowhere", 0, ValueError, "folder must be .*there is no folder"),
+        (place / "data", 0, ValueError, "folder must be a run's folder.*in which there is none"),
+        (place, 0, ValueError, "which has several"),
+        (3, 0, TypeError, "folder must be a path, not 3"),
+        (runs[0].saves, 7, ValueError, "round must be one of 0 to 2, .*not 7"),
+        (runs[0].saves, "1", TypeError, "round must be a whole number"),
+        (runs[0].saves, -1, ValueError, "round must be a whole number of at least 0"),
+    ):
+        with pytest.raises(kind, match=words):
+            lth.load_ticket(folder, number)  # type: ignore[arg-type]
+    ticket = lth.load_ticket(place / "saves" / "mlp" / "tiny" / runs[0].settings / "reinit", 1)
+    assert ticket.run.arm == "reinit" and ticket.trained is None
+    with pytest.raises(ValueError, match="weights must be 'start': the trained weights of round 1 were not kept"):
+        ticket.evaluate(place / "data" / "tiny.npz")
+    assert ticket.evaluate(place / "data" / "tiny.npz", weights="start") < 100
+    for given, kind, words in (
+        (3, TypeError, "data must be a DataLoader or other batches"),
+        ([], TypeError, "data must"),
+        ([(torch.zeros(4, 3), torch.zeros(4).long())], ValueError, "data must be such as mlp takes"),
+        (place / "no.npz", ValueError, "no readable .npz"),
+    ):
+        with pytest.raises(kind, match=words):
+            ticket.evaluate(given, weights="start")
+
+
+def test_results_is_a_tidy_table(place: Path) -> None:
+    for rate in (0.01, 0.02):
+        folder = runner(place, learning_rate=rate).run().config.root
+    table = lth.results(folder)
+    assert len(table) == 6 and set(table["lr"]) == {"0.01", "0.02"}
+    with pytest.raises(TypeError, match="root must be a path, not 3"):
+        lth.results(3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"root must be the folder .*there is no folder"):
+        lth.results(place / "nowhere")
