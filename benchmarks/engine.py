@@ -16,7 +16,7 @@ from timing import synchronise
 
 from lth import pruning
 from lth.data.feed import Feed
-from lth.data.images import CLASSES, Images, load
+from lth.data.images import CLASSES, SHAPES, Images, load
 from lth.pruning import Masks
 from lth.settings.config import PROJECT
 from lth.training import models
@@ -26,7 +26,6 @@ from lth.training.schedule import Plan
 from lth.training.train import Training, numerics
 
 LR, MOMENTUM = 1.2e-3, 0.9
-SYNTHETIC = {"mnist": (1, 28, 28), "fashionmnist": (1, 28, 28), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Problem:
     def of(cls, name: str, folder: Path) -> Problem:
         """The problem `model/dataset`, as fc1/mnist; made-up images where `folder` has no <dataset>.npz."""
         model, dataset = name.split("/")
-        synthetic = not (folder / f"{dataset}.npz").exists() and dataset in SYNTHETIC
+        synthetic = not (folder / f"{dataset}.npz").exists() and dataset in SHAPES
         images = random_images(dataset) if synthetic else load(dataset, folder)
         return cls(name, images, models.find(model, dataset, images.classes), synthetic)
 
@@ -65,7 +64,7 @@ class Problem:
 def random_images(dataset: str) -> Images:
     """60,000 images of noise in the shape of `dataset`."""
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (60_000, *SYNTHETIC[dataset]), dtype=torch.uint8, generator=generator)
+    pixels = torch.randint(0, 256, (60_000, *SHAPES[dataset]), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, CLASSES[dataset], (60_000,), generator=generator)
     return Images(dataset, pixels[:50_000], labels[:50_000], pixels[50_000:], labels[50_000:], CLASSES[dataset])
 

@@ -117,6 +117,18 @@ def test_trials_prints_the_cost_of_stacks(script, data: Path, capsys: pytest.Cap
     assert "cost, of 1" in out and "trial steps/s" in out
 
 
+def test_inference_compares_the_sparse_network_with_the_dense_one(
+    script, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inference = script("inference")
+    monkeypatch.setattr(inference, "BATCHES", (3,))
+    dense, sparse = inference.tickets(5.0)
+    images = torch.rand(3, 1, 28, 28)
+    torch.testing.assert_close(sparse(images), dense(images))
+    inference.main(["--repeats", "1", "--seconds", "0.001"])
+    assert "times as quick as the dense network" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_trials_prints_the_cost_of_jobs(data: Path) -> None:
     out = run("trials", *TINY, "--parts", "jobs", "--data", str(data))
@@ -141,7 +153,7 @@ def test_experiment_splits_the_wall_time(data: Path, tmp_path: Path) -> None:
     assert stamped >= found["recorded"] - 0.02 > 0
 
 
-@pytest.mark.parametrize("name", ["textbook", "step_time", "trials", "experiment"])
+@pytest.mark.parametrize("name", ["textbook", "step_time", "trials", "experiment", "inference"])
 def test_help_says_what_is_measured(script, capsys: pytest.CaptureFixture[str], name: str) -> None:
     with pytest.raises(SystemExit) as ended:
         script(name).main(["--help"])

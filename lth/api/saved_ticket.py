@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lth import pruning
-from lth.data.images import CLASSES
+from lth.api import export
+from lth.data.images import CLASSES, SHAPES
 from lth.data.loaders import as_images, test_batches
 from lth.pruning import Masks
 from lth.records import tables, tickets
@@ -98,9 +99,8 @@ class SavedTicket:
         images = as_images(data)
         if images is not None:  # as the run saw them
             images = replace(images, pixels=settings.get("pixels", Config.pixels))
-        model = self._model() if model is None else _bare(checks.network("model", model))
-        precision = settings.get("precision", Config.precision)
-        state = models.state_of(self.apply(model, weights=weights))
+        model = self._applied(model, weights)
+        precision, state = settings.get("precision", Config.precision), models.state_of(model)
         right = seen = 0
         with numerics(precision, settings.get("threads", 1)), torch.no_grad():
             network = Network(model, [state], [self.masks], place, autocast=precision == "bf16")
@@ -117,6 +117,43 @@ class SavedTicket:
         if not seen:
             raise ValueError("data must give at least one batch, but it is empty")
         return 100 * right / seen
+
+    def export(
+        self,
+        file: str | os.PathLike[str],
+        example: Tensor | None = None,
+        model: nn.Module | None = None,
+        weights: str = "trained",
+    ) -> Path:
+        """Write the network, pruned weights as zeros, for other programs. Gives the file's path.
+
+        Args:
+            file: ends in .onnx (current opset, any batch size; needs the packages onnx and onnxscript) or .pt2
+                (torch.export).
+            example: two or more examples (B, ...) as the network takes them; None: of the shape of the run's data set,
+                where that is one known by name. The network takes images scaled as the run's `--pixels` says.
+            model: of the run's architecture, for runs of a network of your own; else it is found under archs/.
+            weights: "trained" or "start".
+
+        Raises TypeError, ValueError: an argument is wrong, or the model cannot be exported; ImportError: ONNX is not
+        there; lth.records.files.RecordError: the file cannot be written.
+        """
+        if example is None:
+            if self.run.dataset not in SHAPES:
+                raise ValueError(f"example must be given: the shape of the images of {self.run.dataset} is not known")
+            example = torch.zeros(2, *SHAPES[self.run.dataset])
+        if not isinstance(example, Tensor) or len(example) < 2:
+            raise TypeError("example must be a tensor of two or more examples")
+        return export.export(self._applied(model, weights), checks.path("file", file), example)
+
+    def sparse(self, model: nn.Module | None = None, weights: str = "trained") -> nn.Module:
+        """The network in evaluation mode on the CPU, its pruned Linear layers with weights in CSR form: at 5% of the
+        weights it is quicker than the dense one (benchmarks/README.md). `model` and `weights` as in `export`."""
+        return export.sparse(self._applied(model, weights), self.masks)
+
+    def _applied(self, model: nn.Module | None, weights: str) -> nn.Module:
+        """A network of its own with the ticket on it."""
+        return self.apply(self._model() if model is None else _bare(checks.network("model", model)), weights=weights)
 
     def _weights(self, which: str) -> State:
         if checks.word("weights", which, ("start", "trained")) == "start":

@@ -1,0 +1,98 @@
+"""Tickets for other programs: ONNX, torch.export, and Linear layers that multiply by the surviving weights alone."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lth.pruning import Masks
+from lth.records.files import explained, write
+
+SUFFIXES = (".onnx", ".pt2")
+
+
+class SparseLinear(nn.Module):
+    """A Linear layer that holds its weight (out, in) in CSR form, so that pruned weights cost neither memory nor time.
+
+    For inference on a CPU: x (..., in) -> (..., out). The weight does not learn.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        with warnings.catch_warnings():  # that PyTorch calls CSR tensors a beta
+            warnings.simplefilter("ignore", UserWarning)
+            self.register_buffer("weight", layer.weight.detach().to_sparse_csr())
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone()[:, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs (..., out) of inputs (..., in)."""
+        columns = x.reshape(-1, self.in_features).t()
+        if self.bias is None:
+            found = torch.mm(self.weight, columns)
+        else:
+            found = torch.addmm(self.bias.expand(-1, columns.shape[1]), self.weight, columns)
+        return found.t().reshape(*x.shape[:-1], self.out_features)
+
+
+def sparse(model: nn.Module, masks: Masks) -> nn.Module:
+    """A copy of `model`, in evaluation mode, whose pruned Linear layers are `SparseLinear`. Others stay as they are:
+    PyTorch has no sparse convolutions. Pruned weights must be 0."""
+    made = copy.deepcopy(model).cpu().eval()
+    for name, mask in masks.items():
+        path = name.rpartition(".")[0]
+        layer = made.get_submodule(path)
+        if type(layer) is nn.Linear and not bool(mask.all()):
+            if not path:
+                return SparseLinear(layer).eval()
+            parent, _, child = path.rpartition(".")
+            setattr(made.get_submodule(parent), child, SparseLinear(layer))
+    return made
+
+
+def export(model: nn.Module, file: Path, example: Tensor) -> Path:
+    """Write `model`, in evaluation mode and for any batch size, as `file` says by its ending: .onnx (in the opset that
+    PyTorch exports by default) or .pt2 (torch.export).
+
+    `example` are two or more examples (B, ...). ValueError if the ending is another or the model cannot be exported;
+    lth.records.files.RecordError if the file cannot be written; ImportError, with what to install, without ONNX.
+    """
+    if file.suffix not in SUFFIXES:
+        raise ValueError(f"file must end in {' or '.join(SUFFIXES)}, not {str(file)!r}")
+    batch = torch.export.Dim("batch")
+    try:
+        program = torch.export.export(copy.deepcopy(model).cpu().eval(), (example,), dynamic_shapes=({0: batch},))
+    except Exception as error:  # whatever tracing stumbles over in a model's own code
+        raise ValueError(
+            f"model cannot be exported: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from error
+    with tempfile.TemporaryDirectory(prefix="lth-") as folder:
+        made = Path(folder) / file.name
+        if file.suffix == ".pt2":
+            torch.export.save(program, made)
+        else:
+            _to_onnx(program, made)
+        with explained(file):
+            content = made.read_bytes()
+    write(file, content)
+    return file
+
+
+def _to_onnx(program: torch.export.ExportedProgram, file: Path) -> None:
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise ImportError("an .onnx file needs the packages onnx and onnxscript: pip install onnx onnxscript") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
+        assert made is not None
+        made.save(file, external_data=False)

@@ -1,0 +1,81 @@
+"""Tickets for other programs give the answers that PyTorch gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import settings
+from torch import Tensor, nn
+
+import lth
+from lth.api import export
+from lth.api.saved_ticket import SavedTicket
+from lth.run import session
+from lth.training import models
+
+
+@pytest.fixture
+def ticket(place: Path, request: pytest.FixtureRequest) -> SavedTicket:
+    """A sparse ticket of the model that the test names, trained a little."""
+    (run,) = session.run(settings(place, arch_type=getattr(request, "param", "mlp"), prune_percent=80))
+    return lth.load_ticket(run.saves)
+
+
+def trained(ticket: SavedTicket) -> nn.Module:
+    """The network that the ticket means, in evaluation mode."""
+    return ticket.apply(models.find(ticket.run.arch_type, "tiny", 4)(), weights="trained").eval()
+
+
+def examples(count: int) -> Tensor:
+    return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("ticket", ["mlp", "conv"], indirect=True)
+def test_an_onnx_file_gives_the_same_logits_for_any_batch_size(ticket: SavedTicket, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    file = ticket.export(tmp_path / "ticket.onnx", examples(2))
+    assert list(tmp_path.glob("ticket*")) == [file]  # the weights are in it, not beside it
+    made = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    for count in (1, 3):
+        (found,) = made.run(None, {made.get_inputs()[0].name: examples(count).numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), trained(ticket)(examples(count)), rtol=1e-5, atol=1e-5)
+
+
+def test_a_pt2_file_holds_the_pruned_weights_as_zeros(ticket: SavedTicket, tmp_path: Path) -> None:
+    made = torch.export.load(ticket.export(tmp_path / "ticket.pt2", examples(2))).module()
+    torch.testing.assert_close(made(examples(5)), trained(ticket)(examples(5)))
+    state = dict(made.named_parameters())
+    assert all((state[name][~mask] == 0).all() for name, mask in ticket.masks.items())
+
+
+@pytest.mark.parametrize("ticket", ["mlp", "conv"], indirect=True)
+def test_sparse_layers_hold_the_survivors_alone_and_give_the_same_logits(ticket: SavedTicket) -> None:
+    made = ticket.sparse()
+    torch.testing.assert_close(made(examples(7)), trained(ticket)(examples(7)))
+    layers = [module for module in made.modules() if isinstance(module, export.SparseLinear)]
+    linear = {name for name, mask in ticket.masks.items() if mask.ndim == 2 and not mask.all()}
+    assert len(layers) == len(linear) > 0 and not any(isinstance(module, nn.Linear) for module in made.modules())
+    assert sum(layer.weight._nnz() for layer in layers) <= sum(int(ticket.masks[name].sum()) for name in linear)
+
+
+def test_a_sparse_layer_takes_any_leading_dimensions_and_may_have_no_bias() -> None:
+    layer = nn.Linear(6, 3, bias=False)
+    with torch.no_grad():
+        layer.weight[layer.weight < 0] = 0
+    for shape in ((6,), (2, 6), (2, 3, 6)):
+        x = torch.rand(*shape)
+        torch.testing.assert_close(export.SparseLinear(layer)(x), layer(x))
+
+
+def test_wrong_arguments_are_named(ticket: SavedTicket, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"file must end in \.onnx or \.pt2, not"):
+        ticket.export(tmp_path / "ticket.pth", examples(2))
+    with pytest.raises(ValueError, match="example must be given: the shape of the images of tiny is not known"):
+        ticket.export(tmp_path / "ticket.onnx")
+    with pytest.raises(TypeError, match="example must be a tensor of two or more examples"):
+        ticket.export(tmp_path / "ticket.onnx", [1, 2])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="model cannot be exported"):
+        ticket.export(tmp_path / "ticket.pt2", torch.zeros(2, 3))
+    assert not list(tmp_path.glob("ticket*"))
