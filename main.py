@@ -18,20 +18,22 @@ from lth.settings.config import Config
 
 def main(argv: Sequence[str]) -> int:
     """Run the experiment that the flags ask for, or go on with it, and show what came of it."""
-    return perform(flags.parse(argv, check=utils.name_problems), argv)
+    return perform(flags.parse(argv), argv)
 
 
 def perform(config: Config, argv: Sequence[str]) -> int:
     """The same for settings, which the command line `argv` gave."""
     from lth.records import tables  # PyTorch loads here, once the flags have been found good
-    from lth.run import session, tensorboard
+    from lth.run import jobs, session, tensorboard
 
     failure = None
     try:
         session.run(config, command=argv)
     except session.TrialsFailed as error:  # the others are complete and can be looked at
         failure = error
-    runs = tables.find(config.root, config.arch_type, config.dataset, config.folder())
+    one = jobs.runs_of(config)[0]
+    found = tables.find(config.root, one.arch_type, one.dataset, one.settings)
+    runs = [run for run in found if run.plots == one.plots]
     if utils.up_to_date(runs, config.format):
         print(f"figures and verdict: {runs[0].plots}")
     elif runs:

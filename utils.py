@@ -42,17 +42,6 @@ def exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
         return 1
 
 
-def name_problems(arch_type: str, dataset: str) -> Sequence[str]:
-    """What is wrong with the names of a model and a data set."""
-    from lth.training import models
-
-    try:
-        models.find(arch_type, dataset)
-    except ConfigError as error:
-        return error.problems
-    return ()
-
-
 def up_to_date(runs: Sequence[Run], format: str) -> bool:
     """Whether the figures of these runs have been drawn since their last round."""
     tables = [run.dumps / "rounds.csv" for run in runs]

@@ -17,7 +17,7 @@ elif str(PROJECT) not in sys.path:
 
 import main as program  # noqa: E402
 import utils  # noqa: E402
-from lth.settings import flags  # noqa: E402
+from lth.settings import checks, flags, names  # noqa: E402
 from lth.settings.config import Config, ConfigError, Duration, device, number  # noqa: E402
 
 NETS = {"lenet": "fc1", "resnet": "resnet20", "vgg": "vgg16"}  # other names of models under archs/
@@ -119,11 +119,6 @@ def parse(argv: Sequence[str]) -> Config:
         if word == "--gpu" and not re.fullmatch(r"cpu|mps|\d+", "".join(words[place + 1 : place + 2])):
             words[place] = "--gpu=0"
     known, unknown = made.parse_known_args(words)
-
-    from lth import data
-    from lth.api import experiment_runner  # PyTorch loads here, after --help
-    from lth.settings import checks
-
     problems = flags.unknown_problems(made, unknown)
     values: dict[str, Any] = {}
     for name, option in OPTIONS.items():
@@ -133,10 +128,7 @@ def parse(argv: Sequence[str]) -> Config:
         except ValueError as error:
             problems.append(f"--{name} {error}, not {text!r}")
     arch_type, dataset = NETS.get(known.net.lower(), known.net), DATASETS.get(known.dataset.lower(), known.dataset)
-    try:
-        experiment_runner.check_names(arch_type, dataset, "net", "dataset", NETS, DATASETS)
-    except ConfigError as error:
-        problems += error.problems
+    problems += names.problems(arch_type, dataset, ("net", "dataset"), (NETS, DATASETS))
     if {"iter", "rewind"} <= values.keys():
         try:
             values["rewind"] = checks.rewind("--rewind", values["rewind"], values["iter"])
@@ -148,6 +140,9 @@ def parse(argv: Sequence[str]) -> Config:
         problems.append("--recover says where the results are and go on: leave out --save")
     if problems:
         raise ConfigError(*problems)
+
+    from lth import data  # PyTorch loads here, once the flags have been found good
+
     config = checks.config(
         SETTINGS,
         arch_type=arch_type,
@@ -200,8 +195,6 @@ def _check_recovered(config: Config, folder: Path) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Run the experiment that the command line asks for, or go on with it, and show what came of it."""
-    from lth.settings import checks
-
     config = parse(argv)
     try:
         return program.perform(config, argv)

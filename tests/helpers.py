@@ -21,6 +21,7 @@ from lth.pruning import Masks
 from lth.records.events import Event, Note
 from lth.records.tables import Run
 from lth.run.jobs import runs_of, tasks_of
+from lth.settings import names
 from lth.settings.config import Config
 from lth.training import models
 from lth.training.network import Fused, Network
@@ -119,7 +120,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / f"{name}.py").write_text(MODELS.format(name=name.capitalize(), layers=layers))
     (tmp_path / "data").mkdir()
     np.savez(tmp_path / "data" / "tiny.npz", **arrays())
-    monkeypatch.setattr(models, "ARCHS", tmp_path / "archs")
+    monkeypatch.setattr(names, "ARCHS", tmp_path / "archs")
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # slow, and no one pulls the plug here
     return tmp_path
 

@@ -14,8 +14,8 @@ from lth.api.saved_ticket import placed
 from lth.records import files, tables
 from lth.records.tables import Run
 from lth.run import jobs, session
-from lth.settings import checks
-from lth.settings.config import Config, ConfigError, nearest
+from lth.settings import checks, names
+from lth.settings.config import Config, ConfigError
 from lth.training import models
 
 MODELS = {"lenet_fc": "fc1", "lenet_conv": "lenet5"}  # other names of models under archs/
@@ -88,8 +88,7 @@ class ExperimentRunner:
         checks.settings("ExperimentRunner", settings, SETTINGS)
         kind = checks.word("pruning_type", pruning_type, ("magnitude", "random"))
         method = checks.word("reinit_method", reinit_method, ("rewind", "random", "none"))
-        arch_type, name = named("model_name", model_name, MODELS), named("dataset", dataset, DATASETS)
-        check_names(arch_type, name, "model_name", "dataset", MODELS, DATASETS)
+        arch_type, name = checked_names(named("model_name", model_name, MODELS), named("dataset", dataset, DATASETS))
         self.config = checks.config(
             NAMES,
             **settings,
@@ -157,23 +156,13 @@ def named(argument: str, value: Any, aliases: dict[str, str]) -> str:
     return aliases.get(value.lower(), value)
 
 
-def check_names(
-    arch_type: str, dataset: str, arch_argument: str, data_argument: str, archs: dict[str, str], sets: dict[str, str]
-) -> None:
-    """ConfigError, in the words of a door whose arguments are called so, unless there is this model for this data."""
-    have = [*models.available(dataset)]
-    if not have:
-        known = sorted({folder.name for folder in models.ARCHS.iterdir() if models.available(folder.name)})
-        choices = [*known, *(name for name in models.FALLBACK if name not in known), *sets]
-        raise ConfigError(
-            f"{data_argument} must be one of {', '.join(choices)}, not {dataset!r}{nearest(dataset, choices)}"
-        )
+def checked_names(arch_type: str, dataset: str) -> tuple[str, str]:
+    """The names of a model and a data set. ConfigError, in the words of the runner, unless there are these."""
+    problems = names.problems(arch_type, dataset, ("model_name", "dataset"), (MODELS, DATASETS))
+    if problems:
+        raise ConfigError(*problems)
     try:
         models.find(arch_type, dataset)
     except ConfigError as error:
-        if not error.problems[0].startswith("--arch_type must be"):
-            raise checks.renamed(error, {"arch_type": arch_argument, "dataset": data_argument}) from None
-        choices = [*have, *archs]
-        raise ConfigError(
-            f"{arch_argument} must be one of {', '.join(choices)}, not {arch_type!r}{nearest(arch_type, choices)}"
-        ) from None
+        raise checks.renamed(error, NAMES) from None
+    return arch_type, dataset

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lth import pruning
 from lth.api import export
-from lth.data.images import CLASSES, SHAPES
+from lth.data.images import SHAPES
 from lth.data.loaders import as_images, test_batches
 from lth.pruning import Masks
 from lth.records import tables, tickets
@@ -21,8 +21,9 @@ from lth.records.files import read_json
 from lth.records.tables import Run
 from lth.records.tickets import numbered
 from lth.run.session import choose_device
-from lth.settings import checks
+from lth.settings import checks, names
 from lth.settings.config import Config, ConfigError
+from lth.settings.names import CLASSES
 from lth.training import models
 from lth.training.models import State
 from lth.training.network import Network
@@ -166,7 +167,7 @@ class SavedTicket:
         """A model of the run's architecture."""
         sizes = sorted({len(tensor) for tensor in self.start.values() if tensor.ndim})
         why: object = "its shapes are others"
-        for classes in [CLASSES.get(self.run.dataset, 10), *sizes]:
+        for classes in [CLASSES.get(names.dataset(self.run.dataset), 10), *sizes]:
             try:
                 model = models.find(self.run.arch_type, self.run.dataset, classes)()
             except ConfigError as error:

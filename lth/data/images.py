@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from lth.data.feed import Feed, normalisation, split
-from lth.settings import checks
+from lth.settings import checks, names
 from lth.settings.config import PROJECT, ConfigError
+from lth.settings.names import CLASSES
 
-CLASSES = {"mnist": 10, "fashionmnist": 10, "cifar10": 10, "cifar100": 100}
 TORCHVISION = {"mnist": "MNIST", "fashionmnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 SHAPES = {"mnist": (1, 28, 28), "fashionmnist": (1, 28, 28), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -77,7 +77,8 @@ def load(name: str, folder: Path, pixels: str = "standard") -> Images:
     """The data set `<folder>/<name>.npz` (Keras's convention: x_train, y_train, x_test, y_test), or else the one that
     torchvision has in `folder` or downloads, which is then kept as such a file. Models see it as `pixels` says
     (--pixels). ConfigError if neither is to be had."""
-    file = Path(folder) / f"{name}.npz"
+    name = names.dataset(name)
+    file = _file(Path(folder), name)
     if not file.exists():
         if name not in TORCHVISION:
             raise ConfigError(
@@ -117,6 +118,14 @@ def read(file: Path, classes: int | None = None) -> Images:
     return Images(
         Path(file).stem, _planes(x_train), _labels(y_train), _planes(x_test), _labels(y_test), classes
     )  # fmt: skip
+
+
+def _file(folder: Path, name: str) -> Path:
+    """`<folder>/<name>.npz`, or the file there whose name differs from it in case alone."""
+    file = folder / f"{name}.npz"
+    if file.exists() or not folder.is_dir():
+        return file
+    return next((other for other in sorted(folder.glob("*.npz")) if other.name.lower() == file.name.lower()), file)
 
 
 def _planes(x: np.ndarray) -> Tensor:
@@ -211,7 +220,7 @@ def holder(name: str, folder: Path) -> Path:
     """`folder`, or the project's data folder where only that has the data set `name`."""
     here = [entry.name.lower().replace("-", "") for entry in folder.iterdir()] if folder.is_dir() else []
     ours = PROJECT / "data"
-    return ours if (ours / f"{name}.npz").exists() and not any(n.startswith(name) for n in here) else folder
+    return ours if _file(ours, name).exists() and not any(n.startswith(name.lower()) for n in here) else folder
 
 
 def check_sizes(images: Images, valid_size: int, batch_size: int) -> list[str]:

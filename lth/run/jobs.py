@@ -20,9 +20,11 @@ import torch.multiprocessing  # teaches pickle to share tensors between processe
 
 from lth.data.images import Images
 from lth.experiment import Experiment, TrialError
+from lth.records import folders
 from lth.records.events import Event
 from lth.records.files import RecordError
 from lth.records.tables import Run
+from lth.settings import names
 from lth.settings.arms import ARMS
 from lth.settings.config import Config
 from lth.training.problem import Problem
@@ -75,8 +77,9 @@ def runs_of(config: Config) -> list[Run]:
     arms = list(config.prune_type)
     if any(ARMS[arm].control for arm in arms):
         arms = ["lt", *(arm for arm in arms if arm != "lt")]
-    where = (config.root, config.arch_type, config.dataset, config.folder())
-    return [Run(*where, arm, seed) for seed in config.seeds for arm in arms]
+    dataset = names.dataset(config.dataset)
+    spelled = folders.spelled(config.root, names.model(config.arch_type, dataset), dataset, config.folder())
+    return [Run(config.root, *spelled, arm, seed) for seed in config.seeds for arm in arms]
 
 
 def tasks_of(runs: Sequence[Run], rounds: int, together: bool) -> list[Task]:

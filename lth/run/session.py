@@ -94,6 +94,7 @@ def run(config: Config, command: Sequence[str] = ()) -> list[Run]:
 
 def prepare(config: Config) -> tuple[Images, Problem]:
     """The images and the model of the settings, and every check that needs them. ConfigError with all that is wrong."""
+    models.find(config.arch_type, config.dataset)  # a file that cannot be loaded is said before data are downloaded
     images = data.load(config.dataset, config.data, config.pixels)
     problem = Problem.of(config, images)
     problems = data.check_sizes(images, config.valid_size, config.batch_size)

@@ -6,10 +6,11 @@ import argparse
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lth.settings import names
 from lth.settings.config import Config, ConfigError, nearest, number, parse_value
 
 FIELDS = {spec.name: spec for spec in dataclasses.fields(Config)}
@@ -99,15 +100,8 @@ def parser(prog: str = "main.py") -> argparse.ArgumentParser:
     return made
 
 
-def parse(
-    argv: Sequence[str],
-    check: Callable[[str, str], Iterable[str]] = lambda arch_type, dataset: (),
-    prog: str = "main.py",
-) -> Config:
-    """The settings that the command line asks for.
-
-    `check(arch_type, dataset)` adds what is wrong with these names. Raises ConfigError with all mistakes at once.
-    """
+def parse(argv: Sequence[str], prog: str = "main.py") -> Config:
+    """The settings that the command line asks for. Raises ConfigError with all mistakes at once."""
     made = parser(prog)
     known, unknown = made.parse_known_args(argv)
     given = vars(known)
@@ -140,7 +134,7 @@ def parse(
         problems += error.problems
         config = Config()
     if {"arch_type", "dataset"} & settings.keys() <= values.keys():
-        problems += check(values.get("arch_type", config.arch_type), values.get("dataset", config.dataset))
+        problems += names.problems(values.get("arch_type", config.arch_type), values.get("dataset", config.dataset))
     if problems:
         raise ConfigError(*problems)
     return config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import inspect
 import sys
@@ -15,10 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from lth.settings.config import PROJECT, ConfigError, nearest
-
-ARCHS = PROJECT / "archs"
-FALLBACK = {"fashionmnist": "mnist", "cifar100": "cifar10"}  # whose models serve a data set without its own
+from lth.settings import names
+from lth.settings.config import PROJECT, ConfigError
 
 State = dict[str, Tensor]  # parameters and buffers by name
 Build = Callable[[], nn.Module]
@@ -31,27 +28,15 @@ def find(arch_type: str, dataset: str, classes: int | None = None) -> Build:
     matches, ignoring case, or the only model of the file whose name matches. Called with `num_classes=` where it
     takes one. Raises ConfigError if there is none, if there are two, or if the file cannot be loaded.
     """
-    for folder in _folders(dataset):
-        found = [model for file in _files(folder) if _mentions(file, arch_type) for model in _matching(file, arch_type)]
+    for folder in names.folders(dataset):
+        files = [file for file in names.files(folder) if names.mentions(file, arch_type)]
+        found = [model for file in files for model in _matching(file, arch_type)]
         if len(found) > 1:
             places = " and ".join(f"{_shown(Path(inspect.getfile(model)))} ({model.__name__})" for model in found)
             raise ConfigError(f"--arch_type {arch_type} is ambiguous, it matches {places}: rename one")
         if found:
             return _builder(found[0], classes, Path(inspect.getfile(found[0])))
-    known = available(dataset)
-    if not known:
-        folders = [folder.name for folder in ARCHS.iterdir() if _files(folder)]
-        hint = nearest(dataset, [*folders, *FALLBACK])
-        raise ConfigError(f"there is no model for --dataset {dataset!r}, no file in archs/{dataset}/{hint}")
-    raise ConfigError(
-        f"--arch_type must be a model of archs/{_folders(dataset)[0].name}/ ({', '.join(known)}), "
-        f"not {arch_type!r}{nearest(arch_type, known)}"
-    )
-
-
-def available(dataset: str) -> list[str]:
-    """The names of the models for `dataset`: the files of its folder and of its fallback."""
-    return sorted({file.stem for folder in _folders(dataset) for file in _files(folder)}, key=str.lower)
+    raise ConfigError(*(names.problems(arch_type, dataset) or [names.no_model(arch_type, dataset)]))
 
 
 def build(maker: Build, init: str, seed: int) -> nn.Module:
@@ -117,28 +102,6 @@ def check_fit(model: nn.Module, image_shape: tuple[int, ...], classes: int, name
         raise ConfigError(f"{name} has no Linear or Conv layer, so there is nothing to prune")
 
 
-def _folders(dataset: str) -> list[Path]:
-    return [ARCHS / name for name in (dataset, FALLBACK.get(dataset)) if name and (ARCHS / name).is_dir()]
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.glob("*.py") if not file.stem.startswith("_"))
-
-
-def _mentions(file: Path, arch_type: str) -> bool:
-    """Whether the file's name or a definition in it matches, found without running it."""
-    if file.stem.lower() == arch_type.lower():
-        return True
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError):
-        return False
-    return any(
-        isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name.lower() == arch_type.lower()
-        for node in tree.body
-    )
-
-
 def _matching(file: Path, arch_type: str) -> list[Callable[..., Any]]:
     """The models in the file that `arch_type` means."""
     module = _load(file)
@@ -152,8 +115,8 @@ def _matching(file: Path, arch_type: str) -> list[Callable[..., Any]]:
     if len(models) > 1:
         models = [model for model in models if _gives_module(model)]
     if len(models) != 1:
-        names = ", ".join(model.__name__ for model in models) or "none"
-        raise ConfigError(f"{_shown(file)} must define one model to be found by its file's name; it defines {names}")
+        have = ", ".join(model.__name__ for model in models) or "none"
+        raise ConfigError(f"{_shown(file)} must define one model to be found by its file's name; it defines {have}")
     return models
 
 

@@ -77,7 +77,11 @@ def test_the_runner_knows_the_other_names() -> None:
     [
         ({"dataset": "tinny"}, ValueError, "dataset must be one of tiny, .*not 'tinny': did you mean tiny?"),
         ({"dataset": 3}, TypeError, "dataset must be a name, not 3"),
-        ({"model_name": "mpl"}, ValueError, "model_name must be one of .*mlp.*not 'mpl': did you mean mlp?"),
+        (
+            {"model_name": "mpl"},
+            ValueError,
+            "model_name must be a model of archs/tiny/.*mlp.*not 'mpl': did you mean mlp?",
+        ),
         ({"pruning_type": "magnitud"}, ValueError, "pruning_type must be one of .*did you mean magnitude?"),
         ({"pruning_scope": "layer"}, ValueError, "pruning_scope must be one of layerwise, global, not 'layer'"),
         ({"reinit_method": None}, TypeError, "reinit_method must be one of rewind, random, none, not None"),

@@ -12,6 +12,7 @@ import torch
 from helpers import Conv, Mlp
 from torch import nn
 
+from lth.settings import names
 from lth.settings.config import ConfigError
 from lth.training import models
 
@@ -34,13 +35,13 @@ Put = Callable[..., None]
 @pytest.fixture
 def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Put:
     """Writes a file under a fresh archs/: put("mnist/a", name="Net", mark="...") or put("mnist/a", text)."""
-    monkeypatch.setattr(models, "ARCHS", tmp_path)
+    monkeypatch.setattr(names, "ARCHS", tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
-    def write(place: str, text: str = NET, **names: str) -> None:
+    def write(place: str, text: str = NET, **given: str) -> None:
         file = tmp_path / f"{place}.py"
         file.parent.mkdir(exist_ok=True)
-        file.write_text(text.format(**{"mark": place, **names}) if text is NET else text)
+        file.write_text(text.format(**{"mark": place, **given}) if text is NET else text)
 
     yield write
     for name in [name for name in sys.modules if name.startswith("archs.")]:
@@ -127,7 +128,7 @@ def test_helpers_and_imports_are_no_models(put: Put, asked: str) -> None:
 @pytest.mark.parametrize("asked", ["Block", "_Hidden", "Settings", "Linear", "Sequential", "_private", "LIMIT", "nn"])
 def test_what_is_no_model_is_not_found_by_its_name(put: Put, asked: str) -> None:
     put("mnist/helped", HELPERS)
-    with pytest.raises(ConfigError, match=r"--arch_type must be a model of archs/mnist/ \(helped\)"):
+    with pytest.raises(ConfigError, match=r"--arch_type must be a model of archs/mnist/, one of helped, not"):
         find(asked)
 
 
@@ -166,13 +167,13 @@ def test_a_data_sets_own_folder_wins_over_its_fallback(put: Put, dataset: str, f
     put(f"{dataset}/net", name="Net")
     assert find("net", dataset).mark == f"{dataset}/net" and find("net", fallback).mark == f"{fallback}/net"
     assert find("shared", dataset).mark == f"{fallback}/shared"
-    assert models.available(dataset) == ["net", "shared"]
+    assert names.available(dataset) == ["net", "shared"]
 
 
 def test_other_data_sets_have_no_fallback(put: Put) -> None:
     put("mnist/net", name="Net")
     with pytest.raises(
-        ConfigError, match=r"no model for --dataset 'mnitz', no file in archs/mnitz/: did you mean mnist"
+        ConfigError, match=r"--dataset must be one of mnist, .*models in archs/mnitz/, not 'mnitz': did you mean mnist"
     ):
         find("net", "mnitz")
     put("birds/net", name="Net")
@@ -184,7 +185,7 @@ def test_mistyped_names_get_the_nearest(put: Put, asked: str, meant: str | None)
     put("mnist/net", name="Net")
     put("mnist/resnet18", name="ResNet18")
     with pytest.raises(
-        ConfigError, match=rf"\(net, resnet18\), not '{asked}'{f': did you mean {meant}' if meant else '$'}"
+        ConfigError, match=rf"one of net, resnet18, not '{asked}'{f': did you mean {meant}' if meant else '$'}"
     ):
         find(asked)
 

@@ -1,0 +1,105 @@
+"""Names of models and data sets: any case is understood, and there is one spelling of each on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers import assert_same, do, results, settings
+
+import main
+import utils
+from lth import data
+from lth.records.folders import spelled
+from lth.run.jobs import runs_of
+from lth.settings import names
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("MNIST", "mnist"),
+        ("CIFAR10", "cifar10"),
+        ("FashionMNIST", "fashionmnist"),
+        ("tIny", "tiny"),
+        ("Birds", "Birds"),
+        ("birds", "Birds"),
+        ("elsewhere", "elsewhere"),
+    ],
+)
+def test_data_sets_ignore_case(place: Path, given: str, meant: str) -> None:
+    (place / "archs" / "Birds").mkdir()
+    assert names.dataset(given) == meant
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("MLP", "mlp"),
+        ("Mlp", "mlp"),
+        ("alexnet", "AlexNet"),
+        ("ALEXNET", "AlexNet"),
+        ("inner", "Inner"),
+        ("NET", "NET"),
+        ("Net", "Net"),
+        ("none", "none"),
+    ],
+)
+def test_models_have_the_spelling_of_their_file_or_definition(place: Path, given: str, meant: str) -> None:
+    folder = place / "archs" / "tiny"
+    (folder / "AlexNet.py").write_text("def alexnet(): ...")
+    (folder / "other.py").write_text("class Inner: ...")
+    (folder / "net.py").write_text("class Net: ...\n\n\nclass NET: ...")
+    assert names.model(given, "TINY") == meant
+
+
+def test_one_model_in_two_spellings_is_one_run(place: Path) -> None:
+    (run,) = do(settings(place, arch_type="MLP", dataset="Tiny", prune_iterations=2))
+    assert run.dumps == place / "dumps" / "mlp" / "tiny" / run.settings / "lt" / "seed0"
+    (again,) = do(settings(place, prune_iterations=3))
+    assert again == run
+    (whole,) = do(settings(place, root=place / "whole"))
+    assert_same(results(place), results(place / "whole"))
+    assert whole.arch_type == "mlp" and [folder.name for folder in (place / "dumps").iterdir()] == ["mlp"]
+
+
+def test_results_in_an_older_spelling_are_gone_on_with(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(names, "model", lambda name, of: name)
+        (run,) = do(settings(place, arch_type="MLP", prune_iterations=2))
+    assert run.arch_type == "MLP"
+    flags = "--arch_type mlp --dataset TINY --gpu cpu --jobs 1 --end_iter 8it --valid_freq 4it --valid_size 40 --quiet"
+    more = f"{flags} --batch_size 10 --lr 0.01 --prune_percent 30 --prune_iterations 3 --data {place / 'data'}"
+    drawn: list[object] = []
+    monkeypatch.setattr(utils, "conclude", lambda runs, *rest: drawn.extend(runs) or [])
+    assert main.main([*more.split(), "--root", str(place)]) == 0
+    assert drawn == [run] and [folder.name for folder in (place / "dumps").iterdir()] == ["MLP"]
+    assert len((run.dumps / "rounds.csv").read_text().splitlines()) == 4
+
+
+def test_a_run_is_found_in_its_own_spelling_first(tmp_path: Path) -> None:
+    for place in (
+        "alexnet/mnist/default",
+        "AlexNet/mnist/end_iter=5",
+        "AlexNet/MNIST/lr=1",
+        "fc1/mnist/a=1,b=...0a1b2c3d",
+    ):
+        (tmp_path / "dumps" / place).mkdir(parents=True)
+    for asked, found in (
+        (("AlexNet", "mnist", "default"), ("alexnet", "mnist", "default")),
+        (("AlexNet", "mnist", "end_iter=5"), ("AlexNet", "mnist", "end_iter=5")),
+        (("AlexNet", "mnist", "lr=1"), ("AlexNet", "MNIST", "lr=1")),
+        (("AlexNet", "mnist", "Default"), ("AlexNet", "mnist", "Default")),
+        (("fc1", "mnist", "a=1...0a1b2c3d"), ("fc1", "mnist", "a=1,b=...0a1b2c3d")),
+        (("fc1", "mnist", "a=1...0a1b2c3e"), ("fc1", "mnist", "a=1...0a1b2c3e")),
+    ):
+        assert spelled(tmp_path, *asked) == found
+    (tmp_path / "dumps" / "AlexNet" / "mnist" / "default").mkdir()
+    assert spelled(tmp_path, "AlexNet", "mnist", "default") == ("AlexNet", "mnist", "default")
+    assert spelled(tmp_path / "nowhere", "a", "b", "c") == ("a", "b", "c")
+
+
+def test_a_file_in_another_case_is_the_data_set(place: Path) -> None:
+    (place / "data" / "tiny.npz").rename(place / "data" / "Tiny.npz")
+    assert len(data.load("TINY", place / "data").train) == 120
+    assert runs_of(settings(place, dataset="TINY"))[0].dataset == "tiny"
