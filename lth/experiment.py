@@ -131,19 +131,23 @@ class Experiment:
         """Which of the ticket's weights survive into the next round. `final` are the weights at the end of this one."""
         arm, number = ARMS[run.arm], ticket.round + 1
         generator = torch.Generator().manual_seed(derive_seed(run.seed, "mask", number))
-        if arm.control:
-            found = self._mask_of_lt(run, number)
-            return found if arm.mask == "lt" else pruning.shuffled(found, generator)
+        if arm.mask_of:
+            found = self._mask_of(run.of_arm(arm.mask_of), number)
+            return pruning.shuffled(found, generator) if arm.shuffled else found
         if self.problem.rule is not None:
             seed = derive_seed(run.seed, "rule", number)
             return pruning.by_rule(self.problem.rule, self.problem.make(), final, ticket.masks, seed)
+        masks, times = ticket.masks, 1
+        if arm.prunes == "dense":
+            masks, times = pruning.dense(masks), number
+            final = tickets.read_state(run, "dense", self._identity(run))
         if arm.scores == "random":
-            scores = pruning.random_scores(ticket.masks, generator)
+            scores = pruning.random_scores(masks, generator)
         else:
             initial = tickets.read_state(run, "initial", self._identity(run))
-            scores = pruning.score(self.config.prune_method, {name: initial[name] for name in ticket.masks}, final)
+            scores = pruning.score(self.config.prune_method, {name: initial[name] for name in masks}, final)
         percents = pruning.percents(self.problem.make(), self.config.rates())
-        return pruning.prune_lowest(scores, ticket.masks, percents, self.config.prune_scope)
+        return pruning.prune_lowest(scores, masks, percents, self.config.prune_scope, times)
 
     def reset(self, run: Run, number: int, masks: Masks, final: State) -> None:
         """Write the ticket of round `number`: `masks`, and the values that the arm lets the survivors start from."""
@@ -157,10 +161,10 @@ class Experiment:
             start = tickets.read_state(run, origin, identity)
         tickets.write_ticket(run, Ticket(number, masks, start, origin), identity)
 
-    def _mask_of_lt(self, run: Run, number: int) -> Masks:
-        if not resume.has_ticket(run.of_arm("lt"), number):
-            raise TrialError(f"round {number} has no ticket of lt to take its mask from")
-        return tickets.read_ticket(run.of_arm("lt"), number, self._identity(run)).masks
+    def _mask_of(self, run: Run, number: int) -> Masks:
+        if not resume.has_ticket(run, number):
+            raise TrialError(f"round {number} has no ticket of {run.arm} to take its mask from")
+        return tickets.read_ticket(run, number, self._identity(run)).masks
 
     def _go_on(self, run: Run, rounds: int) -> None:
         """Take the run up where its files say it stands; a new one begins with the dense ticket."""
@@ -221,7 +225,7 @@ class Experiment:
         return True
 
     def _plan(self, run: Run, number: int) -> Plan:
-        return make_plan(self.config, self._feed([run]).epoch_steps, ARMS[run.arm].start, number)
+        return make_plan(self.config, self._feed([run]).epoch_steps, ARMS[run.arm].schedule, number)
 
     def _feed(self, runs: Sequence[Run]) -> Feed:
         seeds = tuple(run.seed for run in runs)
@@ -234,4 +238,4 @@ class Experiment:
 
     def _identity(self, run: Run) -> str:
         whose = {"whose": self.problem.whose} if self.problem.whose else {}
-        return tickets.identity({**self.config.deciding(), **whose}, run)
+        return tickets.identity({**self.config.deciding(), **self.config.meaning(run.arm), **whose}, run)

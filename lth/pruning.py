@@ -45,11 +45,14 @@ def dense(weights: Weights) -> Masks:
     return {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
 
 
-def prune_lowest(scores: Weights, masks: Masks, percents: Mapping[str, float], scope: str = "layer") -> Masks:
+def prune_lowest(
+    scores: Weights, masks: Masks, percents: Mapping[str, float], scope: str = "layer", times: int = 1
+) -> Masks:
     """New masks without the lowest-scored `percents` percent of the survivors (Frankle & Carbin, Section 2).
 
     Exactly round(survivors * percent / 100) go, also where scores tie: then the first in memory order goes first,
     as in torch.nn.utils.prune. Under scope "global" the layers that share a percentage compete with each other.
+    `times`: as many go at once as in so many rounds.
     """
     if scope == "global":
         shared: dict[float, list[str]] = {}
@@ -63,11 +66,18 @@ def prune_lowest(scores: Weights, masks: Masks, percents: Mapping[str, float], s
         kept = torch.cat([masks[name].flatten() for name in names])
         score = torch.cat([scores[name].detach().cpu().flatten() for name in names])
         survivors = kept.nonzero().squeeze(1)
-        count = round(len(survivors) * percents[names[0]] / 100)
+        count = len(survivors) - after_rounds(len(survivors), percents[names[0]], times)
         kept[survivors[score[survivors].argsort(stable=True)[:count]]] = False
         for name, part in zip(names, kept.split([masks[name].numel() for name in names]), strict=True):
             pruned[name] = part.view_as(masks[name]).clone()
     return {name: pruned[name] for name in masks}
+
+
+def after_rounds(count: int, percent: float, rounds: int) -> int:
+    """How many of `count` weights are left when each round prunes that percentage of the survivors."""
+    for _ in range(rounds):
+        count -= round(count * percent / 100)
+    return count
 
 
 def score(method: str, initial: Weights, final: Weights) -> dict[str, Tensor]:

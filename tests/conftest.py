@@ -29,7 +29,7 @@ def invented_accuracy(arm: str, number: int, seed: int) -> float:
     """As in the paper: tickets gain before they lose, reinitialised ones only lose."""
     sparsity = 1 - 0.8**number
     gain = 0.35 * math.sin(2.2 * sparsity) if ARMS[arm].start == "original" else 0.0
-    loss = 0.004 * number**2.4 * (0.35 if arm == "lt" else 1.0 if ARMS[arm].mask == "own" else 0.7)
+    loss = 0.004 * number**2.4 * (0.35 if arm == "lt" else 1.0 if not ARMS[arm].mask_of else 0.7)
     noise = math.sin(37.0 * number + 11 * seed + (3 * list(ARMS).index(arm) if number else 0)) * 0.08
     return round(max(98.1 + gain - loss + noise, 9.8), 2)
 

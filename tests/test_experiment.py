@@ -101,13 +101,14 @@ def test_masks_of_every_arm(all_arms: Any) -> None:
             before, after = own[number - 1].masks, own[number].masks
             for layer, count in pruning.survivors(before).items():
                 assert int(after[layer].sum()) == count - round(count * rates[layer] / 100)
-                if arm.mask == "own":
+                if not arm.mask_of:
                     gone = before[layer] & ~after[layer]
                     assert not (after[layer] & ~before[layer]).any()
-                    weights = (ends.final.get((name, number - 1)) or ends.final["lt", 0])[layer].abs()
+                    own_end = ends.final.get((name, number - 1))
+                    weights = (own_end if own_end and arm.prunes == "trained" else ends.final["lt", 0])[layer].abs()
                     ordered = weights[gone].max() <= weights[after[layer]].min()
                     assert ordered != (arm.scores == "random"), "magnitudes at the round's end decide, but at random"
-                elif arm.mask == "lt":
+                elif not arm.shuffled:
                     assert torch.equal(after[layer], lt[number].masks[layer])
                 else:
                     assert not torch.equal(after[layer], lt[number].masks[layer])
@@ -217,6 +218,61 @@ def test_rewound_training_takes_the_rates_of_its_iterations(place: Path, monkeyp
     made.run(runs_of(config), 2)
     assert used[0] == [0.005, 0.01, 0.01, 0.01, 0.01, 0.01, 0.001, 0.001]
     assert used[1] == used[0][3:]
+
+
+def test_the_rates_of_trained_survivors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fine-tuning goes on at the last rate for a whole round; rewound rates are those that lt has."""
+    used: dict[str, list[float]] = {}
+    config = settings(place, rewind="3it", lr_milestones=["6it"], warmup="2it", lr=0.01)
+    plan = Experiment._plan
+
+    def noted(this: Experiment, run: Run, number: int) -> Any:
+        found = plan(this, run, number)
+        if number == 1:
+            used[run.arm] = [round(found.lr(i), 6) for i in range(found.start, found.steps)]
+        return found
+
+    monkeypatch.setattr(Experiment, "_plan", noted)
+    do(replace(config, prune_type=("lt", "lr_rewind", "finetune"), prune_iterations=2))
+    assert used["lr_rewind"] == used["lt"] == [0.01, 0.01, 0.01, 0.001, 0.001]
+    assert used["finetune"] == [0.001] * 8
+
+
+def test_one_shot_prunes_the_dense_network_to_the_sparsity_of_the_round(place: Path) -> None:
+    for scope in ("layer", "global"):
+        config = settings(
+            place, prune_type=("lt", "one_shot"), prune_scope=scope, root=place / scope, prune_iterations=4
+        )
+        lt, one_shot = do(config)
+        assert rounds(one_shot)["weights"].tolist() == rounds(lt)["weights"].tolist()
+        dense = tickets.read_state(lt, "dense")
+        for number in (1, 2, 3):
+            masks = tickets.read_ticket(one_shot, number).masks
+            pools = [list(masks)] if scope == "global" else [[name] for name in masks]
+            for pool in pools:
+                kept = torch.cat([dense[name][masks[name]].abs() for name in pool])
+                gone = torch.cat([dense[name][~masks[name]].abs() for name in pool])
+                assert gone.max() <= kept.min()
+
+
+def test_any_arm_that_finds_masks_has_its_controls(place: Path) -> None:
+    found = {run.arm: run for run in do(settings(place, prune_type=("one_shot_shuffle", "one_shot_reinit")))}
+    assert list(found) == ["one_shot", "one_shot_shuffle", "one_shot_reinit"]
+    for number in (1, 2):
+        masks = {arm: tickets.read_ticket(run, number).masks for arm, run in found.items()}
+        assert equal(masks["one_shot"], masks["one_shot_reinit"]) and not equal(
+            masks["one_shot"], masks["one_shot_shuffle"]
+        )
+        assert len({tuple(pruning.survivors(mask).values()) for mask in masks.values()}) == 1
+    assert tickets.read_ticket(found["one_shot_shuffle"], 2).origin == "initial"
+    assert not equal(*(tickets.read_ticket(found["one_shot_reinit"], number).start for number in (1, 2)))
+
+
+@pytest.mark.parametrize("name", ["lt_reinit", "ticket_reinit_shuffle", "ticket_shuffle_reinit", "_reinit", "shuffle"])
+def test_controls_of_controls_are_no_arms(name: str) -> None:
+    assert name not in ARMS
+    with pytest.raises(ConfigError, match=r"prune_type must be one of lt, .*, or one of them with _reinit or _shuffle"):
+        Config(prune_type=(name,))
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
@@ -505,6 +561,15 @@ def test_damaged_files_are_named_and_set_aside_and_the_results_are_the_same(plac
         shutil.copytree(place / "stopped", place / "run")
 
 
+def test_one_shot_pruning_gets_over_the_loss_of_the_dense_network(place: Path) -> None:
+    config = settings(place, prune_type="one_shot")
+    do(replace(config, root=place / "whole"))
+    (run,) = do(replace(config, prune_iterations=2))
+    (run.saves / "dense.safetensors").unlink()
+    do(config)
+    assert_same(results(place, ("dumps", "saves")), results(place / "whole"))
+
+
 def test_an_arm_takes_no_damaged_dense_round_over(place: Path) -> None:
     config = settings(place, prune_type=("lt", "random"), rewind="3it")
     do(replace(config, root=place / "whole"))
@@ -652,6 +717,26 @@ def test_other_settings_are_refused_in_a_named_folder_and_overwrite_moves_old_re
     (old,) = run.dumps.parent.glob("seed0.old-*")
     assert (old / "rounds.csv").read_bytes() == first
     assert len(list(run.saves.parent.glob("seed0.old-*"))) == 1
+
+
+def test_fine_tuning_does_not_go_on_from_what_was_rewinding(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results of `finetune` from when it had the whole schedule again are refused, but where both are the same."""
+    usual, dropping = (settings(place, prune_type="finetune", lr_milestones=drops) for drops in ([], ["4it"]))
+    with monkeypatch.context() as then:
+        then.setattr(Config, "meaning", lambda this, arm: {})
+        for config in (usual, dropping):
+            session.run(replace(config, prune_iterations=2))
+    before = results(place)
+    session.run(usual)
+    with pytest.raises(ConfigError, match=r"finetune with the whole schedule again .*, now at the final learning rate"):
+        session.run(dropping)
+    assert {name: results(place)[name] for name in before if "milestones" in name} == {
+        name: content for name, content in before.items() if "milestones" in name
+    }
+    session.run(replace(dropping, overwrite=True))
+    session.run(replace(dropping, prune_iterations=4))
+    (run,) = runs_of(dropping)
+    assert len(rounds(run)) == 4
 
 
 def test_weights_of_other_settings_left_in_the_folder_are_set_aside(place: Path) -> None:

@@ -107,7 +107,8 @@ def sound_rounds(run: Run, finished: int, identity: str, rewinds: bool, tell: Ca
         return True
 
     found = {name: usable(name) for name in ("initial", "rewind", "dense", "checkpoint")}
-    if not found["initial"] or (rewinds and not found["rewind"]):
+    needed = ["initial", *(["rewind"] if rewinds else []), *(["dense"] if ARMS[run.arm].prunes == "dense" else [])]
+    if not all(found[name] for name in needed):
         finished = 0
     for number in range(finished):
         if not usable(tickets.numbered("ticket", number)) or usable(tickets.numbered("trained", number)) is False:

@@ -73,22 +73,22 @@ def signals() -> Iterator[Callable[[], int]]:
 
 
 def runs_of(config: Config) -> list[Run]:
-    """The runs that the settings ask for, a trial's arms one after another; lt first where a control needs it."""
-    arms = list(config.prune_type)
-    if any(ARMS[arm].control for arm in arms):
-        arms = ["lt", *(arm for arm in arms if arm != "lt")]
+    """The runs that the settings ask for, a trial's arms one after another; first those whose masks others need."""
+    needed = [ARMS[arm].mask_of for arm in config.prune_type if ARMS[arm].mask_of]
+    arms = dict.fromkeys([*needed, *config.prune_type])
     dataset = names.dataset(config.dataset)
     spelled = folders.spelled(config.root, names.model(config.arch_type, dataset), dataset, config.folder())
     return [Run(config.root, *spelled, arm, seed) for seed in config.seeds for arm in arms]
 
 
 def tasks_of(runs: Sequence[Run], rounds: int, together: bool) -> list[Task]:
-    """What is to be done in which order: the dense round of a trial once, its arms after that, controls after lt.
+    """What is to be done in which order: the dense round of a trial once, its arms after that, then those that take
+    the masks of others.
 
     `together` makes one task of all runs that can be trained at the same time (for stacking).
     """
-    own = [run for run in runs if not ARMS[run.arm].control]
-    controls = [run for run in runs if ARMS[run.arm].control]
+    own = [run for run in runs if not ARMS[run.arm].mask_of]
+    controls = [run for run in runs if ARMS[run.arm].mask_of]
     if together:
         return [Task(tuple(own), rounds), *([Task(tuple(controls), rounds, (0,))] if controls else [])]
     tasks: list[Task] = []
@@ -102,7 +102,7 @@ def tasks_of(runs: Sequence[Run], rounds: int, together: bool) -> list[Task]:
         needs = (number[run.seed, "dense"],) if (run.seed, "dense") in number else ()
         number[run.seed, run.arm] = len(tasks)
         tasks.append(Task((run,), rounds, needs))
-    return tasks + [Task((run,), rounds, (number[run.seed, "lt"],)) for run in controls]
+    return tasks + [Task((run,), rounds, (number[run.seed, ARMS[run.arm].mask_of],)) for run in controls]
 
 
 def run_tasks(

@@ -112,9 +112,11 @@ def prepare(config: Config) -> tuple[Images, Problem]:
 def refuse_other_settings(config: Config, runs: Sequence[Run]) -> None:
     """ConfigError if a folder of these runs holds results of other settings, which --name makes possible."""
     for run in runs:
-        old = tables.read_json(run.dumps / "config.json").get("deciding", config.deciding())
-        new = config.deciding()
+        about = tables.read_json(run.dumps / "config.json")
+        old = {**about.get("deciding", config.deciding()), **about.get("meaning", {})}
+        new = {**config.deciding(), **config.meaning(run.arm)} if about else old
         usual = {spec.name: as_text(spec.default) for spec in fields(Config)}  # of a setting that one of them lacks
+        usual["finetune"] = "with the whole schedule again (now the arm lr_rewind)"
         both = {key: (old.get(key, usual.get(key)), new.get(key, usual.get(key))) for key in {**new, **old}}
         other = {key: pair for key, pair in both.items() if pair[0] != pair[1]}
         if other:
@@ -178,7 +180,8 @@ def _announce(
         "git_commit": _commit(),
     }
     for run in runs:
-        write_json(run.dumps / "config.json", {**about, "arm": run.arm, "seed": run.seed})
+        own = {"meaning": config.meaning(run.arm), "arm": run.arm, "seed": run.seed}
+        write_json(run.dumps / "config.json", {**about, **own})
     need, free = disk_needed(config, problem, runs) / 1e6, shutil.disk_usage(config.root).free / 1e6
     where = runs[0].dumps.parent.parent
     _say(config, f"{len(runs)} runs of {config.prune_iterations} rounds on {about['device']}, results in {where}")

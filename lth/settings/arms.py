@@ -1,4 +1,4 @@
-"""What can be compared: the arms (what happens between rounds) and the pruning criteria (what scores a weight).
+"""What can be compared: the arms (how a round's ticket is made) and the pruning criteria (what scores a weight).
 
 Both are tables. A new arm is one entry of ARMS, a new criterion one function in CRITERIA; flags, help texts,
 checks and figures read the tables. This module imports nothing, so that `--help` is quick.
@@ -7,45 +7,85 @@ checks and figures read the tables. This module imports nothing, so that `--help
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One way of getting from a trained network to the next round's ticket.
+    """How a round's ticket is made: which weights survive, what they start from, at which rates they learn.
 
-    mask: "own" prunes this arm's own trained weights, "lt" takes the mask that `lt` found in the same round,
-        "lt shuffled" the same with the survivors of each layer moved to random places.
-    scores: "criterion" (--prune_method) or "random"; only for arms with a mask of their own.
-    start: the values that survivors start from: "original" (the initial weights, or those of --rewind),
-        "fresh" (new random ones every round) or "trained" (no reset).
+    prunes: the weights that pruning looks at. "trained": this arm's own at the end of its last round, of whose
+        survivors a round's percentage goes. "dense": those at the end of round 0, which are pruned at once to the
+        sparsity that this round has.
+    scores: what scores them, the lowest go: "criterion" (--prune_method) or "random".
+    mask_of: if given, nothing is pruned: the mask is the one that this arm found in the same round.
+    shuffled: whether its survivors are then moved to random places of their layer.
+    start: the values that survivors start from: "original" (the initial weights, or those of --rewind), "fresh" (new
+        random ones every round) or "trained" (no reset).
+    schedule: the learning rates of a round: "rewound" (the schedule from the point that --rewind says), "whole", or
+        "final" (its last rate throughout).
     """
 
     help: str
-    mask: str = "own"
+    prunes: str = "trained"
     scores: str = "criterion"
+    mask_of: str = ""
+    shuffled: bool = False
     start: str = "original"
+    schedule: str = "rewound"
 
     @property
-    def control(self) -> bool:
-        """Whether this arm needs the tickets that `lt` found."""
-        return self.mask != "own"
+    def needs(self) -> str:
+        """What the ticket of a round is made of beside the dense round, which all arms of a trial share: "" nothing,
+        "rounds" this arm's earlier ones, or the name of the arm whose ticket of the same round it takes."""
+        return self.mask_of or ("rounds" if "trained" in (self.prunes, self.start) else "")
 
 
-ARMS: dict[str, Arm] = {
-    "lt": Arm("prune, reset the survivors to their original initial weights"),
-    "reinit": Arm("prune, give the survivors fresh random weights", start="fresh"),
-    "finetune": Arm("prune, go on from the trained weights", start="trained"),
-    "random": Arm("prune at random, original initial weights", scores="random"),
-    "random_reinit": Arm("prune at random, fresh random weights", scores="random", start="fresh"),
-    "random_finetune": Arm("prune at random, go on from the trained weights", scores="random", start="trained"),
-    "ticket_reinit": Arm("the masks that lt found, fresh random weights", mask="lt", start="fresh"),
-    "ticket_shuffle": Arm("lt's counts a layer, places shuffled, original initial weights", mask="lt shuffled"),
+class Arms(dict[str, Arm]):
+    """Arms by name. Beside those listed, every arm that finds a mask has its controls, such as `random_shuffle`."""
+
+    def __missing__(self, name: str) -> Arm:
+        of, _, control = name.rpartition("_")
+        if control not in CONTROLS or not dict.__contains__(self, of) or self[of].mask_of or of == "lt":
+            raise KeyError(name)
+        return replace(CONTROLS[control], mask_of=of, help=CONTROLS[control].help.replace("ARM", of))
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            return bool(self[str(name)])
+        except KeyError:
+            return False
+
+
+# Sanity checks: Frankle & Carbin (Section 4, Appendix F); for any mask, Frankle et al. 2021 (arXiv:2009.08576).
+CONTROLS: dict[str, Arm] = {
+    "reinit": Arm(help="the masks that ARM found, fresh random weights", start="fresh", schedule="whole"),
+    "shuffle": Arm(help="ARM's counts a layer, places shuffled, original initial weights", shuffled=True),
 }
+
+ARMS = Arms(
+    lt=Arm(help="prune, reset the survivors to their original initial weights"),
+    reinit=Arm(help="prune, give the survivors fresh random weights", start="fresh", schedule="whole"),
+    lr_rewind=Arm(help="prune, go on from the trained weights at the rates that lt has", start="trained"),
+    finetune=Arm(help="prune, go on from the trained weights at the final rate", start="trained", schedule="final"),
+    one_shot=Arm(help="prune the trained dense network at once, original initial weights", prunes="dense"),
+    random=Arm(help="prune at random, original initial weights", scores="random"),
+    random_reinit=Arm(help="prune at random, fresh random weights", scores="random", start="fresh", schedule="whole"),
+    random_finetune=Arm(
+        help="prune at random, go on from the trained weights at the final rate",
+        scores="random",
+        start="trained",
+        schedule="final",
+    ),
+    ticket_reinit=replace(CONTROLS["reinit"], mask_of="lt", help="the masks that lt found, fresh random weights"),
+    ticket_shuffle=replace(
+        CONTROLS["shuffle"], mask_of="lt", help="lt's counts a layer, places shuffled, original initial weights"
+    ),
+)
 
 
 # Criteria of Zhou et al. 2019 (arXiv:1905.01067, Figure 3): a score a weight from its initial and its trained

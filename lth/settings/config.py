@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lth.settings.arms import ARMS, CRITERIA
+from lth.settings.arms import ARMS, CONTROLS, CRITERIA
 
 PROJECT = Path(__file__).resolve().parents[2]  # where archs/ and data/ lie
 
@@ -121,9 +121,10 @@ PERCENT = number(float, 0, 100)
 
 
 def setting(default: Any, group: str, help: str, parse: Callable[[str], Any] = str, **more: Any) -> Any:
-    """A field of Config. `more`: choices; many (takes several values); changes_numbers (False for settings
-    that leave the results of a run alone and so are not part of its folder's name); aliases (other flag names); added
-    (True for settings younger than the first results: their default is what older runs had without saying so)."""
+    """A field of Config. `more`: choices (and or_else, words about further ones); many (takes several values);
+    changes_numbers (False for settings that leave the results of a run alone and so are not part of its folder's name);
+    aliases (other flag names); added (True for settings younger than the first results: their default is what older
+    runs had without saying so)."""
     return field(default=default, metadata={"group": group, "help": help, "parse": parse, **more})
 
 
@@ -133,7 +134,11 @@ def side(default: Any, group: str, help: str, parse: Callable[[str], Any] = str,
 
 
 RUN, PRUNE, TRAIN, MACHINE, OUTPUT = "experiment", "pruning and resetting", "training", "machine", "output"
-ARM_HELP = "; ".join(f"{name}: {arm.help}" for name, arm in ARMS.items())
+ARM_HELP = (
+    "; ".join(f"{name}: {arm.help}" for name, arm in ARMS.items())
+    + "; "
+    + "; ".join(f"ARM_{name}: {control.help}" for name, control in CONTROLS.items())
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +146,12 @@ class Config:
     """All settings of an experiment; `Config(arch_type="lenet5", prune_percent=20)` leaves the others as they are."""
 
     prune_type: tuple[str, ...] = side(
-        ("lt",), RUN, f"the arms to run, one or several. {ARM_HELP}", choices=tuple(ARMS), many=True
+        ("lt",),
+        RUN,
+        f"the arms to run, one or several. {ARM_HELP}",
+        choices=ARMS,
+        or_else=f", or one of them with {' or '.join(f'_{name}' for name in CONTROLS)}",
+        many=True,
     )
     arch_type: str = side("fc1", RUN, "the model: a file under archs/<dataset>/", plain_name)
     dataset: str = side(
@@ -292,6 +302,12 @@ class Config:
             chosen["prune_iterations"] = str(self.prune_iterations)
         return chosen
 
+    def meaning(self, arm: str) -> dict[str, str]:
+        """What the name of the arm means with these settings, where it meant something else in older results."""
+        if ARMS[arm].schedule == "final" and (self.lr_milestones or self.warmup.amount):
+            return {"finetune": "at the final learning rate"}
+        return {}
+
     def folder(self) -> str:
         """Name of the folder of these settings: --name, or those that differ from the defaults, or `default`."""
         if self.name:
@@ -330,7 +346,7 @@ def parse_item(facts: Any, item: Any) -> Any:
     """One value of a setting, checked."""
     if "choices" in facts:
         if item not in facts["choices"]:
-            raise ValueError(f"must be one of {', '.join(facts['choices'])}")
+            raise ValueError(f"must be one of {', '.join(facts['choices'])}{facts.get('or_else', '')}")
         return item
     if isinstance(item, bool) or item is None:
         raise ValueError("must have a value")

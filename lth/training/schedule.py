@@ -23,8 +23,9 @@ class Plan:
         return min((iteration // self.evaluate_every + 1) * self.evaluate_every, self.steps)
 
 
-def make_plan(config: Config, epoch_steps: int, start: str, number: int) -> Plan:
-    """The training of round `number` in an arm that starts from `start` weights, with `epoch_steps` steps an epoch."""
+def make_plan(config: Config, epoch_steps: int, schedule: str, number: int) -> Plan:
+    """The training of round `number` in an arm with that `schedule` (lth.settings.arms.Arm), with `epoch_steps` steps
+    an epoch."""
     steps = config.end_iter.iterations(epoch_steps)
     warmup = config.warmup.iterations(epoch_steps, steps)
     drops = [milestone.iterations(epoch_steps, steps) for milestone in config.lr_milestones]
@@ -34,11 +35,12 @@ def make_plan(config: Config, epoch_steps: int, start: str, number: int) -> Plan
         rise = min(1.0, (iteration + 1) / warmup) if warmup else 1.0
         return config.lr * rise * config.lr_gamma ** sum(iteration >= drop for drop in drops)
 
+    final = lr(steps - 1)
     return Plan(
         steps=steps,
         evaluate_every=config.valid_freq.iterations(epoch_steps, steps),
-        lr=lr,
-        start=rewind if number and start == "original" else 0,
+        lr=(lambda iteration: final) if number and schedule == "final" else lr,
+        start=rewind if number and schedule == "rewound" else 0,
         keep_at=rewind if number == 0 and rewind else None,
     )
 

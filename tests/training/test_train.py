@@ -219,11 +219,18 @@ def test_every_step_gets_the_rate_of_its_iteration() -> None:
 
 def test_rewound_rounds_begin_at_that_iteration_of_the_schedule() -> None:
     config = Config(rewind="5it", end_iter="20it")
-    plans = {number: make_plan(config, 10, "original", number) for number in range(2)}
+    plans = {number: make_plan(config, 10, "rewound", number) for number in range(2)}
     assert (plans[0].start, plans[0].keep_at, plans[1].start, plans[1].keep_at) == (0, 5, 5, None)
-    assert make_plan(config, 10, "fresh", 1).start == 0 and make_plan(config, 10, "trained", 1).start == 0
-    assert make_plan(Config(rewind="10%", end_iter="2ep"), 10, "original", 1).start == 2
-    assert make_plan(Config(end_iter="2ep"), 10, "original", 0).keep_at is None
+    assert make_plan(config, 10, "whole", 1).start == 0 and make_plan(config, 10, "final", 1).start == 0
+    assert make_plan(Config(rewind="10%", end_iter="2ep"), 10, "rewound", 1).start == 2
+    assert make_plan(Config(end_iter="2ep"), 10, "rewound", 0).keep_at is None
+
+
+def test_the_final_rate_is_that_of_the_last_step_and_the_dense_round_has_the_whole_schedule() -> None:
+    config = Config(end_iter="9it", lr=0.8, lr_milestones=["4it", "6it"], lr_gamma=0.5, warmup="2it")
+    dense, pruned = (make_plan(config, 10, "final", number) for number in range(2))
+    assert [dense.lr(i) for i in range(9)] == pytest.approx([0.4, 0.8, 0.8, 0.8, 0.4, 0.4, 0.2, 0.2, 0.2])
+    assert [pruned.lr(i) for i in range(9)] == pytest.approx([0.2] * 9)
 
 
 # Evaluations and ES
