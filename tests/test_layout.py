@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 
 LTH = Path(__file__).resolve().parents[1] / "lth"
-LAYERS = ("settings", "pruning", "data", "training", "records", "experiment", "plots", "run", "api", "__main__")
+LAYERS = (
+    "settings",
+    "pruning",
+    "data",
+    "training",
+    "records",
+    "experiment",
+    "plots",
+    "run",
+    "claims",
+    "api",
+    "__main__",
+)
 MODULES = sorted(path for path in LTH.rglob("*.py") if path != LTH / "__init__.py")
 
 

@@ -26,6 +26,7 @@ from lth.records.files import write_json
 from lth.records.lock import Locks
 from lth.records.tables import Run
 from lth.run import jobs
+from lth.run.machine import processor
 from lth.run.progress import Progress
 from lth.run.tensorboard import Board
 from lth.settings.arms import ARMS
@@ -175,6 +176,7 @@ def _announce(
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else f"{device.type} {platform.machine()}",
+        "processor": processor(),
         "cpu_precision": _cpu_precision(config) if device.type == "cpu" else None,
         "stack": stack,
         "git_commit": _commit(),

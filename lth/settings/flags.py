@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -174,7 +174,18 @@ def _shown(value: Any) -> str:
 
 
 def _as_flags(settings: dict[str, Any]) -> str:
-    return " ".join(f"--{name}" if value is True else f"--{name} {_joined(value)}" for name, value in settings.items())
+    return " ".join(as_argv(settings))
+
+
+def as_argv(given: Mapping[str, Any]) -> list[str]:
+    """Settings as the words of a command line; a bool is --name or --no-name."""
+    argv: list[str] = []
+    for name, value in given.items():
+        if isinstance(value, bool):
+            argv.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            argv += [f"--{name}", *(map(str, value) if isinstance(value, (list, tuple)) else [str(value)])]
+    return argv
 
 
 def _preset_settings(name: str) -> dict[str, Any]:

@@ -1,0 +1,57 @@
+"""What a claim will take here: a few steps and one evaluation of its networks, measured before anything is decided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lth import pruning
+from lth.claims.forms import Form, trainings
+from lth.run import jobs, session
+from lth.settings.config import Config
+from lth.training.network import Network
+from lth.training.schedule import Plan
+from lth.training.train import Training, numerics
+
+WARM_UP, STEPS = 5, 40
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a step and of an evaluation of the dense network, and the steps of an epoch."""
+
+    step: float
+    evaluation: float
+    epoch: int
+
+
+def measured(config: Config) -> Cost:
+    """Train the settings' dense network for a moment. Nothing is written."""
+    images, problem = session.prepare(config)
+    device, _ = session.choose_device(config.gpu)
+    with numerics(config.precision, config.threads):
+        feed = images.feed([0], config.valid_size, config.batch_size, device, config.augment)
+        masks = pruning.dense(pruning.prunable(problem.make()))
+        network = Network(
+            problem.make(), [problem.initial(0)], [masks], device, problem.criterion, config.precision == "bf16"
+        )
+        optimizer = problem.optimizer(network)
+        for steps in (WARM_UP, STEPS):
+            training = Training(network, optimizer, feed, Plan(steps, steps, lambda _: config.lr), [(0, "cost")], 0)
+            (trained,) = training.run()
+    return Cost(trained.seconds["training"] / STEPS, trained.seconds["evaluation"], feed.epoch_steps)
+
+
+def minutes(form: Form, known: dict[tuple[object, ...], Cost]) -> float | None:
+    """At most how long the form will take with these jobs; None where its images are not here (nothing is downloaded
+    to know it). `known` keeps what was measured for one claim for the next."""
+    total = 0.0
+    for config in form.configs.values():
+        if not (config.data / f"{config.dataset}.npz").exists():
+            return None
+        what = (config.arch_type, config.dataset, config.batch_size, config.precision, config.gpu, config.augment)
+        cost = known.get(what) or known.setdefault(what, measured(config))
+        steps = config.end_iter.iterations(cost.epoch)
+        evaluations = -(-steps // config.valid_freq.iterations(cost.epoch, steps))
+        seconds = trainings(config) * (steps * cost.step + evaluations * cost.evaluation)
+        total += seconds / min(config.jobs or max(1, jobs.cores() // config.threads), config.trials)
+    return total / 60

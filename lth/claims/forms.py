@@ -1,0 +1,105 @@
+"""A claim as settings: as published, in its quick form, or with whatever flags of main.py a user adds."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lth.claims.claim import Claim
+from lth.settings import flags
+from lth.settings.arms import ARMS
+from lth.settings.config import Config, ConfigError
+
+
+@dataclass(frozen=True)
+class Form:
+    """A claim and the settings that it is asked with. `changes` are those that differ from the published experiment,
+    in words; with any of them what is measured is another experiment, and every table says so."""
+
+    claim: Claim
+    configs: dict[str, Config]
+    quick: bool
+    changes: tuple[str, ...]
+    flags: tuple[str, ...]
+
+    @property
+    def published(self) -> bool:
+        """Whether this is the experiment as published (the number of trials does not count)."""
+        return not self.changes
+
+    @property
+    def slug(self) -> str:
+        """A name for files: the claim's, and what is changed."""
+        precision = next(iter(self.configs.values())).precision
+        changed = [] if self.quick else [change.split(",")[0] for change in self.changes]
+        changed += [f"precision={precision}"] * (precision != Config.precision)
+        named = re.sub(r"[^\w=.+]+", "-", "-".join([self.claim.name, *(["quick"] if self.quick else []), *changed]))
+        return named if len(named) <= 80 else f"{named[:60]}-{hashlib.sha256(named.encode()).hexdigest()[:8]}"
+
+    @property
+    def command(self) -> str:
+        """What to type for it."""
+        return shlex.join(["python", "reproduce.py", self.claim.name, *["--quick"] * self.quick, *self.flags])
+
+    @property
+    def trainings(self) -> int:
+        """How many trainings the whole form has; the dense round of a trial is shared by its arms."""
+        return sum(trainings(config) for config in self.configs.values())
+
+    @property
+    def dataset(self) -> str:
+        """The images that it needs."""
+        return next(iter(self.configs.values())).dataset
+
+
+def trainings(config: Config) -> int:
+    """How many trainings an experiment has; lt is among its arms where another one needs its masks."""
+    arms = {*config.prune_type, *("lt" for arm in config.prune_type if ARMS[arm].control)}
+    return config.trials * (len(arms) * (config.prune_iterations - 1) + 1)
+
+
+def form(
+    claim: Claim,
+    given: Sequence[str] = (),
+    quick: bool = False,
+) -> Form:
+    """A claim with the flags `given` of main.py behind its own. ConfigError with all that is wrong with them."""
+    configs: dict[str, Config] = {}
+    changes: dict[str, None] = {}
+    problems: dict[str, None] = {}
+    for name, own in claim.experiments.items():
+        argv = [*own.split(), *(claim.quick.split() if quick else []), *given]
+        try:
+            configs[name] = flags.parse(argv, "reproduce.py")
+        except ConfigError as error:
+            problems |= dict.fromkeys(error.problems)
+        else:
+            changes |= dict.fromkeys(differences(flags.parse(own.split()), configs[name]))
+    if len(claim.experiments) > 1 and any(config.name for config in configs.values()):
+        problems["--name cannot be given: this claim has experiments of several settings, each with its folder"] = None
+    if problems:
+        raise ConfigError(*problems)
+    return Form(claim, configs, quick, tuple(changes), tuple(given))
+
+
+def differences(published: Config, asked: Config) -> list[str]:
+    """Settings that decide numbers and are not those of the published experiment, as `lr=0.1, published 0.0012`.
+
+    --precision is none of them: how numbers were computed is said of every measurement."""
+    before, now = published.deciding(), asked.deciding()
+    usual = Config().deciding()
+    said = []
+    for name in sorted({**before, **now}):
+        old, new = (deciding.get(name, usual.get(name, str(getattr(Config(), name)))) for deciding in (before, now))
+        if old != new and name != "precision":
+            said.append(f"{name}={new}, published {old}")
+    if asked.prune_iterations < published.prune_iterations and "prune_iterations" not in {**before, **now}:
+        said.append(f"prune_iterations={asked.prune_iterations}, published {published.prune_iterations}")
+    for name in ("arch_type", "dataset"):
+        if getattr(asked, name) != getattr(published, name):
+            said.append(f"{name}={getattr(asked, name)}, published {getattr(published, name)}")
+    missing = [arm for arm in published.prune_type if arm not in asked.prune_type]
+    return said + ([f"without {' '.join(missing)}"] if missing else [])

@@ -1,0 +1,103 @@
+"""What the records of runs say to a claim: values a trial, intervals, and whether they agree with the paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from lth.claims.claim import TIMES, Claim, Statement
+from lth.claims.forms import Form
+from lth.records import verdict
+from lth.records.tables import Run
+from lth.run import jobs
+
+NEAR = 1.1  # a sparsity is the one that a statement is about if they differ by at most this factor
+ROUGHLY = 2.0  # the same where settings were changed, as for quick forms, whose rounds prune more
+
+
+@dataclass(frozen=True)
+class Records:
+    """What the runs of a claim left: the runs of each of its experiments, and their rounds.
+
+    `rounds` has a row a round of a run with the columns of rounds.csv and experiment, arm, seed, and, beside the
+    trial's own dense round, difference (points of test accuracy), ES_ratio and ES_dense.
+    """
+
+    runs: Mapping[str, Sequence[Run]]
+    rounds: pd.DataFrame
+
+    @classmethod
+    def of(cls, runs: Mapping[str, Sequence[Run]]) -> Records:
+        """What is finished of these runs, whose experiments are given by name."""
+        return cls(
+            runs, pd.concat([verdict.paired(found).assign(experiment=name) for name, found in runs.items()])
+        )  # fmt: skip
+
+    def near(self, remaining: float, factor: float = NEAR) -> Records:
+        """Only the round of each experiment that is nearest to that percent of the weights, if one is near enough."""
+        kept = []
+        for _, rounds in self.rounds[self.rounds["remaining"] > 0].groupby("experiment"):
+            apart = (rounds.groupby("round")["remaining"].mean() / remaining).map(math.log).abs()
+            if len(apart) and apart.min() <= math.log(factor):
+                kept.append(rounds[rounds["round"] == apart.idxmin()])
+        return Records(self.runs, pd.concat(kept) if kept else self.rounds.iloc[:0])
+
+    def arm(self, which: str) -> pd.DataFrame:
+        """The rows of an arm, by seed. `which` is `lt`, or `large_init/lt` where a claim has several experiments."""
+        experiment, _, arm = which.rpartition("/")
+        rows = self.rounds
+        return rows[(rows["experiment"] == experiment) & (rows["arm"] == arm)].set_index("seed")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was measured of a statement: the mean over trials with its 95% interval (NaN with fewer than two trials),
+    at that percent of the weights, and whether it `agrees`, `disagrees` or is `not decided`."""
+
+    statement: Statement
+    remaining: float = math.nan
+    mean: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    trials: int = 0
+    verdict: str = "not measured"
+
+
+def check(claim: Claim, records: Records, factor: float = NEAR) -> list[Finding]:
+    """What the records say to each statement. `factor`: how far a round's sparsity may be from the statement's."""
+    return [_finding(statement, records, factor) for statement in claim.statements]
+
+
+def _finding(statement: Statement, records: Records, factor: float) -> Finding:
+    there = records if statement.at is None else records.near(statement.at, factor)
+    values = statement.measure(there).dropna().astype(float)
+    remaining = there.rounds["remaining"].mean() if statement.at is not None else math.nan
+    if not len(values):
+        return Finding(statement)
+    scaled = values.map(math.log) if statement.unit == TIMES else values
+    low, high = verdict.interval(scaled)
+    found = [scaled.mean(), low, high]
+    mean, low, high = map(math.exp, found) if statement.unit == TIMES else found
+    return Finding(statement, remaining, mean, low, high, len(values), judge(low, high, statement.holds))
+
+
+def judge(low: float, high: float, holds: tuple[float, float]) -> str:
+    """Whether an interval lies within the values for which a statement is true, outside them, or on both sides."""
+    if low >= holds[0] and high <= holds[1]:
+        return "agrees"
+    if low > holds[1] or high < holds[0]:
+        return "disagrees"
+    return "not decided"
+
+
+def runs_of(form: Form) -> dict[str, list[Run]]:
+    """The runs of each experiment of a claim, finished or not."""
+    return {name: jobs.runs_of(config) for name, config in form.configs.items()}
+
+
+def findings(form: Form) -> list[Finding]:
+    """What the rounds that are finished say to each statement."""
+    return check(form.claim, Records.of(runs_of(form)), NEAR if form.published else ROUGHLY)

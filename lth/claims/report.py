@@ -1,0 +1,213 @@
+"""What came of a claim: a table for the terminal, a CSV file, and a section of a Markdown report with its figures."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lth.claims.claim import TIMES
+from lth.claims.forms import Form
+from lth.claims.judge import Finding, runs_of
+from lth.plots import curves
+from lth.records import files, labels, tables, verdict
+
+HEAD = ("the paper says", "weights", "paper", "here (95% interval)", "trials", "")
+EXPLANATION = (
+    "here: mean over trials, with its 95% interval by Student's t (ratios: of their logarithms). agrees: the whole "
+    "interval lies where the sentence is true, for a published figure at least half of its effect. disagrees: the "
+    "whole interval lies elsewhere. not decided: the interval includes both, or one trial gives none."
+)
+
+
+def heading(form: Form) -> str:
+    """Whose claim it is, and that it is not the published experiment where settings are changed."""
+    claim = form.claim
+    return f"{claim.name}: {claim.about} ({claim.paper}, {claim.where}, {claim.source})"
+
+
+def warning(form: Form) -> str:
+    """What is not as published; nothing for the published experiment."""
+    if form.published:
+        return ""
+    kind = "QUICK FORM" if form.quick else "CHANGED SETTINGS"
+    return f"{kind}, not the published experiment: {'; '.join(form.changes)}"
+
+
+def summary(form: Form, findings: Sequence[Finding]) -> str:
+    """How many statements came out how."""
+    counts = Counter(finding.verdict for finding in findings)
+    told = [f"{word} {counts[word]}" for word in ("agrees", "disagrees", "not decided", "not measured") if counts[word]]
+    whose = "" if form.published else ", of another experiment than the published one"
+    return f"{form.claim.name}, {len(findings)} statements{whose}: {', '.join(told)}."
+
+
+def cells(finding: Finding, form: Form) -> list[str]:
+    """A finding as a row below HEAD."""
+    statement, times = finding.statement, finding.statement.unit == TIMES
+    number = (lambda value: f"{value:.2f}") if times else (lambda value: f"{value:+.2f}")
+    paper = "" if statement.published is None else number(statement.published)
+    here = ""
+    if finding.trials:
+        band = "" if math.isnan(finding.low) else f" [{number(finding.low)}, {number(finding.high)}]"
+        here = number(finding.mean) + band
+    weights = f"{labels.percent(finding.remaining, 3)}%" if not math.isnan(finding.remaining) else ""
+    judged = finding.verdict if form.published or not finding.trials else f"({finding.verdict})"
+    return [statement.says, weights, paper, here, f"{finding.trials or ''}", judged]
+
+
+def text(form: Form, findings: Sequence[Finding], width: int) -> str:
+    """The findings as aligned text of at most that width."""
+    ruled = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)  # a line below the headings only
+    drawn = Table(box=ruled, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for number, name in enumerate(HEAD):
+        drawn.add_column(Text(name), no_wrap=number > 0)
+    for finding in findings:
+        drawn.add_row(*map(Text, cells(finding, form)))
+    content = io.StringIO()
+    console = Console(file=content, width=max(width, 90), color_system=None, legacy_windows=False)
+    console.print(Text("\n".join(filter(None, (heading(form), warning(form)))) + "\n"))
+    console.print(drawn)
+    console.print(Text(EXPLANATION))
+    console.print(Text("\n" + summary(form, findings)))
+    return "\n".join(line.rstrip() for line in content.getvalue().splitlines())
+
+
+def frame(form: Form, findings: Sequence[Finding]) -> pd.DataFrame:
+    """The findings as a table, a row a statement."""
+    return pd.DataFrame(
+        [
+            {
+                **{"claim": form.claim.name, "published_settings": form.published, "changes": "; ".join(form.changes)},
+                **{"says": found.statement.says, "remaining": found.remaining, "unit": found.statement.unit},
+                **{"published": found.statement.published, "mean": found.mean, "low": found.low, "high": found.high},
+                **{"trials": found.trials, "verdict": found.verdict},
+            }
+            for found in findings
+        ]
+    )
+
+
+def write(form: Form, findings: Sequence[Finding]) -> Path:
+    """Write the findings into plots/claims/ as a CSV file."""
+    root = next(iter(form.configs.values())).root
+    file = root / "plots" / "claims" / f"{form.slug}.csv"
+    files.write(file, frame(form, findings).to_csv(index=False, float_format="%.10g", lineterminator="\n").encode())
+    return file
+
+
+def renew(file: Path, form: Form, findings: Sequence[Finding]) -> list[Path]:
+    """Write this form's section of a Markdown report, and its figures beside it, in place of an older one of the same
+    form; everything else in the file stays. Gives the files written."""
+    begin, end = (f"<!-- {word} of {form.slug}, written by reproduce.py -->" for word in ("begin", "end"))
+    figures = _figures(form, file)
+    section = f"{begin}\n{markdown(form, findings, [figure.name for figure in figures.values()])}\n{end}"
+    old = file.read_text(encoding="utf-8") if file.exists() else "# Published claims, measured\n"
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    new = pattern.sub(lambda _: section, old) if pattern.search(old) else f"{old.rstrip()}\n\n{section}\n"
+    files.write(file, new.encode())
+    return [file, *figures.values()]
+
+
+def markdown(form: Form, findings: Sequence[Finding], figures: Iterable[str] = ()) -> str:
+    """A section of a report: the claim, how it was measured, the findings, the figures, the rounds they come from."""
+    claim = form.claim
+    said = f"**{warning(form)}.**" if warning(form) else ""
+    link = f"https://arxiv.org/abs/{claim.source.removeprefix('arXiv:')}"
+    source = f"{claim.paper}, {claim.where} ([{claim.source}]({link}))"
+    parts = [
+        f"### {claim.name}: {claim.about}",
+        f"{source}. {claim.note}".strip(),
+        said,
+        f"```bash\n{form.command}\n```",
+        measured_by(form),
+        _rows(HEAD, [cells(finding, form) for finding in findings], "lrrrrl"),
+        EXPLANATION[0].upper() + EXPLANATION[1:],
+        *(f"![{claim.about}]({figure})" for figure in figures),
+    ]
+    for name, runs in runs_of(form).items():
+        if len(rounds := verdict.table(runs)):
+            parts.append((f"Experiment {name}, every round:" if name else "Every round:") + "\n\n" + by_round(rounds))
+    return "\n\n".join(part for part in parts if part)
+
+
+def by_round(rounds: pd.DataFrame) -> str:
+    """The table of lth.records.verdict in Markdown: a line a sparsity, the arms side by side."""
+    arms = verdict.in_order(rounds["arm"])
+    head = ["weights", *(f"{arm}: {what}" for arm in arms for what in ("test", "vs dense", "ES / dense", "trials"))]
+    lines = []
+    for _, group in rounds.groupby("round"):
+        line = [f"{labels.percent(group['remaining'].mean(), 3)}%"]
+        for arm in arms:
+            found = group[group["arm"] == arm].to_dict("records")
+            line += _arm(found[0]) if found else [""] * 4
+        lines.append(line)
+    return _rows(head, lines, "r" * len(head))
+
+
+def _arm(row: dict[str, Any]) -> list[str]:
+    band = "" if math.isnan(row["low"]) else f" ± {(row['high'] - row['low']) / 2:.2f}"
+    difference = f"{row['difference']:+.2f}{band}" if row["round"] else ""
+    return [f"{row['test']:.2f}", difference, f"{row['ES_ratio']:.2f}", str(row["trials"])]
+
+
+def _rows(head: Sequence[str], lines: Iterable[Sequence[str]], align: str) -> str:
+    rule = ["---:" if side == "r" else "---" for side in align]
+    return "\n".join("| " + " | ".join(line).replace("  ", " ") + " |" for line in (head, rule, *lines))
+
+
+def measured_by(form: Form) -> str:
+    """On what, with what and when the finished rounds of a form were measured, as the runs recorded it."""
+    about: dict[str, dict[str, None]] = {"where": {}, "versions": {}, "precision": {}}
+    days, trainings, seconds, dense = [], 0, 0.0, set[tuple[str, int]]()
+    for name, runs in runs_of(form).items():
+        for run in runs:
+            if not (run.dumps / "rounds.csv").exists():
+                continue
+            config = tables.read_json(run.dumps / "config.json")
+            device, processor = str(config.get("device", "?")), config.get("processor")
+            about["where"][f"{processor} ({device})" if processor and device.startswith("cpu") else device] = None
+            versions = [f"{library} {version}" for library, version in config.get("versions", {}).items()]
+            about["versions"][", ".join(versions)] = None
+            precision = config.get("settings", {}).get("precision")
+            exactly = f" ({config['cpu_precision']})" if config.get("cpu_precision") else ""
+            about["precision"][f"--precision {precision}{exactly}"] = None
+            days.append((run.dumps / "rounds.csv").stat().st_mtime)
+            times = tables.table(run, "times")
+            times = times[(times["round"] > 0) | ((name, run.seed) not in dense)]  # which the arms of a trial share
+            dense.add((name, run.seed))
+            trainings, seconds = trainings + len(times), seconds + times["seconds"].sum()
+    if not days:
+        return "Nothing is finished yet."
+    first, last = (time.strftime("%Y-%m-%d", time.localtime(moment)) for moment in (min(days), max(days)))
+    when = first if first == last else f"{first} to {last}"
+    where, versions_said, precision_said = ("; ".join(filter(None, found)) for found in about.values())
+    took = f"{seconds / 3600:.1f} hours" if seconds > 3600 else f"{seconds / 60:.1f} minutes"
+    return (
+        f"Measured {when} on {where}, {versions_said}, {precision_said}: {trainings} trainings, {took} if they were "
+        "done one after another."
+    )
+
+
+def _figures(form: Form, file: Path) -> dict[str, Path]:
+    """Accuracy and early stop by sparsity for each experiment, beside the report."""
+    drawn = {}
+    for name, runs in runs_of(form).items():
+        found = [run for run in runs if len(tables.table(run, "rounds"))]
+        with tempfile.TemporaryDirectory() as folder:
+            for picture in curves.comparison(found, Path(folder)) if found else []:
+                drawn[name] = file.parent / f"{form.slug}{'-' if name else ''}{name}{picture.suffix}"
+                files.write(drawn[name], picture.read_bytes())
+    return drawn

@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+"""Ask published claims: what a paper says beside what is measured here, with intervals, and whether they agree.
+
+    python reproduce.py --list
+    python reproduce.py lenet --quick
+    python reproduce.py lenet --trials 3 --jobs 2 --report docs/reproduction.md
+
+All flags of main.py may follow, and the same command again goes on where it stopped. Flags that change the experiment
+are said in every table, and so is --quick. The claims are in lth/claims/published.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import utils
+from lth.claims import CLAIMS, forms
+from lth.settings import flags
+from lth.settings.config import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from lth.claims.forms import Form
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of main.py, and this script's."""
+    made = flags.parser("reproduce.py")
+    made.usage = "reproduce.py NAME [NAME ...] [--quick] [--finished] [--report FILE] [flags of main.py]"
+    made.description = __doc__
+    own = made.add_argument_group("claims")
+    own.add_argument("--list", action="store_true", help="the known claims, and what they will take here")
+    own.add_argument("--quick", action="store_true", help="a form of less than three minutes; not the published claim")
+    own.add_argument("--finished", action="store_true", help="train nothing: judge by the rounds that are finished")
+    own.add_argument("--report", type=Path, metavar="FILE", help="write or renew each claim's section of this Markdown")
+    return made
+
+
+def main(argv: Sequence[str]) -> int:
+    """Ask the claims that the command line names, one after another, or list them."""
+    made = parser()
+    known, words = made.parse_known_args(argv)
+    given = vars(known)
+    listing, quick, finished, file = (given.pop(name) for name in ("list", "quick", "finished", "report"))
+    names = list(dict.fromkeys(word for word in words if not word.startswith("-")))
+    problems = flags.unknown_problems(made, [word for word in words if word.startswith("-")])
+    problems += [
+        f"{name!r} is no known claim{nearest(name, CLAIMS)} (there are {', '.join(CLAIMS)})"
+        for name in names
+        if name not in CLAIMS
+    ]
+    if not names and not listing:
+        problems.append(f"name a claim ({', '.join(CLAIMS)}), or give --list")
+    if file is not None and file.is_dir():
+        problems.append(f"--report must be a file, not the folder {file}")
+    asked = []
+    for name in [name for name in names if name in CLAIMS] or CLAIMS:
+        try:
+            asked.append(forms.form(CLAIMS[name], flags.as_argv(given), quick))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
+    return show(asked) if listing else ask(asked, finished, file, argv)
+
+
+def show(asked: Sequence[Form]) -> int:
+    """A line a claim: its name, the paper and figure, and what it will take here."""
+    from lth.claims import cost
+
+    known: dict[tuple[object, ...], cost.Cost] = {}
+    wide = max(len(form.slug) for form in asked)
+    for form in asked:
+        claim, minutes = form.claim, cost.minutes(form, known)
+        time = (
+            f"its images ({form.dataset}) are not here" if minutes is None else f"at most {minutes:,.0f} minutes here"
+        )
+        print(f"{form.slug:{wide}}  {claim.paper}, {claim.where}: {form.trainings} trainings, {time}", flush=True)
+    print("minutes: by a few steps of the dense network just now; --quick with --list for the quick forms")
+    return 0
+
+
+def ask(asked: Sequence[Form], finished: bool, file: Path | None, argv: Sequence[str]) -> int:
+    """Train what is not trained yet, unless only what is `finished` counts; print the tables and write them."""
+    from lth.claims import judge, report  # PyTorch loads here, once the command line has been found good
+    from lth.run import session
+
+    failure = None
+    for form in asked:
+        for config in form.configs.values() if not finished else ():
+            try:
+                session.run(config, command=argv)
+            except session.TrialsFailed as error:  # the others are complete and can be looked at
+                failure = error
+        findings = judge.findings(form)
+        print(report.text(form, findings, shutil.get_terminal_size((100, 24)).columns))
+        written = [report.write(form, findings), *(report.renew(file, form, findings) if file else [])]
+        print("\n".join(["", "written:", *(f"  {path}" for path in written), ""]), flush=True)
+    if failure:
+        raise failure
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(utils.exit_code(main, sys.argv[1:]))

@@ -1,0 +1,279 @@
+"""Published claims: what counts as agreeing, what is another experiment, the table of claims itself, reproduce.py."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import MakeRuns
+from helpers import results
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+import reproduce
+import utils
+from lth.claims import CLAIMS, Claim, Statement, cost, report
+from lth.claims.claim import TIMES, accuracy, early_stop, towards
+from lth.claims.forms import Form, form
+from lth.claims.judge import Records, check, findings, judge
+from lth.records import verdict
+from lth.records.tables import Run, table
+from lth.run import jobs
+from lth.settings import flags
+from lth.settings.config import ConfigError
+
+ABOVE = (0.0, math.inf)
+
+
+def claim(*statements: Statement, experiments: Mapping[str, str] | None = None, quick: str = "") -> Claim:
+    told = {"about": "a test", "paper": "Nobody 2020", "where": "Figure 0", "source": "arXiv:0000.00000"}
+    return Claim(name="tiny", experiments=experiments or {"": ""}, quick=quick, statements=statements, **told)
+
+
+# Judging
+
+
+@examples(max_examples=200, deadline=None)
+@given(*[st.floats(-5, 5) for _ in range(4)])
+def test_an_interval_agrees_disagrees_or_includes_both(a: float, b: float, c: float, d: float) -> None:
+    low, high, *holds = min(a, b), max(a, b), min(c, d), max(c, d)
+    inside = [holds[0] <= value <= holds[1] for value in (low, high, *np.linspace(low, high, 300))]
+    around = low <= holds[0] <= high or low <= holds[1] <= high
+    expected = "agrees" if all(inside) else "not decided" if any(inside) or around else "disagrees"
+    assert judge(low, high, (holds[0], holds[1])) == expected
+
+
+def test_without_an_interval_nothing_is_decided() -> None:
+    assert judge(math.nan, math.nan, (-math.inf, math.inf)) == "not decided"
+
+
+def test_an_effect_is_at_least_half_of_the_published_one() -> None:
+    assert towards(0.62, none=1) == (-math.inf, pytest.approx(0.81))
+    assert towards(2.5, none=1) == (1.75, math.inf)
+    assert towards(-0.5, none=0) == (-math.inf, -0.25)
+
+
+def gains(by_seed: Mapping[int, float]) -> Callable[[str, int, int], float]:
+    """Accuracies of lt above dense from round 1 on, by seed."""
+    return lambda arm, number, seed: 90 + seed + (by_seed[seed] if number and arm == "lt" else 0)
+
+
+@pytest.mark.parametrize(
+    "gained, expected",
+    [
+        ({0: 0.5, 1: 0.52, 2: 0.48}, "agrees"),
+        ({0: -0.5, 1: -0.52, 2: -0.48}, "disagrees"),
+        ({0: 0.5, 1: -0.4, 2: 0.2}, "not decided"),
+        ({0: 0.5}, "not decided"),
+    ],
+)
+def test_a_statement_is_judged_by_the_paired_interval_of_its_trials(
+    make_runs: MakeRuns, gained: dict[int, float], expected: str
+) -> None:
+    runs = make_runs(seeds=tuple(gained), accuracy=gains(gained), saves=False)
+    one = claim(Statement("more accurate", accuracy("lt"), at=51.2, holds=ABOVE))
+    (found,) = check(one, Records.of({"": runs}))
+    assert (found.verdict, found.trials) == (expected, len(gained))
+    assert found.mean == pytest.approx(np.mean(list(gained.values())))
+    assert found.remaining == pytest.approx(51.2, abs=0.3)
+    if len(gained) > 1:
+        assert (found.low, found.high) == pytest.approx(verdict.interval(list(gained.values())))
+
+
+def test_arms_are_compared_within_a_trial_and_ratios_by_their_logarithms(make_runs: MakeRuns) -> None:
+    runs = make_runs(seeds=(0, 1, 2), saves=False)
+    statement = Statement("later", early_stop("reinit", "lt"), at=51.2, holds=(1, math.inf), unit=TIMES)
+    (found,) = check(claim(statement), Records.of({"": runs}))
+    late = {(run.arm, run.seed): table(run, "rounds")["ES"][3] for run in runs}
+    ratios = np.log([late["reinit", seed] / late["lt", seed] for seed in range(3)])
+    assert found.mean == pytest.approx(np.exp(ratios.mean()))
+    assert (found.low, found.high) == pytest.approx(tuple(map(math.exp, verdict.interval(list(ratios)))))
+
+
+def test_only_a_round_that_is_near_enough_counts(make_runs: MakeRuns) -> None:
+    records = Records.of({"": make_runs(rounds=4, saves=False)})  # down to 51%
+    one = claim(Statement("more accurate", accuracy("lt"), at=41, holds=ABOVE))
+    assert check(one, records)[0].verdict == "not measured"
+    assert check(one, records, factor=1.3)[0].remaining == pytest.approx(51.2, abs=0.3)
+
+
+def test_experiments_of_a_claim_are_told_apart(make_runs: MakeRuns) -> None:
+    def fixed(gain: float) -> list[Run]:
+        return make_runs(arms=["lt"], settings=f"lr={gain}", accuracy=lambda arm, number, seed: 90 + gain, saves=False)
+
+    records = Records.of({"high": fixed(2.0), "low": fixed(0.5)})
+    one = claim(Statement("more accurate", accuracy("high/lt", "low/lt"), at=51, holds=ABOVE))
+    assert check(one, records)[0].mean == pytest.approx(1.5)
+
+
+def test_runs_of_which_nothing_is_finished_are_not_measured(tmp_path: Path) -> None:
+    runs = {"": [Run(tmp_path, "fc1", "mnist", "default", "lt", 0)]}
+    one = claim(*CLAIMS["lenet"].statements)
+    assert {found.verdict for found in check(one, Records.of(runs))} == {"not measured"}
+
+
+# Forms
+
+
+def changes(*argv: str, quick: bool = False) -> list[str]:
+    return [change.split("=")[0] for change in form(CLAIMS["lenet"], argv, quick).changes]
+
+
+def test_what_leaves_the_published_experiment_is_said() -> None:
+    assert changes() == []
+    assert changes("--trials", "2", "--jobs", "1", "--precision", "bf16", "--prune_iterations", "20") == []
+    assert changes("--pixels", "norm") == ["pixels"]
+    assert changes("--pixels", "standard") == ["pixels"]  # the default of main.py, not of the claim
+    assert changes("--dataset", "fashionmnist") == ["dataset"]
+    assert changes("--prune_iterations", "16") == ["prune_iterations"]
+    assert changes("--prune_type", "lt") == ["without ticket_reinit"]
+    assert not form(CLAIMS["lenet"], quick=True).published
+
+
+def test_forms_have_files_of_their_own() -> None:
+    given = ((), ("--pixels", "norm"), ("--pixels", "standard"), ("--precision", "fp32"), ("--lr", "1e-4"))
+    slugs = {form(CLAIMS["lenet"], argv, quick).slug for argv in given for quick in (False, True)}
+    assert len(slugs) >= len(given) + 1
+    assert form(CLAIMS["lenet"]).slug == "lenet" and all(len(slug) <= 80 and "/" not in slug for slug in slugs)
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_every_claim_is_measured_by_the_runs_it_asks_for(name: str, make_runs: MakeRuns, tmp_path: Path) -> None:
+    for asked in (form(CLAIMS[name], ["--root", str(tmp_path)], quick) for quick in (False, True)):
+        for config in asked.configs.values():
+            arms = list(dict.fromkeys(run.arm for run in jobs.runs_of(config)))
+            facts = {"arch_type": config.arch_type, "dataset": config.dataset, "settings": config.folder()}
+            rounds = {"rounds": config.prune_iterations, "percent": config.prune_percent}
+            make_runs(arms=arms, seeds=config.seeds, saves=False, **facts, **rounds)
+        found_all = findings(asked)
+        measured = [found for found in found_all if found.verdict != "not measured"]
+        assert len(measured) == len(found_all) if not asked.quick else measured
+        assert all(found.trials == config.trials for found in measured)
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_a_published_figure_is_one_for_which_the_statement_holds(name: str) -> None:
+    for statement in CLAIMS[name].statements:
+        assert statement.holds[0] < statement.holds[1]
+        if statement.published is not None:
+            assert statement.holds[0] <= statement.published <= statement.holds[1], statement.says
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_quick_forms_are_at_most_sixty_thousand_steps(name: str) -> None:
+    quick = form(CLAIMS[name], quick=True)
+    per_training = {config.end_iter.amount for config in quick.configs.values()}
+    assert quick.trainings * max(per_training) <= 60_000 and quick.changes
+
+
+def test_trainings_count_the_dense_round_of_a_trial_once() -> None:
+    assert form(CLAIMS["lenet"]).trainings == 5 * (1 + 2 * 16)
+    assert form(CLAIMS["lenet_shuffled"], ["--prune_type", "ticket_shuffle"]).trainings == 5 * (1 + 2 * 16)  # with lt
+
+
+def test_all_mistakes_of_a_command_line_come_once(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["criteria", "lennet", "--lr", "x", "--nonsense", "--report", "."]
+    assert utils.exit_code(reproduce.main, argv) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert [any(word in line for line in said) for word in ("mean lenet?", "--lr", "--nonsense", "--report")] == [
+        True
+    ] * 4
+    assert len(said) == 4
+    assert utils.exit_code(reproduce.main, []) == 2
+    with pytest.raises(ConfigError, match="--name cannot be given"):
+        form(CLAIMS["criteria"], ["--name", "mine"])
+
+
+# Reports
+
+
+def asked(root: Path, *argv: str) -> Form:
+    one = claim(Statement("more accurate", accuracy("lt"), at=51.2, holds=ABOVE, published=0.3), quick="--trials 2")
+    return form(one, ["--root", str(root), "--prune_percent", "20", "--end_iter", "5", *argv])
+
+
+def test_a_report_renews_its_own_section_and_leaves_the_rest(make_runs: MakeRuns, tmp_path: Path) -> None:
+    make_runs()
+    file = tmp_path / "report.md"
+    file.write_text("# Mine\n\nBefore.\n")
+    first, second = asked(tmp_path, "--trials", "3"), asked(tmp_path, "--trials", "3", "--precision", "fp32")
+    written = report.renew(file, first, findings(first))
+    assert [path.name for path in written] == ["report.md", *(path.name for path in written[1:])] and len(written) == 2
+    file.write_text(file.read_text() + "\nAfter.\n")
+    report.renew(file, second, findings(second))
+    before = file.read_text()
+    report.renew(file, first, findings(first))
+    text = file.read_text()
+    assert text == before
+    assert text.startswith("# Mine\n\nBefore.\n") and "\nAfter.\n" in text and text.count("### tiny") == 2
+    assert "Nothing is finished yet" in text.split("After.")[1] and f"]({written[1].name})" in text
+    assert str(tmp_path) not in text.replace(f"--root {tmp_path}", "")
+
+
+def test_changed_settings_are_never_printed_as_the_claim(make_runs: MakeRuns, tmp_path: Path) -> None:
+    make_runs(seeds=(0, 1, 2), accuracy=gains({0: 0.5, 1: 0.52, 2: 0.48}))
+    changed = asked(tmp_path, "--trials", "3")
+    text = report.text(changed, findings(changed), 100)
+    assert "CHANGED SETTINGS, not the published experiment: end_iter=5, published 100" in text
+    assert "(agrees)" in text and " agrees" not in text.split("here: mean")[0]
+    assert "CHANGED SETTINGS" in report.markdown(changed, findings(changed))
+    assert all(len(line) <= 100 for line in text.splitlines())
+
+
+# reproduce.py
+
+
+@pytest.fixture
+def tiny(place: Path, monkeypatch: pytest.MonkeyPatch) -> Claim:
+    """A claim that takes a second, among the known ones."""
+    usual = "--arch_type mlp --dataset tiny --prune_type lt reinit --prune_percent 30 --end_iter 8it --valid_freq 4it "
+    made = claim(
+        Statement("no worse", accuracy("lt", "reinit"), at=49, holds=(-math.inf, math.inf)),
+        experiments={"": usual + "--valid_size 40 --batch_size 10 --trials 2 --prune_iterations 3 --gpu cpu --jobs 1"},
+        quick="--end_iter 4it",
+    )
+    monkeypatch.setitem(CLAIMS, "tiny", made)
+    return made
+
+
+def test_a_claim_from_the_command_line(tiny: Claim, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--root", str(place), "--data", str(place / "data"), "--quiet"]
+    assert utils.exit_code(reproduce.main, ["tiny", "--finished", *where]) == 0
+    assert "not measured 1" in capsys.readouterr().out and results(place) == {}
+    assert utils.exit_code(reproduce.main, [*where, "tiny", "--report", str(place / "r.md")]) == 0
+    said = capsys.readouterr().out
+    assert "agrees 1" in said and "CHANGED" not in said
+    written = pd.read_csv(place / "plots" / "claims" / "tiny.csv")
+    assert written["verdict"].tolist() == ["agrees"] and written["trials"].tolist() == [2]
+    trained = results(place)
+    assert len([name for name in trained if name.endswith("rounds.csv")]) == 4
+    assert "10 trainings" in (place / "r.md").read_text()
+    assert utils.exit_code(reproduce.main, ["tiny", *where]) == 0 and results(place) == trained  # nothing is left to do
+    assert utils.exit_code(reproduce.main, ["tiny", "--quick", *where]) == 0
+    assert "QUICK FORM, not the published experiment: end_iter=4it, published 8it" in capsys.readouterr().out
+    assert (place / "plots" / "claims" / "tiny-quick.csv").exists()
+
+
+def test_the_list_says_what_a_claim_takes_and_writes_nothing(
+    tiny: Claim, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert utils.exit_code(reproduce.main, ["tiny", "--list", "--data", str(place / "data"), "--root", str(place)]) == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith("tiny  Nobody 2020, Figure 0: 10 trainings, at most ") and "minutes here" in line
+    assert not (place / "dumps").exists()
+    assert cost.minutes(form(tiny, ["--data", str(place)]), {}) is None  # where its images are not
+
+
+def test_settings_are_written_as_flags_and_read_back() -> None:
+    given = {"lr": "0.5", "augment": True, "nesterov": False, "prune_type": ["lt", "reinit"]}
+    argv = flags.as_argv(given)
+    assert argv == ["--lr", "0.5", "--augment", "--no-nesterov", "--prune_type", "lt", "reinit"]
+    config = flags.parse(argv)
+    assert all(getattr(config, name) == value for name, value in (("lr", 0.5), ("augment", True), ("nesterov", False)))
+    assert list(itertools.chain(config.prune_type)) == ["lt", "reinit"]
