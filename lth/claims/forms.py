@@ -56,8 +56,8 @@ class Form:
 
 
 def trainings(config: Config) -> int:
-    """How many trainings an experiment has; lt is among its arms where another one needs its masks."""
-    arms = {*config.prune_type, *("lt" for arm in config.prune_type if ARMS[arm].control)}
+    """How many trainings an experiment has; with the arms whose masks others take."""
+    arms = {*config.prune_type, *(ARMS[arm].mask_of for arm in config.prune_type)} - {""}
     return config.trials * (len(arms) * (config.prune_iterations - 1) + 1)
 
 
