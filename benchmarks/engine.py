@@ -16,9 +16,10 @@ from timing import synchronise
 
 from lth import pruning
 from lth.data.feed import Feed
-from lth.data.images import CLASSES, SHAPES, Images, load
+from lth.data.images import Images, load
 from lth.pruning import Masks
 from lth.settings.config import PROJECT
+from lth.settings.names import KNOWN
 from lth.training import models
 from lth.training.models import Build, State
 from lth.training.network import Fused, Network
@@ -41,7 +42,7 @@ class Problem:
     def of(cls, name: str, folder: Path) -> Problem:
         """The problem `model/dataset`, as fc1/mnist; made-up images where `folder` has no <dataset>.npz."""
         model, dataset = name.split("/")
-        synthetic = not (folder / f"{dataset}.npz").exists() and dataset in SHAPES
+        synthetic = not (folder / f"{dataset}.npz").exists() and dataset in KNOWN
         images = random_images(dataset) if synthetic else load(dataset, folder)
         return cls(name, images, models.find(model, dataset, images.classes), synthetic)
 
@@ -64,9 +65,9 @@ class Problem:
 def random_images(dataset: str) -> Images:
     """60,000 images of noise in the shape of `dataset`."""
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (60_000, *SHAPES[dataset]), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, CLASSES[dataset], (60_000,), generator=generator)
-    return Images(dataset, pixels[:50_000], labels[:50_000], pixels[50_000:], labels[50_000:], CLASSES[dataset])
+    pixels = torch.randint(0, 256, (60_000, *KNOWN[dataset].shape), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, KNOWN[dataset].classes, (60_000,), generator=generator)
+    return Images(dataset, pixels[:50_000], labels[:50_000], pixels[50_000:], labels[50_000:], KNOWN[dataset].classes)
 
 
 def add_problem_flags(parser: argparse.ArgumentParser, models: Sequence[str]) -> None:

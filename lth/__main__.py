@@ -128,7 +128,7 @@ def parse(argv: Sequence[str]) -> Config:
         except ValueError as error:
             problems.append(f"--{name} {error}, not {text!r}")
     arch_type, dataset = NETS.get(known.net.lower(), known.net), DATASETS.get(known.dataset.lower(), known.dataset)
-    problems += names.problems(arch_type, dataset, ("net", "dataset"), (NETS, DATASETS))
+    problems += names.problems(arch_type, dataset, ("net", "dataset"), (NETS, DATASETS), values.get("data"))
     if {"iter", "rewind"} <= values.keys():
         try:
             values["rewind"] = checks.rewind("--rewind", values["rewind"], values["iter"])

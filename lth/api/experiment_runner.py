@@ -88,7 +88,8 @@ class ExperimentRunner:
         checks.settings("ExperimentRunner", settings, SETTINGS)
         kind = checks.word("pruning_type", pruning_type, ("magnitude", "random"))
         method = checks.word("reinit_method", reinit_method, ("rewind", "random", "none"))
-        arch_type, name = checked_names(named("model_name", model_name, MODELS), named("dataset", dataset, DATASETS))
+        asked = (named("model_name", model_name, MODELS), named("dataset", dataset, DATASETS))
+        arch_type, name = checked_names(*asked, Path(settings.get("data", Config.data)))
         self.config = checks.config(
             NAMES,
             **settings,
@@ -156,13 +157,13 @@ def named(argument: str, value: Any, aliases: dict[str, str]) -> str:
     return aliases.get(value.lower(), value)
 
 
-def checked_names(arch_type: str, dataset: str) -> tuple[str, str]:
+def checked_names(arch_type: str, dataset: str, data: Path) -> tuple[str, str]:
     """The names of a model and a data set. ConfigError, in the words of the runner, unless there are these."""
-    problems = names.problems(arch_type, dataset, ("model_name", "dataset"), (MODELS, DATASETS))
+    problems = names.problems(arch_type, dataset, ("model_name", "dataset"), (MODELS, DATASETS), data)
     if problems:
         raise ConfigError(*problems)
     try:
-        models.find(arch_type, dataset)
+        models.find(arch_type, dataset, data=data)
     except ConfigError as error:
         raise checks.renamed(error, NAMES) from None
     return arch_type, dataset

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from lth import pruning
 from lth.api import export
-from lth.data.images import SHAPES
 from lth.data.loaders import as_images, test_batches
 from lth.pruning import Masks
 from lth.records import tables, tickets
@@ -23,7 +22,7 @@ from lth.records.tickets import numbered
 from lth.run.session import choose_device
 from lth.settings import checks, names
 from lth.settings.config import Config, ConfigError
-from lth.settings.names import CLASSES
+from lth.settings.names import KNOWN
 from lth.training import models
 from lth.training.models import State
 from lth.training.network import Network
@@ -140,9 +139,9 @@ class SavedTicket:
         there; lth.records.files.RecordError: the file cannot be written.
         """
         if example is None:
-            if self.run.dataset not in SHAPES:
+            if names.dataset(self.run.dataset) not in KNOWN:
                 raise ValueError(f"example must be given: the shape of the images of {self.run.dataset} is not known")
-            example = torch.zeros(2, *SHAPES[self.run.dataset])
+            example = torch.zeros(2, *KNOWN[names.dataset(self.run.dataset)].shape)
         if not isinstance(example, Tensor) or len(example) < 2:
             raise TypeError("example must be a tensor of two or more examples")
         return export.export(self._applied(model, weights), checks.path("file", file), example)
@@ -167,7 +166,8 @@ class SavedTicket:
         """A model of the run's architecture."""
         sizes = sorted({len(tensor) for tensor in self.start.values() if tensor.ndim})
         why: object = "its shapes are others"
-        for classes in [CLASSES.get(names.dataset(self.run.dataset), 10), *sizes]:
+        known = KNOWN.get(names.dataset(self.run.dataset))
+        for classes in [known.classes if known else 10, *sizes]:
             try:
                 model = models.find(self.run.arch_type, self.run.dataset, classes)()
             except ConfigError as error:

@@ -7,8 +7,6 @@ serves those that do not fit in memory. The names that a user needs are here: `l
 from lth.data.feed import Feed, crop_and_flip, normalisation, split
 from lth.data.images import (
     ARRAYS,
-    CLASSES,
-    TORCHVISION,
     Images,
     Loader,
     Loaders,
@@ -22,8 +20,6 @@ from lth.data.images import (
 
 __all__ = [
     "ARRAYS",
-    "CLASSES",
-    "TORCHVISION",
     "Feed",
     "Images",
     "Loader",

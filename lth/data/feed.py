@@ -37,7 +37,7 @@ class Feed:
         self.batch_size, self.device, self.augment = batch_size, device, augment
         self.chunk = max(100, min(EVALUATION_CHUNK, STACK_CHUNK // len(seeds)))
         self.images, self.labels, self._test, self._test_labels = (x.to(device) for x in images.tensors()[:4])
-        self.flip = self.images.shape[1:2] == (3,)  # digits are not the same in a mirror
+        self.flip = images.mirrors
         self.as_is = images.as_is or images.train.is_floating_point()
         self.by_norm = images.pixels == "norm"
         if images.scaling is not None:

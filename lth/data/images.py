@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,10 +17,8 @@ from torch import Tensor
 from lth.data.feed import Feed, normalisation, split
 from lth.settings import checks, names
 from lth.settings.config import PROJECT, ConfigError
-from lth.settings.names import CLASSES
+from lth.settings.names import KNOWN
 
-TORCHVISION = {"mnist": "MNIST", "fashionmnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
-SHAPES = {"mnist": (1, 28, 28), "fashionmnist": (1, 28, 28), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -48,6 +46,11 @@ class Images:
     def shape(self) -> tuple[int, ...]:
         """Channels, height, width."""
         return tuple(self.train.shape[1:])
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether an image means the same in a mirror, as digits do not: colour pictures do, where it is not known."""
+        return KNOWN[self.name].mirrors if self.name in KNOWN else self.shape[:1] == (3,)
 
     def tensors(self) -> list[Tensor]:
         """All tensors, to be moved or shared."""
@@ -80,13 +83,13 @@ def load(name: str, folder: Path, pixels: str = "standard") -> Images:
     name = names.dataset(name)
     file = _file(Path(folder), name)
     if not file.exists():
-        if name not in TORCHVISION:
+        if name not in KNOWN:
             raise ConfigError(
-                f"--dataset must be one of {', '.join(TORCHVISION)} or have a file {file} with the arrays "
+                f"--dataset must be one of {', '.join(KNOWN)} or have a file {file} with the arrays "
                 f"{', '.join(ARRAYS)}, not {name!r}"
             )
         _fetch(name, file)
-    return replace(read(file, CLASSES.get(name)), pixels=pixels)
+    return replace(read(file, KNOWN[name].classes if name in KNOWN else None), pixels=pixels)
 
 
 def read(file: Path, classes: int | None = None) -> Images:
@@ -141,18 +144,17 @@ def _fetch(name: str, file: Path) -> None:
     """Write `file` from torchvision's copy of the data set, downloading it if there is none. All or nothing."""
     from torchvision import datasets
 
-    kind = getattr(datasets, TORCHVISION[name])
+    known = KNOWN[name]
+    kind = getattr(datasets, known.kind)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=".download-") as temporary:
             with contextlib.redirect_stdout(io.StringIO()):
                 try:
-                    halves = [kind(str(file.parent), train=train, download=False) for train in (True, False)]
+                    halves = [kind(str(file.parent), **half, download=False) for half in known.halves]
                 except RuntimeError:
-                    halves = [kind(temporary, train=train, download=True) for train in (True, False)]
-            (x_train, y_train), (x_test, y_test) = (
-                (np.asarray(half.data), np.asarray(half.targets)) for half in halves
-            )
+                    halves = [kind(temporary, **half, download=True) for half in known.halves]
+            (x_train, y_train), (x_test, y_test) = (_as_here(name, half) for half in halves)
             partial = Path(temporary) / file.name
             np.savez_compressed(partial, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
             partial.replace(file)
@@ -162,6 +164,14 @@ def _fetch(name: str, file: Path) -> None:
             f"there is no {file} and {name} could not be downloaded ({reason}): "
             f"put an .npz file with the arrays {', '.join(ARRAYS)} there, or name its folder with --data"
         ) from None
+
+
+def _as_here(name: str, half: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The images, N x H x W or N x H x W x C, and the labels of a half of torchvision's data set."""
+    x, y = np.asarray(half.data), np.asarray(half.labels if name == "svhn" else half.targets)
+    if name == "emnist":
+        return x.transpose(0, 2, 1), y  # its files hold columns where the others hold rows
+    return (x.transpose(0, 2, 3, 1), y) if name == "svhn" else (x, y)
 
 
 class Loader:

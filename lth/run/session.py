@@ -29,6 +29,7 @@ from lth.run import jobs
 from lth.run.machine import processor
 from lth.run.progress import Progress
 from lth.run.tensorboard import Board
+from lth.settings import names
 from lth.settings.arms import ARMS
 from lth.settings.config import PROJECT, Config, ConfigError, Duration, as_text
 from lth.training import models
@@ -95,7 +96,7 @@ def run(config: Config, command: Sequence[str] = ()) -> list[Run]:
 
 def prepare(config: Config) -> tuple[Images, Problem]:
     """The images and the model of the settings, and every check that needs them. ConfigError with all that is wrong."""
-    models.find(config.arch_type, config.dataset)  # a file that cannot be loaded is said before data are downloaded
+    models.find(config.arch_type, config.dataset, data=config.data)  # a bad file is said before data are downloaded
     images = data.load(config.dataset, config.data, config.pixels)
     problem = Problem.of(config, images)
     problems = data.check_sizes(images, config.valid_size, config.batch_size)
@@ -186,6 +187,8 @@ def _announce(
         write_json(run.dumps / "config.json", {**about, **own})
     need, free = disk_needed(config, problem, runs) / 1e6, shutil.disk_usage(config.root).free / 1e6
     where = runs[0].dumps.parent.parent
+    if assumed := names.assumed(config.arch_type, runs[0].dataset, config.data):
+        _say(config, assumed)
     _say(config, f"{len(runs)} runs of {config.prune_iterations} rounds on {about['device']}, results in {where}")
     _say(
         config, f"the weights under saves/ take up to {need:,.0f} MB of {free:,.0f} MB free (--keep_weights last: less)"

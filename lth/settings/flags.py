@@ -134,7 +134,10 @@ def parse(argv: Sequence[str], prog: str = "main.py") -> Config:
         problems += error.problems
         config = Config()
     if {"arch_type", "dataset"} & settings.keys() <= values.keys():
-        problems += names.problems(values.get("arch_type", config.arch_type), values.get("dataset", config.dataset))
+        arch_type, dataset, data = (
+            values.get(name, getattr(config, name)) for name in ("arch_type", "dataset", "data")
+        )
+        problems += names.problems(arch_type, dataset, data=data)
     if problems:
         raise ConfigError(*problems)
     return config

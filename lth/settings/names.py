@@ -6,25 +6,53 @@ Files under archs/ are read as text here, so that a mistyped name is answered be
 from __future__ import annotations
 
 import ast
+import zipfile
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lth.settings.config import PROJECT, nearest
 
 ARCHS = PROJECT / "archs"
-FALLBACK = {"fashionmnist": "mnist", "cifar100": "cifar10"}  # whose models serve a data set without its own
-CLASSES = {"mnist": 10, "fashionmnist": 10, "cifar10": 10, "cifar100": 100}  # of the data sets known by name
+
+
+@dataclass(frozen=True)
+class Known:
+    """A data set that torchvision has: its class there, the number of labels, the images' shape (C, H, W), what its
+    training and its test half are asked for with, and whether its images mean the same in a mirror."""
+
+    kind: str
+    classes: int
+    shape: tuple[int, ...]
+    halves: tuple[dict[str, Any], dict[str, Any]] = field(default=({"train": True}, {"train": False}))
+    mirrors: bool = False
+
+
+GREY, COLOUR = (1, 28, 28), (3, 32, 32)
+KNOWN = {
+    "mnist": Known("MNIST", 10, GREY),
+    "fashionmnist": Known("FashionMNIST", 10, GREY),
+    "kmnist": Known("KMNIST", 10, GREY),
+    "qmnist": Known("QMNIST", 10, GREY),
+    "emnist": Known("EMNIST", 47, GREY, ({"split": "balanced", "train": True}, {"split": "balanced", "train": False})),
+    "cifar10": Known("CIFAR10", 10, COLOUR, mirrors=True),
+    "cifar100": Known("CIFAR100", 100, COLOUR, mirrors=True),
+    "svhn": Known("SVHN", 10, COLOUR, ({"split": "train"}, {"split": "test"})),
+}
+# Whose models serve a data set of such images that has none of its own.
+SERVES: dict[tuple[int, ...], str] = {GREY: "mnist", COLOUR: "cifar10"}
 
 
 def dataset(name: str) -> str:
     """The one spelling of a data set's name, which may be given in any case."""
-    known = [*CLASSES, *(folder.name for folder in _all_folders())]
+    known = [*KNOWN, *(folder.name for folder in _all_folders())]
     return next((one for one in known if one.lower() == name.lower()), name) if name not in known else name
 
 
-def model(name: str, of: str) -> str:
+def model(name: str, of: str, data: Path | None = None) -> str:
     """The one spelling of the name of a model for the data set `of`: that of its file, or else of its definition."""
-    for folder in folders(of):
+    for folder in folders(of, data):
         for file in files(folder):
             defined = {one for one in definitions(file) if one.lower() == name.lower()}
             if len(defined) > 1:  # their case alone tells them apart
@@ -41,39 +69,77 @@ def problems(
     of: str,
     arguments: tuple[str, str] = ("--arch_type", "--dataset"),
     aliases: tuple[Iterable[str], Iterable[str]] = ((), ()),
+    data: Path | None = None,
 ) -> list[str]:
     """What is wrong with the name of a model and that of a data set, in the words of a front door: what it calls these
-    two, and the other names of models and of data sets that it knows."""
-    if not available(of):
-        have = (name for name in (*CLASSES, *(folder.name for folder in _all_folders())) if available(name))
+    two, and the other names of models and of data sets that it knows. `data` is the folder of the data sets."""
+    if not available(of, data):
+        have = (name for name in (*KNOWN, *(folder.name for folder in _all_folders())) if available(name))
         choices = list(dict.fromkeys((*have, *aliases[1])))
         return [
-            f"{arguments[1]} must be one of {', '.join(choices)}, or have models in archs/{of}/, "
-            f"not {of!r}{nearest(of, choices)}"
+            f"{arguments[1]} must be one of {', '.join(choices)}, or have models in archs/{of}/, or images of 28x28x1 "
+            f"or 32x32x3, not {of!r}{nearest(of, choices)}"
         ]
-    if any(mentions(file, arch_type) for folder in folders(of) for file in files(folder)):
+    if any(mentions(file, arch_type) for folder in folders(of, data) for file in files(folder)):
         return []
-    return [no_model(arch_type, of, arguments[0], aliases[0])]
+    return [no_model(arch_type, of, arguments[0], aliases[0], data)]
 
 
-def no_model(arch_type: str, of: str, argument: str = "--arch_type", aliases: Iterable[str] = ()) -> str:
+def no_model(
+    arch_type: str,
+    of: str,
+    argument: str = "--arch_type",
+    aliases: Iterable[str] = (),
+    data: Path | None = None,
+) -> str:
     """The sentence that there is no such model for the data set `of`."""
-    choices = [*available(of), *aliases]
+    choices = [*available(of, data), *aliases]
     return (
-        f"{argument} must be a model of archs/{folders(of)[0].name}/, one of {', '.join(choices)}, "
+        f"{argument} must be a model of archs/{folders(of, data)[0].name}/, one of {', '.join(choices)}, "
         f"not {arch_type!r}{nearest(arch_type, choices)}"
     )
 
 
-def available(of: str) -> list[str]:
-    """The names of the models for the data set `of`: the files of its folder and of its fallback."""
-    return sorted({file.stem for folder in folders(of) for file in files(folder)}, key=str.lower)
+def available(of: str, data: Path | None = None) -> list[str]:
+    """The names of the models for the data set `of`: those of its folder and of the folder that serves such images."""
+    return sorted({file.stem for folder in folders(of, data) for file in files(folder)}, key=str.lower)
 
 
-def folders(of: str) -> list[Path]:
-    """The folders under archs/ that have models for the data set `of`: its own, then its fallback."""
+def folders(of: str, data: Path | None = None) -> list[Path]:
+    """The folders under archs/ that have models for the data set `of`: its own, then the one that serves images of
+    that size, which for a set not known by name are looked for in the folder `data`."""
     name = dataset(of)
-    return [ARCHS / one for one in (name, FALLBACK.get(name)) if one and (ARCHS / one).is_dir()]
+    places = dict.fromkeys([name, SERVES.get(shape(name, data))])
+    return [ARCHS / one for one in places if one and (ARCHS / one).is_dir()]
+
+
+def assumed(arch_type: str, of: str, data: Path | None = None) -> str:
+    """A sentence about whose model serves the data set `of`, where it is not its own; else nothing."""
+    for folder in folders(of, data):
+        if any(mentions(file, arch_type) for file in files(folder)):
+            size = "x".join(map(str, (*shape(of, data)[1:], *shape(of, data)[:1])))
+            served = f"{of} has images of {size}: it uses the model of archs/{folder.name}/"
+            return "" if folder.name == dataset(of) else served
+    return ""
+
+
+def shape(of: str, data: Path | None = None) -> tuple[int, ...]:
+    """The shape (C, H, W) of the images of a data set known by name, or else of `<data>/<of>.npz`, of which only the
+    head is read; () if it cannot be told."""
+    if of in KNOWN:
+        return KNOWN[of].shape
+    file = Path(data) / f"{of}.npz" if data else None
+    if file is None or not file.is_file():
+        return ()
+    from numpy.lib import format
+
+    try:
+        with zipfile.ZipFile(file) as arrays, arrays.open("x_train.npy") as array:
+            head = format.read_array_header_1_0 if format.read_magic(array) == (1, 0) else format.read_array_header_2_0
+            size = head(array)[0]
+    except Exception:  # zipfile, zlib, tokenize and NumPy raise a dozen kinds of it on a spoiled file
+        return ()
+    return (1, *size[1:]) if len(size) == 3 else (size[3], *size[1:3]) if len(size) == 4 else ()
 
 
 def files(folder: Path) -> list[Path]:

@@ -21,14 +21,15 @@ State = dict[str, Tensor]  # parameters and buffers by name
 Build = Callable[[], nn.Module]
 
 
-def find(arch_type: str, dataset: str, classes: int | None = None) -> Build:
+def find(arch_type: str, dataset: str, classes: int | None = None, data: Path | None = None) -> Build:
     """A function that builds the model `arch_type` for `dataset`.
 
-    It is the public function or class defined in a file of archs/<dataset>/ (or of its fallback) whose name
-    matches, ignoring case, or the only model of the file whose name matches. Called with `num_classes=` where it
-    takes one. Raises ConfigError if there is none, if there are two, or if the file cannot be loaded.
+    It is the public function or class defined in a file of archs/<dataset>/ (or of the folder that serves images of
+    its size; `data` has the data sets) whose name matches, ignoring case, or the only model of the file whose name
+    matches. Called with `num_classes=` where it takes one. Raises ConfigError if there is none, if there are two, or if
+    the file cannot be loaded.
     """
-    for folder in names.folders(dataset):
+    for folder in names.folders(dataset, data):
         files = [file for file in names.files(folder) if names.mentions(file, arch_type)]
         found = [model for file in files for model in _matching(file, arch_type)]
         if len(found) > 1:
@@ -36,7 +37,9 @@ def find(arch_type: str, dataset: str, classes: int | None = None) -> Build:
             raise ConfigError(f"--arch_type {arch_type} is ambiguous, it matches {places}: rename one")
         if found:
             return _builder(found[0], classes, Path(inspect.getfile(found[0])))
-    raise ConfigError(*(names.problems(arch_type, dataset) or [names.no_model(arch_type, dataset)]))
+    raise ConfigError(
+        *(names.problems(arch_type, dataset, data=data) or [names.no_model(arch_type, dataset, data=data)])
+    )
 
 
 def build(maker: Build, init: str, seed: int) -> nn.Module:

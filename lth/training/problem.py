@@ -39,7 +39,7 @@ class Problem:
     @classmethod
     def of(cls, config: Config, images: Images) -> Problem:
         """The problem that the settings name."""
-        make = models.find(config.arch_type, config.dataset, images.classes)
+        make = models.find(config.arch_type, config.dataset, images.classes, config.data)
 
         def weights(seed: int) -> State:
             return models.state_of(models.build(make, config.init, seed))

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,14 @@ from helpers import CLASSES, CPU, arrays, make_images, settings
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from torchvision import datasets
 
 from lth import data
 from lth.data.feed import CROP, Feed, crop_and_flip, split
+from lth.data.images import _as_here
 from lth.run import session
 from lth.settings.config import PROJECT, ConfigError, derive_seed
+from lth.settings.names import KNOWN
 
 SEEDS = (0, 1, 2)
 
@@ -363,7 +367,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-@pytest.mark.parametrize("name", list(data.TORCHVISION))
+@pytest.mark.parametrize("name", list(KNOWN))
 def test_a_missing_set_offline_names_the_file_to_put_there(tmp_path: Path, offline: None, name: str) -> None:
     with pytest.raises(ConfigError, match=rf"there is no {tmp_path}.*{name}\.npz .*put an \.npz file") as caught:
         data.load(name, tmp_path / "data")
@@ -388,6 +392,29 @@ def test_torchvisions_copy_is_taken_and_kept_as_one_file(tmp_path: Path, offline
     spoiled.write_bytes(spoiled.read_bytes()[:100])
     with pytest.raises(ConfigError, match=r"there is no .*fashionmnist\.npz"):
         data.load("fashionmnist", tmp_path)
+
+
+def test_sets_that_torchvision_holds_in_other_ways_come_the_right_way_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """EMNIST's files hold columns where MNIST's hold rows; SVHN has channels first, and labels under another name."""
+    upright = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28)
+    x, _ = _as_here("emnist", SimpleNamespace(data=upright.transpose(0, 2, 1), targets=[1, 2]))
+    assert np.array_equal(x, upright)
+    colour = np.arange(2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
+    x, y = _as_here("svhn", SimpleNamespace(data=colour, labels=np.array([3, 4])))
+    assert x.shape == (2, 32, 32, 3) and np.array_equal(x[1, :, :, 2], colour[1, 2]) and y.tolist() == [3, 4]
+    for known in KNOWN.values():  # that torchvision takes these arguments
+        kind = getattr(datasets, known.kind)
+        for half in known.halves:
+            with pytest.raises(RuntimeError):
+                kind("nowhere", **half, download=False)
+
+
+@pytest.mark.parametrize("name, mirrors", [("svhn", False), ("cifar10", True), ("mine", True)])
+def test_house_numbers_are_not_mirrored(tmp_path: Path, name: str, mirrors: bool) -> None:
+    made = arrays(shape=(32, 32, 3))
+    np.savez(tmp_path / f"{name}.npz", **made)
+    feed = data.load(name, tmp_path).feed([0], 10, 10, CPU, augment=True)
+    assert bool(feed.epoch([(0,)], 0)[..., 3].any()) == mirrors
 
 
 # Sizes

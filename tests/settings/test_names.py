@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import assert_same, do, results, settings
+from numpy.lib import format
 
 import main
 import utils
@@ -65,7 +68,7 @@ def test_one_model_in_two_spellings_is_one_run(place: Path) -> None:
 
 def test_results_in_an_older_spelling_are_gone_on_with(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as older:
-        older.setattr(names, "model", lambda name, of: name)
+        older.setattr(names, "model", lambda name, of, data: name)
         (run,) = do(settings(place, arch_type="MLP", prune_iterations=2))
     assert run.arch_type == "MLP"
     flags = "--arch_type mlp --dataset TINY --gpu cpu --jobs 1 --end_iter 8it --valid_freq 4it --valid_size 40 --quiet"
@@ -103,3 +106,28 @@ def test_a_file_in_another_case_is_the_data_set(place: Path) -> None:
     (place / "data" / "tiny.npz").rename(place / "data" / "Tiny.npz")
     assert len(data.load("TINY", place / "data").train) == 120
     assert runs_of(settings(place, dataset="TINY"))[0].dataset == "tiny"
+
+
+@pytest.mark.parametrize(
+    "shape, version, uses",
+    [((9, 28, 28), (1, 0), "mnist"), ((9, 32, 32, 3), (2, 0), "cifar10"), ((9, 20, 20), (1, 0), "")],
+)
+def test_a_data_set_without_models_uses_those_for_images_of_its_size(
+    tmp_path: Path, shape: tuple[int, ...], version: tuple[int, int], uses: str
+) -> None:
+    with zipfile.ZipFile(tmp_path / "mine.npz", "w") as arrays, arrays.open("x_train.npy", "w") as array:
+        format.write_array(array, np.zeros(shape, np.uint8), version)
+    assert [folder.name for folder in names.folders("mine", tmp_path)] == [uses] * bool(uses)
+    assert bool(names.problems("fc1", "mine", data=tmp_path)) == (not uses)
+    assert (f"archs/{uses}/" in names.assumed("fc1", "mine", tmp_path)) == bool(uses)
+    assert names.problems("fc1", "mine", data=tmp_path / "elsewhere")
+
+
+def test_a_file_that_is_no_data_set_has_no_size(tmp_path: Path) -> None:
+    for content in (b"", b"PK", b"hello"):
+        (tmp_path / "mine.npz").write_bytes(content)
+        assert names.folders("mine", tmp_path) == []
+
+
+def test_own_models_need_no_word(tmp_path: Path) -> None:
+    assert not names.assumed("fc1", "mnist") and "archs/mnist/" in names.assumed("fc1", "kmnist")
