@@ -5,26 +5,55 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 
 class RecordError(Exception):
     """A result could not be written or read; the message is one sentence for the user."""
 
 
-def set_aside(file: Path) -> Path:
+class Fence(Protocol):
+    """The right to write, which may be lost (lth.records.lock.Held). `number` is higher than that of any earlier one."""
+
+    @property
+    def number(self) -> int: ...
+
+    def check(self) -> None:
+        """Raise RecordError if the right is lost."""
+
+
+def set_aside(file: Path, fence: Fence | None = None) -> Path:
     """Rename a file that cannot be used, and give its new name."""
     target = file.with_name(f"{file.name}.damaged")
     with explained(file):
+        if fence is not None:
+            fence.check()
         file.replace(target)
     return target
 
 
-def write_json(file: Path, content: Mapping[str, Any]) -> None:
+def delete(file: Path, fence: Fence | None = None) -> None:
+    """Delete a file, if it is there."""
+    with explained(file):
+        if fence is not None:
+            fence.check()
+        file.unlink(missing_ok=True)
+
+
+def drop_partials(folder: Path, fence: Fence | None = None) -> None:
+    """Delete the partial files of other processes: of killed ones, and of those that no longer may write."""
+    mine = None if fence is None else f".{fence.number}.partial"
+    for file in folder.glob("*.partial"):
+        if mine is None or not file.name.endswith(mine):
+            delete(file)
+
+
+def write_json(file: Path, content: Mapping[str, Any], fence: Fence | None = None) -> None:
     """Write a JSON file that people read."""
-    write(file, (json.dumps(content, indent=2) + "\n").encode())
+    write(file, (json.dumps(content, indent=2) + "\n").encode(), fence)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -36,20 +65,53 @@ def read_json(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def write(file: Path, content: bytes) -> None:
-    """Write a file so that a crash or a full disk leaves the old one. RecordError says what went wrong."""
-    partial = file.with_name(f"{file.name}.partial")
+def write(file: Path, content: bytes, fence: Fence | None = None) -> None:
+    """Write a file so that a crash or a full disk leaves the old one. RecordError says what went wrong, also that the
+    right to write (`fence`) has been lost."""
+
+    def fill(partial: Path) -> None:
+        with partial.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    _put(file, fill, fence)
+
+
+def share(source: Path, file: Path, fence: Fence | None = None) -> None:
+    """Make `file` the same as `source`, in the same place on the disk where the file system can: files are only ever
+    replaced, never changed."""
+
+    if file.exists() and file.samefile(source):
+        return
+
+    def fill(partial: Path) -> None:
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(source, partial)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            shutil.copyfile(source, partial)
+
+    _put(file, fill, fence)
+
+
+def _put(file: Path, fill: Callable[[Path], None], fence: Fence | None) -> None:
+    """Fill a partial file and rename it, after a last look at the fence: see lth.records.lock."""
+    partial = file.with_name(f"{file.name}.{fence.number}.partial" if fence else f"{file.name}.partial")
     with explained(file):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
+            fill(partial)
+            if fence is not None:
+                fence.check()
             partial.replace(file)
-        except OSError:
+        except (OSError, RecordError) as error:
             with contextlib.suppress(OSError):
-                partial.unlink()
+                partial.unlink(missing_ok=True)
+            if fence is not None and isinstance(error, FileNotFoundError):
+                fence.check()  # another process has deleted the partial file: say so rather than that it is gone
             raise
 
 
