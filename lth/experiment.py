@@ -17,7 +17,7 @@ from lth.data.feed import Feed
 from lth.pruning import Masks
 from lth.records import resume, tables, tickets
 from lth.records.events import Evaluated, Event, Note, RoundDone
-from lth.records.files import RecordError
+from lth.records.files import RecordError, delete
 from lth.records.tables import Run
 from lth.records.tickets import Ticket, numbered
 from lth.settings.arms import ARMS
@@ -122,7 +122,7 @@ class Experiment:
         tickets.write_checkpoint(run, ticket.round, replace(trained, extra={}), identity)
         if keep == "last":  # before the round counts as finished, so that none is left behind by a stop
             for earlier in range(ticket.round):
-                (run.saves / f"{numbered('trained', earlier)}.safetensors").unlink(missing_ok=True)
+                delete(run.saves / f"{numbered('trained', earlier)}.safetensors", run.fence)
         row = tables.write_round(run, ticket.round, ticket.masks, trained)
         empty = tuple(name for name, count in pruning.survivors(ticket.masks).items() if not count)
         self.tell(RoundDone(run, row, sum(trained.seconds.values()), empty))

@@ -296,7 +296,8 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(
 def test_a_second_process_on_the_same_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = flags.parse([*SHORT.split(), "--root", str(tmp_path)])
     folder = tmp_path / "dumps" / "fc1" / "mnist" / runs.folder() / "reinit" / "seed0"
-    with Locks([folder]):
+    with Locks() as locks:
+        locks.take(folder)
         assert main_here(tmp_path, SHORT) == 1
     assert re.search(rf"^error: .*reinit/seed0 is in use by process {os.getpid()} on \S+: ", capsys.readouterr().err)
     assert not list(tmp_path.rglob("*.csv")) and not (tmp_path / "saves").exists()

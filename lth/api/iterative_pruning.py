@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def iterative_pruning(
         progress = Progress(rounds + 1 - tables.finished_rounds(run), config.print_freq, config.quiet)
         if remark and not quiet:
             print(remark)
-        stack.enter_context(Locks([run.dumps]))
+        run = replace(run, fence=stack.enter_context(Locks(config.lock_limit)).take(run.dumps))
         if recover is None:  # what a call left that was stopped in its first round
             tables.move_aside(run, time.strftime("%Y%m%d-%H%M%S"))
         _write_config(run, config, about, place)
@@ -217,7 +218,9 @@ def _write_config(run: Run, config: Config, about: Mapping[str, str], device: to
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "arm": run.arm,
             "seed": run.seed,
+            "taken": run.fence.number if run.fence else 0,
         },
+        run.fence,
     )
 
 

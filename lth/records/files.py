@@ -16,7 +16,7 @@ class RecordError(Exception):
 
 
 class Fence(Protocol):
-    """The right to write, which may be lost (lth.records.lock.Held). `number` is higher than that of any earlier one."""
+    """The right to write, which may be lost (lth.records.lock.Held). Each has a higher number than those before."""
 
     @property
     def number(self) -> int: ...

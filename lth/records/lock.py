@@ -28,9 +28,10 @@ from typing import Any
 import psutil
 
 from lth.records.files import RecordError, explained, read_json
+from lth.settings.config import Config
 
-LIMIT = 300.0  # seconds of silence after which another machine's lock counts as abandoned; NFS may hide a sign for 60
-SIGNS = 5  # of life within the limit
+LIMIT: float = Config.lock_limit
+SIGNS = 5  # of life within the limit: NFS may hide one for a minute
 TRIES = 30  # to take a lock that is being written, or taken, at this moment
 BEING_WRITTEN = 1.0  # seconds that a lock may be without content
 

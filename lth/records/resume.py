@@ -6,12 +6,10 @@ before.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 
 from lth.records import tables, tickets
-from lth.records.files import explained, set_aside
+from lth.records.files import delete, drop_partials, set_aside, share
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
 from lth.training.models import State
@@ -20,6 +18,8 @@ from lth.training.train import Trained
 
 def pick_up(run: Run, identity: str, rewinds: bool, tell: Callable[[str], None]) -> int:
     """Make sure that the run's files can be built upon, take back rounds that cannot, and give how many are left."""
+    for folder in (run.dumps, run.saves):  # before anything is read: see lth.records.lock
+        drop_partials(folder, run.fence)
     for name in tables.TABLES:
         tables.table(run, name)  # a spoiled one is better said now than after hours of training
     finished = tables.finished_rounds(run)
@@ -75,16 +75,10 @@ def adopt_dense(run: Run, sibling: Run, identity: str, rewinds: bool) -> None:
     needed = ["initial", "dense", tickets.numbered("ticket", 0), *(["rewind"] if rewinds else [])]
     for name in needed:
         tickets.load_tensors(sibling.saves / f"{name}.safetensors", identity)
-    run.saves.mkdir(parents=True, exist_ok=True)
     for name in (*needed, tickets.numbered("trained", 0)):
         source, target = sibling.saves / f"{name}.safetensors", run.saves / f"{name}.safetensors"
         if source.exists():
-            with explained(target):
-                target.unlink(missing_ok=True)
-                try:
-                    os.link(source, target)  # files are only ever replaced, never changed, so that both may share one
-                except OSError:
-                    shutil.copyfile(source, target)
+            share(source, target, run.fence)
     tables.copy_rounds(run, sibling, before=1)
 
 
@@ -102,7 +96,7 @@ def sound_rounds(run: Run, finished: int, identity: str, rewinds: bool, tell: Ca
         except FileNotFoundError:
             return None
         except tickets.Damaged as reason:
-            tell(f"{reason}; kept as {set_aside(file).name}, going on from the last good round")
+            tell(f"{reason}; kept as {set_aside(file, run.fence).name}, going on from the last good round")
             return False
         return True
 
@@ -127,5 +121,4 @@ def drop_rounds(run: Run, first: int) -> None:
     for file in run.saves.glob("t*_*.safetensors"):
         kind, _, number = file.name.removesuffix(".safetensors").partition("_")
         if kind in ("ticket", "trained") and int(number) >= first + (kind == "ticket"):
-            with explained(file):
-                file.unlink()
+            delete(file, run.fence)

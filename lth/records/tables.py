@@ -9,7 +9,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pandas as pd
 
 from lth import pruning
 from lth.pruning import Masks
-from lth.records.files import RecordError, explained, read_json, write
+from lth.records.files import Fence, RecordError, explained, read_json, write
 from lth.settings import checks
 from lth.training.train import Evaluation, Trained
 
@@ -30,7 +30,10 @@ TABLES = {"rounds": ROUNDS, "evals": EVALS, "layers": LAYERS, "times": TIMES}
 
 @dataclass(frozen=True)
 class Run:
-    """One arm of one trial. Its results: <root>/<kind>/<arch_type>/<dataset>/<settings>/<arm>/seed<k>/."""
+    """One arm of one trial. Its results: <root>/<kind>/<arch_type>/<dataset>/<settings>/<arm>/seed<k>/.
+
+    fence: the right to write them, where somebody holds the run; no part of what the run is.
+    """
 
     root: Path
     arch_type: str
@@ -38,6 +41,7 @@ class Run:
     settings: str
     arm: str
     seed: int
+    fence: Fence | None = field(default=None, compare=False, repr=False)
 
     def folder(self, kind: str) -> Path:
         """The run's folder of that kind: `dumps` or `saves`."""
@@ -60,7 +64,7 @@ class Run:
 
     def of_arm(self, arm: str) -> Run:
         """The same trial's run of another arm."""
-        return replace(self, arm=arm)
+        return replace(self, arm=arm, fence=None)
 
     def __str__(self) -> str:
         return f"{self.arm} seed{self.seed}"
@@ -179,6 +183,8 @@ def move_aside(run: Run, stamp: str) -> None:
     for folder in (run.dumps, run.saves):
         if folder.exists():
             with explained(folder):
+                if run.fence is not None:
+                    run.fence.check()
                 folder.rename(folder.with_name(f"{folder.name}.old-{stamp}"))
 
 
@@ -199,7 +205,7 @@ def _line(row: Mapping[str, Any], columns: Sequence[str]) -> str:
 
 
 def _write_table(run: Run, name: str, lines: Sequence[str]) -> None:
-    write(run.dumps / f"{name}.csv", "\n".join([",".join(TABLES[name]), *lines, ""]).encode())
+    write(run.dumps / f"{name}.csv", "\n".join([",".join(TABLES[name]), *lines, ""]).encode(), run.fence)
 
 
 def results(root: str | Path = ".") -> pd.DataFrame:

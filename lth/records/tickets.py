@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lth import pruning
 from lth.pruning import Masks
-from lth.records.files import write
+from lth.records.files import Fence, write
 from lth.records.tables import Run
 from lth.training.models import State
 from lth.training.train import Evaluation, Trained
@@ -44,12 +44,14 @@ class Ticket:
     origin: str = "initial"
 
 
-def save_tensors(file: Path, tensors: Mapping[str, Tensor], identity: str, **facts: Any) -> None:
+def save_tensors(
+    file: Path, tensors: Mapping[str, Tensor], identity: str, fence: Fence | None = None, **facts: Any
+) -> None:
     """Write tensors and `facts` (anything JSON holds) to a .safetensors file that `load_tensors` can check."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({"name": file.stem, **facts}, sort_keys=True)
     about = {"format": str(FORMAT), "identity": identity, "facts": text, "checksum": _checksum(tensors, text)}
-    write(file, _serialised(tensors, about))
+    write(file, _serialised(tensors, about), fence)
 
 
 def _serialised(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
@@ -103,7 +105,7 @@ def identity(deciding: Mapping[str, str], run: Run) -> str:
 
 def write_state(run: Run, name: str, state: State, identity: str) -> None:
     """Write a set of weights: `initial`, `rewind`, `dense` or `trained_07`."""
-    save_tensors(run.saves / f"{name}.safetensors", state, identity)
+    save_tensors(run.saves / f"{name}.safetensors", state, identity, run.fence)
 
 
 def read_state(run: Run, name: str, identity: str | None = None) -> State:
@@ -123,7 +125,7 @@ def write_ticket(run: Run, ticket: Ticket, identity: str) -> None:
         tensors |= {f"start/{name}": value for name, value in ticket.start.items()}
     shapes = [[name, list(mask.shape)] for name, mask in ticket.masks.items()]  # in the order of the layers
     file = run.saves / f"{numbered('ticket', ticket.round)}.safetensors"
-    save_tensors(file, tensors, identity, round=ticket.round, shapes=shapes, origin=ticket.origin)
+    save_tensors(file, tensors, identity, run.fence, round=ticket.round, shapes=shapes, origin=ticket.origin)
 
 
 def read_ticket(run: Run, round: int, identity: str | None = None) -> Ticket:
@@ -145,7 +147,8 @@ def write_checkpoint(run: Run, round: int, trained: Trained, identity: str) -> N
     tensors = {f"{part}/{name}": value for part in _PARTS for name, value in getattr(trained, part).items()}
     tensors["evals"] = torch.tensor([list(asdict(e).values()) for e in trained.evals], dtype=torch.float64)
     facts = {"round": round, "iteration": trained.iteration, "seconds": trained.seconds}
-    save_tensors(run.saves / "checkpoint.safetensors", tensors, identity, **facts)
+    holder = run.fence.number if run.fence else None
+    save_tensors(run.saves / "checkpoint.safetensors", tensors, identity, run.fence, holder=holder, **facts)
 
 
 def read_checkpoint(run: Run, identity: str | None = None) -> tuple[int, Trained]:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from lth.data.images import Images
 from lth.records import tables
 from lth.records.events import Event
 from lth.records.files import write_json
-from lth.records.lock import Locks
+from lth.records.lock import Locks, probe
 from lth.records.tables import Run
 from lth.run import jobs
 from lth.run.machine import processor
@@ -60,7 +60,9 @@ def run(config: Config, command: Sequence[str] = ()) -> list[Run]:
         images, problem = prepare(config)
         if remark:
             _say(config, remark)
-        with Locks([run.dumps for run in runs]):
+        probe(config.root)
+        with Locks(config.lock_limit) as locks:
+            runs = [replace(run, fence=locks.take(run.dumps)) for run in runs]
             if config.overwrite:
                 stamp = time.strftime("%Y%m%d-%H%M%S")
                 for old in runs:
@@ -183,8 +185,9 @@ def _announce(
         "git_commit": _commit(),
     }
     for run in runs:
-        own = {"meaning": config.meaning(run.arm), "arm": run.arm, "seed": run.seed}
-        write_json(run.dumps / "config.json", {**about, **own})
+        taken = run.fence.number if run.fence else 0
+        own = {"meaning": config.meaning(run.arm), "arm": run.arm, "seed": run.seed, "taken": taken}
+        write_json(run.dumps / "config.json", {**about, **own}, run.fence)
     need, free = disk_needed(config, problem, runs) / 1e6, shutil.disk_usage(config.root).free / 1e6
     where = runs[0].dumps.parent.parent
     if assumed := names.assumed(config.arch_type, runs[0].dataset, config.data):

@@ -238,6 +238,12 @@ class Config:
     )
     data: Path = side(PROJECT / "data", MACHINE, "folder of the data sets", Path)
     root: Path = side(Path(), MACHINE, "folder that gets dumps/, saves/ and plots/", Path)
+    lock_limit: float = side(
+        300.0,
+        MACHINE,
+        "seconds of silence after which another machine's run counts as abandoned and may be taken over",
+        number(float, 0, above=True),
+    )
     checkpoint_every: float = side(
         30.0,
         MACHINE,

@@ -1,4 +1,4 @@
-"""One process a run: refused while the holder lives, taken over when it is dead or silent, and fenced off after that."""
+"""One process a run: refused while the holder lives, taken over when it is dead or silent, and that one fenced off."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
-from helpers import settings
+from helpers import assert_same, do, experiment, results, settings
 
 from lth.records import files, lock
+from lth.records.events import Evaluated, Event
 from lth.records.files import RecordError
 from lth.records.lock import LIMIT, Held, Locked, Locks, Lost
 from lth.run import session
+from lth.run.jobs import runs_of
 from lth.settings.config import PROJECT
 
 HOLD = """
@@ -212,6 +215,16 @@ def test_processes_of_one_job_follow_each_other_at_once(tmp_path: Path) -> None:
         Locks(job="").take(tmp_path / "seed0")
 
 
+def test_a_session_holds_the_locks_of_all_its_runs(place: Path) -> None:
+    config = settings(place, prune_type=("lt", "reinit"), trials=2)
+    folder = place / "dumps/mlp/tiny" / config.folder()
+    (folder / "reinit").mkdir(parents=True)
+    put_lock(folder / "reinit" / "seed1", place="elsewhere", host="elsewhere", pid=77)
+    with pytest.raises(Locked, match="reinit/seed1 is in use by process 77 on elsewhere"):
+        session.run(config)
+    assert [file.name for file in place.rglob("*") if file.is_file() and "dumps" in file.parts] == ["seed1.lock"]
+
+
 def test_an_exception_gives_the_locks_back(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), Locks() as locks:
         locks.take(tmp_path / "a")
@@ -278,6 +291,12 @@ def test_the_claim_of_a_process_that_died_in_taking_over_is_no_hindrance(tmp_pat
     assert take(tmp_path / "seed0").number == 2 and not claim.exists()
 
 
+def test_a_claim_that_somebody_tidied_away_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_lock(tmp_path / "seed0", pid=2**22 + 1)
+    while_taking(monkeypatch, "_create", lambda: (tmp_path / "seed0.lock.1.next").unlink())
+    take(tmp_path / "seed0").check()
+
+
 def test_of_many_that_find_it_abandoned_one_takes_it(tmp_path: Path) -> None:
     for _ in range(5):
         put_lock(tmp_path / "seed0", pid=2**22 + 1)
@@ -313,6 +332,19 @@ def test_every_holder_has_a_higher_number_than_those_before(tmp_path: Path) -> N
         numbers.append(held.number)
         put_lock(folder, number=held.number, pid=2**22 + 1)
     assert numbers == [1, 2, 3]
+
+
+def test_two_holders_never_share_a_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the one that wakes would rename what the other has half written."""
+    partials: list[str] = []
+    inner = Path.replace
+    for _ in range(2):
+        put_lock(tmp_path / "seed0", number=len(partials) + 1, pid=2**22 + 1)
+        fence = take(tmp_path / "seed0")
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", lambda self, to: (partials.append(self.name), inner(self, to)))
+            files.write(tmp_path / "seed0" / "rounds.csv", b"", fence)
+    assert partials == ["rounds.csv.2.partial", "rounds.csv.3.partial"]
 
 
 def test_what_a_lost_lock_guarded_is_not_written(tmp_path: Path) -> None:
@@ -375,6 +407,32 @@ def test_a_process_that_is_stopped_for_longer_than_the_limit_writes_nothing_when
     assert f"process {os.getpid()} on {socket.gethostname()} has it now" in out
     assert [(file.name, file.read_bytes()) for file in folder.iterdir()] == [("rounds.csv", b"new")]
     fence.check()
+
+
+@pytest.mark.parametrize("evaluation", [1, 4])  # within the first round, and at the end of the second
+def test_a_run_that_is_taken_over_stops_at_its_next_file_and_its_follower_goes_on(place: Path, evaluation: int) -> None:
+    config = settings(place, checkpoint_every=0)
+    (run,) = runs_of(config)
+    mine = replace(run, fence=take(run.dumps))
+    count, before = [0], dict[str, bytes]()
+
+    def tell(event: Event) -> None:
+        count[0] += isinstance(event, Evaluated)
+        if isinstance(event, Evaluated) and count[0] == evaluation:
+            put_lock(run.dumps, host="elsewhere", place="elsewhere", pid=77)
+            before.update(results(place))
+
+    with pytest.raises(Lost, match="process 77 on elsewhere has it now"):
+        experiment(config, tell).run([mine], 3)
+    assert count[0] == evaluation
+    assert_same(results(place), before)
+    (run.saves / "left.csv.1.partial").write_text("by the one that was stopped")
+    put_lock(run.dumps, pid=2**22 + 1)
+    experiment(config).run([replace(run, fence=take(run.dumps))], 3)
+    assert not list(place.rglob("*.partial"))
+    do(replace(config, root=place / "undisturbed"))
+    found = {name: content for name, content in results(place).items() if not name.startswith("undisturbed")}
+    assert_same(found, results(place / "undisturbed"))
 
 
 # Storage
