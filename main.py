@@ -9,7 +9,7 @@ The flags are declared in lth/settings/config.py; the method is lth/experiment.p
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import utils
 from lth.settings import flags
@@ -21,14 +21,14 @@ def main(argv: Sequence[str]) -> int:
     return perform(flags.parse(argv), argv)
 
 
-def perform(config: Config, argv: Sequence[str]) -> int:
-    """The same for settings, which the command line `argv` gave."""
+def perform(config: Config, argv: Sequence[str], words: Callable[[str], str] = str) -> int:
+    """The same for settings, which the command line `argv` gave; `words` as in `session.run`."""
     from lth.records import tables  # PyTorch loads here, once the flags have been found good
     from lth.run import jobs, session, tensorboard
 
     failure = None
     try:
-        session.run(config, command=argv)
+        session.run(config, argv, words)
     except session.TrialsFailed as error:  # the others are complete and can be looked at
         failure = error
     one = jobs.runs_of(config)[0]

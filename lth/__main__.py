@@ -18,18 +18,30 @@ elif str(PROJECT) not in sys.path:
 import main as program  # noqa: E402
 import utils  # noqa: E402
 from lth.settings import checks, flags, names  # noqa: E402
-from lth.settings.config import Config, ConfigError, Duration, device, number  # noqa: E402
+from lth.settings.config import LONGEST, Config, ConfigError, Duration, device, number  # noqa: E402
 
 NETS = {"lenet": "fc1", "resnet": "resnet20", "vgg": "vgg16"}  # other names of models under archs/
 DATASETS = {"fashion": "fashionmnist"}
 SETTINGS = {  # what messages about settings call them
     "arch_type": "net",
     "dataset": "dataset",
+    "prune_percent": "--prune_rate",
+    "fc_percent": "--fc_rate",
+    "prune_iterations": "--rounds",
+    "prune_scope": "--prune_global",
+    "rewind": "--rewind",
+    "optimizer": "--optim",
+    "lr": "--learn_rate",
     "batch_size": "--batch_size",
     "end_iter": "--iter",
-    "rewind": "--rewind",
+    "valid_freq": "--step",
+    "seed": "--seed",
+    "gpu": "--gpu",
     "data": "--data",
     "root": "--save",
+    "name": "--save",
+    "quiet": "--quiet",
+    "debug": "--debug",
 }
 
 
@@ -38,9 +50,9 @@ def _every(text: str) -> Duration:
     if text == "-1":
         return Duration(1)
     try:
-        return Duration(number(int, 1)(text), "it")
+        return Duration(number(int, 1, LONGEST)(text), "it")
     except ValueError:
-        raise ValueError("must be a whole number of at least 1, or -1 for once an epoch") from None
+        raise ValueError(f"must be a whole number from 1 to {LONGEST}, or -1 for once an epoch") from None
 
 
 def _moment(text: str) -> float:
@@ -68,13 +80,13 @@ class Option(NamedTuple):
     help: str
 
 
-FRACTION = number(float, 0, 0.999999)
+FRACTION = number(float, 0, 1, below=True)
 OPTIONS = {
     "data": Option("p", "./datasets/", Path, "folder of the data sets; mnist comes with the project"),
     "batch_size": Option(None, "60", number(int, 1), "images a step"),
     "optim": Option("o", "adam", _optimizer, "the optimiser: adam, adamw or sgd"),
     "learn_rate": Option("lr", "0.0012", number(float, 0, above=True), "learning rate"),
-    "iter": Option("i", "50000", number(int, 1), "iterations of each round"),
+    "iter": Option("i", "50000", number(int, 1, LONGEST), "iterations of each round"),
     "rounds": Option("r", "26", number(int, 0, 9998), "prunings; there is one training more"),
     "step": Option("es", "-1", _every, "evaluate every so many steps; -1: every epoch"),
     "rewind": Option("rw", "0", _moment, "reset to the weights of this iteration, or this fraction of a round below 1"),
@@ -83,7 +95,7 @@ OPTIONS = {
     "recover": Option(None, None, Path, "go on from the results in this folder, the --save of an earlier command"),
     "save": Option("s", "./experiments/", Path, "folder that gets the results"),
     "seed": Option("rs", "0", number(int, 0, 2**62), "of initial weights, validation split and data order"),
-    "gpu": Option(None, "0", device, "number of the GPU, or cpu; without a GPU the CPU is used"),
+    "gpu": Option(None, None, device, "number of the GPU, or cpu (default: a GPU where there is one)"),
 }
 SWITCHES = {
     "prune_global": "compare the weights of all layers with each other",
@@ -197,9 +209,9 @@ def main(argv: Sequence[str]) -> int:
     """Run the experiment that the command line asks for, or go on with it, and show what came of it."""
     config = parse(argv)
     try:
-        return program.perform(config, argv)
-    except ConfigError as error:
-        raise checks.renamed(error, SETTINGS) from None
+        return program.perform(config, argv, lambda text: checks.in_words(text, SETTINGS))
+    except Exception as error:
+        raise checks.reworded(error, SETTINGS) from error.__cause__
 
 
 if __name__ == "__main__":

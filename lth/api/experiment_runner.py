@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lth.records import files, tables
 from lth.records.tables import Run
 from lth.run import jobs, session
 from lth.settings import checks, names
-from lth.settings.config import Config, ConfigError
+from lth.settings.config import LONGEST, Config, ConfigError
 from lth.training import models
 
 MODELS = {"lenet_fc": "fc1", "lenet_conv": "lenet5"}  # other names of models under archs/
@@ -44,6 +45,7 @@ NAMES = {  # of the settings that arguments give
 SETTINGS = [
     spec.name for spec in fields(Config) if spec.name not in (*NAMES, "prune_type", "trials", "target_remaining")
 ]
+WORDS = {**{name: name for name in SETTINGS}, **NAMES}  # what messages about settings call them
 
 
 class ExperimentRunner:
@@ -60,7 +62,7 @@ class ExperimentRunner:
         num_rounds: trainings, the dense one included.
         iterations: of each training.
         learning_rate, batch_size: of the training, by Adam.
-        device: "cpu", "cuda", "cuda:0", "mps" or a torch.device; None or a GPU that is not there: what there is.
+        device: "cpu", "cuda", "cuda:0", "mps" or a torch.device; None: a GPU where there is one, else the CPU.
         results_dir: gets dumps/ (all numbers), saves/ (tickets and weights) and the files of `save_results`.
         seed: of the initial weights, the validation split and the order of the data.
         settings: any other setting of `lth.Config`, as optimizer="sgd", valid_freq="100it", quiet=True.
@@ -91,7 +93,7 @@ class ExperimentRunner:
         asked = (named("model_name", model_name, MODELS), named("dataset", dataset, DATASETS))
         arch_type, name = checked_names(*asked, Path(settings.get("data", Config.data)))
         self.config = checks.config(
-            NAMES,
+            WORDS,
             **settings,
             dataset=name,
             arch_type=arch_type,
@@ -99,7 +101,7 @@ class ExperimentRunner:
             prune_scope=SCOPES[checks.word("pruning_scope", pruning_scope, SCOPES)],
             prune_percent=round(100 * checks.fraction("pruning_rate", pruning_rate), 10),
             prune_iterations=checks.whole("num_rounds", num_rounds, 1, 9999),
-            end_iter=f"{checks.whole('iterations', iterations, 1)}it",
+            end_iter=f"{checks.whole('iterations', iterations, 1, LONGEST)}it",
             lr=learning_rate,
             batch_size=checks.whole("batch_size", batch_size, 1),
             gpu=checks.device("device", device),
@@ -117,11 +119,12 @@ class ExperimentRunner:
         try:
             place = placed(self.config.gpu)[0]
             with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
-                self._run = session.run(self.config)[0]
-        except ConfigError as error:
-            raise checks.renamed(error, NAMES) from None
+                words = partial(checks.in_words, names=WORDS)
+                self._run = session.run(self.config, words=words)[0]
         except jobs.Interrupted:
             raise KeyboardInterrupt from None
+        except Exception as error:
+            raise checks.reworded(error, WORDS) from error.__cause__
         return self
 
     @property
@@ -165,5 +168,5 @@ def checked_names(arch_type: str, dataset: str, data: Path) -> tuple[str, str]:
     try:
         models.find(arch_type, dataset, data=data)
     except ConfigError as error:
-        raise checks.renamed(error, NAMES) from None
+        raise checks.renamed(error, WORDS) from None
     return arch_type, dataset

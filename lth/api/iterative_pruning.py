@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +25,11 @@ from lth.records.events import Event, Note
 from lth.records.files import read_json, write_json
 from lth.records.lock import Locks
 from lth.records.tables import Run
+from lth.run.about import about as about_settings
 from lth.run.progress import Progress
-from lth.run.session import LIBRARIES, TrialsFailed, plain_settings
+from lth.run.session import TrialsFailed
 from lth.settings import checks
-from lth.settings.config import Config, Duration
+from lth.settings.config import LONGEST, Config, Duration
 from lth.training import models
 
 FIT = (
@@ -43,8 +42,19 @@ FIT = (
     "lr_gamma",
     "warmup",
 )  # not for `optim`
-SETTINGS = (*FIT, "batch_size", "valid_freq", "precision", "threads", "keep_weights", "name", "print_freq")
+SETTINGS = (
+    *FIT,
+    "batch_size",
+    "valid_size",
+    "valid_freq",
+    "precision",
+    "threads",
+    "keep_weights",
+    "name",
+    "print_freq",
+)
 ARGUMENTS = {"end_iter": "iterations", "prune_iterations": "rounds", "root": "save", "gpu": "device"}  # of settings
+WORDS = {**{name: name for name in SETTINGS}, **ARGUMENTS}
 NEVER = 1e9  # seconds between checkpoints: going on is by whole rounds
 
 
@@ -91,8 +101,9 @@ def iterative_pruning(
             augmented at random) or streamed from the loaders. None: kept if they fit and do not change.
         quiet: print nothing.
         settings: those of `lth.Config` named in SETTINGS of this module, such as valid_freq="100it" (how often to
-            evaluate, by default ten times a round), batch_size (by default that of the data, else 60), precision,
-            and, for a network without `optim`, optimizer, lr, momentum, weight_decay.
+            evaluate, by default ten times a round), batch_size (by default that of the data, else 60), valid_size (of
+            data without a validation part; by default 5000, or a tenth of fewer than 50,000), precision, and, for a
+            network without `optim`, optimizer, lr, momentum, weight_decay.
 
     Returns:
         `net` itself with the weights that the last round had at its early-stop iteration, 0 where pruned, and the
@@ -104,7 +115,7 @@ def iterative_pruning(
         lth.run.session.TrialsFailed: a loss was not finite.
         lth.records.files.RecordError: a file cannot be written, or another process is at the same results.
     """
-    iterations, rounds = checks.whole("iterations", iterations, 1), checks.whole("rounds", rounds, 0, 9998)
+    iterations, rounds = checks.whole("iterations", iterations, 1, LONGEST), checks.whole("rounds", rounds, 0, 9998)
     rule, seed = own_network.check_rule(prune_rule), checks.whole("seed", seed, 0, 2**62)
     reset_to = checks.rewind("rewind", rewind, iterations)
     if checks.truth("random", random) and reset_to.amount:
@@ -118,10 +129,13 @@ def iterative_pruning(
         raise ValueError(f"{given[0]} must be left to net.optim, which says how net is trained")
     with ExitStack() as stack, torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
         root = _root(save, recover) or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lth-")))
-        taken = take(data, place, in_memory)
+        valid_size = settings.pop("valid_size", None)
+        if valid_size is not None:
+            valid_size = checks.whole("valid_size", valid_size, 1)
+        taken = take(data, place, in_memory, valid_size)
         own_network.try_out(brought, taken, place)
         config = checks.config(
-            ARGUMENTS,
+            WORDS,
             **{
                 **{"valid_freq": Duration(max(iterations // 10, 1), "it"), "batch_size": taken.batch_size or 60},
                 **({"lr": brought.lr} if brought.lr else {}),
@@ -211,11 +225,8 @@ def _write_config(run: Run, config: Config, about: Mapping[str, str], device: to
     write_json(
         run.dumps / "config.json",
         {
-            "settings": plain_settings(config),
-            "deciding": config.deciding(),
+            **about_settings(config, config, device),
             "own": dict(about),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "arm": run.arm,
             "seed": run.seed,
             "taken": run.fence.number if run.fence else 0,

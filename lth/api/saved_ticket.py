@@ -19,7 +19,7 @@ from lth.records import tables, tickets
 from lth.records.files import read_json
 from lth.records.tables import Run
 from lth.records.tickets import numbered
-from lth.run.session import choose_device
+from lth.run import device as devices
 from lth.settings import checks, names
 from lth.settings.config import Config, ConfigError
 from lth.settings.names import KNOWN
@@ -195,9 +195,9 @@ def _bare(model: nn.Module) -> nn.Module:
 def placed(device: str | torch.device | None) -> tuple[torch.device, str]:
     """The device that an argument `device` means, and a sentence about it where it is not what was asked for."""
     try:
-        return choose_device(checks.device("device", device))
-    except ValueError as error:
-        raise checks.renamed(ConfigError(str(error)), {"gpu": "device"}) from None
+        return devices.choose(checks.device("device", device))
+    except ConfigError as error:
+        raise checks.renamed(error, {"gpu": "device"}) from None
 
 
 def load_ticket(folder: str | os.PathLike[str], round: int | None = None) -> SavedTicket:

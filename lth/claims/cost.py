@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lth import pruning
 from lth.claims.forms import Form, trainings
+from lth.run import device as devices
 from lth.run import jobs, session
 from lth.settings.config import Config
 from lth.training.network import Network
@@ -27,7 +28,7 @@ class Cost:
 def measured(config: Config) -> Cost:
     """Train the settings' dense network for a moment. Nothing is written."""
     images, problem = session.prepare(config)
-    device, _ = session.choose_device(config.gpu)
+    device, _ = devices.choose(config.gpu)
     with numerics(config.precision, config.threads):
         feed = images.feed([0], config.valid_size, config.batch_size, device, config.augment)
         masks = pruning.dense(pruning.prunable(problem.make()))

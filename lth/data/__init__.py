@@ -16,6 +16,7 @@ from lth.data.images import (
     load,
     load_MNIST,
     read,
+    training_count,
 )
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "normalisation",
     "read",
     "split",
+    "training_count",
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lth.settings.config import derive_seed
+from lth.settings.config import derive_seed, usual_valid_size
 
 if TYPE_CHECKING:
     from lth.data.images import Images
@@ -29,7 +29,7 @@ class Feed:
         self,
         images: Images,
         seeds: Sequence[int],
-        valid_size: int,
+        valid_size: int | None,
         batch_size: int,
         device: torch.device,
         augment: bool = False,
@@ -48,7 +48,8 @@ class Feed:
             self.shift, self.scale = normalisation(images.train)
         self.shift, self.scale = self.shift.to(device), self.scale.to(device)
         if images.validation is None:
-            splits = [split(len(images.train), valid_size, seed) for seed in seeds]
+            held_back = usual_valid_size(len(images.train)) if valid_size is None else valid_size
+            splits = [split(len(images.train), held_back, seed) for seed in seeds]
             self.train_indices = [train for train, _ in splits]
             held = torch.stack([held for _, held in splits], dim=1)  # (V, T), so that chunks cut all trials alike
             self._valid = [

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lth.data.feed import Feed, normalisation, split
 from lth.settings import checks, names
-from lth.settings.config import PROJECT, ConfigError
+from lth.settings.config import PROJECT, VALID_SIZE, ConfigError
 from lth.settings.names import KNOWN
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -57,7 +57,7 @@ class Images:
         return [self.train, self.train_labels, self.test, self.test_labels, *(self.validation or ())]
 
     def feed(
-        self, seeds: Sequence[int], valid_size: int, batch_size: int, device: torch.device, augment: bool = False
+        self, seeds: Sequence[int], valid_size: int | None, batch_size: int, device: torch.device, augment: bool = False
     ) -> Feed:
         """What trials of these seeds train and evaluate on."""
         return Feed(self, seeds, valid_size, batch_size, device, augment)
@@ -71,7 +71,7 @@ class Source(Protocol):
         """The shape of an example."""
 
     def feed(
-        self, seeds: Sequence[int], valid_size: int, batch_size: int, device: torch.device, augment: bool = False
+        self, seeds: Sequence[int], valid_size: int | None, batch_size: int, device: torch.device, augment: bool = False
     ) -> Feed:
         """What trials of these seeds train and evaluate on."""
 
@@ -81,7 +81,7 @@ def load(name: str, folder: Path, pixels: str = "standard") -> Images:
     torchvision has in `folder` or downloads, which is then kept as such a file. Models see it as `pixels` says
     (--pixels). ConfigError if neither is to be had."""
     name = names.dataset(name)
-    file = _file(Path(folder), name)
+    file = names.npz(Path(folder), name)
     if not file.exists():
         if name not in KNOWN:
             raise ConfigError(
@@ -90,6 +90,16 @@ def load(name: str, folder: Path, pixels: str = "standard") -> Images:
             )
         _fetch(name, file)
     return replace(read(file, KNOWN[name].classes if name in KNOWN else None), pixels=pixels)
+
+
+def training_count(name: str, folder: Path) -> int:
+    """How many training images the data set that `load` would give has, without reading them. One that is not there or
+    is spoiled, of which `load` says so, counts as having as many as those that are downloaded."""
+    try:
+        with np.load(names.npz(Path(folder), names.dataset(name)), allow_pickle=False) as arrays:
+            return len(arrays["y_train"])
+    except Exception:  # as many kinds as in `read`
+        return 10 * VALID_SIZE
 
 
 def read(file: Path, classes: int | None = None) -> Images:
@@ -107,7 +117,9 @@ def read(file: Path, classes: int | None = None) -> Images:
         raise ConfigError(f"{file} is no readable .npz file ({reason}); put a complete one in its place") from None
     for key, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
         if x.dtype != np.uint8 or x.ndim not in (3, 4) or not x.size:
-            raise ConfigError(f"{file}: x_{key} must be uint8 of N x H x W or N x H x W x C, not {x.dtype} {x.shape}")
+            raise ConfigError(
+                f"{file}: x_{key} must be uint8 of N x H x W, N x H x W x C or N x C x H x W, not {x.dtype} {x.shape}"
+            )
         if y.dtype.kind not in "iu" or y.reshape(-1).shape != (len(x),):
             raise ConfigError(
                 f"{file}: y_{key} must hold one integer label for each of {len(x)} images, not {y.dtype} {y.shape}"
@@ -123,16 +135,8 @@ def read(file: Path, classes: int | None = None) -> Images:
     )  # fmt: skip
 
 
-def _file(folder: Path, name: str) -> Path:
-    """`<folder>/<name>.npz`, or the file there whose name differs from it in case alone."""
-    file = folder / f"{name}.npz"
-    if file.exists() or not folder.is_dir():
-        return file
-    return next((other for other in sorted(folder.glob("*.npz")) if other.name.lower() == file.name.lower()), file)
-
-
 def _planes(x: np.ndarray) -> Tensor:
-    channels = x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2)
+    channels = x[:, None] if x.ndim == 3 else x if names.channels_first(x.shape) else x.transpose(0, 3, 1, 2)
     return torch.from_numpy(np.ascontiguousarray(channels))
 
 
@@ -230,7 +234,7 @@ def holder(name: str, folder: Path) -> Path:
     """`folder`, or the project's data folder where only that has the data set `name`."""
     here = [entry.name.lower().replace("-", "") for entry in folder.iterdir()] if folder.is_dir() else []
     ours = PROJECT / "data"
-    return ours if _file(ours, name).exists() and not any(n.startswith(name.lower()) for n in here) else folder
+    return ours if names.npz(ours, name).exists() and not any(n.startswith(name.lower()) for n in here) else folder
 
 
 def check_sizes(images: Images, valid_size: int, batch_size: int) -> list[str]:

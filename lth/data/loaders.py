@@ -20,10 +20,11 @@ from torch.utils.data import (
     SubsetRandomSampler,
 )
 
-from lth.data.images import Images, Loader, Loaders, Source, load, read
+from lth.data.images import Images, Loader, Loaders, Source, check_sizes, load, read
 from lth.data.stream import Batch, Stream, checked, draw
+from lth.settings import checks
 from lth.settings.checks import shown
-from lth.settings.config import PROJECT
+from lth.settings.config import PROJECT, VALID_SIZE, ConfigError, usual_valid_size
 
 PARTS = ("train", "validation", "test")
 EXPECTED = (
@@ -49,18 +50,21 @@ class Taken:
     classes: int
 
 
-def take(given: object, device: torch.device, in_memory: bool | None = None) -> Taken:
+def take(given: object, device: torch.device, in_memory: bool | None = None, valid_size: int | None = None) -> Taken:
     """The data that a user handed over: the name of a data set, `Images`, or training, validation and test batches.
 
     A batch is (examples (B, ...), labels (B,)). What fits in half of the free memory is read once, put on `device`
     and shuffled there; what does not, or whose examples change from pass to pass (random augmentation), is streamed.
-    `in_memory` decides that instead: True reads each example once, False streams.
+    `in_memory` decides that instead: True reads each example once, False streams. `valid_size` is how many training
+    examples are held back for validation where data bring no others, as a data set by name or file does not.
 
     Raises TypeError and ValueError that say which part of `data` is wrong.
     """
     images = as_images(given)
     if images is not None and not (in_memory is False and isinstance(given, Loaders)):
-        return _of_images(images, given.train.batch_size if isinstance(given, Loaders) else None)
+        return _of_images(images, given.train.batch_size if isinstance(given, Loaders) else None, valid_size)
+    if valid_size is not None:
+        raise ValueError("valid_size must be left out: data bring validation examples of their own")
     parts = dict(zip(PARTS, _three(given), strict=True))
     for name, part in parts.items():
         if not isinstance(part, Iterable) or isinstance(part, (str, bytes, Tensor, Mapping)):
@@ -103,14 +107,18 @@ def test_batches(given: Any, device: torch.device) -> Iterator[Batch]:
     return ((x.to(device), y.to(device)) for x, y in draw(given, "data"))
 
 
-def _of_images(images: Images, batch_size: int | None = None) -> Taken:
+def _of_images(images: Images, batch_size: int | None = None, valid_size: int | None = None) -> Taken:
     count = len(images.train_labels)
-    held = 0 if images.validation else min(5000, max(count // 6, 1))
+    if images.validation and valid_size is not None:
+        raise ValueError("valid_size must be left out: data bring validation examples of their own")
+    held = 0 if images.validation else usual_valid_size(count) if valid_size is None else valid_size
+    if problems := check_sizes(images, held, 1):
+        raise checks.renamed(ConfigError(*problems), {"valid_size": "valid_size"})
     split = f"{held} held back" if not images.validation else f"{len(images.validation[1])} validation"
     about = f"{count} training, {split}, {len(images.test_labels)} test examples of {tuple(images.train.shape[1:])}"
     x = images.train[:2] if images.as_is else images.train[:2].float()
     sample = (x, images.train_labels[:2])
-    return Taken(images, images.name, batch_size, count - held, held or 5000, about, sample, images.classes)
+    return Taken(images, images.name, batch_size, count - held, held or VALID_SIZE, about, sample, images.classes)
 
 
 def _of_tensors(parts: Mapping[str, Batch], batch_size: int) -> Taken:
@@ -255,4 +263,4 @@ def _streamed(parts: Mapping[str, Iterable[Any]]) -> Taken:
     x, y = first["train"]
     about = f"{counted} of {tuple(x.shape[1:])}, streamed"
     stream = Stream(parts["train"], parts["validation"], parts["test"], steps, size, tuple(x.shape[1:]))
-    return Taken(stream, "own", size, size, 5000, about, (x[:2], y[:2]), classes)
+    return Taken(stream, "own", size, size, VALID_SIZE, about, (x[:2], y[:2]), classes)

@@ -65,7 +65,7 @@ class Stream:
     shape: tuple[int, ...]
 
     def feed(
-        self, seeds: Sequence[int], valid_size: int, batch_size: int, device: torch.device, augment: bool = False
+        self, seeds: Sequence[int], valid_size: int | None, batch_size: int, device: torch.device, augment: bool = False
     ) -> Feed:
         """What one trial trains and evaluates on."""
         return StreamFeed(self, device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +83,13 @@ def rewind(name: str, value: Any, iterations: int) -> Duration:
     return Duration(value if value >= 1 else min(max(round(value * iterations), 1), iterations - 1), "it")
 
 
-def device(name: str, value: Any) -> str:
+def device(name: str, value: Any) -> str | None:
     """The setting --gpu that a device means: None (a GPU where there is one), cpu, cuda, cuda:1, mps, or a number."""
+    if value is None:
+        return None
     expected = "None, 'cpu', 'cuda', 'cuda:0', 'mps' or a torch.device"
-    found = re.fullmatch(r"(cpu|mps|cuda)(?::(\d+))?|(\d+)", "cuda" if value is None else str(value))
-    if value is not None and (isinstance(value, bool) or type(value).__name__ not in ("str", "int", "device")):
+    found = re.fullmatch(r"(cpu|mps|cuda)(?::(\d+))?|(\d+)", str(value))
+    if isinstance(value, bool) or type(value).__name__ not in ("str", "int", "device"):
         raise TypeError(f"{name} must be {expected}, not {shown(value)}")
     if not found:
         raise ValueError(f"{name} must be {expected}, not {shown(value)}")
@@ -110,7 +112,43 @@ def config(names: Mapping[str, str], **values: Any) -> Config:
 
 
 def renamed(error: ConfigError, names: Mapping[str, str]) -> ConfigError:
-    """The same problems, with the names of arguments in place of those of flags."""
-    return ConfigError(
-        *(re.sub(r"(?:^|--)(\w+)", lambda found: names.get(found[1], found[1]), text) for text in error.problems)
-    )
+    """The same problems, with the names of arguments in place of those of settings and flags."""
+    begun = (re.sub(r"^\w+", lambda found: names.get(found[0], found[0]), text) for text in error.problems)
+    return ConfigError(*(in_words(text, names) for text in begun))
+
+
+def in_words(text: str, names: Mapping[str, str]) -> str:
+    """A sentence about flags of main.py in the words of a front door, whose arguments `names` gives for settings.
+
+    What stands after "or", or in brackets, is left out if it is about a flag that this door does not have.
+    """
+
+    def if_there(found: re.Match[str]) -> str:
+        return found[0] if found[1] in names else ""
+
+    text = re.sub(r"(?:, or (?:use )?| or )--(\w+)", if_there, text)
+    text = re.sub(r" \([^()]*?--(\w+)[^()]*\)", if_there, text)
+    return re.sub(r"--(\w+)", lambda found: names.get(found[1], found[1]), text)
+
+
+def reworded(error: Exception, names: Mapping[str, str]) -> Exception:
+    """An error whose message is in the words of a front door."""
+    if isinstance(error, ConfigError):
+        return renamed(error, names)
+    if len(error.args) == 1 and isinstance(error.args[0], str):
+        error.args = (in_words(error.args[0], names),)
+    return error
+
+
+def together(*steps: Callable[[], Any]) -> tuple[Any, ...]:
+    """What the steps give; ConfigError with the problems of all of them."""
+    results: list[Any] = []
+    problems: list[str] = []
+    for step in steps:
+        try:
+            results.append(step())
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(*problems)
+    return tuple(results)

@@ -20,6 +20,9 @@ from lth.settings.arms import ARMS, CONTROLS, CRITERIA
 PROJECT = Path(__file__).resolve().parents[2]  # where archs/ and data/ lie
 
 
+LONGEST = 10**9  # iterations or epochs that anything may last
+
+
 class ConfigError(ValueError):
     """Settings that cannot be run; `problems` holds one sentence for each."""
 
@@ -42,11 +45,9 @@ class Duration:
         if not found:
             raise ValueError("must be a duration such as 5 or 5ep (epochs), 500it (iterations) or 1% (of a round)")
         amount, unit = float(found[1]), found[2] or "ep"
-        if amount > 1e9:
-            raise ValueError("must be at most 1000000000 long")
-        limit = 100 if unit == "%" else 1e12
+        limit = 100 if unit == "%" else LONGEST
         if amount > limit:
-            raise ValueError(f"must be at most {limit:g}{'' if unit == 'ep' else unit}")
+            raise ValueError(f"must be at most {limit}{'' if unit == 'ep' else unit}")
         if unit == "it" and amount != int(amount):
             raise ValueError("must be a whole number of iterations")
         return cls(amount, unit)
@@ -60,9 +61,12 @@ class Duration:
         return f"{self.amount:.12g}{'' if self.unit == 'ep' else self.unit}"
 
 
-def number(kind: type, low: float, high: float = float("inf"), *, above: bool = False) -> Callable[[str], Any]:
-    """A parser of numbers from `low` (exclusive if `above`) to `high`."""
-    limits = f"{'above' if above else 'at least'} {low:g}" + ("" if high == float("inf") else f", at most {high:g}")
+def number(
+    kind: type, low: float, high: float = float("inf"), *, above: bool = False, below: bool = False
+) -> Callable[[str], Any]:
+    """A parser of numbers from `low` (exclusive if `above`) to `high` (exclusive if `below`)."""
+    limits = f"{'above' if above else 'at least'} {low}"
+    limits += "" if high == float("inf") else f", {'below' if below else 'at most'} {high}"
     noun = "a whole number" if kind is int else "a number"
 
     def parse(text: str) -> Any:
@@ -70,7 +74,8 @@ def number(kind: type, low: float, high: float = float("inf"), *, above: bool = 
             value = kind(text)
         except (ValueError, OverflowError):
             raise ValueError(f"must be {noun} {limits}") from None
-        if not (low < value if above else low <= value) or not value <= high or value == float("inf"):
+        fits = (low < value if above else low <= value) and (value < high if below else value <= high)
+        if not fits or value == float("inf"):
             raise ValueError(f"must be {noun} {limits}")
         return value
 
@@ -112,12 +117,17 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f": did you mean {by_case[close[0]]}?" if close else ""
 
 
+def usual_valid_size(count: int) -> int:
+    """How many of `count` training images are kept for validation where --valid_size does not say."""
+    return max(min(VALID_SIZE, count // 10), 1)
+
+
 def derive_seed(*parts: object) -> int:
     """A seed for one purpose: the same parts always give the same one, others an unrelated one."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:7], "big")
 
 
-PERCENT = number(float, 0, 100)
+PERCENT = number(float, 0, 100, below=True)  # 100 would leave no network to train
 
 
 def setting(default: Any, group: str, help: str, parse: Callable[[str], Any] = str, **more: Any) -> Any:
@@ -133,6 +143,7 @@ def side(default: Any, group: str, help: str, parse: Callable[[str], Any] = str,
     return setting(default, group, help, parse, changes_numbers=False, **more)
 
 
+VALID_SIZE = 5000  # images kept for validation of sets that have at least ten times as many
 RUN, PRUNE, TRAIN, MACHINE, OUTPUT = "experiment", "pruning and resetting", "training", "machine", "output"
 ARM_HELP = (
     "; ".join(f"{name}: {arm.help}" for name, arm in ARMS.items())
@@ -209,7 +220,13 @@ class Config:
         Duration(0), TRAIN, "rise linearly to the learning rate over this time", duration(zero=True, percent=True)
     )
     valid_freq: Duration = setting(Duration(1), TRAIN, "how often to evaluate", duration(percent=True))
-    valid_size: int = setting(5000, TRAIN, "images of the training set kept for validation", number(int, 1))
+    valid_size: int | None = setting(
+        None,
+        TRAIN,
+        f"images of the training set kept for validation (default: {VALID_SIZE}, or a tenth of fewer than "
+        f"{10 * VALID_SIZE})",
+        number(int, 1),
+    )
     pixels: str = setting(
         "standard",
         TRAIN,
@@ -225,7 +242,9 @@ class Config:
         choices=("fast", "fp32", "bf16"),
     )
 
-    gpu: str = side("0", MACHINE, "number of the GPU, or cpu, or mps; without a GPU the CPU is used", device)
+    gpu: str | None = side(
+        None, MACHINE, "number of the GPU, or cpu, or mps (default: a GPU where there is one, else the CPU)", device
+    )
     jobs: int | None = side(
         None, MACHINE, "processes side by side on a CPU (default: one a core)", number(int, 1, 1024)
     )
@@ -304,6 +323,8 @@ class Config:
             if spec.metadata.get("changes_numbers", True)
             and not (spec.metadata.get("added") and getattr(self, spec.name) == spec.default)
         }
+        if self.valid_size is None:
+            chosen["valid_size"] = str(VALID_SIZE)  # lth.run.session knows the data, and puts their tenth here
         if self.target_remaining is not None:  # the rate of a round then follows from their number
             chosen["prune_iterations"] = str(self.prune_iterations)
         return chosen
@@ -321,7 +342,8 @@ class Config:
         usual = Config().deciding()
         text = ",".join(f"{key}={value}" for key, value in sorted(self.deciding().items()) if usual.get(key) != value)
         if len(text) > 100:  # file systems allow 255 bytes a name; a hash keeps long ones apart
-            text = f"{text[:80]}...{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+            whole = text[:81].rpartition(",")[0] or text[:80]  # no value is cut in two
+            text = f"{whole}...{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         return text or "default"
 
 

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -111,7 +111,7 @@ def parse(argv: Sequence[str], prog: str = "main.py") -> Config:
     for source, read in (("config", _config_file), ("preset", _preset_settings)):
         if source in given:
             try:
-                settings |= read(given.pop(source))
+                settings |= read(given.pop(source), given)
             except ConfigError as error:
                 problems += error.problems
     try:
@@ -191,13 +191,14 @@ def as_argv(given: Mapping[str, Any]) -> list[str]:
     return argv
 
 
-def _preset_settings(name: str) -> dict[str, Any]:
+def _preset_settings(name: str, given: Container[str]) -> dict[str, Any]:
     if name not in PRESETS:
         raise ConfigError(f"--preset must be one of {', '.join(PRESETS)}, not {name!r}{nearest(name, PRESETS)}")
     return PRESETS[name]
 
 
-def _config_file(path: str) -> dict[str, Any]:
+def _config_file(path: str, given: Container[str]) -> dict[str, Any]:
+    """The settings of a run's config.json, those left out that are `given` beside it or stand for a default."""
     try:
         settings = dict(json.loads(Path(path).read_text(encoding="utf-8"))["settings"].items())
         unknown = [name for name in settings if name not in FIELDS]
@@ -205,6 +206,13 @@ def _config_file(path: str) -> dict[str, Any]:
         raise ConfigError(f"--config {path} cannot be read as the config.json of a run: {error}") from None
     if unknown:
         raise ConfigError(f"--config {path} has settings that this version does not know: {', '.join(unknown)}")
+    if "data" not in settings and settings.get("gpu") == "0":  # in older files the default, which nobody asked for
+        settings["gpu"] = None
+    data = settings.setdefault("data", None)
+    if data is None or "data" in given:
+        del settings["data"]
+    elif not Path(str(data)).is_dir():
+        raise ConfigError(f"--config {path} is of a run on the data in {data}, which is no folder here: say --data")
     return settings
 
 
@@ -222,7 +230,7 @@ def _whole_pruning(given: dict[str, Any]) -> dict[str, Any]:
     problems: list[str] = []
     parsed: dict[str, Any] = {}
     for name, parse_one, default in (
-        ("prune_pc", number(float, 0, 0.999999, above=True), None),
+        ("prune_pc", number(float, 0, 1, above=True, below=True), None),
         ("prune_rounds", number(int, 1, 9998), "5"),
     ):
         text = given.pop(name, default)

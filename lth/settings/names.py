@@ -126,9 +126,10 @@ def assumed(arch_type: str, of: str, data: Path | None = None) -> str:
 def shape(of: str, data: Path | None = None) -> tuple[int, ...]:
     """The shape (C, H, W) of the images of a data set known by name, or else of `<data>/<of>.npz`, of which only the
     head is read; () if it cannot be told."""
+    of = dataset(of)
     if of in KNOWN:
         return KNOWN[of].shape
-    file = Path(data) / f"{of}.npz" if data else None
+    file = npz(Path(data), of) if data else None
     if file is None or not file.is_file():
         return ()
     from numpy.lib import format
@@ -139,7 +140,23 @@ def shape(of: str, data: Path | None = None) -> tuple[int, ...]:
             size = head(array)[0]
     except Exception:  # zipfile, zlib, tokenize and NumPy raise a dozen kinds of it on a spoiled file
         return ()
-    return (1, *size[1:]) if len(size) == 3 else (size[3], *size[1:3]) if len(size) == 4 else ()
+    if len(size) == 4:
+        return tuple(size[1:]) if channels_first(size) else (size[3], *size[1:3])
+    return (1, *size[1:]) if len(size) == 3 else ()
+
+
+def channels_first(size: tuple[int, ...]) -> bool:
+    """Whether images N x ? x ? x ? are N x C x H x W: with 1 or 3 channels, or else the fewer ones, in second place."""
+    _, second, _, last = size
+    return last not in (1, 3) and (second in (1, 3) or second <= 4 < last)
+
+
+def npz(folder: Path, of: str) -> Path:
+    """`<folder>/<of>.npz`, or the file there whose name differs from it in case alone."""
+    exact = folder / f"{of}.npz"
+    if exact.exists() or not folder.is_dir():
+        return exact
+    return next((other for other in sorted(folder.glob("*.npz")) if other.name.lower() == exact.name.lower()), exact)
 
 
 def files(folder: Path) -> list[Path]:

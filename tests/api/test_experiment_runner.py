@@ -68,7 +68,7 @@ def test_the_runner_knows_the_other_names() -> None:
     assert (made.prune_percent, made.prune_iterations, made.end_iter) == (30, 16, Duration(40000, "it"))
     assert (made.gpu, made.root, made.lr, made.batch_size) == ("1", Path("results/mnist_conv"), 0.0012, 60)
     assert lth.ExperimentRunner("fashion", "LENET_FC").config.dataset == "fashionmnist"
-    for given, meant in ((None, "0"), ("cpu", "cpu"), (torch.device("cuda"), "0"), (torch.device("cpu"), "cpu")):
+    for given, meant in ((None, None), ("cpu", "cpu"), (torch.device("cuda"), "0"), (torch.device("cpu"), "cpu")):
         assert lth.ExperimentRunner(device=given).config.gpu == meant
 
 
@@ -88,6 +88,7 @@ def test_the_runner_knows_the_other_names() -> None:
         ({"pruning_rate": 30}, ValueError, "pruning_rate must be a fraction .*not 30: 30 percent is 0.3"),
         ({"pruning_rate": "0.3"}, TypeError, "pruning_rate must be a fraction"),
         ({"num_rounds": 0}, ValueError, "num_rounds must be a whole number of at least 1"),
+        ({"iterations": 10**19}, ValueError, "iterations must be a whole number of at least 1 and at most 1000000000"),
         ({"iterations": 1.5}, TypeError, "iterations must be a whole number"),
         ({"learning_rate": 0}, ValueError, "learning_rate must be a number above 0, not 0"),
         ({"batch_size": -1}, ValueError, "batch_size must be"),

@@ -172,3 +172,23 @@ def test_load_MNIST_names_bad_arguments() -> None:
     ):
         with pytest.raises(kind, match=words):
             lth.data.load_MNIST(**arguments)
+
+
+def test_a_file_holds_back_as_many_images_as_is_asked_for(place: Path) -> None:
+    file = place / "data" / "tiny.npz"
+    cpu = torch.device("cpu")
+    for given in (file, str(file), make_images()):
+        assert loaders.take(given, cpu).about.startswith("120 training, 12 held back"), "a tenth"
+        taken = loaders.take(given, cpu, None, 30)
+        assert taken.about.startswith("120 training, 30 held back") and taken.largest_batch == 90
+    histories = [find(seeded(), file, iterations=24, **options) for options in ({}, {"valid_size": 30})]
+    assert histories[0] != histories[1]
+    own = "valid_size must be left out: data bring validation examples of their own"
+    for given, value, words in (
+        (file, 61, "valid_size must leave at least half of the 120 training images for training: at most 60, not 61"),
+        (file, 0, "valid_size must be a whole number of at least 1, not 0"),
+        (tiny(), 10, own),
+        (lth.data.load_MNIST("nowhere"), 10, own),
+    ):
+        with pytest.raises(ValueError, match=f"^{words}$"):
+            find(seeded(), given, valid_size=value)

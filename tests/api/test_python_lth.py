@@ -48,6 +48,7 @@ def test_python_lth_means_the_settings_of_main_py(tmp_path: Path) -> None:
         **{"arch_type": "vgg16", "dataset": "fashionmnist", "batch_size": 64, "optimizer": "sgd", "lr": 0.1},
         **{"end_iter": "300it", "prune_iterations": 5, "valid_freq": "50it", "rewind": "30it", "prune_percent": 30},
         **{"fc_percent": 50, "root": "out", "seed": 7, "prune_scope": "global", "quiet": True, "data": tmp_path},
+        gpu="0",
     )
     assert parse(["--random", "--gpu", "lenet", "mnist"]).prune_type == ("reinit",)
     assert parse(["resnet", "cifar10", "-es", "-1"]).arch_type == "resnet20"
@@ -65,8 +66,11 @@ def test_python_lth_means_the_settings_of_main_py(tmp_path: Path) -> None:
         ("lenet mnist -o adan", "--optim must be one of adam, adamw, sgd, not 'adan'"),
         ("lenet mnist -lr 0", "--learn_rate must be a number above 0, not '0'"),
         ("lenet mnist -i 0", "--iter must be a whole number at least 1"),
+        (f"lenet mnist -i {'9' * 60}", "--iter must be a whole number at least 1, at most 1000000000"),
+        (f"lenet mnist -es {'9' * 60}", "--step must be a whole number from 1 to 1000000000, or -1"),
+        ("lenet mnist -pr 100", "--prune_rate must be a number at least 0, below 1, not '100'"),
         ("lenet mnist -r -1", "--rounds must be a whole number at least 0"),
-        ("lenet mnist -es 0", "--step must be a whole number of at least 1, or -1"),
+        ("lenet mnist -es 0", "--step must be a whole number from 1 to 1000000000, or -1"),
         ("lenet mnist -rw 2.5", "--rewind must be a number of iterations"),
         ("lenet mnist -rw 50000", "--rewind must be a number of iterations below 50000"),
         ("lenet mnist -rw x", "--rewind must be a number of iterations.*not 'x'"),

@@ -198,6 +198,28 @@ def test_files_in_the_convention_of_keras(tmp_path: Path, shape: tuple[int, ...]
     assert np.array_equal(images.train[5, -1].numpy(), made["x_train"][5].reshape(*shape[:2], -1)[..., -1])
 
 
+@pytest.mark.parametrize(
+    ("shape", "channels"),
+    [
+        ((3, 20, 20), 3),
+        ((1, 8, 8), 1),
+        ((3, 4, 4), 3),
+        ((4, 8, 8), 4),
+        ((8, 8, 4), 4),
+        ((4, 4, 3), 3),
+        ((8, 8, 12), 12),
+    ],
+)
+def test_channels_may_come_first(tmp_path: Path, shape: tuple[int, int, int], channels: int) -> None:
+    made = {**arrays(), "x_train": np.random.default_rng(0).integers(0, 256, (120, *shape), np.uint8)}
+    made["x_test"] = made["x_train"][:40]
+    np.savez(tmp_path / "tiny.npz", **made)
+    images = data.load("tiny", tmp_path)
+    last = shape[0] != channels or shape == (4, 4, 3)
+    assert images.shape == ((shape[2], *shape[:2]) if last else shape) and images.shape[0] == channels
+    assert np.array_equal(images.test.numpy(), made["x_test"].transpose(0, 3, 1, 2) if last else made["x_test"])
+
+
 class Malicious:
     """Unpickling it makes a file."""
 

@@ -1,0 +1,66 @@
+"""What config.json says of a run: its settings, and all else that its numbers may depend on."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lth.run import device as devices
+from lth.run.machine import processor
+from lth.settings.config import PROJECT, Config, Duration
+
+LIBRARIES = ("torch", "torchvision", "numpy", "safetensors")
+
+
+def about(asked: Config, config: Config, device: torch.device, command: Sequence[str] = ()) -> dict[str, Any]:
+    """The content of config.json for the settings that were `asked` for and what they came to, `config`."""
+    return {
+        "settings": plain_settings(asked),
+        "deciding": config.deciding(),
+        "command": list(command),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "device": devices.name(device),
+        "processor": processor(),
+        "cpu_precision": _cpu_precision(config) if device.type == "cpu" else None,
+        "git_commit": commit(PROJECT),
+    }
+
+
+def plain_settings(config: Config) -> dict[str, Any]:
+    """All settings as JSON holds them; --config reads them back. `data` is null where it is the project's own folder,
+    which another machine has elsewhere; where results go is left out."""
+    settings: dict[str, Any] = {}
+    for spec in fields(config):
+        value = getattr(config, spec.name)
+        if spec.name == "data":
+            settings["data"] = None if value.resolve() == Config.data.resolve() else str(value.resolve())
+        elif spec.name not in ("root", "overwrite"):
+            plain = [str(item) for item in value] if isinstance(value, tuple) else value
+            settings[spec.name] = str(plain) if isinstance(plain, (Path, Duration)) else plain
+    return settings
+
+
+def commit(folder: Path) -> str | None:
+    """The git commit of the program in `folder`, and whether its files are as that has them; None outside of git."""
+    try:
+        head, changes = (
+            subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=True).stdout
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "."))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.strip() + (" with uncommitted changes" if changes.strip() else "")
+
+
+def _cpu_precision(config: Config) -> str:
+    """What float32 products on this CPU really are, since --precision fast depends on the processor."""
+    if config.precision != "fast":
+        return {"fp32": "float32", "bf16": "bfloat16"}[config.precision]
+    return "bfloat16 products (AMX)" if torch.cpu._is_amx_tile_supported() else "float32 by oneDNN"
