@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from lth.claims.claim import Claim
 from lth.settings import flags
 from lth.settings.arms import ARMS
-from lth.settings.config import Config, ConfigError
+from lth.settings.config import MACHINE, OUTPUT, Config, ConfigError
+
+HERE = [name for name, spec in flags.FIELDS.items() if spec.metadata["group"] in (MACHINE, OUTPUT)]
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,11 @@ class Form:
 
     @property
     def command(self) -> str:
-        """What to type for it."""
-        return shlex.join(["python", "reproduce.py", self.claim.name, *["--quick"] * self.quick, *self.flags])
+        """What to type for it, on any machine: without folders, devices and what is printed."""
+        given = vars(flags.parser("reproduce.py").parse_args(self.flags))
+        told = {name: value for name, value in given.items() if name not in HERE}
+        quick = ["--quick"] * self.quick
+        return shlex.join(["python", "reproduce.py", self.claim.name, *quick, *flags.as_argv(told)])
 
     @property
     def trainings(self) -> int:
