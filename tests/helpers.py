@@ -120,7 +120,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / f"{name}.py").write_text(MODELS.format(name=name.capitalize(), layers=layers))
     (tmp_path / "data").mkdir()
     np.savez(tmp_path / "data" / "tiny.npz", **arrays())
-    monkeypatch.setattr(names, "ARCHS", tmp_path / "archs")
+    monkeypatch.setattr(names, "ARCHS", [tmp_path / "archs"])
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # slow, and no one pulls the plug here
     return tmp_path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,3 +78,11 @@ def test_a_package_says_what_it_is_about_and_does_nothing(file: Path) -> None:
     assert isinstance(first, ast.Expr) and "Uses" in ast.unparse(first)
     allowed = (ast.ImportFrom, ast.Assign)  # names passed on, and __all__
     assert all(isinstance(node, allowed) for node in rest)
+
+
+def test_what_pip_installs_has_every_part_and_every_model() -> None:
+    told = (LTH.parent / "pyproject.toml").read_text(encoding="utf-8")
+    packages = set(re.findall(r'"([\w.]+)"', re.search(r"(?s)\npackages = \[(.*?)\]", told)[1]))  # type: ignore[index]
+    parts = {name_of(file) for file in LTH.rglob("__init__.py")}
+    models = {f"lth.packaged.archs.{file.parent.name}" for file in (LTH.parent / "archs").glob("*/*.py")}
+    assert packages == parts | models | {"lth.packaged.archs", "lth.packaged.data"}

@@ -29,7 +29,7 @@ def about(asked: Config, config: Config, device: torch.device, command: Sequence
         "device": devices.name(device),
         "processor": processor(),
         "cpu_precision": _cpu_precision(config) if device.type == "cpu" else None,
-        "git_commit": commit(PROJECT),
+        "git_commit": commit(PROJECT) if (PROJECT / "main.py").exists() else None,  # not an installed library's
     }
 
 

@@ -17,7 +17,9 @@ from typing import Any
 
 from lth.settings.arms import ARMS, CONTROLS, CRITERIA
 
-PROJECT = Path(__file__).resolve().parents[2]  # where archs/ and data/ lie
+LTH = Path(__file__).resolve().parents[1]
+# Where archs/ and data/ lie: beside main.py in a clone, inside the library where it was installed.
+PROJECT = LTH / "packaged" if (LTH / "packaged").is_dir() else LTH.parent
 
 
 LONGEST = 10**9  # iterations or epochs that anything may last

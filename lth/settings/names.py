@@ -14,7 +14,8 @@ from typing import Any
 
 from lth.settings.config import PROJECT, nearest
 
-ARCHS = PROJECT / "archs"
+# The folders of models: that of the folder in which the program was started, then the project's own.
+ARCHS = list(dict.fromkeys(folder.resolve() for folder in (Path("archs"), PROJECT / "archs")))
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def folders(of: str, data: Path | None = None) -> list[Path]:
     that size, which for a set not known by name are looked for in the folder `data`."""
     name = dataset(of)
     places = dict.fromkeys([name, SERVES.get(shape(name, data))])
-    return [ARCHS / one for one in places if one and (ARCHS / one).is_dir()]
+    return [archs / one for one in places if one for archs in ARCHS if (archs / one).is_dir()]
 
 
 def assumed(arch_type: str, of: str, data: Path | None = None) -> str:
@@ -179,5 +180,5 @@ def definitions(file: Path) -> list[str]:
 
 
 def _all_folders() -> list[Path]:
-    inside = ARCHS.iterdir() if ARCHS.is_dir() else ()
+    inside = [folder for archs in ARCHS if archs.is_dir() for folder in archs.iterdir()]
     return sorted(folder for folder in inside if folder.is_dir() and not folder.name.startswith("_"))

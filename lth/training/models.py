@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from lth.settings import names
-from lth.settings.config import PROJECT, ConfigError
+from lth.settings.config import ConfigError
 
 State = dict[str, Tensor]  # parameters and buffers by name
 Build = Callable[[], nn.Module]
@@ -124,8 +124,9 @@ def _matching(file: Path, arch_type: str) -> list[Callable[..., Any]]:
 
 
 def _load(file: Path) -> ModuleType:
-    if str(PROJECT) not in sys.path:  # so that a model file can say `from archs.families import ...`
-        sys.path.insert(0, str(PROJECT))
+    for archs in reversed(names.ARCHS):  # so that a model file can say `from archs.families import ...`
+        if str(archs.parent) not in sys.path:
+            sys.path.insert(0, str(archs.parent))
     spec = importlib.util.spec_from_file_location(f"archs.{file.parent.name}.{file.stem}", file)
     assert spec and spec.loader
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)

@@ -131,3 +131,15 @@ def test_a_file_that_is_no_data_set_has_no_size(tmp_path: Path) -> None:
 
 def test_own_models_need_no_word(tmp_path: Path) -> None:
     assert not names.assumed("fc1", "mnist") and "archs/mnist/" in names.assumed("fc1", "kmnist")
+
+
+def test_models_of_the_folder_that_one_works_in_come_before_the_projects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for archs, files in (("mine", ["fc1"]), ("project", ["fc1", "lenet5"])):
+        (tmp_path / archs / "mnist").mkdir(parents=True)
+        for file in files:
+            (tmp_path / archs / "mnist" / f"{file}.py").write_text(f"def {file}(): ...\n", encoding="utf-8")
+    monkeypatch.setattr(names, "ARCHS", [tmp_path / "mine", tmp_path / "project"])
+    assert names.folders("mnist") == [tmp_path / "mine" / "mnist", tmp_path / "project" / "mnist"]
+    assert names.available("kmnist") == ["fc1", "lenet5"]

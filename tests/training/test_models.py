@@ -35,7 +35,7 @@ Put = Callable[..., None]
 @pytest.fixture
 def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Put:
     """Writes a file under a fresh archs/: put("mnist/a", name="Net", mark="...") or put("mnist/a", text)."""
-    monkeypatch.setattr(names, "ARCHS", tmp_path)
+    monkeypatch.setattr(names, "ARCHS", [tmp_path])
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     def write(place: str, text: str = NET, **given: str) -> None:
