@@ -26,6 +26,8 @@ from lth.training.models import State
 from lth.training.network import Network
 from lth.training.problem import Problem, stack_size
 from lth.training.schedule import Plan, make_plan
+from lth.training.scores import Batches
+from lth.training.selection import Candidates, select
 from lth.training.train import Evaluation, Trained, Training, numerics
 
 
@@ -137,17 +139,13 @@ class Experiment:
         if self.problem.rule is not None:
             seed = derive_seed(run.seed, "rule", number)
             return pruning.by_rule(self.problem.rule, self.problem.make(), final, ticket.masks, seed)
-        masks, times = ticket.masks, 1
-        if arm.prunes == "dense":
-            masks, times = pruning.dense(masks), number
-            final = tickets.read_state(run, "dense", self._identity(run))
-        if arm.scores == "random":
-            scores = pruning.random_scores(masks, generator)
-        else:
-            initial = tickets.read_state(run, "initial", self._identity(run))
-            scores = pruning.score(self.config.prune_method, {name: initial[name] for name in masks}, final)
-        percents = pruning.percents(self.problem.make(), self.config.rates())
-        return pruning.prune_lowest(scores, masks, percents, self.config.prune_scope, times)
+        masks, weights, rounds, identity = ticket.masks, final, 1, self._identity(run)
+        if arm.prunes != "trained":  # at once, all that so many rounds prune
+            masks, rounds = pruning.dense(masks), number
+            weights = tickets.read_state(run, "dense" if arm.prunes == "dense" else self._original, identity)
+        initial = tickets.read_state(run, "initial", identity)
+        candidates = Candidates(masks, weights, rounds, initial, lambda: self._score_batches(run), generator)
+        return select(arm, self.config, self.problem, candidates)
 
     def reset(self, run: Run, number: int, masks: Masks, final: State) -> None:
         """Write the ticket of round `number`: `masks`, and the values that the arm lets the survivors start from."""
@@ -157,7 +155,7 @@ class Experiment:
         elif arm.start == "trained" and number:
             start, origin = final, "own"
         else:
-            origin = "rewind" if number and self.config.rewind.amount else "initial"
+            origin = self._original if number else "initial"
             start = tickets.read_state(run, origin, identity)
         tickets.write_ticket(run, Ticket(number, masks, start, origin), identity)
 
@@ -223,6 +221,16 @@ class Experiment:
         self.tell(RoundDone(run, tables.table(run, "rounds").iloc[0].to_dict(), 0.0, ()))
         self._prune_and_reset(run, rounds)
         return True
+
+    @property
+    def _original(self) -> str:
+        """The name of the weights that survivors are reset to."""
+        return "rewind" if self.config.rewind.amount else "initial"
+
+    def _score_batches(self, run: Run) -> Batches:
+        """Training batches of this trial, the same in every round and arm."""
+        feed = self._feed([run])
+        return [feed.fetch(batch) for batch in feed.epoch([(run.seed, "scores")], 0)[: self.config.score_batches]]
 
     def _plan(self, run: Run, number: int) -> Plan:
         return make_plan(self.config, self._feed([run]).epoch_steps, ARMS[run.arm].schedule, number)

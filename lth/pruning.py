@@ -6,7 +6,8 @@ on masks are pure; those of the bridge, at the end, change the model they are gi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -45,39 +46,105 @@ def dense(weights: Weights) -> Masks:
     return {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
 
 
-def prune_lowest(
-    scores: Weights, masks: Masks, percents: Mapping[str, float], scope: str = "layer", times: int = 1
-) -> Masks:
+@dataclass(frozen=True)
+class Quota:
+    """How many weights some layers keep together; they compete with each other."""
+
+    layers: Sequence[str]
+    keep: int
+
+
+def prune_lowest(scores: Weights, masks: Masks, percents: Mapping[str, float], scope: str = "layer") -> Masks:
     """New masks without the lowest-scored `percents` percent of the survivors (Frankle & Carbin, Section 2).
 
     Exactly round(survivors * percent / 100) go, also where scores tie: then the first in memory order goes first,
     as in torch.nn.utils.prune. Under scope "global" the layers that share a percentage compete with each other.
-    `times`: as many go at once as in so many rounds.
     """
-    if scope == "global":
-        shared: dict[float, list[str]] = {}
-        for name in masks:
-            shared.setdefault(percents[name], []).append(name)
-        pools = list(shared.values())
-    else:
-        pools = [[name] for name in masks]
+    return keep_highest(scores, masks, quotas(masks, percents, scope))
+
+
+def quotas(masks: Masks, percents: Mapping[str, float], scope: str = "layer", rounds: int = 1) -> list[Quota]:
+    """What is to be left of the survivors of `masks` after so many rounds that each prune `percents` percent of them.
+    Under scope "global" the layers that share a percentage compete with each other."""
+    pools: dict[object, list[str]] = {}
+    for name in masks:
+        pools.setdefault(percents[name] if scope == "global" else name, []).append(name)
+    found = []
+    for names in pools.values():
+        keep = sum(int(masks[name].sum()) for name in names)
+        for _ in range(rounds):
+            keep -= round(keep * percents[names[0]] / 100)
+        found.append(Quota(names, keep))
+    return found
+
+
+def together(quotas: Sequence[Quota], percents: Mapping[str, float]) -> list[Quota]:
+    """The same weights in all, with all layers competing that are pruned at all."""
+    spared = [quota for quota in quotas if not percents[quota.layers[0]]]
+    pruned = [quota for quota in quotas if quota not in spared]
+    layers = [name for quota in pruned for name in quota.layers]
+    return [*spared, Quota(layers, sum(quota.keep for quota in pruned))] if layers else spared
+
+
+def keep_highest(scores: Weights, masks: Masks, quotas: Sequence[Quota]) -> Masks:
+    """New masks that keep, of the survivors of each quota's layers, as many as it says: those of the highest scores, of
+    equal ones the last in memory order."""
     pruned = {}
-    for names in pools:
-        kept = torch.cat([masks[name].flatten() for name in names])
-        score = torch.cat([scores[name].detach().cpu().flatten() for name in names])
+    for quota in quotas:
+        kept = torch.cat([masks[name].flatten() for name in quota.layers])
+        score = torch.cat([scores[name].detach().cpu().flatten() for name in quota.layers])
         survivors = kept.nonzero().squeeze(1)
-        count = len(survivors) - after_rounds(len(survivors), percents[names[0]], times)
-        kept[survivors[score[survivors].argsort(stable=True)[:count]]] = False
-        for name, part in zip(names, kept.split([masks[name].numel() for name in names]), strict=True):
+        count = len(survivors) - quota.keep
+        if count > 0:
+            compared = score[survivors]
+            highest = compared.kthvalue(count).values  # of those that go; ten times as quick as sorting
+            lower, equal = compared < highest, (compared == highest).nonzero().squeeze(1)
+            kept[survivors[lower]] = False
+            kept[survivors[equal[: count - int(lower.sum())]]] = False
+        for name, part in zip(quota.layers, kept.split([masks[name].numel() for name in quota.layers]), strict=True):
             pruned[name] = part.view_as(masks[name]).clone()
     return {name: pruned[name] for name in masks}
 
 
-def after_rounds(count: int, percent: float, rounds: int) -> int:
-    """How many of `count` weights are left when each round prunes that percentage of the survivors."""
-    for _ in range(rounds):
-        count -= round(count * percent / 100)
-    return count
+def keep_highest_in_steps(
+    score: Callable[[Masks], Weights], masks: Masks, quotas: Sequence[Quota], steps: int
+) -> Masks:
+    """`masks` pruned to `quotas` in so many steps: what is left shrinks by the same factor in each, and is scored anew
+    (Tanaka et al. 2020, arXiv:2006.05467, Algorithm 1)."""
+    before = [sum(int(masks[name].sum()) for name in quota.layers) for quota in quotas]
+    for step in range(1, steps + 1):
+        shares = [quota.keep / max(count, 1) for quota, count in zip(quotas, before, strict=True)]
+        goals = [
+            Quota(quota.layers, round(count * share ** (step / steps)))
+            for quota, count, share in zip(quotas, before, shares, strict=True)
+        ]
+        masks = keep_highest(score(masks), masks, goals)
+    return masks
+
+
+def erdos_renyi(masks: Masks, quotas: Sequence[Quota]) -> list[Quota]:
+    """The same weights in all, divided among the layers of each quota by Erdos-Renyi-Kernel: a layer's density is
+    proportional to the sum of its shape by its product, at most 1 (Evci et al. 2020, arXiv:1911.11134, Section 3)."""
+    found = []
+    for quota in quotas:
+        dense: set[str] = set()
+        sizes = {name: masks[name].numel() for name in quota.layers}
+        while True:
+            sparse = [name for name in quota.layers if name not in dense]
+            rest = quota.keep - sum(sizes[name] for name in dense)
+            scale = rest / max(sum(sum(masks[name].shape) for name in sparse), 1)
+            counts = {name: scale * sum(masks[name].shape) for name in sparse}
+            full = {name for name in sparse if counts[name] >= sizes[name]}
+            if not full:
+                break
+            dense |= full
+        whole = {name: int(counts.get(name, sizes[name])) for name in quota.layers}
+        # What rounding down has left goes to the layers that lost most by it.
+        by_loss = sorted(sparse, key=lambda name: whole[name] - counts[name])
+        for name in by_loss[: quota.keep - sum(whole.values())]:
+            whole[name] += 1
+        found += [Quota([name], whole[name]) for name in quota.layers]
+    return found
 
 
 def score(method: str, initial: Weights, final: Weights) -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ from lth.settings.arms import ARMS
 from lth.settings.config import Config, ConfigError, derive_seed
 from lth.training import models
 from lth.training.models import State
+from lth.training.scores import SCORES
 from lth.training.train import Stopped
 
 EVERY_ARM = {"prune_type": tuple(ARMS)}
@@ -99,6 +100,10 @@ def test_masks_of_every_arm(all_arms: Any) -> None:
         assert all(mask.all() for mask in own[0].masks.values()), "round 0 is dense"
         for number in (1, 2):
             before, after = own[number - 1].masks, own[number].masks
+            totals = [sum(pruning.survivors(masks).values()) for masks in (after, lt[number].masks)]
+            assert totals[0] == totals[1], "a round is as sparse in every arm"
+            if arm.prunes == "start":
+                continue  # which weights these keep is in test_pruning_before_training
             for layer, count in pruning.survivors(before).items():
                 assert int(after[layer].sum()) == count - round(count * rates[layer] / 100)
                 if not arm.mask_of:
@@ -268,6 +273,62 @@ def test_any_arm_that_finds_masks_has_its_controls(place: Path) -> None:
     assert not equal(*(tickets.read_ticket(found["one_shot_reinit"], number).start for number in (1, 2)))
 
 
+BEFORE = ("magnitude_init", "random_init", "snip", "grasp", "synflow")
+
+
+@pytest.mark.parametrize("changes", [{}, {"rewind": "3it", "prune_scope": "global", "output_percent": 0}])
+def test_pruning_before_training(place: Path, changes: dict[str, Any]) -> None:
+    """At once, from the weights that training starts from; all layers are compared that are pruned at all."""
+    config = settings(place, prune_type=("lt", *BEFORE), score_batches=3, **changes)
+    runs = {run.arm: run for run in do(config)}
+    start = tickets.read_state(runs["lt"], "rewind" if "rewind" in changes else "initial")
+    hidden, output = "layers.1.weight", "layers.3.weight"
+    compared = [hidden] if "output_percent" in changes else [hidden, output]
+    made = experiment(config)
+    feed, batches = made._feed([runs["snip"]]), made._score_batches(runs["snip"])
+    held_out = {tuple(x.flatten().tolist()) for chunk, _ in feed.validation() for x in chunk}
+    assert [len(x) for x, _ in batches] == [10] * 3
+    assert not held_out & {tuple(x.flatten().tolist()) for chunk, _ in batches for x in chunk}
+    model = models.load_state(made.problem.make(), start)
+    scores = {
+        name: SCORES[name](model, [hidden, output], batches, torch.nn.functional.cross_entropy)
+        for name in ("snip", "grasp")
+    }
+    scores["magnitude_init"] = {name: start[name].abs() for name in compared}
+    for arm in BEFORE:
+        assert rounds(runs[arm])["weights"].tolist() == rounds(runs["lt"])["weights"].tolist()
+        for number in (1, 2):
+            ticket = tickets.read_ticket(runs[arm], number)
+            assert equal(ticket.start, start)
+            assert output in compared or ticket.masks[output].all()
+            if arm in scores:
+                flat = [(scores[arm][name].flatten(), ticket.masks[name].flatten()) for name in compared]
+                score, kept = map(torch.cat, zip(*flat, strict=True))
+                assert score[~kept].max() <= score[kept].min()
+    first, second = (start[name].double().abs() for name in (hidden, output))
+    bias = start["layers.1.bias"].double().abs()
+    masks = {hidden: torch.ones_like(first).bool(), output: torch.ones_like(second).bool()}
+    total = sum(masks[name].numel() for name in compared)
+    left = int(rounds(runs["lt"])["weights"][2]) - (0 if output in compared else second.numel())
+    for step in range(1, 101):  # SynFlow on two layers, where the sums can be written down
+        first, second = first * masks[hidden], second * masks[output]
+        flow = {hidden: first * second.sum(0)[:, None], output: second * (first.sum(1) + bias)}
+        lowest = torch.cat([flow[name].flatten() for name in compared]).sort().values
+        count = total - round(total * (left / total) ** (step / 100))
+        masks |= {name: flow[name] > lowest[count - 1] for name in compared if count}
+    assert equal(tickets.read_ticket(runs["synflow"], 2).masks, masks)
+
+
+@pytest.mark.parametrize("rates", ["uniform", "erk"])
+def test_random_pruning_before_training_by_layer(place: Path, rates: str) -> None:
+    config = settings(place, prune_type="random_init", random_rates=rates, prune_percent=60)
+    (run,) = do(config)
+    counts = [tuple(pruning.survivors(tickets.read_ticket(run, number).masks).values()) for number in (1, 2)]
+    # 64 x 12 and 12 x 4: of 326 weights ERK would give the second layer 326 * 16 / 92 = 56.7, but it has 48.
+    assert counts == ([(307, 19), (123, 8)] if rates == "uniform" else [(278, 48), (108, 23)])
+    assert config.folder().count("random_rates") == (rates == "erk")
+
+
 @pytest.mark.parametrize("name", ["lt_reinit", "ticket_reinit_shuffle", "ticket_shuffle_reinit", "_reinit", "shuffle"])
 def test_controls_of_controls_are_no_arms(name: str) -> None:
     assert name not in ARMS
@@ -376,9 +437,9 @@ def test_stacked_runs_find_what_single_ones_find(place: Path) -> None:
 
 @pytest.mark.parametrize("arch", ["drop", "conv"])
 def test_more_rounds_extend_a_run_as_if_they_had_been_asked_for_at_once(place: Path, arch: str) -> None:
-    config = settings(place, arch_type=arch, prune_iterations=5, **EVERY_ARM)
+    config = settings(place, arch_type=arch, prune_iterations=4, **EVERY_ARM)
     do(replace(config, root=place / "once"))
-    for count in (1, 2, 5):
+    for count in (1, 2, 4):
         do(replace(config, prune_iterations=count))
     assert_same(results(place, ("dumps", "saves")), results(place / "once"))
 

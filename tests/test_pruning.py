@@ -202,6 +202,68 @@ def test_a_network_without_linear_layers_has_no_output() -> None:
     assert set(pruning.layer_kinds(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1))).values()) == {"conv"}
 
 
+# Counts of several rounds at once, in steps, by Erdos-Renyi-Kernel
+
+
+@QUICK
+@given(SHAPES, st.data(), st.sampled_from(["layer", "global"]), st.integers(0, 6), st.integers(0, 99))
+def test_at_once_as_many_go_as_round_by_round(
+    shapes: list[tuple[int, ...]], data: st.DataObject, scope: str, rounds: int, seed: int
+) -> None:
+    scores = scores_of(shapes, seed)
+    masks = dense = pruning.dense(scores)
+    percents = {name: data.draw(st.sampled_from([0.0, 20.0, 33.3])) for name in masks}
+    for _ in range(rounds):
+        masks = pruning.prune_lowest(scores, masks, percents, scope)
+    quotas = pruning.quotas(dense, percents, scope, rounds)
+    assert [quota.keep for quota in quotas] == [sum(int(masks[n].sum()) for n in q.layers) for q in quotas]
+    at_once = pruning.keep_highest(scores, dense, quotas)
+    assert all(torch.equal(at_once[name], masks[name]) for name in masks), "the same scores keep the same weights"
+    joined = pruning.together(quotas, percents)
+    assert sum(quota.keep for quota in joined) == sum(pruning.survivors(masks).values())
+    assert sorted(name for quota in joined for name in quota.layers) == sorted(masks)
+    competing = [set(quota.layers) for quota in joined if any(percents[name] for name in quota.layers)]
+    assert competing == ([{name for name in masks if percents[name]}] if any(percents.values()) else [])
+
+
+@QUICK
+@given(SHAPES, st.integers(1, 30), st.floats(0, 1), st.integers(0, 99))
+def test_in_steps_what_is_left_shrinks_by_one_factor(
+    shapes: list[tuple[int, ...]], steps: int, share: float, seed: int
+) -> None:
+    scores, seen = scores_of(shapes, seed), []
+    masks = pruning.dense(scores)
+    total = sum(mask.numel() for mask in masks.values())
+    quota = pruning.Quota(list(masks), round(total * share))
+
+    def score(masks: pruning.Masks) -> pruning.Weights:
+        seen.append(sum(pruning.survivors(masks).values()))
+        return scores
+
+    found = pruning.keep_highest_in_steps(score, masks, [quota], steps)
+    once = pruning.keep_highest(scores, masks, [quota])
+    assert all(torch.equal(found[name], once[name]) for name in masks)
+    assert seen == [total, *(round(total * (quota.keep / total) ** (step / steps)) for step in range(1, steps))]
+
+
+@QUICK
+@given(SHAPES, st.floats(0, 1))
+def test_erdos_renyi_counts_follow_the_formula(shapes: list[tuple[int, ...]], share: float) -> None:
+    """Densities are proportional to (fan in + fan out + width + height) by their product, none above 1."""
+    masks = pruning.dense(scores_of(shapes, 0))
+    total = sum(mask.numel() for mask in masks.values())
+    keep = round(total * share)
+    found = {q.layers[0]: q.keep for q in pruning.erdos_renyi(masks, [pruning.Quota(list(masks), keep)])}
+    assert list(found) == list(masks) and sum(found.values()) == keep
+    assert all(0 <= found[name] <= mask.numel() for name, mask in masks.items())
+    low, high = 0.0, float(total)  # of the one factor, found by bisection
+    for _ in range(200):
+        factor = (low + high) / 2
+        wanted = {name: min(factor * sum(mask.shape), mask.numel()) for name, mask in masks.items()}
+        low, high = (factor, high) if sum(wanted.values()) < keep else (low, factor)
+    assert all(abs(found[name] - wanted[name]) < 1 + 1e-6 for name in masks)
+
+
 # Criteria, random masks, counting, packing
 
 DIRECT: dict[str, Callable[[float, float], float]] = {

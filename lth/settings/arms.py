@@ -19,9 +19,12 @@ class Arm:
     """How a round's ticket is made: which weights survive, what they start from, at which rates they learn.
 
     prunes: the weights that pruning looks at. "trained": this arm's own at the end of its last round, of whose
-        survivors a round's percentage goes. "dense": those at the end of round 0, which are pruned at once to the
-        sparsity that this round has.
-    scores: what scores them, the lowest go: "criterion" (--prune_method) or "random".
+        survivors a round's percentage goes. "dense", those at the end of round 0, and "start", those that the arms'
+        training starts from: both are pruned at once to the sparsity that this round has.
+    scores: what scores them, the lowest go: "criterion" (--prune_method), "random", a name in CRITERIA, or a function
+        of lth/training/scores.py, in so many `steps`.
+    compared: which weights compete: "scope" (as --prune_scope says), "all" (of all layers that are pruned) or "layer",
+        where --random_rates says how many each layer keeps.
     mask_of: if given, nothing is pruned: the mask is the one that this arm found in the same round.
     shuffled: whether its survivors are then moved to random places of their layer.
     start: the values that survivors start from: "original" (the initial weights, or those of --rewind), "fresh" (new
@@ -33,6 +36,8 @@ class Arm:
     help: str
     prunes: str = "trained"
     scores: str = "criterion"
+    steps: int = 1
+    compared: str = "scope"
     mask_of: str = ""
     shuffled: bool = False
     start: str = "original"
@@ -81,6 +86,16 @@ ARMS = Arms(
         start="trained",
         schedule="final",
     ),
+    magnitude_init=Arm(help="prune the smallest initial weights", prunes="start", scores="magnitude", compared="all"),
+    random_init=Arm(
+        help="prune at random before training, --random_rates a layer",
+        prunes="start",
+        scores="random",
+        compared="layer",
+    ),
+    snip=Arm(help="prune before training by SNIP", prunes="start", scores="snip", compared="all"),
+    grasp=Arm(help="prune before training by GraSP", prunes="start", scores="grasp", compared="all"),
+    synflow=Arm(help="prune before training by SynFlow", prunes="start", scores="synflow", compared="all", steps=100),
     ticket_reinit=replace(CONTROLS["reinit"], mask_of="lt", help="the masks that lt found, fresh random weights"),
     ticket_shuffle=replace(
         CONTROLS["shuffle"], mask_of="lt", help="lt's counts a layer, places shuffled, original initial weights"

@@ -195,6 +195,15 @@ class Config:
     prune_method: str = setting(
         "magnitude", PRUNE, "what scores a weight; the lowest are pruned", choices=tuple(CRITERIA)
     )
+    random_rates: str = setting(
+        "uniform",
+        PRUNE,
+        "what the layers keep in random_init: all the same share (but for --conv_percent and so on), or by "
+        "Erdos-Renyi-Kernel",
+        choices=("uniform", "erk"),
+        added=True,
+    )
+    score_batches: int = setting(10, PRUNE, "training batches that snip and grasp look at", number(int, 1), added=True)
     rewind: Duration = setting(
         Duration(0), PRUNE, "reset to the weights of this point of round 0", duration(zero=True, percent=True)
     )

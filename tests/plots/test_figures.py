@@ -309,10 +309,10 @@ def test_an_arm_looks_the_same_everywhere(tmp_path: Path, make_runs: MakeRuns, s
             if line.get_label() in ARMS:
                 wanted = style.look(str(line.get_label()))
                 assert (to_rgb(line.get_color()), line.get_marker()) == (to_rgb(wanted.color), wanted.marker)
-    looks = [style.look(arm) for arm in ARMS]
-    assert len({to_rgb(look.color) for look in looks}) == len(ARMS)
-    assert len({look.marker for look in looks}) == len(ARMS)
-    assert len({look.dashes for look in looks}) == len(ARMS)
+    looks = [style.look(arm) for arm in (*style.LOOKS, "lr_rewind", "one_shot")]
+    assert len({to_rgb(look.color) for look in looks}) == len(looks)
+    assert len({look.marker for look in looks}) == len(looks)
+    assert len({look.dashes for look in looks}) == len(looks)
     assert style.look("a later arm").marker
 
 

@@ -1,0 +1,165 @@
+"""Scores before training against finite differences and sums that can be written down."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import Conv, Mlp, make_images
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from lth import pruning
+from lth.training import models
+from lth.training.scores import SCORES, TEMPERATURE, grasp, snip, synflow
+
+
+def batches(count: int = 3, size: int = 12) -> list[tuple[Tensor, Tensor]]:
+    images = make_images()
+    x, y = images.train.float() / 255, images.train_labels
+    return [(x[i * size : (i + 1) * size], y[i * size : (i + 1) * size]) for i in range(count)]
+
+
+def built(make: Any) -> nn.Module:
+    return models.build(make, "glorot", 3)
+
+
+def loss(model: nn.Module, scale: float = 1.0) -> Tensor:
+    """The mean loss over the batches, in double precision."""
+    parts = [cross_entropy(model(x.double()) / scale, y) for x, y in batches()]
+    return torch.stack(parts).mean()
+
+
+def places(weight: Tensor) -> list[int]:
+    return list(range(0, weight.numel(), max(weight.numel() // 9, 1)))
+
+
+def test_snip_is_how_fast_the_loss_changes_when_a_weight_is_scaled() -> None:
+    model = built(Mlp)
+    names = list(pruning.prunable(model))
+    found, exact, step = snip(model, names, batches(), cross_entropy), built(Mlp).double(), 1e-5
+    for name in names:
+        weight = exact.get_parameter(name).data.view(-1)
+        for place in places(weight):
+            value, ends = weight[place].item(), []
+            for factor in (1 + step, 1 - step):
+                weight[place] = value * factor
+                ends.append(loss(exact).item())
+            weight[place] = value
+            assert found[name].view(-1)[place].item() == pytest.approx(abs(ends[0] - ends[1]) / (2 * step), rel=1e-5)
+
+
+def test_grasp_is_what_a_weight_adds_to_the_gradients_norm() -> None:
+    """w Hg is half the derivative of the squared norm of the gradient when the weight is scaled."""
+    model = built(Mlp)
+    names = list(pruning.prunable(model))
+    found, exact, step = grasp(model, names, batches(), cross_entropy), built(Mlp).double(), 1e-5
+
+    def norm() -> float:
+        slopes = torch.autograd.grad(loss(exact, TEMPERATURE), [exact.get_parameter(name) for name in names])
+        return sum(float((slope**2).sum()) for slope in slopes)
+
+    for name in names:
+        weight = exact.get_parameter(name).data.view(-1)
+        for place in places(weight):
+            value, ends = weight[place].item(), []
+            for factor in (1 + step, 1 - step):
+                weight[place] = value * factor
+                ends.append(norm())
+            weight[place] = value
+            expected = (ends[0] - ends[1]) / (4 * step)
+            assert found[name].view(-1)[place].item() == pytest.approx(expected, rel=1e-4, abs=1e-12)
+
+
+def test_grasp_prunes_what_the_gradient_can_do_without() -> None:
+    """Taking a few of the lowest scores away leaves a larger gradient than taking a few of the highest."""
+    model = built(Mlp).double()
+    names = list(pruning.prunable(model))
+    scores = torch.cat([score.flatten() for score in grasp(model, names, batches(), cross_entropy).values()])
+
+    def norm_without(chosen: Tensor) -> float:
+        thinned = built(Mlp).double()
+        sizes = [thinned.get_parameter(name).numel() for name in names]
+        for name, part in zip(names, torch.ones(len(scores)).index_fill(0, chosen, 0).split(sizes), strict=True):
+            weight = thinned.get_parameter(name)
+            weight.data.mul_(part.view_as(weight))
+        slopes = torch.autograd.grad(loss(thinned, TEMPERATURE), [thinned.get_parameter(name) for name in names])
+        return sum(float((slope**2).sum()) for slope in slopes)
+
+    order = scores.argsort()
+    assert norm_without(order[:20]) > norm_without(order[-20:])
+
+
+class Straight(nn.Module):
+    """Four layers without biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3, bias=False)
+        self.fc1, self.fc2 = nn.Linear(3 * 36, 20, bias=False), nn.Linear(20, 15, bias=False)
+        self.fc3 = nn.Linear(15, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc3(self.fc2(self.fc1(self.conv(x).relu().flatten(1)).relu()).relu())
+
+
+def test_synflow_conserves_the_flow() -> None:
+    """The scores of every layer sum up to the same, and into a unit flows what flows out (Tanaka et al., Theorem 1)."""
+    model = built(Straight)
+    names = list(pruning.prunable(model))
+    masks = {name: torch.rand(weight.shape) < 0.6 for name, weight in pruning.prunable(model).items()}
+    with torch.no_grad():
+        for name, mask in masks.items():
+            model.get_parameter(name).mul_(mask)
+    found = synflow(model, names, batches(1), cross_entropy)
+    sums = [score.sum().item() for score in found.values()]
+    assert sums == pytest.approx([sums[0]] * 4, rel=1e-12) and sums[0] > 0
+    assert torch.allclose(found["fc1.weight"].sum(1), found["fc2.weight"].sum(0), rtol=1e-12)
+    assert torch.allclose(found["fc2.weight"].sum(1), found["fc3.weight"].sum(0), rtol=1e-12)
+    assert all((score[~masks[name]] == 0).all() and (score >= 0).all() for name, score in found.items())
+
+
+def test_synflow_needs_no_data() -> None:
+    model = built(Conv)
+    names = list(pruning.prunable(model))
+    one, other = (synflow(model, names, parts, cross_entropy) for parts in (batches(1), batches(3)[1:]))
+    assert all(torch.equal(one[name], other[name]) for name in names)
+
+
+def test_synflow_in_many_steps_collapses_no_layer_where_a_single_one_does() -> None:
+    """Tanaka et al., Figure 2: at once, whole layers go while others keep more than they need."""
+
+    def left(steps: int) -> dict[str, int]:
+        model = built(Straight)
+        masks = pruning.dense(pruning.prunable(model))
+
+        def score(masks: pruning.Masks) -> pruning.Weights:
+            with torch.no_grad():
+                for name, mask in masks.items():
+                    model.get_parameter(name).mul_(mask)
+            return synflow(model, list(masks), batches(1), cross_entropy)
+
+        total = sum(mask.numel() for mask in masks.values())
+        found = pruning.keep_highest_in_steps(score, masks, [pruning.Quota(list(masks), 30)], steps)
+        assert sum(pruning.survivors(found).values()) == 30 < total
+        return pruning.survivors(found)
+
+    assert min(left(1).values()) == 0 < min(left(100).values())
+
+
+@pytest.mark.parametrize("name", list(SCORES))
+def test_scores_leave_the_model_as_it_was_and_do_not_depend_on_its_mode(name: str) -> None:
+    model = models.build(lambda: Conv(dropout=0.5), "glorot", 0)
+    before = models.state_of(model)
+    names = list(pruning.prunable(model))
+    results = []
+    for training in (True, False):
+        model.train(training)
+        results.append(SCORES[name](model, names, batches(), cross_entropy))
+        assert model.training == training and all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(results[0][each], results[1][each]) for each in names)
+    after = models.state_of(model)
+    assert all(torch.equal(before[each], after[each]) for each in before), "batch norm's statistics too"
+    assert {score.dtype for score in results[0].values()} == {torch.float64}
+    assert [score.shape for score in results[0].values()] == [before[each].shape for each in names]
