@@ -21,7 +21,7 @@ import torch.multiprocessing  # teaches pickle to share tensors between processe
 from lth.data.images import Images
 from lth.experiment import Experiment, TrialError
 from lth.records import folders
-from lth.records.events import Event
+from lth.records.events import Event, Note
 from lth.records.files import RecordError
 from lth.records.tables import Run
 from lth.settings import names
@@ -163,6 +163,8 @@ def _in_processes(
                 for _ in range(jobs):
                     pool.submit(os.getpid)
             while waiting or running:
+                if signalled() and not stop.is_set():
+                    tell(Note("stopping: each process first writes where its round is"))
                 if signalled() or any(isinstance(error, (RecordError, BrokenProcessPool)) for error in errors):
                     stop.set()
                     waiting.clear()

@@ -25,6 +25,7 @@ from lth.run import jobs
 from lth.run.about import about
 from lth.run.progress import Progress
 from lth.run.tensorboard import Board
+from lth.run.terminal import wrapped
 from lth.settings import checks, names
 from lth.settings.arms import ARMS
 from lth.settings.config import Config, ConfigError, as_text, usual_valid_size
@@ -47,7 +48,7 @@ def run(asked: Config, command: Sequence[str] = (), words: Callable[[str], str] 
 
     def say(text: str) -> None:
         if not asked.quiet:
-            print(words(text), flush=True)
+            print(wrapped(words(text), sys.stdout), flush=True)
 
     with jobs.signals() as signalled:
         runs, config = jobs.runs_of(asked), settled(asked)
@@ -72,7 +73,7 @@ def run(asked: Config, command: Sequence[str] = (), words: Callable[[str], str] 
             rounds = sum(
                 config.prune_iterations - min(tables.finished_rounds(r), config.prune_iterations) for r in runs
             )
-            progress = Progress(rounds, config.print_freq, config.quiet)
+            progress = Progress(rounds, config.print_freq, config.quiet, runs=runs)
             board = Board(config) if config.tensorboard else None
 
             def tell(event: Event) -> None:
@@ -86,7 +87,7 @@ def run(asked: Config, command: Sequence[str] = (), words: Callable[[str], str] 
                 jobs.run_tasks(tasks, config, images, device, tell, signalled)
             except jobs.Interrupted:
                 progress.close()
-                print(f"the results so far are in {runs[0].dumps.parent.parent}", file=sys.stderr)
+                _warn(f"the results so far are in {runs[0].dumps.parent.parent}")
                 raise
             finally:
                 progress.close()
@@ -177,4 +178,8 @@ def _announce(
     say(f"{len(runs)} runs of {config.prune_iterations} rounds on {facts['device']}, results in {where}")
     say(f"the weights under saves/ take up to {need:,.0f} MB of {free:,.0f} MB free (--keep_weights last: less)")
     if need > free:
-        print("warning: the disk may become full; a stopped run can be taken up later", file=sys.stderr)
+        _warn("warning: the disk may become full; a stopped run can be taken up later")
+
+
+def _warn(text: str) -> None:
+    print(wrapped(text, sys.stderr), file=sys.stderr)
