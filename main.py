@@ -24,14 +24,14 @@ def main(argv: Sequence[str]) -> int:
 def perform(config: Config, argv: Sequence[str], words: Callable[[str], str] = str) -> int:
     """The same for settings, which the command line `argv` gave; `words` as in `session.run`."""
     from lth.records import tables  # PyTorch loads here, once the flags have been found good
-    from lth.run import jobs, session, tensorboard
+    from lth.run import session, tasks, tensorboard
 
     failure = None
     try:
         session.run(config, argv, words)
     except session.TrialsFailed as error:  # the others are complete and can be looked at
         failure = error
-    one = jobs.runs_of(config)[0]
+    one = tasks.runs_of(config)[0]
     found = tables.find(config.root, one.arch_type, one.dataset, one.settings)
     runs = [run for run in found if run.plots == one.plots]
     if utils.up_to_date(runs, config.format):

@@ -87,7 +87,7 @@ def instrument(clock: Clock) -> None:
     from lth.training.train import Training
 
     clock.wrap(session, "prepare", DATA)
-    clock.wrap(jobs, "run_tasks", WAITING)  # where rounds are not in this process
+    clock.wrap(jobs, "work", WAITING)  # where rounds are not in this process
     clock.wrap(Experiment, "run", OTHER, then=clock.save)
     clock.wrap(Experiment, "train", SETUP)
     clock.wrap(Experiment, "prune", PRUNING)

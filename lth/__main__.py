@@ -195,12 +195,12 @@ def _recovered(folder: Path) -> Path:
 def _check_recovered(config: Config, folder: Path) -> None:
     """ConfigError unless there are results of these settings to go on with."""
     from lth.records import tables
-    from lth.run import jobs
+    from lth.run import tasks
 
-    if not any((run.dumps / "config.json").exists() for run in jobs.runs_of(config)):
+    if not any((run.dumps / "config.json").exists() for run in tasks.runs_of(config)):
         have = "".join(f"\n  {run.dumps}" for run in tables.find(config.root))
         raise ConfigError(
-            f"--recover must hold results of these settings, in {jobs.runs_of(config)[0].dumps}, not only"
+            f"--recover must hold results of these settings, in {tasks.runs_of(config)[0].dumps}, not only"
             f"{have or ' nothing'}"
         )
 

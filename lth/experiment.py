@@ -16,7 +16,7 @@ from lth import pruning
 from lth.data.feed import Feed
 from lth.pruning import Masks
 from lth.records import resume, tables, tickets
-from lth.records.events import Evaluated, Event, Moved, Note, RoundDone
+from lth.records.events import Evaluated, Event, Note, RoundDone
 from lth.records.files import RecordError, delete
 from lth.records.tables import Run
 from lth.records.tickets import Ticket, numbered
@@ -47,7 +47,7 @@ class Experiment:
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.config, self.problem, self.device, self.tell, self.stop = config, problem, device, tell, stop
-        self.failed: set[Run] = set()
+        self.failed: dict[Run, str] = {}  # with the reason
         self._feeds: dict[tuple[int, ...], Feed] = {}
 
     def run(self, runs: Sequence[Run], rounds: int) -> None:
@@ -86,10 +86,6 @@ class Experiment:
         def report(trial: int, evaluation: Evaluation) -> None:
             self.tell(Evaluated(stack[trial], number, evaluation, plan.steps, feed.epoch_steps))
 
-        def moved(iteration: int) -> None:
-            for run in stack:
-                self.tell(Moved(run, number, iteration, plan.steps))
-
         def checkpoint(states: list[Trained]) -> None:
             for run, state in zip(stack, states, strict=True):
                 if state.failure is None:
@@ -107,7 +103,7 @@ class Experiment:
             optimizer = self.problem.optimizer(network)
             dropout = derive_seed(stack[0].seed, "dropout", number)
             training = Training(network, optimizer, feed, plan, seeds, dropout, going_on)
-            return training.run(report, checkpoint, self.config.checkpoint_every, self.stop, moved)
+            return training.run(report, checkpoint, self.config.checkpoint_every, self.stop)
         except torch.OutOfMemoryError:
             raise TrialError(
                 f"the memory of {self.device} is exhausted at batch size {self.config.batch_size} with {len(stack)} "
@@ -194,7 +190,7 @@ class Experiment:
         try:
             yield
         except TrialError as error:
-            self.failed.add(run)
+            self.failed[run] = str(error)
             self.tell(Note(f"{run}: {error}", failed=True))
         except (FileNotFoundError, tickets.Damaged) as error:  # all was well when the run was picked up
             raise RecordError(f"{error}: the same command again goes on from the last good round") from None

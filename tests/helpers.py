@@ -20,7 +20,8 @@ from lth.experiment import Experiment
 from lth.pruning import Masks
 from lth.records.events import Event, Note
 from lth.records.tables import Run
-from lth.run.jobs import runs_of, tasks_of
+from lth.run.queue import Queue
+from lth.run.tasks import runs_of
 from lth.settings import names
 from lth.settings.config import Config
 from lth.training import models
@@ -155,11 +156,16 @@ def experiment(config: Config, tell: Callable[[Event], None] | None = None, **op
 
 def do(config: Config, tell: Callable[[Event], None] | None = None, **options: Any) -> list[Run]:
     """Do all rounds of all runs of these settings, in this process."""
-    runs = runs_of(config)
-    made = experiment(config, tell, **options)
-    for task in tasks_of(runs, config.prune_iterations, together=bool(config.stack)):
-        made.run(task.runs, task.rounds)
-    return runs
+    work(experiment(config, tell, **options))
+    return runs_of(config)
+
+
+def work(made: Experiment) -> None:
+    """Let an experiment do what its settings ask for."""
+    queue = Queue([made.config], lambda run: run, together=lambda config: 99 if config.stack else 1)
+    while claim := queue.take():
+        made.run(claim.runs, claim.rounds)
+        queue.give_back(claim, {run: why for run, why in made.failed.items() if run in claim.runs})
 
 
 def results(root: Path, kinds: tuple[str, ...] = ("dumps", "saves")) -> dict[str, bytes]:

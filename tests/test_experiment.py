@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from helpers import Told, assert_same, do, experiment, killed_at, results, settings
+from helpers import Told, assert_same, do, experiment, killed_at, results, settings, work
 
 from lth import pruning
 from lth.experiment import Experiment
@@ -25,8 +25,8 @@ from lth.records.events import Evaluated, RoundDone
 from lth.records.files import RecordError
 from lth.records.tables import Run
 from lth.records.tickets import numbered
-from lth.run import jobs, session
-from lth.run.jobs import runs_of
+from lth.run import session
+from lth.run.tasks import runs_of
 from lth.settings.arms import ARMS
 from lth.settings.config import Config, ConfigError, derive_seed
 from lth.training import models
@@ -695,7 +695,7 @@ def test_a_trial_whose_loss_is_no_number_ends_and_the_others_do_not(place: Path,
     made.problem = replace(made.problem, initial=spoiled)
     runs = runs_of(config)
     made.run(runs, 3)
-    assert [len(rounds(run)) for run in runs] == [3, 0, 3] and made.failed == {runs[1]}
+    assert [len(rounds(run)) for run in runs] == [3, 0, 3] and made.failed.keys() == {runs[1]}
     assert "lt seed1: round 0 ended: the loss became nan by iteration 4 at learning rate 0.01" in told.notes
     do(replace(config, root=place / "usual"))
     for run in (runs[0], runs[2]):
@@ -709,11 +709,10 @@ def test_a_later_round_that_fails_keeps_the_earlier_ones(place: Path, stack: int
     made, told = experiment(config), Told()
     made.tell, fresh = told, made.problem.fresh
     made.problem = replace(made.problem, fresh=lambda seed: {k: v * float("nan") for k, v in fresh(seed).items()})
-    for task in jobs.tasks_of(runs_of(config), 4, together=bool(stack)):
-        made.run(task.runs, task.rounds)
+    work(made)
     lt, reinit, control = runs_of(config)
     assert [len(rounds(run)) for run in (lt, reinit, control)] == [4, 1, 1]
-    assert made.failed == {reinit, control} and "reinit seed0: round 1 ended: the loss became nan" in told.notes
+    assert made.failed.keys() == {reinit, control} and "reinit seed0: round 1 ended: the loss became nan" in told.notes
 
 
 def test_controls_end_where_lt_did(place: Path) -> None:
@@ -722,9 +721,9 @@ def test_controls_end_where_lt_did(place: Path) -> None:
     made.tell = told
     lt, control = runs_of(config)
     made.run([lt], 2)
-    made.failed.add(lt)
+    made.failed[lt] = "as if"
     made.run([control], 4)
-    assert len(rounds(control)) == 2 and made.failed == {lt, control}
+    assert len(rounds(control)) == 2 and made.failed.keys() == {lt, control}
     assert "round 2 has no ticket of lt" in told.notes
 
 

@@ -12,7 +12,7 @@ from lth.claims.claim import TIMES, Claim, Statement
 from lth.claims.forms import Form
 from lth.records import verdict
 from lth.records.tables import Run
-from lth.run import jobs
+from lth.run import tasks
 
 NEAR = 1.1  # a sparsity is the one that a statement is about if they differ by at most this factor
 ROUGHLY = 2.0  # the same where settings were changed, as for quick forms, whose rounds prune more
@@ -95,7 +95,7 @@ def judge(low: float, high: float, holds: tuple[float, float]) -> str:
 
 def runs_of(form: Form) -> dict[str, list[Run]]:
     """The runs of each experiment of a claim, finished or not."""
-    return {name: jobs.runs_of(config) for name, config in form.configs.items()}
+    return {name: tasks.runs_of(config) for name, config in form.configs.items()}
 
 
 def findings(form: Form) -> list[Finding]:

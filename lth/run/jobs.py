@@ -1,45 +1,41 @@
-"""Running many experiments side by side: a process a run on a CPU, stacks of runs in this process on a GPU."""
+"""Doing what a queue has: in this process, or side by side in processes of this machine."""
 
 from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
 import os
-import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from queue import Empty
+from typing import Any, Protocol
 
 import torch
 import torch.multiprocessing  # teaches pickle to share tensors between processes
 
 from lth.data.images import Images
 from lth.experiment import Experiment, TrialError
-from lth.records import folders
 from lth.records.events import Event, Note
 from lth.records.files import RecordError
+from lth.records.lock import Lost
 from lth.records.tables import Run
-from lth.settings import names
-from lth.settings.arms import ARMS
+from lth.run.queue import Claim, Queue
 from lth.settings.config import Config
 from lth.training.problem import Problem
 from lth.training.train import Stopped
 
 POLL = 0.2  # seconds between looks at the workers
-
-
-@dataclass(frozen=True)
-class Task:
-    """Some runs, trained together up to a number of rounds, once the tasks numbered in `needs` are done."""
-
-    runs: tuple[Run, ...]
-    rounds: int
-    needs: tuple[int, ...] = ()
+SHARE = 20  # of the time that a look at the folder takes, others share it: so much longer until the next look
+LONGEST = 30.0  # seconds between looks at the folder
+FATAL = (RecordError, BrokenProcessPool)  # others stop what they happened to
+Tell = Callable[[Event], None]
+Data = Mapping[Config, tuple[Config, Images]]  # of each experiment, the settings as the data settle them, and these
 
 
 class Interrupted(Exception):
@@ -72,65 +68,91 @@ def signals() -> Iterator[Callable[[], int]]:
             signal.signal(signum, handler)
 
 
-def runs_of(config: Config) -> list[Run]:
-    """The runs that the settings ask for, a trial's arms one after another; first those whose masks others need."""
-    needed = [ARMS[arm].mask_of for arm in config.prune_type if ARMS[arm].mask_of]
-    arms = dict.fromkeys([*needed, *config.prune_type])
-    dataset = names.dataset(config.dataset)
-    spelled = folders.spelled(
-        config.root, names.model(config.arch_type, dataset, config.data), dataset, config.folder()
-    )
-    return [Run(config.root, *spelled, arm, seed) for seed in config.seeds for arm in arms]
+@dataclass(frozen=True)
+class Outcome:
+    """How the work on a claim ended: the runs that failed, with the reason, or what stopped all of it."""
+
+    claim: Claim
+    failed: Mapping[Run, str] = field(default_factory=dict)
+    error: BaseException | None = None
 
 
-def tasks_of(runs: Sequence[Run], rounds: int, together: bool) -> list[Task]:
-    """What is to be done in which order: the dense round of a trial once, its arms after that, then those that take
-    the masks of others.
+class Workers(Protocol):
+    """Those who do the work, within `with`. They tell of it while `ended` waits."""
 
-    `together` makes one task of all runs that can be trained at the same time (for stacking).
-    """
-    own = [run for run in runs if not ARMS[run.arm].mask_of]
-    controls = [run for run in runs if ARMS[run.arm].mask_of]
-    if together:
-        return [Task(tuple(own), rounds), *([Task(tuple(controls), rounds, (0,))] if controls else [])]
-    tasks: list[Task] = []
-    number: dict[tuple[int, str], int] = {}
-    for seed in dict.fromkeys(run.seed for run in own):
-        first, *others = (run for run in own if run.seed == seed)
-        if others:  # they share the dense round that the first one trains
-            number[seed, "dense"] = len(tasks)
-            tasks.append(Task((first,), 1))
-    for run in own:
-        needs = (number[run.seed, "dense"],) if (run.seed, "dense") in number else ()
-        number[run.seed, run.arm] = len(tasks)
-        tasks.append(Task((run,), rounds, needs))
-    return tasks + [Task((run,), rounds, (number[run.seed, ARMS[run.arm].mask_of],)) for run in controls]
+    def free(self) -> bool:
+        """Whether another claim can be started."""
+
+    def start(self, claim: Claim) -> None:
+        """Begin with a claim."""
+
+    def ended(self, seconds: float) -> list[Outcome]:
+        """What has ended by now; waits for the first, but not longer than this."""
+
+    def stop(self) -> None:
+        """Ask all to write their checkpoints and end."""
+
+    def __enter__(self) -> Workers: ...
+
+    def __exit__(self, *exception: object) -> None: ...
 
 
-def run_tasks(
-    tasks: Sequence[Task],
-    config: Config,
-    images: Images,
-    device: torch.device,
-    tell: Callable[[Event], None],
-    signalled: Callable[[], int] = lambda: 0,
-    problem: Problem | None = None,
+def work(
+    queue: Queue, workers: Workers, tell: Tell, signalled: Callable[[], int] = lambda: 0, joined: bool = False
 ) -> None:
-    """Do all tasks, side by side in processes where the device is a CPU and there is more than one job.
+    """Do everything in the queue; where other processes have `joined` in it, wait for what they do.
 
-    Raises Interrupted once everything has stopped after a signal; TrialError and RecordError of a task after the
-    others have ended. `problem`, where it is not the settings' own, keeps everything in this process.
+    Raises Interrupted once everything has stopped after a signal; TrialError and RecordError of a claim after the
+    others have ended.
     """
-    jobs = min(config.jobs or max(1, cores() // config.threads), len(tasks))
-    if problem is not None or device.type != "cpu" or jobs == 1:
-        experiment = Experiment(config, problem or Problem.of(config, images), device, tell, lambda: bool(signalled()))
+    errors: list[BaseException] = []
+    busy, over, next_look = 0, False, 0.0
+    with workers:
+        while True:
+            stopping = bool(signalled()) or any(isinstance(error, FATAL) for error in errors)
+            if stopping:
+                workers.stop()
+            elif time.monotonic() >= next_look:
+                began = time.monotonic()
+                while workers.free() and (claim := queue.take()):
+                    workers.start(claim)
+                    busy += 1
+                if joined:
+                    for event in queue.news():
+                        tell(event)
+                over = queue.over()
+                next_look = time.monotonic() + (min(SHARE * (time.monotonic() - began), LONGEST) if joined else 0)
+            if not busy and (stopping or over):
+                break
+            for outcome in workers.ended(POLL):
+                failed, error = dict(outcome.failed), outcome.error
+                if isinstance(error, Lost):
+                    failed |= {} if joined else _lost(outcome.claim, tell)
+                elif error is not None and not isinstance(error, Stopped):
+                    errors.append(error)
+                    if not isinstance(error, FATAL):
+                        failed |= {run: str(error) for run in outcome.claim.runs}
+                queue.give_back(outcome.claim, failed)
+                busy, next_look = busy - 1, 0.0
+    if signalled():
+        raise Interrupted(signalled())
+    if errors and isinstance(errors[0], BrokenProcessPool):
+        raise TrialError("a worker process was killed, by lack of memory perhaps (--jobs lowers the need)") from None
+    if errors:
+        raise errors[0]
+
+
+def _lost(claim: Claim, tell: Tell) -> dict[Run, str]:
+    """The runs of a claim that another process has taken over, with the reason, which is told."""
+    lost = {}
+    for run in claim.runs:
         try:
-            for task in tasks:
-                experiment.run(task.runs, task.rounds)
-        except Stopped:
-            raise Interrupted(signalled()) from None
-        return
-    _in_processes(tasks, jobs, config, images, tell, signalled)
+            if run.fence:
+                run.fence.check()
+        except Lost as error:
+            lost[run] = str(error)
+            tell(Note(f"{run}: {error}", failed=True))
+    return lost
 
 
 def cores() -> int:
@@ -140,62 +162,139 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _in_processes(
-    tasks: Sequence[Task],
-    jobs: int,
-    config: Config,
-    images: Images,
-    tell: Callable[[Event], None],
-    signalled: Callable[[], int],
-) -> None:
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read when a child loads torch
-        os.environ[name] = str(config.threads)
-    for tensor in images.tensors():
-        tensor.share_memory_()
-    context = multiprocessing.get_context("spawn")
-    events, stop = context.Queue(), context.Event()
-    errors: list[BaseException] = []
-    waiting, running, done = dict(enumerate(tasks)), dict[Future[set[Run]], int](), set[int]()
-    failed: set[Run] = set()  # another worker may get a run's next task: it would let it fail once more
-    with ProcessPoolExecutor(jobs, context, _start_worker, (config, images, events, stop)) as pool:
+def workers(
+    size: int, threads: int, data: Data, device: torch.device, tell: Tell, stop: Callable[[], bool]
+) -> Here | Processes:
+    """So many processes on a CPU, but this one where that is enough, or where the device is a GPU."""
+    if device.type != "cpu" or size == 1:
+        return Here(data, device, tell, stop)
+    return Processes(size, threads, data, tell)
+
+
+class Experiments:
+    """The experiment that a process is at, made anew when another one's turn comes."""
+
+    def __init__(self, data: Data, device: torch.device, tell: Tell, stop: Callable[[], bool]) -> None:
+        self.data, self.device, self.tell, self.stop = data, device, tell, stop
+        self.of: Config | None = None
+
+    def do(self, claim: Claim) -> dict[Run, str]:
+        """Train what the claim says; gives those of its runs that ended early, with the reason."""
+        if self.of != claim.config:
+            config, images = self.data[claim.config]
+            self.of = claim.config
+            self.experiment = Experiment(config, Problem.of(config, images), self.device, self.tell, self.stop)
+        self.experiment.run(claim.runs, claim.rounds)
+        return {run: why for run, why in self.experiment.failed.items() if run in claim.runs}
+
+
+class Here:
+    """Work in this process."""
+
+    def __init__(self, data: Data, device: torch.device, tell: Tell, stop: Callable[[], bool]) -> None:
+        self.experiments = Experiments(data, device, tell, stop)
+        self.claim: Claim | None = None
+
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def free(self) -> bool:
+        """Whether there is nothing to do."""
+        return self.claim is None
+
+    def start(self, claim: Claim) -> None:
+        """Note what to do next."""
+        self.claim = claim
+
+    def ended(self, seconds: float) -> list[Outcome]:
+        """Do it."""
+        if self.claim is None:
+            time.sleep(seconds)
+            return []
+        claim, self.claim = self.claim, None
         try:
-            with _undisturbed():  # all workers load PyTorch now, not when there is work for them
-                for _ in range(jobs):
-                    pool.submit(os.getpid)
-            while waiting or running:
-                if signalled() and not stop.is_set():
-                    tell(Note("stopping: each process first writes where its round is"))
-                if signalled() or any(isinstance(error, (RecordError, BrokenProcessPool)) for error in errors):
-                    stop.set()
-                    waiting.clear()
-                for number in [n for n, task in waiting.items() if done.issuperset(task.needs)]:
-                    if failed.issuperset(waiting[number].runs):
-                        done.add(number)
-                        del waiting[number]
-                    elif len(running) < jobs:
-                        with _undisturbed():
-                            running[pool.submit(_work, waiting.pop(number))] = number
-                ended, _ = wait(running, POLL, FIRST_COMPLETED)
-                _drain(events, tell)
-                for future in ended:
-                    number, error = running.pop(future), future.exception()
-                    if error is None:
-                        failed |= future.result()
-                        done.add(number)
-                    elif not isinstance(error, Stopped):
-                        errors.append(error)
-                if not running and not any(done.issuperset(task.needs) for task in waiting.values()):
-                    waiting.clear()  # what they need has failed
-        except BaseException:
-            stop.set()
-            raise
-    _drain(events, tell)
-    if signalled():
-        raise Interrupted(signalled())
-    if errors and isinstance(errors[0], BrokenProcessPool):
-        raise TrialError("a worker process was killed, by lack of memory perhaps (--jobs lowers the need)") from None
-    if errors:
-        raise errors[0]
+            return [Outcome(claim, self.experiments.do(claim))]
+        except Exception as error:
+            return [Outcome(claim, error=error)]
+
+    def stop(self) -> None:
+        """What is under way asks for itself; what is not begun is left."""
+
+
+class Processes:
+    """Work in so many processes, of `threads` threads each."""
+
+    def __init__(self, size: int, threads: int, data: Data, tell: Tell) -> None:
+        self.size, self.tell = size, tell
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read when a child loads torch
+            os.environ[name] = str(threads)
+        for _, images in data.values():
+            for tensor in images.tensors():
+                tensor.share_memory_()
+        context = multiprocessing.get_context("spawn")
+        self.events, self.asked = context.Queue(), context.Event()
+        self.pool = ProcessPoolExecutor(size, context, _start_worker, (data, self.events, self.asked))
+        self.running: dict[Future[dict[Run, str]], tuple[int, Claim]] = {}
+        self.started = 0
+
+    def __enter__(self) -> Processes:
+        with _undisturbed():  # all workers load PyTorch now, not when there is work for them
+            for _ in range(self.size):
+                self.pool.submit(os.getpid)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if exception[0] is not None:
+            self.stop()
+        self.pool.shutdown()
+        self._hear()
+
+    def free(self) -> bool:
+        """Whether a process is free."""
+        return len(self.running) < self.size
+
+    def start(self, claim: Claim) -> None:
+        """Hand it to a process."""
+        self.started += 1
+        try:
+            with _undisturbed():
+                future = self.pool.submit(_work, claim, self.started)
+        except BrokenProcessPool as error:
+            future = Future()
+            future.set_exception(error)
+        self.running[future] = self.started, claim
+
+    def ended(self, seconds: float) -> list[Outcome]:
+        """What the processes have done, and told."""
+        if not self.running:
+            time.sleep(seconds)
+        ended, _ = wait(self.running, seconds, FIRST_COMPLETED)
+        outcomes, tellers = [], frozenset[int]()
+        for future in ended:
+            (number, claim), error = self.running.pop(future), future.exception()
+            outcomes.append(Outcome(claim, {} if error else future.result(), error))
+            if not isinstance(error, BrokenProcessPool):
+                tellers |= {number}
+        self._hear(tellers)
+        return outcomes
+
+    def stop(self) -> None:
+        """Ask all."""
+        self.asked.set()
+
+    def _hear(self, tellers: frozenset[int] = frozenset()) -> None:
+        """Tell what the processes told, to the last word of these claims."""
+        while True:
+            try:
+                event = self.events.get(timeout=5 if tellers else 0.01)
+            except Empty:
+                return
+            if isinstance(event, int):
+                tellers = tellers - {event}
+            else:
+                self.tell(event)
 
 
 @contextmanager
@@ -211,21 +310,14 @@ def _undisturbed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _drain(events: Any, tell: Callable[[Event], None]) -> None:
-    while True:
-        try:
-            tell(events.get(timeout=0.01))
-        except queue.Empty:
-            return
-
-
 class _Worker:
-    """What a worker process keeps between tasks."""
+    """What a worker process keeps between claims."""
 
-    experiment: Experiment
+    experiments: Experiments
+    tell: Callable[[Event | int], None]
 
 
-def _start_worker(config: Config, images: Images, events: Any, stop: Any) -> None:
+def _start_worker(data: Data, events: Any, stop: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     asked = threading.Event()
@@ -240,11 +332,13 @@ def _start_worker(config: Config, images: Images, events: Any, stop: Any) -> Non
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    problem = Problem.of(config, images)
-    _Worker.experiment = Experiment(config, problem, torch.device("cpu"), events.put, asked.is_set)
+    _Worker.tell = events.put
+    _Worker.experiments = Experiments(data, torch.device("cpu"), events.put, asked.is_set)
 
 
-def _work(task: Task) -> set[Run]:
-    """Do a task; gives those of its runs that ended early."""
-    _Worker.experiment.run(task.runs, task.rounds)
-    return _Worker.experiment.failed.intersection(task.runs)
+def _work(claim: Claim, number: int) -> dict[Run, str]:
+    """Do a claim; gives those of its runs that ended early. The last thing told is the claim's number."""
+    try:
+        return _Worker.experiments.do(claim)
+    finally:
+        _Worker.tell(number)

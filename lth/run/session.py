@@ -9,7 +9,8 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
 
@@ -24,8 +25,9 @@ from lth.run import device as devices
 from lth.run import jobs
 from lth.run.about import about
 from lth.run.progress import Progress
+from lth.run.queue import Queue
+from lth.run.tasks import runs_of
 from lth.run.tensorboard import Board
-from lth.run.terminal import wrapped
 from lth.settings import checks, names
 from lth.settings.arms import ARMS
 from lth.settings.config import Config, ConfigError, as_text, usual_valid_size
@@ -38,6 +40,18 @@ class TrialsFailed(Exception):
     """Some trials ended early, as has been said; the others are complete."""
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """An experiment that can be done: its settings as they were asked for and as the data settle them, and what they
+    name."""
+
+    asked: Config
+    config: Config
+    runs: list[Run]
+    images: Images
+    problem: Problem
+
+
 def run(asked: Config, command: Sequence[str] = (), words: Callable[[str], str] = str) -> list[Run]:
     """Do, or go on with, the experiment of these settings, and give its runs. `words` says a sentence about flags in
     those of another front door.
@@ -45,57 +59,96 @@ def run(asked: Config, command: Sequence[str] = (), words: Callable[[str], str] 
     ConfigError if it cannot be done, before anything is written; RecordError if a file cannot be written or another
     process is at it; jobs.Interrupted after a signal; TrialsFailed if a trial ended early.
     """
+    return run_all([asked], command, words)
+
+
+def run_all(asked: Sequence[Config], command: Sequence[str] = (), words: Callable[[str], str] = str) -> list[Run]:
+    """The same for several experiments, side by side. What concerns the machine and the output, the first one says."""
+    first = asked[0]
 
     def say(text: str) -> None:
-        if not asked.quiet:
-            print(wrapped(words(text), sys.stdout), flush=True)
+        if not first.quiet:
+            print(words(text), flush=True)
 
     with jobs.signals() as signalled:
-        runs, config = jobs.runs_of(asked), settled(asked)
-        if not config.overwrite:
-            refuse_other_settings(config, runs)
-            if all(tables.finished_rounds(run) >= config.prune_iterations for run in runs):
-                say("all rounds of these runs are finished: more --prune_iterations or --trials extend them")
-                return runs
-        (device, remark), (images, problem) = checks.together(
-            lambda: devices.choose(config.gpu), lambda: prepare(config)
+        runs = list(dict.fromkeys(run for config in asked for run in runs_of(config)))
+        unfinished = checks.together(*(partial(_unfinished, config) for config in asked))
+        todo = [config for config, left in zip(asked, unfinished, strict=True) if left]
+        if not todo:
+            say("all rounds of these runs are finished: more --prune_iterations or --trials extend them")
+            return runs
+        loaded: dict[tuple[object, ...], Images] = {}
+        (device, remark), *prepared = checks.together(
+            lambda: devices.choose(first.gpu), *(partial(_prepared, config, loaded) for config in todo)
         )
         if remark:
             say(remark)
-        probe(config.root)
-        with Locks(config.lock_limit) as locks:
-            runs = [replace(run, fence=locks.take(run.dumps)) for run in runs]
-            if config.overwrite:
-                stamp = time.strftime("%Y%m%d-%H%M%S")
-                for old in runs:
-                    tables.move_aside(old, stamp)
-            _announce(asked, config, problem, runs, device, command, say)
-            rounds = sum(
-                config.prune_iterations - min(tables.finished_rounds(r), config.prune_iterations) for r in runs
-            )
-            progress = Progress(rounds, config.print_freq, config.quiet, runs=runs)
-            board = Board(config) if config.tensorboard else None
+        probe(first.root)
+        with Locks(first.lock_limit) as locks:
+            held = _held(prepared, locks, device, command, say)
+            stacked = device.type != "cpu" or bool(first.stack)
+            queue = Queue(todo, held.get, together=lambda config: len(held) if stacked else 1)
+            progress = Progress(queue.left(), first.print_freq, first.quiet)
+            board = Board(first) if first.tensorboard else None
 
             def tell(event: Event) -> None:
                 progress(event)
                 if board:
                     board(event)
 
-            together = device.type != "cpu" or bool(config.stack)
+            size = min(first.jobs or max(1, jobs.cores() // first.threads), len(todo) if stacked else len(held))
+            data = {one.asked: (one.config, one.images) for one in prepared}
+            workers = jobs.workers(size, first.threads, data, device, tell, lambda: bool(signalled()))
             try:
-                tasks = jobs.tasks_of(runs, config.prune_iterations, together)
-                jobs.run_tasks(tasks, config, images, device, tell, signalled)
+                jobs.work(queue, workers, tell, signalled)
             except jobs.Interrupted:
                 progress.close()
-                _warn(f"the results so far are in {runs[0].dumps.parent.parent}")
+                print(f"the results so far are in {runs[0].dumps.parent.parent}", file=sys.stderr)
                 raise
             finally:
                 progress.close()
                 if board:
                     board.close()
-        if progress.failures:
-            raise TrialsFailed(f"{progress.failures} of {len(runs)} runs ended early; what they finished is kept")
+        if queue.failed:
+            raise TrialsFailed(f"{len(queue.failed)} of {len(runs)} runs ended early; what they finished is kept")
     return runs
+
+
+def _unfinished(asked: Config) -> bool:
+    """Whether something is left to do of an experiment; ConfigError if a folder holds another one's results."""
+    runs = runs_of(asked)
+    if asked.overwrite:
+        return True
+    refuse_other_settings(settled(asked), runs)
+    return any(tables.finished_rounds(run) < asked.prune_iterations for run in runs)
+
+
+def _prepared(asked: Config, loaded: dict[tuple[object, ...], Images]) -> Prepared:
+    """An experiment, checked. `loaded` keeps the images for the next one."""
+    config = settled(asked)
+    return Prepared(asked, config, runs_of(asked), *prepare(config, loaded))
+
+
+def _held(
+    prepared: Sequence[Prepared],
+    locks: Locks,
+    device: torch.device,
+    command: Sequence[str],
+    say: Callable[[str], object],
+) -> dict[Run, Run]:
+    """All runs of these experiments, with the right to write them, and their config.json written. RecordError if
+    another process has one of them."""
+    held: dict[Run, Run] = {}
+    for run in (run for one in prepared for run in one.runs):
+        if run not in held:
+            held[run] = replace(run, fence=locks.take(run.dumps))
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for one in prepared:
+        mine = replace(one, runs=[held[run] for run in one.runs])
+        for run in mine.runs if one.config.overwrite else ():
+            tables.move_aside(run, stamp)
+        _announce(mine, device, command, say)
+    return held
 
 
 def settled(config: Config) -> Config:
@@ -105,10 +158,14 @@ def settled(config: Config) -> Config:
     return replace(config, valid_size=usual_valid_size(data.training_count(config.dataset, config.data)))
 
 
-def prepare(config: Config) -> tuple[Images, Problem]:
-    """The images and the model of the settings, and every check that needs them. ConfigError with all that is wrong."""
+def prepare(config: Config, loaded: dict[tuple[object, ...], Images] | None = None) -> tuple[Images, Problem]:
+    """The images and the model of the settings, and every check that needs them. ConfigError with all that is wrong.
+    `loaded` keeps images from one call for the next."""
     models.find(config.arch_type, config.dataset, data=config.data)  # a bad file is said before data are downloaded
-    images = data.load(config.dataset, config.data, config.pixels)
+    what, loaded = (config.dataset, config.data, config.pixels), {} if loaded is None else loaded
+    if what not in loaded:
+        loaded[what] = data.load(*what)
+    images = loaded[what]
     problem = Problem.of(config, images)
     held_back = usual_valid_size(len(images.train)) if config.valid_size is None else config.valid_size
     problems = data.check_sizes(images, held_back, config.batch_size)
@@ -156,17 +213,10 @@ def disk_needed(config: Config, problem: Problem, runs: Sequence[Run]) -> int:
     return total
 
 
-def _announce(
-    asked: Config,
-    config: Config,
-    problem: Problem,
-    runs: Sequence[Run],
-    device: torch.device,
-    command: Sequence[str],
-    say: Callable[[str], object],
-) -> None:
+def _announce(one: Prepared, device: torch.device, command: Sequence[str], say: Callable[[str], object]) -> None:
     """Write each run's config.json and say where things go and how much disk they take."""
-    facts = {**about(asked, config, device, command), "stack": stack_size(config, problem, device)}
+    config, runs, problem = one.config, one.runs, one.problem
+    facts = {**about(one.asked, config, device, command), "stack": stack_size(config, problem, device)}
     for run in runs:
         taken = run.fence.number if run.fence else 0
         own = {"meaning": config.meaning(run.arm), "arm": run.arm, "seed": run.seed, "taken": taken}
@@ -178,8 +228,4 @@ def _announce(
     say(f"{len(runs)} runs of {config.prune_iterations} rounds on {facts['device']}, results in {where}")
     say(f"the weights under saves/ take up to {need:,.0f} MB of {free:,.0f} MB free (--keep_weights last: less)")
     if need > free:
-        _warn("warning: the disk may become full; a stopped run can be taken up later")
-
-
-def _warn(text: str) -> None:
-    print(wrapped(text, sys.stderr), file=sys.stderr)
+        print("warning: the disk may become full; a stopped run can be taken up later", file=sys.stderr)

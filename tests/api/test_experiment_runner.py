@@ -14,7 +14,7 @@ from own import (
 
 import lth
 from lth.records import tables
-from lth.run.jobs import runs_of
+from lth.run.tasks import runs_of
 from lth.settings.config import Config, Duration
 
 

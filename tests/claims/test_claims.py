@@ -24,7 +24,7 @@ from lth.claims.forms import Form, form
 from lth.claims.judge import Records, check, findings, judge
 from lth.records import verdict
 from lth.records.tables import Run, table
-from lth.run import jobs
+from lth.run import tasks
 from lth.settings import flags
 from lth.settings.config import ConfigError
 
@@ -147,7 +147,7 @@ def test_forms_have_files_of_their_own() -> None:
 def test_every_claim_is_measured_by_the_runs_it_asks_for(name: str, make_runs: MakeRuns, tmp_path: Path) -> None:
     for asked in (form(CLAIMS[name], ["--root", str(tmp_path)], quick) for quick in (False, True)):
         for config in asked.configs.values():
-            arms = list(dict.fromkeys(run.arm for run in jobs.runs_of(config)))
+            arms = list(dict.fromkeys(run.arm for run in tasks.runs_of(config)))
             facts = {"arch_type": config.arch_type, "dataset": config.dataset, "settings": config.folder()}
             rounds = {"rounds": config.prune_iterations, "percent": config.prune_percent}
             make_runs(arms=arms, seeds=config.seeds, saves=False, **facts, **rounds)

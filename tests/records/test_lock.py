@@ -23,7 +23,7 @@ from lth.records.events import Evaluated, Event
 from lth.records.files import RecordError
 from lth.records.lock import LIMIT, Held, Locked, Locks, Lost
 from lth.run import session
-from lth.run.jobs import runs_of
+from lth.run.tasks import runs_of
 from lth.settings.config import PROJECT
 
 HOLD = """

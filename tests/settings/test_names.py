@@ -14,7 +14,7 @@ import main
 import utils
 from lth import data
 from lth.records.folders import spelled
-from lth.run.jobs import runs_of
+from lth.run.tasks import runs_of
 from lth.settings import names
 
 
