@@ -23,8 +23,9 @@ from lth.settings.names import KNOWN
 from lth.training import models
 from lth.training.models import Build, State
 from lth.training.network import Fused, Network
+from lth.training.numerics import numerics
 from lth.training.schedule import Plan
-from lth.training.train import Training, numerics
+from lth.training.train import Training
 
 LR, MOMENTUM = 1.2e-3, 0.9
 

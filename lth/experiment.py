@@ -24,11 +24,12 @@ from lth.settings.arms import ARMS
 from lth.settings.config import Config, derive_seed
 from lth.training.models import State
 from lth.training.network import Network
+from lth.training.numerics import numerics
 from lth.training.problem import Problem, stack_size
 from lth.training.schedule import Plan, make_plan
 from lth.training.scores import Batches
 from lth.training.selection import Candidates, select
-from lth.training.train import Evaluation, Trained, Training, numerics
+from lth.training.train import Evaluation, Trained, Training
 
 
 class TrialError(Exception):

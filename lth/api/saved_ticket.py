@@ -26,7 +26,7 @@ from lth.settings.names import KNOWN
 from lth.training import models
 from lth.training.models import State
 from lth.training.network import Network
-from lth.training.train import numerics
+from lth.training.numerics import numerics
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from lth.run import device as devices
 from lth.run import jobs, session
 from lth.settings.config import Config
 from lth.training.network import Network
+from lth.training.numerics import numerics
 from lth.training.schedule import Plan
-from lth.training.train import Training, numerics
+from lth.training.train import Training
 
 WARM_UP, STEPS = 5, 40
 

@@ -15,6 +15,7 @@ import torch
 from lth.run import device as devices
 from lth.run.machine import processor
 from lth.settings.config import PROJECT, Config, Duration
+from lth.training import kernels
 
 LIBRARIES = ("torch", "torchvision", "numpy", "safetensors")
 
@@ -63,4 +64,4 @@ def _cpu_precision(config: Config) -> str:
     """What float32 products on this CPU really are, since --precision fast depends on the processor."""
     if config.precision != "fast":
         return {"fp32": "float32", "bf16": "bfloat16"}[config.precision]
-    return "bfloat16 products (AMX)" if torch.cpu._is_amx_tile_supported() else "float32 by oneDNN"
+    return "bfloat16 products (AMX)" if kernels.amx() else "float32 by oneDNN"

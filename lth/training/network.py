@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from lth.pruning import Masks
+from lth.training import kernels
 from lth.training.models import State, load_state
 
 Criterion = Callable[[Tensor, Tensor], Tensor]  # (logits, labels) -> mean loss
@@ -61,7 +62,7 @@ class Network:
     def apply_masks(self) -> None:
         """Set pruned weights to 0. Under torch.no_grad."""
         if self.masks:
-            torch._foreach_mul_(self.masked, self.masks)
+            kernels.multiply_(self.masked, self.masks)
 
     def losses(self, images: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of each trial, a scalar for one. images (T * B, C, H, W), labels (T * B,)."""
@@ -116,18 +117,8 @@ class Network:
         tensor.copy_(self._together(parts))
 
 
-def gradients(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients of a scalar loss. torch.autograd.grad does the same, but its checks take 60 of the 1000
-    microseconds of a step of fc1 on a CPU."""
-    run = torch.autograd.Variable._execution_engine.run_backward
-    found = run(
-        (loss,), (torch.ones_like(loss),), False, False, tuple(leaves), allow_unreachable=True, accumulate_grad=False
-    )
-    return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves, strict=True)]
-
-
 class Optimizer(Protocol):
-    """What a training needs of an optimiser: steps that leave pruned weights at 0, and the tensors of its state."""
+    """What a training needs of an optimiser: steps that leave pruned weights at 0, and its state."""
 
     lr: float
     capturable: bool  # whether a CUDA graph may hold its step
@@ -135,19 +126,22 @@ class Optimizer(Protocol):
     def step(self, gradients: Sequence[Tensor]) -> None:
         """Change the network's leaves by their gradients; pruned weights stay 0."""
 
-    def state(self) -> dict[str, Tensor]:
-        """The tensors that decide the following steps, to be saved and overwritten in place."""
+    def tensors(self) -> list[Tensor]:
+        """What a step changes beside the leaves."""
+
+    def state(self, trial: int) -> State:
+        """Copies, on the CPU, of what decides a trial's following steps."""
+
+    def restore(self, states: Sequence[State]) -> None:
+        """Go on from what `state` gave of each trial."""
 
 
 class Fused:
-    """Adam, AdamW and SGD by PyTorch's fused kernels.
+    """Adam, AdamW and SGD by PyTorch's fused kernels (lth.training.kernels).
 
-    torch.optim does the same arithmetic with the same kernels, but its bookkeeping takes 150 of the 1100 microseconds
-    of a step of fc1 on a CPU. Under Adam a pruned weight has an infinite second moment: its step is m / inf = 0, so
-    that it stays at 0 without another pass over all weights (8% of such a step).
+    Under Adam a pruned weight has an infinite second moment: its step is m / inf = 0, so that it stays at 0 without
+    another pass over all weights (8% of a step of fc1 on a CPU).
     """
-
-    capturable = True
 
     def __init__(
         self,
@@ -159,16 +153,13 @@ class Fused:
         nesterov: bool = False,
     ) -> None:
         self.kind, self.network, self._value = kind, network, lr
+        self.decay, self.momentum, self.nesterov = weight_decay, momentum, nesterov
         self.leaves = [leaf.detach() for leaf in network.leaves]  # the same memory, out of autograd's sight
         self._lr, self.steps = torch.tensor(lr, device=network.device), torch.zeros((), device=network.device)
-        moments = 2 if kind != "sgd" else 1 if momentum else 0
-        self.moments = [[torch.zeros_like(leaf) for leaf in self.leaves] for _ in range(moments)]
-        self._options: dict[str, Any] = {"lr": self._lr, "weight_decay": weight_decay, "maximize": False}
-        if kind == "sgd":
-            # The buffers start at 0, so that the first step needs no other treatment than the rest.
-            self._options |= {"momentum": momentum, "dampening": 0.0, "nesterov": nesterov, "is_first_step": False}
-        else:
-            self._options |= {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False}
+        count = 2 if kind != "sgd" else 1 if momentum else 0
+        self.moments = [[torch.zeros_like(leaf) for leaf in self.leaves] for _ in range(count)]
+        self.capturable = (kernels.sgd_ if kind == "sgd" else kernels.adam_).works
+        if kind != "sgd":
             second = dict(zip(map(id, network.leaves), self.moments[1], strict=True))
             for weight, mask in zip(network.masked, network.masks, strict=True):
                 if id(weight) in second:
@@ -186,22 +177,38 @@ class Fused:
             self._lr.fill_(value)
 
     def step(self, gradients: Sequence[Tensor]) -> None:
-        """See Kingma & Ba (arXiv:1412.6980), Loshchilov & Hutter (arXiv:1711.05101), Sutskever et al. (2013)."""
+        """See lth.training.kernels."""
         pairs = zip(gradients, self.leaves, strict=True)  # the kernels take for granted that both have one layout
         gradients = [g if g.stride() == leaf.stride() else torch.empty_like(leaf).copy_(g) for g, leaf in pairs]
         if self.kind == "sgd":
-            torch._fused_sgd_(self.leaves, gradients, self.moments[0] if self.moments else [], **self._options)
+            momenta = self.moments[0] if self.moments else []
+            kernels.sgd_(self.leaves, gradients, momenta, self._lr, self.decay, self.momentum, self.nesterov)
             with torch.no_grad():
                 self.network.apply_masks()
             return
         self.steps.add_(1)
-        kernel: Any = torch._fused_adam_ if self.kind == "adam" else torch._fused_adamw_
-        kernel(self.leaves, gradients, *self.moments, [], [self.steps] * len(self.leaves), **self._options)
+        adamw = self.kind == "adamw"
+        kernels.adam_(self.leaves, gradients, self.moments, self.steps, self._lr, self.decay, adamw)
 
-    def state(self) -> dict[str, Tensor]:
+    def tensors(self) -> list[Tensor]:
         """The moments of each leaf, and the number of steps that Adam corrects its bias by."""
-        named = {f"{m}/{i}": tensor for m, moment in enumerate(self.moments) for i, tensor in enumerate(moment)}
-        return {**named, "steps": self.steps}
+        return [*(tensor for moment in self.moments for tensor in moment), self.steps]
+
+    def state(self, trial: int) -> State:
+        """Copies of the same."""
+        moments = {
+            f"{m}/{i}": self.network.of(tensor, trial)
+            for m, moment in enumerate(self.moments)
+            for i, tensor in enumerate(moment)
+        }
+        return {**moments, "steps": self.steps.detach().cpu().clone()}
+
+    def restore(self, states: Sequence[State]) -> None:
+        """Go on from what `state` gave of each trial."""
+        for m, moment in enumerate(self.moments):
+            for i, tensor in enumerate(moment):
+                self.network.restore(tensor, [state[f"{m}/{i}"] for state in states])
+        self.steps.copy_(states[0]["steps"])
 
 
 class Wrapped:
@@ -221,6 +228,13 @@ class Wrapped:
         with torch.no_grad():
             self.network.apply_masks()
 
-    def state(self) -> dict[str, Tensor]:
+    def tensors(self) -> list[Tensor]:
+        """None: no CUDA graph holds such steps."""
+        return []
+
+    def state(self, trial: int) -> State:
         """Nothing: such trainings go on after a stop by whole rounds."""
         return {}
+
+    def restore(self, states: Sequence[State]) -> None:
+        """Nothing."""

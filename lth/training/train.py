@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lth.data.feed import Feed
+from lth.training.capture import captured
+from lth.training.kernels import gradients
 from lth.training.models import State
-from lth.training.network import Network, Optimizer, gradients
+from lth.training.network import Network, Optimizer
 from lth.training.schedule import Plan
 
 
@@ -59,36 +59,6 @@ class Trained:
     def complete(self, steps: int) -> bool:
         """Whether a training of that many steps has nothing left to do, its last evaluation included."""
         return self.iteration == steps and bool(self.evals) and self.evals[-1].iteration == steps
-
-
-@contextmanager
-def numerics(precision: str, threads: int) -> Iterator[None]:
-    """Within it, float32 products are as `--precision` says and PyTorch uses that many threads.
-
-    fast: TF32 on GPUs; oneDNN's quickest on CPUs, which is bfloat16 products where the processor has AMX and float32
-    elsewhere; numbers below 1e-38 are flushed to 0, since processors are slow on them. fp32: none of this.
-    """
-    strict = precision == "fp32"
-    backends: Any = torch.backends
-    knobs = [
-        (backends.mkldnn.matmul, "ieee" if strict else "bf16"),
-        (backends.mkldnn.conv, "ieee" if strict else "bf16"),
-        (backends.cuda.matmul, "ieee" if strict else "tf32"),
-        (backends.cudnn.conv, "ieee" if strict else "tf32"),
-    ]
-    before = [knob.fp32_precision for knob, _ in knobs]
-    threads_before = torch.get_num_threads()
-    for knob, value in knobs:
-        knob.fp32_precision = value
-    torch.set_flush_denormal(not strict)
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        for (knob, _), value in zip(knobs, before, strict=True):
-            knob.fp32_precision = value
-        torch.set_flush_denormal(False)
-        torch.set_num_threads(threads_before)
 
 
 class Training:
@@ -246,10 +216,7 @@ class Training:
         extra = {"loss_sum": self.network.of(self.loss_sum, trial), "random": torch.get_rng_state()}
         if self.network.device.type == "cuda":
             extra["random_cuda"] = torch.cuda.get_rng_state(self.network.device)
-        for name, tensor in self.optimizer.state().items():
-            extra[f"optimizer/{name}"] = (
-                self.network.of(tensor, trial) if tensor.ndim else tensor.detach().cpu().clone()
-            )
+        extra |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.state(trial).items()}
         return Trained(
             iteration=self.iteration,
             evals=list(self.evals[trial]),
@@ -273,53 +240,10 @@ class Training:
         for name, tensor in self.network.tensors.items():
             self.network.restore(tensor, [s.final[name] for s in saved])
         self.network.restore(self.loss_sum, [s.extra["loss_sum"] for s in saved])
-        for name, tensor in self.optimizer.state().items():
-            parts = [s.extra[f"optimizer/{name}"] for s in saved]
-            if tensor.ndim:
-                self.network.restore(tensor, parts)
-            else:
-                tensor.copy_(parts[0])
+        own = "optimizer/"
+        self.optimizer.restore(
+            [{key.removeprefix(own): x for key, x in s.extra.items() if key.startswith(own)} for s in saved]
+        )
         torch.set_rng_state(saved[0].extra["random"])
         if "random_cuda" in saved[0].extra and self.network.device.type == "cuda":
             torch.cuda.set_rng_state(saved[0].extra["random_cuda"], self.network.device)
-
-
-def captured(training: Training) -> Callable[[Tensor], None]:
-    """`training.step` as one CUDA graph, replayed for each batch: a step of a small network is bound by launches.
-
-    Capturing needs a few steps beforehand; what they changed is put back. The learning rate is a tensor and the batch
-    is copied to where the graph reads it, so that neither needs another capture. The plain step, with a warning, where
-    the model's step cannot be captured.
-    """
-    network, device = training.network, training.network.device
-    batch = training.feed.epoch(training.order_seeds, 0)[0].clone()
-    live = [*network.tensors.values(), *training.optimizer.state().values(), training.loss_sum]
-    before = [tensor.detach().clone() for tensor in live]
-    random_state = torch.cuda.get_rng_state(device)
-    network.model.train()
-    try:
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                training.step(batch)
-        torch.cuda.current_stream(device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            training.step(batch)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:  # a model whose forward pass waits for the GPU, say
-        warnings.warn(f"no CUDA graph of this model's step, which is slower: {error}", stacklevel=2)
-        return training.step
-    finally:
-        with torch.no_grad():
-            for tensor, value in zip(live, before, strict=True):
-                tensor.copy_(value)
-        torch.cuda.set_rng_state(random_state, device)
-
-    def replay(new_batch: Tensor) -> None:
-        batch.copy_(new_batch)
-        graph.replay()
-
-    return replay

@@ -11,6 +11,7 @@ from torch import nn
 
 from lth import data, pruning
 from lth.training import models, train
+from lth.training.capture import captured as capture_step
 from lth.training.network import Fused, Network
 from lth.training.schedule import Plan
 
@@ -73,7 +74,7 @@ def test_a_captured_training_equals_a_plain_one(monkeypatch: pytest.MonkeyPatch,
         "set_rng_state": lambda state, device: torch.set_rng_state(state),
     }.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    captured._run_step = train.captured(captured)
+    captured._run_step = capture_step(captured)
     replayed = captured.run()
 
     assert len(graphs) == 1

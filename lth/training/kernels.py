@@ -1,0 +1,171 @@
+"""PyTorch's private functions that this program calls, each as the quick form of a public one.
+
+They do the same arithmetic (tests/training/test_kernels.py) without the public ones' checks and bookkeeping, which take
+a fifth of a step of a small network. Where a PyTorch has one of them no more, or with other arguments, a trial fails
+and the public one is used: that costs speed and not the program.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Tensors = Sequence[Tensor]
+Form = Callable[..., Any]
+BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam and AdamW
+
+
+class Quick:
+    """A function's private form where a trial of it, made before its first use, gives True; else its public one."""
+
+    def __init__(self, private: Form, public: Form, trial: Callable[[Form], bool]) -> None:
+        self.private, self.public, self.trial = private, public, trial
+        functools.update_wrapper(self, private)
+
+    @functools.cached_property
+    def works(self) -> bool:
+        """Whether this PyTorch has what the private form needs."""
+        try:
+            with torch.enable_grad():
+                return self.trial(self.private)
+        except (AttributeError, TypeError, RuntimeError, NotImplementedError):
+            return False
+
+    def __call__(self, *args: Any) -> Any:
+        return self.private(*args) if self.works else self.public(*args)
+
+
+def quick_form_of(public: Form, trial: Callable[[Form], bool]) -> Callable[[Form], Quick]:
+    """Decorates the private form of `public`."""
+    return lambda private: Quick(private, public, trial)
+
+
+def _one(value: float = 1.0) -> Tensor:
+    return torch.full((1,), float(value))
+
+
+# Gradients
+
+
+def _public_gradients(loss: Tensor, leaves: Tensors) -> Sequence[Tensor | None]:
+    return torch.autograd.grad(loss, leaves, allow_unused=True)
+
+
+def _try_gradients(form: Form) -> bool:
+    leaf, unused = _one().requires_grad_(), _one().requires_grad_()
+    found = form((3 * leaf).sum(), [leaf, unused])
+    return found[0].item() == 3 and found[1] is None
+
+
+@quick_form_of(_public_gradients, _try_gradients)
+def _gradients(loss: Tensor, leaves: Tensors) -> Sequence[Tensor | None]:
+    run = torch.autograd.Variable._execution_engine.run_backward
+    options: dict[str, Any] = {"allow_unreachable": True, "accumulate_grad": False}
+    return run((loss,), (torch.ones_like(loss),), False, False, tuple(leaves), **options)
+
+
+def gradients(loss: Tensor, leaves: Tensors) -> list[Tensor]:
+    """The gradients of a scalar loss, 0 where nothing flows; none is stored. torch.autograd.grad finds the same, but
+    its checks take 60 of the 1000 microseconds of a step of fc1 on a CPU."""
+    found = _gradients(loss, leaves)
+    return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves, strict=True)]
+
+
+# Optimisers: torch.optim uses the same kernels, but its bookkeeping takes 150 microseconds of such a step
+
+
+def _public_adam_(
+    weights: Tensors, found: Tensors, moments: Sequence[Tensors], steps: Tensor, lr: Tensor, decay: float, adamw: bool
+) -> None:
+    kind = torch.optim.AdamW if adamw else torch.optim.Adam
+    optimizer = kind(weights, lr=float(lr), betas=BETAS, eps=EPS, weight_decay=decay)
+    for weight, first, second in zip(weights, *moments, strict=True):
+        before = steps.detach().cpu() - 1  # each weight its own, since each is counted up
+        optimizer.state[weight] = {"step": before, "exp_avg": first, "exp_avg_sq": second}
+    _step(optimizer, weights, found)
+
+
+def _try_adam_(form: Form) -> bool:
+    moved = [_one(), _one()]
+    for adamw, weight in enumerate(moved):
+        form([weight], [_one()], [[_one(0)], [_one(0)]], torch.ones(()), torch.tensor(0.5), 0.0, bool(adamw))
+    return all(abs(weight.item() - 0.5) < 1e-6 for weight in moved)
+
+
+@quick_form_of(_public_adam_, _try_adam_)
+def adam_(
+    weights: Tensors, found: Tensors, moments: Sequence[Tensors], steps: Tensor, lr: Tensor, decay: float, adamw: bool
+) -> None:
+    """A step of Adam (Kingma & Ba, arXiv:1412.6980) or AdamW (Loshchilov & Hutter, arXiv:1711.05101) by the gradients
+    `found`. Changes the weights and both moments; `steps`, a scalar, counts this step too."""
+    fused: Any = torch._fused_adamw_ if adamw else torch._fused_adam_
+    options = {"lr": lr, "beta1": BETAS[0], "beta2": BETAS[1], "eps": EPS, "weight_decay": decay}
+    fused(weights, found, *moments, [], [steps] * len(weights), **options, amsgrad=False, maximize=False)
+
+
+def _public_sgd_(
+    weights: Tensors, found: Tensors, momenta: Tensors, lr: Tensor, decay: float, momentum: float, nesterov: bool
+) -> None:
+    optimizer = torch.optim.SGD(weights, lr=float(lr), weight_decay=decay, momentum=momentum, nesterov=nesterov)
+    for weight, buffer in zip(weights, momenta, strict=False):  # there are none without momentum
+        optimizer.state[weight] = {"momentum_buffer": buffer}
+    _step(optimizer, weights, found)
+
+
+def _try_sgd_(form: Form) -> bool:
+    weight = _one()
+    form([weight], [_one()], [_one(0)], torch.tensor(0.5), 0.0, 0.9, False)
+    return weight.item() == 0.5
+
+
+@quick_form_of(_public_sgd_, _try_sgd_)
+def sgd_(
+    weights: Tensors, found: Tensors, momenta: Tensors, lr: Tensor, decay: float, momentum: float, nesterov: bool
+) -> None:
+    """A step of SGD by the gradients `found`. Changes the weights and `momenta`, which begin at 0, so that the first
+    step needs no other treatment than the rest; there are none without momentum."""
+    options: dict[str, Any] = {"lr": lr, "weight_decay": decay, "momentum": momentum, "nesterov": nesterov}
+    fused: Any = torch._fused_sgd_
+    fused(weights, found, momenta, **options, dampening=0.0, maximize=False, is_first_step=False)
+
+
+def _step(optimizer: torch.optim.Optimizer, weights: Tensors, found: Tensors) -> None:
+    for weight, gradient in zip(weights, found, strict=True):
+        weight.grad = gradient
+    optimizer.step()
+    for weight in weights:
+        weight.grad = None
+
+
+# Masks
+
+
+def _public_multiply_(tensors: Tensors, factors: Tensors) -> None:
+    for tensor, factor in zip(tensors, factors, strict=True):
+        tensor.mul_(factor)
+
+
+def _try_multiply_(form: Form) -> bool:
+    tensor = _one(2)
+    form([tensor], [_one(3)])
+    return tensor.item() == 6
+
+
+@quick_form_of(_public_multiply_, _try_multiply_)
+def multiply_(tensors: Tensors, factors: Tensors) -> None:
+    """Multiply each tensor by its factors, in place."""
+    foreach: Any = torch._foreach_mul_
+    foreach(tensors, factors)
+
+
+# The processor
+
+
+def amx() -> bool:
+    """Whether this processor has tiles for products of bfloat16 matrices (AMX), as far as PyTorch says."""
+    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(asked and asked())

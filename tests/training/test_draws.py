@@ -1,0 +1,86 @@
+"""What is random in a training: the data order, dropout; which trainings share it and which must not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import CPU, Conv, do, settings
+from torch import Tensor
+
+from lth import pruning
+from lth.experiment import Experiment
+from lth.training import models
+from lth.training.network import Network
+from lth.training.train import Training
+
+
+def record(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Notes of each training its runs and round, each trial's order of the data in two epochs, and dropout's state."""
+    found: list[dict[str, Any]] = []
+    train, run = Experiment.train, Training.run
+
+    def noted(self: Experiment, stack: Any, started: Any) -> Any:
+        found.append({"runs": [(run.arm, run.seed) for run in stack], "round": started[0].round})
+        return train(self, stack, started)
+
+    def begun(self: Training, *args: Any, **options: Any) -> Any:
+        orders = [self.feed.epoch(self.order_seeds, epoch) for epoch in (0, 1)]
+        # Places among the training images, since each trial has other ones.
+        parts = [(order[:, trial], i) for order in orders for trial, i in enumerate(self.feed.train_indices)]
+        found[-1]["orders"] = [torch.searchsorted(indices, order.contiguous()) for order, indices in parts]
+        found[-1]["dropout"] = torch.get_rng_state()
+        return run(self, *args, **options)
+
+    monkeypatch.setattr(Experiment, "train", noted)
+    monkeypatch.setattr(Training, "run", begun)
+    return found
+
+
+def one_of_each(tensors: list[Tensor]) -> bool:
+    return len({tuple(tensor.flatten().tolist()) for tensor in tensors}) == len(tensors)
+
+
+def test_rounds_and_trials_draw_their_own_order_and_dropout_and_arms_the_same(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = record(monkeypatch)
+    do(settings(place, arch_type="drop", trials=2, prune_type=("lt", "reinit"), end_iter="2it", valid_freq="2it"))
+    assert len(found) == 2 * (1 + 2 * 2)
+    by_arm = {(*training["runs"][0], training["round"]): training for training in found}
+    lt = [training for (arm, _, _), training in by_arm.items() if arm == "lt"]
+    assert len(lt) == 6
+    assert one_of_each([order for training in lt for order in training["orders"]]), "an order of the data comes twice"
+    assert one_of_each([training["dropout"] for training in lt]), "dropout is the same in two trainings"
+    for (arm, seed, number), training in by_arm.items():  # the arms of a trial differ by their weights alone
+        twin = by_arm["lt", seed, number]
+        assert arm == "lt" or torch.equal(training["dropout"], twin["dropout"])
+        assert all(torch.equal(a, b) for a, b in zip(training["orders"], twin["orders"], strict=True))
+
+
+def test_stacked_trials_have_orders_of_their_own_that_they_would_have_alone(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = record(monkeypatch)
+    for stack, name in ((2, "together"), (1, "alone")):
+        do(settings(place, trials=2, stack=stack, prune_iterations=2, end_iter="2it", valid_freq="2it", name=name))
+    stacked, alone = found[:2], found[2:]
+    assert [len(training["runs"]) for training in found] == [2, 2, 1, 1, 1, 1]
+    for training in alone:
+        number, ((_, seed),) = training["round"], training["runs"]
+        for mine, theirs in zip(training["orders"], stacked[number]["orders"][seed::2], strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def test_dropout_drops_other_units_in_each_trial_of_a_stack() -> None:
+    state = models.state_of(models.build(lambda: Conv(dropout=0.5), "glorot", 0))
+    masks = pruning.dense(pruning.prunable(Conv()))
+    network = Network(Conv(dropout=0.5), [state] * 3, [masks] * 3, CPU)
+    images, labels = torch.randn(8, 1, 8, 8).repeat(3, 1, 1, 1), torch.arange(8).remainder(4).repeat(3)
+    network.model.train()
+    losses = network.losses(images, labels).tolist()
+    assert len(set(losses)) == 3, "equal trials, equal images: only dropout can make a difference"
+    network.model.eval()
+    assert len(set(network.losses(images, labels).tolist())) == 1
