@@ -75,22 +75,21 @@ def show(asked: Sequence[Form]) -> int:
     known: dict[tuple[object, ...], cost.Cost] = {}
     wide = max(len(form.slug) for form in asked)
     for form in asked:
-        claim, minutes = form.claim, cost.minutes(form, known)
-        time = (
-            f"its images ({form.dataset}) are not here" if minutes is None else f"at most {minutes:,.0f} minutes here"
-        )
-        print(f"{form.slug:{wide}}  {claim.paper}, {claim.where}: {form.trainings} trainings, {time}", flush=True)
+        whose = f"{form.slug:{wide}}  {form.claim.paper}, {form.claim.where}"
+        print(f"{whose}: {cost.told(form, known)}", flush=True)
     print("minutes: by a few steps of the dense network just now; --quick with --list for the quick forms")
     return 0
 
 
 def ask(asked: Sequence[Form], finished: bool, file: Path | None, argv: Sequence[str]) -> int:
     """Train what is not trained yet, unless only what is `finished` counts; print the tables and write them."""
-    from lth.claims import judge, report  # PyTorch loads here, once the command line has been found good
+    from lth.claims import cost, judge, report  # PyTorch loads here, once the command line has been found good
     from lth.run import session
 
     failure = None
     for form in asked:
+        if not finished:
+            print(f"{form.slug}: {cost.told(form, {})} if nothing of it is finished", flush=True)
         for config in form.configs.values() if not finished else ():
             try:
                 session.run(config, command=argv)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lth.run.terminal import wrapped
 from lth.settings.config import ConfigError
 
 if TYPE_CHECKING:
@@ -30,16 +31,20 @@ def exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
         if "--debug" in argv:
             traceback.print_exc()
         if isinstance(error, ConfigError):
-            print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
+            _complain("\n".join(f"error: {problem}" for problem in error.problems))
             return 2
         signum = getattr(error, "signum", None)
         if signum:
-            print(f"stopped by {error}: finished rounds are kept, the same command goes on from here", file=sys.stderr)
+            _complain(f"stopped by {error}: finished rounds are kept, the same command goes on from here")
             return 128 + signum
         ours = type(error).__module__.startswith("lth.")
         kind = "" if ours else f"{type(error).__name__}: "
-        print(f"error: {kind}{error}{'' if ours else ' (--debug shows where)'}", file=sys.stderr)
+        _complain(f"error: {kind}{error}{'' if ours else ' (--debug shows where)'}")
         return 1
+
+
+def _complain(text: str) -> None:
+    print(wrapped(text, sys.stderr), file=sys.stderr)
 
 
 def up_to_date(runs: Sequence[Run], format: str) -> bool:
@@ -61,8 +66,8 @@ def conclude(runs: Sequence[Run], format: str, quiet: bool = False) -> list[Path
     written = curves.draw_all(runs, folder, format, lambda problem: print(f"warning: {problem}", file=sys.stderr))
     written.append(verdict.write(table, folder))
     if not quiet:
-        print(f"\n{labels.title(runs[0])}: {labels.settings(runs[0])}\n")
+        print(wrapped(f"\n{labels.title(runs[0])}: {labels.settings(runs[0])}\n", sys.stdout))
         print(verdict.render(table, shutil.get_terminal_size((100, 24)).columns))
-    print(verdict.sentence(table))
+    print(wrapped(verdict.sentence(table), sys.stdout))
     print("\n".join(["", "written:", *(f"  {path}" for path in written)]))
     return written

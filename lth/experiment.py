@@ -16,7 +16,7 @@ from lth import pruning
 from lth.data.feed import Feed
 from lth.pruning import Masks
 from lth.records import resume, tables, tickets
-from lth.records.events import Evaluated, Event, Note, RoundDone
+from lth.records.events import Evaluated, Event, Moved, Note, RoundDone
 from lth.records.files import RecordError, delete
 from lth.records.tables import Run
 from lth.records.tickets import Ticket, numbered
@@ -87,6 +87,10 @@ class Experiment:
         def report(trial: int, evaluation: Evaluation) -> None:
             self.tell(Evaluated(stack[trial], number, evaluation, plan.steps, feed.epoch_steps))
 
+        def moved(iteration: int) -> None:
+            for run in stack:
+                self.tell(Moved(run, number, iteration, plan.steps))
+
         def checkpoint(states: list[Trained]) -> None:
             for run, state in zip(stack, states, strict=True):
                 if state.failure is None:
@@ -104,7 +108,7 @@ class Experiment:
             optimizer = self.problem.optimizer(network)
             dropout = derive_seed(stack[0].seed, "dropout", number)
             training = Training(network, optimizer, feed, plan, seeds, dropout, going_on)
-            return training.run(report, checkpoint, self.config.checkpoint_every, self.stop)
+            return training.run(report, checkpoint, self.config.checkpoint_every, self.stop, moved)
         except torch.OutOfMemoryError:
             raise TrialError(
                 f"the memory of {self.device} is exhausted at batch size {self.config.batch_size} with {len(stack)} "

@@ -152,7 +152,7 @@ def iterative_pruning(
         about = brought.about(rule, taken)
         initial = _initial(run, config, about, brought, going_on=recover is not None)
         problem = own_network.problem(brought, taken, rule, config, initial, str(about))
-        progress = Progress(rounds + 1 - tables.finished_rounds(run), config.print_freq, config.quiet)
+        progress = Progress(rounds + 1 - tables.finished_rounds(run), config.print_freq, config.quiet, runs=[run])
         if remark and not quiet:
             print(remark)
         run = replace(run, fence=stack.enter_context(Locks(config.lock_limit)).take(run.dumps))

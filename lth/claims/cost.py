@@ -43,6 +43,13 @@ def measured(config: Config) -> Cost:
     return Cost(trained.seconds["training"] / STEPS, trained.seconds["evaluation"], feed.epoch_steps)
 
 
+def told(form: Form, known: dict[tuple[object, ...], Cost]) -> str:
+    """`18 trainings, at most 3 minutes here`."""
+    needed = minutes(form, known)
+    time = f"its images ({form.dataset}) are not here" if needed is None else f"at most {needed:,.0f} minutes here"
+    return f"{form.trainings} trainings, {time}"
+
+
 def minutes(form: Form, known: dict[tuple[object, ...], Cost]) -> float | None:
     """At most how long the form will take with these jobs; None where its images are not here (nothing is downloaded
     to know it). `known` keeps what was measured for one claim for the next."""

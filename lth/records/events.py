@@ -21,6 +21,16 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class Moved:
+    """Tells, now and then, at which of its `steps` iterations a round is: first when its training begins."""
+
+    run: Run
+    round: int
+    iteration: int
+    steps: int
+
+
+@dataclass(frozen=True)
 class RoundDone:
     """Tells of a finished round: its line of rounds.csv, its seconds (0 if shared), and layers left without weights."""
 
@@ -38,4 +48,4 @@ class Note:
     failed: bool = False
 
 
-Event = Evaluated | RoundDone | Note
+Event = Evaluated | Moved | RoundDone | Note

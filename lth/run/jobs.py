@@ -106,11 +106,14 @@ def work(
     others have ended.
     """
     errors: list[BaseException] = []
-    busy, over, next_look = 0, False, 0.0
+    busy, over, told, next_look = 0, False, False, 0.0
     with workers:
         while True:
             stopping = bool(signalled()) or any(isinstance(error, FATAL) for error in errors)
             if stopping:
+                if signalled() and not told:
+                    tell(Note("stopping: each process first writes where its round is"))
+                    told = True
                 workers.stop()
             elif time.monotonic() >= next_look:
                 began = time.monotonic()

@@ -4,94 +4,157 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import TaskID
 
-from lth.records.events import Evaluated, Event, Note, RoundDone
+from lth.records.events import Evaluated, Event, Moved, Note, RoundDone
 from lth.records.tables import Run
+from lth.run.bars import Bars
+from lth.run.terminal import fill, wrapped
+
+HEADS = {  # of the columns of a round's line: how wide, and which go first where the terminal is narrow
+    "round": (5, 9),
+    "remaining": (9, 9),
+    "ES": (7, 4),
+    "val": (6, 2),
+    "test": (6, 9),
+    "seconds": (8, 1),
+    "time left": (9, 3),
+}
+REFRESH = 0.1  # seconds between two pictures of the bars
 
 
 class Progress:
-    """Shows events. `rounds` is how many rounds are to be trained in all, for the time left."""
+    """Shows events. `rounds` is how many rounds are to be trained in all, for the time left; `runs` are trained."""
 
-    def __init__(self, rounds: int, print_freq: int, quiet: bool, out: TextIO | None = None) -> None:
-        self.rounds, self.print_freq, self.quiet = rounds, print_freq, quiet
+    def __init__(
+        self,
+        rounds: int,
+        print_freq: int,
+        quiet: bool,
+        out: TextIO | None = None,
+        runs: Sequence[Run] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.rounds, self.print_freq, self.quiet, self.clock = rounds, print_freq, quiet, clock
         self.out = out or sys.stdout
-        self.bars: dict[Run, tqdm] = {}
-        self.done, self.began, self.failures = 0, time.monotonic(), 0
+        self.done, self.began, self.failures = 0, clock(), 0
         self.shown: dict[Run, int] = {}  # the epochs, in units of print_freq, at which a run's last line was due
-        self.live = self.out.isatty()
+        console = Console(file=self.out, highlight=False, markup=False, emoji=False)
+        self.live = self.out.isatty() and console.is_terminal and not console.is_dumb_terminal
+        both = self.live and sys.stderr.isatty()  # what others say then stands above the bars
+        self.bars = Bars(console=console, auto_refresh=False, transient=True, redirect_stderr=both, get_time=clock)
+        self.tasks: dict[Run, tuple[int, TaskID]] = {}  # each run's round and its bar
+        self.drawn = 0.0
+        self.name_width = max((len(str(run)) for run in runs), default=24)
+        self.heads = self._heads(console.width if self.live else sys.maxsize)
         if not quiet:
-            self._line(
-                f"{'run':24} {'round':>5} {'remaining':>9} {'ES':>7} {'val':>6} {'test':>6} {'seconds':>8}  time left"
-            )
+            self._row("run", {name: name for name in HEADS})
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
         if isinstance(event, Note):
             self.failures += event.failed
             if event.failed:
-                self.close()
-                print(event.text, file=sys.stderr, flush=True)
+                self._aside(event.text)
             elif not self.quiet:
                 self._line(event.text)
         elif isinstance(event, RoundDone):
             self._round(event)
-        elif not self.quiet:
+        elif not self.quiet and self.live:
+            self._bar(event)
+        elif not self.quiet and isinstance(event, Evaluated):
             self._evaluation(event)
 
     def close(self) -> None:
         """Take the bars off the screen."""
-        for bar in self.bars.values():
-            bar.close()
-        self.bars.clear()
+        for _, task in self.tasks.values():
+            self.bars.remove_task(task)
+        self.tasks.clear()
+        self.bars.stop()
+
+    def _bar(self, event: Evaluated | Moved) -> None:
+        """Move the bar of a run to where its round is; a round that begins gets a new one, with its name."""
+        iteration = event.iteration if isinstance(event, Moved) else event.evaluation.iteration
+        number, task = self.tasks.get(event.run, (None, None))
+        if task is None or number != event.round:
+            self._remove(event.run)
+            name = f"{event.run} round {event.round}"
+            task = self.bars.add_task(name, total=event.steps, completed=iteration, loss="", val="")
+            self.tasks[event.run] = (event.round, task)
+            self.bars.start()
+        self.bars.update(task, completed=iteration)
+        if isinstance(event, Evaluated):
+            found = event.evaluation
+            self.bars.update(task, loss=f"loss {found.train_loss:.4f}", val=f"val {found.val:.2f}%")
+        if not self.drawn <= self.clock() < self.drawn + REFRESH:
+            self.drawn = self.clock()
+            self.bars.refresh()
+
+    def _remove(self, run: Run) -> None:
+        if run in self.tasks:
+            self.bars.remove_task(self.tasks.pop(run)[1])
 
     def _evaluation(self, event: Evaluated) -> None:
         found = event.evaluation
         epochs, last = found.iteration // event.epoch, found.iteration == event.steps
         due = last or epochs // self.print_freq > self.shown.get(event.run, 0)
         self.shown[event.run] = 0 if last else max(self.shown.get(event.run, 0), epochs // self.print_freq)
-        text = f"loss {found.train_loss:.4f}  val {found.val:.2f}%"
-        if self.live:
-            bar = self.bars.get(event.run)
-            if bar is None:
-                bar = self.bars[event.run] = tqdm(
-                    total=event.steps, leave=False, file=self.out, unit="it", dynamic_ncols=True
-                )
-            bar.set_description(f"{event.run} round {event.round}", refresh=False)
-            if due or not bar.n:
-                bar.set_postfix_str(text, refresh=False)
-            bar.update(found.iteration - bar.n)
-        elif due:
+        if due:
             whole = event.steps % event.epoch == 0
             place = (
                 f"epoch {epochs} of {event.steps // event.epoch}" if whole else f"{found.iteration} of {event.steps}"
             )
-            self._line(f"{event.run!s:24} {event.round:5}   {place}: {text}")
+            text = f"loss {found.train_loss:.4f}  val {found.val:.2f}%"
+            self._line(f"{event.run!s:{self.name_width}} {event.round:5}   {place}: {text}")
 
     def _round(self, event: RoundDone) -> None:
-        bar = self.bars.pop(event.run, None)
-        if bar is not None:
-            bar.close()
+        self._remove(event.run)
         self.done += 1
         if self.quiet:
             return
-        row, left = event.row, (time.monotonic() - self.began) / self.done * (self.rounds - self.done)
-        seconds = f"{event.seconds:8.1f}" if event.seconds else "  shared"
-        line = (
-            f"{event.run!s:24} {int(row['round']):5} {row['remaining']:8.2f}% {int(row['ES']):7} "
-            f"{row['val']:6.2f} {row['test']:6.2f} {seconds}  {_duration(left)}"
-        )
+        row, left = event.row, (self.clock() - self.began) / self.done * (self.rounds - self.done)
+        cells = {
+            "round": f"{int(row['round'])}",
+            "remaining": f"{row['remaining']:.2f}%",
+            "ES": f"{int(row['ES'])}",
+            "val": f"{row['val']:.2f}",
+            "test": f"{row['test']:.2f}",
+            "seconds": f"{event.seconds:.1f}" if event.seconds else "shared",
+            "time left": _duration(left),
+        }
+        self._row(str(event.run), cells)
         if event.empty:
-            line += f"  no weights left in {', '.join(event.empty)}"
-        self._line(line)
+            self._line(f"{event.run}: no weights left in {', '.join(event.empty)}")
+
+    def _heads(self, columns: int) -> list[str]:
+        """The columns of a round's line that fit."""
+        heads = list(HEADS)
+        for name in sorted(HEADS, key=lambda name: HEADS[name][1]):
+            if self.name_width + sum(HEADS[head][0] + 1 for head in heads) > columns and HEADS[name][1] < 9:
+                heads.remove(name)
+        return heads
+
+    def _row(self, name: str, cells: dict[str, str]) -> None:
+        found = (f"{cells[head]:>{HEADS[head][0]}}" for head in self.heads)
+        self._line(" ".join([f"{name:{self.name_width}}", *found]))
 
     def _line(self, text: str) -> None:
         if self.live:
-            tqdm.write(text, file=self.out)
+            self.bars.console.print(fill(text, self.bars.console.width), soft_wrap=True)
         else:
             print(text, file=self.out, flush=True)
+
+    def _aside(self, text: str) -> None:
+        """Say something on stderr, which may be no terminal or another."""
+        started = self.bars.live.is_started
+        self.bars.stop()
+        print(wrapped(text, sys.stderr), file=sys.stderr, flush=True)
+        if started:
+            self.bars.start()
 
 
 def _duration(seconds: float) -> str:

@@ -28,6 +28,7 @@ from lth.run.progress import Progress
 from lth.run.queue import Queue
 from lth.run.tasks import runs_of
 from lth.run.tensorboard import Board
+from lth.run.terminal import wrapped
 from lth.settings import checks, names
 from lth.settings.arms import ARMS
 from lth.settings.config import Config, ConfigError, as_text, usual_valid_size
@@ -68,7 +69,7 @@ def run_all(asked: Sequence[Config], command: Sequence[str] = (), words: Callabl
 
     def say(text: str) -> None:
         if not first.quiet:
-            print(words(text), flush=True)
+            print(wrapped(words(text), sys.stdout), flush=True)
 
     with jobs.signals() as signalled:
         runs = list(dict.fromkeys(run for config in asked for run in runs_of(config)))
@@ -88,7 +89,7 @@ def run_all(asked: Sequence[Config], command: Sequence[str] = (), words: Callabl
             held = _held(prepared, locks, device, command, say)
             stacked = device.type != "cpu" or bool(first.stack)
             queue = Queue(todo, held.get, together=lambda config: len(held) if stacked else 1)
-            progress = Progress(queue.left(), first.print_freq, first.quiet)
+            progress = Progress(queue.left(), first.print_freq, first.quiet, runs=runs)
             board = Board(first) if first.tensorboard else None
 
             def tell(event: Event) -> None:
@@ -103,7 +104,7 @@ def run_all(asked: Sequence[Config], command: Sequence[str] = (), words: Callabl
                 jobs.work(queue, workers, tell, signalled)
             except jobs.Interrupted:
                 progress.close()
-                print(f"the results so far are in {runs[0].dumps.parent.parent}", file=sys.stderr)
+                _warn(f"the results so far are in {runs[0].dumps.parent.parent}")
                 raise
             finally:
                 progress.close()
@@ -228,4 +229,8 @@ def _announce(one: Prepared, device: torch.device, command: Sequence[str], say: 
     say(f"{len(runs)} runs of {config.prune_iterations} rounds on {facts['device']}, results in {where}")
     say(f"the weights under saves/ take up to {need:,.0f} MB of {free:,.0f} MB free (--keep_weights last: less)")
     if need > free:
-        print("warning: the disk may become full; a stopped run can be taken up later", file=sys.stderr)
+        _warn("warning: the disk may become full; a stopped run can be taken up later")
+
+
+def _warn(text: str) -> None:
+    print(wrapped(text, sys.stderr), file=sys.stderr)

@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import json
 import re
+import shutil
+import textwrap
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -60,7 +62,7 @@ def parser(prog: str = "main.py") -> argparse.ArgumentParser:
         "The same command again goes on where it stopped.",
         epilog="durations: 5 or 5ep is epochs, 500it iterations, 1% of a round.\n"
         "presets set (flags given beside them win):\n"
-        + "\n".join(f"  {name:9} {_as_flags(settings)}" for name, settings in PRESETS.items()),
+        + "\n".join(_under(f"  {name:9} {_as_flags(settings)}") for name, settings in PRESETS.items()),
     )
     groups: dict[str, Any] = {}
     for spec in FIELDS.values():
@@ -164,6 +166,12 @@ def unknown_problems(made: argparse.ArgumentParser, words: Sequence[str]) -> lis
 
 def _joined(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _under(line: str) -> str:
+    """A line of a list, broken between words at the width of the terminal."""
+    columns = max(shutil.get_terminal_size().columns - 2, 40)
+    return textwrap.fill(line, columns, subsequent_indent=" " * 12, break_long_words=False, break_on_hyphens=False)
 
 
 def _shown(value: Any) -> str:

@@ -18,6 +18,8 @@ from lth.training.models import State
 from lth.training.network import Network, Optimizer
 from lth.training.schedule import Plan
 
+BEAT = 0.2  # seconds between calls of `moved`
+
 
 class Stopped(Exception):
     """The training was asked to stop; its checkpoint has been written."""
@@ -109,16 +111,19 @@ class Training:
         checkpoint: Callable[[list[Trained]], None] = lambda state: None,
         checkpoint_every: float = math.inf,
         stop: Callable[[], bool] = lambda: False,
+        moved: Callable[[int], None] = lambda iteration: None,
     ) -> list[Trained]:
         """Train to the end. Calls `report(trial, evaluation)` at each evaluation and `checkpoint` at evaluations
-        `checkpoint_every` seconds apart; where `stop()` turns true it calls `checkpoint` and raises Stopped."""
+        `checkpoint_every` seconds apart; where `stop()` turns true it calls `checkpoint` and raises Stopped. Says where
+        it is by `moved(iteration)`: at its beginning, and every BEAT seconds or so between steps."""
 
         def stop_if_asked() -> None:
             if stop():
                 checkpoint(self.state())
                 raise Stopped
 
-        saved = time.monotonic()
+        saved = told = time.monotonic()
+        moved(self.iteration)
         self.network.model.train()
         while True:
             if self._evaluation_due():
@@ -137,6 +142,9 @@ class Training:
                     self.optimizer.lr = self.plan.lr(self.iteration)
                     self._run_step(batch)
                     self.iteration += 1
+                    if time.monotonic() - told >= BEAT:
+                        moved(self.iteration)
+                        told = time.monotonic()
 
     def _batches(self, until: int) -> Iterator[Tensor]:
         """The batches from this iteration on; each epoch's order is a function of the seeds and the epoch alone."""
