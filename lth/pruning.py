@@ -13,8 +13,9 @@ import numpy as np
 import torch
 import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
+from lth import layers
+from lth.layers import BIAS, CONV, EMBEDDING, FC
 from lth.settings.arms import CRITERIA
 
 Masks = dict[str, Tensor]
@@ -22,23 +23,23 @@ Weights = Mapping[str, Tensor]
 Rule = Callable[[nn.Module], object]  # prunes a model in place with torch.nn.utils.prune
 
 
-def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that pruning looks at: those of Linear, Conv and transposed Conv layers, tied ones once."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    weights = {}
-    for module in model.modules():
-        if isinstance(module, (nn.Linear, _ConvNd)):
-            weight = module._parameters.get("weight")
-            if weight is not None:
-                weights[names[id(weight)]] = weight
-    return weights
+def prunable(model: nn.Module, embeddings: bool = False) -> dict[str, nn.Parameter]:
+    """The weights that pruning looks at: see lth.layers. Tied ones come once."""
+    return {name: part.parameter for name, part in _prunable(model, embeddings).items()}
 
 
-def layer_kinds(model: nn.Module) -> dict[str, str]:
-    """`conv`, `fc` or `output` (the last Linear layer) for each prunable weight."""
-    kinds = {name: "fc" if weight.ndim == 2 else "conv" for name, weight in prunable(model).items()}
-    linear = [name for name, kind in kinds.items() if kind == "fc"]
+def layer_kinds(model: nn.Module, embeddings: bool = False) -> dict[str, str]:
+    """`conv`, `fc` or `output` (the last Linear layer) for each prunable weight; all that are no filters are `fc`."""
+    found = _prunable(model, embeddings)
+    inner = {id(module.out_proj) for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
+    linear = [n for n, part in found.items() if isinstance(part.layer, nn.Linear) and id(part.layer) not in inner]
+    kinds = {name: CONV if part.kind == CONV else FC for name, part in found.items()}
     return {**kinds, linear[-1]: "output"} if linear else kinds
+
+
+def _prunable(model: nn.Module, embeddings: bool) -> dict[str, layers.Part]:
+    names, kinds = layers.names(model), (CONV, FC, *([EMBEDDING] if embeddings else []))
+    return {names[id(part.parameter)]: part for part in layers.parts(model) if part.kind in kinds}
 
 
 def dense(weights: Weights) -> Masks:
@@ -194,21 +195,18 @@ def unpack(bits: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
 # The bridge to torch.nn.utils.prune, in which a pruned parameter `weight` becomes `weight_orig` and `weight_mask`.
 
 
-def fetch_layers(net: nn.Module, biases: bool = False) -> list[tuple[nn.Module, str]]:
-    """The prunable parameters of `net` as the (module, name) pairs that torch.nn.utils.prune takes; its biases too
-    if asked. Tied weights come once. TypeError if `net` is no module."""
+def fetch_layers(net: nn.Module, biases: bool = False, embeddings: bool = False) -> list[tuple[nn.Module, str]]:
+    """The prunable parameters of `net` as the (module, name) pairs that torch.nn.utils.prune takes; its biases and
+    embeddings too if asked, and embeddings that have a mask already. Tied weights come once. TypeError if `net` is no
+    module."""
     if not isinstance(net, nn.Module):
         raise TypeError(f"net must be a torch.nn.Module, not {type(net).__name__}")
-    found: list[tuple[nn.Module, str]] = []
-    seen = set()
-    for module in net.modules():
-        if isinstance(module, (nn.Linear, _ConvNd)):
-            for name in ("weight", "bias") if biases else ("weight",):
-                parameter = module._parameters.get(name, module._parameters.get(f"{name}_orig"))
-                if parameter is not None and id(parameter) not in seen:
-                    seen.add(id(parameter))
-                    found.append((module, name))
-    return found
+    kinds = {CONV, FC, *([BIAS] if biases else []), *([EMBEDDING] if embeddings else [])}
+    return [
+        (part.module, part.name)
+        for part in layers.parts(net)
+        if part.kind in kinds or (part.kind == EMBEDDING and f"{part.name}_mask" in part.module._buffers)
+    ]
 
 
 def magnitude(amount: float, scope: str = "layer") -> Rule:

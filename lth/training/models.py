@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
+from lth import layers, pruning
 from lth.settings import names
 from lth.settings.config import ConfigError
 
@@ -53,19 +53,14 @@ def build(maker: Build, init: str, seed: int) -> nn.Module:
 
 def initialise(model: nn.Module, init: str) -> None:
     """Draw initial weights: `glorot` is Gaussian Glorot with zero biases (Frankle & Carbin, Section 2), `kaiming` the
-    same of He et al. (fan in), `own` leaves what the constructor drew. A model's `_initialize_weights()` goes first."""
+    same of He et al. (fan in), of the layers that lth.layers.draw names; `own` leaves what the constructor drew. A
+    model's `_initialize_weights()` goes first."""
     own = getattr(model, "_initialize_weights", None)
     if callable(own):
         own()
     elif init != "own":
         for module in model.modules():
-            if isinstance(module, (nn.Linear, _ConvNd)):
-                if init == "glorot":
-                    nn.init.xavier_normal_(module.weight)
-                else:
-                    nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+            layers.draw(module, init)
 
 
 def state_of(model: nn.Module) -> State:
@@ -86,7 +81,9 @@ def load_state(model: nn.Module, state: State) -> nn.Module:
     return model
 
 
-def check_fit(model: nn.Module, image_shape: tuple[int, ...], classes: int, name: str = "model") -> None:
+def check_fit(
+    model: nn.Module, image_shape: tuple[int, ...], classes: int, name: str = "model", embeddings: bool = False
+) -> None:
     """ConfigError unless `model` maps images of that shape (C, H, W) to one logit a class and has weights to prune."""
     mode, shape = model.training, " x ".join(map(str, image_shape))
     try:
@@ -101,8 +98,11 @@ def check_fit(model: nn.Module, image_shape: tuple[int, ...], classes: int, name
     if not isinstance(logits, Tensor) or logits.shape != (2, classes):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ConfigError(f"{name} must give logits of shape (2, {classes}) for 2 images, not {got}")
-    if not any(isinstance(module, (nn.Linear, _ConvNd)) for module in model.modules()):
-        raise ConfigError(f"{name} has no Linear or Conv layer, so there is nothing to prune")
+    if not pruning.prunable(model, embeddings):
+        raise ConfigError(
+            f"{name} has no weights to prune, no matrix or filter that multiplies activations"
+            + (": see --prune_embeddings" if pruning.prunable(model, True) else "")
+        )
 
 
 def _matching(file: Path, arch_type: str) -> list[Callable[..., Any]]:

@@ -1,0 +1,211 @@
+"""Which parameters of a network are weights to prune, what kind each is of, and how they are drawn.
+
+Weights are the matrices and filters that multiply activations, wherever they stand: those of Linear, Bilinear,
+convolution and transposed convolution layers, of attention (`in_proj_weight` or the three `*_proj_weight`), of
+recurrent layers and their cells (`weight_ih`, `weight_hh`, `weight_hr`); embeddings if asked. Modules that are not
+PyTorch's own have their matrices under names such as `weight`, `kernel` or `w1`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import ParametrizationList
+
+CONV, FC, EMBEDDING, BIAS, OTHER = "conv", "fc", "embedding", "bias", "other"
+WORTH_SAYING = 0.01  # of all parameters, left alone
+
+_LAYERS = (_ConvNd, nn.Linear, nn.Bilinear)
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_MATRIX = re.compile(r"(^|_)(w|weights?|kernels?|filters?)\d*(_|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A parameter of a network.
+
+    layer: the module that it works in; its kind is said of that.
+    module, name: where torch.nn.utils.prune finds it: the layer itself or, if it is parametrised, its parametrisation.
+    """
+
+    layer: nn.Module
+    module: nn.Module
+    name: str
+    parameter: nn.Parameter
+    kind: str
+
+
+def parts(model: nn.Module) -> list[Part]:
+    """Every parameter of `model` once, in the order of its modules; a tied one is of the kind that is pruned, if any
+    of its layers says so. Masks of torch.nn.utils.prune make no difference."""
+    inside = {id(m) for made in model.modules() if isinstance(made, ParametrizationList) for m in made.modules()}
+    found: dict[int, Part] = {}
+    for module in model.modules():
+        if id(module) not in inside:
+            for part in _parts_of(module):
+                known = found.get(id(part.parameter))
+                if known is None or (known.kind not in (CONV, FC) and part.kind in (CONV, FC)):
+                    found.pop(id(part.parameter), None)
+                    found[id(part.parameter)] = part
+    return list(found.values())
+
+
+def names(model: nn.Module) -> dict[int, str]:
+    """The name in `model` of each parameter, by its id: the first one of a tied parameter, without `_orig` where a
+    mask is on."""
+    return {
+        id(parameter): f"{path}.{_bare(module, name)}" if path else _bare(module, name)
+        for path, module in reversed(list(model.named_modules()))
+        for name, parameter in reversed(module._parameters.items())
+        if parameter is not None
+    }
+
+
+def weights_of(module: nn.Module) -> list[Part]:
+    """The weights of one module (not of those within it), pruned or not, embeddings left out."""
+    return [part for part in _parts_of(module) if part.kind in (CONV, FC)]
+
+
+def left_alone(model: nn.Module, embeddings: bool = False) -> str:
+    """A sentence about the parameters that are not pruned and their share, where it exceeds 1% of all; else ""."""
+    pruned = (CONV, FC, EMBEDDING) if embeddings else (CONV, FC)
+    every, named = parts(model), names(model)
+    total = sum(part.parameter.numel() for part in every)
+    alone = [part for part in every if part.kind not in pruned]
+    count = sum(part.parameter.numel() for part in alone)
+    if count <= WORTH_SAYING * total:
+        return ""
+    groups: dict[str, int] = {}
+    for part in alone:
+        vector = part.kind == BIAS or (part.kind == OTHER and not _is_matrix(part.parameter))
+        key = "biases, normalisation and other vectors" if vector else named[id(part.parameter)]
+        key += " (an embedding: see prune_embeddings)" if part.kind == EMBEDDING else ""
+        groups[key] = groups.get(key, 0) + part.parameter.numel()
+    largest = sorted(groups.items(), key=lambda group: -group[1])
+    told = [f"{key} {100 * size / total:.1f}%" for key, size in largest[:4]]
+    rest = sum(size for _, size in largest[4:])
+    told += [f"{len(largest) - 4} others {100 * rest / total:.1f}%"] if rest else []
+    return f"pruning leaves {100 * count / total:.1f}% of all {total:,} parameters alone: {', '.join(told)}"
+
+
+def draw(module: nn.Module, init: str) -> None:
+    """Draw the weights of one module of PyTorch's, `glorot` or `kaiming` (Gaussian), and set its biases to 0.
+
+    Matrices that PyTorch stacks into one (the gates of recurrent layers; queries, keys and values of attention) are
+    drawn each as a matrix of its own. Embeddings, normalisation, and modules that are not PyTorch's keep what their
+    constructors drew, as do parametrised weights whose parametrisation cannot be inverted.
+    """
+    if not isinstance(module, (*_LAYERS, *_RECURRENT, nn.MultiheadAttention)):
+        return
+    for name in _weight_names(module):
+        if name in module._parameters:
+            value = module._parameters[name]
+            if value is not None:
+                _draw(value.detach(), _stacked(module, name), init)
+        elif name in getattr(module, "parametrizations", {}):
+            with torch.no_grad(), contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
+                value = getattr(module, name).detach().clone()
+                _draw(value, _stacked(module, name), init)
+                setattr(module, name, value)
+    for part in _parts_of(module):
+        if part.kind == BIAS:
+            nn.init.zeros_(part.parameter)
+
+
+def _draw(value: Tensor, stacked: int, init: str) -> None:
+    for matrix in value.chunk(stacked):
+        if init == "glorot":
+            nn.init.xavier_normal_(matrix)
+        else:
+            nn.init.kaiming_normal_(matrix, nonlinearity="relu")
+
+
+def _stacked(module: nn.Module, name: str) -> int:
+    """How many matrices the weight holds, one below another."""
+    if isinstance(module, _RECURRENT):
+        return max(1, len(getattr(module, name)) // int(module.hidden_size))  # type: ignore[arg-type]
+    return 3 if name == "in_proj_weight" else 1
+
+
+def _parts_of(module: nn.Module) -> Iterator[Part]:
+    """The parameters of one module, weights first; those of its parametrised ones lie in their parametrisations."""
+    first = {name: i for i, name in enumerate(_weight_names(module))}
+    own = [(_bare(module, name), p) for name, p in module._parameters.items() if p is not None]
+    for name, parameter in sorted(own, key=lambda item: (first.get(item[0], len(first)), "bias" in item[0])):
+        yield Part(module, module, name, parameter, _kind(module, name, parameter))
+    made = getattr(module, "parametrizations", None)
+    for name, listed in made.items() if isinstance(made, nn.ModuleDict) else ():
+        kind = _kind(module, name, max(listed.parameters(), key=Tensor.numel))
+        for inner in listed.modules():
+            for stem, parameter in inner._parameters.items():
+                if parameter is not None:
+                    keeps = inner is listed and _keeps_zeros(listed)
+                    yield Part(module, inner, _bare(inner, stem), parameter, kind if keeps or kind == BIAS else OTHER)
+
+
+def _kind(module: nn.Module, name: str, value: Tensor) -> str:
+    if isinstance(module, _LAYERS):
+        weight = CONV if isinstance(module, _ConvNd) else FC
+        return {"weight": weight, "bias": BIAS}.get(name, OTHER)
+    if isinstance(module, _RECURRENT):
+        return FC if name in _weight_names(module) else BIAS if name.startswith("bias") else OTHER
+    if isinstance(module, nn.MultiheadAttention):
+        return FC if name in _weight_names(module) else BIAS if name == "in_proj_bias" else OTHER
+    if isinstance(module, _EMBEDDINGS):
+        return EMBEDDING if name == "weight" else OTHER
+    called = type(module).__name__.lower()
+    if not _is_matrix(value) or not _MATRIX.search(name) or "norm" in called or _is_of_pytorch(module):
+        return OTHER
+    return EMBEDDING if "embed" in called else CONV if value.ndim > 3 else FC
+
+
+def _weight_names(module: nn.Module) -> tuple[str, ...]:
+    """The names that the weights of a module of PyTorch's have in it."""
+    if isinstance(module, nn.RNNBase):
+        return tuple(name for name in module._flat_weights_names if name.startswith("weight"))
+    if isinstance(module, nn.RNNCellBase):
+        return "weight_ih", "weight_hh"
+    if isinstance(module, nn.MultiheadAttention):
+        return "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"
+    return ("weight",)
+
+
+def _is_of_pytorch(module: nn.Module) -> bool:
+    """Whether it is a layer of torch.nn or made from one, and not merely a container."""
+    plain = ("module", "container", "transformer")
+    homes = [base.__module__ for base in type(module).__mro__ if base.__module__.startswith("torch.nn.modules.")]
+    return any(home.rpartition(".")[2] not in plain for home in homes)
+
+
+def _is_matrix(value: Tensor) -> bool:
+    return sum(size > 1 for size in value.shape) > 1
+
+
+def _bare(module: nn.Module, name: str) -> str:
+    """The name of a parameter as it is without a mask of torch.nn.utils.prune."""
+    stem = name.removesuffix("_orig")
+    return stem if f"{stem}_mask" in module._buffers else name
+
+
+def _keeps_zeros(listed: ParametrizationList) -> bool:
+    """Whether just the zeros of the parameter are the zeros of the weight that is made of it, so that a mask on the one
+    is a mask on the other: so it is under spectral norm. Weight norm divides by the length of a row, which may be 0."""
+    if "original_mask" in listed._buffers:
+        return True
+    if "original" not in listed._parameters:
+        return False
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), contextlib.suppress(Exception):  # of a user's own code
+        tried = copy.deepcopy(listed).eval()
+        kept = torch.arange(tried.original.numel()).view_as(tried.original) % 3 > 0
+        kept[: len(kept) - 1][:1] = False  # a row of nothing, but for a single one
+        tried.original.copy_(kept * (1.5 + torch.arange(kept.numel()).view_as(kept).sin()))
+        return torch.equal(tried() != 0, kept) and bool(tried().isfinite().all())
+    return False
