@@ -131,7 +131,7 @@ def _draw(value: Tensor, stacked: int, init: str) -> None:
 def _stacked(module: nn.Module, name: str) -> int:
     """How many matrices the weight holds, one below another."""
     if isinstance(module, _RECURRENT):
-        return max(1, len(getattr(module, name)) // int(module.hidden_size))  # type: ignore[arg-type]
+        return max(1, len(getattr(module, name)) // int(module.hidden_size))
     return 3 if name == "in_proj_weight" else 1
 
 
@@ -143,12 +143,13 @@ def _parts_of(module: nn.Module) -> Iterator[Part]:
         yield Part(module, module, name, parameter, _kind(module, name, parameter))
     made = getattr(module, "parametrizations", None)
     for name, listed in made.items() if isinstance(made, nn.ModuleDict) else ():
+        assert isinstance(listed, ParametrizationList)
         kind = _kind(module, name, max(listed.parameters(), key=Tensor.numel))
         for inner in listed.modules():
-            for stem, parameter in inner._parameters.items():
-                if parameter is not None:
-                    keeps = inner is listed and _keeps_zeros(listed)
-                    yield Part(module, inner, _bare(inner, stem), parameter, kind if keeps or kind == BIAS else OTHER)
+            whose = kind if kind == BIAS or (inner is listed and _keeps_zeros(listed)) else OTHER
+            own = [(_bare(inner, stem), p) for stem, p in inner._parameters.items() if p is not None]
+            for stem, parameter in own:
+                yield Part(module, inner, stem, parameter, whose)
 
 
 def _kind(module: nn.Module, name: str, value: Tensor) -> str:

@@ -256,13 +256,25 @@ def attach(model: nn.Module, masks: Masks) -> nn.Module:
         path, _, parameter = name.rpartition(".")
         module = model.get_submodule(path)
         torch_prune.custom_from_mask(module, parameter, mask.to(getattr(module, parameter).device))
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention) and _masked_output not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_masked_output)
     return model
+
+
+def _masked_output(attention: nn.Module, inputs: object) -> None:
+    """Put the mask on attention's output weights anew: it reads them without calling their module, whose hook would."""
+    for hook in attention.out_proj._forward_pre_hooks.values():  # type: ignore[union-attr]
+        hook(attention.out_proj, inputs)
 
 
 def detach(model: nn.Module) -> Masks:
     """Take the masks of torch.nn.utils.prune off `model` (changed in place: pruned weights become 0.0)."""
     masks = {}
     for path, module in model.named_modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if hook is _masked_output:
+                del module._forward_pre_hooks[key]
         for buffer in [name for name in module._buffers if name.endswith("_mask")]:
             parameter = buffer.removesuffix("_mask")
             if f"{parameter}_orig" in module._parameters:

@@ -113,7 +113,7 @@ class Kinds(nn.Module):
         self.conv, self.up = nn.Conv2d(1, 10, 3), nn.ConvTranspose2d(10, 3, 2)
         self.hidden, self.last = nn.Linear(50, 20), nn.Linear(20, 10)
         self.norm, self.layer_norm, self.embedding = nn.BatchNorm2d(10), nn.LayerNorm(20), nn.Embedding(6, 3)
-        self.weight_of_mine = nn.Parameter(torch.ones(5, 5))
+        self.token = nn.Parameter(torch.ones(5, 5))
         self.gru = nn.GRU(3, 4)
 
 
@@ -135,7 +135,7 @@ def percents(**flags: float) -> dict[str, float]:
 )
 def test_rates_by_kind_of_layer(flags: dict[str, float], conv: float, fc: float, output: float) -> None:
     expected = {"output_first.weight": fc, "conv.weight": conv, "up.weight": conv}
-    expected |= {"hidden.weight": fc, "last.weight": output}
+    expected |= {"hidden.weight": fc, "last.weight": output, "gru.weight_ih_l0": fc, "gru.weight_hh_l0": fc}
     found = percents(**flags)
     assert found == expected
     masks = pruning.dense(pruning.prunable(Kinds()))
@@ -153,10 +153,13 @@ def test_target_remaining_is_a_rate_that_reaches_it_in_the_last_round() -> None:
 # What is pruned, and what never
 
 
-def test_only_weights_of_linear_and_convolution_layers_are_prunable() -> None:
+def test_only_weight_matrices_and_filters_are_prunable() -> None:
     names = ["output_first.weight", "conv.weight", "up.weight", "hidden.weight", "last.weight"]
+    names += ["gru.weight_ih_l0", "gru.weight_hh_l0"]
     assert list(pruning.prunable(Kinds())) == names
-    assert list(pruning.layer_kinds(Kinds()).values()) == ["fc", "conv", "conv", "fc", "output"]
+    assert list(pruning.layer_kinds(Kinds()).values()) == ["fc", "conv", "conv", "fc", "output", "fc", "fc"]
+    assert pruning.prunable(Kinds(), embeddings=True).keys() - names == {"embedding.weight"}
+    assert pruning.layer_kinds(Kinds(), embeddings=True)["embedding.weight"] == "fc"
 
 
 @pytest.mark.parametrize(
@@ -174,8 +177,17 @@ def test_only_weights_of_linear_and_convolution_layers_are_prunable() -> None:
         (nn.GroupNorm(1, 3), 0),
         (nn.Embedding(5, 3), 0),
         (nn.PReLU(), 0),
-        (nn.Bilinear(2, 2, 2), 0),
-        (nn.LSTM(2, 2), 0),
+        (nn.Bilinear(2, 3, 4), 24),
+        (nn.RNN(2, 3), 6 + 9),
+        (nn.LSTM(2, 3, num_layers=2, bidirectional=True), 2 * 4 * (6 + 9) + 2 * 4 * (18 + 9)),
+        (nn.LSTM(2, 3, proj_size=2), 4 * (6 + 6) + 6),
+        (nn.GRU(2, 3), 3 * (6 + 9)),
+        (nn.RNNCell(2, 3), 6 + 9),
+        (nn.LSTMCell(2, 3), 4 * (6 + 9)),
+        (nn.GRUCell(2, 3), 3 * (6 + 9)),
+        (nn.MultiheadAttention(4, 2), 4 * 16),
+        (nn.MultiheadAttention(4, 2, kdim=3, vdim=5, add_bias_kv=True), 2 * 16 + 12 + 20),
+        (nn.TransformerEncoderLayer(4, 2, 6), 4 * 16 + 2 * 24),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )
@@ -383,10 +395,15 @@ def test_attach_and_detach() -> None:
 def test_fetch_layers() -> None:
     model = Kinds()
     layers = pruning.fetch_layers(model)
-    assert [module for module, _ in layers] == [model.output_first, model.conv, model.up, model.hidden, model.last]
-    assert [name for _, name in pruning.fetch_layers(model, biases=True)] == ["weight", "bias"] * 5
+    plain = [model.output_first, model.conv, model.up, model.hidden, model.last]
+    assert [module for module, _ in layers] == [*plain, model.gru, model.gru]
+    names = [f"{kind}_{of}_l0" for kind in ("weight", "bias") for of in ("ih", "hh")]
+    assert [name for _, name in pruning.fetch_layers(model, biases=True)] == ["weight", "bias"] * 5 + names
+    assert (model.embedding, "weight") in pruning.fetch_layers(model, embeddings=True)
     pruning.attach(model, random_masks(model))
-    assert len(pruning.fetch_layers(model)) == 5, "layers that are pruned already were left out"
+    assert pruning.fetch_layers(model) == layers, "layers that are pruned already were left out"
+    torch_prune.identity(model.embedding, "weight")
+    assert (model.embedding, "weight") in pruning.fetch_layers(model), "an embedding with a mask is pruned too"
     with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, not list"):
         pruning.fetch_layers([])  # type: ignore[arg-type]
 

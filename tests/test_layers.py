@@ -1,0 +1,320 @@
+"""What counts as a weight, how weights of every kind are drawn and masked, and what is said of the rest."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.utils.prune as torch_prune
+from helpers import random_masks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+from lth import layers, pruning
+from lth.training import models
+from lth.training.network import Fused, Network
+
+CPU = torch.device("cpu")
+
+
+class Attending(nn.Module):
+    """Attention and a recurrent layer over the rows of 8 x 8 images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 10, dropout=0.0, batch_first=True)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.lstm = nn.LSTM(8, 6, num_layers=2, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.encoder(x.flatten(0, -3))
+        attended = self.attention(rows, rows, rows, need_weights=False)[0]
+        return self.head(self.lstm(attended)[0][:, -1])
+
+
+class Mine(nn.Module):
+    """Matrices of one's own among other parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.w_q = nn.Parameter(torch.randn(4, 5)), nn.Parameter(torch.randn(5, 4))
+        self.W2, self.kernel = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4, 3, 3, 3))
+        self.scale_weight = nn.Parameter(torch.ones(1, 4, 1, 1))  # a vector
+        self.position, self.window = nn.Parameter(torch.randn(1, 7, 5)), nn.Parameter(torch.randn(3, 3))
+
+
+class RowNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 5))
+
+
+class TokenEmbedding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(9, 5))
+
+
+class BatchNormOfMine(nn.BatchNorm2d):
+    def __init__(self) -> None:
+        super().__init__(3)
+        self.kernel = nn.Parameter(torch.ones(3, 3))
+
+
+def test_matrices_of_modules_of_ones_own_are_known_by_their_names() -> None:
+    model = nn.ModuleDict({"mine": Mine(), "norm": RowNorm(), "tokens": TokenEmbedding(), "batch": BatchNormOfMine()})
+    expected = {"mine.weight": "fc", "mine.w_q": "fc", "mine.W2": "fc", "mine.kernel": "conv"}
+    assert pruning.layer_kinds(model) == expected
+    assert pruning.layer_kinds(model, embeddings=True) == {**expected, "tokens.weight": "fc"}
+
+
+def test_an_output_layer_that_shares_its_weights_with_an_embedding_is_pruned() -> None:
+    model = nn.ModuleDict({"embedding": nn.Embedding(9, 5), "hidden": nn.Linear(5, 5), "head": nn.Linear(5, 9)})
+    model["head"].weight = model["embedding"].weight
+    assert pruning.layer_kinds(model) == {"hidden.weight": "fc", "embedding.weight": "output"}
+
+
+def test_the_last_linear_layer_is_the_output_also_before_attention() -> None:
+    model = nn.ModuleDict({"head": nn.Linear(8, 4), "attention": nn.MultiheadAttention(8, 2)})
+    assert pruning.layer_kinds(model)["head.weight"] == "output"
+
+
+# Parametrised weights
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+class Centred(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight - weight.mean()
+
+
+def spectral(layer: nn.Module) -> nn.Module:
+    return parametrizations.spectral_norm(layer)
+
+
+def doubled(layer: nn.Module) -> nn.Module:
+    return parametrize.register_parametrization(layer, "weight", Doubled())
+
+
+def centred(layer: nn.Module) -> nn.Module:
+    return parametrize.register_parametrization(layer, "weight", Centred())
+
+
+def old_style(kind: Callable[[nn.Module], nn.Module]) -> Callable[[nn.Module], nn.Module]:
+    def wrap(layer: nn.Module) -> nn.Module:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return kind(layer)
+
+    return wrap
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(5, 4), lambda: nn.Linear(5, 1), lambda: nn.Conv2d(2, 3, 3)])
+@pytest.mark.parametrize("wrap", [spectral, doubled])
+def test_a_parametrised_weight_is_pruned_where_a_zero_stays_a_zero(
+    make: Callable[[], nn.Module], wrap: Callable[[nn.Module], nn.Module]
+) -> None:
+    model = nn.Sequential(wrap(make()), nn.Flatten())
+    before = models.state_of(model)
+    (name,) = pruning.prunable(model)
+    assert name == "0.parametrizations.weight.original"
+    assert all(torch.equal(value, before[key]) for key, value in models.state_of(model).items()), "looking changed it"
+    masks = random_masks(model)
+    pruning.attach(model, masks)
+    assert [name for _, name in pruning.fetch_layers(model)] == ["original"]
+    assert torch.equal(model[0].weight != 0, masks[name])
+    assert torch.equal(pruning.detach(model)[name], masks[name])
+    assert torch.equal(model[0].weight != 0, masks[name])
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        parametrizations.weight_norm,  # divides by the length of a row, which may have nothing left
+        parametrizations.orthogonal,
+        centred,
+        old_style(nn.utils.weight_norm),
+        old_style(nn.utils.spectral_norm),
+    ],
+    ids=["weight_norm", "orthogonal", "centred", "old weight_norm", "old spectral_norm"],
+)
+def test_other_parametrised_weights_are_left_alone_and_said(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = nn.ModuleDict({"plain": nn.Linear(5, 5), "odd": wrap(nn.Linear(5, 5))})
+    assert list(pruning.prunable(model)) == ["plain.weight"]
+    assert "odd." in layers.left_alone(model)
+
+
+# What is left alone
+
+
+def test_what_is_left_alone_is_said_with_its_share_where_it_exceeds_one_percent() -> None:
+    assert layers.left_alone(nn.Linear(99, 100)) == "", "1% is not more than 1%"
+    assert layers.left_alone(nn.Linear(98, 100)) != ""
+    model = nn.ModuleDict({"embedding": nn.Embedding(60, 5), "fc": nn.Linear(5, 100), "norm": nn.BatchNorm1d(50)})
+    assert layers.left_alone(model) == (
+        "pruning leaves 50.0% of all 1,000 parameters alone: embedding.weight (an embedding: see prune_embeddings) "
+        "30.0%, biases, normalisation and other vectors 20.0%"
+    )
+    assert "embedding" not in layers.left_alone(model, embeddings=True)
+    assert "20.0%" in layers.left_alone(model, embeddings=True)
+
+
+# Initial weights
+
+
+@pytest.mark.parametrize("init, gain", [("glorot", None), ("kaiming", 2.0)])
+def test_stacked_matrices_are_drawn_each_as_one_of_its_own(init: str, gain: float | None) -> None:
+    """Deviations of Glorot & Bengio (2010) and He et al. (2015) from the inputs and outputs of one gate or head."""
+    made = {
+        "lstm": nn.LSTM(200, 100, proj_size=50),
+        "gru": nn.GRUCell(200, 100),
+        "rnn": nn.RNN(200, 100),
+        "attention": nn.MultiheadAttention(100, 2),
+        "apart": nn.MultiheadAttention(100, 2, kdim=150, vdim=50),
+        "bilinear": nn.Bilinear(20, 30, 40),
+        "spectral": spectral(nn.Linear(200, 100)),
+    }
+    fans = {
+        **{"lstm.weight_ih_l0": (200, 100), "lstm.weight_hh_l0": (50, 100), "lstm.weight_hr_l0": (100, 50)},
+        **{"gru.weight_ih": (200, 100), "gru.weight_hh": (100, 100)},
+        **{"rnn.weight_ih_l0": (200, 100), "rnn.weight_hh_l0": (100, 100)},
+        **{"attention.in_proj_weight": (100, 100), "attention.out_proj.weight": (100, 100)},
+        **{"apart.q_proj_weight": (100, 100), "apart.k_proj_weight": (150, 100), "apart.v_proj_weight": (50, 100)},
+        **{"apart.out_proj.weight": (100, 100), "bilinear.weight": (600, 1200)},
+        "spectral.parametrizations.weight.original": (200, 100),
+    }
+    model = models.build(lambda: nn.ModuleDict(made), init, 0)
+    weights = pruning.prunable(model)
+    assert weights.keys() == fans.keys()
+    for name, (inputs, outputs) in fans.items():
+        expected = (gain / inputs if gain else 2 / (inputs + outputs)) ** 0.5
+        assert weights[name].detach().std().item() == pytest.approx(expected, rel=0.05), name
+    biases = [part.parameter for part in layers.parts(model) if part.kind == layers.BIAS]
+    assert len(biases) == 2 + 2 + 2 + 2 + 2 + 1 + 1 and not any(bias.any() for bias in biases)
+
+
+def test_what_is_no_layer_of_pytorchs_keeps_what_its_constructor_drew() -> None:
+    def make() -> nn.Module:
+        return nn.ModuleDict({"mine": Mine(), "embedding": nn.Embedding(9, 5), "norm": nn.LayerNorm(3)})
+
+    one, other = (models.state_of(models.build(make, init, 3)) for init in ("glorot", "own"))
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+# Masks on the new kinds
+
+MAKERS: dict[str, Callable[..., nn.Module]] = {
+    "rnn": lambda a, b, more: nn.RNN(a, b, num_layers=1 + more, bidirectional=more),
+    "lstm": lambda a, b, more: nn.LSTM(a, b + 1, bidirectional=more, proj_size=b if more else 0),
+    "gru": lambda a, b, more: nn.GRU(a, b, num_layers=1 + more),
+    "cell": lambda a, b, more: (nn.LSTMCell if more else nn.GRUCell)(a, b),
+    "attention": lambda a, b, more: nn.MultiheadAttention(2 * a, 2, kdim=b if more else None, add_bias_kv=more),
+    "bilinear": lambda a, b, more: nn.Bilinear(a, b, 3, bias=more),
+    "spectral": lambda a, b, more: spectral(nn.Conv1d(a, b, 2) if more else nn.Linear(a, b)),
+    "embedding": lambda a, b, more: nn.EmbeddingBag(a, b) if more else nn.Embedding(a, b),
+}
+SIZES = st.integers(2, 6)
+MODULES = st.lists(st.tuples(st.sampled_from(sorted(MAKERS)), SIZES, SIZES, st.booleans()), min_size=1, max_size=3)
+
+
+def built(spec: list[tuple[str, int, int, bool]]) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*(MAKERS[kind](a, b, more) for kind, a, b, more in spec))
+
+
+@settings(max_examples=50, deadline=None)
+@given(MODULES, st.floats(0.05, 0.95), st.sampled_from(["layer", "global"]))
+def test_rules_and_masks_agree_on_every_kind_of_weight(spec: Any, amount: float, scope: str) -> None:
+    """torch.nn.utils.prune's rules on the modules, and mask arithmetic on the weights, round after round."""
+    model = built(spec)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    weights = pruning.prunable(model, embeddings=True)
+    masks = pruning.dense(weights)
+    scores = {name: before[name].abs() for name in masks}
+    pruning.attach(model, masks)
+    for _ in range(3):
+        masks = pruning.prune_lowest(scores, masks, dict.fromkeys(masks, 100 * amount), scope)
+        pruning.magnitude(amount, scope)(model)
+        counts = {name: int(mask.sum()) for name, mask in masks.items()}
+        assert pruning.prunable(model, embeddings=True).keys() == masks.keys()
+        found = {
+            name: getattr(part.module, f"{part.name}_mask").bool()
+            for name, part in pruning._prunable(model, True).items()
+        }
+        assert pruning.survivors(found) == counts
+        assert all(torch.equal(found[name], mask) for name, mask in masks.items())
+    found = pruning.detach(model)
+    assert all(torch.equal(found[name], mask) for name, mask in masks.items())
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()
+    for name, value in before.items():
+        assert torch.equal(after[name], value * masks[name] if name in masks else value)
+    for module in model:
+        if isinstance(module, nn.RNNBase):
+            own = set(map(id, module.parameters()))
+            assert {id(weight) for weight in module._flat_weights} == own, "the layer computes with other tensors"
+
+
+@settings(max_examples=25, deadline=None)
+@given(MODULES, st.floats(0, 1), st.integers(0, 99))
+def test_packing_shuffling_and_counting_hold_for_every_kind_of_weight(spec: Any, keep: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weights = pruning.prunable(built(spec), embeddings=True)
+    masks = {name: torch.rand(weight.shape, generator=generator) < keep for name, weight in weights.items()}
+    shuffled = pruning.shuffled(masks, generator)
+    assert pruning.survivors(shuffled) == pruning.survivors(masks)
+    for name, mask in masks.items():
+        assert torch.equal(pruning.unpack(pruning.pack(mask), tuple(mask.shape)), mask)
+        assert shuffled[name].shape == mask.shape
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_pruned_weights_of_attention_and_recurrent_layers_stay_0_in_training(kind: str) -> None:
+    torch.manual_seed(0)
+    model = Attending()
+    masks, state = random_masks(model), models.state_of(model)
+    network = Network(model, [state], [masks], CPU)
+    optimizer = Fused(kind, network, 0.05, weight_decay=0.01)
+    x, y = torch.randn(12, 1, 8, 8), torch.arange(12) % 4
+    for _ in range(4):
+        optimizer.step(torch.autograd.grad(network.losses(x, y), network.leaves))
+    after = network.state(0)
+    for name, mask in masks.items():
+        assert not after[name][~mask].any() and (after[name] != state[name])[mask].all(), name
+    reference = models.load_state(Attending(), after)
+    assert torch.equal(network.logits(x, True)[0], reference(x)), "the recurrent layer computes with other weights"
+
+
+def test_networks_with_attention_and_recurrent_layers_train_with_pytorchs_masks_too() -> None:
+    """As `ticket.apply(model, as_pruned=True)` gives them: attention must not go round the mask of its out_proj."""
+    torch.manual_seed(0)
+    model, plain = Attending(), Attending()
+    models.load_state(plain, models.state_of(model))
+    masks = random_masks(model)
+    pruning.attach(model, masks)
+    optimizer, x, y = torch.optim.SGD(model.parameters(), lr=0.5), torch.randn(12, 1, 8, 8), torch.arange(12) % 4
+    network = Network(plain, [models.state_of(plain)], [masks], CPU)
+    other = Fused("sgd", network, 0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        other.step(torch.autograd.grad(network.losses(x, y), network.leaves))
+    model.eval()
+    with torch.no_grad():
+        assert torch.allclose(model(x), network.logits(x, True)[0], atol=1e-5)
+    assert not any(module._forward_pre_hooks for module in Attending().modules())
+    pruning.detach(model)
+    assert not any(module._forward_pre_hooks for module in model.modules()) and not torch_prune.is_pruned(model)
+    for name, expected in network.state(0).items():
+        assert torch.allclose(model.get_parameter(name), expected, atol=1e-5), name
