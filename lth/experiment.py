@@ -31,6 +31,10 @@ from lth.training.scores import Batches
 from lth.training.selection import Candidates, select
 from lth.training.train import Evaluation, Trained, Training
 
+NOTHING_PRUNED = (
+    "layers come to it with masks of torch.nn.utils.prune, their weights called weight_orig; fetch_layers names them"
+)
+
 
 class TrialError(Exception):
     """One trial cannot go on; others can."""
@@ -143,12 +147,16 @@ class Experiment:
             return pruning.shuffled(found, generator) if arm.shuffled else found
         if self.problem.rule is not None:
             seed = derive_seed(run.seed, "rule", number)
-            return pruning.by_rule(self.problem.rule, self.problem.make(), final, ticket.masks, seed)
+            masks = pruning.by_rule(self.problem.rule, self.problem.make(), final, ticket.masks, seed)
+            if pruning.survivors(masks) == pruning.survivors(ticket.masks):
+                self.tell(Note(f"{run}: prune_rule pruned nothing before round {number} ({NOTHING_PRUNED})"))
+            return masks
         masks, weights, rounds, identity = ticket.masks, final, 1, self._identity(run)
         if arm.prunes != "trained":  # at once, all that so many rounds prune
             masks, rounds = pruning.dense(masks), number
             weights = tickets.read_state(run, "dense" if arm.prunes == "dense" else self._original, identity)
-        initial = tickets.read_state(run, "initial", identity)
+        drawn = arm.prunes == "trained" and arm.start == "fresh"  # anew in this round
+        initial = ticket.start if drawn else tickets.read_state(run, "initial", identity)
         candidates = Candidates(masks, weights, rounds, initial, lambda: self._score_batches(run), generator)
         return select(arm, self.config, self.problem, candidates)
 
@@ -177,7 +185,7 @@ class Experiment:
             initial = self.problem.initial(derive_seed(run.seed, "weights", 0))
             tickets.write_state(run, "initial", initial, identity)
         if not resume.has_ticket(run, 0):
-            self.reset(run, 0, pruning.dense(pruning.prunable(self.problem.make())), {})
+            self.reset(run, 0, pruning.dense(pruning.prunable(self.problem.make(), self.config.prune_embeddings)), {})
         self._prune_and_reset(run, rounds)
 
     def _prune_and_reset(self, run: Run, rounds: int) -> None:

@@ -13,6 +13,7 @@ import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ def names(model: nn.Module) -> dict[int, str]:
     """The name in `model` of each parameter, by its id: the first one of a tied parameter, without `_orig` where a
     mask is on."""
     return {
-        id(parameter): f"{path}.{_bare(module, name)}" if path else _bare(module, name)
+        id(parameter): f"{path}.{bare(module, name)}" if path else bare(module, name)
         for path, module in reversed(list(model.named_modules()))
         for name, parameter in reversed(module._parameters.items())
         if parameter is not None
@@ -120,6 +121,24 @@ def draw(module: nn.Module, init: str) -> None:
             nn.init.zeros_(part.parameter)
 
 
+def redraw_parametrised(module: nn.Module) -> None:
+    """New random weights, those of `reset_parameters`, for the parametrised weights of one module: what the method
+    itself does to them is lost. Left as they are where the parametrisation cannot be inverted."""
+    listed = list(getattr(module, "parametrizations", {}))
+    if not listed or not callable(getattr(module, "reset_parameters", None)):
+        return
+    with torch.no_grad(), contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
+        kind: Any = type(module).__bases__[0]  # as it was before; parametrize itself would take it off the original too
+        plain: Any = kind.__new__(kind)
+        plain.__dict__ |= copy.deepcopy({key: value for key, value in vars(module).items() if key != "_modules"})
+        plain._modules = {}
+        for name in listed:
+            plain.register_parameter(name, nn.Parameter(getattr(module, name).detach().clone()))
+        plain.reset_parameters()
+        for name in listed:
+            setattr(module, name, getattr(plain, name).detach())
+
+
 def _draw(value: Tensor, stacked: int, init: str) -> None:
     for matrix in value.chunk(stacked):
         if init == "glorot":
@@ -138,7 +157,7 @@ def _stacked(module: nn.Module, name: str) -> int:
 def _parts_of(module: nn.Module) -> Iterator[Part]:
     """The parameters of one module, weights first; those of its parametrised ones lie in their parametrisations."""
     first = {name: i for i, name in enumerate(_weight_names(module))}
-    own = [(_bare(module, name), p) for name, p in module._parameters.items() if p is not None]
+    own = [(bare(module, name), p) for name, p in module._parameters.items() if p is not None]
     for name, parameter in sorted(own, key=lambda item: (first.get(item[0], len(first)), "bias" in item[0])):
         yield Part(module, module, name, parameter, _kind(module, name, parameter))
     made = getattr(module, "parametrizations", None)
@@ -147,7 +166,7 @@ def _parts_of(module: nn.Module) -> Iterator[Part]:
         kind = _kind(module, name, max(listed.parameters(), key=Tensor.numel))
         for inner in listed.modules():
             whose = kind if kind == BIAS or (inner is listed and _keeps_zeros(listed)) else OTHER
-            own = [(_bare(inner, stem), p) for stem, p in inner._parameters.items() if p is not None]
+            own = [(bare(inner, stem), p) for stem, p in inner._parameters.items() if p is not None]
             for stem, parameter in own:
                 yield Part(module, inner, stem, parameter, whose)
 
@@ -190,7 +209,7 @@ def _is_matrix(value: Tensor) -> bool:
     return sum(size > 1 for size in value.shape) > 1
 
 
-def _bare(module: nn.Module, name: str) -> str:
+def bare(module: nn.Module, name: str) -> str:
     """The name of a parameter as it is without a mask of torch.nn.utils.prune."""
     stem = name.removesuffix("_orig")
     return stem if f"{stem}_mask" in module._buffers else name

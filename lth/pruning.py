@@ -6,6 +6,7 @@ on masks are pure; those of the bridge, at the end, change the model they are gi
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -153,9 +154,9 @@ def score(method: str, initial: Weights, final: Weights) -> dict[str, Tensor]:
     return {name: CRITERIA[method](initial[name], final[name]) for name in initial}
 
 
-def percents(model: nn.Module, rates: Mapping[str, float]) -> dict[str, float]:
+def percents(model: nn.Module, rates: Mapping[str, float], embeddings: bool = False) -> dict[str, float]:
     """Percent of the survivors that a round prunes, for each prunable weight, from the rates of the kinds of layers."""
-    return {name: rates[kind] for name, kind in layer_kinds(model).items()}
+    return {name: rates[kind] for name, kind in layer_kinds(model, embeddings).items()}
 
 
 def random_scores(masks: Masks, generator: torch.Generator) -> dict[str, Tensor]:
@@ -237,17 +238,65 @@ def _rule(amount: float, scope: str, method: type[torch_prune.BasePruningMethod]
 
 
 def by_rule(rule: Rule, model: nn.Module, final: Weights, masks: Masks, seed: int) -> Masks:
-    """`masks` after `rule` has pruned `model` (changed in place) with the weights `final`; a random rule draws from
-    `seed`."""
+    """`masks` after `rule` has pruned `model` (changed in place) with the weights `final`.
+
+    What the rule masks or sets to 0, in whatever parameter, by torch.nn.utils.prune or in place, is pruned; what was
+    pruned before stays so. The rule sees the earlier masks; a random one draws from `seed`. TypeError, ValueError: it
+    returns another network, changes the shapes or names of parameters, or masks a tied weight in its second layer.
+    """
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     with torch.no_grad():
         for name, value in final.items():
             tensors[name].copy_(value)
+    own = {name: parameter.shape for name, parameter in model.named_parameters()}
     attach(model, masks)
+    before = _standing(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        rule(model)
-    return {**masks, **detach(model)}
+        result = rule(model)
+    if isinstance(result, nn.Module) and result is not model:
+        raise TypeError("prune_rule must prune the network that it is given, but returns another one")
+    if inspect.isgenerator(result):
+        raise TypeError("prune_rule must be a plain function: with a `yield` in it, calling it does nothing")
+    after = _standing(model)
+    wrong = [name for name, shape in own.items() if name not in after or after[name].shape != shape]
+    if wrong or (came := after.keys() - before.keys()):
+        name = wrong[0] if wrong else min(came)
+        raise ValueError(f"prune_rule must leave the network its parameters and their shapes, but {name} is another")
+    pruned = dict(masks)
+    for name, stands in after.items():
+        kept = masks.get(name, torch.ones_like(stands)) & (stands | ~before[name])
+        mask = _mask_of(model, name)
+        if mask is not None and not mask.all() and name not in own:
+            raise ValueError(
+                f"prune_rule must prune tied weights once, as fetch_layers gives them: {name} is another layer's too"
+            )
+        kept = kept if mask is None else kept & mask
+        if name in masks or not kept.all():
+            pruned[name] = kept
+    return {name: mask for name, mask in pruned.items() if name in own}
+
+
+def _standing(model: nn.Module) -> Masks:
+    """Where each parameter is not 0, of tied ones under every name. Under a mask of torch.nn.utils.prune there are two
+    tensors, what is trained and what a forward pass computes with: 0 in one of them is 0."""
+    standing = {}
+    for path, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                bare = layers.bare(module, name)
+                here = getattr(module, bare).detach().cpu() != 0
+                if parameter.shape == here.shape:
+                    here &= parameter.detach().cpu() != 0
+                standing[f"{path}.{bare}" if path else bare] = here
+    return standing
+
+
+def _mask_of(model: nn.Module, name: str) -> Tensor | None:
+    """The mask of torch.nn.utils.prune that is on a parameter."""
+    path, _, parameter = name.rpartition(".")
+    mask = model.get_submodule(path)._buffers.get(f"{parameter}_mask")
+    return None if mask is None else mask.detach().bool().cpu()
 
 
 def attach(model: nn.Module, masks: Masks) -> nn.Module:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.utils.prune as torch_prune
-from helpers import random_masks
-from hypothesis import given, settings
+from helpers import do, random_masks, settings
+from hypothesis import given
+from hypothesis import settings as quick
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from lth import layers, pruning
+from lth.records import tables, tickets
+from lth.run import session
 from lth.training import models
 from lth.training.network import Fused, Network
 
@@ -232,7 +236,7 @@ def built(spec: list[tuple[str, int, int, bool]]) -> nn.Module:
     return nn.Sequential(*(MAKERS[kind](a, b, more) for kind, a, b, more in spec))
 
 
-@settings(max_examples=50, deadline=None)
+@quick(max_examples=50, deadline=None)
 @given(MODULES, st.floats(0.05, 0.95), st.sampled_from(["layer", "global"]))
 def test_rules_and_masks_agree_on_every_kind_of_weight(spec: Any, amount: float, scope: str) -> None:
     """torch.nn.utils.prune's rules on the modules, and mask arithmetic on the weights, round after round."""
@@ -265,7 +269,7 @@ def test_rules_and_masks_agree_on_every_kind_of_weight(spec: Any, amount: float,
             assert {id(weight) for weight in module._flat_weights} == own, "the layer computes with other tensors"
 
 
-@settings(max_examples=25, deadline=None)
+@quick(max_examples=25, deadline=None)
 @given(MODULES, st.floats(0, 1), st.integers(0, 99))
 def test_packing_shuffling_and_counting_hold_for_every_kind_of_weight(spec: Any, keep: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -295,6 +299,32 @@ def test_pruned_weights_of_attention_and_recurrent_layers_stay_0_in_training(kin
     assert torch.equal(network.logits(x, True)[0], reference(x)), "the recurrent layer computes with other weights"
 
 
+class Flat(nn.LSTM):
+    """Keeps all its parameters in one piece of memory, as cuDNN wants them on a GPU."""
+
+    def flatten_parameters(self) -> None:
+        if all(isinstance(weight, Tensor) for weight in self._flat_weights):
+            self.flat = torch.cat([weight.detach().flatten() for weight in self._flat_weights])
+            sizes = [weight.numel() for weight in self._flat_weights]
+            for weight, part in zip(self._flat_weights, self.flat.split(sizes), strict=True):
+                weight.data = part.view_as(weight)
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_masks_reach_weights_in_one_piece_of_memory(kind: str) -> None:
+    torch.manual_seed(0)
+    model = Attending()
+    model.lstm = Flat(8, 6, num_layers=2, bidirectional=True, batch_first=True)
+    masks, state = random_masks(model), models.state_of(model)
+    network = Network(model, [state], [masks], CPU)
+    optimizer, x, y = Fused(kind, network, 0.05), torch.randn(12, 1, 8, 8), torch.arange(12) % 4
+    for _ in range(3):
+        optimizer.step(torch.autograd.grad(network.losses(x, y), network.leaves))
+    pruned = sum(int((~mask).sum()) for name, mask in masks.items() if name.startswith("lstm"))
+    assert int((model.lstm.flat == 0).sum()) == pruned, "what the layer computes with is not what is masked"
+    assert model.lstm.weight_hh_l1.untyped_storage().data_ptr() == model.lstm.flat.untyped_storage().data_ptr()
+
+
 def test_networks_with_attention_and_recurrent_layers_train_with_pytorchs_masks_too() -> None:
     """As `ticket.apply(model, as_pruned=True)` gives them: attention must not go round the mask of its out_proj."""
     torch.manual_seed(0)
@@ -318,3 +348,71 @@ def test_networks_with_attention_and_recurrent_layers_train_with_pytorchs_masks_
     assert not any(module._forward_pre_hooks for module in model.modules()) and not torch_prune.is_pruned(model)
     for name, expected in network.state(0).items():
         assert torch.allclose(model.get_parameter(name), expected, atol=1e-5), name
+
+
+# Whole experiments
+
+READER = """
+from torch import nn
+
+
+class Reader(nn.Module):
+    def __init__(self, num_classes=4):
+        super().__init__()
+        self.embedding = nn.Embedding(40, 8)
+        self.attention = nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True)
+        self.{kind} = nn.{KIND}(8, 8, batch_first=True)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        words = self.embedding((8 * x.flatten(0, -3).mean(2) + 20).long().clamp(0, 39))
+        return self.head(self.{kind}(self.attention(words))[0][:, -1])
+"""
+READER_WEIGHTS = {"attention.self_attn.in_proj_weight": 192, "attention.self_attn.out_proj.weight": 64}
+READER_WEIGHTS |= {"attention.linear1.weight": 64, "attention.linear2.weight": 64, "head.weight": 32}
+
+
+@pytest.mark.parametrize("stack", [None, 2])
+def test_a_recurrent_model_goes_through_a_whole_experiment(
+    place: Path, stack: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where runs cannot be stacked into one network, which is said."""
+    (place / "archs/tiny/reader.py").write_text(READER.format(kind="lstm", KIND="LSTM"))
+    config = settings(
+        place,
+        **{"arch_type": "reader", "prune_type": ("lt", "reinit"), "trials": 2, "stack": stack, "quiet": False},
+        **{"prune_percent": 25, "output_percent": 0, "prune_iterations": 2},
+    )
+    weights = {**READER_WEIGHTS, "lstm.weight_ih_l0": 256, "lstm.weight_hh_l0": 256}
+    for run in session.run(config):
+        layers_csv = tables.table(run, "layers").pivot(index="round", columns="layer", values="weights")
+        assert layers_csv.loc[0].to_dict() == weights
+        assert layers_csv.loc[1].to_dict() == {n: w if n == "head.weight" else 3 * w // 4 for n, w in weights.items()}
+        rounds = tables.table(run, "rounds")
+        assert rounds["remaining"].tolist() == pytest.approx([100, 100 * (0.75 * 896 + 32) / 928], abs=1e-3)
+        state, masks = tickets.read_state(run, "trained_01"), tickets.read_ticket(run, 1).masks
+        assert all((state[name] != 0).equal(mask) for name, mask in masks.items())
+    said = capsys.readouterr().out
+    assert "embedding.weight (an embedding: see prune_embeddings)" in said
+    assert ("--stack 2: torch.func.vmap cannot follow this model" in said) == (stack == 2)
+
+
+def test_embeddings_are_pruned_on_request_as_other_matrices(place: Path) -> None:
+    (place / "archs/tiny/reader.py").write_text(READER.format(kind="gru", KIND="GRU"))
+    (run,) = do(settings(place, arch_type="reader", prune_embeddings=True, prune_percent=50, prune_iterations=2))
+    layers_csv = tables.table(run, "layers").pivot(index="round", columns="layer", values="weights")
+    assert layers_csv["embedding.weight"].tolist() == [320, 160] and layers_csv["gru.weight_hh_l0"].tolist() == [
+        192,
+        96,
+    ]
+
+
+def test_attention_is_stacked_as_it_is_alone(place: Path) -> None:
+    text = READER.format(kind="last", KIND="Identity").replace("nn.Identity(8, 8, batch_first=True)", "nn.Identity()")
+    (place / "archs/tiny/reader.py").write_text(text.replace("[0][:, -1]", "[:, -1]"))
+    usual = {"arch_type": "reader", "trials": 2, "precision": "fp32", "prune_iterations": 2}
+    alone, stacked = do(settings(place, **usual)), do(settings(place, root=place / "stacked", stack=2, **usual))
+    for one, other in zip(alone, stacked, strict=True):
+        table, second = tables.table(one, "rounds"), tables.table(other, "rounds")
+        assert second["val_loss"].tolist() == pytest.approx(table["val_loss"].tolist(), rel=1e-3)
+        assert second["weights"].tolist() == table["weights"].tolist()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lth import layers
 from lth.api import own_network
 from lth.api.own_network import OwnNet
 from lth.api.saved_ticket import placed, root_of
@@ -29,7 +30,7 @@ from lth.run.about import about as about_settings
 from lth.run.progress import Progress
 from lth.run.session import TrialsFailed
 from lth.settings import checks
-from lth.settings.config import LONGEST, Config, Duration
+from lth.settings.config import LONGEST, Config, Duration, derive_seed
 from lth.training import models
 
 FIT = (
@@ -44,6 +45,7 @@ FIT = (
 )  # not for `optim`
 SETTINGS = (
     *FIT,
+    "prune_embeddings",
     "batch_size",
     "valid_size",
     "valid_freq",
@@ -88,7 +90,8 @@ def iterative_pruning(
         iterations: of each round.
         rounds: prunings; there is one training more, the dense one.
         prune_rule: prunes the trained network that it is given, in place, by any method of torch.nn.utils.prune, and
-            sees the masks of earlier rounds. What it returns is not needed. `lth.prune.magnitude(0.2)` gives one.
+            sees the masks of earlier rounds. What it sets to 0 in place, in any of net.parameters(), is pruned too.
+            What it returns is not needed. `lth.prune.magnitude(0.2)` gives one.
         random: whether survivors start from fresh random weights rather than from the initial ones.
         rewind: in place of the initial weights, reset to those of this iteration of the dense training (or this
             fraction of it, if below 1).
@@ -102,8 +105,9 @@ def iterative_pruning(
         quiet: print nothing.
         settings: those of `lth.Config` named in SETTINGS of this module, such as valid_freq="100it" (how often to
             evaluate, by default ten times a round), batch_size (by default that of the data, else 60), valid_size (of
-            data without a validation part; by default 5000, or a tenth of fewer than 50,000), precision, and, for a
-            network without `optim`, optimizer, lr, momentum, weight_decay.
+            data without a validation part; by default 5000, or a tenth of fewer than 50,000), precision,
+            prune_embeddings (whether embeddings count, and `fetch_layers` gives them to the rule), and, for a network
+            without `optim`, optimizer, lr, momentum, weight_decay.
 
     Returns:
         `net` itself with the weights that the last round had at its early-stop iteration, 0 where pruned, and the
@@ -124,9 +128,11 @@ def iterative_pruning(
     if in_memory is not None:
         checks.truth("in_memory", in_memory)
     place, remark = placed(device)
-    brought = OwnNet(net, place)
+    brought = OwnNet(net, place, checks.truth("prune_embeddings", settings.get("prune_embeddings", False)))
     if brought.optim is not None and (given := [name for name in FIT if name in settings]):
         raise ValueError(f"{given[0]} must be left to net.optim, which says how net is trained")
+    if random:
+        brought.fresh(derive_seed(seed, "weights", 1))  # refused now where that cannot be, and not after a round
     with ExitStack() as stack, torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
         root = _root(save, recover) or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lth-")))
         valid_size = settings.pop("valid_size", None)
@@ -153,8 +159,9 @@ def iterative_pruning(
         initial = _initial(run, config, about, brought, going_on=recover is not None)
         problem = own_network.problem(brought, taken, rule, config, initial, str(about))
         progress = Progress(rounds + 1 - tables.finished_rounds(run), config.print_freq, config.quiet, runs=[run])
-        if remark and not quiet:
-            print(remark)
+        for said in (remark, layers.left_alone(net, config.prune_embeddings)):
+            if said and not quiet:
+                print(said)
         run = replace(run, fence=stack.enter_context(Locks(config.lock_limit)).take(run.dumps))
         if recover is None:  # what a call left that was stopped in its first round
             tables.move_aside(run, time.strftime("%Y%m%d-%H%M%S"))

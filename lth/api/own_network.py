@@ -6,15 +6,16 @@ import contextlib
 import copy
 import hashlib
 import inspect
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
+from lth import layers
 from lth.data.loaders import Taken
-from lth.pruning import Rule, fetch_layers
+from lth.pruning import Rule, fetch_layers, prunable
 from lth.settings.checks import network, shown
 from lth.settings.config import Config
 from lth.training import models
@@ -23,24 +24,29 @@ from lth.training.network import Criterion, Fused, Network, Optimizer, Wrapped
 from lth.training.problem import Problem
 
 
-def check_net(net: Any) -> nn.Module:
-    """TypeError or ValueError unless `net` is a network that can be copied, trained and pruned."""
+def check_net(net: Any, embeddings: bool = False) -> nn.Module:
+    """TypeError or ValueError unless `net` is a network that can be copied, trained and pruned (its embeddings too if
+    asked)."""
     if any(isinstance(tensor, nn.parameter.UninitializedParameter) for tensor in network("net", net).parameters()):
         raise ValueError("net must know its shapes: it has lazy layers, call it on a batch first")
     if torch_prune.is_pruned(net):
         raise ValueError("net must come without masks of torch.nn.utils.prune: take them off with prune.remove")
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise ValueError("net must have parameters that require gradients, or there is nothing to train")
-    if not fetch_layers(net):
-        raise ValueError("net must have a Linear or Conv layer, or there is nothing to prune")
+    if not fetch_layers(net, embeddings=embeddings):
+        raise ValueError(
+            "net must have weights to prune: of Linear, convolution, attention, recurrent or bilinear layers, or "
+            "matrices of its own"
+            + (" (its embeddings are pruned with prune_embeddings=True)" if fetch_layers(net, embeddings=True) else "")
+        )
     return net
 
 
 class OwnNet:
     """Copies of the user's network, with what it brings along: `optim`, `criterion` and `_initialize_weights`."""
 
-    def __init__(self, net: nn.Module, device: torch.device) -> None:
-        check_net(net)
+    def __init__(self, net: nn.Module, device: torch.device, embeddings: bool = False) -> None:
+        check_net(net, embeddings)
         try:
             self.template = copy.deepcopy(net).cpu()
         except Exception as error:
@@ -56,7 +62,8 @@ class OwnNet:
         return copy.deepcopy(self.template)
 
     def fresh(self, seed: int) -> State:
-        """New random weights: those of the modules' `reset_parameters`, then of the network's `_initialize_weights`."""
+        """New random weights: those of the modules' `reset_parameters`, then of the network's `_initialize_weights`.
+        ValueError if that leaves prunable weights as they were."""
         net = self.make()
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
@@ -64,10 +71,18 @@ class OwnNet:
                 reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
                 if callable(reset):
                     reset()
+                layers.redraw_parametrised(module)
             own = getattr(net, "_initialize_weights", None)
             if callable(own):
                 own()
-        return models.state_of(net)
+        drawn = models.state_of(net)
+        varied = [name for name in prunable(net) if (self.initial[name] != self.initial[name].flatten()[0]).any()]
+        if same := [name for name in varied if torch.equal(drawn[name], self.initial[name])]:
+            raise ValueError(
+                f"random=True needs new random weights, but nothing draws {same[0]} anew: give its module a "
+                "reset_parameters() or net an _initialize_weights()"
+            )
+        return drawn
 
     def optimizer(self, network: Network, config: Config) -> Optimizer:
         """The network's own optimiser, made anew, or that of the settings."""
@@ -166,34 +181,6 @@ def check_rule(rule: Any) -> Rule:
     return rule
 
 
-def guarded(rule: Rule, names: Container[str]) -> Rule:
-    """`rule`, after which what it set to 0 without leaving a mask is pruned too, and what was pruned before still is.
-
-    `names` are the parameters that can be masked. The rule sees every earlier mask.
-    """
-
-    def pruned(net: nn.Module) -> None:
-        layers = [(layer, name, getattr(layer, name).detach().clone()) for layer, name in fetch_layers(net, True)]
-        masks = [getattr(layer, f"{name}_mask", torch.ones_like(old)).bool() for layer, name, old in layers]
-        result = rule(net)
-        if isinstance(result, nn.Module) and result is not net:
-            raise TypeError("prune_rule must prune the network that it is given, but returns another one")
-        for (layer, name, old), before in zip(layers, masks, strict=True):
-            mask = getattr(layer, f"{name}_mask", before).bool()
-            zeroed = (getattr(layer, name).detach() == 0) & (old != 0)
-            if (wanted := mask & before & ~zeroed).ne(mask).any():
-                torch_prune.custom_from_mask(layer, name, wanted)
-        for path, module in net.named_modules():
-            for name in [buffer.removesuffix("_mask") for buffer in module._buffers if buffer.endswith("_mask")]:
-                if f"{name}_orig" in module._parameters and f"{path}.{name}".lstrip(".") not in names:
-                    raise ValueError(
-                        f"prune_rule must prune tied weights once, as fetch_layers gives them: {path}.{name} is "
-                        "another layer's too"
-                    )
-
-    return pruned
-
-
 def try_out(own: OwnNet, data: Taken, device: torch.device) -> None:
     """ValueError unless the network takes the examples and its loss the labels."""
     net, (x, y) = own.make().to(device), (tensor.to(device) for tensor in data.sample)
@@ -235,6 +222,6 @@ def problem(own: OwnNet, data: Taken, rule: Rule, config: Config, initial: State
         own.fresh,
         lambda network: own.optimizer(network, config),
         own.criterion,
-        guarded(rule, initial),
+        rule,
         digest.hexdigest()[:16],
     )

@@ -16,11 +16,12 @@ ALWAYS = ("prune_percent", "end_iter")  # said also where they have their defaul
 SAID = {
     "prune_percent": "{}% pruned a round",
     "conv_percent": "convolutions {}%",
-    "fc_percent": "Linear layers {}%",
+    "fc_percent": "matrices {}%",
     "output_percent": "output layer {}%",
     "target_remaining": "pruned down to {}%",
     "end_iter": "{} a round",
     "prune_scope": "{} pruning",
+    "prune_embeddings": "embeddings pruned",
     "lr": "learning rate {}",
     "batch_size": "batches of {}",
     "rewind": "rewound to {}",

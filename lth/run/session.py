@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from lth import data, pruning
+from lth import data, layers, pruning
 from lth.data.images import Images
 from lth.records import tables
 from lth.records.events import Event
@@ -173,7 +173,8 @@ def prepare(config: Config, loaded: dict[tuple[object, ...], Images] | None = No
     if not problems:
         problems += check_plan(config, (len(images.train) - held_back) // config.batch_size)
     try:
-        models.check_fit(problem.make(), images.shape, images.classes, f"--arch_type {config.arch_type}")
+        name, embeddings = f"--arch_type {config.arch_type}", config.prune_embeddings
+        models.check_fit(problem.make(), images.shape, images.classes, name, embeddings)
     except ConfigError as error:
         problems += error.problems
     if problems:
@@ -202,7 +203,7 @@ def disk_needed(config: Config, problem: Problem, runs: Sequence[Run]) -> int:
     """Bytes that the files of these runs will take at most, old ones included."""
     model = problem.make()
     state = sum(tensor.numel() * tensor.element_size() for tensor in models.state_of(model).values())
-    bits = sum(weight.numel() for weight in pruning.prunable(model).values()) // 8
+    bits = sum(weight.numel() for weight in pruning.prunable(model, config.prune_embeddings).values()) // 8
     kept = {"all": config.prune_iterations, "last": 1, "none": 0}[config.keep_weights]
     once = (
         2 + bool(config.rewind.amount) + 5
@@ -217,7 +218,8 @@ def disk_needed(config: Config, problem: Problem, runs: Sequence[Run]) -> int:
 def _announce(one: Prepared, device: torch.device, command: Sequence[str], say: Callable[[str], object]) -> None:
     """Write each run's config.json and say where things go and how much disk they take."""
     config, runs, problem = one.config, one.runs, one.problem
-    facts = {**about(one.asked, config, device, command), "stack": stack_size(config, problem, device)}
+    stack = stack_size(config, problem, device)
+    facts = {**about(one.asked, config, device, command), "stack": stack}
     for run in runs:
         taken = run.fence.number if run.fence else 0
         own = {"meaning": config.meaning(run.arm), "arm": run.arm, "seed": run.seed, "taken": taken}
@@ -228,6 +230,10 @@ def _announce(one: Prepared, device: torch.device, command: Sequence[str], say: 
         say(assumed)
     say(f"{len(runs)} runs of {config.prune_iterations} rounds on {facts['device']}, results in {where}")
     say(f"the weights under saves/ take up to {need:,.0f} MB of {free:,.0f} MB free (--keep_weights last: less)")
+    if alone := layers.left_alone(problem.make(), config.prune_embeddings):
+        say(alone)
+    if stack < (config.stack or 1):
+        say(f"--stack {config.stack}: torch.func.vmap cannot follow this model, each run is trained alone")
     if need > free:
         _warn("warning: the disk may become full; a stopped run can be taken up later")
 

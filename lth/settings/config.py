@@ -177,8 +177,10 @@ class Config:
     )
 
     prune_percent: float = setting(10.0, PRUNE, "percent of the surviving weights that a round prunes", PERCENT)
-    conv_percent: float | None = setting(None, PRUNE, "the same for convolutions (0: never pruned)", PERCENT)
-    fc_percent: float | None = setting(None, PRUNE, "the same for Linear layers", PERCENT)
+    conv_percent: float | None = setting(None, PRUNE, "the same for filters of convolutions (0: never pruned)", PERCENT)
+    fc_percent: float | None = setting(
+        None, PRUNE, "the same for all other weights: of Linear, attention, recurrent, bilinear layers", PERCENT
+    )
     output_percent: float | None = setting(None, PRUNE, "the same for the last Linear layer", PERCENT)
     target_remaining: float | None = setting(
         None,
@@ -204,13 +206,14 @@ class Config:
         added=True,
     )
     score_batches: int = setting(10, PRUNE, "training batches that snip and grasp look at", number(int, 1), added=True)
+    prune_embeddings: bool = setting(False, PRUNE, "prune embeddings too, as much as --fc_percent says", added=True)
     rewind: Duration = setting(
         Duration(0), PRUNE, "reset to the weights of this point of round 0", duration(zero=True, percent=True)
     )
     init: str = setting(
         "glorot",
         PRUNE,
-        "initial weights: Gaussian Glorot (the paper's), Kaiming, or the model file's own",
+        "initial weights of PyTorch's layers: Gaussian Glorot (the paper's), Kaiming, or the model file's own",
         choices=("glorot", "kaiming", "own"),
     )
 

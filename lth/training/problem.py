@@ -51,20 +51,24 @@ class Problem:
 
 
 def stack_size(config: Config, problem: Problem, device: torch.device) -> int:
-    """How many runs train as one network: --stack, or on a GPU as many as STACK_WEIGHTS allows, else one."""
-    if config.stack or device.type != "cuda":
-        return config.stack or 1
-    size = max(1, STACK_WEIGHTS // sum(parameter.numel() for parameter in problem.make().parameters()))
+    """How many runs train as one network: --stack, or on a GPU as many as STACK_WEIGHTS allows, else one; one if the
+    model cannot be stacked."""
+    size = config.stack or 1
+    if not config.stack and device.type == "cuda":
+        size = max(1, STACK_WEIGHTS // sum(parameter.numel() for parameter in problem.make().parameters()))
     return size if size == 1 or stackable(problem) else 1
 
 
 def stackable(problem: Problem) -> bool:
-    """Whether the model can be trained as one stacked network: torch.func.vmap cannot follow branches on values."""
+    """Whether the model can be trained as one stacked network: torch.func.vmap cannot follow branches on values,
+    nor recurrent layers."""
     model, images = problem.make(), torch.zeros(4, *problem.images.shape)
     state, masks = models.state_of(model), pruning.dense(pruning.prunable(model))
     try:
         network = Network(model, [state, state], [masks, masks], torch.device("cpu"), problem.criterion)
         network.losses(images, torch.zeros(4, dtype=torch.int64)).sum().backward()
+        model.eval()  # in which attention takes another way
+        network.logits(images, shared=True)
     except Exception:  # whatever a model's own code raises under vmap
         return False
     return True

@@ -38,7 +38,7 @@ def select(arm: Arm, config: Config, problem: Problem, candidates: Candidates) -
 
 
 def _quotas(arm: Arm, config: Config, problem: Problem, candidates: Candidates) -> list[Quota]:
-    percents = pruning.percents(problem.make(), config.rates())
+    percents = pruning.percents(problem.make(), config.rates(), config.prune_embeddings)
     scope = "layer" if arm.compared == "layer" else config.prune_scope
     quotas = pruning.quotas(candidates.masks, percents, scope, candidates.rounds)
     if arm.compared == "all":

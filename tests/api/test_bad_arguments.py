@@ -45,7 +45,7 @@ WRONG = [
     ({"net": "lenet"}, TypeError, "net must be a torch.nn.Module, not 'lenet'"),
     ({"net": nn.Sequential(nn.Flatten(), nn.LazyLinear(4))}, ValueError, "net must know its shapes"),
     ({"net": nn.Sequential(nn.Flatten())}, ValueError, "net must have parameters"),
-    ({"net": nn.BatchNorm2d(1)}, ValueError, "net must have a Linear or Conv layer"),
+    ({"net": nn.BatchNorm2d(1)}, ValueError, "net must have weights to prune"),
     ({"net": NoGrad()}, ValueError, "net must have parameters that require gradients"),
     ({"net": nn.Sequential(nn.Flatten(), nn.Linear(60, 4))}, ValueError, r"net must take .* \(B, 1, 8, 8\)"),
     ({"net": nn.Sequential(nn.Flatten(), nn.Linear(64, 3))}, ValueError, "net must give a logit .* 4 classes"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from own import (
     seeded,
 )
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import lth
 from lth import data
@@ -92,7 +93,7 @@ def test_a_net_of_ones_own_gives_the_numbers_of_the_built_in_experiment(place: P
     make = models.find("mlp", "tiny", 4)
     start = tickets.read_state(run, "initial")
     images = data.load("tiny", place / "data")
-    options = {"lr": 0.01, "batch_size": 10, "valid_freq": "4it", "precision": "fp32"}
+    options = {"lr": 0.01, "batch_size": 10, "valid_size": 20, "valid_freq": "4it", "precision": "fp32"}
     history = find(models.load_state(make(), start), images, iterations=8, **options)
     assert history == tables.table(run, "rounds").to_dict("records")
 
@@ -141,6 +142,22 @@ def at_random(net: nn.Module) -> None:
     torch_prune.random_unstructured(net.fc1, "weight", amount=0.5)  # type: ignore[arg-type]
 
 
+def in_place(net: nn.Module) -> None:
+    """Biases too, as a rule does that knows nothing of masks."""
+    for parameter in net.parameters():
+        parameter.data[parameter.abs() < parameter.abs()[parameter != 0].quantile(0.25)] = 0
+
+
+def through_the_layer(net: nn.Module) -> None:
+    weight = net.fc1.weight  # type: ignore[union-attr]
+    weight.data.mul_(weight.abs() > weight.abs()[weight != 0].quantile(0.25))  # type: ignore[operator, union-attr]
+
+
+def by_another_parameter(net: nn.Module) -> None:
+    weight = net.fc1.weight.detach()  # type: ignore[union-attr, operator]
+    net.fc1.weight = nn.Parameter(weight * (weight.abs() > weight.abs()[weight != 0].quantile(0.25)))  # type: ignore
+
+
 def masks_off(net: nn.Module) -> nn.Module:
     for layer, name in lth_prune.fetch_layers(net):
         torch_prune.remove(layer, name)
@@ -155,6 +172,9 @@ def masks_off(net: nn.Module) -> nn.Module:
         (with_biases, [816, 624, 468]),
         (made_permanent, [816, 662, 539]),
         (by_hand, [816, 662, 539]),
+        (in_place, [816, 612, 459]),
+        (through_the_layer, [816, 624, 480]),
+        (by_another_parameter, [816, 624, 480]),
         (at_random, [816, 432, 240]),
         (nothing, [816, 816, 816]),
         (masks_off, [816, 816, 816]),
@@ -171,7 +191,7 @@ def test_rules_prune_what_they_say_and_nothing_comes_back(rule: Rule, kept: list
     weights = [sum(int(mask.sum()) for name, mask in masks.items() if name.endswith("weight")) for masks in found]
     if rule is structured:
         assert [int(masks["fc1.weight"].any(1).sum()) for masks in found] == kept
-    elif rule is with_biases:
+    elif rule in (with_biases, in_place):
         assert found[2].keys() == {"fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}
         assert int(found[2]["fc1.bias"].sum()) == 7 and not net.fc1.bias[~found[2]["fc1.bias"]].any()
     else:
@@ -192,6 +212,133 @@ def test_a_rule_sees_the_trained_weights_and_earlier_masks() -> None:
 
     find(net, prune_rule=rule)
     assert seen == [(True, 0), (True, 384)]
+
+
+def wakes(net: nn.Module) -> None:
+    """Sets everything that earlier rounds pruned to 1, and prunes."""
+    lth_prune.magnitude(0.25)(net)
+    for layer, name in lth_prune.fetch_layers(net):
+        torch_prune.remove(layer, name)
+        with torch.no_grad():
+            getattr(layer, name)[getattr(layer, name) == 0] = 1
+
+
+def test_what_was_pruned_stays_pruned_whatever_a_rule_does(tmp_path: Path) -> None:
+    def rule(net: nn.Module) -> None:
+        if any((module.weight_mask == 0).any() for module in (net.fc1, net.fc2)):  # type: ignore
+            wakes(net)
+        else:
+            lth_prune.magnitude(0.25)(net)
+
+    net = seeded()
+    history = find(net, prune_rule=rule, save=tmp_path, rounds=3)
+    assert [row["weights"] for row in history] == [816, 612, 612, 612]
+    masks = [lth.load_ticket(tmp_path, number).masks for number in range(4)]
+    assert all(torch.equal(masks[1][name], masks[number][name]) for name in masks[1] for number in (2, 3))
+    assert all(not net.get_parameter(name)[~mask].any() for name, mask in masks[3].items())
+
+
+def by_name(net: nn.Module) -> None:
+    for name, parameter in net.named_parameters():
+        if name.endswith("weight"):  # which has another name under a mask
+            parameter.data[parameter.abs() < 0.05] = 0
+
+
+def test_a_rule_that_prunes_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    find(seeded(), prune_rule=by_name, quiet=False)
+    said = capsys.readouterr().out
+    assert "prune_rule pruned nothing before round 1" in said and "before round 2" in said and "weight_orig" in said
+    find(seeded(), prune_rule=lth_prune.magnitude(0.25), quiet=False)
+    assert "pruned nothing" not in capsys.readouterr().out
+
+
+def replaces(net: nn.Module) -> None:
+    net.fc1 = nn.Linear(64, 11)
+
+
+def adds(net: nn.Module) -> None:
+    net.fc3 = nn.Linear(2, 2)
+
+
+def generates(net: nn.Module) -> Iterator[None]:
+    yield
+
+
+@pytest.mark.parametrize(
+    "rule, words",
+    [
+        (replaces, r"must leave the network its parameters and their shapes, but fc1\.weight is another"),
+        (adds, r"but fc3\.(bias|weight) is another"),
+        (generates, "must be a plain function"),
+    ],
+)
+def test_rules_that_do_something_else_are_refused(rule: Rule, words: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"prune_rule .*{words}"):
+        find(seeded(), prune_rule=rule)
+
+
+class Reader(nn.Module):
+    """Rows of the image as words, read by an embedding, attention and a recurrent layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.attention = nn.Embedding(40, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.lstm, self.head = nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        words = self.embedding((10 * x.flatten(0, -3).mean(2) + 20).long().clamp(0, 39))
+        return self.head(self.lstm(self.attention(words, words, words)[0])[0][:, -1])
+
+
+MATRICES = 4 * 64 + 4 * (6 * 8 + 6 * 6) + 24
+
+
+def test_attention_and_recurrent_layers_are_pruned_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = seeded(Reader)
+    history = find(net, save=tmp_path, prune_rule=lth_prune.magnitude(0.25), quiet=False)
+    assert [row["weights"] for row in history] == pytest.approx([MATRICES, MATRICES * 0.75, MATRICES * 0.75**2], abs=3)
+    zeros = sum(int((net.get_parameter(name) == 0).sum()) for name in lth_prune.prunable(net))
+    assert zeros == MATRICES - history[-1]["weights"] and (net.embedding.weight != 0).all()  # type: ignore
+    assert "embedding.weight (an embedding: see prune_embeddings)" in capsys.readouterr().out
+    ticket = lth.load_ticket(tmp_path)
+    again = ticket.apply(seeded(Reader, 5), as_pruned=True)
+    assert (
+        torch_prune.is_pruned(again)
+        and (again(batches()[0][0]) == ticket.apply(net, weights="start")(batches()[0][0])).all()
+    )
+
+
+@pytest.mark.parametrize("rule", [lth_prune.magnitude(0.25), in_place])
+def test_embeddings_are_pruned_on_request(rule: Rule) -> None:
+    net = seeded(Reader)
+    history = find(net, prune_rule=rule, rounds=1, prune_embeddings=True)
+    assert history[0]["weights"] == MATRICES + 320
+    assert int((net.embedding.weight == 0).sum()) == 80  # type: ignore
+
+
+class Odd(nn.Module):
+    """A matrix that nothing can draw anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.head = nn.Parameter(torch.randn(64, 8) / 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((x.flatten(1) @ self.weight).relu())
+
+
+def test_fresh_weights_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nothing draws weight anew: give its module a reset_parameters"):
+        find(seeded(Odd), random=True, save=tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+    assert find(seeded(Odd), rounds=1)[1]["weights"] == 358 + 22
+    spectral = seeded(lambda: nn.Sequential(nn.Flatten(), parametrizations.spectral_norm(nn.Linear(64, 4))))
+    find(spectral, random=True, rounds=1, save=tmp_path)
+    starts = [lth.load_ticket(tmp_path, number) for number in (0, 1)]
+    (name,) = starts[1].masks
+    assert not (starts[0].start[name] == starts[1].start[name])[starts[1].masks[name]].any()
 
 
 def test_no_pruning_round_is_one_training() -> None:
