@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -65,10 +66,12 @@ def stackable(problem: Problem) -> bool:
     model, images = problem.make(), torch.zeros(4, *problem.images.shape)
     state, masks = models.state_of(model), pruning.dense(pruning.prunable(model))
     try:
-        network = Network(model, [state, state], [masks, masks], torch.device("cpu"), problem.criterion)
-        network.losses(images, torch.zeros(4, dtype=torch.int64)).sum().backward()
-        model.eval()  # in which attention takes another way
-        network.logits(images, shared=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what vmap does slowly is said when it is done
+            network = Network(model, [state, state], [masks, masks], torch.device("cpu"), problem.criterion)
+            network.losses(images, torch.zeros(4, dtype=torch.int64)).sum().backward()
+            model.eval()  # in which attention takes another way
+            network.logits(images, shared=True)
     except Exception:  # whatever a model's own code raises under vmap
         return False
     return True
