@@ -29,6 +29,7 @@ from lth.training.problem import Problem, stack_size
 from lth.training.schedule import Plan, make_plan
 from lth.training.scores import Batches
 from lth.training.selection import Candidates, select
+from lth.training.starts import STARTS
 from lth.training.train import Evaluation, Trained, Training
 
 NOTHING_PRUNED = (
@@ -167,6 +168,10 @@ class Experiment:
             start, origin = self.problem.fresh(derive_seed(run.seed, "weights", number)), "own"
         elif arm.start == "trained" and number:
             start, origin = final, "own"
+        elif arm.start in STARTS and number:
+            generator = torch.Generator().manual_seed(derive_seed(run.seed, arm.start, number))
+            original = tickets.read_state(run, self._original, identity)
+            start, origin = STARTS[arm.start](original, masks, generator), "own"
         else:
             origin = self._original if number else "initial"
             start = tickets.read_state(run, origin, identity)

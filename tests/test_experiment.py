@@ -32,6 +32,7 @@ from lth.settings.config import Config, ConfigError, derive_seed
 from lth.training import models
 from lth.training.models import State
 from lth.training.scores import SCORES
+from lth.training.starts import STARTS
 from lth.training.train import Stopped
 
 EVERY_ARM = {"prune_type": tuple(ARMS)}
@@ -130,6 +131,8 @@ def test_start_values_of_every_arm(all_arms: Any) -> None:
         for number in (1, 2):
             before = ends.final.get((name, number - 1)) or ends.final["lt", 0]
             assert not equal(before, initial), "the training changed nothing"
+            if ARMS[name].start in STARTS:  # see test_starts_of_signs_have_the_original_ones
+                continue
             expected = {"original": initial, "fresh": fresh[number], "trained": before}[ARMS[name].start]
             assert equal(own[number].start, expected)
     weights = pruning.prunable(experiment(config).problem.make())
@@ -327,6 +330,48 @@ def test_random_pruning_before_training_by_layer(place: Path, rates: str) -> Non
     # 64 x 12 and 12 x 4: of 326 weights ERK would give the second layer 326 * 16 / 92 = 56.7, but it has 48.
     assert counts == ([(307, 19), (123, 8)] if rates == "uniform" else [(278, 48), (108, 23)])
     assert config.folder().count("random_rates") == (rates == "erk")
+
+
+def test_starts_of_signs_have_the_original_ones(place: Path) -> None:
+    arms = ("sign", "shuffled_signs", "ticket_sign", "one_shot_sign")
+    runs = {run.arm: run for run in do(settings(place, prune_type=arms, rewind="3it"))}
+    assert set(runs) == {*arms, "lt", "one_shot"}
+    rewound = tickets.read_state(runs["lt"], "rewind")
+    for arm in arms:
+        for number in (1, 2):
+            ticket = tickets.read_ticket(runs[arm], number)
+            for name, weight in rewound.items():
+                start, mask = ticket.start[name], ticket.masks.get(name)
+                if mask is None:
+                    assert torch.equal(start, weight), "biases are as they were"
+                    continue
+                assert start.abs().unique().tolist() == pytest.approx([weight.std(correction=0).item()])
+                assert torch.equal(start.sign(), weight.sign()) == (arm != "shuffled_signs")
+                assert (start[mask] > 0).sum() == (weight[mask] > 0).sum()
+    assert equal(*(tickets.read_ticket(runs[arm], 2).masks for arm in ("ticket_sign", "lt")))
+    assert equal(*(tickets.read_ticket(runs[arm], 2).masks for arm in ("one_shot_sign", "one_shot")))
+
+
+@pytest.mark.parametrize("stack", [None, 2])
+def test_the_supermask_column_is_the_accuracy_of_the_ticket_before_training(place: Path, stack: int | None) -> None:
+    config = settings(place, prune_type=("sign", "lt"), prune_method="large_final_same_sign", stack=stack)
+    for run in do(config):
+        for number, found in enumerate(rounds(run)["supermask"]):
+            ticket = tickets.read_ticket(run, number)
+            start = {name: x * ticket.masks[name] if name in ticket.masks else x for name, x in ticket.start.items()}
+            assert found == pytest.approx(accuracy(place, start), abs=1e-4)
+
+
+def test_tables_from_before_the_supermask_column_are_read_and_gone_on_with(place: Path) -> None:
+    config = settings(place)
+    (run,) = do(replace(config, prune_iterations=2))
+    table = run.dumps / "rounds.csv"
+    table.write_text("".join(f"{line.rsplit(',', 1)[0]}\n" for line in table.read_text().splitlines()))
+    older = table.read_text()
+    assert rounds(run)["supermask"].isna().all() and len(tables.results(place)) == 2
+    do(config)
+    assert table.read_text().splitlines()[1:3] == older.splitlines()[1:]
+    assert rounds(run)["supermask"].isna().tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("name", ["lt_reinit", "ticket_reinit_shuffle", "ticket_shuffle_reinit", "_reinit", "shuffle"])

@@ -284,6 +284,7 @@ DIRECT: dict[str, Callable[[float, float], float]] = {
     "movement": lambda initial, final: abs(final - initial),
     "large_init": lambda initial, final: abs(initial),
     "large_init_large_final": lambda initial, final: min(abs(initial), abs(final)),
+    "large_final_same_sign": lambda initial, final: final * ((initial > 0) - (initial < 0)),
 }
 
 

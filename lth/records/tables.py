@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -21,7 +22,8 @@ from lth.records.files import Fence, RecordError, explained, read_json, write
 from lth.settings import checks
 from lth.training.train import Evaluation, Trained
 
-ROUNDS = ("round", "remaining", "ES", "val", "test", "val_loss", "train_loss", "weights")
+ROUNDS = ("round", "remaining", "ES", "val", "test", "val_loss", "train_loss", "weights", "supermask")
+LATER = ("supermask",)  # columns that tables of older versions lack, or lines of theirs
 EVALS = ("round", *(field.name for field in fields(Evaluation)))
 LAYERS = ("round", "layer", "remaining", "weights", "total")
 TIMES = ("round", "seconds", "training", "evaluation")
@@ -106,6 +108,7 @@ def table(run: Run, name: str) -> pd.DataFrame:
     file = run.dumps / f"{name}.csv"
     try:
         found = pd.read_csv(file, dtype={"layer": str})
+        found = found.assign(**{column: math.nan for column in LATER if column in TABLES[name] and column not in found})
         problem = _problem(found, name)
     except (FileNotFoundError, NotADirectoryError):
         return pd.DataFrame(columns=list(TABLES[name]))
@@ -121,7 +124,8 @@ def _problem(found: pd.DataFrame, name: str) -> str:
     for column in TABLES[name]:
         if column not in found:
             return f"it has no column {column}"
-        if len(found) and (found[column].isna().any() or (column != "layer" and found[column].dtype.kind not in "if")):
+        missing = column not in LATER and found[column].isna().any()
+        if len(found) and (missing or (column != "layer" and found[column].dtype.kind not in "if")):
             return f"something in column {column} is missing or no number"
     if name == "rounds" and found["round"].tolist() != list(range(len(found))):
         return "its rounds are not 0, 1, 2, ..."
@@ -139,7 +143,7 @@ def write_round(run: Run, number: int, masks: Masks, trained: Trained) -> dict[s
     row = {
         **{"round": number, "remaining": round(pruning.remaining(masks), 4), "ES": best.iteration},
         **{"val": best.val, "test": best.test, "val_loss": best.val_loss, "train_loss": best.train_loss},
-        "weights": sum(counts.values()),
+        **{"weights": sum(counts.values()), "supermask": trained.supermask},
     }
     new = {
         "evals": [{"round": number, **asdict(evaluation)} for evaluation in trained.evals],

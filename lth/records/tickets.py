@@ -147,6 +147,7 @@ def write_checkpoint(run: Run, round: int, trained: Trained, identity: str) -> N
     tensors = {f"{part}/{name}": value for part in _PARTS for name, value in getattr(trained, part).items()}
     tensors["evals"] = torch.tensor([list(asdict(e).values()) for e in trained.evals], dtype=torch.float64)
     facts = {"round": round, "iteration": trained.iteration, "seconds": trained.seconds}
+    facts |= {} if trained.supermask is None else {"supermask": trained.supermask}
     holder = run.fence.number if run.fence else None
     save_tensors(run.saves / "checkpoint.safetensors", tensors, identity, run.fence, holder=holder, **facts)
 
@@ -161,4 +162,6 @@ def read_checkpoint(run: Run, identity: str | None = None) -> tuple[int, Trained
             parts[part][rest] = value
     evals = [Evaluation(int(row[0]), *row[1:]) for row in tensors["evals"].tolist()]
     final, best, kept, extra = (parts[part] for part in _PARTS)
-    return facts["round"], Trained(facts["iteration"], evals, final, best, kept, extra, seconds=facts["seconds"])
+    return facts["round"], Trained(
+        facts["iteration"], evals, final, best, kept, extra, None, facts["seconds"], facts.get("supermask")
+    )

@@ -28,7 +28,7 @@ class Arm:
     mask_of: if given, nothing is pruned: the mask is the one that this arm found in the same round.
     shuffled: whether its survivors are then moved to random places of their layer.
     start: the values that survivors start from: "original" (the initial weights, or those of --rewind), "fresh" (new
-        random ones every round) or "trained" (no reset).
+        random ones every round), "trained" (no reset), or a function of lth/training/starts.py.
     schedule: the learning rates of a round: "rewound" (the schedule from the point that --rewind says), "whole", or
         "final" (its last rate throughout).
     """
@@ -54,10 +54,12 @@ class Arms(dict[str, Arm]):
     """Arms by name. Beside those listed, every arm that finds a mask has its controls, such as `random_shuffle`."""
 
     def __missing__(self, name: str) -> Arm:
-        of, _, control = name.rpartition("_")
-        if control not in CONTROLS or not dict.__contains__(self, of) or self[of].mask_of or of == "lt":
-            raise KeyError(name)
-        return replace(CONTROLS[control], mask_of=of, help=CONTROLS[control].help.replace("ARM", of))
+        for control, made in CONTROLS.items():
+            named = name.removesuffix(f"_{control}")
+            of = "lt" if named == "ticket" else named
+            if of != name and dict.__contains__(self, of) and not self[of].mask_of and named != "lt":
+                return replace(made, mask_of=of, help=made.help.replace("ARM", of))
+        raise KeyError(name)
 
     def __contains__(self, name: object) -> bool:
         try:
@@ -70,6 +72,8 @@ class Arms(dict[str, Arm]):
 CONTROLS: dict[str, Arm] = {
     "reinit": Arm(help="the masks that ARM found, fresh random weights", start="fresh", schedule="whole"),
     "shuffle": Arm(help="ARM's counts a layer, places shuffled, original initial weights", shuffled=True),
+    "sign": Arm(help="the masks that ARM found, starts of sign", start="sign"),
+    "shuffled_signs": Arm(help="the masks that ARM found, starts of shuffled_signs", start="shuffled_signs"),
 }
 
 ARMS = Arms(
@@ -78,6 +82,8 @@ ARMS = Arms(
     lr_rewind=Arm(help="prune, go on from the trained weights at the rates that lt has", start="trained"),
     finetune=Arm(help="prune, go on from the trained weights at the final rate", start="trained", schedule="final"),
     one_shot=Arm(help="prune the trained dense network at once, original initial weights", prunes="dense"),
+    sign=Arm(help="prune, a constant a layer with the signs of the original weights", start="sign"),
+    shuffled_signs=Arm(help="the same, the signs of each layer's survivors shuffled", start="shuffled_signs"),
     random=Arm(help="prune at random, original initial weights", scores="random"),
     random_reinit=Arm(help="prune at random, fresh random weights", scores="random", start="fresh", schedule="whole"),
     random_finetune=Arm(
@@ -111,4 +117,6 @@ CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "movement": lambda initial, final: (final - initial).abs(),
     "large_init": lambda initial, final: initial.abs(),
     "large_init_large_final": lambda initial, final: initial.abs().minimum(final.abs()),
+    # The paper has max(0, .) of this, which leaves the order of weights with a new sign to chance; here those go first.
+    "large_final_same_sign": lambda initial, final: final * initial.sign(),
 }

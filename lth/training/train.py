@@ -42,6 +42,8 @@ class Trained:
 
     `final` are the last weights, `best` those at the early-stop iteration, `kept` those of Plan.keep_at. `extra` is
     what only going on needs: the optimiser's state, the random state, the training loss since the last evaluation.
+    `supermask` is the test accuracy, in percent, of the masked network before any training (Zhou et al. 2019,
+    arXiv:1905.01067, Section 5); None where an older checkpoint does not say it.
     """
 
     iteration: int
@@ -52,6 +54,7 @@ class Trained:
     extra: dict[str, Tensor] = field(default_factory=dict)
     failure: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    supermask: float | None = None
 
     @property
     def early_stop(self) -> Evaluation:
@@ -89,6 +92,7 @@ class Training:
         self.best: list[State] = [{} for _ in self.trials]
         self.kept: list[State] = [{} for _ in self.trials]
         self.failures: list[str | None] = [None for _ in self.trials]
+        self.supermask: list[float | None] = [None for _ in self.trials]
         self.loss_sum = torch.zeros(() if network.trials == 1 else network.trials, device=network.device)
         self.seconds = {"training": 0.0, "evaluation": 0.0}
         torch.manual_seed(random_seed)  # for dropout
@@ -125,6 +129,10 @@ class Training:
         saved = told = time.monotonic()
         moved(self.iteration)
         self.network.model.train()
+        if self.iteration == self.plan.start:
+            with self._timed("evaluation"), self._evaluating():
+                _, correct, seen = self._measure(self.feed.test(), True, stop_if_asked)
+                self.supermask = [100 * count / seen for count in correct.tolist()]
         while True:
             if self._evaluation_due():
                 with self._timed("evaluation"):
@@ -162,15 +170,11 @@ class Training:
             self.iteration % plan.evaluate_every == 0 or self.iteration == plan.steps
         )
 
-    @torch.no_grad()
     def _evaluate(self, between: Callable[[], None], report: Callable[[int, Evaluation], None]) -> None:
         """Evaluate every trial and keep the weights of those whose validation loss is the lowest so far."""
-        self.network.model.eval()
-        try:
+        with self._evaluating():
             val_loss, val_correct, val_seen = self._measure(self.feed.validation(), False, between)
             _, test_correct, test_seen = self._measure(self.feed.test(), True, between)
-        finally:
-            self.network.model.train()
         train_loss = (self.loss_sum / (self.iteration - self._evaluated())).expand(len(self.trials))
         sums = torch.stack([train_loss, val_loss, val_correct, test_correct], dim=1).tolist()  # the one synchronisation
         self.loss_sum.zero_()
@@ -209,6 +213,15 @@ class Training:
         return loss, correct, seen
 
     @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        self.network.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.network.model.train()
+
+    @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
         began = time.monotonic()
         try:
@@ -234,6 +247,7 @@ class Training:
             extra=extra,
             failure=self.failures[trial],
             seconds=dict(self.seconds),
+            supermask=self.supermask[trial],
         )
 
     def _restore(self, saved: Sequence[Trained]) -> None:
@@ -245,6 +259,7 @@ class Training:
             [s.kept for s in saved],
         )
         self.seconds = dict(saved[0].seconds)
+        self.supermask = [s.supermask for s in saved]
         for name, tensor in self.network.tensors.items():
             self.network.restore(tensor, [s.final[name] for s in saved])
         self.network.restore(self.loss_sum, [s.extra["loss_sum"] for s in saved])
