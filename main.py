@@ -31,6 +31,8 @@ def perform(config: Config, argv: Sequence[str], words: Callable[[str], str] = s
         session.run(config, argv, words)
     except session.TrialsFailed as error:  # the others are complete and can be looked at
         failure = error
+    if config.dry_run:
+        return 0
     one = tasks.runs_of(config)[0]
     found = tables.find(config.root, one.arch_type, one.dataset, one.settings)
     runs = [run for run in found if run.plots == one.plots]

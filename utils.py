@@ -57,7 +57,20 @@ def up_to_date(runs: Sequence[Run], format: str) -> bool:
 
 
 def conclude(runs: Sequence[Run], format: str, quiet: bool = False) -> list[Path]:
-    """Draw the figures of runs of one model, data set and settings, print the verdict and the files written."""
+    """Draw the figures of runs of one model, data set and settings, print the verdict and the files written. Nothing,
+    where another process is just doing so."""
+    from lth.records.lock import Locked, Locks
+
+    with Locks() as locks:
+        try:
+            locks.take(runs[0].plots)
+        except Locked:
+            print(f"another process is drawing the figures: {runs[0].plots}")
+            return []
+        return _conclude(runs, format, quiet)
+
+
+def _conclude(runs: Sequence[Run], format: str, quiet: bool) -> list[Path]:
     from lth.plots import curves
     from lth.records import labels, verdict
 

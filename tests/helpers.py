@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from lth.data.feed import Feed
 from lth.data.images import Images
 from lth.experiment import Experiment
 from lth.pruning import Masks
+from lth.records import lock
 from lth.records.events import Event, Note
 from lth.records.tables import Run
 from lth.run.queue import Queue
@@ -249,3 +252,13 @@ def killed_at(operation: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[
             patch.setattr(Path, name, guarded(getattr(Path, name)))
         with contextlib.suppress(Killed):
             yield count
+
+
+def put_lock(folder: Path, age: float = 0.0, **changes: object) -> Path:
+    """A lock file as this very process would write it, with changes, refreshed `age` seconds ago."""
+    file = lock.lock_file(folder)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({**lock.whoami(), "number": 1, "limit": lock.LIMIT, **changes}))
+    when = time.time() - age
+    os.utime(file, (when, when))
+    return file

@@ -71,6 +71,7 @@ class Locks:
     def __init__(self, limit: float = LIMIT, job: str = "") -> None:
         self.limit, self.job = limit, job
         self._held: dict[Path, Held] = {}
+        self._alive: dict[Path, float] = {}  # until when a holder that gave a sign of life is not judged again
         self._done = threading.Event()
 
     def __enter__(self) -> Locks:
@@ -102,6 +103,16 @@ class Locks:
                     return taken
                 time.sleep(0.05)
         raise Locked(f"{folder} is being taken by another process right now")
+
+    def try_take(self, folder: Path) -> Held | None:
+        """Take the lock of a folder if nobody has it. Cheap where somebody has: a lock is judged once in a while."""
+        if time.monotonic() < self._alive.get(folder, 0.0) and lock_file(folder).exists():
+            return None
+        try:
+            return self.take(folder)
+        except Locked:
+            self._alive[folder] = time.monotonic() + self.limit / SIGNS
+            return None
 
     def release(self, folder: Path) -> None:
         """Give a lock back, if it is still this process's."""
@@ -161,6 +172,13 @@ class Locks:
                 with contextlib.suppress(OSError):  # a lost lock is noticed at the next write
                     if _read(held.file) == held.content:
                         os.utime(held.file)
+
+
+def clear(folder: Path) -> None:
+    """Delete the lock of a folder if a dead process has left it."""
+    if lock_file(folder).exists():
+        with contextlib.suppress(RecordError), Locks() as locks:
+            locks.take(folder)
 
 
 def lock_file(folder: Path) -> Path:

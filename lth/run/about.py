@@ -42,7 +42,7 @@ def plain_settings(config: Config) -> dict[str, Any]:
         value = getattr(config, spec.name)
         if spec.name == "data":
             settings["data"] = None if value.resolve() == Config.data.resolve() else str(value.resolve())
-        elif spec.name not in ("root", "overwrite"):
+        elif spec.name not in ("root", "overwrite", "dry_run", "join"):
             plain = [str(item) for item in value] if isinstance(value, tuple) else value
             settings[spec.name] = str(plain) if isinstance(plain, (Path, Duration)) else plain
     return settings

@@ -106,7 +106,7 @@ def work(
     others have ended.
     """
     errors: list[BaseException] = []
-    busy, over, told, next_look = 0, False, False, 0.0
+    busy, over, told, waiting, next_look = 0, False, False, False, 0.0
     with workers:
         while True:
             stopping = bool(signalled()) or any(isinstance(error, FATAL) for error in errors)
@@ -127,6 +127,9 @@ def work(
                 next_look = time.monotonic() + (min(SHARE * (time.monotonic() - began), LONGEST) if joined else 0)
             if not busy and (stopping or over):
                 break
+            if not busy and not waiting:
+                tell(Note("waiting: other processes have begun all that can be done now"))
+            waiting = not busy
             for outcome in workers.ended(POLL):
                 failed, error = dict(outcome.failed), outcome.error
                 if isinstance(error, Lost):

@@ -7,26 +7,24 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 
 import torch
 
 from lth import data, layers, pruning
 from lth.data.images import Images
-from lth.records import tables
+from lth.records import labels, tables
 from lth.records.events import Event
-from lth.records.files import write_json
-from lth.records.lock import Locks, probe
+from lth.records.lock import Locks, clear, clock, probe
 from lth.records.tables import Run
 from lth.run import device as devices
 from lth.run import jobs
-from lth.run.about import about
+from lth.run.holding import Alone, Prepared, Shared
 from lth.run.progress import Progress
 from lth.run.queue import Queue
-from lth.run.tasks import runs_of
+from lth.run.tasks import plan, runs_of, tasks_of, trainings
 from lth.run.tensorboard import Board
 from lth.run.terminal import wrapped
 from lth.settings import checks, names
@@ -39,18 +37,6 @@ from lth.training.schedule import check_plan
 
 class TrialsFailed(Exception):
     """Some trials ended early, as has been said; the others are complete."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """An experiment that can be done: its settings as they were asked for and as the data settle them, and what they
-    name."""
-
-    asked: Config
-    config: Config
-    runs: list[Run]
-    images: Images
-    problem: Problem
 
 
 def run(asked: Config, command: Sequence[str] = (), words: Callable[[str], str] = str) -> list[Run]:
@@ -77,6 +63,8 @@ def run_all(asked: Sequence[Config], command: Sequence[str] = (), words: Callabl
         todo = [config for config, left in zip(asked, unfinished, strict=True) if left]
         if not todo:
             say("all rounds of these runs are finished: more --prune_iterations or --trials extend them")
+            for run in runs:
+                clear(run.dumps)
             return runs
         loaded: dict[tuple[object, ...], Images] = {}
         (device, remark), *prepared = checks.together(
@@ -84,11 +72,16 @@ def run_all(asked: Sequence[Config], command: Sequence[str] = (), words: Callabl
         )
         if remark:
             say(remark)
+        if first.dry_run:
+            print("\n".join(line for one in prepared for line in _plan(one)))
+            return runs
         probe(first.root)
         with Locks(first.lock_limit) as locks:
-            held = _held(prepared, locks, device, command, say)
-            stacked = device.type != "cpu" or bool(first.stack)
-            queue = Queue(todo, held.get, together=lambda config: len(held) if stacked else 1)
+            since = clock(first.root)
+            holding = (Shared if first.join else Alone)(prepared, locks, device, command)
+            for one in prepared:
+                _announce(one, device, say)
+            queue = Queue(todo, holding.hold, holding.let_go, holding.together, since)
             progress = Progress(queue.left(), first.print_freq, first.quiet, runs=runs)
             board = Board(first) if first.tensorboard else None
 
@@ -97,11 +90,12 @@ def run_all(asked: Sequence[Config], command: Sequence[str] = (), words: Callabl
                 if board:
                     board(event)
 
-            size = min(first.jobs or max(1, jobs.cores() // first.threads), len(todo) if stacked else len(held))
+            most = len(queue.tasks) if holding.together(first) == 1 else len(todo)
+            size = min(first.jobs or max(1, jobs.cores() // first.threads), most)
             data = {one.asked: (one.config, one.images) for one in prepared}
             workers = jobs.workers(size, first.threads, data, device, tell, lambda: bool(signalled()))
             try:
-                jobs.work(queue, workers, tell, signalled)
+                jobs.work(queue, workers, tell, signalled, first.join)
             except jobs.Interrupted:
                 progress.close()
                 _warn(f"the results so far are in {runs[0].dumps.parent.parent}")
@@ -128,28 +122,6 @@ def _prepared(asked: Config, loaded: dict[tuple[object, ...], Images]) -> Prepar
     """An experiment, checked. `loaded` keeps the images for the next one."""
     config = settled(asked)
     return Prepared(asked, config, runs_of(asked), *prepare(config, loaded))
-
-
-def _held(
-    prepared: Sequence[Prepared],
-    locks: Locks,
-    device: torch.device,
-    command: Sequence[str],
-    say: Callable[[str], object],
-) -> dict[Run, Run]:
-    """All runs of these experiments, with the right to write them, and their config.json written. RecordError if
-    another process has one of them."""
-    held: dict[Run, Run] = {}
-    for run in (run for one in prepared for run in one.runs):
-        if run not in held:
-            held[run] = replace(run, fence=locks.take(run.dumps))
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    for one in prepared:
-        mine = replace(one, runs=[held[run] for run in one.runs])
-        for run in mine.runs if one.config.overwrite else ():
-            tables.move_aside(run, stamp)
-        _announce(mine, device, command, say)
-    return held
 
 
 def settled(config: Config) -> Config:
@@ -215,20 +187,28 @@ def disk_needed(config: Config, problem: Problem, runs: Sequence[Run]) -> int:
     return total
 
 
-def _announce(one: Prepared, device: torch.device, command: Sequence[str], say: Callable[[str], object]) -> None:
-    """Write each run's config.json and say where things go and how much disk they take."""
+def _plan(one: Prepared) -> list[str]:
+    """What --dry_run shows of an experiment."""
+    graph, runs = tasks_of(one.asked), one.runs
+    megabytes = disk_needed(one.config, one.problem, runs) / 1e6
+    left = sum(not task.shared and task.round >= tables.finished_rounds(task.run) for task in graph)
+    return [
+        f"{labels.title(runs[0])}, results in {runs[0].dumps.parent.parent}",
+        *(f"  {line}" for line in plan(graph, tables.finished_rounds)),
+        f"  {trainings(graph)} trainings, {left} of them left, {len(runs)} at once at most; "
+        f"weights of up to {megabytes:,.0f} MB",
+    ]
+
+
+def _announce(one: Prepared, device: torch.device, say: Callable[[str], object]) -> None:
+    """Say where things go and how much disk they take."""
     config, runs, problem = one.config, one.runs, one.problem
     stack = stack_size(config, problem, device)
-    facts = {**about(one.asked, config, device, command), "stack": stack}
-    for run in runs:
-        taken = run.fence.number if run.fence else 0
-        own = {"meaning": config.meaning(run.arm), "arm": run.arm, "seed": run.seed, "taken": taken}
-        write_json(run.dumps / "config.json", {**facts, **own}, run.fence)
     need, free = disk_needed(config, problem, runs) / 1e6, shutil.disk_usage(config.root).free / 1e6
     where = runs[0].dumps.parent.parent
     if assumed := names.assumed(config.arch_type, runs[0].dataset, config.data):
         say(assumed)
-    say(f"{len(runs)} runs of {config.prune_iterations} rounds on {facts['device']}, results in {where}")
+    say(f"{len(runs)} runs of {config.prune_iterations} rounds on {devices.name(device)}, results in {where}")
     say(f"the weights under saves/ take up to {need:,.0f} MB of {free:,.0f} MB free (--keep_weights last: less)")
     if alone := layers.left_alone(problem.make(), config.prune_embeddings):
         say(alone)

@@ -271,6 +271,9 @@ class Config:
     )
     data: Path = side(PROJECT / "data", MACHINE, "folder of the data sets", Path)
     root: Path = side(Path(), MACHINE, "folder that gets dumps/, saves/ and plots/", Path)
+    join: bool = side(
+        False, MACHINE, "share the work with all other processes, on any machine, that are given the same command"
+    )
     lock_limit: float = side(
         300.0,
         MACHINE,
@@ -285,6 +288,7 @@ class Config:
     )
     keep_weights: str = side("all", MACHINE, "which rounds' trained weights to keep", choices=("all", "last", "none"))
     overwrite: bool = side(False, MACHINE, "move old results of these runs aside and start anew")
+    dry_run: bool = side(False, MACHINE, "show what would be trained, and do nothing")
 
     print_freq: int = side(1, OUTPUT, "epochs between printed lines", number(int, 1))
     quiet: bool = side(False, OUTPUT, "print the verdict and the files only")
@@ -418,6 +422,8 @@ def combination_problems(config: Config) -> list[str]:
         problems.append("--nesterov needs a --momentum above 0")
     if "lr_gamma" in given and not config.lr_milestones:
         problems.append("--lr_gamma needs --lr_milestones, which say when the learning rate drops")
+    if config.join and config.overwrite:
+        problems.append("--overwrite cannot be given with --join: each process would move away what the others do")
     if not config.prune_type:
         problems.append(f"--prune_type needs at least one of {', '.join(ARMS)}")
     return problems

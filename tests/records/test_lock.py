@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import assert_same, do, experiment, results, settings
+from helpers import assert_same, do, experiment, put_lock, results, settings
 
 from lth.records import files, lock
 from lth.records.events import Evaluated, Event
@@ -59,15 +59,6 @@ def another(code: str, folder: Path) -> subprocess.Popen[str]:
     process = subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     return process
-
-
-def put_lock(folder: Path, age: float = 0.0, **changes: object) -> Path:
-    """A lock file as this very process would write it, with changes, refreshed `age` seconds ago."""
-    file = lock.lock_file(folder)
-    file.write_text(json.dumps({**lock.whoami(), "number": 1, "limit": LIMIT, **changes}))
-    when = time.time() - age
-    os.utime(file, (when, when))
-    return file
 
 
 def take(folder: Path) -> Held:

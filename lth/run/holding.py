@@ -1,0 +1,101 @@
+"""Who may write which run, and when: all of them from start to end, or each while it is trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from lth.data.images import Images
+from lth.records import tables
+from lth.records.files import write_json
+from lth.records.lock import Locks
+from lth.records.tables import Run
+from lth.run.about import about
+from lth.settings.config import Config
+from lth.training.problem import Problem, stack_size
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An experiment that can be done: its settings as they were asked for and as the data settle them, and what they
+    name."""
+
+    asked: Config
+    config: Config
+    runs: list[Run]
+    images: Images
+    problem: Problem
+
+
+class Alone:
+    """Holds all runs from the start to the end: nobody else works on them. RecordError if somebody does."""
+
+    def __init__(
+        self, prepared: Sequence[Prepared], locks: Locks, device: torch.device, command: Sequence[str]
+    ) -> None:
+        self.held: dict[Run, Run] = {}
+        for run in dict.fromkeys(run for one in prepared for run in one.runs):
+            self.held[run] = replace(run, fence=locks.take(run.dumps))
+        self.size = len(self.held) if device.type != "cpu" or prepared[0].config.stack else 1
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        for one in prepared:
+            facts = _facts(one, device, command)
+            for run in map(self.hold, one.runs):
+                if one.config.overwrite:
+                    tables.move_aside(run, stamp)
+                _write_config(run, one.config, facts)
+
+    def hold(self, run: Run) -> Run:
+        """The run with the right to write it."""
+        return self.held[run]
+
+    def let_go(self, run: Run) -> None:
+        """Nothing: until the end it is this process's."""
+
+    def together(self, config: Config) -> int:
+        """How many runs may be given to one worker."""
+        return self.size
+
+
+class Shared:
+    """Holds a run only while it is trained here; all others are other processes' to take."""
+
+    def __init__(
+        self, prepared: Sequence[Prepared], locks: Locks, device: torch.device, command: Sequence[str]
+    ) -> None:
+        self.locks = locks
+        self.stacks = {one.asked: stack_size(one.config, one.problem, device) for one in prepared}
+        self.about = {run: (one.config, _facts(one, device, command)) for one in prepared for run in one.runs}
+
+    def hold(self, run: Run) -> Run | None:
+        """The run with the right to write it, or None if another process has that."""
+        fence = self.locks.try_take(run.dumps)
+        if fence is None:
+            return None
+        held = replace(run, fence=fence)
+        _write_config(held, *self.about[run])
+        return held
+
+    def let_go(self, run: Run) -> None:
+        """Give that right back."""
+        self.locks.release(run.dumps)
+
+    def together(self, config: Config) -> int:
+        """How many runs may be given to one worker."""
+        return self.stacks[config]
+
+
+def _facts(one: Prepared, device: torch.device, command: Sequence[str]) -> dict[str, Any]:
+    """What the config.json of each run of an experiment says."""
+    stack = stack_size(one.config, one.problem, device)
+    return {**about(one.asked, one.config, device, command), "stack": stack}
+
+
+def _write_config(run: Run, config: Config, facts: Mapping[str, Any]) -> None:
+    taken = run.fence.number if run.fence else 0
+    own = {"meaning": config.meaning(run.arm), "arm": run.arm, "seed": run.seed, "taken": taken}
+    write_json(run.dumps / "config.json", {**facts, **own}, run.fence)
