@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Find lottery tickets: train, prune, reset, train again, and compare the arms (Frankle & Carbin, ICLR 2019).
 
-    python main.py --prune_type lt reinit --prune_percent 20 --prune_iterations 12 --end_iter 5
+    python main.py --prune_type lt reinit --prune_percent 20 --prune_iterations 10 --end_iter 5
 
 The flags are declared in lth/settings/config.py; the method is lth/experiment.py.
 """

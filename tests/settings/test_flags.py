@@ -16,7 +16,7 @@ import utils
 from lth.run.about import plain_settings
 from lth.settings import flags
 from lth.settings.arms import ARMS
-from lth.settings.config import Config, ConfigError, Duration, nearest
+from lth.settings.config import PROJECT, Config, ConfigError, Duration, nearest
 from lth.settings.flags import FIELDS, PRESETS, parse
 
 # Durations
@@ -156,9 +156,11 @@ def test_every_flag_beside_a_preset_makes_a_difference(name: str) -> None:
 def test_the_command_of_the_readme_and_of_those_who_know_such_scripts() -> None:
     known = "--prune_type=lt --arch_type=fc1 --dataset=mnist --prune_percent=10 --prune_iterations=35"
     assert parse(known.split()) == Config()
-    main_job = "--prune_type lt reinit --prune_percent 20 --prune_iterations 12 --end_iter 5"
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    (main_job,) = re.findall(r"requirements.txt && python main.py (.+)", readme)
     config = parse(main_job.split())
-    assert config.prune_type == ("lt", "reinit") and config.end_iter == Duration(5) and config.prune_iterations == 12
+    assert config.prune_type == ("lt", "reinit") and config.end_iter == Duration(5) and config.prune_iterations == 10
+    assert config.valid_freq == Duration(300, "it") and config.trials == 2  # so that early stop and its spread are seen
 
 
 @pytest.mark.parametrize(
