@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     """Draw what the flags ask for. Runs that cannot be read are reported and left out; the exit code is then 2."""
     flags = parser().parse_args(argv)
 
-    from lth.records import tables  # PyTorch and matplotlib load here, once the flags have been found good
+    from lth.records import labels, tables  # with pandas; PyTorch and matplotlib load only if something is to draw
 
     spoiled: list[tables.RecordError] = []
     found = tables.find(flags.root, flags.arch_type, flags.dataset, flags.name, spoiled.append)
@@ -61,12 +61,11 @@ def main(argv: Sequence[str]) -> int:
     if not found and not spoiled:
         raise ConfigError(_nothing(flags))
     groups = [list(runs) for _, runs in itertools.groupby(found, lambda run: run.plots)]
-    for runs in groups:
-        utils.conclude(runs, flags.format, flags.quiet)
+    abouts = labels.told_apart([runs[0] for runs in groups]) if len(groups) > 1 else [""]
+    for runs, about in zip(groups, abouts, strict=False):
+        utils.conclude(runs, flags.format, flags.quiet, about)
     if flags.grid:
-        from lth.plots.grid import grid
-
-        print("\n".join(f"  {path}" for path in grid(groups, flags.root / "plots", flags.format)))
+        utils.side_by_side(groups, flags.root / "plots", flags.format)
     return 2 if spoiled else 0
 
 

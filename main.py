@@ -36,11 +36,9 @@ def perform(config: Config, argv: Sequence[str], words: Callable[[str], str] = s
     one = tasks.runs_of(config)[0]
     found = tables.find(config.root, one.arch_type, one.dataset, one.settings)
     runs = [run for run in found if run.plots == one.plots]
-    if utils.up_to_date(runs, config.format):
-        print(f"figures and verdict: {runs[0].plots}")
-    elif runs:
+    if runs:
         written = utils.conclude(runs, config.format, config.quiet)
-        if config.tensorboard:
+        if config.tensorboard and written:
             tensorboard.add_figures(runs[0], written)
     if failure:
         raise failure

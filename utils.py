@@ -13,6 +13,8 @@ from lth.run.terminal import wrapped
 from lth.settings.config import ConfigError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lth.records.tables import Run
 
 
@@ -47,40 +49,58 @@ def _complain(text: str) -> None:
     print(wrapped(text, sys.stderr), file=sys.stderr)
 
 
-def up_to_date(runs: Sequence[Run], format: str) -> bool:
-    """Whether the figures of these runs have been drawn since their last round."""
-    tables = [run.dumps / "rounds.csv" for run in runs]
-    curves = [run.plots / f"comparison.{format}" for run in runs[:1]]
-    if not curves or not curves[0].exists() or not (runs[0].plots / "verdict.csv").exists():
-        return False
-    return curves[0].stat().st_mtime > max(table.stat().st_mtime for table in tables)
-
-
-def conclude(runs: Sequence[Run], format: str, quiet: bool = False) -> list[Path]:
-    """Draw the figures of runs of one model, data set and settings, print the verdict and the files written. Nothing,
-    where another process is just doing so."""
-    from lth.records.lock import Locked, Locks
-
-    with Locks() as locks:
-        try:
-            locks.take(runs[0].plots)
-        except Locked:
-            print(f"another process is drawing the figures: {runs[0].plots}")
-            return []
-        return _conclude(runs, format, quiet)
-
-
-def _conclude(runs: Sequence[Run], format: str, quiet: bool) -> list[Path]:
-    from lth.plots import curves
-    from lth.records import labels, verdict
+def conclude(runs: Sequence[Run], format: str, quiet: bool = False, about: str = "") -> list[Path]:
+    """Draw the figures of runs of one model, data set and settings and write their verdict, unless both are there
+    already or another process is just doing so, and print it; `about` heads every sentence where verdicts of others
+    stand beside it. Gives what it has written."""
+    from lth.plots import draw
+    from lth.records import labels, printed, sentences, verdict
 
     folder = runs[0].plots
     table = verdict.table(runs)
-    written = curves.draw_all(runs, folder, format, lambda problem: print(f"warning: {problem}", file=sys.stderr))
-    written.append(verdict.write(table, folder))
+    figures = draw.up_to_date(runs, folder, format)
+    current = figures is not None and (folder / "verdict.csv").is_file()
+    written = [] if current else _draw(runs, format, table)
     if not quiet:
         print(wrapped(f"\n{labels.title(runs[0])}: {labels.settings(runs[0])}\n", sys.stdout))
-        print(verdict.render(table, shutil.get_terminal_size((100, 24)).columns))
-    print(wrapped(verdict.sentence(table), sys.stdout))
-    print("\n".join(["", "written:", *(f"  {path}" for path in written)]))
+        print(f"{printed.render(table, shutil.get_terminal_size((100, 24)).columns)}\n")
+    for sentence in sentences.sentences(table):
+        print(wrapped(f"{about}: {sentence}" if about else sentence, sys.stdout))
+    if current:
+        print("\n".join(["", "up to date:", *(f"  {path}" for path in [*(figures or []), folder / "verdict.csv"])]))
+    elif written:
+        print("\n".join(["", "written:", *(f"  {path}" for path in written)]))
+    else:
+        print(f"\nanother process is drawing the figures: {folder}")
     return written
+
+
+def _draw(runs: Sequence[Run], format: str, table: pd.DataFrame) -> list[Path]:
+    """The figures and verdict.csv; nothing where another process is at them."""
+    from lth.plots import draw
+    from lth.records import verdict
+    from lth.records.lock import Locked, Locks
+
+    folder = runs[0].plots
+    with Locks() as locks:
+        try:
+            locks.take(folder)
+        except Locked:
+            return []
+        figures = draw.draw_all(runs, folder, format, lambda problem: _complain(f"warning: {problem}"))
+        return [*figures, verdict.write(table, folder)]
+
+
+def side_by_side(groups: Sequence[Sequence[Run]], folder: Path, format: str) -> None:
+    """Draw runs of several models, data sets and settings in one figure, unless it is there already."""
+    from lth.plots import draw
+
+    runs = [run for group in groups for run in group]
+    written = draw.up_to_date(runs, folder, format)
+    if written is None:
+        from lth.plots.grid import grid
+
+        source = draw.fingerprint(runs)
+        written = grid(groups, folder, format)
+        draw.record(folder, format, source, written)
+    print("\n".join(f"  {path}" for path in written))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -16,6 +18,9 @@ from lth.records.tickets import Ticket
 from lth.settings.arms import ARMS
 from lth.settings.config import Config
 from lth.training.train import Evaluation, Trained
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 pytest.register_assert_rewrite("helpers", "own")
 pytest_plugins = ["helpers"]  # its fixtures
@@ -30,7 +35,8 @@ def invented_accuracy(arm: str, number: int, seed: int) -> float:
     sparsity = 1 - 0.8**number
     gain = 0.35 * math.sin(2.2 * sparsity) if ARMS[arm].start == "original" else 0.0
     loss = 0.004 * number**2.4 * (0.35 if arm == "lt" else 1.0 if not ARMS[arm].mask_of else 0.7)
-    noise = math.sin(37.0 * number + 11 * seed + (3 * list(ARMS).index(arm) if number else 0)) * 0.08
+    place = [*ARMS, arm].index(arm) if number else 0  # the dense round is that of all arms
+    noise = math.sin(37.0 * number + 11 * seed + 3 * place) * 0.08
     return round(max(98.1 + gain - loss + noise, 9.8), 2)
 
 
@@ -115,8 +121,19 @@ def _trained(weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 @pytest.fixture
-def make_runs(tmp_path: Path) -> MakeRuns:
+def sheets(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
+    """The figures that are drawn, by the name of their file; they are not rendered."""
+    from lth.plots import style  # with matplotlib, which the other tests need not wait for
+
+    kept: dict[str, Figure] = {}
+    monkeypatch.setattr(style, "save", lambda figure, file: kept.update({file.stem: figure}))
+    return kept
+
+
+@pytest.fixture
+def make_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRuns:
     """`write_runs` under tmp_path (another `root=` may be given)."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # slow, and no one pulls the plug here
 
     def make(root: Path = tmp_path, **settings: object) -> list[Run]:
         return write_runs(root, **settings)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import conftest
 import pandas as pd
 import pytest
 from conftest import MakeRuns
@@ -16,7 +17,7 @@ import combine_plots
 import utils
 from lth.settings.config import PROJECT
 
-FIGURES = {"comparison", "training", "layers", "first_layer", "initial_weights"}
+FIGURES = {"comparison", "training", "first_layer", "initial_weights"}  # all layers are pruned at one rate
 
 
 def from_outside(root: Path, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -45,18 +46,21 @@ def test_partial_runs_of_several_settings(tmp_path: Path, make_runs: MakeRuns) -
     done = from_outside(tmp_path, "--format", "svg", "--grid")
 
     assert (done.returncode, done.stderr) == (0, "")
-    figures = {f"{name}.svg" for name in FIGURES} | {"verdict.csv"}
+    figures = {f"{name}.svg" for name in FIGURES} | {"verdict.csv", "figures.json"}
     first, second = "fc1/mnist/prune_percent=20", "fc1/mnist/prune_percent=40"
-    assert drawn(tmp_path) == {first: figures, second: figures, ".": {"grid.svg"}}
+    assert drawn(tmp_path) == {first: figures, second: figures, ".": {"grid.svg", "figures.json"}}
     told = [line.strip() for line in done.stdout.splitlines() if line.startswith("  ") and "plots" in line]
-    assert len(told) == len(set(told)) == 13
+    assert len(told) == len(set(told)) == 11
     assert all(Path(name).is_file() for name in told)
     table = pd.read_csv(tmp_path / "plots" / first / "verdict.csv")
     assert len(table) == 4 + 2
     assert set(table["trials"]) == {2}
     other = pd.read_csv(tmp_path / "plots" / second / "verdict.csv")
     assert set(other["test"]) == {50.0}  # settings are never averaged with each other
-    assert done.stdout.count("winning ticket keeps") == 2
+    sentences = [line for line in done.stdout.splitlines() if line.startswith("fc1 on MNIST (")]
+    assert [line for line in sentences if "prune" not in line.split(")")[0]] == []
+    assert sum("20% pruned a round" in line for line in sentences) >= 3  # lt, reinit, what they rest on
+    assert sum("40% pruned a round" in line for line in sentences) >= 1
     assert "\x1b" not in done.stdout
     assert not list(tmp_path.rglob("*.partial"))
 
@@ -68,11 +72,11 @@ def test_only_what_is_asked_for(tmp_path: Path, make_runs: MakeRuns, capsys: pyt
         )
     flags = ["--root", str(tmp_path), "--arch_type", "FC1", "--dataset", "MNIST", "--name", "b", "--quiet"]
     assert utils.exit_code(combine_plots.main, flags) == 0
-    assert drawn(tmp_path) == {"fc1/mnist/b": {"comparison.png", "training.png", "layers.png", "verdict.csv"}}
+    assert drawn(tmp_path) == {"fc1/mnist/b": {"comparison.png", "training.png", "verdict.csv", "figures.json"}}
     told = capsys.readouterr()
     assert told.err == ""
     assert "vs dense" not in told.out
-    assert "no interval" in told.out
+    assert told.out.startswith("One trial has no interval, so that no ticket of lt")  # only one: it needs no name
 
 
 def test_nothing_found(tmp_path: Path) -> None:
@@ -111,3 +115,39 @@ def test_a_spoiled_table_is_one_clear_line(
     assert len(told.err.splitlines()) == 1
     assert str(spoiled.dumps / "rounds.csv") in told.err
     assert "verdict.csv" in told.out  # the others are drawn
+
+
+def test_with_nothing_to_do_it_loads_neither_pytorch_nor_matplotlib(tmp_path: Path, make_runs: MakeRuns) -> None:
+    make_runs(rounds=3, seeds=(0, 1))
+    make_runs(arms=["lt"], seeds=[0], rounds=3, arch_type="lenet5")
+    flags = ["--root", str(tmp_path), "--grid"]
+    assert utils.exit_code(combine_plots.main, flags) == 0
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "plots").rglob("*.*")}
+    check = (
+        "import sys, combine_plots, utils; code = utils.exit_code(combine_plots.main, sys.argv[1:]); "
+        "print('loaded:', *sorted({'torch', 'matplotlib', 'seaborn'} & set(sys.modules))); sys.exit(code)"
+    )
+    for asked in (flags, ["--root", str(tmp_path / "nowhere")], ["--no_such_flag"]):
+        done = subprocess.run([sys.executable, "-c", check, *asked], cwd=PROJECT, capture_output=True, text=True)
+        assert "loaded:\n" in done.stdout
+        assert done.returncode == (0 if asked is flags else 2)
+        if asked is flags:
+            assert "fc1 on MNIST: The sparsest winning ticket" in done.stdout  # it is said again
+            assert "lenet5 on MNIST: One trial has no interval" in done.stdout
+            assert "up to date:" in done.stdout and "written:" not in done.stdout
+    assert times == {file: file.stat().st_mtime_ns for file in (tmp_path / "plots").rglob("*.*")}
+
+
+def test_what_has_changed_is_drawn_anew(
+    tmp_path: Path, make_runs: MakeRuns, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_runs(arms=["lt"], seeds=[0, 1], rounds=2, saves=False)
+    make_runs(arms=["lt"], seeds=[0], rounds=2, arch_type="lenet5", saves=False)
+    flags = ["--root", str(tmp_path), "--quiet"]
+    assert utils.exit_code(combine_plots.main, flags) == 0
+    make_runs(arms=["lt"], seeds=[1], rounds=3, saves=False)
+    capsys.readouterr()
+    assert utils.exit_code(combine_plots.main, flags) == 0
+    told = capsys.readouterr().out
+    assert told.index("written:") < told.index("up to date:")
+    assert len(pd.read_csv(tmp_path / "plots" / "fc1" / "mnist" / conftest.SETTINGS / "verdict.csv")) == 3

@@ -21,7 +21,7 @@ from rich.text import Text
 from lth.claims.claim import TIMES
 from lth.claims.forms import Form
 from lth.claims.judge import Finding, runs_of
-from lth.plots import curves
+from lth.plots.comparison import comparison
 from lth.records import files, labels, tables, verdict
 
 HEAD = ("the paper says", "weights", "paper", "here (95% interval)", "trials", "")
@@ -207,7 +207,7 @@ def _figures(form: Form, file: Path) -> dict[str, Path]:
     for name, runs in runs_of(form).items():
         found = [run for run in runs if len(tables.table(run, "rounds"))]
         with tempfile.TemporaryDirectory() as folder:
-            for picture in curves.comparison(found, Path(folder)) if found else []:
+            for picture in comparison(found, Path(folder)) if found else []:
                 drawn[name] = file.parent / f"{form.slug}{'-' if name else ''}{name}{picture.suffix}"
                 files.write(drawn[name], picture.read_bytes())
     return drawn

@@ -8,9 +8,10 @@ from __future__ import annotations
 import io
 import math
 import textwrap
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from lth.records import files, labels
 from lth.records.tables import Run
@@ -29,6 +29,7 @@ from lth.settings.arms import ARMS
 WIDTH = 7.2  # inches: the text of a page; at 200 dots an inch half of it is still sharp on a screen
 DPI = 200
 DARK = "#333333"
+LAST = ("dense network", "winning ticket: no worse than dense", "winning ticket: better than dense")  # in legends
 DASHES = ((0, ()), (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (2, 1)), (0, (1, 0.8)), (0, (6, 1, 1, 1, 1, 1)))
 
 
@@ -41,31 +42,39 @@ class Look:
     dashes: Any
 
 
-# Colours: places in seaborn's colour-blind-safe palette. The dense network is the thin dark dashed line.
-LOOKS: dict[str, tuple[int, str, Any]] = {
-    "lt": (0, "o", "-"),
-    "reinit": (1, "s", (0, (4, 1.5))),
-    "finetune": (4, "D", (0, (7, 1, 1, 1))),
-    "random": (9, "X", (0, (1, 1))),
-    "random_reinit": (5, "P", (0, (2, 2))),
-    "random_finetune": (6, "<", (0, (6, 2))),
-    "ticket_reinit": (2, "^", (0, (4, 1, 1, 1))),
-    "ticket_shuffle": (3, "v", (0, (4, 1, 1, 1, 1, 1))),
-}
-SPARE = ((7, ">", (0, (3, 3))), (8, "p", (0, (1, 2))))  # for arms that come later
+# Places in seaborn's colour-blind-safe palette, without its two pale ones; the first is lt's alone. With the markers
+# and dashes, of which there are other numbers, most arms differ in all three, whichever stand together.
+COLORS = (0, 1, 2, 3, 9, 5, 4, 7)
+MARKERS = ("o", "s", "D", "X", "P", "<", "^", "v", ">", "p", "h", "*", "d")
+LINES: tuple[Any, ...] = (
+    *("-", (0, (4, 1.5)), (0, (7, 1, 1, 1)), (0, (1, 1)), (0, (2, 2)), (0, (6, 2)), (0, (4, 1, 1, 1))),
+    *((0, (4, 1, 1, 1, 1, 1)), (0, (3, 3)), (0, (1, 2)), (0, (8, 2, 2, 2))),
+)
 
 
 def look(arm: str) -> Look:
-    """The look of an arm."""
-    later = [name for name in ARMS if name not in LOOKS]
-    place, marker, dashes = LOOKS.get(arm) or SPARE[(later.index(arm) if arm in later else 0) % len(SPARE)]
-    return Look(seaborn.color_palette("colorblind")[place], marker, dashes)
+    """The look of an arm: that of its place among all arms, of others (`shuffle:snip`) one that its name gives."""
+    known = list(ARMS)
+    place = known.index(arm) if arm in known else len(known) + zlib.crc32(arm.encode())
+    color = COLORS[1 + (place - 1) % (len(COLORS) - 1)] if place else COLORS[0]
+    return Look(seaborn.color_palette("colorblind")[color], MARKERS[place % len(MARKERS)], LINES[place % len(LINES)])
 
 
-def line(arm: str, scale: float = 1.0) -> dict[str, Any]:
-    """The look of an arm as arguments of Axes.plot."""
-    found = look(arm)
-    style = {"color": found.color, "marker": found.marker, "linestyle": found.dashes, "linewidth": 1.6 * scale}
+def looks(arms: Sequence[str]) -> dict[str, Look]:
+    """The looks of arms that are drawn together: where two would share a colour, the later one takes the next free."""
+    palette = [seaborn.color_palette("colorblind")[place] for place in COLORS[1:]]
+    found: dict[str, Look] = {}
+    for arm in arms:
+        own = look(arm)
+        turned = [own.color, *palette[palette.index(own.color) :], *palette] if own.color in palette else [own.color]
+        taken = {other.color for other in found.values()}
+        found[arm] = replace(own, color=next((color for color in turned if color not in taken), own.color))
+    return found
+
+
+def line(look: Look, scale: float = 1.0) -> dict[str, Any]:
+    """A look as arguments of Axes.plot."""
+    style = {"color": look.color, "marker": look.marker, "linestyle": look.dashes, "linewidth": 1.6 * scale}
     return {**style, "markersize": 4.5 * scale, "markeredgecolor": "white", "markeredgewidth": 0.5}
 
 
@@ -75,8 +84,11 @@ def shades(count: int) -> list[Any]:
 
 
 @contextmanager
-def sheet(file: Path, height: float, runs: Sequence[Run], what: str, width: float = WIDTH) -> Iterator[Figure]:
-    """A figure of that size in inches, headed by whose numbers it shows, written to `file` at the end of the block."""
+def sheet(
+    file: Path, height: float, runs: Sequence[Run], what: str, width: float = WIDTH, about: str = ""
+) -> Iterator[Figure]:
+    """A figure of that size in inches, headed by whose numbers it shows (those of `runs`, or `about`), written to
+    `file` at the end of the block."""
     theme: Any = {**seaborn.axes_style("darkgrid"), **seaborn.plotting_context("paper")}
     own: Any = {
         **{"font.sans-serif": ["DejaVu Sans"], "font.size": 8.5, "axes.labelsize": 8.5, "axes.titlesize": 9},
@@ -88,8 +100,7 @@ def sheet(file: Path, height: float, runs: Sequence[Run], what: str, width: floa
     with matplotlib.rc_context({**theme, **own}):
         figure = Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.05))
         lines = [f"{labels.title(runs[0])}: {what}"] if runs else [what]
-        if runs:
-            lines += wrapped(labels.settings(runs[0]), int(width * 13))
+        lines += wrapped(labels.settings(runs[0]) if runs else about, int(width * 13))
         figure.suptitle("\n".join(lines), color=DARK)
         yield figure
         save(figure, file)
@@ -116,72 +127,50 @@ def save(figure: Figure, file: Path) -> None:
     files.write(file, content.getvalue())
 
 
-def remaining_axis(axes: Axes, remaining: Iterable[float], ticks: int = 7, label: bool = True) -> None:
-    """An x axis of weights remaining: logarithmic, from 100% on the left, ticks at rounds, in percent."""
-    values = sorted({value for value in remaining if value > 0}, reverse=True) or [100.0]
-    first, last = values[0], values[-1]
-    gap = max(math.log(first / last) / (ticks - 1), 1e-9)
-    chosen: list[float] = []
-    for value in values:
-        if not chosen or math.log(chosen[-1] / value) >= gap * 0.999:
-            chosen.append(value)
-    room = max((first / last) ** 0.04, 1.02)
-    axes.set_xscale("log")
-    axes.set_xlim(first * room, last / room)
-    axes.xaxis.set_major_locator(FixedLocator(chosen))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: labels.percent(value)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    if label:
-        axes.set_xlabel("weights remaining (%)")
-
-
-def iterations_axis(axis: Any) -> None:
-    """Ticks of iterations as 5,000."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-
-
-def accuracy_axis(axes: Axes, values: Sequence[float], least: float = 5.0) -> float:
-    """Limits of a y axis of accuracies, so that a few collapsed networks do not flatten all others; gives the lower.
-
-    Where values lie far below, the axis reaches from the top three times as far down as the middle value, and at least
-    `least` points.
-    """
-    found = np.asarray([value for value in values if math.isfinite(value)])
-    top, lowest = float(found.max(initial=0)), float(found.min(initial=100))
-    reach = max(least, 3 * (top - float(np.median(found)))) if len(found) else 100.0
-    bottom = lowest if top - lowest < 1.8 * reach else top - reach
-    room = max((top - bottom) * 0.06, 0.05)
-    axes.set_ylim(bottom - room, top + room)
-    return bottom - room
-
-
-def note_below(
-    axes: Axes, values: Sequence[float], limit: float, side: str = "left", what: str = "below this axis: down to"
+def legend(
+    figure: Figure, axes: Iterable[Axes], caption: str = "", columns: int = 5, leave_out: Iterable[str] = ()
 ) -> None:
-    """Say in the picture, at the bottom of that side, that values lie below the axis and how far."""
-    lowest = min(values, default=limit)
-    if lowest < limit:
-        place = 0.02 if side == "left" else 0.98
-        behind = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1.5}
-        spot: Any = {"transform": axes.transAxes, "va": "bottom", "ha": side, "zorder": 6, "bbox": behind}
-        axes.text(place, 0.03, f"▼ {what} {lowest:.3g}", fontsize=7.5, color=DARK, **spot)
-
-
-def legend(figure: Figure, axes: Iterable[Axes], caption: str = "", columns: int = 5) -> None:
     """One legend below everything, with each name once, headed by what its lines are."""
-    entries: dict[str, Any] = {}
-    for each in axes:
-        for handle, name in zip(*each.get_legend_handles_labels(), strict=True):
-            entries.setdefault(name, handle)
-    rows = math.ceil(len(entries) / columns) or 1
+    entries = {name: handle for name, handle in _entries(axes).items() if name not in set(leave_out)}
+    order = sorted(entries, key=lambda name: LAST.index(name) if name in LAST else -1)
+    rows = math.ceil(len(order) / columns) or 1
     figure.legend(
-        list(entries.values()),
-        list(entries),
+        [entries[name] for name in order],
+        order,
         title=caption or None,
         title_fontsize=8,
         loc="outside lower center",
-        ncols=math.ceil(len(entries) / rows),
+        ncols=math.ceil(len(order) / rows),
         frameon=False,
         handlelength=3.0,
         columnspacing=1.4,
     )
+
+
+def heading(place: Axes, axes: Axes, names: Sequence[str], title: str) -> None:
+    """A title and the legend of these lines of `axes`, in the place above them."""
+    entries = _entries([axes])
+    place.set_axis_off()
+    place.legend(
+        [entries[name] for name in names],
+        list(names),
+        title=title,
+        title_fontsize=8.5,
+        alignment="left",
+        loc="lower left",
+        ncols=len(names),
+        frameon=False,
+        handlelength=3.0,
+        columnspacing=1.4,
+        borderaxespad=0,
+        borderpad=0,
+    )
+
+
+def _entries(axes: Iterable[Axes]) -> dict[str, Any]:
+    """What is drawn, by name."""
+    entries: dict[str, Any] = {}
+    for each in axes:
+        for handle, name in zip(*each.get_legend_handles_labels(), strict=True):
+            entries.setdefault(name, handle)
+    return entries

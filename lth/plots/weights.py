@@ -83,9 +83,9 @@ def _pixels(drawer: Drawer, name: str, file: Path, most: int = 12) -> None:
     chosen, remaining = labels.spread(drawer.rounds, most), drawer.remaining()
     maps = {number: pixel_map(drawer.ticket(number).masks[name]) for number in chosen}
     maps = {number: kept / max(kept.mean(), 1e-12) for number, kept in maps.items()}
-    columns = min(len(chosen), 6)
-    rows = math.ceil(len(chosen) / columns)
-    limit = min(max(2.0, *(float(np.quantile(kept, 0.995)) for kept in maps.values())), 6.0)
+    rows = math.ceil(len(chosen) / 6)
+    columns = math.ceil(len(chosen) / rows)
+    limit = min(max(1.5, *(float(np.quantile(kept, 0.995)) for kept in maps.values())), 6.0)
     what = f"weights that each pixel keeps in the first layer ({drawer.run.arm}, seed {drawer.run.seed})"
     with style.sheet(file, 0.7 + 1.17 * rows, [drawer.run], what) as figure:
         panels = figure.subplots(rows, columns, squeeze=False)
@@ -131,7 +131,8 @@ def _filters(drawer: Drawer, name: str, file: Path, most: int = 24) -> None:
                 fontsize=8,
             )
         figure.colorbar(shown, ax=list(panels), label="weight (hatched: pruned)", aspect=25, pad=0.01, extend="both")
-        figure.supxlabel(f"{min(total, most)} of {total} filters{across}", fontsize=8)
+        how_many = f"{most} of {total} filters" if total > most else f"all {total} filters"
+        figure.supxlabel(f"{how_many}{across}", fontsize=8)
 
 
 PRUNED = 1e9  # marks pruned weights in a sheet of filters; the gaps between filters are NaN

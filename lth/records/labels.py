@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
 
 from lth.records import tables
 from lth.records.tables import Run
-from lth.settings.config import Config, Duration
+from lth.settings.config import Config, Duration, as_text
 
+T = TypeVar("T")
 DATASETS = {"mnist": "MNIST", "fashionmnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 UNITS = {"ep": "epoch", "it": "iteration"}
 DURATIONS = ("end_iter", "rewind", "warmup", "valid_freq", "lr_milestones")
 ALWAYS = ("prune_percent", "end_iter")  # said also where they have their defaults
-SAID = {
+SAID: dict[str, str | dict[str, str]] = {  # by value where that reads better; `*` stands for the others
     "prune_percent": "{}% pruned a round",
     "conv_percent": "convolutions {}%",
     "fc_percent": "matrices {}%",
     "output_percent": "output layer {}%",
     "target_remaining": "pruned down to {}%",
-    "end_iter": "{} a round",
-    "prune_scope": "{} pruning",
-    "prune_embeddings": "embeddings pruned",
+    "prune_scope": {"layer": "compared within layers", "global": "compared over all layers"},
+    "prune_method": {"magnitude": "the smallest weights pruned", "*": "pruned by {}"},
+    "rewind": {"0": "reset to initial weights", "*": "rewound to {}"},
+    "init": {"glorot": "Glorot weights", "kaiming": "Kaiming weights", "own": "the model's own initial weights"},
+    "optimizer": {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"},
+    "prune_embeddings": {"True": "embeddings pruned", "False": "embeddings kept"},
     "lr": "learning rate {}",
+    "momentum": {"0": "no momentum", "*": "momentum {}"},
+    "nesterov": {"True": "Nesterov momentum", "False": "no Nesterov momentum"},
+    "weight_decay": {"0": "no weight decay", "*": "weight decay {}"},
     "batch_size": "batches of {}",
-    "rewind": "rewound to {}",
-    "lr_milestones": "learning rate dropped at {}",
-    "warmup": "warm-up over {}",
-    "augment": "augmented images",
-    "nesterov": "Nesterov momentum",
-    "valid_freq": "evaluated every {}",
+    "end_iter": "{} a round",
+    "lr_milestones": {"": "no drop of the learning rate", "*": "learning rate dropped at {}"},
+    "lr_gamma": "to {} of it",
+    "warmup": {"0": "no warm-up", "*": "warm-up over {}"},
+    "valid_freq": {"1": "evaluated every epoch", "1it": "evaluated every iteration", "*": "evaluated every {}"},
+    "valid_size": "{} validation images",
+    "pixels": {"standard": "pixels standardised", "unit": "pixels from 0 to 1", "norm": "images of norm 1"},
+    "augment": {"True": "augmented images", "False": "no augmentation"},
+    "precision": {"fast": "the quickest float32", "fp32": "strict float32", "bf16": "bfloat16"},
 }
 
 
@@ -54,29 +67,79 @@ def title(run: Run) -> str:
 
 def settings(run: Run) -> str:
     """The settings of a run: how much is pruned and how long is trained, and what else is not as usual."""
-    chosen = tables.read_json(run.dumps / "config.json").get("deciding")
-    if not isinstance(chosen, dict):  # a folder from elsewhere still has its name
+    told = _deciding(run)
+    if not told:  # a folder from elsewhere still has its name
         return "default settings" if run.settings == "default" else run.settings.replace("_", " ").replace(",", ", ")
-    usual = Config().deciding()
-    told = {**{name: usual[name] for name in ALWAYS}, **chosen}
-    said = [
-        _said(name, str(value))
-        for name, value in told.items()
-        if (name in ALWAYS or usual.get(name) != value) and not _overruled(name, told)
-    ]
-    named = run.settings != "default" and "=" not in run.settings  # by --name
-    return (f"{run.settings}: " if named else "") + ", ".join(said)
+    return _listed(_name(run), {name: value for name, value in told.items() if name in ALWAYS or _unusual(name, value)})
 
 
-def _overruled(name: str, chosen: dict[str, str]) -> bool:
-    target = chosen.get("target_remaining", "None")
-    return (name == "prune_percent" and target != "None") or name == "prune_iterations"
+def differing(runs: Sequence[Run]) -> tuple[str, dict[Path, str]]:
+    """What the settings of these runs have in common, and what each has of its own, by its folder of plots."""
+    told = {run: _deciding(run) for run in runs}
+    if not all(told.values()):
+        return "", {run.plots: settings(run) for run in runs}
+    names = list(dict.fromkeys(name for values in told.values() for name in values))
+    usual = _usual()
+    values = {name: {values.get(name, usual.get(name, "None")) for values in told.values()} for name in names}
+    differ = [name for name in names if len(values[name]) > 1]
+    common = {name: min(found) for name, found in values.items() if name not in differ}
+    own = {}
+    for run, chosen in told.items():
+        mine = {name: chosen.get(name, usual.get(name, "None")) for name in differ}
+        few = len(differ) <= 3  # else those at their defaults go without saying
+        said = {name: value for name, value in mine.items() if few or name in ALWAYS or _unusual(name, value)}
+        own[run.plots] = _listed(_name(run), {name: value for name, value in said.items() if value != "None"})
+    return _listed("", {name: value for name, value in common.items() if name in ALWAYS or _unusual(name, value)}), own
+
+
+def told_apart(runs: Sequence[Run]) -> list[str]:
+    """Model and data set of each, with what else tells it from the others of these."""
+    titles = [title(run) for run in runs]
+    apart = []
+    for run, own in zip(runs, titles, strict=True):
+        like = [other for other, name in zip(runs, titles, strict=True) if name == own]
+        apart.append(f"{own} ({differing(like)[1][run.plots]})" if len(like) > 1 else own)
+    return apart
+
+
+def _deciding(run: Run) -> dict[str, str]:
+    """The settings that decide a run's numbers, in the order of the flags; empty if it does not say them."""
+    chosen = tables.read_json(run.dumps / "config.json").get("deciding")
+    if not isinstance(chosen, dict):
+        return {}
+    told = {**_usual(), **{str(name): str(value) for name, value in chosen.items()}}
+    overruled = {"prune_iterations"} | ({"prune_percent"} if told.get("target_remaining", "None") != "None" else set())
+    return {name: value for name, value in told.items() if name not in overruled}
+
+
+def _usual() -> dict[str, str]:
+    """The defaults of the settings that decide numbers."""
+    specs = [spec for spec in dataclasses.fields(Config) if spec.metadata.get("changes_numbers", True)]
+    return {spec.name: as_text(spec.default) for spec in specs} | Config().deciding()
+
+
+def _unusual(name: str, value: str) -> bool:
+    return _usual().get(name) != value
+
+
+def _name(run: Run) -> str:
+    """What the user called the settings, if so."""
+    return "" if run.settings == "default" or "=" in run.settings else run.settings
+
+
+def _listed(heading: str, values: dict[str, str]) -> str:
+    order = sorted(values, key=lambda name: ALWAYS.index(name) if name in ALWAYS else len(ALWAYS))
+    said = ", ".join(_said(name, values[name]) for name in order)
+    return f"{heading}: {said}" if heading and said else heading or said
 
 
 def _said(name: str, value: str) -> str:
     """One setting in words."""
-    words = " and ".join(_duration(part) for part in value.split("+")) if name in DURATIONS else value
-    return SAID.get(name, name.replace("_", " ") + " {}").format(words)
+    words = SAID.get(name, name.replace("_", " ") + " {}")
+    if isinstance(words, dict):
+        words = words.get(value, words.get("*", name.replace("_", " ") + " {}"))
+    text = " and ".join(map(_duration, value.split("+"))) if name in DURATIONS else value.replace("_", " ")
+    return words.format(text)
 
 
 def _duration(text: str) -> str:
@@ -90,8 +153,8 @@ def _duration(text: str) -> str:
     return f"{found.amount:,.12g} {UNITS[found.unit]}{'' if found.amount == 1 else 's'}"
 
 
-def spread(items: Sequence[int], count: int) -> list[int]:
+def spread(items: Sequence[T], count: int) -> list[T]:
     """At most `count` of these, evenly apart, the first and the last among them."""
     if len(items) <= count:
         return list(items)
-    return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]
+    return [items[round(index * (len(items) - 1) / max(count - 1, 1))] for index in range(count)]

@@ -10,21 +10,22 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lth import pruning
-from lth.pruning import Masks
 from lth.records.files import Fence, RecordError, explained, read_json, write
 from lth.settings import checks
-from lth.training.train import Evaluation, Trained
+
+if TYPE_CHECKING:
+    from lth.pruning import Masks
+    from lth.training.train import Trained
 
 ROUNDS = ("round", "remaining", "ES", "val", "test", "val_loss", "train_loss", "weights", "supermask")
 LATER = ("supermask",)  # columns that tables of older versions lack, or lines of theirs
-EVALS = ("round", *(field.name for field in fields(Evaluation)))
+EVALS = ("round", "iteration", "train_loss", "val_loss", "val", "test")
 LAYERS = ("round", "layer", "remaining", "weights", "total")
 TIMES = ("round", "seconds", "training", "evaluation")
 TABLES = {"rounds": ROUNDS, "evals": EVALS, "layers": LAYERS, "times": TIMES}
@@ -139,6 +140,8 @@ def finished_rounds(run: Run) -> int:
 
 def write_round(run: Run, number: int, masks: Masks, trained: Trained) -> dict[str, Any]:
     """Add a finished round to the tables, rounds.csv last. Gives its line."""
+    from lth import pruning  # with PyTorch, which reading need not wait for
+
     best, counts = trained.early_stop, pruning.survivors(masks)
     row = {
         **{"round": number, "remaining": round(pruning.remaining(masks), 4), "ES": best.iteration},

@@ -1,0 +1,80 @@
+"""All figures of a folder of settings, and whether they are up to date: drawing takes seconds, looking does not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from lth.records import files, tables
+from lth.records.files import RecordError
+from lth.records.tables import Run
+
+RECORD = "figures.json"  # beside the figures: what they were drawn from, by file format
+CODE = Path(__file__).resolve().parents[1]
+
+
+def _warn(problem: str) -> None:
+    warnings.warn(problem, stacklevel=3)
+
+
+def draw_all(
+    runs: Sequence[Run], folder: Path, format: str = "png", complain: Callable[[str], object] = _warn
+) -> list[Path]:
+    """Draw every figure there is of runs of one model, data set and settings, and delete those that there no longer
+    are. One that cannot be drawn, because a file is damaged, is reported to `complain`."""
+    from lth.plots import comparison, layers, training, weights  # with matplotlib and PyTorch
+    from lth.records.tickets import Damaged
+
+    source, whole, written = fingerprint(runs), True, []
+    drawings = (
+        *(comparison.comparison, training.training, layers.layers),
+        *(weights.first_layer, weights.initial_weights),
+    )
+    for draw in drawings:
+        try:
+            found = draw(runs, folder, format)
+        except (RecordError, Damaged) as error:
+            complain(f"no {draw.__name__}.{format}: {error}")
+            whole = False
+            continue
+        if not found:
+            (folder / f"{draw.__name__}.{format}").unlink(missing_ok=True)  # of earlier settings or an earlier program
+        written += found
+    if whole and written:
+        record(folder, format, source, written)
+    return written
+
+
+def fingerprint(runs: Iterable[Run]) -> str:
+    """A hash of what the figures of runs depend on: the numbers, the settings, which tickets are there, and the code
+    that draws. Times of change are not asked: files may have come from another machine with their old ones."""
+    digest = hashlib.sha256()
+    for file in sorted([*CODE.glob("plots/*.py"), *CODE.glob("records/*.py"), *CODE.glob("settings/arms.py")]):
+        digest.update(file.read_bytes())
+    for run in runs:
+        digest.update(str(run).encode())
+        digest.update(json.dumps(tables.read_json(run.dumps / "config.json").get("deciding")).encode())
+        for name in ("rounds", "evals", "layers"):
+            file = run.dumps / f"{name}.csv"
+            digest.update(file.read_bytes() if file.is_file() else b"-")
+        tickets = sorted(file.name for file in run.saves.glob("*.safetensors") if not file.name.startswith("check"))
+        digest.update(" ".join(tickets).encode())
+    return digest.hexdigest()
+
+
+def up_to_date(runs: Sequence[Run], folder: Path, format: str) -> list[Path] | None:
+    """The figures of these runs, if they have been drawn from what the files say now; None if not."""
+    known = tables.read_json(folder / RECORD).get(format)
+    if not isinstance(known, dict) or known.get("source") != fingerprint(runs):
+        return None
+    figures = [folder / str(name) for name in known.get("figures", [])]
+    return figures if all(figure.is_file() for figure in figures) else None
+
+
+def record(folder: Path, format: str, source: str, figures: Sequence[Path]) -> None:
+    """Write down what these figures were drawn from."""
+    drawn = {"source": source, "figures": [figure.name for figure in figures]}
+    files.write_json(folder / RECORD, {**tables.read_json(folder / RECORD), format: drawn})

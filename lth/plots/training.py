@@ -1,0 +1,82 @@
+"""Test accuracy during training: the rounds of each arm as curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+
+from lth.plots import axes as scales
+from lth.plots import style
+from lth.plots.comparison import trials
+from lth.records import labels, tables, verdict
+from lth.records.tables import Run
+
+POINTS = 100  # of a curve; more would hide each other
+
+
+def training(runs: Sequence[Run], folder: Path, format: str = "png", lines: int = 6) -> list[Path]:
+    """Test accuracy during training for a choice of sparsities, a panel an arm (Frankle & Carbin, Figure 3)."""
+    found = _evaluations(runs)
+    if found.empty:
+        return []
+    arms = verdict.in_order(found["arm"])
+    rows = math.ceil(len(arms) / 3)
+    columns = math.ceil(len(arms) / rows)
+    file = folder / f"training.{format}"
+    with style.sheet(file, 1.3 + 2.2 * rows, runs, "test accuracy during training") as figure:
+        panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+        chosen = labels.spread(sorted(found["round"].unique()), lines)
+        colors = dict(zip(chosen, style.shades(len(chosen)), strict=True))
+        found = found[found["round"].isin(chosen)]
+        window = math.ceil(found.groupby(["arm", "seed", "round"]).size().max() / POINTS)
+        for arm, axes in zip(arms, panels.flat, strict=False):
+            for number, group in found[found["arm"] == arm].groupby("round"):
+                curve = thinned(group.groupby("iteration")["test"].mean(), window)
+                axes.plot(
+                    curve.index,
+                    curve,
+                    marker="o" if len(curve) <= 12 else "",
+                    markersize=3,
+                    color=colors[number],
+                    linestyle=style.DASHES[chosen.index(number) % len(style.DASHES)],
+                    linewidth=1.4,
+                    label=f"{labels.percent(group['remaining'].mean())}%",
+                )
+            axes.set_title(arm)
+            axes.set_xlabel("iteration")
+            axes.set_xlim(0, found["iteration"].max() * 1.04)
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+            scales.iterations_axis(axes.xaxis)
+        for axes in panels.flat[len(arms) :]:
+            axes.remove()
+        strip = scales.accuracy_axis(panels[0, 0], found["test"].tolist(), least=2.0)
+        for axes in panels[:, 0]:
+            axes.set_ylabel("test accuracy (%)")
+        counts = found.groupby("arm")["seed"].nunique()
+        said = f"weights remaining; {f'mean of {trials(counts)}' if counts.max() > 1 else '1 trial'}"
+        said += f", each point that of {window} evaluations" if window > 1 else ""
+        said += f"; {scales.COMPRESSED}" if strip else ""
+        style.legend(figure, panels.flat[: len(arms)], said, columns=lines)
+    return [file]
+
+
+def thinned(curve: pd.Series, window: int) -> pd.Series:
+    """Means over so many evaluations each: single ones scatter more than sparsities differ."""
+    block = np.arange(len(curve)) // window
+    means = curve.groupby(block).mean()
+    return means.set_axis(curve.index.to_series().groupby(block).mean())
+
+
+def _evaluations(runs: Sequence[Run]) -> pd.DataFrame:
+    """The evaluations of all finished rounds: those of evals.csv, arm, seed, remaining."""
+    frames = []
+    for run in runs:
+        rounds, evals = tables.table(run, "rounds"), tables.table(run, "evals")
+        if len(rounds) and len(evals):
+            frames.append(evals.merge(rounds[["round", "remaining"]], on="round").assign(arm=run.arm, seed=run.seed))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

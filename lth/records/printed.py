@@ -1,0 +1,95 @@
+"""The verdict's table as aligned text for a terminal."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lth.records import verdict
+from lth.records.labels import percent, trials
+
+
+def render(table: pd.DataFrame, width: int) -> str:
+    """The table as aligned text: a line a sparsity, as many arms side by side as fit into `width`, others below.
+
+    Plain characters only. A line is never wrapped: where `width` holds not even one arm, lines are longer.
+    """
+    if table.empty:
+        return ""
+    rounds = table.drop_duplicates("round").set_index("round")["remaining"]
+    head = ["round", "weights"]
+    left = {number: [f"{number}", f"{percent(value, 3, pad=True)}%"] for number, value in rounds.items()}
+    fixed = sum(max(len(row[i]) for row in [head, *left.values()]) + 2 for i in range(2))
+    blocks: list[list[tuple[str, str, dict[int, str]]]] = []
+    used = width + 1
+    for arm in verdict.in_order(table["arm"]):
+        lines = table[table["arm"] == arm]
+        heading, cells = _cells(lines)
+        name = f"{arm}, {trials(int(lines['trials'].max()))}"
+        size = max(len(name), len(heading)) + 2
+        if used + size > width:
+            blocks.append([])
+            used = fixed
+        blocks[-1].append((name, heading, cells))
+        used += size
+    text = "\n".join(_block(block, head, left) for block in blocks)
+    return f"{text}\n{textwrap.fill(_explanation(table), min(max(width - 1, 40), 110))}"
+
+
+def _explanation(table: pd.DataFrame) -> str:
+    """What the columns and marks mean."""
+    dense = f"{table[table['round'] == 0]['ES'].mean():,.0f}"
+    band = "" if table["low"].isna().all() else ", ± half of its 95% interval (Student's t over trials)"
+    text = (
+        "test: accuracy at early stop, mean over trials, in percent. vs dense: points above the trial's dense "
+        f"network{band}. ES: early stop as a share of the dense network's ({dense} iterations)."
+    )
+    if table["winning"].any():
+        text += " Winning tickets: ** better than dense and no later, * no worse and no later."
+    return text
+
+
+def _cells(lines: pd.DataFrame) -> tuple[str, dict[int, str]]:
+    """The heading of an arm's column and its cell for each round, of equal lengths."""
+    usual = lines["trials"].max()
+    stars = 2 if lines["winning"].any() else 1
+    grid = []
+    for line in lines.to_dict("records"):
+        difference = f"{line['difference']:+.2f}" if line["round"] else ""
+        band = "" if math.isnan(line["low"]) or not line["round"] else f" ± {(line['high'] - line['low']) / 2:.2f}"
+        few = f" ({line['trials']} of {usual})" if line["trials"] < usual else ""
+        mark = ("**" if line["accuracy"] == verdict.BETTER else "*") if line["winning"] else ""
+        test = f"{line['test']:.2f}{mark:<{stars}}"
+        grid.append([test, difference, band, f"{line['ES_ratio']:.2f}{few}"])
+    first, second, third, last = (max(len(row[i]) for row in grid) for i in range(4))
+    middle = max(second + third, len("vs dense"))
+    heading = f"{'test' + ' ' * stars:>{first}} {'vs dense':<{middle}}  {'ES':>4}{'':{last - 4}}"
+    cells = [f"{row[0]:>{first}} {f'{row[1]:>{second}}{row[2]:>{third}}':>{middle}}  {row[3]:<{last}}" for row in grid]
+    return heading, dict(zip(lines["round"], cells, strict=True))
+
+
+def _block(block: list[tuple[str, str, dict[int, str]]], head: list[str], left: dict[int, list[str]]) -> str:
+    """Some arms side by side."""
+    ruled = box.Box("    \n    \n -- \n    \n -- \n -- \n    \n    \n", ascii=True)  # a line below the headings only
+    # Between columns are two spaces: this padding, and the place of the box's missing vertical line.
+    drawn = Table(box=ruled, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in head:
+        drawn.add_column(Text("\n" + name), justify="right", no_wrap=True)
+    for name, heading, _ in block:
+        drawn.add_column(Text(f"{name}\n{heading}"), no_wrap=True)
+    for number, start in left.items():
+        cells = [cells.get(number, "") for _, _, cells in block]
+        if any(cells):
+            drawn.add_row(*map(Text, [*start, *cells]))
+    text = io.StringIO()
+    # As wide as it needs: `render` has already seen to it that it fits.
+    console = Console(file=text, width=10_000, color_system=None, force_terminal=False, legacy_windows=False)
+    console.print(drawn)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"

@@ -1,0 +1,199 @@
+"""The verdict in words, from its table alone: which ticket is the sparsest winning one and why no sparser is, what
+each other arm comes to, and what the numbers rest on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from lth.records import verdict
+from lth.records.labels import percent, trials
+from lth.records.verdict import ACCURATE, LATER, NO_LATER, WORSE
+
+Row = dict[str, Any]  # of the table
+
+
+def sentences(table: pd.DataFrame) -> list[str]:
+    """The verdict: a sentence an arm, those that find tickets first, then what all of them rest on."""
+    if table.empty:
+        return ["No round is finished yet."]
+    if table["round"].max() == 0:
+        dense = table.iloc[0]
+        return [
+            f"Only the dense network has been trained so far: {dense['test']:.2f}% test accuracy at "
+            f"iteration {dense['ES']:,.0f} ({_rests_on(table)})."
+        ]
+    arms = verdict.in_order(table["arm"])
+    finders = [arm for arm in arms if verdict.finds_tickets(arm)]
+    told = [_finder(arm, verdict.pruned(table, arm)) for arm in finders]
+    told += [_other(arm, verdict.pruned(table, arm)) for arm in arms if arm not in finders]
+    if not any(verdict.pruned(table, arm) for arm in finders):
+        told.insert(0, "Without pruned rounds of lt there is no ticket to judge")
+    return [f"{sentence}." for sentence in [*told, *_notes(table)] if sentence]
+
+
+def _finder(arm: str, rows: Sequence[Row]) -> str:
+    """The sparsest winning ticket of an arm, or what keeps its tickets from being one."""
+    if not rows:
+        return ""
+    if max(row["trials"] for row in rows) < 2:
+        return _one_trial_of_tickets(arm, rows)
+    found = verdict.sparsest(rows)
+    if found is None:
+        return _no_winner(arm, rows)
+    text = (
+        f"The sparsest winning ticket of {arm} keeps {_weights(found)}{_tried(found, rows)}: {found['accuracy']} than "
+        f"the dense network and no later ({found['test']:.2f}% test accuracy, {_there(found)})"
+    )
+    after = [row for row in rows if row["round"] > found["round"]]
+    return f"{text}; {_beyond(after)}" if after else text
+
+
+def _beyond(after: Sequence[Row]) -> str:
+    """Why the rounds after the sparsest winning ticket are none."""
+    text = f"at {_share(after[0])} it is {_why_not(after[0])}"
+    out = next((row for row in after if verdict.falls_out(row)), None)
+    if out and out is not after[0]:
+        text += f", at {_share(out)} {_why_not(out)}"
+    again = [_share(row) for row in after if row["winning"]]
+    return f"{text}; {' and '.join(again)}, taken alone, would be one again" if again else text
+
+
+def _no_winner(arm: str, rows: Sequence[Row]) -> str:
+    start = f"No ticket of {arm} down to {_weights(rows[-1])} is a winning one"
+    best = max(rows, key=lambda row: row["difference"])
+    winning = [row for row in rows if row["winning"]]
+    if winning:
+        out = next(row for row in rows if verdict.falls_out(row))
+        return (
+            f"No ticket of {arm} is a winning one down to which none falls out: at {_share(out)} it is "
+            f"{_why_not(out)}; taken alone, {' and '.join(map(_share, winning))} would be"
+        )
+    accurate = [row for row in rows if row["accuracy"] in ACCURATE]
+    if accurate:
+        best = max(accurate, key=lambda row: row["difference"])
+        return f"{start}: they are accurate enough but too late (the best: {_there(best)}, at {_share(best)})"
+    if all(row["accuracy"] == WORSE for row in rows):
+        return f"{start}: they are too inaccurate (the best: {_there(best)}, at {_share(best)})"
+    return (
+        f"{start} beyond doubt: the intervals are too wide or the tickets too inaccurate (the best: {_there(best)}, "
+        f"at {_share(best)}); more trials make them narrower"
+    )
+
+
+def _why_not(row: Row) -> str:
+    """What keeps a round from being a winning ticket."""
+    if row["accuracy"] == WORSE:
+        return f"too inaccurate ({_points(row)})"
+    if row["accuracy"] in ACCURATE:
+        late = "too late" if row["stop"] == LATER else "perhaps too late" if row["stop"] != NO_LATER else "winning"
+        return f"{late} ({_early_stop(row)})"
+    return f"not decided ({_points(row)})"
+
+
+def _other(arm: str, rows: Sequence[Row]) -> str:
+    """Down to where an arm is as accurate as the dense network, and from where on it is not."""
+    if not rows:
+        return ""
+    if max(row["trials"] for row in rows) < 2:
+        return _one_trial(arm, rows)
+    worse = [index for index, row in enumerate(rows) if row["accuracy"] == WORSE]
+    held = [row for row in rows[: worse[0] if worse else None] if row["accuracy"] in ACCURATE]
+    last = max((index for index, row in enumerate(rows) if row["accuracy"] in ACCURATE), default=-1)
+    falls = next((index for index in worse if index > last), None)
+    parts = []
+    if held:
+        parts.append(
+            f"is {held[-1]['accuracy']} than the dense network down to {_weights(held[-1])} ({_there(held[-1])})"
+        )
+    than = "" if held else " than the dense network"
+    if falls is not None and rows[-1]["accuracy"] == WORSE:
+        on = f"from {_share(rows[falls])} on" if falls else "from the first pruning on"
+        parts.append(f"{'' if held else 'is '}worse{than} {on} ({_points(rows[falls])} at {_share(rows[falls])})")
+    elif worse:
+        shares = " and ".join(_share(rows[index]) for index in worse)
+        now = rows[-1]["accuracy"] if rows[-1]["accuracy"] in ACCURATE else "not beyond doubt"
+        parts.append(f"{'' if held else 'is '}worse{than} at {shares}, but {now} at {_share(rows[-1])}")
+    if not parts:
+        return f"{arm} cannot be told from the dense network ({_there(rows[-1])}, at {_share(rows[-1])})"
+    return f"{arm} {', '.join(parts)}"
+
+
+def _one_trial_of_tickets(arm: str, rows: Sequence[Row]) -> str:
+    """What one trial shows, with no claim that there is a winning ticket."""
+    start = f"One trial has no interval, so that no ticket of {arm} can be called a winning one: in it, tickets are "
+    fallen = next((index for index, row in enumerate(rows) if row["difference"] < 0), len(rows))
+    if not fallen:
+        best = max(rows, key=lambda row: row["difference"])
+        return (
+            f"{start}less accurate than the dense network from the first pruning on ({_points(rows[0])}; the best: "
+            f"{_there(best)}, at {_share(best)})"
+        )
+    held = rows[fallen - 1]
+    late = ": too late for a winning ticket" if held["ES_ratio"] > 1 else ""
+    return (
+        f"{start}no less accurate than the dense network down to {_weights(held)}{_tried(held, rows)} "
+        f"({held['test']:.2f}% test accuracy, {_there(held)}{late})"
+    )
+
+
+def _one_trial(arm: str, rows: Sequence[Row]) -> str:
+    below = [row["difference"] < 0 for row in rows]
+    if not below[-1]:
+        return f"{arm}, in one trial, is not below the dense accuracy at {_share(rows[-1])} ({_there(rows[-1])})"
+    first = len(below) - below[::-1].index(False) if False in below else 0
+    on = f"from {_share(rows[first])} on" if first else "from the first pruning on"
+    return f"{arm}, in one trial, is below the dense accuracy {on} ({_there(rows[-1])}, at {_share(rows[-1])})"
+
+
+def _notes(table: pd.DataFrame) -> list[str]:
+    """How many trials, what no worse means, and whether early stop means anything."""
+    told = []
+    if table["trials"].max() > 1:
+        told.append(
+            f"{_rests_on(table).capitalize()}; ±: 95% interval; no worse: on average not below, and a loss of over "
+            f"{table['margin'].mean():.2g} points excluded"
+        )
+    last, all_of = verdict.late_stops(table)
+    if last > all_of / 2:
+        told.append(
+            f"Early stop is the last evaluation in {last} of {all_of} rounds: they are too short, or too seldom "
+            "evaluated, for it to mean anything"
+        )
+    return told
+
+
+def _rests_on(table: pd.DataFrame) -> str:
+    least, most = int(table["trials"].min()), int(table["trials"].max())
+    if most == 1:
+        return "one trial"
+    return f"means of {trials(most) if least == most else f'{least} to {most} trials'}"
+
+
+def _share(row: Row) -> str:
+    return f"{percent(row['remaining'], 3)}%"
+
+
+def _weights(row: Row) -> str:
+    return f"{_share(row)} of the weights"
+
+
+def _tried(row: Row, rows: Sequence[Row]) -> str:
+    return ", the sparsest tried" if row["round"] == rows[-1]["round"] else ""
+
+
+def _points(row: Row) -> str:
+    band = "" if math.isnan(row["low"]) else f" ± {(row['high'] - row['low']) / 2:.2f}"
+    return f"{row['difference']:+.2f}{band} points"
+
+
+def _early_stop(row: Row) -> str:
+    band = "" if math.isnan(row["ES_low"]) else f" ± {(row['ES_high'] - row['ES_low']) / 2:.2f}"
+    return f"ES {row['ES_ratio']:.2f}{band} of dense"
+
+
+def _there(row: Row) -> str:
+    return f"{_points(row)}, {_early_stop(row)}"

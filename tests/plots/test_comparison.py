@@ -1,0 +1,247 @@
+"""Accuracy and early stop against the weights remaining: lines, bands, rings, axes; and many of them in a grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import MakeRuns
+from drawn import caption_of, legends_of, lines_in, panels
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from lth.plots import axes as scales
+from lth.plots import style
+from lth.plots.comparison import comparison, grouped
+from lth.plots.grid import grid
+from lth.records import verdict
+from lth.records.tables import Run
+from lth.settings.arms import ARMS
+
+Sheets = dict[str, Figure]
+BETTER, NO_WORSE = "winning ticket: better than dense", "winning ticket: no worse than dense"
+
+
+def test_means_bands_dense_and_winners(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
+    accuracies = {
+        "lt": [[97.0, 97.2], [97.5, 97.72], [97.0, 97.22], [96.0, 96.6]],
+        "reinit": [[97.0, 97.2], [96.9, 97.7], [96.1, 97.0], [95.0, 95.2]],
+    }
+    runs = make_runs(rounds=4, seeds=(0, 1), accuracy=lambda arm, number, seed: accuracies[arm][number][seed])
+    comparison(runs, tmp_path)
+    left, right = sheets["comparison"].axes
+    found = lines_in(left)
+    rounds = verdict.paired(runs)
+    for arm, values in accuracies.items():
+        remaining, means = found[arm]
+        np.testing.assert_allclose(means, np.mean(values, axis=1))
+        assert remaining.tolist() == rounds[(rounds["arm"] == arm) & (rounds["seed"] == 0)]["remaining"].tolist()
+        stops = rounds[rounds["arm"] == arm].groupby("round")["ES"].mean()
+        np.testing.assert_allclose(lines_in(right)[arm][1], stops)
+    np.testing.assert_allclose(found["dense network"][1], 97.1)
+    assert verdict.table(runs).query("winning")["accuracy"].tolist() == ["better", "no worse"]
+    np.testing.assert_allclose(found[BETTER][1], [97.61])
+    np.testing.assert_allclose(found[NO_WORSE][1], [97.11])
+    assert left.get_xscale() == right.get_xscale() == "log"
+    assert left.get_xlim()[0] > 100 > left.get_xlim()[1]
+    assert left.get_xlabel() == "weights remaining (%)"
+    assert "%" in left.get_ylabel() and "iteration" in right.get_ylabel()
+    assert lines_in(right).keys() == found.keys()
+    assert set(legends_of(sheets["comparison"])) == found.keys()
+    assert caption_of(sheets["comparison"]) == "mean of 2 trials, band from the lowest to the highest"
+
+
+def test_a_band_has_the_colour_and_the_reach_of_its_arm(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
+    arms = ["lt", "reinit", "random"]
+    runs = make_runs(arms=arms, rounds=3, seeds=(0, 1, 2), saves=False)
+    comparison(runs, tmp_path)
+    rounds = verdict.paired(runs)
+    for axes, column in zip(sheets["comparison"].axes, ("test", "ES"), strict=True):
+        bands = [shape for shape in axes.collections if isinstance(shape, PolyCollection)]
+        lines = {str(line.get_label()): line for line in axes.lines}
+        assert len(bands) == len(arms)
+        for arm, band in zip(arms, bands, strict=True):
+            assert to_rgb(band.get_facecolor()[0]) == to_rgb(lines[arm].get_color()) == to_rgb(style.look(arm).color)
+            values = rounds[rounds["arm"] == arm].groupby("round")[column]
+            drawn = band.get_paths()[0].vertices[:, 1]
+            assert (drawn.min(), drawn.max()) == pytest.approx((values.min().min(), values.max().max()))
+
+
+def test_one_trial_has_no_rings_and_no_band(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
+    comparison(make_runs(arms=["lt"], seeds=[0], rounds=4, saves=False), tmp_path)
+    assert set(lines_in(sheets["comparison"].axes[0])) == {"lt", "dense network"}
+    assert not sheets["comparison"].axes[0].collections
+    assert caption_of(sheets["comparison"]).startswith("1 trial: no winning ticket")
+
+
+def test_rounds_too_short_for_early_stop_are_said(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
+    comparison(make_runs(arms=["lt"], rounds=2, evaluations=1, saves=False), tmp_path)
+    assert "early stop is the last evaluation in most rounds" in caption_of(sheets["comparison"])
+
+
+def test_titles_are_in_plain_words(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
+    runs = make_runs(arms=["lt"], seeds=[0], rounds=2, settings="end_iter=500it,prune_percent=20,rewind=2")
+    comparison(runs, tmp_path)
+    title = sheets["comparison"].get_suptitle()
+    assert title.startswith("fc1 on MNIST: ")
+    assert "20% pruned a round, 500 iterations a round, rewound to 2 epochs" in " ".join(title.split())
+    assert "_" not in title
+
+
+def test_collapse_does_not_flatten_the_rest_and_is_not_hidden(
+    tmp_path: Path, make_runs: MakeRuns, sheets: Sheets
+) -> None:
+    def collapsing(arm: str, number: int, seed: int) -> float:
+        return 98.0 - 0.1 * number if number < 6 else {"lt": 11.0, "reinit": 30.0}[arm]
+
+    comparison(make_runs(rounds=14, accuracy=collapsing), tmp_path)
+    axes = sheets["comparison"].axes[0]
+    place = axes.transAxes.inverted().transform(axes.transData.transform([(100, y) for y in (97.5, 98, 11, 30)]))[:, 1]
+    assert place[1] - place[0] > 0.05  # half a point among the good ones
+    assert 0 < place[2] < place[3] < scales.STRIP  # all others in the strip, each where it belongs
+    assert [line for line in axes.lines if line.get_linestyle() == "None"] == []  # no marks but those of arms
+    assert scales.COMPRESSED in caption_of(sheets["comparison"])
+    ticks = [tick for tick in axes.get_yticks() if axes.get_ylim()[0] <= tick]
+    assert min(ticks) < 11 and sum(tick < 90 for tick in ticks) >= 2
+
+
+@pytest.mark.parametrize("accuracy", [97.0, 10.0, 0.0, 100.0])
+def test_equal_accuracies_have_an_axis(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets, accuracy: float) -> None:
+    comparison(make_runs(accuracy=lambda arm, number, seed: accuracy), tmp_path)
+    bottom, top = sheets["comparison"].axes[0].get_ylim()
+    assert bottom < accuracy < top
+    assert "compressed" not in caption_of(sheets["comparison"])
+
+
+def test_rounds_without_weights_are_said(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
+    comparison(make_runs(arms=["lt"], seeds=[0], rounds=4, percent=100.0), tmp_path)
+    assert "rounds with no weights left (0%) are not shown" in caption_of(sheets["comparison"])
+
+
+def test_many_arms_stand_in_groups_beside_lt(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
+    arms = list(ARMS)
+    comparison(make_runs(arms=arms, rounds=4, seeds=(0, 1), saves=False), tmp_path)
+    figure = sheets["comparison"]
+    accuracy, stop = panels(figure, "accuracy"), panels(figure, "early stop")
+    assert len(accuracy) == len(stop) >= 3
+    shown = []
+    for left, right in zip(accuracy, stop, strict=True):
+        here = [name for name in lines_in(left) if name in ARMS]
+        assert 2 <= len(here) <= 4 and here[0] == "lt"
+        assert here == [name for name in lines_in(right) if name in ARMS]
+        colors = {to_rgb(line.get_color()) for line in left.lines if line.get_label() in here}
+        assert len(colors) == len(here)
+        shown += here[1:]
+    assert sorted(shown) == sorted(arms[1:])
+    assert len({axes.get_ylim() for axes in accuracy}) == 1  # comparable
+    assert set(legends_of(figure)) >= set(arms)
+    for axes in accuracy[1:]:  # lt's rings are in the first panel
+        found = lines_in(axes)
+        assert any(map(verdict.finds_tickets, list(found)[1:])) or not {BETTER, NO_WORSE} & found.keys()
+    assert {BETTER, NO_WORSE} & lines_in(accuracy[0]).keys()
+
+
+def test_groups_of_arms() -> None:
+    assert grouped(["reinit", "lt", "random", "reinit"]) == [("", ["lt", "reinit", "random"])]
+    assert grouped(["random"]) == [("", ["random"])]
+    groups = grouped([*ARMS, "snip_shuffle", "snip_reinit", "what is this", *(f"x{i}" for i in range(7))])
+    assert all(2 <= len(arms) <= 4 and arms[0] == "lt" for _, arms in groups)
+    members = [arm for _, arms in groups for arm in arms[1:]]
+    assert len(members) == len(set(members)) == len(ARMS) - 1 + 10
+    title = {arm: title for title, arms in groups for arm in arms[1:]}
+    assert "new random weights" in title["reinit"] and "trained weights" in title["finetune"]
+    assert {title[arm] for arm in ("snip", "snip_shuffle", "snip_reinit")} == {"masks of snip"}
+    assert "original initial weights" in title["ticket_shuffle"] and "original initial weights" in title["random"]
+    assert not any("_" in title for title, _ in groups)  # every start has its words
+
+
+def test_an_arm_looks_the_same_everywhere(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
+    comparison(make_runs(saves=False), tmp_path)
+    comparison(make_runs(arms=["reinit"], dataset="cifar10", saves=False), tmp_path / "other")
+    for figure in sheets.values():
+        for line in figure.axes[0].lines:
+            if line.get_label() in ARMS:
+                wanted = style.look(str(line.get_label()))
+                assert (to_rgb(line.get_color()), line.get_marker()) == (to_rgb(wanted.color), wanted.marker)
+
+
+def test_arms_can_be_told_apart() -> None:
+    names = [*ARMS, *(f"{arm}_shuffle" for arm in ("random", "one_shot")), "a later arm"]
+    assert sum(to_rgb(style.look(arm).color) == to_rgb(style.look("lt").color) for arm in names) == 1
+    assert len({style.look(arm).marker for arm in ARMS}) == min(len(ARMS), len(style.MARKERS))
+    for start in range(len(names) - 2):
+        together = style.looks(["lt", *names[1:][start : start + 3]])
+        assert len({to_rgb(look.color) for look in together.values()}) == len(together)
+    assert style.look("a later arm") == style.look("a later arm")
+
+
+def test_a_grid_has_axes_of_its_own_in_every_panel_and_says_what_is_where(
+    tmp_path: Path, make_runs: MakeRuns, sheets: Sheets
+) -> None:
+    def low(arm: str, number: int, seed: int) -> float:
+        return 60.0 - number
+
+    groups = [
+        make_runs(arms=["lt"], rounds=10, saves=False),
+        make_runs(rounds=4, seeds=[0], settings="end_iter=5,prune_percent=40", percent=40.0, saves=False),
+        make_runs(arms=["random"], dataset="cifar10", accuracy=low, saves=False),
+        make_runs(arms=["lt"], arch_type="conv2", dataset="cifar10", accuracy=low, saves=False),
+        [Run(tmp_path, "conv2", "mnist", "default", "lt", 0)],  # nothing finished yet
+    ]
+    assert grid(groups, tmp_path / "plots") == [tmp_path / "plots" / "grid.png"]
+    figure = sheets["grid"]
+    upper = [axes for axes in panels(figure) if axes.get_title()]
+    assert len(panels(figure)) == 8 and len(upper) == 4
+    titles = [axes.get_title().splitlines() for axes in upper]
+    assert titles == [
+        ["fc1 on MNIST", "20% pruned a round", "3 trials"],
+        ["fc1 on MNIST", "40% pruned a round", "1 trial"],
+        ["fc1 on CIFAR-10", "20% pruned a round", "3 trials"],
+        ["conv2 on CIFAR-10", "20% pruned a round", "3 trials"],
+    ]
+    assert figure.get_suptitle().splitlines() == ["accuracy and early stop", "5 epochs a round"]
+    assert "mean of the trials" in caption_of(figure) and "2" not in caption_of(figure)
+    for axes, accuracy in zip(upper, ([97, 99], [97, 99], [50, 61], [50, 61]), strict=True):
+        bottom, top = axes.get_ylim()
+        assert accuracy[0] - 5 < bottom < top < accuracy[1] + 5  # its own numbers fill it
+        remaining = np.concatenate([x for name, (x, _) in lines_in(axes).items() if name in ARMS])
+        first, last = axes.get_xlim()
+        assert np.log(100 / remaining.min()) > 0.85 * np.log(first / last)  # in width too
+    assert set(legends_of(figure)) - {BETTER, NO_WORSE} == {"lt", "reinit", "random", "dense network"}
+    assert grid([groups[-1]], tmp_path / "plots") == []
+
+
+def test_a_grid_of_many_arms_and_settings_cuts_no_title(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
+    long = "conv_percent=10,end_iter=20000it,lr=0.1,lr_milestones=50%+75%,momentum=0.9,optimizer=sgd,prune_percent=20"
+    groups = [
+        make_runs(arms=list(ARMS), rounds=3, seeds=[0], saves=False),
+        make_runs(arms=["lt"], rounds=3, settings=f"{long},warmup=2,weight_decay=0.0005", seeds=[0], saves=False),
+    ]
+    grid(groups, tmp_path / "plots")
+    upper = [axes for axes in panels(sheets["grid"]) if axes.get_title()]
+    assert all(sum(name in ARMS for name in lines_in(axes)) <= 4 for axes in upper)
+    assert {name for axes in upper for name in lines_in(axes)} >= set(ARMS)
+    title = " ".join(upper[-1].get_title().split())
+    assert "..." not in title and "weight decay 0.0005" in title and "dropped at 50% of a round and 75%" in title
+
+
+def test_ticks_of_weights_remaining() -> None:
+    axes = Figure().subplots()
+
+    def ticks(values: list[float], **options: int) -> list[str]:
+        scales.remaining_axis(axes, values, **options)
+        return [axes.xaxis.get_major_formatter()(tick) for tick in axes.get_xticks()]
+
+    for rounds in (2, 5, 8, 12, 16, 22, 35):
+        values = [100 * 0.8**number for number in range(rounds)]
+        found = ticks(values)
+        assert found[0] == "100" and found[-1] == axes.xaxis.get_major_formatter()(values[-1])
+        assert min(rounds, 5) <= len(found) <= 8
+        places = -np.log(axes.get_xticks())
+        assert np.diff(places).max() <= 2.01 * np.diff(places).min()
+        assert axes.get_xlim()[1] < values[-1]
+    assert ticks([100.0, 11.0, 10.0, 9.9, 1.0]) == ["100", "11", "1"]  # those too near each other are left out
+    assert ticks([100.0]) == ["100"]
+    assert axes.get_xlim()[0] > 100 > axes.get_xlim()[1]

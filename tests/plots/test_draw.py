@@ -1,0 +1,126 @@
+"""All figures of a folder: which are written, that nothing else changes, and when they are up to date."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import MakeRuns
+
+from lth.plots import draw, style
+from lth.plots.comparison import comparison
+from lth.records import files
+from lth.records.tables import Run
+
+
+@contextmanager
+def no_change(*folders: Path) -> Iterator[None]:
+    """Within it, nothing in these folders changes."""
+
+    def content() -> dict[Path, bytes]:
+        return {file: file.read_bytes() for folder in folders for file in folder.rglob("*") if file.is_file()}
+
+    before = content()
+    yield
+    assert content() == before
+
+
+@pytest.mark.parametrize("format", ["png", "svg", "pdf"])
+def test_all_figures_are_written(tmp_path: Path, make_runs: MakeRuns, format: str) -> None:
+    runs = make_runs(rounds=3, seeds=(0, 1), scope="global")
+    complaints: list[str] = []
+    with no_change(tmp_path / "dumps", tmp_path / "saves"):
+        written = draw.draw_all(runs, tmp_path / "plots", format, complaints.append)
+    names = ["comparison", "training", "layers", "first_layer", "initial_weights"]
+    assert written == [tmp_path / "plots" / f"{name}.{format}" for name in names]
+    assert complaints == []
+    starts = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
+    for file in written:
+        content = file.read_bytes()
+        assert content.startswith(starts[format])
+        if format == "png":
+            width, _ = struct.unpack(">II", content[16:24])
+            assert width == style.WIDTH * style.DPI
+
+
+def test_the_same_numbers_give_the_same_file(tmp_path: Path, make_runs: MakeRuns) -> None:
+    runs = make_runs(arms=["lt"], seeds=[0], rounds=2, saves=False)
+    for format in ("svg", "pdf"):
+        (first,), (second,) = (comparison(runs, tmp_path / name, format) for name in "ab")
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_nothing_to_show_is_left_out_and_old_figures_of_it_go(tmp_path: Path, make_runs: MakeRuns) -> None:
+    plots = tmp_path / "plots"
+    begun = Run(tmp_path, "fc1", "mnist", "default", "lt", 0)
+    begun.dumps.mkdir(parents=True)
+    assert draw.draw_all([begun], plots) == []
+    assert not plots.exists()
+    dense = make_runs(arms=["lt"], seeds=[5], rounds=1)
+    assert [file.stem for file in draw.draw_all(dense, plots)] == ["comparison", "training", "first_layer"]
+    files.write(plots / "layers.png", b"by an earlier version, which drew them though all rates are equal")
+    files.write(plots / "mine.png", b"someone else's")
+    without_saves = make_runs(rounds=2, saves=False)
+    assert [file.stem for file in draw.draw_all(without_saves, plots)] == ["comparison", "training"]
+    assert sorted(file.name for file in plots.glob("*.png")) == ["comparison.png", "mine.png", "training.png"]
+
+
+def test_a_damaged_file_costs_one_figure_and_is_reported(tmp_path: Path, make_runs: MakeRuns) -> None:
+    runs = make_runs(arms=["lt"], seeds=[0], rounds=2)
+    file = runs[0].saves / "ticket_01.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    (runs[0].dumps / "layers.csv").write_text("spoiled")
+    complaints: list[str] = []
+    names = [written.stem for written in draw.draw_all(runs, tmp_path / "plots", complain=complaints.append)]
+    assert names == ["comparison", "training"]
+    assert len(complaints) == 3
+    assert sum("ticket_01" in complaint for complaint in complaints) == 2
+    assert sum("layers.csv" in complaint for complaint in complaints) == 1
+    assert draw.up_to_date(runs, tmp_path / "plots", "png") is None  # it is said again
+
+
+def test_figures_are_up_to_date_until_what_they_show_changes(
+    tmp_path: Path, make_runs: MakeRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = make_runs(rounds=2, seeds=(0, 1), saves=False)
+    plots = tmp_path / "plots"
+    figure = plots / "comparison.png"
+    files.write(figure, b"a picture")
+    draw.record(plots, "png", draw.fingerprint(runs), [figure])
+
+    def current(runs: list[Run] = runs, format: str = "png") -> bool:
+        return draw.up_to_date(runs, plots, format) is not None
+
+    assert current() and draw.up_to_date(runs, plots, "png") == [figure]
+    assert not current(format="svg")
+    draw.record(plots, "svg", draw.fingerprint(runs), [])
+    assert current() and current(format="svg")
+    assert not current(runs[:-1])  # a run is gone
+    assert not current([*runs, *make_runs(arms=["random"], seeds=[0], rounds=2, saves=False)])  # one has come
+
+    kept = tmp_path / "kept"
+    shutil.copytree(tmp_path / "dumps", kept)  # with the times of the files, as from another machine
+    make_runs(rounds=3, seeds=(0, 1), saves=False)
+    assert not current()
+    shutil.rmtree(tmp_path / "dumps")
+    shutil.copytree(kept, tmp_path / "dumps")
+    assert current()
+    for name in ("rounds.csv", "evals.csv", "layers.csv", "config.json"):
+        file = runs[0].dumps / name
+        before = file.read_bytes()
+        file.write_bytes(before.replace(b"20", b"21", 1) if name == "config.json" else before + b"9")
+        assert not current(), name
+        file.write_bytes(before)
+    assert current()
+    (runs[0].saves).mkdir(parents=True)
+    (runs[0].saves / "ticket_00.safetensors").touch()
+    assert not current()
+    shutil.rmtree(runs[0].saves)
+    figure.unlink()
+    assert not current()
+    (plots / draw.RECORD).write_text("{spoiled")
+    assert not current()

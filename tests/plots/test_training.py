@@ -1,0 +1,74 @@
+"""Test accuracy during training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import MakeRuns
+from drawn import caption_of, lines_in
+from matplotlib.figure import Figure
+
+from lth.plots import axes as scales
+from lth.plots.training import training
+from lth.records import labels, tables
+
+Sheets = dict[str, Figure]
+
+
+def test_training_has_a_panel_an_arm_and_a_line_a_sparsity(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
+    runs = make_runs(arms=("reinit", "lt", "ticket_reinit", "random"), rounds=12, seeds=(0, 1), saves=False)
+    training(runs, tmp_path)
+    panels = sheets["training"].axes
+    assert [axes.get_title() for axes in panels] == ["lt", "reinit", "random", "ticket_reinit"]
+    assert {axes.get_xlabel() for axes in panels} == {"iteration"}
+    assert len({(axes.get_xlim(), axes.get_ylim()) for axes in panels}) == 1
+    found = lines_in(sheets["training"].axes[0])
+    chosen = labels.spread(range(12), 6)
+    rounds = tables.table(runs[2], "rounds")
+    assert runs[2].arm == "lt"
+    assert list(found) == [f"{labels.percent(rounds['remaining'][number])}%" for number in chosen]
+    evals = [tables.table(run, "evals") for run in runs if run.arm == "lt"]
+    last = [table[table["round"] == 11] for table in evals]
+    iterations, means = list(found.values())[-1]
+    assert iterations.tolist() == last[0]["iteration"].tolist()
+    np.testing.assert_allclose(means, np.mean([table["test"] for table in last], axis=0))
+
+
+def test_long_training_curves_are_means_over_windows(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
+    runs = make_runs(arms=["lt"], seeds=[0], rounds=1, evaluations=250, saves=False)
+    training(runs, tmp_path)
+    evals = tables.table(runs[0], "evals")
+    (x, y) = lines_in(sheets["training"].axes[0])["100%"]
+    assert len(x) == 84  # of three evaluations each, and the last one
+    assert (x[0], y[0]) == pytest.approx((evals["iteration"][:3].mean(), evals["test"][:3].mean()))
+    assert (x[-1], y[-1]) == pytest.approx((evals["iteration"][249], evals["test"][249]))
+    assert "each point that of 3 evaluations" in caption_of(sheets["training"])
+
+
+def test_nothing_covers_a_curve_and_none_is_hidden(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
+    runs = make_runs(accuracy=lambda arm, number, seed: 98.0 if number < 4 else 10.0, rounds=6, saves=False)
+    training(runs, tmp_path)
+    for axes in sheets["training"].axes:
+        assert not axes.texts
+        assert len(axes.patches) == 1  # the shade behind the compressed part
+        assert axes.patches[0].get_zorder() < min(line.get_zorder() for line in axes.lines)
+        bottom, top = axes.get_ylim()
+        assert all(bottom <= y.min() <= y.max() <= top for _, y in lines_in(axes).values())
+    assert scales.COMPRESSED in caption_of(sheets["training"])
+
+
+def test_many_arms_have_a_panel_each(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
+    arms = [
+        "lt",
+        "reinit",
+        "finetune",
+        "random",
+        "random_reinit",
+        "random_finetune",
+        "ticket_reinit",
+        "one_shot_reinit",
+    ]
+    training(make_runs(arms=arms, rounds=2, seeds=[0], saves=False), tmp_path)
+    assert sorted(axes.get_title() for axes in sheets["training"].axes) == sorted(arms)  # and no empty ones

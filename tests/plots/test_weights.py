@@ -1,0 +1,112 @@
+"""Pictures of masks and of the weights that survivors begin with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import MakeRuns
+from drawn import lines_in
+from matplotlib.figure import Figure
+
+from lth.plots import weights
+from lth.records import tickets
+from lth.records.tickets import Ticket
+
+Sheets = dict[str, Figure]
+CONV = {"conv.weight": (6, 3, 3, 3), "fc.weight": (10, 24)}
+DEEP = {f"block{i}.conv.weight": (4, 2, 3, 3) for i in range(19)} | {"fc.weight": (10, 8)}
+
+
+def test_pixels_show_where_the_ticket_looks(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
+    runs = make_runs(rounds=14)
+    weights.first_layer(runs, tmp_path)
+    panels = [axes for axes in sheets["first_layer"].axes if axes.images]
+    assert len(panels) == 12
+    assert panels[0].get_title() == "round 0: 100%"
+    assert panels[-1].get_title().startswith("round 13: ")
+    assert len({image.get_clim() for axes in panels for image in axes.images}) == 1
+    dense, last = (np.asarray(panels[place].images[0].get_array()) for place in (0, -1))
+    assert (dense == 1).all()
+    assert last[2:6, 2:6].mean() > 2 * last.mean()
+    assert "lt, seed 0" in sheets["first_layer"].get_suptitle()
+
+
+def test_pixel_map_counts_weights() -> None:
+    mask = torch.zeros(5, 3 * 16, dtype=torch.bool)
+    mask[:2, 1] = mask[1, 17] = mask[4, 46] = True  # row 0, column 1 of channels 0 and 1; row 3, column 2 of channel 2
+    expected = np.zeros((4, 4))
+    expected[0, 1], expected[3, 2] = 3, 1
+    np.testing.assert_array_equal(weights.pixel_map(mask), expected)
+
+
+def test_image_shape() -> None:
+    assert weights.image_shape(784) == (1, 28, 28)
+    assert weights.image_shape(3072) == (3, 32, 32)
+    assert weights.image_shape(1024) == (1, 32, 32)
+    assert weights.image_shape(300) == (3, 10, 10)
+    assert weights.image_shape(500) is None
+    assert weights.image_shape(4) is None
+
+
+def test_filters_show_what_is_pruned(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
+    weights.first_layer(make_runs(arms=["lt"], rounds=5, shapes=CONV), tmp_path)
+    titles = [axes.get_title() for axes in sheets["first_layer"].axes if axes.get_title()]
+    assert [title.split(",")[0] for title in titles] == ["round 0", "round 4"]
+    weight, mask = torch.arange(54.0).view(3, 2, 3, 3), torch.ones(3, 2, 3, 3, dtype=torch.bool)
+    mask[0, 1, 2, 0] = False
+    sheet = weights.filter_sheet(weight, mask, most=24)
+    assert (sheet == weights.PRUNED).sum() == 1
+    assert sheet[2, 3] == weights.PRUNED
+    np.testing.assert_array_equal(sheet[:3, :3], weight[0, 0])
+    shown = sheet[np.isfinite(sheet) & (sheet != weights.PRUNED)]
+    np.testing.assert_array_equal(np.sort(shown), weight[mask])
+
+
+def test_initial_weights_of_survivors(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
+    weights.initial_weights(make_runs(rounds=9), tmp_path)
+    assert [axes.get_title() for axes in sheets["initial_weights"].axes] == ["fc1", "fc2"]
+    found = lines_in(sheets["initial_weights"].axes[0])
+    assert next(iter(found)) == "100% (all)"
+    assert len(found) == 5
+    for x, density in found.values():
+        assert density.sum() * (x[1] - x[0]) == pytest.approx(1, abs=0.02)
+    middle = [density[len(density) // 2] for _, density in found.values()]
+    assert middle[-1] < 0.2 * middle[0]  # pruning takes the small ones
+
+
+def test_initial_weights_of_many_layers_are_pooled(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
+    weights.initial_weights(make_runs(arms=["lt"], seeds=[0], rounds=4, shapes=DEEP), tmp_path)
+    assert [axes.get_title() for axes in sheets["initial_weights"].axes] == [weights.POOLED]
+
+
+def test_density_is_that_of_the_values() -> None:
+    values = np.random.default_rng(0).normal(0, 0.5, 20_000)
+    x, density = weights.smooth_density(values, 2.0)
+    expected = np.exp(-0.5 * (x / 0.5) ** 2) / (0.5 * np.sqrt(2 * np.pi))
+    assert np.abs(density - expected).max() < 0.06 * expected.max()
+    for few in (np.zeros(3), np.array([0.5, -0.5]), np.full(1000, 0.25)):
+        _, density = weights.smooth_density(few, 1.0)
+        assert np.isfinite(density).all()
+
+
+def test_a_map_stands_as_the_image_does(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
+    (run,) = make_runs(arms=["lt"], seeds=[0], rounds=1)
+    ticket = tickets.read_ticket(run, 0)
+    mask = torch.zeros(12, 8, 8, dtype=torch.bool)
+    mask[:, 0, 5] = True  # in the first row, to the right
+    masks = {**ticket.masks, "fc1.weight": mask.flatten(1)}
+    tickets.write_ticket(run, Ticket(0, masks, ticket.start), "test")
+    weights.first_layer([run], tmp_path)
+    (image,) = sheets["first_layer"].axes[0].images
+    assert np.argwhere(np.asarray(image.get_array()) > 0).tolist() == [[0, 5]]
+    assert image.origin == "upper"  # the first row above
+
+
+def test_rounds_without_weights_can_be_drawn(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
+    runs = make_runs(arms=["lt"], seeds=[0], rounds=4, percent=100.0)
+    for draw in (weights.first_layer, weights.initial_weights):
+        draw(runs, tmp_path)
+    assert set(sheets) == {"first_layer", "initial_weights"}

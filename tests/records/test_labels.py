@@ -1,0 +1,78 @@
+"""Results in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import MakeRuns
+
+from lth.records import files, labels
+from lth.records.tables import Run
+from lth.settings.config import Config
+
+CHANGED = {
+    **{"conv_percent": "5.0", "fc_percent": "7.0", "output_percent": "10.0", "target_remaining": "3.6"},
+    **{"prune_scope": "global", "prune_method": "magnitude_increase", "rewind": "500it", "init": "kaiming"},
+    **{"optimizer": "sgd", "lr": "0.1", "momentum": "0.9", "nesterov": "True", "weight_decay": "0.0005"},
+    **{"batch_size": "64", "end_iter": "20", "lr_milestones": "50%+75%", "lr_gamma": "0.2", "warmup": "1"},
+    **{"valid_freq": "100it", "valid_size": "1000", "pixels": "unit", "augment": "True", "precision": "bf16"},
+}
+
+
+def run_with(root: Path, name: str, **deciding: str) -> Run:
+    """A run that has recorded its settings."""
+    run = Run(root, "fc1", "mnist", name, "lt", 0)
+    files.write_json(run.dumps / "config.json", {"deciding": {**Config().deciding(), **deciding}})
+    return run
+
+
+@pytest.mark.parametrize("name", sorted({*CHANGED, *Config().deciding()} - {"prune_percent", "prune_iterations"}))
+def test_every_setting_has_words(tmp_path: Path, name: str) -> None:
+    value = CHANGED.get(name, "something_else")  # a setting that is new here
+    text = labels.settings(run_with(tmp_path, "a=b", **{name: value}))
+    usual = labels.settings(run_with(tmp_path, "c=d"))
+    assert text != usual
+    assert "_" not in text and "True" not in text and "None" not in text
+
+
+def test_settings_are_listed_with_what_is_pruned_and_how_long() -> None:
+    assert labels.settings(Run(Path("nowhere"), "fc1", "mnist", "default", "lt", 0)) == "default settings"
+    elsewhere = Run(Path("nowhere"), "fc1", "mnist", "end_iter=5,prune_percent=20", "lt", 0)
+    assert labels.settings(elsewhere) == "end iter=5, prune percent=20"
+
+
+def test_a_name_of_the_user_comes_first(tmp_path: Path) -> None:
+    assert labels.settings(run_with(tmp_path, "mine")) == "mine: 10% pruned a round, 100 epochs a round"
+
+
+def test_what_differs_is_told_apart_from_what_is_shared(tmp_path: Path) -> None:
+    first = run_with(tmp_path, "a=1", end_iter="5", lr="0.1", prune_scope="global")
+    second = run_with(tmp_path, "a=2", end_iter="5", lr="0.1")
+    shared, own = labels.differing([first, second])
+    assert shared == "10% pruned a round, 5 epochs a round, learning rate 0.1"
+    assert own == {first.plots: "compared over all layers", second.plots: "compared within layers"}
+    first = run_with(tmp_path, "a=3", pixels="unit")  # a setting that older runs do not mention
+    assert labels.differing([first, run_with(tmp_path, "a=4")])[1] == {
+        first.plots: "pixels from 0 to 1",
+        first.plots.with_name("a=4"): "pixels standardised",
+    }
+    named = [run_with(tmp_path, "one", end_iter="5"), run_with(tmp_path, "two", end_iter="5")]
+    assert list(labels.differing(named)[1].values()) == ["one", "two"]
+    assert labels.differing([first])[1] == {first.plots: ""}
+
+
+def test_verdicts_are_told_apart_by_model_data_and_settings(make_runs: MakeRuns) -> None:
+    def run(**what: str) -> Run:
+        return make_runs(arms=["lt"], seeds=[0], rounds=1, saves=False, **what)[0]
+
+    runs = [run(settings="lr=0.1"), run(settings="lr=0.2"), run(arch_type="lenet5")]
+    assert labels.told_apart(runs) == [
+        *("fc1 on MNIST (learning rate 0.1)", "fc1 on MNIST (learning rate 0.2)", "lenet5 on MNIST"),
+    ]
+
+
+def test_percentages() -> None:
+    shown = {100: "100", 51.2: "51", 8.59: "8.6", 0.1234: "0.12", 0.0: "0"}
+    assert [labels.percent(value) for value in shown] == list(shown.values())
+    assert labels.percent(64.0, 3, pad=True) == "64.0"

@@ -1,0 +1,47 @@
+"""The tables of runs: what a round reports."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from helpers import do, settings
+
+from lth.records import tables, verdict
+from lth.records.tables import Run
+from lth.training.train import Evaluation, Trained
+
+LOSSES = (0.5, 0.2, 0.3)
+TESTS = (90.0, 95.0, 97.0)  # the best is not where the validation loss is lowest
+
+
+def test_the_accuracies_reported_are_those_at_early_stop(tmp_path: Path) -> None:
+    evals = [
+        Evaluation(100 * (i + 1), train_loss=0.1 * i, val_loss=loss, val=test - 1, test=test)
+        for i, (loss, test) in enumerate(zip(LOSSES, TESTS, strict=True))
+    ]
+    run = Run(tmp_path, "fc1", "mnist", "default", "lt", 0)
+    trained = Trained(300, evals, final={}, best={}, seconds={"training": 1.0, "evaluation": 0.1})
+    tables.write_round(run, 0, {"fc.weight": torch.ones(2, 3, dtype=torch.bool)}, trained)
+    row = tables.table(run, "rounds").iloc[0]
+    assert (row["ES"], row["test"], row["val"], row["val_loss"], row["train_loss"]) == (200, 95.0, 94.0, 0.2, 0.1)
+    found = verdict.table([run]).iloc[0]
+    assert (found["ES"], found["test"], found["ES_last"]) == (200, 95.0, 0)
+
+
+def test_a_run_reports_what_its_evaluations_say(place: Path) -> None:
+    config = settings(place, end_iter="12it", valid_freq="1it", lr=1.0, prune_percent=60, trials=2)
+    differ = 0
+    for run in do(config):
+        rounds, evals = tables.table(run, "rounds"), tables.table(run, "evals")
+        for row in rounds.to_dict("records"):
+            of_round = evals[evals["round"] == row["round"]]
+            best = of_round.loc[of_round["val_loss"].idxmin()]
+            assert (row["ES"], row["test"], row["val"]) == (best["iteration"], best["test"], best["val"])
+            differ += row["test"] < of_round["test"].max()
+    assert differ  # or the best test accuracy would have done as well
+
+
+def test_the_columns_are_those_of_an_evaluation() -> None:
+    assert ("round", *(field.name for field in fields(Evaluation))) == tables.EVALS
