@@ -6,7 +6,7 @@ import os
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -110,8 +110,8 @@ class ExperimentRunner:
         )
         self._run: Run | None = None
 
-    def run(self) -> ExperimentRunner:
-        """Do the experiment, or go on with it where an earlier `run` with these arguments stopped. Gives itself.
+    def run(self) -> Results:
+        """Do the experiment, or go on with it where an earlier `run` with these arguments stopped. Gives its table.
 
         ValueError, naming the argument, if it cannot be done with these data; lth.run.session.TrialsFailed if a loss
         was not finite; lth.records.files.RecordError if a file cannot be written.
@@ -125,15 +125,17 @@ class ExperimentRunner:
             raise KeyboardInterrupt from None
         except Exception as error:
             raise checks.reworded(error, WORDS) from error.__cause__
-        return self
+        return self.results
 
     @property
-    def results(self) -> pd.DataFrame:
+    def results(self) -> Results:
         """A row a round: round, remaining (percent of the weights), ES (early-stop iteration), val and test (accuracies
         there, in percent). RuntimeError before `run`."""
         if self._run is None:
             raise RuntimeError("there are no results yet: call run() first")
-        return tables.table(self._run, "rounds")[COLUMNS].head(self.config.prune_iterations)
+        found = Results(tables.table(self._run, "rounds")[COLUMNS].head(self.config.prune_iterations))
+        found.runner = self
+        return found
 
     @property
     def folder(self) -> Path:
@@ -151,6 +153,36 @@ class ExperimentRunner:
         file = self.config.root / name
         files.write(file, self.results.to_csv(index=False, float_format="%.10g").encode())
         return file
+
+    def __repr__(self) -> str:
+        config = self.config
+        what = f"{config.arch_type} on {config.dataset}, {config.prune_type[0]}, {config.prune_iterations} rounds"
+        return f"<ExperimentRunner: {what}, {'results in ' + str(self._run.dumps) if self._run else 'not run yet'}>"
+
+
+class Results(pd.DataFrame):
+    """The table of a run, a row a round, a DataFrame in every way; and `runner`, which it is of."""
+
+    _metadata: ClassVar[list[str]] = ["runner"]  # what pandas may keep beside the columns
+    runner: ExperimentRunner
+
+    @property
+    def _constructor(self) -> type[pd.DataFrame]:
+        return pd.DataFrame  # a part of the table, or a sum, is not the run's table any more
+
+    @property
+    def results(self) -> Results:
+        """Itself, as `ExperimentRunner.results`."""
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, as `ExperimentRunner.folder`."""
+        return self.runner.folder
+
+    def save_results(self, name: str) -> Path:
+        """Write the table to a CSV file, as `ExperimentRunner.save_results`."""
+        return self.runner.save_results(name)
 
 
 def named(argument: str, value: Any, aliases: dict[str, str]) -> str:

@@ -23,8 +23,8 @@ def test_every_combination_of_the_runner_runs_and_differs(place: Path, scope: st
     lasts = {}
     for kind in ("magnitude", "random"):
         for method in ("rewind", "random", "none"):
-            made = runner(place, pruning_type=kind, reinit_method=method, pruning_scope=scope).run()
-            assert made.results.shape == (3, 5)
+            made = runner(place, pruning_type=kind, reinit_method=method, pruning_scope=scope)
+            assert made.run().shape == (3, 5)
             ticket = lth.load_ticket(made.folder, 2)
             lasts[kind, method] = ticket.start["layers.1.weight"][:, :5].sum().item()
             dense, first = lth.load_ticket(made.folder, 0), lth.load_ticket(made.folder, 1)
@@ -50,6 +50,19 @@ def test_the_runner_saves_its_table(place: Path, tmp_path: Path) -> None:
     for name, kind in ((3, TypeError), ("../x.csv", ValueError), ("x.txt", ValueError), ("a/b.csv", ValueError)):
         with pytest.raises(kind, match="name must be the name of a"):
             made.save_results(name)  # type: ignore[arg-type]
+
+
+def test_what_run_gives_prints_and_behaves_as_its_table(place: Path) -> None:
+    made = runner(place)
+    assert "not run yet" in repr(made) and "mlp on tiny, lt, 3 rounds" in repr(made)
+    results = made.run()
+    assert isinstance(results, pd.DataFrame) and repr(results) == repr(pd.DataFrame(results)) and len(results) == 3
+    assert str(results).split()[:5] == ["round", "remaining", "ES", "val", "test"] and "100.0" in str(results)
+    assert results["test"].max() == results.iloc[results["test"].idxmax()]["test"] <= 100
+    assert results.query("round > 0").mean()["remaining"] < 100 and results._repr_html_().count("<tr") == 4
+    assert results.runner is made and results.folder == made.folder and str(made.folder) in repr(made)
+    assert results.results.equals(made.results) and pd.concat([results, results]).shape == (6, 5)
+    assert type(results.head(1)) is pd.DataFrame, "a part is not the run's table, and would save it all"
 
 
 def test_the_runners_defaults() -> None:

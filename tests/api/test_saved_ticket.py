@@ -119,7 +119,7 @@ def test_load_ticket_says_what_there_is(place: Path) -> None:
 
 def test_results_is_a_tidy_table(place: Path) -> None:
     for rate in (0.01, 0.02):
-        folder = runner(place, learning_rate=rate).run().config.root
+        folder = runner(place, learning_rate=rate).run().runner.config.root
     table = lth.results(folder)
     assert len(table) == 6 and set(table["lr"]) == {"0.01", "0.02"}
     with pytest.raises(TypeError, match="root must be a path, not 3"):
