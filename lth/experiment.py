@@ -20,6 +20,7 @@ from lth.records.events import Evaluated, Event, Moved, Note, RoundDone
 from lth.records.files import RecordError, delete
 from lth.records.tables import Run
 from lth.records.tickets import Ticket, numbered
+from lth.settings import checks
 from lth.settings.arms import ARMS
 from lth.settings.config import Config, derive_seed
 from lth.training.models import State
@@ -119,6 +120,12 @@ class Experiment:
                 f"the memory of {self.device} is exhausted at batch size {self.config.batch_size} with {len(stack)} "
                 f"stacked trials: lower --batch_size{' or --stack' if len(stack) > 1 else ''}"
             ) from None
+        except (OSError, RecordError):
+            raise
+        except Exception as error:
+            if checks.ours(error):
+                raise
+            raise TrialError(f"{stack[0].arch_type} failed in round {number} with {checks.said(error)}") from error
 
     def record(self, run: Run, ticket: Ticket, trained: Trained) -> None:
         """Write what came of a round; its line in rounds.csv, the last thing written, makes it finished."""

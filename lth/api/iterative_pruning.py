@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lth import layers
-from lth.api import own_network
+from lth.api import own_network, own_rule
 from lth.api.own_network import OwnNet
 from lth.api.saved_ticket import placed, root_of
 from lth.data.loaders import Taken, take
@@ -117,10 +117,12 @@ def iterative_pruning(
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it. Raised before anything is written.
         lth.run.session.TrialsFailed: a loss was not finite.
+        lth.experiment.TrialError, RuntimeError: the code of `net` or of its loss failed in training, or that of
+            `prune_rule` or `data`; the message says which, `__cause__` is the error itself.
         lth.records.files.RecordError: a file cannot be written, or another process is at the same results.
     """
     iterations, rounds = checks.whole("iterations", iterations, 1, LONGEST), checks.whole("rounds", rounds, 0, 9998)
-    rule, seed = own_network.check_rule(prune_rule), checks.whole("seed", seed, 0, 2**62)
+    rule, seed = own_rule.check_rule(prune_rule), checks.whole("seed", seed, 0, 2**62)
     reset_to = checks.rewind("rewind", rewind, iterations)
     if checks.truth("random", random) and reset_to.amount:
         raise ValueError(f"rewind must be 0 with random=True, which resets to fresh random weights, not {rewind}")
@@ -138,7 +140,7 @@ def iterative_pruning(
         valid_size = settings.pop("valid_size", None)
         if valid_size is not None:
             valid_size = checks.whole("valid_size", valid_size, 1)
-        taken = take(data, place, in_memory, valid_size)
+        taken = take(data, place, in_memory, valid_size, iterations)
         own_network.try_out(brought, taken, place)
         config = checks.config(
             WORDS,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import inspect
@@ -14,6 +13,7 @@ import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
 from lth import layers
+from lth.api.own_rule import checked
 from lth.data.loaders import Taken
 from lth.pruning import Rule, fetch_layers, prunable
 from lth.settings.checks import network, shown
@@ -107,8 +107,8 @@ class OwnNet:
 
     @property
     def lr(self) -> float | None:
-        """The learning rate of the network's own optimiser."""
-        return None if self.optim is None else float(self.optim.param_groups[0]["lr"])
+        """The learning rate of the network's own optimiser, that of its first group that learns."""
+        return next((lr for options, _ in self.groups if (lr := float(options["lr"]))), None)
 
     @staticmethod
     def _optim(net: nn.Module) -> tuple[torch.optim.Optimizer | None, list[tuple[dict[str, Any], list[str]]]]:
@@ -134,6 +134,10 @@ class OwnNet:
                 )
             options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
             groups.append((copy.deepcopy(options), [names[id(parameter)] for parameter in group["params"]]))
+        if not any(float(options["lr"]) for options, _ in groups):
+            raise ValueError(
+                "net.optim must have a learning rate above 0 in one of its param_groups: with 0, nothing is trained"
+            )
         return optim, groups
 
     @staticmethod
@@ -166,19 +170,6 @@ def anew(optim: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> torch.op
     for own, given in zip(made.param_groups, groups, strict=True):
         own.update({key: value for key, value in given.items() if key != "params"})
     return made
-
-
-def check_rule(rule: Any) -> Rule:
-    """TypeError unless `rule` can be called with a network."""
-    expected = "a function of the network that prunes it with torch.nn.utils.prune"
-    if not callable(rule):
-        raise TypeError(f"prune_rule must be {expected}, not {shown(rule)}")
-    with contextlib.suppress(ValueError):  # some built-in functions have no signature
-        try:
-            inspect.signature(rule).bind(None)
-        except TypeError as error:
-            raise TypeError(f"prune_rule must be {expected}, but cannot be called with one argument: {error}") from None
-    return rule
 
 
 def try_out(own: OwnNet, data: Taken, device: torch.device) -> None:
@@ -222,6 +213,6 @@ def problem(own: OwnNet, data: Taken, rule: Rule, config: Config, initial: State
         own.fresh,
         lambda network: own.optimizer(network, config),
         own.criterion,
-        rule,
+        checked(rule),
         digest.hexdigest()[:16],
     )

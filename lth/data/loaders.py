@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +22,17 @@ from torch.utils.data import (
 )
 
 from lth.data.images import Images, Loader, Loaders, Source, check_sizes, load, read
-from lth.data.stream import Batch, Stream, checked, draw
+from lth.data.stream import Batch, Stream, checked, draw, ended, has_length
 from lth.settings import checks
 from lth.settings.checks import shown
-from lth.settings.config import PROJECT, VALID_SIZE, ConfigError, usual_valid_size
+from lth.settings.config import LONGEST, PROJECT, VALID_SIZE, ConfigError, usual_valid_size
 
 PARTS = ("train", "validation", "test")
 EXPECTED = (
     "the name of a data set, an .npz file, lth.data.Images, or train, validation and test (a named tuple, a tuple of "
     "three, a dict or an object with these attributes) of re-iterable batches"
 )
+MANY_PASSES = 10  # rounds of training data that are read before they are streamed instead
 SAMPLES = 16  # examples that are drawn twice to see whether they are random (augmented)
 
 
@@ -50,13 +52,20 @@ class Taken:
     classes: int
 
 
-def take(given: object, device: torch.device, in_memory: bool | None = None, valid_size: int | None = None) -> Taken:
+def take(
+    given: object,
+    device: torch.device,
+    in_memory: bool | None = None,
+    valid_size: int | None = None,
+    iterations: int = LONGEST,
+) -> Taken:
     """The data that a user handed over: the name of a data set, `Images`, or training, validation and test batches.
 
     A batch is (examples (B, ...), labels (B,)). What fits in half of the free memory is read once, put on `device`
     and shuffled there; what does not, or whose examples change from pass to pass (random augmentation), is streamed.
     `in_memory` decides that instead: True reads each example once, False streams. `valid_size` is how many training
-    examples are held back for validation where data bring no others, as a data set by name or file does not.
+    examples are held back for validation where data bring no others, as a data set by name or file does not. A round
+    takes `iterations` batches: training data without a length that are much longer, perhaps endless, are streamed.
 
     Raises TypeError and ValueError that say which part of `data` is wrong.
     """
@@ -69,16 +78,16 @@ def take(given: object, device: torch.device, in_memory: bool | None = None, val
     for name, part in parts.items():
         if not isinstance(part, Iterable) or isinstance(part, (str, bytes, Tensor, Mapping)):
             raise TypeError(f"data.{name} must be a DataLoader or another re-iterable of batches, not {shown(part)}")
-        if not isinstance(part, DataLoader) and iter(part) is part:
+        if isinstance(part, Iterator):
             raise TypeError(f"data.{name} must give its batches again and again, as a DataLoader or a list does, "
                             f"not once as {shown(part)}")  # fmt: skip
     sizes = {name: len(_first(part, f"data.{name}")[1]) for name, part in parts.items()}
     if in_memory is not False:
         limit = None if in_memory else _free(device) // 2
-        collected = _all_collected(parts, limit)
+        collected = _all_collected(parts, limit, None if in_memory else MANY_PASSES * iterations)
         if collected is not None:
             return _of_tensors(collected, sizes["train"])
-    return _streamed(parts)
+    return _streamed(parts, iterations)
 
 
 def as_images(given: object) -> Images | None:
@@ -162,13 +171,14 @@ def _free(device: torch.device) -> int:
     return min(here, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else here
 
 
-def _all_collected(parts: Mapping[str, Iterable[Any]], limit: int | None) -> dict[str, Batch] | None:
-    """All examples of each part; None if they change from pass to pass or take more than `limit` bytes."""
+def _all_collected(parts: Mapping[str, Iterable[Any]], limit: int | None, most: int | None) -> dict[str, Batch] | None:
+    """All examples of each part; None if they change from pass to pass, take more than `limit` bytes, or if training
+    data of unknown length have more than `most` batches."""
     collected: dict[str, Batch] = {}
     for name, part in parts.items():
         if limit is not None and _changes(part, f"data.{name}"):
             return None
-        found = _collected(part, f"data.{name}", limit)
+        found = _collected(part, f"data.{name}", limit, most if name == "train" and not has_length(part) else None)
         if found is None:
             return None
         if limit is not None:
@@ -177,11 +187,13 @@ def _all_collected(parts: Mapping[str, Iterable[Any]], limit: int | None) -> dic
     return collected
 
 
-def _collected(loader: Iterable[Any], where: str, limit: int | None) -> Batch | None:
+def _collected(loader: Iterable[Any], where: str, limit: int | None, most: int | None = None) -> Batch | None:
     ordered = _in_order(loader)
     batches: list[Batch] = []
     size = 0
-    for batch in draw(loader if ordered is None else ordered, where):
+    for batch in ended(draw(loader if ordered is None else ordered, where), loader, where):
+        if most is not None and len(batches) == most:
+            return None
         if batches and batch[0].shape[1:] != batches[0][0].shape[1:]:
             raise ValueError(
                 f"{where} must give examples of one shape, not {tuple(batches[0][0].shape[1:])} and then "
@@ -191,6 +203,8 @@ def _collected(loader: Iterable[Any], where: str, limit: int | None) -> Batch | 
         size += _bytes(batch)
         if limit is not None and 2 * size > limit:  # joining them needs as much again
             return None
+    if not batches or next(draw(loader, where), None) is None:
+        raise TypeError(f"{where} must give its batches again and again, as a DataLoader or a list does, not once")
     x, y = torch.cat([x.cpu() for x, _ in batches]), torch.cat([y.cpu() for _, y in batches])
     known = ordered is not None or isinstance(loader, (list, tuple, Loader))  # these do not change
     if limit is not None and not known and not _same_again(loader, where, x):
@@ -249,7 +263,7 @@ def _same_again(loader: Iterable[Any], where: str, examples: Tensor) -> bool:
     return first.shape == second.shape and torch.allclose(first, second, rtol=1e-9, equal_nan=True)
 
 
-def _streamed(parts: Mapping[str, Iterable[Any]]) -> Taken:
+def _streamed(parts: Mapping[str, Iterable[Any]], iterations: int) -> Taken:
     first = {name: _first(part, f"data.{name}") for name, part in parts.items()}
     size, train = len(first["train"][1]), parts["train"]
     ordered = _in_order(train)
@@ -257,7 +271,8 @@ def _streamed(parts: Mapping[str, Iterable[Any]]) -> Taken:
         total = len(ordered.dataset)  # type: ignore[arg-type]
         steps, counted = total // size, f"{total} training examples"
     else:
-        steps = sum(len(y) == size for _, y in draw(train, "data.train"))
+        full = (y for _, y in ended(draw(train, "data.train"), train, "data.train") if len(y) == size)
+        steps = sum(1 for _ in itertools.islice(full, iterations))  # more than a round takes need not be known
         counted = f"{steps} training batches of {size}"
     classes = int(max(y.max() for _, y in first.values())) + 1  # of what was seen
     x, y = first["train"]

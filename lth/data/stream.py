@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +14,12 @@ import torch
 from torch import Tensor
 
 from lth.data.feed import Feed
-from lth.settings.checks import shown
+from lth.settings.checks import said, shown
 from lth.settings.config import derive_seed
 
 Batch = tuple[Tensor, Tensor]
+ENDLESS = 2_000_000  # examples that a part without a length may give before it is said never to end
+PATIENCE = 20.0  # seconds of reading after which it is said that a part has not ended
 
 
 def checked(batch: Any, where: str) -> Batch:
@@ -46,10 +50,37 @@ def draw(loader: Iterable[Any], where: str, seed: int = 0) -> Iterator[Batch]:
             batch = next(batches)
         except StopIteration:
             return
+        except Exception as error:
+            raise RuntimeError(f"{where} failed with {said(error)}") from error
         finally:
             random = torch.get_rng_state()
             torch.set_rng_state(outside)
         yield checked(batch, where)
+
+
+def ended(batches: Iterator[Batch], loader: Iterable[Any], where: str) -> Iterator[Batch]:
+    """The batches of a pass that must come to an end. ValueError if one without a length seems to have none; warned of
+    before."""
+    seen, began, warned = 0, time.monotonic(), has_length(loader)
+    for batch in batches:
+        seen += len(batch[1])
+        if seen > ENDLESS and not has_length(loader):
+            raise ValueError(f"{where} must end, or have a __len__, but has given {seen} examples and goes on")
+        if not warned and time.monotonic() - began > PATIENCE:
+            warned = True
+            warnings.warn(
+                f"{where} has given {seen} examples in {PATIENCE:.0f} seconds and goes on: a pass must come to an end",
+                stacklevel=2,
+            )
+        yield batch
+
+
+def has_length(loader: Iterable[Any]) -> bool:
+    """Whether it is known how many batches a pass has."""
+    try:
+        return hasattr(loader, "__len__") and len(loader) >= 0  # type: ignore[arg-type]
+    except TypeError:  # a DataLoader of an IterableDataset
+        return False
 
 
 @dataclass(frozen=True)
@@ -98,7 +129,9 @@ class StreamFeed(Feed):
                     found = True
                     yield batch
             if not found:
-                raise ValueError(f"data.train has no batch of {self.batch_size} examples any more")
+                raise ValueError(
+                    f"data.train must give its batches again and again, but gives none of {self.batch_size} any more"
+                )
 
     def fetch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """The examples and labels of a batch; those before it are skipped."""
@@ -115,4 +148,9 @@ class StreamFeed(Feed):
         return self._evaluated(self.stream.test, "data.test")
 
     def _evaluated(self, loader: Iterable[Any], where: str) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((x.to(self.device), y.to(self.device)) for x, y in draw(loader, where))
+        found = False
+        for x, y in ended(draw(loader, where), loader, where):
+            found = True
+            yield x.to(self.device), y.to(self.device)
+        if not found:
+            raise ValueError(f"{where} must give its batches again and again, but gives none any more")

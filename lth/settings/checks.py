@@ -18,6 +18,20 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"
 
 
+def said(error: Exception) -> str:
+    """What an error of somebody else's code says, with its kind, in one line."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def ours(error: Exception) -> bool:
+    """Whether an error was raised by this library itself, not by what it called."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0] == "lth"
+
+
 def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
     """A whole number from `low` to `high`."""
     limits = f"a whole number of at least {low}" + (f" and at most {high}" if high is not None else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from own import (
     tiny,
 )
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import lth
 
@@ -41,6 +42,37 @@ def other_net_returned(net: nn.Module) -> nn.Module:
     return seeded()
 
 
+def yields(net: nn.Module) -> Iterator[None]:
+    torch_prune.l1_unstructured(net.fc1, "weight", amount=0.1)  # type: ignore[arg-type]
+    yield
+
+
+class Once:
+    """One iterator for all passes."""
+
+    def __init__(self) -> None:
+        self.batches = iter(batches())
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.batches
+
+
+class OnceInside(Once):
+    """The same, not to be seen from outside: its second pass goes on where the first one stopped."""
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.batches
+
+
+class OnceRows(Once, IterableDataset[Any]):
+    """The same as a data set."""
+
+
+class Broken:
+    def __iter__(self) -> Iterator[Any]:
+        raise KeyError("no such file")
+
+
 WRONG = [
     ({"net": "lenet"}, TypeError, "net must be a torch.nn.Module, not 'lenet'"),
     ({"net": nn.Sequential(nn.Flatten(), nn.LazyLinear(4))}, ValueError, "net must know its shapes"),
@@ -54,6 +86,8 @@ WRONG = [
     ({"net": altered(optim="adam")}, TypeError, "net.optim must be a torch.optim.Optimizer, not 'adam'"),
     ({"net": altered(optim=torch.optim.SGD(Mlp().parameters(), lr=1))}, ValueError, "net.optim must hold parameters"),
     ({"net": WithOptim(torch.optim.LBFGS, lr=1)}, ValueError, "net.optim must step without a closure"),
+    ({"net": WithOptim(torch.optim.SGD, lr=0.0)}, ValueError, "net.optim must have a learning rate above 0"),
+    ({"net": WithOptim(torch.optim.Adam, lr=torch.tensor(0.0))}, ValueError, "net.optim must have a learning rate"),
     ({"net": altered(criterion=3)}, TypeError, "net.criterion must be a function"),
     ({"net": altered(criterion=nn.CrossEntropyLoss(reduction="none"))}, ValueError, "net.criterion must give one"),
     ({"net": altered(criterion=lambda logits: logits.sum())}, ValueError, "net.criterion must take"),
@@ -61,6 +95,16 @@ WRONG = [
     ({"data": loader()}, TypeError, "data must be .* train, validation and test"),
     ({"data": {"train": batches()}}, TypeError, "its validation is missing"),
     ({"data": {**tiny(), "train": iter(batches())}}, TypeError, "data.train must give its batches again and again"),
+    ({"data": (batch for batch in batches())}, TypeError, "data must be the name of a data set"),
+    ({"data": {**tiny(), "train": Once()}}, TypeError, "data.train must give its batches again and again"),
+    ({"data": {**tiny(), "test": OnceInside()}}, TypeError, "data.test must give its batches again and again"),
+    ({"data": {**tiny(), "train": OnceInside()}, "in_memory": True}, TypeError, "data.train must give its batches aga"),
+    (
+        {"data": {**tiny(), "train": DataLoader(OnceRows(), batch_size=None)}},
+        TypeError,
+        "data.train must give its batches again",
+    ),
+    ({"data": {**tiny(), "test": Broken()}}, RuntimeError, "^data.test failed with KeyError: 'no such file'$"),
     ({"data": {**tiny(), "test": 3}}, TypeError, "data.test must be a DataLoader .*not 3"),
     ({"data": {**tiny(), "test": []}}, ValueError, "data.test must give at least one batch"),
     ({"data": {**tiny(), "train": [examples()[0]]}}, TypeError, "data.train must give batches"),
@@ -82,6 +126,7 @@ WRONG = [
     ({"rounds": None}, TypeError, "rounds must be .*not None"),
     ({"prune_rule": 0.2}, TypeError, "prune_rule must be a function of the network .*not 0.2"),
     ({"prune_rule": lambda: None}, TypeError, "prune_rule .*cannot be called with one argument"),
+    ({"prune_rule": yields}, TypeError, "prune_rule must be a function .* not one with `yield`"),
     ({"prune_rule": other_net_returned}, TypeError, "prune_rule must prune the network that it is given"),
     ({"random": 1}, TypeError, "random must be True or False, not 1"),
     ({"rewind": -1}, ValueError, "rewind must be"),

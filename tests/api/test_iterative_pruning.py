@@ -260,6 +260,10 @@ def adds(net: nn.Module) -> None:
     net.fc3 = nn.Linear(2, 2)
 
 
+def reshapes(net: nn.Module) -> None:
+    net.fc1.bias = nn.Parameter(torch.zeros(11))  # type: ignore[union-attr]
+
+
 def generates(net: nn.Module) -> Iterator[None]:
     yield
 
@@ -267,9 +271,10 @@ def generates(net: nn.Module) -> Iterator[None]:
 @pytest.mark.parametrize(
     "rule, words",
     [
-        (replaces, r"must leave the network its parameters and their shapes, but fc1\.weight is another"),
-        (adds, r"but fc3\.(bias|weight) is another"),
-        (generates, "must be a plain function"),
+        (replaces, "must prune the layers that are there, but has replaced or added fc1"),
+        (adds, "must prune the layers that are there, but has replaced or added fc3"),
+        (generates, "must be a function .* not one with `yield`"),
+        (reshapes, r"must leave the network its parameters and their shapes, but fc1\.bias is another"),
     ],
 )
 def test_rules_that_do_something_else_are_refused(rule: Rule, words: str) -> None:

@@ -1,0 +1,166 @@
+"""What fails in code of the user's own is said to be theirs: network, loss, rule or data; and data without an end."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import Mlp
+from own import batches, find, seeded, tiny
+from torch import Tensor, nn
+
+import main
+import utils
+from lth.api import own_rule
+from lth.data import stream
+from lth.experiment import TrialError
+
+
+class FailsLater(Mlp):
+    """Works when it is tried out, and fails in its 9th forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        if self.passes == 9:
+            raise KeyError("embedding")
+        return super().forward(x)
+
+
+class LossFailsLater(Mlp):
+    def __init__(self) -> None:
+        super().__init__()
+        count = itertools.count()
+
+        def criterion(outputs: Tensor, labels: Tensor) -> Tensor:
+            if next(count) == 9:
+                raise RuntimeError("no such label\nand more")
+            return nn.functional.cross_entropy(outputs, labels)
+
+        self.criterion = criterion
+
+
+@pytest.mark.parametrize(
+    ("net", "said"),
+    [
+        (FailsLater, "FailsLater failed in round 0 with KeyError: 'embedding'"),
+        (LossFailsLater, "LossFailsLater failed in round 0 with RuntimeError: no such label"),
+    ],
+)
+def test_a_network_that_fails_is_named(net: Callable[[], nn.Module], said: str) -> None:
+    with pytest.raises(TrialError) as caught:
+        find(seeded(net))
+    assert str(caught.value) == said and isinstance(caught.value.__cause__, (KeyError, RuntimeError))
+
+
+def test_a_model_of_archs_that_fails_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "archs" / "tiny" / "fails.py").write_text(
+        "from torch import nn\n\n\nclass Fails(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.fc = nn.Linear(64, 4)\n\n    def forward(self, x):\n        if self.training:\n"
+        "            raise IndexError('in training alone')\n        return self.fc(x.flatten(1))\n"
+    )
+    flags = f"--arch_type fails --dataset tiny --data {place / 'data'} --root {place} --gpu cpu --jobs 1 --quiet"
+    assert utils.exit_code(main.main, [*flags.split(), "--batch_size", "10"]) == 1
+    assert capsys.readouterr().err == "error: fails failed in round 0 with IndexError: in training alone\n"
+
+
+def breaks(net: nn.Module) -> None:
+    net.fc9.weight.zero_()  # type: ignore[operator, union-attr]
+
+
+def replaces(net: nn.Module) -> None:
+    net.fc1 = nn.Linear(64, 12)
+
+
+def spoils(net: nn.Module) -> None:
+    net.fc1.weight_orig.data[0, 0] = torch.nan  # type: ignore[index, union-attr]
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind", "said"),
+    [
+        (breaks, RuntimeError, "prune_rule failed with AttributeError: 'Mlp' object has no attribute 'fc9'"),
+        (replaces, ValueError, "prune_rule must prune the layers that are there, but has replaced or added fc1"),
+        (spoils, ValueError, "prune_rule must leave finite weights, but leaves NaN or infinity in fc1.weight_orig"),
+    ],
+)
+def test_a_rule_that_fails_or_spoils_the_network_is_named(
+    rule: Callable[[nn.Module], object], kind: type[Exception], said: str
+) -> None:
+    with pytest.raises(kind, match=f"^{said}") as caught:
+        find(seeded(), prune_rule=rule)
+    assert isinstance(caught.value.__cause__, AttributeError) == (rule is breaks)
+
+
+def test_a_rule_that_never_runs_is_refused_before_any_training() -> None:
+    async def later(net: nn.Module) -> None: ...
+
+    def yields(net: nn.Module) -> Iterator[None]:
+        yield
+
+    for rule in (later, yields):
+        with pytest.raises(TypeError, match="which never runs"):
+            own_rule.check_rule(rule)
+
+
+class Endless:
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            yield from batches()
+
+
+def test_training_data_without_an_end_are_streamed() -> None:
+    found = find(seeded(), {**tiny(), "train": Endless()})
+    assert len(found) == 3 and found == find(seeded(), {**tiny(), "train": Endless()}, in_memory=False)
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+@pytest.mark.parametrize("in_memory", [None, False])
+def test_other_data_without_an_end_are_refused_and_warned_of_before(
+    part: str, in_memory: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "ENDLESS", 5000)
+    monkeypatch.setattr(stream, "PATIENCE", -1.0)
+    warned = pytest.warns(UserWarning, match=f"data.{part} has given 10 examples .* a pass must come to an end")
+    refused = pytest.raises(
+        ValueError, match=rf"^data\.{part} must end, or have a __len__, but has given 5010 examples"
+    )
+    with warned, refused:
+        find(seeded(), {**tiny(), part: Endless()}, in_memory=in_memory)
+
+
+def test_data_with_a_length_may_be_as_long_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "ENDLESS", 5)
+    assert len(find(seeded())) == 3
+
+
+def test_streamed_data_that_fail_or_run_dry_are_named() -> None:
+    with pytest.raises(RuntimeError, match=r"^data\.validation failed with OSError: disk gone$"):
+        find(seeded(), {**tiny(), "validation": Failing(4)}, in_memory=False)
+    with pytest.raises(ValueError, match=r"^data\.validation must give its batches again and again, but gives none"):
+        find(seeded(), {**tiny(), "validation": Emptying(4)}, in_memory=False)
+
+
+class Emptying:
+    """Has nothing more to give after some passes."""
+
+    def __init__(self, passes: int) -> None:
+        self.passes = passes
+
+    def __iter__(self) -> Iterator[Any]:
+        self.passes -= 1
+        return iter(batches(40, 1) if self.passes >= 0 else [])
+
+
+class Failing(Emptying):
+    def __iter__(self) -> Iterator[Any]:
+        if not self.passes:
+            raise OSError("disk gone")
+        return super().__iter__()
