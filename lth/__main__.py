@@ -15,8 +15,7 @@ if not __package__:  # `python lth` looks for modules in lth/, where they would 
 elif str(PROJECT) not in sys.path:
     sys.path.insert(0, str(PROJECT))
 
-import main as program  # noqa: E402
-import utils  # noqa: E402
+from lth.run import command  # noqa: E402
 from lth.settings import checks, flags, names  # noqa: E402
 from lth.settings.config import LONGEST, Config, ConfigError, Duration, device, number  # noqa: E402
 
@@ -209,10 +208,15 @@ def main(argv: Sequence[str]) -> int:
     """Run the experiment that the command line asks for, or go on with it, and show what came of it."""
     config = parse(argv)
     try:
-        return program.perform(config, argv, lambda text: checks.in_words(text, SETTINGS))
+        return command.perform(config, argv, lambda text: checks.in_words(text, SETTINGS))
     except Exception as error:
         raise checks.reworded(error, SETTINGS) from error.__cause__
 
 
+def installed() -> None:
+    """The command `lth` that pip installs."""
+    sys.exit(command.exit_code(main, sys.argv[1:]))
+
+
 if __name__ == "__main__":
-    sys.exit(utils.exit_code(main, sys.argv[1:]))
+    installed()

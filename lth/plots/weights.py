@@ -39,7 +39,7 @@ class Drawer:
         return dict(zip(found["round"], found["remaining"], strict=True))
 
 
-def _drawer(runs: Sequence[Run], starts: Sequence[str] = ()) -> Drawer | None:
+def drawer_of(runs: Sequence[Run], starts: Sequence[str] = ()) -> Drawer | None:
     """The first run of the first arm (of those that begin with such weights) that has tickets of finished rounds."""
     arms = [arm for arm in verdict.in_order([run.arm for run in runs]) if not starts or arm in starts]
     for run in sorted((run for run in runs if run.arm in arms), key=lambda run: (arms.index(run.arm), run.seed)):
@@ -52,7 +52,7 @@ def _drawer(runs: Sequence[Run], starts: Sequence[str] = ()) -> Drawer | None:
 
 def first_layer(runs: Sequence[Run], folder: Path, format: str = "png") -> list[Path]:
     """What the first layer looks at: how many weights each pixel keeps, or the filters with their masks."""
-    drawer = _drawer(runs)
+    drawer = drawer_of(runs)
     if drawer is None:
         return []
     first = next(iter(drawer.ticket(drawer.rounds[0]).masks.items()), None)
@@ -169,7 +169,7 @@ def _filter_panel(axes: Axes, sheet: np.ndarray, limit: float) -> Any:
 def initial_weights(runs: Sequence[Run], folder: Path, format: str = "png", lines: int = 5) -> list[Path]:
     """How the weights that survive until a round were distributed at the start, a line a round (Frankle & Carbin,
     Appendix F): a panel a layer, or, of models with many layers, all together in units of their layer's spread."""
-    drawer = _drawer(runs, [arm for arm, facts in ARMS.items() if facts.start == "original"])
+    drawer = drawer_of(runs, [arm for arm, facts in ARMS.items() if facts.start == "original"])
     if drawer is None or len(drawer.rounds) < 2:
         return []
     chosen, remaining = labels.spread(drawer.rounds, lines), drawer.remaining()

@@ -1,0 +1,142 @@
+"""report.html: a folder of settings on one page that needs nothing else, to be looked at and sent on."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import io
+import math
+import shlex
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import matplotlib.image
+import numpy as np
+import pandas as pd
+
+from lth.plots import comparison, layers, training, weights
+from lth.records import files, labels
+from lth.records.files import RecordError
+from lth.records.tables import Run
+from lth.records.tickets import Damaged
+from lth.settings.config import Config, as_text
+
+ROOM = 600_000  # bytes of figures: they grow by a third on the page, which stays below a megabyte
+MAPS = 40  # rounds that the slider has at most, so that the page stays small
+COLUMNS = {  # of the verdict's table: heading, digits after the point, what it is
+    "round": ("round", 0, "0 is the dense network"),
+    "remaining": ("weights %", 2, "percent of the prunable weights that survive"),
+    "arm": ("arm", None, "what happens between rounds"),
+    "trials": ("trials", 0, "that have finished the round"),
+    "test": ("test %", 2, "accuracy at early stop, mean over trials"),
+    "difference": ("vs dense", 2, "points above the trial's dense network"),
+    "low": ("from", 2, "lower end of the 95% interval of the difference"),
+    "high": ("to", 2, "upper end of the 95% interval of the difference"),
+    "ES": ("ES", 0, "iteration of the lowest validation loss, mean over trials"),
+    "ES_ratio": ("ES / dense", 2, "early stop as a share of the dense network's"),
+}
+
+
+def write(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], folder: Path) -> Path:
+    """Write report.html into `folder` for runs of one model, data set and settings. `table` and `sentences` are the
+    verdict's."""
+    file = folder / "report.html"
+    files.write(file, page(runs, table, sentences, figures(runs)).encode())
+    return file
+
+
+def figures(runs: Sequence[Run]) -> dict[str, bytes]:
+    """The figures of these runs as SVG, by name, as many as the page has room for; those that cannot be drawn are left
+    out here, since drawing them for plots/ has said why."""
+    drawn: dict[str, bytes] = {}
+    with tempfile.TemporaryDirectory(prefix="lth-") as folder:
+        for draw in (comparison.comparison, training.training, layers.layers, weights.initial_weights):
+            with contextlib.suppress(RecordError, Damaged):
+                for file in draw(runs, Path(folder), "svg"):
+                    content = file.read_bytes()
+                    if sum(map(len, drawn.values())) + len(content) <= ROOM:
+                        drawn[file.stem] = content
+    return drawn
+
+
+def page(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], figures: Mapping[str, bytes]) -> str:
+    """The page as HTML. What users named is escaped; figures are pictures, in which no script runs."""
+    config = files.read_json(runs[0].dumps / "config.json")
+    maps, maps_of = _maps(runs)
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
+    return environment.get_template("report.html").render(
+        title=labels.title(runs[0]),
+        settings_said=labels.settings(runs[0]),
+        sentences=sentences,
+        figures=[(name, _uri("image/svg+xml", content)) for name, content in figures.items()],
+        maps=maps,
+        maps_of=maps_of,
+        columns=[{"name": name, "help": help, "text": digits is None} for name, digits, help in COLUMNS.values()],
+        rows=[_row(line) for line in table.to_dict("records")],
+        chosen=_settings(config.get("settings", {})),
+        command=shlex.join(["python", "main.py", *config["command"]]) if config.get("command") else "",
+        made_by=_made_by(config),
+    )
+
+
+def _row(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the table: what each cell shows, and what it is sorted by."""
+    cells = []
+    for column, (_, digits, _) in COLUMNS.items():
+        value = line[column]
+        if digits is None:
+            cells.append({"value": value, "shown": value, "text": True})
+        elif math.isnan(value):
+            cells.append({"value": "", "shown": "", "text": False})
+        else:
+            sign = "+" if column in ("difference", "low", "high") else ""
+            cells.append({"value": f"{value:.10g}", "shown": f"{value:{sign},.{digits}f}", "text": False})
+    return {"cells": cells, "winning": line["winning"]}
+
+
+def _settings(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The settings of config.json beside their defaults, those that differ first."""
+    usual = {spec.name: as_text(spec.default) for spec in dataclasses.fields(Config)}
+    rows = []
+    for name, value in given.items():
+        text = as_text(tuple(value)) if isinstance(value, list) else as_text(value)
+        default = usual.get(name, "")
+        rows.append({"name": name, "value": text.replace("None", "-"), "default": default, "changed": text != default})
+    return sorted(rows, key=lambda row: not row["changed"])
+
+
+def _made_by(config: Mapping[str, Any]) -> list[str]:
+    versions = ", ".join(f"{name} {number}" for name, number in config.get("versions", {}).items())
+    commit = config.get("git_commit")
+    said = [config.get("device"), config.get("cpu_precision"), versions, f"commit {commit}" if commit else ""]
+    return [str(line) for line in said if line]
+
+
+def _maps(runs: Sequence[Run]) -> tuple[list[dict[str, str]], str]:
+    """A small picture a round of how many weights each pixel keeps, relative to the round's average, and whose."""
+    drawer = weights.drawer_of(runs)
+    first = next(iter(drawer.ticket(drawer.rounds[0]).masks.items()), None) if drawer else None
+    if drawer is None or first is None or first[1].ndim != 2 or not weights.image_shape(first[1].shape[1]):
+        return [], ""
+    remaining, made = drawer.remaining(), []
+    for number in labels.spread(drawer.rounds, MAPS):
+        kept = weights.pixel_map(drawer.ticket(number).masks[first[0]])
+        said = f"round {number}: {labels.percent(remaining[number], 3)}% of the weights remaining"
+        made.append({"image": _uri("image/png", _picture(kept / max(kept.mean(), 1e-12))), "said": said})
+    return made, str(drawer.run)
+
+
+def _picture(values: np.ndarray) -> bytes:
+    """Values (H, W) from 0 to 4 times the average as a PNG of as many pixels."""
+    content = io.BytesIO()
+    matplotlib.image.imsave(content, values, cmap="viridis", vmin=0, vmax=4, format="png")
+    return content.getvalue()
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,132 @@
+"""A command from its arguments to its last line on the terminal: what main.py, `lth` and the other scripts share."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lth.run.terminal import wrapped
+from lth.settings.config import Config, ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lth.records.tables import Run
+
+
+def exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """Run a program; turn what it raises into one message and the exit code: 2 for bad input, 1 for a failure, 130 and
+    143 for Ctrl-C and SIGTERM. Tracebacks only with --debug."""
+    try:
+        return main(argv)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read the output has gone, as in `main.py | head`
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        if isinstance(error, ConfigError):
+            _complain("\n".join(f"error: {problem}" for problem in error.problems))
+            return 2
+        signum = getattr(error, "signum", None)
+        if signum:
+            _complain(f"stopped by {error}: finished rounds are kept, the same command goes on from here")
+            return 128 + signum
+        ours = type(error).__module__.startswith("lth.")
+        kind = "" if ours else f"{type(error).__name__}: "
+        _complain(f"error: {kind}{error}{'' if ours else ' (--debug shows where)'}")
+        return 1
+
+
+def _complain(text: str) -> None:
+    print(wrapped(text, sys.stderr), file=sys.stderr)
+
+
+def conclude(runs: Sequence[Run], format: str, quiet: bool = False, about: str = "") -> list[Path]:
+    """Draw the figures of runs of one model, data set and settings and write their verdict and report.html, unless all
+    are there already or another process is just doing so, and print the verdict; `about` heads every sentence where
+    verdicts of others stand beside it. Gives what it has written."""
+    from lth.plots import draw
+    from lth.records import labels, printed, sentences, verdict
+
+    folder = runs[0].plots
+    table = verdict.table(runs)
+    figures = draw.up_to_date(runs, folder, format)
+    pages, told = [folder / "verdict.csv", folder / "report.html"], sentences.sentences(table)
+    current = figures is not None and all(file.is_file() for file in pages)
+    written = [] if current else _draw(runs, format, table, told)
+    if not quiet:
+        print(wrapped(f"\n{labels.title(runs[0])}: {labels.settings(runs[0])}\n", sys.stdout))
+        print(f"{printed.render(table, shutil.get_terminal_size((100, 24)).columns)}\n")
+    for sentence in told:
+        print(wrapped(f"{about}: {sentence}" if about else sentence, sys.stdout))
+    if current:
+        print("\n".join(["", "up to date:", *(f"  {path}" for path in [*(figures or []), *pages])]))
+    elif written:
+        print("\n".join(["", "written:", *(f"  {path}" for path in written)]))
+    else:
+        print(f"\nanother process is drawing the figures: {folder}")
+    return written
+
+
+def _draw(runs: Sequence[Run], format: str, table: pd.DataFrame, told: Sequence[str]) -> list[Path]:
+    """The figures, verdict.csv and report.html; nothing where another process is at them."""
+    from lth.plots import draw, report
+    from lth.records import verdict
+    from lth.records.lock import Locked, Locks
+
+    folder = runs[0].plots
+    with Locks() as locks:
+        try:
+            locks.take(folder)
+        except Locked:
+            return []
+        figures = draw.draw_all(runs, folder, format, lambda problem: _complain(f"warning: {problem}"))
+        return [*figures, verdict.write(table, folder), report.write(runs, table, told, folder)]
+
+
+def side_by_side(groups: Sequence[Sequence[Run]], folder: Path, format: str) -> None:
+    """Draw runs of several models, data sets and settings in one figure, unless it is there already."""
+    from lth.plots import draw
+
+    runs = [run for group in groups for run in group]
+    written = draw.up_to_date(runs, folder, format)
+    if written is None:
+        from lth.plots.grid import grid
+
+        source = draw.fingerprint(runs)
+        written = grid(groups, folder, format)
+        draw.record(folder, format, source, written)
+    print("\n".join(f"  {path}" for path in written))
+
+
+def perform(config: Config, argv: Sequence[str], words: Callable[[str], str] = str) -> int:
+    """Run the experiment of these settings, which the command line `argv` gave, or go on with it, and show what came of
+    it; `words` as in `session.run`."""
+    from lth.records import tables  # PyTorch loads here, once the flags have been found good
+    from lth.run import session, tasks, tensorboard
+
+    failure = None
+    try:
+        session.run(config, argv, words)
+    except session.TrialsFailed as error:  # the others are complete and can be looked at
+        failure = error
+    if config.dry_run:
+        return 0
+    one = tasks.runs_of(config)[0]
+    found = tables.find(config.root, one.arch_type, one.dataset, one.settings)
+    runs = [run for run in found if run.plots == one.plots]
+    if runs:
+        written = conclude(runs, config.format, config.quiet)
+        if config.tensorboard and written:
+            tensorboard.add_figures(runs[0], written)
+    if failure:
+        raise failure
+    return 0

@@ -1,0 +1,69 @@
+"""What a forward pass costs in multiply-adds, and what a mask saves of it (Blalock et al. 2020, arXiv:2003.03033)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+PRODUCTS = ("addmm", "mm", "convolution")  # the operations that multiply by weights; attention's own are not among them
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-adds of one example's forward pass.
+
+    uses: how often each weight of a parameter is multiplied by an activation (1 in a Linear layer, once a position of
+        its output in a convolution), by the parameter's name. rest: the multiply-adds that pruning leaves alone.
+    """
+
+    uses: Mapping[str, float]
+    rest: float
+
+    def total(self, weights: Mapping[str, int]) -> float:
+        """Multiply-adds where each parameter has that many weights left."""
+        return self.rest + sum(self.uses[name] * count for name, count in weights.items())
+
+
+def cost(model: nn.Module, example: Tensor, names: Iterable[str]) -> Cost:
+    """The cost of `model` for `example` (1, ...), as PyTorch's flop counter counts it, by the parameters `names`.
+
+    Parameters of one module that multiply together (attention's and recurrent matrices) share its count evenly.
+    """
+    mode, counter = model.training, FlopCounterMode(display=False)
+    with warnings.catch_warnings(), torch.enable_grad():  # without gradients, attention's products would be hidden,
+        warnings.simplefilter("ignore")
+        with torch.backends.mkldnn.flags(enabled=False), counter:  # and with oneDNN those of recurrent layers
+            model.eval()(example)
+    model.train(mode)
+    flops = {
+        path.partition(".")[2]: sum(count for op, count in ops.items() if str(op).split(".")[1] in PRODUCTS)
+        for path, ops in counter.get_flop_counts().items()
+        if path != "Global"
+    }
+    own = dict(flops)  # without what the modules below have counted
+    for path, count in flops.items():
+        above = _nearest(path.rpartition(".")[0], flops) if path else None
+        if above is not None:
+            own[above] -= count
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    owners = {name: _nearest(name.rpartition(".")[0], {path for path, count in own.items() if count}) for name in names}
+    shared: dict[str | None, int] = {}
+    for name, owner in owners.items():
+        shared[owner] = shared.get(owner, 0) + sizes[name]
+    uses = {name: 0.0 if owner is None else own[owner] / 2 / shared[owner] for name, owner in owners.items()}
+    rest = counter.get_total_flops() / 2 - sum(uses[name] * sizes[name] for name in uses)
+    return Cost(uses, rest)
+
+
+def _nearest(path: str, known: Iterable[str]) -> str | None:
+    """The module of `known` that `path` names or lies in."""
+    while path not in known:
+        if not path:
+            return None
+        path = path.rpartition(".")[0]
+    return path

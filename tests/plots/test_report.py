@@ -1,0 +1,107 @@
+"""report.html: one page that needs nothing else, opened in a real browser."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MakeRuns
+
+from lth.plots import report
+from lth.records import files, verdict
+from lth.records.tables import Run
+from lth.settings.config import Config
+
+EVIL = '<script>document.title="broken"</script>'
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>parent.document.title="broken"</script></svg>'
+
+
+def page(runs: list[Run], sentences: tuple[str, ...] = ("It wins.",)) -> str:
+    return report.page(runs, verdict.table(runs), sentences, {"comparison": SVG})
+
+
+def test_a_page_needs_nothing_from_elsewhere_and_escapes_what_users_named(make_runs: MakeRuns) -> None:
+    runs = make_runs(rounds=3, arch_type=EVIL.replace("/", "|"))
+    said = page(runs, (EVIL,))
+    assert EVIL not in said and "&lt;script&gt;document.title" in said and EVIL.replace("/", "|") not in said
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", said) and "http" not in said.replace("http-equiv", "")
+
+
+def test_settings_other_than_the_default_come_first_and_are_marked(make_runs: MakeRuns) -> None:
+    runs = make_runs(arms=("lt",), rounds=2)
+    settings = {"lr": Config().lr, "prune_type": ["lt", "reinit"], "seed": 0, "prune_percent": 20.0}
+    facts = {"command": ["--name", "two words"], "versions": {"torch": "9.9"}, "device": "a GPU"}
+    files.write_json(runs[0].dumps / "config.json", {"settings": settings, **facts})
+    said = page(runs)
+    names = re.findall(r'<tr( class="changed")?><td class="text">(\w+)</td>', said)
+    mark = ' class="changed"'
+    assert names == [(mark, "prune_type"), (mark, "prune_percent"), ("", "lr"), ("", "seed")]
+    assert "python main.py --name &#39;two words&#39;" in said and "torch 9.9" in said and "a GPU" in said
+
+
+def test_a_row_a_round_and_arm_with_the_winning_ones_marked(make_runs: MakeRuns) -> None:
+    runs = make_runs(rounds=4)
+    table = verdict.table(runs)
+    rows = re.findall(r"<tr( class=\"winning\")?><td data-value", page(runs))
+    assert len(rows) == len(table) and sum(map(bool, rows)) == int(table["winning"].sum()) > 0
+
+
+def test_without_tickets_there_is_no_slider(make_runs: MakeRuns) -> None:
+    assert 'type="range"' not in page(make_runs(rounds=2, saves=False))
+
+
+def test_the_page_has_the_figures_and_stays_below_a_megabyte(make_runs: MakeRuns, tmp_path: Path) -> None:
+    runs = make_runs(arms=("lt", "reinit", "random"), rounds=6, shapes={"fc1.weight": (40, 784), "fc2.weight": (4, 40)})
+    file = report.write(runs, verdict.table(runs), [], tmp_path)
+    said = file.read_text(encoding="utf-8")
+    assert said.count("data:image/svg+xml") >= 3 and 'type="range"' in said and file.stat().st_size < 1_000_000
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with playwright.sync_playwright() as tools:
+        opened = tools.chromium.launch(executable_path=program, args=flags)
+        yield opened
+        opened.close()
+
+
+@pytest.mark.slow
+def test_in_a_browser_the_slider_moves_the_table_sorts_and_no_script_of_a_name_runs(
+    browser: Any, make_runs: MakeRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = make_runs(rounds=5)
+    files.write_json(runs[0].dumps / "config.json", {"settings": {"name": EVIL}, "command": [EVIL]})
+    table = verdict.table(runs)
+    monkeypatch.setattr(report, "figures", lambda runs: {"comparison": SVG})
+    file = report.write(runs, table, [EVIL], tmp_path)
+    tab, complaints = browser.new_page(viewport={"width": 400, "height": 800}), []
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.goto(file.as_uri())
+    assert tab.title() == "fc1 on MNIST" and EVIL in tab.inner_text(".verdict") and EVIL in tab.inner_text("pre")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 400  # nothing wider than a phone
+
+    shown = "#map img.shown"
+    last, said = tab.get_attribute(shown, "src"), tab.inner_text("#said")
+    tab.focus("#round")
+    tab.keyboard.press("Home")
+    assert tab.locator(shown).count() == 1 and tab.get_attribute(shown, "src") != last
+    assert "round 0" in tab.inner_text("#said") != said
+
+    column = "#rounds tbody td:nth-child(5)"
+    tab.click("#rounds th:nth-child(5)")
+    found = [float(text) for text in tab.locator(column).all_inner_texts()]
+    assert found == sorted(found) and len(found) == len(table)
+    tab.click("#rounds th:nth-child(5)")
+    assert [float(text) for text in tab.locator(column).all_inner_texts()] == found[::-1]
+    assert complaints == []

@@ -1,0 +1,59 @@
+"""Multiply-adds against formulas written down by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lth import pruning
+from lth.training import models
+from lth.training.cost import cost
+
+
+def of(model: nn.Module, *shape: int, dtype: torch.dtype = torch.float32) -> dict[str, float]:
+    """The uses of each prunable weight for one example of that shape; nothing else is multiplied."""
+    found = cost(model, torch.zeros(1, *shape, dtype=dtype), pruning.prunable(model))
+    assert found.rest == 0
+    return dict(found.uses)
+
+
+def test_fc1_multiplies_by_each_weight_once() -> None:
+    model = models.find("fc1", "mnist", 10)()
+    found = cost(model, torch.zeros(1, 1, 28, 28), pruning.prunable(model))
+    assert set(found.uses.values()) == {1.0}
+    assert found.total({name: weight.numel() for name, weight in pruning.prunable(model).items()}) == 266_200
+    assert found.total(dict.fromkeys(found.uses, 10)) == 30
+
+
+def test_a_convolution_multiplies_once_a_position_of_its_output() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, stride=2), nn.Flatten())
+    assert of(model, 3, 9, 7) == {"0.weight": 9 * 7, "2.weight": 4 * 3}
+
+
+def test_a_layer_used_twice_costs_twice() -> None:
+    layer = nn.Linear(4, 4)
+    assert of(nn.Sequential(layer, nn.ReLU(), layer), 4) == {"0.weight": 2.0}
+
+
+def test_what_is_not_pruned_is_the_rest() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    found = cost(model, torch.zeros(1, 4), ["1.weight"])
+    assert found.uses == {"1.weight": 1.0} and found.rest == 16
+
+
+def test_attention_and_recurrent_matrices_multiply_once_a_token() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(8, 16, batch_first=True)
+            self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(self.lstm(x)[0])
+
+    names = ["lstm.weight_ih_l0", "lstm.weight_hh_l0", "layer.self_attn.in_proj_weight"]
+    names += ["layer.self_attn.out_proj.weight", "layer.linear1.weight", "layer.linear2.weight"]
+    found = cost(Net(), torch.zeros(1, 5, 8), names)
+    assert found.uses == pytest.approx(dict.fromkeys(names, 5.0))
+    assert 0 < found.rest < 2 * 5 * 5 * 16 + 1  # attention's own products: scores, and their sums over the values
