@@ -18,6 +18,7 @@ import utils
 from lth.settings.config import PROJECT
 
 FIGURES = {"comparison", "training", "first_layer", "initial_weights"}  # all layers are pruned at one rate
+ALWAYS = {"verdict.csv", "report.html", "figures.json"}
 
 
 def from_outside(root: Path, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -46,11 +47,11 @@ def test_partial_runs_of_several_settings(tmp_path: Path, make_runs: MakeRuns) -
     done = from_outside(tmp_path, "--format", "svg", "--grid")
 
     assert (done.returncode, done.stderr) == (0, "")
-    figures = {f"{name}.svg" for name in FIGURES} | {"verdict.csv", "figures.json"}
+    figures = {f"{name}.svg" for name in FIGURES} | ALWAYS
     first, second = "fc1/mnist/prune_percent=20", "fc1/mnist/prune_percent=40"
     assert drawn(tmp_path) == {first: figures, second: figures, ".": {"grid.svg", "figures.json"}}
     told = [line.strip() for line in done.stdout.splitlines() if line.startswith("  ") and "plots" in line]
-    assert len(told) == len(set(told)) == 11
+    assert len(told) == len(set(told)) == 13
     assert all(Path(name).is_file() for name in told)
     table = pd.read_csv(tmp_path / "plots" / first / "verdict.csv")
     assert len(table) == 4 + 2
@@ -72,7 +73,7 @@ def test_only_what_is_asked_for(tmp_path: Path, make_runs: MakeRuns, capsys: pyt
         )
     flags = ["--root", str(tmp_path), "--arch_type", "FC1", "--dataset", "MNIST", "--name", "b", "--quiet"]
     assert utils.exit_code(combine_plots.main, flags) == 0
-    assert drawn(tmp_path) == {"fc1/mnist/b": {"comparison.png", "training.png", "verdict.csv", "figures.json"}}
+    assert drawn(tmp_path) == {"fc1/mnist/b": {"comparison.png", "training.png", *ALWAYS}}
     told = capsys.readouterr()
     assert told.err == ""
     assert "vs dense" not in told.out

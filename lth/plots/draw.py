@@ -52,14 +52,8 @@ def fingerprint(runs: Iterable[Run]) -> str:
     """A hash of what the figures of runs depend on: the numbers, the settings, which tickets are there, and the code
     that draws. Times of change are not asked: files may have come from another machine with their old ones."""
     digest = hashlib.sha256()
-    for file in sorted(
-        [
-            *CODE.glob("plots/*.py"),
-            *CODE.glob("plots/*.html"),
-            *CODE.glob("records/*.py"),
-            *CODE.glob("settings/arms.py"),
-        ]
-    ):
+    code = ("plots/*.py", "plots/*.html", "records/*.py", "settings/arms.py")
+    for file in sorted(file for pattern in code for file in CODE.glob(pattern)):
         digest.update(file.read_bytes())
     for run in runs:
         digest.update(str(run).encode())
