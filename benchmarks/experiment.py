@@ -80,10 +80,9 @@ class Clock:
 
 def instrument(clock: Clock) -> None:
     """Have the clock charge what the functions of lth do."""
-    import utils
     from lth.experiment import Experiment
     from lth.records import resume, tables, tickets
-    from lth.run import jobs, session
+    from lth.run import command, jobs, session
     from lth.training.train import Training
 
     clock.wrap(session, "prepare", DATA)
@@ -101,7 +100,7 @@ def instrument(clock: Clock) -> None:
         (session, "write_json"),
     ):
         clock.wrap(owner, name, FILES)
-    clock.wrap(utils, "conclude", DRAWING)
+    clock.wrap(command, "conclude", DRAWING)
 
 
 def inside(argv: Sequence[str]) -> int:

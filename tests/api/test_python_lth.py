@@ -14,6 +14,7 @@ import lth
 import utils
 from lth.__main__ import main as short_main
 from lth.__main__ import parse
+from lth.run import command
 from lth.settings.config import PROJECT, Config, ConfigError
 
 
@@ -93,7 +94,7 @@ def test_python_lth_names_mistakes(text: str, words: str, tmp_path: Path, monkey
 
 def test_python_lth_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     concluded: list[Any] = []
-    monkeypatch.setattr(utils, "conclude", lambda runs, *rest: concluded.append(runs) or [])
+    monkeypatch.setattr(command, "conclude", lambda runs, *rest: concluded.append(runs) or [])
     monkeypatch.chdir(place)
     archs = place / "archs" / "tiny" / "mlp.py"
     (place / "archs" / "mnist").mkdir()

@@ -11,9 +11,9 @@ from helpers import assert_same, do, results, settings
 from numpy.lib import format
 
 import main
-import utils
 from lth import data
 from lth.records.folders import spelled
+from lth.run import command
 from lth.run.tasks import runs_of
 from lth.settings import names
 
@@ -74,7 +74,7 @@ def test_results_in_an_older_spelling_are_gone_on_with(place: Path, monkeypatch:
     flags = "--arch_type mlp --dataset TINY --gpu cpu --jobs 1 --end_iter 8it --valid_freq 4it --valid_size 40 --quiet"
     more = f"{flags} --batch_size 10 --lr 0.01 --prune_percent 30 --prune_iterations 3 --data {place / 'data'}"
     drawn: list[object] = []
-    monkeypatch.setattr(utils, "conclude", lambda runs, *rest: drawn.extend(runs) or [])
+    monkeypatch.setattr(command, "conclude", lambda runs, *rest: drawn.extend(runs) or [])
     assert main.main([*more.split(), "--root", str(place)]) == 0
     assert drawn == [run] and [folder.name for folder in (place / "dumps").iterdir()] == ["MLP"]
     assert len((run.dumps / "rounds.csv").read_text().splitlines()) == 4
