@@ -31,7 +31,8 @@ def runs_of(config: Config) -> list[Run]:
     needed = [ARMS[arm].mask_of for arm in config.prune_type if ARMS[arm].mask_of]
     arms = dict.fromkeys([*needed, *config.prune_type])
     dataset = names.dataset(config.dataset)
-    spelled = folders.spelled(config.root, names.model(config.arch_type, dataset), dataset, config.folder())
+    model = names.model(config.arch_type, dataset, config.data)
+    spelled = folders.spelled(config.root, model, dataset, config.folder())
     return [Run(config.root, *spelled, arm, seed) for seed in config.seeds for arm in arms]
 
 
