@@ -73,34 +73,41 @@ class Experiment:
                             if number + 1 < rounds:
                                 masks = self.prune(run, ticket, result.final)
                                 self.reset(run, number + 1, masks, result.final)
+                self.look_back(runs, number)
+
+    def look_back(self, runs: Sequence[Run], number: int) -> None:
+        """What is to be found out about round `number` before the next one begins: lth/connectivity.py does."""
 
     def ticket(self, run: Run, number: int) -> Ticket:
         """What round `number` starts from: the survivors of the last pruning, as they were reset."""
         with self._alone(run):
             return tickets.read_ticket(run, number, self._identity(run))
 
-    def train(self, stack: Sequence[Run], started: Sequence[Ticket]) -> list[Trained]:
-        """Train the tickets of a stack of runs, together, from their checkpoints where there are any."""
-        number = started[0].round
-        saved = [resume.checkpoint(run, number, self._identity(run)) for run in stack]
-        plan = self._plan(stack[0], number)
+    def train(self, stack: Sequence[Run], started: Sequence[Ticket], again: str = "") -> list[Trained]:
+        """Train the tickets of a stack of runs, together, from their checkpoints where there are any. `again` names a
+        further training, with checkpoints of its own: `first` has the round's order of the data, others another."""
+        number, into = started[0].round, again or "checkpoint"
+        saved = [resume.checkpoint(run, number, self._identity(run), into) for run in stack]
+        plan = self._plan(stack[0], number, again)
         going_on = [checkpoint for checkpoint in saved if checkpoint is not None]
         if going_on and going_on[0].complete(plan.steps):
             return going_on  # stopped between the round's end and its line in rounds.csv
         feed = self._feed(stack)
-        seeds = [(run.seed, "order", number) for run in stack]
+        other = [again] if again not in ("", "first") else []
+        seeds = [(run.seed, "order", number, *other) for run in stack]
 
         def report(trial: int, evaluation: Evaluation) -> None:
-            self.tell(Evaluated(stack[trial], number, evaluation, plan.steps, feed.epoch_steps))
+            if not again:
+                self.tell(Evaluated(stack[trial], number, evaluation, plan.steps, feed.epoch_steps))
 
         def moved(iteration: int) -> None:
             for run in stack:
-                self.tell(Moved(run, number, iteration, plan.steps))
+                self.tell(Moved(run, number, iteration, plan.steps, again))
 
         def checkpoint(states: list[Trained]) -> None:
             for run, state in zip(stack, states, strict=True):
                 if state.failure is None:
-                    tickets.write_checkpoint(run, number, state, self._identity(run))
+                    tickets.write_checkpoint(run, number, state, self._identity(run), into)
 
         try:
             network = Network(
@@ -227,10 +234,14 @@ class Experiment:
             waiting = [run for run in waiting if not self._share_dense(run, rounds)]
             first = {run.seed: run for run in reversed(waiting)}
             waiting = list(first.values())[::-1]
+        return self._alike(waiting, number)
+
+    def _alike(self, waiting: Sequence[Run], number: int, again: str = "") -> list[Run]:
+        """Those of the waiting runs that can be trained as one with the first of them."""
         alike: dict[tuple[int, int | None], list[Run]] = {}
         for run in waiting:
-            saved = resume.checkpoint(run, number, self._identity(run))
-            where = (self._plan(run, number).start, saved.iteration if saved else None)
+            saved = resume.checkpoint(run, number, self._identity(run), again or "checkpoint")
+            where = (self._plan(run, number, again).start, saved.iteration if saved else None)
             alike.setdefault(where, []).append(run)
         return next(iter(alike.values()))[: self.stack_size] if alike else []
 
@@ -241,7 +252,7 @@ class Experiment:
 
     def _share_dense(self, run: Run, rounds: int) -> bool:
         """Take over the dense round, and go on from it, if another arm of this trial has trained it."""
-        if not resume.share_dense(run, self._identity(run), bool(self.config.rewind.amount)):
+        if not resume.share_dense(run, self._identity, bool(self.config.rewind.amount)):
             return False
         self.tell(RoundDone(run, tables.table(run, "rounds").iloc[0].to_dict(), 0.0, ()))
         self._prune_and_reset(run, rounds)
@@ -257,8 +268,10 @@ class Experiment:
         feed = self._feed([run])
         return [feed.fetch(batch) for batch in feed.epoch([(run.seed, "scores")], 0)[: self.config.score_batches]]
 
-    def _plan(self, run: Run, number: int) -> Plan:
-        return make_plan(self.config, self._feed([run]).epoch_steps, ARMS[run.arm].schedule, number)
+    def _plan(self, run: Run, number: int, again: str = "") -> Plan:
+        # The dense network that is trained again starts from the point that tickets are rewound to.
+        schedule, of_round = ("rewound", 1) if again and not number else (ARMS[run.arm].schedule, number)
+        return make_plan(self.config, self._feed([run]).epoch_steps, schedule, of_round)
 
     def _feed(self, runs: Sequence[Run]) -> Feed:
         seeds = tuple(run.seed for run in runs)

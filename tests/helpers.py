@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lth import data, pruning
+from lth.connectivity import Connectivity
 from lth.data.feed import Feed
 from lth.data.images import Images
 from lth.experiment import Experiment
@@ -154,7 +155,8 @@ class Told(list[Event]):
 def experiment(config: Config, tell: Callable[[Event], None] | None = None, **options: Any) -> Experiment:
     """The experiment of these settings on the CPU."""
     problem = Problem.of(config, data.load(config.dataset, config.data, config.pixels))
-    return Experiment(config, problem, CPU, Told() if tell is None else tell, **options)
+    kind = Connectivity if config.connectivity else Experiment
+    return kind(config, problem, CPU, Told() if tell is None else tell, **options)
 
 
 def do(config: Config, tell: Callable[[Event], None] | None = None, **options: Any) -> list[Run]:

@@ -246,6 +246,15 @@ def test_the_rates_of_trained_survivors(place: Path, monkeypatch: pytest.MonkeyP
     assert used["finetune"] == [0.001] * 8
 
 
+def test_fine_tuning_shares_the_dense_round_whatever_its_schedule(place: Path) -> None:
+    config, told = settings(place, prune_type=("lt", "finetune"), lr_milestones=["4it"], rewind="2it"), Told()
+    lt, finetune = do(config, told)
+    assert {event.run for event in told if isinstance(event, Evaluated) and event.round == 0} == {lt}
+    alone = replace(config, prune_type=("finetune",), root=place / "alone")
+    do(alone)
+    assert_same({k: v for k, v in results(place, ("dumps", "saves")).items() if "/finetune/" in k}, results(alone.root))
+
+
 def test_one_shot_prunes_the_dense_network_to_the_sparsity_of_the_round(place: Path) -> None:
     for scope in ("layer", "global"):
         config = settings(

@@ -18,6 +18,7 @@ LAYERS = (
     "training",
     "records",
     "experiment",
+    "connectivity",
     "plots",
     "run",
     "claims",

@@ -105,6 +105,12 @@ class Feed:
         scaled = images.float().mul_(self.scale).add_(self.shift)
         return torch.nn.functional.normalize(scaled.flatten(1)).view_as(scaled) if self.by_norm else scaled
 
+    def training(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Chunks of the training images of a single trial, as they are, (n, C, H, W), and labels (n,)."""
+        (indices,) = self.train_indices
+        parts = (part.to(self.device) for part in indices.split(self.chunk))
+        return ((self.normalise(self.images.index_select(0, part)), self.labels[part]) for part in parts)
+
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Chunks of validation images, (T * n, C, H, W) with the trials one after another, and labels (T * n,)."""
         return ((self.normalise(x), y) for x, y in self._valid)

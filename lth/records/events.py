@@ -22,12 +22,14 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Moved:
-    """Tells, now and then, at which of its `steps` iterations a round is: first when its training begins."""
+    """Tells, now and then, at which of its `steps` iterations a round is: first when its training begins. `again` names
+    a further training of the same ticket."""
 
     run: Run
     round: int
     iteration: int
     steps: int
+    again: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,4 +50,15 @@ class Note:
     failed: bool = False
 
 
-Event = Evaluated | Moved | RoundDone | Note
+@dataclass(frozen=True)
+class Connected:
+    """Tells of the error barriers, in points, between two trainings of a round's ticket (lth/connectivity.py)."""
+
+    run: Run
+    round: int
+    train: float
+    test: float
+    stable: bool
+
+
+Event = Evaluated | Moved | RoundDone | Connected | Note

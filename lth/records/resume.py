@@ -36,10 +36,10 @@ def has_ticket(run: Run, number: int) -> bool:
     return (run.saves / f"{tickets.numbered('ticket', number)}.safetensors").exists()
 
 
-def checkpoint(run: Run, number: int, identity: str) -> Trained | None:
+def checkpoint(run: Run, number: int, identity: str, name: str = "checkpoint") -> Trained | None:
     """Where round `number` was when it stopped, if it did."""
     try:
-        of_round, saved = tickets.read_checkpoint(run, identity)
+        of_round, saved = tickets.read_checkpoint(run, identity, name)
     except FileNotFoundError:
         return None
     return saved if of_round == number else None
@@ -55,30 +55,33 @@ def end_of_round(run: Run, number: int, identity: str) -> State:
     return saved.final
 
 
-def share_dense(run: Run, identity: str, rewinds: bool) -> bool:
+def share_dense(run: Run, identity: Callable[[Run], str], rewinds: bool) -> bool:
     """Take over the dense round if another arm of this trial has it: the same seed, the same network."""
     for arm in ARMS:
         sibling = run.of_arm(arm)
         if arm != run.arm and tables.finished_rounds(sibling):
             try:
                 adopt_dense(run, sibling, identity, rewinds)
-                tickets.read_ticket(run, 0, identity)
+                tickets.read_ticket(run, 0, identity(run))
             except (tickets.Damaged, FileNotFoundError):
                 continue
             return True
     return False
 
 
-def adopt_dense(run: Run, sibling: Run, identity: str, rewinds: bool) -> None:
+def adopt_dense(run: Run, sibling: Run, identity: Callable[[Run], str], rewinds: bool) -> None:
     """Take over the dense round that another arm of the same trial has trained, with the weights to rewind to where
     the settings want them. Damaged or FileNotFoundError if its files cannot be used."""
     needed = ["initial", "dense", tickets.numbered("ticket", 0), *(["rewind"] if rewinds else [])]
+    theirs, mine = identity(sibling), identity(run)
     for name in needed:
-        tickets.load_tensors(sibling.saves / f"{name}.safetensors", identity)
+        tickets.load_tensors(sibling.saves / f"{name}.safetensors", theirs)
     for name in (*needed, tickets.numbered("trained", 0)):
         source, target = sibling.saves / f"{name}.safetensors", run.saves / f"{name}.safetensors"
-        if source.exists():
+        if source.exists() and theirs == mine:
             share(source, target, run.fence)
+        elif source.exists():  # the dense round is the same also where the arm's later ones mean something else
+            tickets.copy_tensors(source, target, mine, run.fence)
     tables.copy_rounds(run, sibling, before=1)
 
 
@@ -100,7 +103,7 @@ def sound_rounds(run: Run, finished: int, identity: str, rewinds: bool, tell: Ca
             return False
         return True
 
-    found = {name: usable(name) for name in ("initial", "rewind", "dense", "checkpoint")}
+    found = {name: usable(name) for name in ("initial", "rewind", "dense", "checkpoint", "first", "second")}
     needed = ["initial", *(["rewind"] if rewinds else []), *(["dense"] if ARMS[run.arm].prunes == "dense" else [])]
     if not all(found[name] for name in needed):
         finished = 0
@@ -118,6 +121,10 @@ def sound_rounds(run: Run, finished: int, identity: str, rewinds: bool, tell: Ca
 
 def drop_rounds(run: Run, first: int) -> None:
     """Delete the tickets and trained weights of the rounds from number `first` on; they are about to be made again."""
+    for again in ("first", "second"):  # of rounds that will be trained anew
+        file = run.saves / f"{again}.safetensors"
+        if file.exists() and tickets.read_checkpoint(run, name=again)[0] >= first:
+            delete(file, run.fence)
     for file in run.saves.glob("t*_*.safetensors"):
         kind, _, number = file.name.removesuffix(".safetensors").partition("_")
         if kind in ("ticket", "trained") and int(number) >= first + (kind == "ticket"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,8 @@ LATER = ("supermask",)  # columns that tables of older versions lack, or lines o
 EVALS = ("round", "iteration", "train_loss", "val_loss", "val", "test")
 LAYERS = ("round", "layer", "remaining", "weights", "total")
 TIMES = ("round", "seconds", "training", "evaluation")
-TABLES = {"rounds": ROUNDS, "evals": EVALS, "layers": LAYERS, "times": TIMES}
+CONNECTIVITY = ("round", "remaining", "point", "train_error", "test_error")
+TABLES = {"rounds": ROUNDS, "evals": EVALS, "layers": LAYERS, "times": TIMES, "connectivity": CONNECTIVITY}
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def find(
 
 
 def table(run: Run, name: str) -> pd.DataFrame:
-    """The table `rounds`, `evals`, `layers` or `times` of a run; empty if there is none yet. RecordError if spoiled."""
+    """The table of that name in TABLES of a run; empty if there is none yet. RecordError if spoiled."""
     file = run.dumps / f"{name}.csv"
     try:
         found = pd.read_csv(file, dtype={"layer": str})
@@ -136,6 +138,18 @@ def _problem(found: pd.DataFrame, name: str) -> str:
 def finished_rounds(run: Run) -> int:
     """How many rounds of the run are complete."""
     return len(table(run, "rounds"))
+
+
+def connected_rounds(run: Run) -> int:
+    """From how many rounds on, of the first ones, the table `connectivity` knows nothing."""
+    known = set(table(run, "connectivity")["round"])
+    return next(number for number in itertools.count() if number not in known)
+
+
+def done_rounds(run: Run, connectivity: bool) -> int:
+    """How many rounds of the run are complete with all that is asked of them."""
+    finished = finished_rounds(run)
+    return min(finished, connected_rounds(run)) if connectivity else finished
 
 
 def write_round(run: Run, number: int, masks: Masks, trained: Trained) -> dict[str, Any]:
@@ -172,9 +186,42 @@ def write_round(run: Run, number: int, masks: Masks, trained: Trained) -> dict[s
     return row
 
 
+def write_connectivity(run: Run, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add the points of a round's line (point, train_error, test_error) to the table `connectivity`."""
+    remaining = table(run, "rounds")["remaining"][number]
+    lines = [_line({"round": number, "remaining": float(remaining), **row}, CONNECTIVITY) for row in rows]
+    _write_table(run, "connectivity", [*_lines(run, "connectivity", before=number), *lines])
+
+
+def share_connectivity(run: Run, sibling: Run) -> bool:
+    """Take over what another arm's table knows of the dense round, if both have the same one."""
+    found = _lines(sibling, "connectivity", before=1)
+    if not found or _lines(sibling, "rounds", before=1) != _lines(run, "rounds", before=1):
+        return False
+    _write_table(run, "connectivity", found)
+    return True
+
+
+def barrier(errors: Sequence[float]) -> float:
+    """The highest error on a line less the mean of those at its ends (Frankle et al. 2020, arXiv:1912.05671, Section
+    2)."""
+    return max(errors) - (errors[0] + errors[-1]) / 2
+
+
+def barriers(run: Run) -> pd.DataFrame:
+    """A row a round whose line was measured: round, remaining, and the error barriers `train` and `test` in points."""
+    rows = []
+    for number, line in table(run, "connectivity").groupby("round"):
+        line = line.sort_values("point")
+        errors = {half: line[f"{half}_error"] for half in ("train", "test")}
+        heights = {half: barrier(list(found)) for half, found in errors.items()}
+        rows.append({"round": number, "remaining": line["remaining"].iloc[0], **heights})
+    return pd.DataFrame(rows, columns=["round", "remaining", "train", "test"])
+
+
 def keep_rounds(run: Run, rounds: int) -> None:
     """Take everything of the rounds from number `rounds` on off the tables, rounds.csv first."""
-    for name in ("rounds", "evals", "layers", "times"):
+    for name in TABLES:
         if (run.dumps / f"{name}.csv").exists():
             _write_table(run, name, _lines(run, name, before=rounds))
 

@@ -54,6 +54,12 @@ def save_tensors(
     write(file, _serialised(tensors, about), fence)
 
 
+def copy_tensors(source: Path, file: Path, identity: str, fence: Fence | None = None) -> None:
+    """Write what another file holds as belonging to `identity`."""
+    tensors, facts = load_tensors(source)
+    save_tensors(file, tensors, identity, fence, **facts)
+
+
 def _serialised(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
     """A .safetensors file whose bytes depend on its content alone: the library puts metadata in a random order."""
     content = safetensors.torch.save(dict(tensors), metadata=dict(about))
@@ -142,19 +148,19 @@ def read_ticket(run: Run, round: int, identity: str | None = None) -> Ticket:
 _PARTS = ("final", "best", "kept", "extra")
 
 
-def write_checkpoint(run: Run, round: int, trained: Trained, identity: str) -> None:
+def write_checkpoint(run: Run, round: int, trained: Trained, identity: str, name: str = "checkpoint") -> None:
     """Write where a round is, complete or not."""
     tensors = {f"{part}/{name}": value for part in _PARTS for name, value in getattr(trained, part).items()}
     tensors["evals"] = torch.tensor([list(asdict(e).values()) for e in trained.evals], dtype=torch.float64)
     facts = {"round": round, "iteration": trained.iteration, "seconds": trained.seconds}
     facts |= {} if trained.supermask is None else {"supermask": trained.supermask}
     holder = run.fence.number if run.fence else None
-    save_tensors(run.saves / "checkpoint.safetensors", tensors, identity, run.fence, holder=holder, **facts)
+    save_tensors(run.saves / f"{name}.safetensors", tensors, identity, run.fence, holder=holder, **facts)
 
 
-def read_checkpoint(run: Run, identity: str | None = None) -> tuple[int, Trained]:
+def read_checkpoint(run: Run, identity: str | None = None, name: str = "checkpoint") -> tuple[int, Trained]:
     """The round that the checkpoint belongs to, and where it is."""
-    tensors, facts = load_tensors(run.saves / "checkpoint.safetensors", identity)
+    tensors, facts = load_tensors(run.saves / f"{name}.safetensors", identity)
     parts: dict[str, State] = {part: {} for part in _PARTS}
     for name, value in tensors.items():
         part, _, rest = name.partition("/")

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 import torch.multiprocessing  # teaches pickle to share tensors between processes
 
+from lth.connectivity import Connectivity
 from lth.data.images import Images
 from lth.experiment import Experiment, TrialError
 from lth.records.events import Event, Note
@@ -189,7 +190,8 @@ class Experiments:
         if self.of != claim.config:
             config, images = self.data[claim.config]
             self.of = claim.config
-            self.experiment = Experiment(config, Problem.of(config, images), self.device, self.tell, self.stop)
+            kind = Connectivity if config.connectivity else Experiment
+            self.experiment = kind(config, Problem.of(config, images), self.device, self.tell, self.stop)
         self.experiment.run(claim.runs, claim.rounds)
         return {run: why for run, why in self.experiment.failed.items() if run in claim.runs}
 

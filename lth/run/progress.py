@@ -10,7 +10,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import TaskID
 
-from lth.records.events import Evaluated, Event, Moved, Note, RoundDone
+from lth.records.events import Connected, Evaluated, Event, Moved, Note, RoundDone
 from lth.records.tables import Run
 from lth.run.bars import Bars
 from lth.run.terminal import fill, wrapped
@@ -47,7 +47,7 @@ class Progress:
         self.live = self.out.isatty() and console.is_terminal and not console.is_dumb_terminal
         both = self.live and sys.stderr.isatty()  # what others say then stands above the bars
         self.bars = Bars(console=console, auto_refresh=False, transient=True, redirect_stderr=both, get_time=clock)
-        self.tasks: dict[Run, tuple[int, TaskID]] = {}  # each run's round and its bar
+        self.tasks: dict[Run, tuple[str, TaskID]] = {}  # what each run is at, and its bar
         self.drawn = 0.0
         self.name_width = max((len(str(run)) for run in runs), default=24)
         self.heads = self._heads(console.width if self.live else sys.maxsize)
@@ -64,6 +64,8 @@ class Progress:
                 self._line(event.text)
         elif isinstance(event, RoundDone):
             self._round(event)
+        elif isinstance(event, Connected):
+            self._connected(event)
         elif not self.quiet and self.live:
             self._bar(event)
         elif not self.quiet and isinstance(event, Evaluated):
@@ -79,12 +81,13 @@ class Progress:
     def _bar(self, event: Evaluated | Moved) -> None:
         """Move the bar of a run to where its round is; a round that begins gets a new one, with its name."""
         iteration = event.iteration if isinstance(event, Moved) else event.evaluation.iteration
-        number, task = self.tasks.get(event.run, (None, None))
-        if task is None or number != event.round:
+        what = f"{event.round} again" if isinstance(event, Moved) and event.again else f"{event.round}"
+        shown, task = self.tasks.get(event.run, ("", None))
+        if task is None or shown != what:
             self._remove(event.run)
-            name = f"{event.run} round {event.round}"
+            name = f"{event.run} round {what}"
             task = self.bars.add_task(name, total=event.steps, completed=iteration, loss="", val="")
-            self.tasks[event.run] = (event.round, task)
+            self.tasks[event.run] = (what, task)
             self.bars.start()
         self.bars.update(task, completed=iteration)
         if isinstance(event, Evaluated):
@@ -129,6 +132,14 @@ class Progress:
         self._row(str(event.run), cells)
         if event.empty:
             self._line(f"{event.run}: no weights left in {', '.join(event.empty)}")
+
+    def _connected(self, event: Connected) -> None:
+        self._remove(event.run)
+        if not self.quiet:
+            self._line(
+                f"{event.run}: error barrier of round {event.round} {event.test:.2f} points (test), {event.train:.2f} "
+                f"(train): {'stable' if event.stable else 'not stable'}"
+            )
 
     def _heads(self, columns: int) -> list[str]:
         """The columns of a round's line that fit."""

@@ -102,14 +102,17 @@ class Queue:
         return not self.busy and not any(True for _ in self._open())
 
     def finished(self, run: Run) -> int:
-        """How many rounds of a run are finished. Its table is read again only when it has changed."""
+        """How many rounds of a run are finished, with the line that --connectivity measures. Its tables are read again
+        only when they have changed."""
+        connectivity = self.config[run].connectivity
         try:
-            found = (run.dumps / "rounds.csv").stat()
+            files = [run.dumps / f"{name}.csv" for name in ("rounds", *["connectivity"] * connectivity)]
+            found = [file.stat() for file in files]
         except OSError:
-            return tables.finished_rounds(run)  # none, or the reason why it cannot be read
-        mark = (found.st_mtime_ns, found.st_size, found.st_ino)
+            return tables.done_rounds(run, connectivity)  # none, or the reason why it cannot be read
+        mark = tuple(number for stat in found for number in (stat.st_mtime_ns, stat.st_size, stat.st_ino))
         if run not in self._tables or self._tables[run][0] != mark:
-            self._tables[run] = mark, tables.finished_rounds(run)
+            self._tables[run] = mark, tables.done_rounds(run, connectivity)
         return self._tables[run][1]
 
     def left(self) -> int:

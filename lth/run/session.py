@@ -14,6 +14,7 @@ from functools import partial
 import torch
 
 from lth import data, layers, pruning
+from lth.connectivity import ENDS
 from lth.data.images import Images
 from lth.records import labels, tables
 from lth.records.events import Event
@@ -115,7 +116,7 @@ def _unfinished(asked: Config) -> bool:
     if asked.overwrite:
         return True
     refuse_other_settings(settled(asked), runs)
-    return any(tables.finished_rounds(run) < asked.prune_iterations for run in runs)
+    return any(tables.done_rounds(run, asked.connectivity) < asked.prune_iterations for run in runs)
 
 
 def _prepared(asked: Config, loaded: dict[tuple[object, ...], Images]) -> Prepared:
@@ -183,7 +184,8 @@ def disk_needed(config: Config, problem: Problem, runs: Sequence[Run]) -> int:
     total = 0
     for run in runs:
         own = config.prune_iterations - 1 if ARMS[run.arm].start != "original" else 0
-        total += state * (once + kept + own) + bits * config.prune_iterations
+        again = 5 * len(ENDS) * config.connectivity  # checkpoints of further trainings
+        total += state * (once + kept + own + again) + bits * config.prune_iterations
     return total
 
 

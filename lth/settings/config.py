@@ -290,6 +290,12 @@ class Config:
     overwrite: bool = side(False, MACHINE, "move old results of these runs aside and start anew")
     dry_run: bool = side(False, MACHINE, "show what would be trained, and do nothing")
 
+    connectivity: bool = side(
+        False,
+        RUN,
+        "train every ticket once more with another order of the data, and measure the error on the line between both",
+    )
+
     print_freq: int = side(1, OUTPUT, "epochs between printed lines", number(int, 1))
     quiet: bool = side(False, OUTPUT, "print the verdict and the files only")
     tensorboard: bool = side(False, OUTPUT, "also log to runs/ for TensorBoard")

@@ -1,0 +1,281 @@
+"""Linear mode connectivity: the line, barriers that are known, both trainings, and going on after kills."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from helpers import CPU, Told, assert_same, do, experiment, killed_at, results, settings
+
+from lth.experiment import Experiment
+from lth.records import tables, tickets
+from lth.records.events import Connected, Evaluated, Moved
+from lth.records.tables import Run
+from lth.run import session
+from lth.run.tasks import runs_of
+from lth.training import line, models
+from lth.training.line import Errors
+from lth.training.models import State
+from lth.training.network import Network
+from lth.training.train import Stopped
+
+
+def state(value: float, count: int = 7) -> State:
+    return {"w": torch.full((3,), value), "norm.num_batches_tracked": torch.tensor(count)}
+
+
+# The line
+
+
+def test_between_two_networks() -> None:
+    one, other = state(1.0), state(3.0, 9)
+    assert line.between(one, other, 0.0)["w"].equal(one["w"]) and line.between(one, other, 1.0)["w"].equal(other["w"])
+    middle = line.between(one, other, 0.25)
+    assert middle["w"].tolist() == [1.5] * 3 and middle["norm.num_batches_tracked"] == 7
+
+
+def test_the_barrier_of_a_known_quadratic_is_exact() -> None:
+    """Errors 10 + 8 x on the way from x = -1 to 2, less (x + 1) (x - 2) times 4: known at each of the 30 points."""
+
+    def errors(found: State) -> Errors:
+        x = float(found["w"][0].double())
+        return Errors(train=10 + 8 * x, test=10 + 8 * x - 4 * (x + 1) * (x - 2))
+
+    shares, found = zip(*line.along(state(-1.0), state(2.0), errors), strict=True)
+    assert len(found) == 30 and shares[0] == 0 and shares[-1] == 1
+    assert shares == pytest.approx([n / 29 for n in range(30)])
+    at = [-1 + 3 * n / 29 for n in range(30)]
+    direct = max(10 + 8 * x - 4 * (x + 1) * (x - 2) for x in at) - (2 + 26) / 2
+    assert tables.barrier([each.test for each in found]) == pytest.approx(direct, abs=1e-4)
+    assert tables.barrier([each.train for each in found]) == pytest.approx(26 - 14), "ends that differ count"
+
+
+@pytest.mark.parametrize("arch", ["mlp", "conv", "drop"])
+def test_identical_ends_have_no_barrier(place: Path, arch: str) -> None:
+    (run,) = do(settings(place, arch_type=arch, prune_iterations=2))
+    made, trained = experiment(settings(place, arch_type=arch)), tickets.read_state(run, "trained_01")
+    masks, feed = tickets.read_ticket(run, 1).masks, made._feed([run])
+    model = models.load_state(made.problem.make(), trained)
+
+    def errors(found: State) -> Errors:
+        return line.measure(Network(made.problem.make(), [found], [masks], CPU), feed, 0)
+
+    found = [each for _, each in line.along(trained, trained, errors, 4)]
+    assert len(set(found)) == 1 and tables.barrier([each.test for each in found]) == 0
+    if arch == "mlp":
+        images = feed.normalise(feed.images[feed.train_indices[0]])
+        wrong = (model.eval()(images).argmax(1) != feed.labels[feed.train_indices[0]]).float().mean()
+        assert found[0].train == pytest.approx(100 * wrong.item()), "on the trial's own training images"
+
+
+def test_batch_norm_gets_statistics_of_its_own_at_every_point(place: Path) -> None:
+    """As in a forward pass with the statistics of all batches, and not those that came with the weights."""
+    config = settings(place, arch_type="conv")
+    (run,) = do(replace(config, prune_iterations=1))
+    made, trained = experiment(config), tickets.read_state(run, "dense")
+    feed, ticket = made._feed([run]), tickets.read_ticket(run, 0)
+    spoiled = trained | {name: x + 3 for name, x in trained.items() if "running_" in name}
+    for start in (trained, spoiled):
+        network = Network(made.problem.make(), [start], [ticket.masks], CPU)
+        found = line.measure(network, feed, run.seed)
+        batches = [feed.fetch(batch)[0] for batch in feed.epoch([(run.seed, "statistics")], 0)]
+        first = network.model.layers[0](torch.cat(batches))  # type: ignore[operator, index]
+        assert network.tensors["layers.1.running_mean"].tolist() == pytest.approx(
+            first.mean((0, 2, 3)).tolist(), abs=1e-5
+        )
+        assert found == line.measure(Network(made.problem.make(), [trained], [ticket.masks], CPU), feed, run.seed)
+
+
+# Experiments
+
+
+def noted(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int, str], State]:
+    """The last weights of every training."""
+    ends: dict[tuple[str, int, str], State] = {}
+    train = Experiment.train
+
+    def watched(this: Experiment, stack: Any, started: Any, again: str = "") -> Any:
+        found = train(this, stack, started, again)
+        for run, ticket, trained in zip(stack, started, found, strict=True):
+            ends[run.arm, ticket.round, again] = trained.final
+        return found
+
+    monkeypatch.setattr(Experiment, "train", watched)
+    return ends
+
+
+def test_every_ticket_is_trained_twice_in_different_orders(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends, told = noted(monkeypatch), Told()
+    config = settings(place, prune_type=("lt", "random"), connectivity=True)
+    runs = do(config, told)
+    do(replace(config, connectivity=False, root=place / "usual"))
+    found, usual = results(place), results(place / "usual")
+    assert {name: found[name] for name in usual} == usual, "the rounds themselves are as without it"
+    measured = {("lt", 0), *((run.arm, n) for n in (1, 2) for run in runs)}
+    assert sorted(name[:2] for name in ends if name[2]) == sorted(measured), "the dense round once"
+    for run in runs:
+        table = tables.table(run, "connectivity")
+        assert table["round"].tolist() == [n for n in range(3) for _ in range(30)]
+        assert table["point"].tolist() == pytest.approx([n / 29 for n in range(30)] * 3)
+        for number in range(3):
+            masks, arm = tickets.read_ticket(run, number).masks, run.arm if number else "lt"
+            one, other = ends[arm, number, ""], ends[arm, number, "second"]
+            assert any(not torch.equal(one[name], other[name]) for name in one)
+            assert all((other[name][~mask] == 0).all() for name, mask in masks.items())
+            assert set(table["remaining"][table["round"] == number]) == {
+                tables.table(run, "rounds")["remaining"][number]
+            }
+            model, made = experiment(config).problem.make(), experiment(config)
+            for point in (0, 11, 29):
+                middle = {name: one[name] + (other[name] - one[name]) * point / 29 for name in one}
+                (images, labels), *_ = made._feed([run]).test()
+                wrong = models.load_state(model, middle).eval()(images).argmax(1) != labels
+                row = table[table["round"] == number].iloc[point]
+                assert row["test_error"] == pytest.approx(100 * wrong.float().mean().item())
+        heights = tables.barriers(run)
+        test = table[table["round"] == 1]["test_error"].tolist()
+        assert heights["test"][1] == pytest.approx(max(test) - (test[0] + test[-1]) / 2)
+    assert not list(place.rglob("second.safetensors")) and not list(place.rglob("first.safetensors"))
+    assert {(event.run.arm, event.round) for event in told if isinstance(event, Connected)} == measured
+    assert all(event.round < 3 for event in told if isinstance(event, Evaluated))
+    assert {event.again for event in told if isinstance(event, Moved)} == {"", "second"}
+
+
+def test_everything_but_the_order_is_equal(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same order the second training ends where the first one did, to the bit; with dropout and rewinding."""
+    monkeypatch.setattr("lth.connectivity.ENDS", ("first", "first"))
+    for rewind in ("0", "3it"):
+        config = settings(place, arch_type="drop", rewind=rewind, connectivity=True, root=place / rewind)
+        for run in do(config):
+            assert (tables.barriers(run)[["train", "test"]] == 0).all(axis=None)
+
+
+def test_the_dense_network_starts_from_the_rewind_point_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = noted(monkeypatch)
+    plans: list[tuple[int, str, int]] = []
+    plan = Experiment._plan
+
+    def seen(this: Experiment, run: Run, number: int, again: str = "") -> Any:
+        found = plan(this, run, number, again)
+        plans.append((number, again, found.start))
+        return found
+
+    monkeypatch.setattr(Experiment, "_plan", seen)
+    config = settings(place, rewind="3it", prune_type=("lt", "finetune"), connectivity=True, prune_iterations=2)
+    do(config)
+    assert {("lt", 0, ""), ("lt", 0, "first"), ("lt", 0, "second"), ("finetune", 1, "second")} <= set(ends)
+    assert ("lt", 1, "first") not in ends and ("finetune", 0, "second") not in ends
+    assert {start for number, again, start in plans if not number and again} == {3}
+    assert {start for number, again, start in plans if not number and not again} == {0}
+
+
+def test_finished_rounds_get_their_lines_later(place: Path) -> None:
+    """Where the last weights of a round are gone, it is trained again, to the same end."""
+    config = settings(place, prune_type=("lt", "snip_shuffle"), connectivity=True, rewind="2it")
+    do(replace(config, root=place / "whole"))
+    do(replace(config, connectivity=False))
+    assert session._unfinished(config) and not session._unfinished(replace(config, connectivity=False))
+    told = Told()
+    do(config, told)
+    again = {(event.run.arm, event.round, event.again) for event in told if isinstance(event, Moved)}
+    assert ("lt", 1, "first") in again and ("lt", 2, "first") not in again
+    assert not any(isinstance(event, Evaluated) for event in told), "no round is trained anew"
+    assert_same(results(place, ("dumps", "saves")), results(place / "whole"))
+    assert not session._unfinished(config)
+
+
+def test_stacked_runs_are_measured_too(place: Path) -> None:
+    config = settings(place, trials=2, prune_type=("lt", "reinit"), connectivity=True, precision="fp32")
+    do(config)
+    do(replace(config, stack=4, root=place / "stacked"))
+    for run in runs_of(config):
+        one, other = (tables.table(each, "connectivity") for each in (run, replace(run, root=place / "stacked")))
+        assert (one["test_error"] - other["test_error"]).abs().max() < 100 * 3 / 40
+        assert len(one) == 90
+
+
+def test_a_second_training_that_fails_ends_its_run(place: Path) -> None:
+    config, told = settings(place, prune_type=("lt", "reinit"), connectivity=True), Told()
+    made = experiment(config, told)
+    optimizer, count = made.problem.optimizer, itertools.count()
+
+    def broken(network: Any) -> Any:
+        found = optimizer(network)
+        if next(count) == 1:
+            found.step = lambda gradients: [leaf.detach().fill_(float("nan")) for leaf in network.leaves]
+        return found
+
+    made.problem = replace(made.problem, optimizer=broken)
+    lt, _ = runs_of(config)
+    made.run([lt], 3)
+    assert list(made.failed) == [lt] and "round 0, trained again, ended: the loss became nan" in told.notes
+    assert len(tables.table(lt, "rounds")) == 1 and tables.table(lt, "connectivity").empty
+
+
+# Kills
+
+
+@pytest.mark.parametrize("turns_apart", [17, pytest.param(1, marks=pytest.mark.slow)])
+def test_stopping_anywhere_changes_nothing(place: Path, turns_apart: int) -> None:
+    config = settings(place, arch_type="drop", connectivity=True, prune_iterations=2)
+    turns = itertools.count()
+    do(replace(config, root=place / "whole"), stop=lambda: next(turns) < 0)
+    expected, stopped = results(place / "whole"), 0
+    for turn in range(0, next(turns), turns_apart):
+        root, turns = place / f"stopped{turn}", itertools.count()
+        with pytest.raises(Stopped):
+            do(replace(config, root=root), stop=lambda turns=turns, turn=turn: next(turns) == turn)
+        stopped += bool(list(root.rglob("second.safetensors")))
+        do(replace(config, root=root))
+        assert_same(results(root), expected)
+    assert stopped, "never within a second training"
+
+
+@pytest.mark.parametrize("stride", [pytest.param(7, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)])
+def test_being_killed_between_any_two_changes_of_files_changes_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch, stride: int
+) -> None:
+    config = settings(place, connectivity=True, checkpoint_every=0, rewind="2it", prune_iterations=2)
+    with killed_at(10**9, monkeypatch) as operations:
+        do(replace(config, root=place / "whole"))
+    expected, count = results(place / "whole"), operations[0]
+    for operation in range(0, count, stride):
+        root = place / f"killed{operation}"
+        with killed_at(operation, monkeypatch):
+            do(replace(config, root=root))
+        for file in root.rglob("*.csv"):
+            pd.read_csv(file)
+        do(replace(config, root=root))
+        assert_same(results(root), expected)
+        shutil.rmtree(root)
+
+
+@pytest.mark.parametrize("name", ["second", "first", "checkpoint", "ticket_01"])
+def test_damaged_files_are_got_over(place: Path, name: str) -> None:
+    config = settings(place, connectivity=True, checkpoint_every=0, rewind="2it")
+    do(replace(config, root=place / "whole"))
+    (run,) = runs_of(config)
+    number = 0 if name == "first" else 1
+    turns = itertools.count()
+    with pytest.raises(Stopped):
+        do(config, stop=lambda: resumable(run, number) and next(turns) == 9)
+    file = run.saves / f"{name}.safetensors"
+    file.write_bytes(file.read_bytes()[:200])
+    told = Told()
+    do(config, told)
+    assert str(file) in told.notes
+    assert_same(results(place, ("dumps", "saves")), results(place / "whole"))
+
+
+def resumable(run: Run, number: int) -> bool:
+    """Whether the second training of that round has a checkpoint."""
+    try:
+        return tickets.read_checkpoint(run, name="second")[0] == number
+    except FileNotFoundError:
+        return False
