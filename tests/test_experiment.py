@@ -248,7 +248,7 @@ def test_the_rates_of_trained_survivors(place: Path, monkeypatch: pytest.MonkeyP
 
 def test_fine_tuning_shares_the_dense_round_whatever_its_schedule(place: Path) -> None:
     config, told = settings(place, prune_type=("lt", "finetune"), lr_milestones=["4it"], rewind="2it"), Told()
-    lt, finetune = do(config, told)
+    lt, _ = do(config, told)
     assert {event.run for event in told if isinstance(event, Evaluated) and event.round == 0} == {lt}
     alone = replace(config, prune_type=("finetune",), root=place / "alone")
     do(alone)
