@@ -234,8 +234,8 @@ def test_the_rates_of_trained_survivors(place: Path, monkeypatch: pytest.MonkeyP
     config = settings(place, rewind="3it", lr_milestones=["6it"], warmup="2it", lr=0.01)
     plan = Experiment._plan
 
-    def noted(this: Experiment, run: Run, number: int) -> Any:
-        found = plan(this, run, number)
+    def noted(this: Experiment, run: Run, number: int, again: str = "") -> Any:
+        found = plan(this, run, number, again)
         if number == 1:
             used[run.arm] = [round(found.lr(i), 6) for i in range(found.start, found.steps)]
         return found
