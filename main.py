@@ -12,12 +12,13 @@ import sys
 from collections.abc import Sequence
 
 import utils
-from lth.settings import flags
+from lth.settings import sweep
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the experiment that the flags ask for, or go on with it, and show what came of it."""
-    return utils.perform(flags.parse(argv), argv)
+    asked = sweep.parse(argv)
+    return utils.perform(next(iter(asked)), argv) if len(asked) == 1 else utils.perform_all(asked, argv)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ TABLES = {"rounds": ROUNDS, "evals": EVALS, "layers": LAYERS, "times": TIMES, "c
 class Run:
     """One arm of one trial. Its results: <root>/<kind>/<arch_type>/<dataset>/<settings>/<arm>/seed<k>/.
 
-    fence: the right to write them, where somebody holds the run; no part of what the run is.
+    No part of what the run is: `fence`, the right to write it, where somebody holds it; `about`, what tells it from the
+    runs of other settings that are named beside it.
     """
 
     root: Path
@@ -47,6 +48,7 @@ class Run:
     arm: str
     seed: int
     fence: Fence | None = field(default=None, compare=False, repr=False)
+    about: str = field(default="", compare=False, repr=False)
 
     def folder(self, kind: str) -> Path:
         """The run's folder of that kind: `dumps` or `saves`."""
@@ -72,7 +74,7 @@ class Run:
         return replace(self, arm=arm, fence=None)
 
     def __str__(self) -> str:
-        return f"{self.arm} seed{self.seed}"
+        return f"{self.about} {self.arm} seed{self.seed}".lstrip()
 
 
 def find(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lth.run.terminal import wrapped
+from lth.settings import sweep
 from lth.settings.config import Config, ConfigError
 
 if TYPE_CHECKING:
@@ -100,18 +101,24 @@ def side_by_side(groups: Sequence[Sequence[Run]], folder: Path, format: str) -> 
     written = draw.up_to_date(runs, folder, format)
     if written is None:
         from lth.plots.grid import grid
+        from lth.records.lock import Locked, Locks
 
-        source = draw.fingerprint(runs)
-        written = grid(groups, folder, format)
-        draw.record(folder, format, source, written)
+        with Locks() as locks:
+            try:
+                locks.take(folder / "grid")
+            except Locked:
+                print(f"another process is drawing the figure: {folder / f'grid.{format}'}")
+                return
+            source = draw.fingerprint(runs)
+            written = grid(groups, folder, format)
+            draw.record(folder, format, source, written)
     print("\n".join(f"  {path}" for path in written))
 
 
 def perform(config: Config, argv: Sequence[str], words: Callable[[str], str] = str) -> int:
     """Run the experiment of these settings, which the command line `argv` gave, or go on with it, and show what came of
     it; `words` as in `session.run`."""
-    from lth.records import tables  # PyTorch loads here, once the flags have been found good
-    from lth.run import session, tasks, tensorboard
+    from lth.run import session, tensorboard  # PyTorch loads here, once the flags have been found good
 
     failure = None
     try:
@@ -120,13 +127,52 @@ def perform(config: Config, argv: Sequence[str], words: Callable[[str], str] = s
         failure = error
     if config.dry_run:
         return 0
-    one = tasks.runs_of(config)[0]
-    found = tables.find(config.root, one.arch_type, one.dataset, one.settings)
-    runs = [run for run in found if run.plots == one.plots]
-    if runs:
+    if runs := _finished(config):
         written = conclude(runs, config.format, config.quiet)
         if config.tensorboard and written:
             tensorboard.add_figures(runs[0], written)
     if failure:
         raise failure
     return 0
+
+
+def perform_all(asked: Mapping[Config, Mapping[str, str]], argv: Sequence[str]) -> int:
+    """The same for the experiments of a sweep, each with the values that tell it from the others: they end with the
+    verdicts in words, one figure, and sweep.csv."""
+    from lth.records import files, sentences, verdict
+    from lth.records import sweep as records
+    from lth.run import session
+
+    first, failure = next(iter(asked)), None
+    own = {config: {name: text for name, text in values.items() if name != "seed"} for config, values in asked.items()}
+    try:
+        session.run_all({config: sweep.label(values) for config, values in own.items()}, argv)
+    except session.TrialsFailed as error:
+        failure = error
+    groups = {}
+    for config, values in own.items():  # seeds of one setting are trials of it
+        if not first.dry_run and (runs := _finished(config)):
+            groups[sweep.label(values) or "all seeds"] = values, runs
+    for name, (_, runs) in groups.items():
+        for sentence in sentences.sentences(verdict.table(runs)):
+            print(wrapped(f"{name}: {sentence}", sys.stdout))
+    if groups:
+        folder = first.root / "plots"
+        table, text = folder / "sweep.csv", records.text(records.table(groups.values()))
+        if not table.exists() or table.read_text(encoding="utf-8") != text:
+            files.write(table, text.encode())
+        print(f"\nall settings:\n  {table}")
+        side_by_side([runs for _, runs in groups.values()], folder, first.format)
+    if failure:
+        raise failure
+    return 0
+
+
+def _finished(config: Config) -> list[Run]:
+    """All runs of these settings with a finished round, also those of other commands."""
+    from lth.records import tables
+    from lth.run import tasks
+
+    one = tasks.runs_of(config)[0]
+    found = tables.find(config.root, one.arch_type, one.dataset, one.settings)
+    return [run for run in found if run.plots == one.plots]

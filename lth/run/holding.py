@@ -51,7 +51,7 @@ class Alone:
 
     def hold(self, run: Run) -> Run:
         """The run with the right to write it."""
-        return self.held[run]
+        return replace(run, fence=self.held[run].fence)
 
     def let_go(self, run: Run) -> None:
         """Nothing: until the end it is this process's."""
@@ -69,7 +69,9 @@ class Shared:
     ) -> None:
         self.locks = locks
         self.stacks = {one.asked: stack_size(one.config, one.problem, device) for one in prepared}
-        self.about = {run: (one.config, _facts(one, device, command)) for one in prepared for run in one.runs}
+        self.about: dict[Run, tuple[Config, dict[str, Any]]] = {}
+        for one in prepared:
+            self.about |= dict.fromkeys(one.runs, (one.config, _facts(one, device, command)))
 
     def hold(self, run: Run) -> Run | None:
         """The run with the right to write it, or None if another process has that."""

@@ -29,6 +29,7 @@ class Claim:
 class Queue:
     """The tasks of some experiments, given out run by run.
 
+    configs: the experiments, with what tells their runs from each other in what is said about them.
     hold: gives a run with the right to write it, or None if another process has that.
     let_go: gives that right back.
     together: how many runs of an experiment may be given out at once, to be trained as one network.
@@ -37,7 +38,7 @@ class Queue:
 
     def __init__(
         self,
-        configs: Sequence[Config],
+        configs: Sequence[Config] | Mapping[Config, str],
         hold: Callable[[Run], Run | None],
         let_go: Callable[[Run], None] = lambda run: None,
         together: Callable[[Config], int] = lambda config: 1,
@@ -46,8 +47,9 @@ class Queue:
         self.hold, self.let_go, self.together, self.since = hold, let_go, together, since
         self.config: dict[Run, Config] = {}
         self.tasks: dict[Run, list[Task]] = {}
-        for config in configs:
-            for run, tasks in by_run(tasks_of(config)).items():
+        about = configs if isinstance(configs, Mapping) else dict.fromkeys(configs, "")
+        for config in about:
+            for run, tasks in by_run(tasks_of(config, about[config])).items():
                 if len(tasks) > len(self.tasks.get(run, ())):
                     self.config[run], self.tasks[run] = config, tasks
         self.busy: set[Run] = set()

@@ -5,11 +5,13 @@ All front doors (main.py, `python lth`, ExperimentRunner) come through `run`.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -25,7 +27,7 @@ from lth.run import jobs
 from lth.run.holding import Alone, Prepared, Shared
 from lth.run.progress import Progress
 from lth.run.queue import Queue
-from lth.run.tasks import plan, runs_of, tasks_of, trainings
+from lth.run.tasks import by_run, plan, runs_of, tasks_of, trainings
 from lth.run.tensorboard import Board
 from lth.run.terminal import wrapped
 from lth.settings import checks, names
@@ -47,21 +49,22 @@ def run(asked: Config, command: Sequence[str] = (), words: Callable[[str], str] 
     ConfigError if it cannot be done, before anything is written; RecordError if a file cannot be written or another
     process is at it; jobs.Interrupted after a signal; TrialsFailed if a trial ended early.
     """
-    return run_all([asked], command, words)
+    return run_all({asked: ""}, command, words)
 
 
-def run_all(asked: Sequence[Config], command: Sequence[str] = (), words: Callable[[str], str] = str) -> list[Run]:
-    """The same for several experiments, side by side. What concerns the machine and the output, the first one says."""
-    first = asked[0]
+def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), words: Callable[[str], str] = str) -> list[Run]:
+    """The same for several experiments, side by side, each with what tells its runs from the others' in what is said of
+    them. What concerns the machine and the output is the first one's."""
+    first = next(iter(asked))
 
     def say(text: str) -> None:
         if not first.quiet:
             print(wrapped(words(text), sys.stdout), flush=True)
 
     with jobs.signals() as signalled:
-        runs = list(dict.fromkeys(run for config in asked for run in runs_of(config)))
+        runs = list(dict.fromkeys(run for config, about in asked.items() for run in runs_of(config, about)))
         unfinished = checks.together(*(partial(_unfinished, config) for config in asked))
-        todo = [config for config, left in zip(asked, unfinished, strict=True) if left]
+        todo = {config: asked[config] for config, left in zip(asked, unfinished, strict=True) if left}
         if not todo:
             say("all rounds of these runs are finished: more --prune_iterations or --trials extend them")
             for run in runs:
@@ -69,22 +72,22 @@ def run_all(asked: Sequence[Config], command: Sequence[str] = (), words: Callabl
             return runs
         loaded: dict[tuple[object, ...], Images] = {}
         (device, remark), *prepared = checks.together(
-            lambda: devices.choose(first.gpu), *(partial(_prepared, config, loaded) for config in todo)
+            lambda: devices.choose(first.gpu),
+            *(partial(_prepared, *one, loaded) for one in todo.items()),
         )
         if remark:
             say(remark)
         if first.dry_run:
-            print("\n".join(line for one in prepared for line in _plan(one)))
+            print("\n".join(_plan(prepared)))
             return runs
         probe(first.root)
         with Locks(first.lock_limit) as locks:
             since = clock(first.root)
             holding = (Shared if first.join else Alone)(prepared, locks, device, command)
-            for one in prepared:
-                _announce(one, device, say)
+            _announce(prepared, device, say)
             queue = Queue(todo, holding.hold, holding.let_go, holding.together, since)
             progress = Progress(queue.left(), first.print_freq, first.quiet, runs=runs)
-            board = Board(first) if first.tensorboard else None
+            board = Board() if first.tensorboard else None
 
             def tell(event: Event) -> None:
                 progress(event)
@@ -99,7 +102,7 @@ def run_all(asked: Sequence[Config], command: Sequence[str] = (), words: Callabl
                 jobs.work(queue, workers, tell, signalled, first.join)
             except jobs.Interrupted:
                 progress.close()
-                _warn(f"the results so far are in {runs[0].dumps.parent.parent}")
+                _warn(f"the results so far are in {_where(runs)}")
                 raise
             finally:
                 progress.close()
@@ -119,10 +122,15 @@ def _unfinished(asked: Config) -> bool:
     return any(tables.done_rounds(run, asked.connectivity) < asked.prune_iterations for run in runs)
 
 
-def _prepared(asked: Config, loaded: dict[tuple[object, ...], Images]) -> Prepared:
+def _prepared(asked: Config, about: str, loaded: dict[tuple[object, ...], Images]) -> Prepared:
     """An experiment, checked. `loaded` keeps the images for the next one."""
     config = settled(asked)
-    return Prepared(asked, config, runs_of(asked), *prepare(config, loaded))
+    return Prepared(asked, config, runs_of(asked, about), *prepare(config, loaded))
+
+
+def _where(runs: Sequence[Run]) -> Path:
+    """The folder under dumps/ that holds them all."""
+    return Path(os.path.commonpath([run.dumps.parent.parent for run in runs]))
 
 
 def settled(config: Config) -> Config:
@@ -189,33 +197,44 @@ def disk_needed(config: Config, problem: Problem, runs: Sequence[Run]) -> int:
     return total
 
 
-def _plan(one: Prepared) -> list[str]:
-    """What --dry_run shows of an experiment."""
-    graph, runs = tasks_of(one.asked), one.runs
-    megabytes = disk_needed(one.config, one.problem, runs) / 1e6
-    left = sum(not task.shared and task.round >= tables.finished_rounds(task.run) for task in graph)
-    return [
-        f"{labels.title(runs[0])}, results in {runs[0].dumps.parent.parent}",
-        *(f"  {line}" for line in plan(graph, tables.finished_rounds)),
-        f"  {trainings(graph)} trainings, {left} of them left, {len(runs)} at once at most; "
-        f"weights of up to {megabytes:,.0f} MB",
-    ]
+def _plan(prepared: Sequence[Prepared]) -> list[str]:
+    """What --dry_run shows: the trainings of each setting, how many are left, the disk they take."""
+    lines: list[str] = []
+    count = left = 0
+    folders = dict.fromkeys(one.runs[0].dumps.parent.parent for one in prepared)
+    for folder in folders:
+        here = [one for one in prepared if one.runs[0].dumps.parent.parent == folder]
+        rounds = by_run(task for one in here for task in tasks_of(one.asked))
+        graph = [task for tasks in rounds.values() for task in tasks]
+        lines.append(f"{labels.title(here[0].runs[0])}, results in {folder}")
+        lines += [f"  {line}" for line in plan(graph, tables.finished_rounds)]
+        count += trainings(graph)
+        left += sum(not task.shared and task.round >= tables.finished_rounds(task.run) for task in graph)
+    runs = len({run for one in prepared for run in one.runs})
+    need = sum(disk_needed(one.config, one.problem, one.runs) for one in prepared) / 1e6
+    total = f"{count} trainings, {left} of them left, up to {runs} at once"
+    return [*lines, f"{total}; the weights under saves/ take up to {need:,.0f} MB"]
 
 
-def _announce(one: Prepared, device: torch.device, say: Callable[[str], object]) -> None:
-    """Say where things go and how much disk they take."""
-    config, runs, problem = one.config, one.runs, one.problem
-    stack = stack_size(config, problem, device)
-    need, free = disk_needed(config, problem, runs) / 1e6, shutil.disk_usage(config.root).free / 1e6
-    where = runs[0].dumps.parent.parent
-    if assumed := names.assumed(config.arch_type, runs[0].dataset, config.data):
-        say(assumed)
-    say(f"{len(runs)} runs of {config.prune_iterations} rounds on {devices.name(device)}, results in {where}")
+def _announce(prepared: Sequence[Prepared], device: torch.device, say: Callable[[str], object]) -> None:
+    """Say where things go, how much disk they take, and what may surprise."""
+    runs = [run for one in prepared for run in one.runs]
+    rounds = max(one.config.prune_iterations for one in prepared)
+    need = sum(disk_needed(one.config, one.problem, one.runs) for one in prepared) / 1e6
+    free = shutil.disk_usage(runs[0].root).free / 1e6
+    remarks: dict[str, None] = {}
+    for one in prepared:
+        config, stack = one.config, stack_size(one.config, one.problem, device)
+        remarks[names.assumed(config.arch_type, one.runs[0].dataset, config.data) or ""] = None
+        remarks[layers.left_alone(one.problem.make(), config.prune_embeddings) or ""] = None
+        if stack < (config.stack or 1):
+            alone = f"--stack {config.stack}: torch.func.vmap cannot follow this model, each run is trained alone"
+            remarks[alone] = None
+    of = f"{len(prepared)} experiments, " if len(prepared) > 1 else ""
+    say(f"{of}{len(runs)} runs of {rounds} rounds on {devices.name(device)}, results in {_where(runs)}")
     say(f"the weights under saves/ take up to {need:,.0f} MB of {free:,.0f} MB free (--keep_weights last: less)")
-    if alone := layers.left_alone(problem.make(), config.prune_embeddings):
-        say(alone)
-    if stack < (config.stack or 1):
-        say(f"--stack {config.stack}: torch.func.vmap cannot follow this model, each run is trained alone")
+    for remark in filter(None, remarks):
+        say(remark)
     if need > free:
         _warn("warning: the disk may become full; a stopped run can be taken up later")
 

@@ -26,17 +26,18 @@ class Task:
     shared: bool = False
 
 
-def runs_of(config: Config) -> list[Run]:
-    """The runs that the settings ask for, a trial's arms one after another; first those whose masks others need."""
+def runs_of(config: Config, about: str = "") -> list[Run]:
+    """The runs that the settings ask for, a trial's arms one after another; first those whose masks others need.
+    `about` tells them from those of other settings where several are named."""
     needed = [ARMS[arm].mask_of for arm in config.prune_type if ARMS[arm].mask_of]
     arms = dict.fromkeys([*needed, *config.prune_type])
     dataset = names.dataset(config.dataset)
     model = names.model(config.arch_type, dataset, config.data)
     spelled = folders.spelled(config.root, model, dataset, config.folder())
-    return [Run(config.root, *spelled, arm, seed) for seed in config.seeds for arm in arms]
+    return [Run(config.root, *spelled, arm, seed, about=about) for seed in config.seeds for arm in arms]
 
 
-def tasks_of(config: Config) -> list[Task]:
+def tasks_of(config: Config, about: str = "") -> list[Task]:
     """The graph of an experiment, run by run.
 
     A run's rounds follow each other. The dense round of a trial is trained by its first arm and taken over by the
@@ -44,7 +45,7 @@ def tasks_of(config: Config) -> list[Task]:
     round, which is there when the other's round before has ended.
     """
     tasks, first = [], dict[int, Run]()
-    for run in runs_of(config):
+    for run in runs_of(config, about):
         dense = first.setdefault(run.seed, run)
         masks = ARMS[run.arm].mask_of
         tasks.append(Task(run, 0, () if dense == run else ((dense, 0),), shared=dense != run))

@@ -15,14 +15,12 @@ from tensorboardX import SummaryWriter
 from lth.records import tables, tickets
 from lth.records.events import Evaluated, Event, RoundDone
 from lth.records.tables import Run
-from lth.settings.config import Config
 
 
 class Board:
     """Logs events. Close it to write the rest."""
 
-    def __init__(self, config: Config) -> None:
-        self.settings = {**config.deciding(), "arch_type": config.arch_type, "dataset": config.dataset}
+    def __init__(self) -> None:
         self.writers: dict[Run, SummaryWriter] = {}
         self.last: dict[Run, dict[str, Any]] = {}
 
@@ -38,7 +36,9 @@ class Board:
         """Write what is still in memory, and each run's settings beside its last round (the HPARAMS view)."""
         for run, row in self.last.items():
             metrics = {f"last/{name}": float(row[name]) for name in ("remaining", "ES", "test")}
-            self.writers[run].add_hparams({**self.settings, "arm": run.arm, "seed": run.seed}, metrics, name=".")
+            settings = tables.read_json(run.dumps / "config.json").get("deciding", {})
+            whose = {name: getattr(run, name) for name in ("arch_type", "dataset", "arm", "seed")}
+            self.writers[run].add_hparams({**settings, **whose}, metrics, name=".")
         for writer in self.writers.values():
             writer.close()
         self.writers.clear()

@@ -155,7 +155,7 @@ def reworded(error: Exception, names: Mapping[str, str]) -> Exception:
 
 
 def together(*steps: Callable[[], Any]) -> tuple[Any, ...]:
-    """What the steps give; ConfigError with the problems of all of them."""
+    """What the steps give; ConfigError with the problems of all of them, each once."""
     results: list[Any] = []
     problems: list[str] = []
     for step in steps:
@@ -164,5 +164,5 @@ def together(*steps: Callable[[], Any]) -> tuple[Any, ...]:
         except ConfigError as error:
             problems += error.problems
     if problems:
-        raise ConfigError(*problems)
+        raise ConfigError(*dict.fromkeys(problems))
     return tuple(results)

@@ -99,15 +99,26 @@ def parser(prog: str = "main.py") -> argparse.ArgumentParser:
         **suppressed,
     )
     prune.add_argument("--prune_rounds", metavar="N", help="prunings that --prune_pc takes (default: 5)", **suppressed)
+    run.add_argument(
+        "--sweep",
+        metavar="NAME=VALUE,VALUE",
+        nargs="+",
+        help="an experiment for every combination of these values, side by side: lr=1.2e-3,1e-4 arch_type=fc1,lenet5",
+        **suppressed,
+    )
     return made
 
 
-def parse(argv: Sequence[str], prog: str = "main.py") -> Config:
-    """The settings that the command line asks for. Raises ConfigError with all mistakes at once."""
+def parse(argv: Sequence[str], prog: str = "main.py", swept: Mapping[str, Any] | None = None) -> Config:
+    """The settings that the command line asks for, with those of one combination of --sweep (`swept`) if it has that.
+    Raises ConfigError with all mistakes at once."""
     made = parser(prog)
     known, unknown = made.parse_known_args(argv)
     given = vars(known)
     problems = unknown_problems(made, unknown)
+    if given.pop("sweep", None) and swept is None:
+        problems.append("--sweep asks for several experiments, and this is one")
+    given |= swept or {}
 
     settings: dict[str, Any] = {}
     for source, read in (("config", _config_file), ("preset", _preset_settings)):

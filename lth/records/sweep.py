@@ -1,0 +1,37 @@
+"""Several settings in one table: what they are, and how accurate each arm is at each sparsity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import pandas as pd
+
+from lth.records import tables, verdict
+from lth.records.tables import Run
+
+COLUMNS = ("arm", "round", "remaining", "trials", "test", "low", "high", "ES")
+
+
+def table(groups: Iterable[tuple[Mapping[str, str], Sequence[Run]]]) -> pd.DataFrame:
+    """A row a setting, arm and round: the values that tell the setting from the others, and COLUMNS.
+
+    `groups` are these values and the runs of each setting. remaining, test and ES are means over trials, low and high
+    the 95% interval of the mean test accuracy by Student's t, NaN with fewer than two trials.
+    """
+    rows = []
+    names: dict[str, None] = {}
+    for values, runs in groups:
+        names |= dict.fromkeys(values)
+        for arm in verdict.in_order([run.arm for run in runs]):
+            frames = [tables.table(run, "rounds") for run in runs if run.arm == arm]
+            for number, found in pd.concat(frames).groupby("round"):
+                low, high = verdict.interval(found["test"])
+                means = {name: found[name].mean() for name in ("remaining", "test", "ES")}
+                about = {"arm": arm, "round": int(number), "trials": len(found), "low": low, "high": high}
+                rows.append({**values, **about, **means})
+    return pd.DataFrame(rows, columns=[*names, *COLUMNS])
+
+
+def text(table: pd.DataFrame) -> str:
+    """The table as sweep.csv holds it."""
+    return table.to_csv(index=False, float_format="%.10g", lineterminator="\n")

@@ -1,0 +1,92 @@
+"""--sweep: the command lines of several experiments in one."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lth.settings import flags
+from lth.settings.config import Config, ConfigError, nearest
+
+ALLOWED = ("arch_type", "dataset", "seed")  # beside the settings that decide numbers
+MOST = 10_000  # combinations
+NAMES = {
+    flag.lstrip("-"): spec.name
+    for spec in flags.FIELDS.values()
+    for flag in (spec.name, *spec.metadata.get("aliases", ()))
+}
+INSTEAD = {
+    "prune_type": "give --prune_type all arms",
+    "trials": "give --trials the largest number",
+    "prune_iterations": "give --prune_iterations the largest number, whose rounds hold the others",
+    "name": "a name is for one experiment",
+}
+
+
+def parse(argv: Sequence[str]) -> dict[Config, dict[str, str]]:
+    """The experiments that a command line asks for, each with the values, as text, that tell it from the others.
+
+    One without values where there is no --sweep. ConfigError with the mistakes of all combinations.
+    """
+    given = vars(flags.parser().parse_known_args(argv)[0])
+    if not given.get("sweep"):
+        return {flags.parse(argv): {}}
+    choices, problems = _choices(given["sweep"])
+    if given.get("name"):
+        problems.append("--name would give all combinations of --sweep one folder: leave it out")
+    found: dict[Config, dict[str, str]] = {}
+    wrong: dict[str, list[str]] = {}
+    if math.prod(map(len, choices.values())) > MOST:
+        raise ConfigError(f"--sweep must have at most {MOST} combinations, not {math.prod(map(len, choices.values()))}")
+    combinations = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+    for texts in combinations:
+        try:
+            config = flags.parse(argv, swept={name: _value(name, text) for name, text in texts.items()})
+            found.setdefault(config, texts)
+        except ConfigError as error:
+            for problem in error.problems:
+                wrong.setdefault(problem, []).append(label(texts))
+    for problem, where in wrong.items():
+        of_all = len(where) == len(combinations)
+        others = f" and {len(where) - 1} more" if len(where) > 1 else ""
+        problems.append(problem if of_all else f"{problem} (with {where[0]}{others})")
+    if problems:
+        raise ConfigError(*problems)
+    return found
+
+
+def label(texts: Mapping[str, str]) -> str:
+    """A combination in a few words: `lenet5 lr=1e-4`."""
+    return " ".join(text if name in ("arch_type", "dataset") else f"{name}={text}" for name, text in texts.items())
+
+
+def _choices(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The values, as text, of each setting that is swept, and what is wrong with the words."""
+    choices: dict[str, list[str]] = {}
+    problems = []
+    for word in words:
+        said, equals, values = word.partition("=")
+        name = NAMES.get(said, "")
+        texts = values.split(",")
+        if not equals or not all(texts):
+            problems.append(f"--sweep must be NAME=VALUE,VALUE,..., not {word!r}")
+        elif not name:
+            problems.append(f"--sweep {said} is no setting{nearest(said, NAMES)}")
+        elif name not in ALLOWED and not flags.FIELDS[name].metadata.get("changes_numbers", True):
+            instead = INSTEAD.get(name, f"give --{name} itself, once for all")
+            problems.append(f"--sweep {name} does not change what is trained: {instead}")
+        elif name in choices:
+            problems.append(f"--sweep {name} is given twice: give all its values at once")
+        else:
+            choices[name] = list(dict.fromkeys(texts))
+    return choices, problems
+
+
+def _value(name: str, text: str) -> Any:
+    """A value as the flag would give it."""
+    spec = flags.FIELDS[name]
+    if spec.type == "bool":
+        return {"true": True, "false": False}.get(text.lower(), text)
+    return text.split("+") if spec.metadata.get("many") else text

@@ -1,0 +1,74 @@
+"""--sweep from the command to its table: the same results as the commands one by one."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from helpers import assert_same, do, results, settings
+
+import main
+import utils
+from lth.records import tables, verdict
+from lth.records.tables import Run
+
+
+def argv(place: Path, *more: str) -> list[str]:
+    words = "--arch_type mlp --dataset tiny --gpu cpu --jobs 1 --prune_iterations 3 --prune_percent 30 --end_iter 8it"
+    words += " --valid_freq 4it --valid_size 40 --batch_size 10 --prune_type lt reinit"
+    return [*words.split(), "--data", str(place / "data"), "--root", str(place / "swept"), *more]
+
+
+def test_a_sweep_gives_what_its_commands_give_and_one_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = argv(place, "--sweep", "lr=0.01,0.02", "seed=0,4")
+    assert utils.exit_code(main.main, command) == 0
+    out = capsys.readouterr().out
+    usual = {"root": place / "single", "prune_type": ("lt", "reinit")}
+    for lr in (0.01, 0.02):
+        for seed in (0, 4):
+            do(settings(place, lr=lr, seed=seed, **usual))
+    assert_same(results(place / "swept"), results(place / "single"))
+    assert "4 experiments, 8 runs of 3 rounds" in out and "lr=0.02 reinit seed4 " in out
+    assert out.index("\nlr=0.01: ") < out.index("\nlr=0.02: ") < out.index("plots/sweep.csv")
+    assert (place / "swept" / "plots" / "grid.png").stat().st_size > 10_000
+
+    found = pd.read_csv(place / "swept" / "plots" / "sweep.csv")
+    assert list(found) == ["lr", "arm", "round", "remaining", "trials", "test", "low", "high", "ES"]
+    assert len(found) == 2 * 2 * 3 and set(found["trials"]) == {2}
+    row = found.query("lr == 0.02 and arm == 'reinit' and round == 2").iloc[0]
+    (folder,) = place.glob("swept/dumps/mlp/tiny/*lr=0.02*")
+    runs = [Run(place / "swept", "mlp", "tiny", folder.name, "reinit", seed) for seed in (0, 4)]
+    tests = [tables.table(run, "rounds")["test"][2] for run in runs]
+    assert row["test"] == pytest.approx(sum(tests) / 2) and (row["low"], row["high"]) == pytest.approx(
+        verdict.interval(tests)
+    )
+
+    before = {file: file.stat().st_mtime_ns for file in (place / "swept").rglob("*")}
+    assert utils.exit_code(main.main, command) == 0
+    assert "all rounds of these runs are finished" in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in (place / "swept").rglob("*")} == before
+    assert utils.exit_code(main.main, argv(place, "--sweep", "lr=0.02", "seed=0,4")) == 0
+    again = pd.read_csv(io.StringIO((place / "swept" / "plots" / "sweep.csv").read_text()))
+    assert set(again["lr"]) == {0.02}, "another sweep has another table"
+
+
+def test_every_combination_is_checked_before_any_work(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert utils.exit_code(main.main, argv(place, "--sweep", "batch_size=10,500", "rewind=0,9it,20it")) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == len(set(said)) and not (place / "swept").exists()
+    assert any("--rewind" in line and "9it" in line for line in said), said
+    assert any("--rewind" in line and "20it" in line for line in said) and any("--batch_size" in line for line in said)
+
+
+def test_a_dry_run_shows_all_and_touches_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--sweep", "lr=0.01,0.02", "--prune_type", "lt", "ticket_reinit", "--trials", "3", "--dry_run"]
+    assert utils.exit_code(main.main, argv(place, *more)) == 0
+    out = capsys.readouterr().out
+    assert out.count("ticket_reinit       3       3          6         0  the dense round of lt, the masks of lt") == 2
+    assert "30 trainings, 30 of them left, up to 12 at once" in out
+    assert not (place / "swept").exists()
+    do(settings(place, root=place / "swept", prune_iterations=2))
+    assert utils.exit_code(main.main, argv(place, *more)) == 0
+    assert "30 trainings, 28 of them left" in capsys.readouterr().out

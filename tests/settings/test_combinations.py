@@ -1,0 +1,96 @@
+"""--sweep on the command line: every combination, all mistakes at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from lth.settings import flags, sweep
+from lth.settings.config import ConfigError, Duration
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        sweep.parse(text.split())
+    return list(caught.value.problems)
+
+
+def test_without_it_there_is_one_experiment() -> None:
+    assert sweep.parse(["--lr", "0.1"]) == {flags.parse(["--lr", "0.1"]): {}}
+
+
+def test_every_combination_is_an_experiment() -> None:
+    text = "--trials 2 --lr 5 --sweep lr=1.2e-3,1e-4 arch_type=fc1,lenet5 --epochs 3"
+    found = sweep.parse(text.split())
+    assert [(config.lr, config.arch_type, config.trials, config.end_iter) for config in found] == [
+        (lr, arch, 2, Duration(3)) for lr in (1.2e-3, 1e-4) for arch in ("fc1", "lenet5")
+    ]
+    assert [sweep.label(texts) for texts in found.values()] == [
+        "lr=1.2e-3 fc1",
+        "lr=1.2e-3 lenet5",
+        "lr=1e-4 fc1",
+        "lr=1e-4 lenet5",
+    ]
+
+
+def test_values_of_every_kind() -> None:
+    found = sweep.parse(
+        ["--sweep", "bs=60,100", "lr_milestones=1ep+50%,2ep", "augment=true,False", "rewind=0,500it", "seed=3,7"]
+    )
+    assert len(found) == 32
+    config, texts = list(found.items())[-1]
+    assert (config.batch_size, config.lr_milestones, config.augment) == (100, (Duration(2),), False)
+    assert config.rewind == Duration(500, "it") and config.seed == 7 and texts["batch_size"] == "100"
+    assert next(iter(found)).lr_milestones == (Duration(1), Duration(50, "%")) and next(iter(found)).augment is True
+
+
+def test_a_sweep_beats_a_preset_and_flags_win_over_neither() -> None:
+    found = sweep.parse(["--preset", "lenet", "--sweep", "lr=0.1,0.2"])
+    assert [config.lr for config in found] == [0.1, 0.2] and {config.prune_percent for config in found} == {20}
+
+
+def test_equal_values_are_one() -> None:
+    assert [config.lr for config in sweep.parse(["--sweep", "lr=0.1,1e-1,0.10,0.2,0.2"])] == [0.1, 0.2]
+
+
+def test_all_mistakes_come_in_one_message() -> None:
+    said = problems(
+        "--sweep lr=0.1,-1,x arch_type=fc1,fc2 augment=maybe lrr=3 bs= seed prune_type=lt,reinit trials=1,2 root=a,b "
+        "lr=5 --jobz 3 --name x --prune_percent 200"
+    )
+    for sentence in (
+        "--sweep lrr is no setting: did you mean lr?",
+        "--sweep must be NAME=VALUE,VALUE,..., not 'bs='",
+        "--sweep must be NAME=VALUE,VALUE,..., not 'seed'",
+        "--sweep prune_type does not change what is trained: give --prune_type all arms",
+        "--sweep trials does not change what is trained: give --trials the largest number",
+        "--sweep root does not change what is trained: give --root itself, once for all",
+        "--sweep lr is given twice: give all its values at once",
+        "--name would give all combinations of --sweep one folder: leave it out",
+        "--jobz is no flag of this program: did you mean --jobs?",
+        "--augment must be True or False, not 'maybe'",
+    ):
+        assert said.count(sentence) == 1, (sentence, said)
+    assert sum("--prune_percent must be" in sentence for sentence in said) == 1
+    (negative,) = [sentence for sentence in said if "not '-1'" in sentence]
+    assert (
+        negative.startswith("--lr must be a number above 0") and "(with lr=-1 fc1 augment=maybe and 1 more)" in negative
+    )
+    (unknown,) = [sentence for sentence in said if "'fc2'" in sentence]
+    assert unknown.startswith("--arch_type must be a model") and "(with lr=0.1 fc2" in unknown
+
+
+def test_a_combination_that_cannot_be_is_named() -> None:
+    (said,) = problems("--momentum 0.9 --sweep optimizer=sgd,adam")
+    assert said == "--momentum belongs to --optimizer sgd, not to adam (with optimizer=adam)"
+
+
+def test_too_many_are_refused_at_once() -> None:
+    many = ",".join(map(str, range(1, 150)))
+    assert problems(f"--sweep batch_size={many} valid_size={many}") == [
+        "--sweep must have at most 10000 combinations, not 22201"
+    ]
+
+
+def test_who_wants_one_experiment_gets_no_sweep() -> None:
+    with pytest.raises(ConfigError, match="--sweep asks for several experiments, and this is one"):
+        flags.parse(["--sweep", "lr=0.1,0.2"])
