@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from matplotlib.figure import Figure
+
 from lth.plots import style
 
 
@@ -13,3 +15,22 @@ def test_settings_break_after_commas() -> None:
     assert style.wrapped("short", 80) == ["short"]
     assert style.wrapped("", 80) == []
     assert max(map(len, style.wrapped(f"{'x' * 90}, {text}", 80))) <= 80
+
+
+def test_a_legend_stays_within_its_figure() -> None:
+    names = [
+        "lt",
+        "reinit",
+        "dense network",
+        "winning ticket: no worse than dense",
+        "winning ticket: better than dense",
+    ]
+    for shown in (names[:3], names, names * 2):
+        figure = Figure(figsize=(style.WIDTH, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for number, name in enumerate(shown):
+            axes.plot([0, 1], label=f"{name}{' again' * (number // len(names))}")
+        style.legend(figure, [axes], "mean of 2 trials")
+        figure.draw_without_rendering()
+        box = figure.legends[0].get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.width
