@@ -133,25 +133,21 @@ def legend(
     """One legend below everything, with each name once, headed by what its lines are."""
     entries = {name: handle for name, handle in _entries(axes).items() if name not in set(leave_out)}
     order = sorted(entries, key=lambda name: LAST.index(name) if name in LAST else -1)
-    room = figure.get_figwidth() * 15 - 2  # letters of this size in the width of the figure
-
-    def needed(rows: int) -> int:
-        return sum(max(map(len, order[i : i + rows])) + 8 for i in range(0, len(order), rows))  # 8: line and gaps
-
-    rows = math.ceil(len(order) / columns) or 1
-    while rows < len(order) and needed(rows) > room:
-        rows += 1
-    figure.legend(
-        [entries[name] for name in order],
-        order,
-        title=caption or None,
-        title_fontsize=8,
-        loc="outside lower center",
-        ncols=math.ceil(len(order) / rows) or 1,
-        frameon=False,
-        handlelength=3.0,
-        columnspacing=1.4,
-    )
+    for rows in range(math.ceil(len(order) / columns) or 1, len(order) + 1):
+        drawn = figure.legend(
+            [entries[name] for name in order],
+            order,
+            title=caption or None,
+            title_fontsize=8,
+            loc="outside lower center",
+            ncols=math.ceil(len(order) / rows),
+            frameon=False,
+            handlelength=3.0,
+            columnspacing=1.4,
+        )
+        if drawn.get_window_extent().width <= figure.bbox.width or rows == len(order):
+            return
+        drawn.remove()
 
 
 def heading(place: Axes, axes: Axes, names: Sequence[str], title: str) -> None:
