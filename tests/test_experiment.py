@@ -27,7 +27,7 @@ from lth.records.tables import Run
 from lth.records.tickets import numbered
 from lth.run import session
 from lth.run.tasks import runs_of
-from lth.settings.arms import ARMS
+from lth.settings.arms import ARMS, CRITERIA
 from lth.settings.config import Config, ConfigError, derive_seed
 from lth.training import models
 from lth.training.models import State
@@ -423,10 +423,29 @@ def test_pruning_looks_at_the_end_of_training_and_reporting_at_es(place: Path, m
         early += row["ES"] < 24
         assert equal(trained(run, number), ends.final["lt", number]) == (row["ES"] == 24)
     assert early, "choose other settings: ES was always the end"
-    before, after = tickets.read_ticket(run, 0).masks, tickets.read_ticket(run, 1).masks
-    for layer in before:
-        weights = ends.final["lt", 0][layer].abs()
-        assert weights[~after[layer]].max() <= weights[after[layer]].min()
+    assert_pruned_by_the_end(run, ends)
+
+
+def assert_pruned_by_the_end(run: Run, ends: Ends) -> None:
+    """Every round's mask is that of the magnitudes at the end of the round before, and not that of those at ES."""
+    for number in range(1, len(rounds(run))):
+        before, after = tickets.read_ticket(run, number - 1).masks, tickets.read_ticket(run, number).masks
+        others = 0
+        for layer in before:
+            gone = before[layer] & ~after[layer]
+            final, best = ends.final[run.arm, number - 1][layer].abs(), trained(run, number - 1)[layer].abs()
+            assert final[gone].max() <= final[after[layer]].min()
+            others += int(best[gone].max() > best[after[layer]].min())
+        assert others, "choose other settings: the weights at ES would have given the same mask"
+
+
+def test_pruning_looks_at_the_end_of_training_also_after_a_stop(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept for the next pruning, in `dense` and in the checkpoint, is not what is kept for the accuracy."""
+    ends = Ends(monkeypatch)
+    config = settings(place, optimizer="sgd", lr=1.5, momentum=0.9, end_iter="24it", valid_freq="2it")
+    for count in (1, 2, 3):
+        (run,) = do(replace(config, prune_iterations=count))
+    assert_pruned_by_the_end(run, ends)
 
 
 def test_layers_without_weights_are_said_and_the_run_goes_on(place: Path) -> None:
@@ -454,6 +473,40 @@ def accuracy(place: Path, state: State) -> float:
         return 100 * (model(images).argmax(1) == labels).float().mean().item()
 
 
+# Criteria
+
+SCORED: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "magnitude": lambda initial, final: final.abs(),
+    "magnitude_increase": lambda initial, final: final.abs() - initial.abs(),
+    "movement": lambda initial, final: (final - initial).abs(),
+    "large_init": lambda initial, final: initial.abs(),
+    "large_init_large_final": lambda initial, final: torch.stack([initial.abs(), final.abs()]).amin(0),
+}
+
+
+@pytest.mark.parametrize("method", list(CRITERIA))
+def test_criteria_see_the_true_initial_weights_and_those_at_the_end(
+    place: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every round and arm, also where survivors start from later weights; fresh ones are initial in their round."""
+    ends = Ends(monkeypatch)
+    arms = ("lt", "finetune", "lr_rewind", "reinit")
+    config = settings(place, prune_method=method, prune_type=arms, rewind="6it", lr=0.1)
+    for run in do(config):
+        original = tickets.read_state(run, "initial")
+        for number in (1, 2):
+            before, after = tickets.read_ticket(run, number - 1), tickets.read_ticket(run, number)
+            initial = before.start if run.arm == "reinit" else original
+            final = ends.final.get((run.arm, number - 1)) or ends.final["lt", 0]
+            others = 0
+            for layer, mask in after.masks.items():
+                gone = before.masks[layer] & ~mask
+                found = {name: score(initial[layer], final[layer]) for name, score in SCORED.items()}
+                assert found[method][gone].max() <= found[method][mask].min(), (run.arm, number)
+                others += sum(bool(score[gone].max() > score[mask].min()) for score in found.values())
+            assert others >= len(SCORED) - 1, "choose other settings: other criteria give the same mask"
+
+
 # What a trial's numbers depend on
 
 
@@ -477,6 +530,49 @@ def test_trials_have_their_own_weights_splits_and_orders(place: Path) -> None:
     feed = made._feed(runs[:1])
     orders = [feed.epoch([(0, "order", number)], 0).flatten().tolist() for number in (0, 1)]
     assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]), "each round has its own order"
+
+
+def test_every_round_of_every_trial_draws_its_own_weights(place: Path) -> None:
+    drawn = {}
+    for run in do(settings(place, trials=2, prune_type=("reinit", "ticket_reinit"))):
+        for number in range(3):
+            drawn[run.seed, number, run.arm if number else ""] = tickets.read_ticket(run, number).start
+    for one, other in itertools.combinations([key for key in drawn if key[2] in ("", "reinit")], 2):
+        assert not torch.equal(*(drawn[key]["layers.1.weight"] for key in (one, other))), (one, other)
+        assert not torch.equal(*(drawn[key]["layers.3.weight"] for key in (one, other))), (one, other)
+    for seed, number in itertools.product((0, 1), (1, 2)):  # arms differ by their masks alone
+        assert equal(drawn[seed, number, "reinit"], drawn[seed, number, "ticket_reinit"])
+
+
+def test_every_round_of_every_trial_prunes_and_shuffles_at_random_in_its_own_way(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(place, trials=2, prune_type=("random", "ticket_shuffle", "random_shuffle"))
+    streams: dict[str, list[list[float]]] = {}
+
+    def watched(name: str) -> None:
+        plain = getattr(pruning, name)
+
+        def draws(masks: Any, generator: torch.Generator) -> Any:
+            ahead = torch.Generator().set_state(generator.get_state())
+            streams.setdefault(name, []).append(torch.rand(3, generator=ahead).tolist())
+            return plain(masks, generator)
+
+        monkeypatch.setattr(pruning, name, draws)
+
+    watched("random_scores")
+    watched("shuffled")
+    runs = {(run.arm, run.seed): run for run in do(config)}
+    assert len(streams["random_scores"]) == 4 and len(streams["shuffled"]) == 8
+    assert len(set(map(tuple, streams["random_scores"]))) == 4
+    assert len(set(map(tuple, streams["shuffled"]))) == 4, "two arms that shuffle draw alike in a round of a trial"
+    masks = {(seed, n): tickets.read_ticket(runs["random", seed], n).masks for seed in (0, 1) for n in (1, 2)}
+    at_once = do(settings(place, prune_type=("random",), prune_percent=51.1, root=place / "once"))[0]
+    for layer, once in tickets.read_ticket(at_once, 1).masks.items():
+        assert not torch.equal(masks[0, 1][layer], masks[1, 1][layer])
+        if once.numel() > 100:
+            again = once & ~masks[0, 2][layer]
+            assert again.any(), "the second pruning went on in the order of the first"
 
 
 def test_stacked_runs_find_what_single_ones_find(place: Path) -> None:

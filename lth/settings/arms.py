@@ -111,6 +111,8 @@ ARMS = Arms(
 
 # Criteria of Zhou et al. 2019 (arXiv:1905.01067, Figure 3): a score a weight from its initial and its trained
 # value, the lowest scores are pruned. `magnitude` (their "large final") is that of Frankle & Carbin.
+# Initial are the weights that round 0 began with, also under --rewind and where survivors go on trained; in arms that
+# draw fresh weights every round, those drawn for the round.
 CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "magnitude": lambda initial, final: final.abs(),
     "magnitude_increase": lambda initial, final: final.abs() - initial.abs(),

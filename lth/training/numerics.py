@@ -22,10 +22,8 @@ def numerics(precision: str, threads: int) -> Iterator[None]:
         (backends.mkldnn.matmul, "ieee" if strict else "bf16"),
         (backends.mkldnn.conv, "ieee" if strict else "bf16"),
         (backends.mkldnn.rnn, "ieee" if strict else "bf16"),
-        (backends.mkldnn.rnn, "ieee" if strict else "bf16"),
         (backends.cuda.matmul, "ieee" if strict else "tf32"),
         (backends.cudnn.conv, "ieee" if strict else "tf32"),
-        (backends.cudnn.rnn, "ieee" if strict else "tf32"),
         (backends.cudnn.rnn, "ieee" if strict else "tf32"),
     ]
     before = [knob.fp32_precision for knob, _ in knobs]
