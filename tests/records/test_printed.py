@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import pytest
-from test_verdict import rounds_of
+from rounds import rounds_of
 
 from lth.records import printed, verdict
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from test_verdict import rounds_of
+from rounds import rounds_of
 
 from lth.records import verdict
 from lth.records.sentences import sentences

@@ -11,28 +11,12 @@ import pytest
 from conftest import MakeRuns
 from hypothesis import given
 from hypothesis import strategies as st
+from rounds import rounds_of
 from scipy import stats
 
 from lth.records import tables, verdict
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
-
-
-def rounds_of(test: np.ndarray, ES: np.ndarray | None = None, arm: str = "lt", last: float = 9e9) -> pd.DataFrame:
-    """What verdict.paired gives for test accuracies (trials, rounds), round 0 first."""
-    trials, count = test.shape
-    stops = np.full(test.shape, 1000.0) if ES is None else np.asarray(ES, float)
-    columns = {
-        "round": np.tile(np.arange(count), trials),
-        "remaining": np.tile(100 * 0.8 ** np.arange(count), trials),
-        "seed": np.repeat(np.arange(trials), count),
-        "test": test.ravel(),
-        "difference": (test - test[:, :1]).round(9).ravel(),
-        "ES": stops.ravel(),
-        "ES_ratio": (stops / stops[:, :1]).ravel(),
-        "ES_dense": np.repeat(stops[:, 0], count),
-    }
-    return pd.DataFrame(columns).assign(arm=arm, last=last)
 
 
 def judged(test: list[list[float]], ES: list[list[float]] | None = None, **more: object) -> pd.DataFrame:
@@ -69,6 +53,18 @@ def test_intervals_hold_the_truth_as_often_as_they_say(trials: int, own: float) 
     assert 0.92 <= np.mean(hit) <= 0.995
     alone = 2 * stats.t.ppf(0.975, trials - 1) * math.sqrt(2 * 0.17**2 + own**2) / math.sqrt(trials)
     assert np.mean(width) < {2: 0.35, 3: 0.7, 5: 0.95}[trials] * alone  # than what a round alone would give
+
+
+@pytest.mark.parametrize(("trials", "rounds"), [(2, 1), (2, 5), (3, 10), (5, 20)])
+def test_degrees_of_freedom_are_those_of_the_variance(trials: int, rounds: int) -> None:
+    """By simulation: a variance has 2 m^2 / v degrees of freedom where its mean is m and its own variance v."""
+    accuracy = np.random.default_rng(0).normal(0, 1, (40_000, trials, rounds + 1))
+    differences = accuracy[..., 1:] - accuracy[..., :1]
+    pooled = differences.var(axis=1, ddof=1).mean(axis=1)
+    freedom = 2 * pooled.mean() ** 2 / pooled.var()
+    low, high = verdict.interval(differences[0])
+    quantile = (high - low) / 2 / math.sqrt(pooled[0] / trials)
+    assert quantile == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.03)
 
 
 def test_an_interval_knows_the_denser_rounds_only() -> None:
