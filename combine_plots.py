@@ -43,6 +43,12 @@ def parser() -> argparse.ArgumentParser:
     formats = FIELDS["format"].metadata["choices"]
     made.add_argument("--format", choices=formats, default="png", help="file format of the figures (default: png)")
     made.add_argument("--grid", action="store_true", help="also draw all of them side by side")
+    made.add_argument(
+        "--x",
+        choices=("remaining", "flops", "compression"),
+        default="remaining",
+        help="also draw the comparison against multiply-adds or compression (default: weights remaining alone)",
+    )
     made.add_argument("--quiet", action="store_true", help="print the verdicts' sentences and the files only")
     made.add_argument("--debug", action="store_true", help="tracebacks with error messages")
     return made
@@ -64,6 +70,11 @@ def main(argv: Sequence[str]) -> int:
     abouts = labels.told_apart([runs[0] for runs in groups]) if len(groups) > 1 else [""]
     for runs, about in zip(groups, abouts, strict=False):
         utils.conclude(runs, flags.format, flags.quiet, about)
+        if flags.x != "remaining":
+            from lth.plots.comparison import comparison
+
+            drawn = comparison(runs, runs[0].plots, flags.format, flags.x)
+            print("\n".join(f"  {path}" for path in drawn) or "  the multiply-adds of these runs were not counted")
     if flags.grid:
         utils.side_by_side(groups, flags.root / "plots", flags.format)
     return 2 if spoiled else 0

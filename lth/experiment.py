@@ -23,6 +23,7 @@ from lth.records.tickets import Ticket, numbered
 from lth.settings import checks
 from lth.settings.arms import ARMS
 from lth.settings.config import Config, derive_seed
+from lth.training.cost import Cost
 from lth.training.models import State
 from lth.training.network import Network
 from lth.training.numerics import numerics
@@ -149,7 +150,7 @@ class Experiment:
         if keep == "last":  # before the round counts as finished, so that none is left behind by a stop
             for earlier in range(ticket.round):
                 delete(run.saves / f"{numbered('trained', earlier)}.safetensors", run.fence)
-        row = tables.write_round(run, ticket.round, ticket.masks, trained)
+        row = tables.write_round(run, ticket.round, ticket.masks, trained, self.cost)
         empty = tuple(name for name, count in pruning.survivors(ticket.masks).items() if not count)
         self.tell(RoundDone(run, row, sum(trained.seconds.values()), empty))
 
@@ -244,6 +245,11 @@ class Experiment:
             where = (self._plan(run, number, again).start, saved.iteration if saved else None)
             alike.setdefault(where, []).append(run)
         return next(iter(alike.values()))[: self.stack_size] if alike else []
+
+    @cached_property
+    def cost(self) -> Cost | None:
+        """What a forward pass costs."""
+        return self.problem.cost()
 
     @cached_property
     def stack_size(self) -> int:

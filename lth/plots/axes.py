@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,19 @@ STRIP = 0.2  # of an accuracy axis: the part that holds collapsed networks
 COMPRESSED = "shaded: the same axis, compressed"
 
 
-def remaining_axis(axes: Axes, remaining: Iterable[float], ticks: int = 8, label: bool = True) -> None:
-    """An x axis of weights remaining: logarithmic, from 100% on the left, ticks at rounds, the last among them."""
+SPARSITY: dict[str, tuple[str, Callable[[float], str]]] = {  # what an x axis of sparsity is called, and its ticks
+    "remaining": ("weights remaining (%)", labels.percent),
+    "flops": ("multiply-adds remaining (%)", labels.percent),
+    "compression": ("compression (times fewer weights)", lambda value: labels.percent(100 / value)),
+}
+
+
+def remaining_axis(
+    axes: Axes, remaining: Iterable[float], ticks: int = 8, label: bool = True, kind: str = "remaining"
+) -> None:
+    """An x axis of weights remaining: logarithmic, from 100% on the left, ticks at rounds, the last among them. `kind`
+    is a name in SPARSITY."""
+    name, text = SPARSITY[kind]
     values = sorted({value for value in remaining if value > 0}, reverse=True) or [100.0]
     first, last = values[0], values[-1]
     step = math.ceil((len(values) - 1) / (ticks - 1)) or 1
@@ -31,10 +42,10 @@ def remaining_axis(axes: Axes, remaining: Iterable[float], ticks: int = 8, label
     axes.set_xscale("log")
     axes.set_xlim(first * room, last / room)
     axes.xaxis.set_major_locator(FixedLocator(chosen))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: labels.percent(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     axes.xaxis.set_minor_locator(NullLocator())
     if label:
-        axes.set_xlabel("weights remaining (%)")
+        axes.set_xlabel(name)
 
 
 def iterations_axis(axis: Any) -> None:

@@ -26,14 +26,23 @@ ONE_TRIAL = "1 trial: no winning ticket can be told from luck"
 RINGS = {verdict.NO_WORSE: (style.LAST[1], "#999999"), verdict.BETTER: (style.LAST[2], style.DARK)}
 
 
-def comparison(runs: Sequence[Run], folder: Path, format: str = "png") -> list[Path]:
+def comparison(runs: Sequence[Run], folder: Path, format: str = "png", x: str = "remaining") -> list[Path]:
     """Test accuracy at early stop, and the iteration of early stop, against weights remaining (Frankle & Carbin,
-    Figure 4): mean over trials, with a band from the lowest to the highest trial. A row a group of arms."""
+    Figure 4): mean over trials, with a band from the lowest to the highest trial. A row a group of arms.
+
+    `x` (a name in lth/plots/axes.py, SPARSITY) may be multiply-adds or compression instead (Blalock et al. 2020,
+    arXiv:2003.03033); no figure if they were not counted.
+    """
     rounds = verdict.paired(runs)
+    if x == "flops":
+        rounds = rounds[rounds["macs"].notna()] if "macs" in rounds else rounds[:0]
+        rounds = rounds.assign(
+            remaining=100 * rounds["macs"] / rounds.groupby(["arm", "seed"])["macs"].transform("max")
+        )
     if rounds.empty:
         return []
     groups = grouped(list(rounds["arm"]))
-    file = folder / f"comparison.{format}"
+    file = folder / f"comparison{'' if x == 'remaining' else f'_{x}'}.{format}"
     height = 3.6 if len(groups) == 1 else 1.0 + 2.4 * len(groups)
     with style.sheet(file, height, runs, "accuracy and early stop") as figure:
         table = verdict.judged(rounds)
@@ -50,7 +59,7 @@ def comparison(runs: Sequence[Run], folder: Path, format: str = "png") -> list[P
                 dense = rounds[rounds["round"] == 0].groupby("seed")[column].first().mean()
                 arm_lines(axes, rounds, arms, column, dense)
                 rings(axes, table[table["arm"].isin(arms[1:] if row else arms)], column)
-                scales.remaining_axis(axes, rounds["remaining"], label=row == len(groups) - 1)
+                scales.remaining_axis(axes, rounds["remaining"], label=row == len(groups) - 1, kind=x)
             if scales.accuracy_axis(left, shown_values(rounds, "test")) and not row:
                 said += f"; {scales.COMPRESSED}"
             left.set_ylabel("test accuracy (%)")

@@ -38,6 +38,7 @@ COLUMNS = {  # of the verdict's table: heading, digits after the point, what it 
     "low": ("from", 2, "lower end of the 95% interval of the difference"),
     "high": ("to", 2, "upper end of the 95% interval of the difference"),
     "ES": ("ES", 0, "iteration of the lowest validation loss, mean over trials"),
+    "speedup": ("speedup", 2, "multiply-adds of the dense network by those that are left: what sparse code could gain"),
     "ES_ratio": ("ES / dense", 2, "early stop as a share of the dense network's"),
 }
 

@@ -44,8 +44,9 @@ def _finder(arm: str, rows: Sequence[Row]) -> str:
     found = verdict.sparsest(rows)
     if found is None:
         return _no_winner(arm, rows)
+    kept = f"{_weights(found)}{_products(found)}{_tried(found, rows)}"
     text = (
-        f"The sparsest winning ticket of {arm} keeps {_weights(found)}{_tried(found, rows)}: {found['accuracy']} than "
+        f"The sparsest winning ticket of {arm} keeps {kept}: {found['accuracy']} than "
         f"the dense network and no later ({found['test']:.2f}% test accuracy, {_there(found)})"
     )
     after = [row for row in rows if row["round"] > found["round"]]
@@ -175,6 +176,11 @@ def _rests_on(table: pd.DataFrame) -> str:
 
 def _share(row: Row) -> str:
     return f"{percent(row['remaining'], 3)}%"
+
+
+def _products(row: Row) -> str:
+    """What share of the multiply-adds is left, where they have been counted."""
+    return "" if math.isnan(row["speedup"]) else f" and {percent(100 / row['speedup'], 3)}% of the multiply-adds"
 
 
 def _weights(row: Row) -> str:

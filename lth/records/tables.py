@@ -22,12 +22,13 @@ from lth.settings import checks
 
 if TYPE_CHECKING:
     from lth.pruning import Masks
+    from lth.training.cost import Cost
     from lth.training.train import Trained
 
-ROUNDS = ("round", "remaining", "ES", "val", "test", "val_loss", "train_loss", "weights", "supermask")
-LATER = ("supermask",)  # columns that tables of older versions lack, or lines of theirs
+ROUNDS = ("round", "remaining", "ES", "val", "test", "val_loss", "train_loss", "weights", "supermask", "macs")
+LATER = ("supermask", "macs")  # columns that tables of older versions lack, or lines of theirs
 EVALS = ("round", "iteration", "train_loss", "val_loss", "val", "test")
-LAYERS = ("round", "layer", "remaining", "weights", "total")
+LAYERS = ("round", "layer", "remaining", "weights", "total", "macs")
 TIMES = ("round", "seconds", "training", "evaluation")
 CONNECTIVITY = ("round", "remaining", "point", "train_error", "test_error")
 TABLES = {"rounds": ROUNDS, "evals": EVALS, "layers": LAYERS, "times": TIMES, "connectivity": CONNECTIVITY}
@@ -154,8 +155,9 @@ def done_rounds(run: Run, connectivity: bool) -> int:
     return min(finished, connected_rounds(run)) if connectivity else finished
 
 
-def write_round(run: Run, number: int, masks: Masks, trained: Trained) -> dict[str, Any]:
-    """Add a finished round to the tables, rounds.csv last. Gives its line."""
+def write_round(run: Run, number: int, masks: Masks, trained: Trained, cost: Cost | None = None) -> dict[str, Any]:
+    """Add a finished round to the tables, rounds.csv last; multiply-adds (macs) where the `cost` of a forward pass is
+    known. Gives its line."""
     from lth import pruning  # with PyTorch, which reading need not wait for
 
     best, counts = trained.early_stop, pruning.survivors(masks)
@@ -163,6 +165,7 @@ def write_round(run: Run, number: int, masks: Masks, trained: Trained) -> dict[s
         **{"round": number, "remaining": round(pruning.remaining(masks), 4), "ES": best.iteration},
         **{"val": best.val, "test": best.test, "val_loss": best.val_loss, "train_loss": best.train_loss},
         **{"weights": sum(counts.values()), "supermask": trained.supermask},
+        "macs": round(cost.total(counts)) if cost else None,
     }
     new = {
         "evals": [{"round": number, **asdict(evaluation)} for evaluation in trained.evals],
@@ -173,6 +176,7 @@ def write_round(run: Run, number: int, masks: Masks, trained: Trained) -> dict[s
                 "remaining": round(100 * kept / total, 4),
                 "weights": kept,
                 "total": total,
+                "macs": round(cost.uses[name] * kept) if cost else None,
             }
             for name, kept in counts.items()
             for total in [masks[name].numel()]

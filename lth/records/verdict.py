@@ -21,9 +21,10 @@ from lth.records.tables import Run
 from lth.settings.arms import ARMS
 
 COLUMNS = (
-    *("round", "remaining", "arm", "trials", "test", "difference", "low", "high", "margin", "accuracy"),
+    *("round", "remaining", "speedup", "arm", "trials", "test", "difference", "low", "high", "margin", "accuracy"),
     *("ES", "ES_ratio", "ES_low", "ES_high", "ES_dense", "ES_last", "stop", "winning"),
 )
+MEASURED = ["remaining", "macs", "test", "difference", "ES", "last"]  # in each round of each trial
 CONFIDENCE = 0.95
 BETTER, NO_WORSE, WORSE = "better", "no worse", "worse"  # in accuracy
 NO_LATER, LATER = "no later", "later"  # in early stop
@@ -92,6 +93,8 @@ def table(runs: Sequence[Run]) -> pd.DataFrame:
     - no worse: the mean is not below 0, and the interval excludes a loss of more than `margin` points;
     - worse: the whole interval lies below 0; open: none of these.
 
+    speedup is the dense network's multiply-adds by those that are left, NaN where they were not counted.
+
     ES_ratio is mean ES by mean ES of the dense rounds (ES_dense), from ES_low to ES_high with 95% confidence. stop:
     `no later` if it is at most 1, `later` if the whole interval is above 1, else `open`. ES_last counts the trials
     whose ES is their last evaluation. winning, for arms that find tickets: better or no worse, and no later (Frankle &
@@ -103,15 +106,19 @@ def table(runs: Sequence[Run]) -> pd.DataFrame:
 def judged(rounds: pd.DataFrame) -> pd.DataFrame:
     """The table of rounds as `paired` gives them."""
     rows: list[dict[str, Any]] = []
+    if "macs" not in rounds:  # not counted, or by an older version
+        rounds = rounds.assign(macs=math.nan)
     for arm, lines in rounds.groupby("arm"):
-        wide = lines.pivot(index="seed", columns="round", values=["remaining", "test", "difference", "ES", "last"])
+        wide = lines.pivot(index="seed", columns="round", values=MEASURED)
         numbers = sorted(lines["round"].unique())
-        remaining, test, gains, stops, last = wide.to_numpy(float).reshape(len(wide), 5, -1).transpose(1, 0, 2)
+        parts = wide.to_numpy(float).reshape(len(wide), len(MEASURED), -1).transpose(1, 0, 2)
+        remaining, macs, test, gains, stops, last = parts
         for place, number in enumerate(numbers):
             has = ~np.isnan(gains[:, place])  # a trial that has a round has all before it
             gain, stop = gains[has, : place + 1], stops[has, : place + 1]
             row: dict[str, Any] = {
                 **{"round": int(number), "remaining": remaining[has, place].mean(), "arm": arm},
+                "speedup": (macs[has, 0] / macs[has, place]).mean(),
                 **{"trials": int(has.sum()), "test": test[has, place].mean()},
                 **_accuracy(gain, float((test[has, place] - gain[:, -1]).mean())),
                 **_stop(stop),

@@ -14,6 +14,7 @@ from lth.data.images import Images, Source
 from lth.pruning import Rule
 from lth.settings.config import Config
 from lth.training import models
+from lth.training.cost import Cost, cost
 from lth.training.models import Build, State
 from lth.training.network import Criterion, Fused, Network, Optimizer
 
@@ -49,6 +50,14 @@ class Problem:
             return Fused(config.optimizer, network, config.lr, config.weight_decay, config.momentum, config.nesterov)
 
         return cls(images, make, weights, weights, optimizer)
+
+    def cost(self) -> Cost | None:
+        """Multiply-adds of an example's forward pass; None where the model cannot be asked with an example of zeros."""
+        model = self.make()
+        try:
+            return cost(model, torch.zeros(1, *self.images.shape), pruning.prunable(model, embeddings=True))
+        except Exception:  # whatever a model's own code raises for what is none of its examples
+            return None
 
 
 def stack_size(config: Config, problem: Problem, device: torch.device) -> int:

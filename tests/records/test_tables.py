@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
 import torch
 from helpers import do, settings
 
@@ -45,3 +46,13 @@ def test_a_run_reports_what_its_evaluations_say(place: Path) -> None:
 
 def test_the_columns_are_those_of_an_evaluation() -> None:
     assert ("round", *(field.name for field in fields(Evaluation))) == tables.EVALS
+
+
+def test_multiply_adds_are_those_of_the_surviving_weights(place: Path) -> None:
+    (run,) = do(settings(place, arch_type="conv"))
+    rounds, layers = tables.table(run, "rounds"), tables.table(run, "layers")
+    assert (layers.groupby("round")["macs"].sum() == rounds["macs"]).all()  # this model multiplies by nothing else
+    uses = layers["macs"] / layers["weights"]
+    assert uses.groupby(layers["layer"]).nunique().eq(1).all() and uses.max() > 1  # a filter is used at many places
+    speedup = verdict.table([run])["speedup"].tolist()
+    assert speedup == pytest.approx((rounds["macs"][0] / rounds["macs"]).tolist()) and speedup[2] > speedup[1] > 1
