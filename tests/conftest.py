@@ -17,6 +17,7 @@ from lth.records.tables import Run
 from lth.records.tickets import Ticket
 from lth.settings.arms import ARMS
 from lth.settings.config import Config
+from lth.training.cost import Cost
 from lth.training.train import Evaluation, Trained
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def write_runs(
     evaluations: int = 9,
     scope: str = "layer",
     percent: float = 20.0,
+    cost: Cost | None = None,
 ) -> list[Run]:
     """Write runs of these arms and seeds under `root`: their tables and, if asked, initial weights and tickets."""
     runs = []
@@ -62,7 +64,7 @@ def write_runs(
         for seed in seeds:
             run = Run(root, arch_type, dataset, settings, arm, seed)
             count = rounds if isinstance(rounds, int) else rounds[arm]
-            _write(run, count, shapes, saves, accuracy, steps, evaluations, scope, percent)
+            _write(run, count, shapes, saves, accuracy, steps, evaluations, scope, percent, cost)
             runs.append(run)
     return runs
 
@@ -77,6 +79,7 @@ def _write(
     evaluations: int,
     scope: str,
     percent: float,
+    cost: Cost | None,
 ) -> None:
     generator = torch.Generator().manual_seed(run.seed)
     weights = {
@@ -107,7 +110,7 @@ def _write(
             for i in range(evaluations)
         ]
         trained = Trained(steps, evals, final={}, best={}, seconds={"training": 1.0, "evaluation": 0.1})
-        tables.write_round(run, number, masks, trained)
+        tables.write_round(run, number, masks, trained, cost)
 
 
 def _trained(weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

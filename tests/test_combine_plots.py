@@ -66,6 +66,17 @@ def test_partial_runs_of_several_settings(tmp_path: Path, make_runs: MakeRuns) -
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_other_axes_when_asked(tmp_path: Path, make_runs: MakeRuns, capsys: pytest.CaptureFixture[str]) -> None:
+    make_runs(rounds=3, saves=False)
+    assert utils.exit_code(combine_plots.main, ["--root", str(tmp_path), "--quiet", "--x", "compression"]) == 0
+    assert "comparison_compression.png" in capsys.readouterr().out and list(
+        tmp_path.rglob("comparison_compression.png")
+    )
+    assert utils.exit_code(combine_plots.main, ["--root", str(tmp_path), "--quiet", "--x", "flops"]) == 0
+    assert "multiply-adds of these runs were not counted" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("comparison_flops.png"))
+
+
 def test_only_what_is_asked_for(tmp_path: Path, make_runs: MakeRuns, capsys: pytest.CaptureFixture[str]) -> None:
     for arch_type, dataset, settings in (("fc1", "mnist", "a"), ("fc1", "cifar10", "a"), ("fc1", "mnist", "b")):
         make_runs(

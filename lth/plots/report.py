@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from lth.plots import comparison, layers, training, weights
-from lth.records import files, labels
+from lth.records import files, labels, verdict
 from lth.records.files import RecordError
 from lth.records.tables import Run
 from lth.records.tickets import Damaged
@@ -41,6 +41,8 @@ COLUMNS = {  # of the verdict's table: heading, digits after the point, what it 
     "speedup": ("speedup", 2, "multiply-adds of the dense network by those that are left: what sparse code could gain"),
     "ES_ratio": ("ES / dense", 2, "early stop as a share of the dense network's"),
 }
+
+KINDS = {"fc": "matrices", "conv": "convolutions", "embedding": "embeddings"}
 
 
 def write(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], folder: Path) -> Path:
@@ -79,6 +81,8 @@ def page(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], fig
         maps_of=maps_of,
         columns=[{"name": name, "help": help, "text": digits is None} for name, digits, help in COLUMNS.values()],
         rows=[_row(line) for line in table.to_dict("records")],
+        kinds=_kinds(runs),
+        kinds_of=runs[0].arm,
         chosen=_settings(config.get("settings", {})),
         command=shlex.join(["python", "main.py", *config["command"]]) if config.get("command") else "",
         made_by=_made_by(config),
@@ -98,6 +102,21 @@ def _row(line: Mapping[str, Any]) -> dict[str, Any]:
             sign = "+" if column in ("difference", "low", "high") else ""
             cells.append({"value": f"{value:.10g}", "shown": f"{value:{sign},.{digits}f}", "text": False})
     return {"cells": cells, "winning": line["winning"]}
+
+
+def _kinds(runs: Sequence[Run]) -> list[list[str]]:
+    """What the rounds of an arm keep by kind of layer: weights that are left, of how many, in percent; multiply-adds
+    likewise."""
+    table = verdict.compression([run for run in runs if run.arm == runs[0].arm])
+
+    def left(line: Mapping[str, Any], part: str, whole: str) -> list[str]:
+        percent = labels.percent(100 * line[part] / line[whole], 3) if line[whole] else ""
+        return [f"{line[part]:,.0f}", f"{line[whole]:,.0f}", percent]
+
+    return [
+        [str(line["round"]), KINDS[line["kind"]], *left(line, "weights", "total"), *left(line, "macs", "dense_macs")]
+        for line in table.to_dict("records")
+    ]
 
 
 def _settings(given: Mapping[str, Any]) -> list[dict[str, Any]]:

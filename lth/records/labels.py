@@ -115,7 +115,7 @@ def _deciding(run: Run) -> dict[str, str]:
 def _usual() -> dict[str, str]:
     """The defaults of the settings that decide numbers."""
     specs = [spec for spec in dataclasses.fields(Config) if spec.metadata.get("changes_numbers", True)]
-    return {spec.name: as_text(spec.default) for spec in specs}
+    return {**{spec.name: as_text(spec.default) for spec in specs}, **Config().deciding()}
 
 
 def _unusual(name: str, value: str) -> bool:

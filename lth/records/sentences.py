@@ -179,8 +179,9 @@ def _share(row: Row) -> str:
 
 
 def _products(row: Row) -> str:
-    """What share of the multiply-adds is left, where they have been counted."""
-    return "" if math.isnan(row["speedup"]) else f" and {percent(100 / row['speedup'], 3)}% of the multiply-adds"
+    """What share of the multiply-adds is left, where they have been counted and it is another one."""
+    share = "" if math.isnan(row["speedup"]) else f"{percent(100 / row['speedup'], 3)}%"
+    return f" and {share} of the multiply-adds" if share not in ("", _share(row)) else ""
 
 
 def _weights(row: Row) -> str:

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from lth.training.train import Trained
 
 ROUNDS = ("round", "remaining", "ES", "val", "test", "val_loss", "train_loss", "weights", "supermask", "macs")
-LATER = ("supermask", "macs")  # columns that tables of older versions lack, or lines of theirs
+LATER = ("supermask", "macs", "kind", "dense_macs")  # columns that tables of older versions lack, or lines of theirs
 EVALS = ("round", "iteration", "train_loss", "val_loss", "val", "test")
-LAYERS = ("round", "layer", "remaining", "weights", "total", "macs")
+LAYERS = ("round", "layer", "kind", "remaining", "weights", "total", "macs", "dense_macs")
 TIMES = ("round", "seconds", "training", "evaluation")
+WORDS = ("layer", "kind")  # the columns that hold no numbers
 CONNECTIVITY = ("round", "remaining", "point", "train_error", "test_error")
 TABLES = {"rounds": ROUNDS, "evals": EVALS, "layers": LAYERS, "times": TIMES, "connectivity": CONNECTIVITY}
 
@@ -113,7 +114,7 @@ def table(run: Run, name: str) -> pd.DataFrame:
     """The table of that name in TABLES of a run; empty if there is none yet. RecordError if spoiled."""
     file = run.dumps / f"{name}.csv"
     try:
-        found = pd.read_csv(file, dtype={"layer": str})
+        found = pd.read_csv(file, dtype=dict.fromkeys(WORDS, str))
         found = found.assign(**{column: math.nan for column in LATER if column in TABLES[name] and column not in found})
         problem = _problem(found, name)
     except (FileNotFoundError, NotADirectoryError):
@@ -131,7 +132,7 @@ def _problem(found: pd.DataFrame, name: str) -> str:
         if column not in found:
             return f"it has no column {column}"
         missing = column not in LATER and found[column].isna().any()
-        if len(found) and (missing or (column != "layer" and found[column].dtype.kind not in "if")):
+        if len(found) and (missing or (column not in WORDS and found[column].dtype.kind not in "if")):
             return f"something in column {column} is missing or no number"
     if name == "rounds" and found["round"].tolist() != list(range(len(found))):
         return "its rounds are not 0, 1, 2, ..."
@@ -173,10 +174,12 @@ def write_round(run: Run, number: int, masks: Masks, trained: Trained, cost: Cos
             {
                 "round": number,
                 "layer": name,
+                "kind": cost.kinds[name] if cost else None,
                 "remaining": round(100 * kept / total, 4),
                 "weights": kept,
                 "total": total,
                 "macs": round(cost.uses[name] * kept) if cost else None,
+                "dense_macs": round(cost.uses[name] * total) if cost else None,
             }
             for name, kept in counts.items()
             for total in [masks[name].numel()]

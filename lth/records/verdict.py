@@ -103,6 +103,16 @@ def table(runs: Sequence[Run]) -> pd.DataFrame:
     return judged(paired(runs))
 
 
+def compression(runs: Sequence[Run]) -> pd.DataFrame:
+    """A row an arm, round and kind of layer, means over trials: weights that are left (weights) and that there are
+    (total), and the multiply-adds of an example's forward pass with them (macs, dense_macs); empty where these were not
+    counted (Blalock et al. 2020, arXiv:2003.03033)."""
+    found = [tables.table(run, "layers").assign(arm=run.arm, seed=run.seed) for run in runs]
+    counts, where = ["weights", "total", "macs", "dense_macs"], ["arm", "round", "kind"]
+    lines = pd.concat(found, ignore_index=True).dropna(subset=["kind", "macs"])
+    return lines.groupby([*where, "seed"])[counts].sum().groupby(where).mean().reset_index()
+
+
 def judged(rounds: pd.DataFrame) -> pd.DataFrame:
     """The table of rounds as `paired` gives them."""
     rows: list[dict[str, Any]] = []

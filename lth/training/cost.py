@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lth import layers
+
 PRODUCTS = ("addmm", "mm", "convolution")  # the operations that multiply by weights; attention's own are not among them
 
 
@@ -18,10 +20,13 @@ class Cost:
     """Multiply-adds of one example's forward pass.
 
     uses: how often each weight of a parameter is multiplied by an activation (1 in a Linear layer, once a position of
-        its output in a convolution), by the parameter's name. rest: the multiply-adds that pruning leaves alone.
+        its output in a convolution), by the parameter's name.
+    kinds: what kind of layer each is of (lth/layers.py).
+    rest: the multiply-adds that pruning leaves alone.
     """
 
     uses: Mapping[str, float]
+    kinds: Mapping[str, str]
     rest: float
 
     def total(self, weights: Mapping[str, int]) -> float:
@@ -51,13 +56,15 @@ def cost(model: nn.Module, example: Tensor, names: Iterable[str]) -> Cost:
         if above is not None:
             own[above] -= count
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    named = layers.names(model)
+    kinds = {named[id(part.parameter)]: part.kind for part in layers.parts(model)}
     owners = {name: _nearest(name.rpartition(".")[0], {path for path, count in own.items() if count}) for name in names}
     shared: dict[str | None, int] = {}
     for name, owner in owners.items():
         shared[owner] = shared.get(owner, 0) + sizes[name]
     uses = {name: 0.0 if owner is None else own[owner] / 2 / shared[owner] for name, owner in owners.items()}
     rest = counter.get_total_flops() / 2 - sum(uses[name] * sizes[name] for name in uses)
-    return Cost(uses, rest)
+    return Cost(uses, kinds, rest)
 
 
 def _nearest(path: str, known: Iterable[str]) -> str | None:

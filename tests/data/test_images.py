@@ -471,7 +471,7 @@ MISFITS = {
     "no batch": ("x = nn.Sequential(nn.Flatten(0), nn.Linear(128, 4))", r"not \(4,\)"),
     "nothing to prune": (
         "x = nn.Sequential(nn.Flatten(), nn.LayerNorm(64), nn.AdaptiveAvgPool1d(4))",
-        "nothing to prune",
+        "no weights to prune",
     ),
     "a tuple": ("x = nn.LSTM(8, 4)", "does not take images|not tuple"),
 }

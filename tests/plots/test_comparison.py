@@ -19,6 +19,7 @@ from lth.plots.grid import grid
 from lth.records import verdict
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
+from lth.training.cost import Cost
 
 Sheets = dict[str, Figure]
 BETTER, NO_WORSE = "winning ticket: better than dense", "winning ticket: no worse than dense"
@@ -225,6 +226,24 @@ def test_a_grid_of_many_arms_and_settings_cuts_no_title(tmp_path: Path, make_run
     assert {name for axes in upper for name in lines_in(axes)} >= set(ARMS)
     title = " ".join(upper[-1].get_title().split())
     assert "..." not in title and "weight decay 0.0005" in title and "dropped at 50% of a round and 75%" in title
+
+
+@pytest.mark.parametrize("x", ["flops", "compression"])
+def test_the_axis_may_be_multiply_adds_or_compression(
+    tmp_path: Path, make_runs: MakeRuns, sheets: Sheets, x: str
+) -> None:
+    """Of two layers of 100 weights each at 51.2%, the first used three times, and 88 multiply-adds left alone."""
+    cost = Cost({"a": 3.0, "b": 1.0}, {"a": "conv", "b": "fc"}, rest=88)
+    runs = make_runs(rounds=4, shapes={"a": (10, 10), "b": (10, 10)}, saves=False, cost=cost)
+    assert comparison(runs, tmp_path, x=x) == [tmp_path / f"comparison_{x}.png"]
+    axes = sheets[f"comparison_{x}"].axes[0]
+    assert axes.get_xlabel() == scales.SPARSITY[x][0]
+    weights = np.array([100, 80, 64, 51])
+    expected = 100 * (4 * weights + 88) / 488 if x == "flops" else weights
+    assert lines_in(axes)["lt"][0] == pytest.approx(expected, rel=0.02)
+    ticks = [text.get_text() for text in axes.get_xticklabels()]
+    assert ticks[0] == ("100" if x == "flops" else "1") and len(ticks) == 4
+    assert x == "compression" or not comparison(make_runs(tmp_path / "older", saves=False), tmp_path, x=x)
 
 
 def test_ticks_of_weights_remaining() -> None:

@@ -53,6 +53,9 @@ def test_multiply_adds_are_those_of_the_surviving_weights(place: Path) -> None:
     rounds, layers = tables.table(run, "rounds"), tables.table(run, "layers")
     assert (layers.groupby("round")["macs"].sum() == rounds["macs"]).all()  # this model multiplies by nothing else
     uses = layers["macs"] / layers["weights"]
+    assert (layers["dense_macs"] == uses * layers["total"]).all() and set(layers["kind"]) == {"conv", "fc"}
+    kinds = verdict.compression([run]).set_index(["round", "kind"])["macs"]
+    assert (kinds.groupby("round").sum() == rounds["macs"]).all()
     assert uses.groupby(layers["layer"]).nunique().eq(1).all() and uses.max() > 1  # a filter is used at many places
     speedup = verdict.table([run])["speedup"].tolist()
     assert speedup == pytest.approx((rounds["macs"][0] / rounds["macs"]).tolist()) and speedup[2] > speedup[1] > 1

@@ -248,7 +248,9 @@ def test_written_and_read_again(tmp_path: Path, make_runs: MakeRuns) -> None:
     found = verdict.table(make_runs(rounds=3, saves=False))
     file = verdict.write(found, tmp_path / "plots")
     assert file == tmp_path / "plots" / "verdict.csv"
-    read = pd.read_csv(file, keep_default_na=False, na_values={"low": "", "high": "", "ES_low": "", "ES_high": ""})
+    read = pd.read_csv(
+        file, keep_default_na=False, na_values=dict.fromkeys(("low", "high", "ES_low", "ES_high", "speedup"), "")
+    )
     pd.testing.assert_frame_equal(read, found, check_dtype=False, rtol=1e-8)
 
 
