@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     """Draw what the flags ask for. Runs that cannot be read are reported and left out; the exit code is then 2."""
     flags = parser().parse_args(argv)
 
-    from lth.records import labels, tables  # with pandas; PyTorch and matplotlib load only if something is to draw
+    from lth.records import labels, same, tables  # with pandas; PyTorch and matplotlib load only if something is to draw
 
     spoiled: list[tables.RecordError] = []
     found = tables.find(flags.root, flags.arch_type, flags.dataset, flags.name, spoiled.append)
@@ -67,6 +67,9 @@ def main(argv: Sequence[str]) -> int:
     if not found and not spoiled:
         raise ConfigError(_nothing(flags))
     groups = [list(runs) for _, runs in itertools.groupby(found, lambda run: run.plots)]
+    groups, reasons = same.unmixed(groups)
+    for reason in reasons:
+        print(f"error: {reason}", file=sys.stderr)
     abouts = labels.told_apart([runs[0] for runs in groups]) if len(groups) > 1 else [""]
     for runs, about in zip(groups, abouts, strict=False):
         utils.conclude(runs, flags.format, flags.quiet, about)
@@ -75,9 +78,9 @@ def main(argv: Sequence[str]) -> int:
 
             drawn = comparison(runs, runs[0].plots, flags.format, flags.x)
             print("\n".join(f"  {path}" for path in drawn) or "  the multiply-adds of these runs were not counted")
-    if flags.grid:
+    if flags.grid and groups:
         utils.side_by_side(groups, flags.root / "plots", flags.format)
-    return 2 if spoiled else 0
+    return 2 if spoiled or reasons else 0
 
 
 def _nothing(flags: argparse.Namespace) -> str:

@@ -15,7 +15,7 @@ import torch
 from lth import pruning
 from lth.data.feed import Feed
 from lth.pruning import Masks
-from lth.records import resume, tables, tickets
+from lth.records import resume, same, tables, tickets
 from lth.records.events import Evaluated, Event, Moved, Note, RoundDone
 from lth.records.files import RecordError, delete
 from lth.records.tables import Run
@@ -200,6 +200,8 @@ class Experiment:
     def _go_on(self, run: Run, rounds: int) -> None:
         """Take the run up where its files say it stands; a new one begins with the dense ticket."""
         identity = self._identity(run)
+        if differ := same.another(run, self.problem.fingerprint):  # as when a file is edited while workers start
+            raise RecordError(f"{run.dumps} holds results of another experiment: {same.said(differ)} since")
         resume.pick_up(run, identity, bool(self.config.rewind.amount), lambda text: self.tell(Note(text)))
         if not (run.saves / "initial.safetensors").exists():
             initial = self.problem.initial(derive_seed(run.seed, "weights", 0))
@@ -290,4 +292,5 @@ class Experiment:
 
     def _identity(self, run: Run) -> str:
         whose = {"whose": self.problem.whose} if self.problem.whose else {}
-        return tickets.identity({**self.config.deciding(), **self.config.meaning(run.arm), **whose}, run)
+        decides = {**self.config.deciding(), **self.config.meaning(run.arm), **whose}
+        return tickets.identity(decides, run, self.problem.fingerprint)

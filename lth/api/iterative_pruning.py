@@ -21,7 +21,7 @@ from lth.api.saved_ticket import placed, root_of
 from lth.data.loaders import Taken, take
 from lth.experiment import Experiment
 from lth.pruning import Rule
-from lth.records import tables, tickets
+from lth.records import same, tables, tickets
 from lth.records.events import Event, Note
 from lth.records.files import read_json, write_json
 from lth.records.lock import Locks
@@ -157,9 +157,10 @@ def iterative_pruning(
         )
         _check_sizes(config, taken)
         run = Run(root, config.arch_type, config.dataset, config.folder(), config.prune_type[0], seed)
-        about = brought.about(rule, taken)
+        about, prints = brought.about(rule, taken), brought.prints(rule, taken)
         initial = _initial(run, config, about, brought, going_on=recover is not None)
-        problem = own_network.problem(brought, taken, rule, config, initial, str(about))
+        _check_same(run, prints, going_on=recover is not None)
+        problem = own_network.problem(brought, taken, rule, config, initial, str(about), prints)
         progress = Progress(rounds + 1 - tables.finished_rounds(run), config.print_freq, config.quiet, runs=[run])
         for said in (remark, layers.left_alone(net, config.prune_embeddings)):
             if said and not quiet:
@@ -167,7 +168,7 @@ def iterative_pruning(
         run = replace(run, fence=stack.enter_context(Locks(config.lock_limit)).take(run.dumps))
         if recover is None:  # what a call left that was stopped in its first round
             tables.move_aside(run, time.strftime("%Y%m%d-%H%M%S"))
-        _write_config(run, config, about, place)
+        _write_config(run, config, about, prints, place)
         _do(Experiment(config, problem, place, progress), run, rounds + 1)
         models.load_state(net, _trained(run, rounds))
         history = tables.table(run, "rounds").head(rounds + 1).to_dict("records")
@@ -229,13 +230,33 @@ def _initial(run: Run, config: Config, about: Mapping[str, str], brought: OwnNet
         return brought.initial
 
 
-def _write_config(run: Run, config: Config, about: Mapping[str, str], device: torch.device) -> None:
+def _check_same(run: Run, prints: Mapping[str, str], going_on: bool) -> None:
+    """ValueError if the results of this run, or of others beside it, are of another network, rule and so on."""
+    found = same.other_results([run], prints, anew=not going_on)
+    if found is None:
+        return
+    other, differ = found
+    if other == run:
+        raise ValueError(
+            f"recover must hold results of the same experiment, but {same.said(differ)} since those in {run.dumps}: "
+            "without recover, and with another folder as save, it begins anew"
+        )
+    raise ValueError(
+        f"{'recover' if going_on else 'save'} must be a folder without results of another experiment of the same "
+        f"settings, but {same.said(differ)} since those in {other.dumps}"
+    )
+
+
+def _write_config(
+    run: Run, config: Config, about: Mapping[str, str], prints: Mapping[str, str], device: torch.device
+) -> None:
     """The run's config.json."""
     write_json(
         run.dumps / "config.json",
         {
             **about_settings(config, config, device),
             "own": dict(about),
+            "fingerprint": dict(prints),
             "arm": run.arm,
             "seed": run.seed,
             "taken": run.fence.number if run.fence else 0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from lth.data.loaders import Taken
 from lth.pruning import Rule, fetch_layers, prunable
 from lth.settings.checks import network, shown
 from lth.settings.config import Config
-from lth.training import models
+from lth.training import fingerprint, models
 from lth.training.models import State
 from lth.training.network import Criterion, Fused, Network, Optimizer, Wrapped
 from lth.training.problem import Problem
@@ -104,6 +104,17 @@ class OwnNet:
             getattr(self.criterion, "__qualname__", type(self.criterion).__qualname__),
             "data": data.about,
         }  # fmt: skip
+
+    def prints(self, rule: Rule, data: Taken) -> dict[str, str]:
+        """Fingerprints of what decides the numbers beside the settings: model, data, rule, optimiser and loss."""
+        optim = "the settings' own" if self.optim is None else type(self.optim)
+        return {
+            "model": fingerprint.of_network(self.template, without=("optim", "criterion")),
+            "data": data.fingerprint,
+            "rule": fingerprint.of(rule),
+            "optimizer": fingerprint.of(optim, self.groups),
+            "loss": fingerprint.of_loss(self.criterion),
+        }
 
     @property
     def lr(self) -> float | None:
@@ -200,7 +211,9 @@ def try_out(own: OwnNet, data: Taken, device: torch.device) -> None:
         raise ValueError(f"net.criterion must give one differentiable number for a batch, the mean loss, not {got}")
 
 
-def problem(own: OwnNet, data: Taken, rule: Rule, config: Config, initial: State, whose: str) -> Problem:
+def problem(
+    own: OwnNet, data: Taken, rule: Rule, config: Config, initial: State, whose: str, prints: Mapping[str, str]
+) -> Problem:
     """The problem of pruning the user's network by `rule` on `data`, starting from the weights `initial`."""
     digest = hashlib.sha256(whose.encode())
     for name, tensor in sorted(initial.items()):
@@ -215,4 +228,5 @@ def problem(own: OwnNet, data: Taken, rule: Rule, config: Config, initial: State
         own.criterion,
         checked(rule),
         digest.hexdigest()[:16],
+        lambda: prints,
     )

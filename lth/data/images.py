@@ -7,6 +7,7 @@ import io
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lth.data.feed import Feed, normalisation, split
+from lth.data.prints import of_arrays
 from lth.settings import checks, names
 from lth.settings.config import PROJECT, VALID_SIZE, ConfigError
 from lth.settings.names import KNOWN
@@ -55,6 +57,11 @@ class Images:
     def tensors(self) -> list[Tensor]:
         """All tensors, to be moved or shared."""
         return [self.train, self.train_labels, self.test, self.test_labels, *(self.validation or ())]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """That of the arrays: other images or labels have another one."""
+        return of_arrays([*self.tensors(), *(part.mul(1e4).round().int() for part in self.scaling or ())])
 
     def feed(
         self, seeds: Sequence[int], valid_size: int | None, batch_size: int, device: torch.device, augment: bool = False

@@ -21,6 +21,7 @@ from torch.utils.data import (
     SubsetRandomSampler,
 )
 
+from lth.data import prints
 from lth.data.images import Images, Loader, Loaders, Source, check_sizes, load, read
 from lth.data.stream import Batch, Stream, checked, draw, ended, has_length
 from lth.settings import checks
@@ -40,7 +41,8 @@ SAMPLES = 16  # examples that are drawn twice to see whether they are random (au
 class Taken:
     """Data ready for training: where trials are fed from, the size of its batches (None if it is in none), how many
     training examples a batch may have, how many are held back for validation where there are no others, the sizes in
-    words, two examples to try a network on, and the number of classes (of those seen so far, if it is streamed)."""
+    words, two examples to try a network on, the number of classes (of those seen so far, if it is streamed), and what
+    tells the data from others."""
 
     source: Source
     name: str
@@ -50,6 +52,7 @@ class Taken:
     about: str
     sample: Batch
     classes: int
+    fingerprint: str
 
 
 def take(
@@ -86,7 +89,9 @@ def take(
         limit = None if in_memory else _free(device) // 2
         collected = _all_collected(parts, limit, None if in_memory else MANY_PASSES * iterations)
         if collected is not None:
-            return _of_tensors(collected, sizes["train"])
+            steady = None if in_memory else True  # it has been looked at already
+            told = [_print(part, f"data.{name}", collected[name], steady) for name, part in parts.items()]
+            return _of_tensors(collected, sizes["train"], prints.of_texts(told))
     return _streamed(parts, iterations)
 
 
@@ -116,7 +121,9 @@ def test_batches(given: Any, device: torch.device) -> Iterator[Batch]:
     return ((x.to(device), y.to(device)) for x, y in draw(given, "data"))
 
 
-def _of_images(images: Images, batch_size: int | None = None, valid_size: int | None = None) -> Taken:
+def _of_images(
+    images: Images, batch_size: int | None = None, valid_size: int | None = None, fingerprint: str = ""
+) -> Taken:
     count = len(images.train_labels)
     if images.validation and valid_size is not None:
         raise ValueError("valid_size must be left out: data bring validation examples of their own")
@@ -127,10 +134,11 @@ def _of_images(images: Images, batch_size: int | None = None, valid_size: int | 
     about = f"{count} training, {split}, {len(images.test_labels)} test examples of {tuple(images.train.shape[1:])}"
     x = images.train[:2] if images.as_is else images.train[:2].float()
     sample = (x, images.train_labels[:2])
-    return Taken(images, images.name, batch_size, count - held, held or VALID_SIZE, about, sample, images.classes)
+    known = (sample, images.classes, fingerprint or images.fingerprint)
+    return Taken(images, images.name, batch_size, count - held, held or VALID_SIZE, about, *known)
 
 
-def _of_tensors(parts: Mapping[str, Batch], batch_size: int) -> Taken:
+def _of_tensors(parts: Mapping[str, Batch], batch_size: int, fingerprint: str) -> Taken:
     (x, y), validation, (test, z) = (parts[name] for name in PARTS)
     classes = int(max(labels.max() for _, labels in parts.values())) + 1
     for name, (examples, _) in parts.items():
@@ -139,7 +147,7 @@ def _of_tensors(parts: Mapping[str, Batch], batch_size: int) -> Taken:
                 f"data.{name} must give examples of the shape {tuple(x.shape[1:])} that those of data.train have, "
                 f"not {tuple(examples.shape[1:])}"
             )
-    return _of_images(Images("own", x, y, test, z, classes, validation, as_is=True), batch_size)
+    return _of_images(Images("own", x, y, test, z, classes, validation, as_is=True), batch_size, fingerprint=fingerprint)
 
 
 def _three(given: Any) -> tuple[Any, Any, Any]:
@@ -158,9 +166,9 @@ def _three(given: Any) -> tuple[Any, Any, Any]:
     return found  # type: ignore[return-value]
 
 
-def _first(loader: Iterable[Any], where: str) -> Batch:
+def _first(loader: Iterable[Any], where: str, seed: int = 0) -> Batch:
     """The first batch of a pass."""
-    for batch in draw(loader, where):
+    for batch in draw(loader, where, seed):
         return batch
     raise ValueError(f"{where} must give at least one batch, but it is empty")
 
@@ -243,12 +251,34 @@ def _changes(loader: Iterable[Any], where: str) -> bool:
     ordered = _in_order(loader)
     if ordered is None:
         return False
+    one, other = _twice(loader, where)
+    return not _equal(one, other)
+
+
+def _twice(loader: Iterable[Any], where: str) -> tuple[Batch, Batch]:
+    """Some examples, drawn twice: the first ones, or those of the first batch."""
+    ordered = _in_order(loader)
+    if ordered is None:
+        return _first(loader, where, 0), _first(loader, where, 1)
     with torch.random.fork_rng(devices=[]):
         places = range(min(SAMPLES, len(ordered.dataset)))  # type: ignore[arg-type]
-        (x, _), (again, _) = (
-            checked(ordered.collate_fn([ordered.dataset[i] for i in places]), where) for _ in range(2)
-        )
-    return x.shape != again.shape or not torch.equal(x, again)
+        one, other = (checked(ordered.collate_fn([ordered.dataset[i] for i in places]), where) for _ in range(2))
+    return one, other
+
+
+def _equal(one: Batch, other: Batch) -> bool:
+    return all(x.shape == y.shape and torch.equal(x, y) for x, y in zip(one, other, strict=True))
+
+
+def _print(loader: Iterable[Any], where: str, examples: Batch, steady: bool | None) -> str:
+    """What tells the examples of a part that was read into memory from others; only their labels do where they are
+    drawn at random, and not their order where that is."""
+    ordered = _in_order(loader) is not None or isinstance(loader, (list, tuple, Loader))
+    if steady is None:
+        steady = not _changes(loader, where) and (ordered or _same_again(loader, where, examples[0]))
+    if not steady:
+        return f"{tuple(examples[0].shape)} {examples[1].bincount().tolist()}"
+    return prints.of_arrays(examples) if ordered else prints.of_examples(*examples)
 
 
 def _same_again(loader: Iterable[Any], where: str, examples: Tensor) -> bool:
@@ -278,4 +308,7 @@ def _streamed(parts: Mapping[str, Iterable[Any]], iterations: int) -> Taken:
     x, y = first["train"]
     about = f"{counted} of {tuple(x.shape[1:])}, streamed"
     stream = Stream(parts["train"], parts["validation"], parts["test"], steps, size, tuple(x.shape[1:]))
-    return Taken(stream, "own", size, size, VALID_SIZE, about, (x[:2], y[:2]), classes)
+    drawn = [_twice(part, f"data.{name}") for name, part in parts.items()]
+    told = [prints.of_arrays(one) if _equal(one, other) else "at random" for one, other in drawn]
+    known = ((x[:2], y[:2]), classes, prints.of_texts([about, *told]))
+    return Taken(stream, "own", size, size, VALID_SIZE, about, *known)

@@ -50,7 +50,10 @@ def save_tensors(
     """Write tensors and `facts` (anything JSON holds) to a .safetensors file that `load_tensors` can check."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({"name": file.stem, **facts}, sort_keys=True)
-    about = {"format": str(FORMAT), "identity": identity, "facts": text, "checksum": _checksum(tensors, text)}
+    settings, _, prints = identity.partition(" ")
+    about = {"format": str(FORMAT), "identity": settings, "facts": text, "checksum": _checksum(tensors, text)}
+    if prints:
+        about["fingerprint"] = prints
     write(file, _serialised(tensors, about), fence)
 
 
@@ -71,7 +74,7 @@ def _serialised(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> byte
 
 def load_tensors(file: Path, identity: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and facts of a file. FileNotFoundError if there is none; Damaged, with the reason, if it is
-    truncated or altered, written by a newer program, or belongs to settings other than `identity`."""
+    truncated or altered, written by a newer program, or belongs to another `identity`."""
     if not file.exists():
         raise FileNotFoundError(f"{file} is gone")
     try:
@@ -79,8 +82,11 @@ def load_tensors(file: Path, identity: str | None = None) -> tuple[dict[str, Ten
             about = opened.metadata() or {}
             if int(about.get("format", 0)) > FORMAT:
                 raise Damaged(f"{file} was written by a newer version of this program")
-            if identity is not None and about.get("identity") != identity:
+            settings, _, prints = (identity or "").partition(" ")
+            if identity is not None and about.get("identity") != settings:
                 raise Damaged(f"{file} belongs to other settings")
+            if differ := differing(_prints(about.get("fingerprint", "")), _prints(prints)):
+                raise Damaged(f"{file} belongs to another experiment ({', '.join(differ)})")
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         if about.get("checksum") != _checksum(tensors, about["facts"]):
             raise Damaged(f"{file} is damaged: its checksum is wrong")
@@ -103,10 +109,40 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
     return digest.hexdigest()
 
 
-def identity(deciding: Mapping[str, str], run: Run) -> str:
-    """What a file of `run` must say that it belongs to: model, data set, seed and the settings that decide numbers."""
+def identity(deciding: Mapping[str, str], run: Run, prints: Mapping[str, str] | None = None) -> str:
+    """What a file of `run` must say that it belongs to: the names of model and data set, the seed and the settings
+    that decide numbers, in one hash, and the fingerprints of what these do not tell: `012345... data=... model=...`"""
     whose = {**deciding, "arch_type": run.arch_type, "dataset": run.dataset, "seed": run.seed}
-    return hashlib.sha256(json.dumps(whose, sort_keys=True).encode()).hexdigest()[:16]
+    settings = hashlib.sha256(json.dumps(whose, sort_keys=True).encode()).hexdigest()[:16]
+    return " ".join([settings, *(f"{name}={value}" for name, value in sorted((prints or {}).items()))])
+
+
+def fingerprint_of(file: Path) -> dict[str, str]:
+    """The fingerprints that a file says it belongs to; none if it does not say or cannot be read."""
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            return _prints((opened.metadata() or {}).get("fingerprint", ""))
+    except (safetensors.SafetensorError, OSError, ValueError):
+        return {}
+
+
+def shapes_of(run: Run, name: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in a set of weights, read from its header alone; none if it cannot be read."""
+    try:
+        with safetensors.safe_open(run.saves / f"{name}.safetensors", framework="pt") as opened:
+            return {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError, ValueError):
+        return {}
+
+
+def differing(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """The parts of an experiment that have other fingerprints in `new` than in `old`; those that one lacks do not."""
+    return [name for name in new if old.get(name, new[name]) != new[name]]
+
+
+def _prints(text: str) -> dict[str, str]:
+    """`data=... model=...` as a dict."""
+    return dict(part.split("=", 1) for part in text.split() if "=" in part)
 
 
 def write_state(run: Run, name: str, state: State, identity: str) -> None:

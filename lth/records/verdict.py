@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit  # Student's t quantile; scipy.stats has the same one and takes longer to load
 
-from lth.records import files, tables
+from lth.records import files, same, tables
 from lth.records.files import RecordError
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
@@ -53,10 +53,12 @@ def finds_tickets(arm: str) -> bool:
 def paired(runs: Sequence[Run]) -> pd.DataFrame:
     """A row a run and round: arm, seed, those of rounds.csv, and beside the run's own dense round `difference` (points
     of test accuracy), `ES_ratio` and `ES_dense`; `last`, the last evaluation's iteration (NaN if not recorded).
-    ValueError if the runs are not of one model, data set and settings."""
+    ValueError if the runs are not of one model, data set and settings, or of different experiments."""
     kinds = {(run.root, run.arch_type, run.dataset, run.settings) for run in runs}
     if len(kinds) > 1:
         raise ValueError(f"runs must be of one model, data set and settings, not of {len(kinds)}")
+    if reason := same.mixed(runs):
+        raise ValueError(reason)
     frames = [
         found.assign(
             arm=run.arm,

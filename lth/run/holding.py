@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from lth.data.images import Images
-from lth.records import tables
-from lth.records.files import write_json
+from lth.records import same, tables
+from lth.records.files import RecordError, write_json
 from lth.records.lock import Locks
 from lth.records.tables import Run
+from lth.run import refusals
 from lth.run.about import about
 from lth.settings.config import Config
 from lth.training.problem import Problem, stack_size
@@ -79,7 +80,11 @@ class Shared:
         if fence is None:
             return None
         held = replace(run, fence=fence)
-        _write_config(held, *self.about[run])
+        config, facts = self.about[run]
+        if found := same.other_results([run], facts["fingerprint"]):
+            other, differ = found
+            raise RecordError(f"{other.dumps} holds results of another experiment, {same.said(differ)} since")
+        _write_config(held, config, facts)
         return held
 
     def let_go(self, run: Run) -> None:
@@ -94,7 +99,8 @@ class Shared:
 def _facts(one: Prepared, device: torch.device, command: Sequence[str]) -> dict[str, Any]:
     """What the config.json of each run of an experiment says."""
     stack = stack_size(one.config, one.problem, device)
-    return {**about(one.asked, one.config, device, command), "stack": stack}
+    prints = {"fingerprint": one.problem.fingerprint, **refusals.facts(one.images, one.config)}
+    return {**about(one.asked, one.config, device, command), "stack": stack, **prints}
 
 
 def _write_config(run: Run, config: Config, facts: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from lth.records.events import Event
 from lth.records.lock import Locks, clear, clock, probe
 from lth.records.tables import Run
 from lth.run import device as devices
-from lth.run import jobs
+from lth.run import jobs, refusals
 from lth.run.holding import Alone, Prepared, Shared
 from lth.run.progress import Progress
 from lth.run.queue import Queue
@@ -118,14 +118,20 @@ def _unfinished(asked: Config) -> bool:
     runs = runs_of(asked)
     if asked.overwrite:
         return True
-    refuse_other_settings(settled(asked), runs)
-    return any(tables.done_rounds(run, asked.connectivity) < asked.prune_iterations for run in runs)
+    config = settled(asked)
+    refuse_other_settings(config, runs)
+    if any(tables.done_rounds(run, asked.connectivity) < asked.prune_iterations for run in runs):
+        return True
+    refusals.refuse_another_experiment(runs, *refusals.at_hand(config, runs[0]))
+    return False
 
 
 def _prepared(asked: Config, about: str, loaded: dict[tuple[object, ...], Images]) -> Prepared:
     """An experiment, checked. `loaded` keeps the images for the next one."""
-    config = settled(asked)
-    return Prepared(asked, config, runs_of(asked, about), *prepare(config, loaded))
+    config, runs = settled(asked), runs_of(asked, about)
+    images, problem = prepare(config, loaded)
+    refusals.refuse_another_experiment(runs, problem.fingerprint, problem.make(), anew=config.overwrite)
+    return Prepared(asked, config, runs, images, problem)
 
 
 def _where(runs: Sequence[Run]) -> Path:

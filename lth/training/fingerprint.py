@@ -15,7 +15,7 @@ import random
 import re
 import types
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lth.data.prints import of_arrays
 from lth.training import source
 
 Seen = dict[int, Any]  # what has been described already, by its id; held, so that no id is given twice
@@ -59,14 +60,11 @@ def of_network(net: nn.Module, without: Container[str] = ()) -> str:
     return _digest(_network(net, {}, without=without))
 
 
-def of_arrays(arrays: Iterable[Tensor]) -> str:
-    """That of tensors: their types, shapes and all their values."""
-    digest = hashlib.sha256()
-    for tensor in arrays:
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-        if tensor.numel():
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
+def of_loss(criterion: Callable[..., Tensor]) -> str:
+    """That of a loss: a function, or a module whose buffers are its settings."""
+    if not isinstance(criterion, nn.Module):
+        return of(criterion)
+    return _digest(_network(criterion, {}, {name for name, _ in criterion.named_buffers()}))
 
 
 @contextmanager
@@ -168,9 +166,7 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
 
 
-def _network(
-    model: nn.Module, seen: Seen, values: Container[str] = (), without: tuple[str, ...] = ()
-) -> dict[str, Any]:
+def _network(model: nn.Module, seen: Seen, values: Container[str] = (), without: Container[str] = ()) -> dict[str, Any]:
     """Modules with their classes, settings and hooks; parameters and buffers with their shapes and ties, and those
     named in `values` with these."""
     told: dict[str, Any] = {}
@@ -202,7 +198,8 @@ def _network(
 def _settings(module: nn.Module, seen: Seen, without: Container[str]) -> dict[str, Any]:
     """The attributes of a module that decide what it does. Of an installed class, only public ones that are not at
     the constructor's default: newer versions have more of them."""
-    kind, told = type(module), {}
+    kind: Any = type(module)
+    told: dict[str, Any] = {}
     foreign = source.installed(kind)
     usual = _defaults(kind) if foreign else {}
     state = OF_EVERY_MODULE if foreign else OF_EVERY_MODULE | source.changed_by_calls(kind)

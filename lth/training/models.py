@@ -174,6 +174,7 @@ def _builder(model: Callable[..., Any], classes: int | None, file: Path) -> Buil
             raise ConfigError(f"{_shown(file)}: {model.__name__} must return a torch.nn.Module, not {type(made)}")
         return made
 
+    make.__wrapped__ = model  # type: ignore[attr-defined]  # inspect.unwrap then finds it
     return make
 
 

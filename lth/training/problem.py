@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from lth import pruning
 from lth.data.images import Images, Source
 from lth.pruning import Rule
 from lth.settings.config import Config
-from lth.training import models
+from lth.training import fingerprint, models
 from lth.training.cost import Cost, cost
 from lth.training.models import Build, State
 from lth.training.network import Criterion, Fused, Network, Optimizer
@@ -26,7 +27,8 @@ class Problem:
     """What is trained: images, the model, its initial and its fresh random weights, loss, optimiser, pruning rule.
 
     `initial` and `fresh` give weights for a seed. `rule`, if given, prunes in place of the settings' own percentages.
-    `whose` tells problems apart that the settings do not name: files of one are not used for another.
+    `whose` tells problems apart that the settings do not name: files of one are not used for another. `prints` gives
+    fingerprints of what the numbers depend on beyond the settings.
     """
 
     images: Source
@@ -37,6 +39,13 @@ class Problem:
     criterion: Criterion = nn.functional.cross_entropy
     rule: Rule | None = None
     whose: str = ""
+    prints: Callable[[], Mapping[str, str]] = dict
+
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """A fingerprint each of the `model`, the `data` and, where they are the user's, the `rule`, the `optimizer`
+        and the `loss`."""
+        return dict(self.prints())
 
     @classmethod
     def of(cls, config: Config, images: Images) -> Problem:
@@ -49,7 +58,10 @@ class Problem:
         def optimizer(network: Network) -> Optimizer:
             return Fused(config.optimizer, network, config.lr, config.weight_decay, config.momentum, config.nesterov)
 
-        return cls(images, make, weights, weights, optimizer)
+        def prints() -> dict[str, str]:
+            return {"model": fingerprint.of_model(make), "data": images.fingerprint}
+
+        return cls(images, make, weights, weights, optimizer, prints=prints)
 
     def cost(self) -> Cost | None:
         """Multiply-adds of an example's forward pass; None where the model cannot be asked with an example of zeros."""

@@ -32,9 +32,9 @@ def installed(thing: Any) -> bool:
         name = getattr(thing, "__module__", None) or ""
         code = getattr(thing, "__code__", None)
         file = code.co_filename if code else getattr(sys.modules.get(name), "__file__", None)
-    if name == "__main__":
-        return False
     top = name.partition(".")[0]
+    if top in ("__main__", "archs"):  # the models that come with the program may be changed
+        return False
     if top in sys.builtin_module_names or top == "lth" or (file or "").startswith("<frozen"):
         return True
     place = str(Path(file).absolute()) if file else ""

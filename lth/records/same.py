@@ -1,0 +1,79 @@
+"""Whether results are of the same experiment: of one model, one set of data, one rule, not only of the same settings.
+
+A fingerprint of each (lth.training.fingerprint, lth.data.prints) stands in config.json and in every file under saves/.
+Results without any, which older versions wrote, are gone on with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from lth.records import tickets
+from lth.records.files import read_json
+from lth.records.tables import Run
+
+WORDS = {"model": "model", "data": "data", "rule": "pruning rule", "optimizer": "optimiser", "loss": "loss"}
+Prints = Mapping[str, str]  # fingerprints of the parts of an experiment, by their keys in WORDS
+
+
+def recorded(run: Run) -> dict[str, str]:
+    """The fingerprints that the results of a run say they are of; none where an older version wrote them."""
+    found = read_json(run.dumps / "config.json").get("fingerprint")
+    if isinstance(found, dict):
+        return {str(key): str(value) for key, value in found.items()}
+    for file in sorted(run.saves.glob("*.safetensors")):
+        if prints := tickets.fingerprint_of(file):
+            return prints
+    return {}
+
+
+def neighbours(run: Run) -> list[Run]:
+    """All runs, begun or finished, of the settings' folder that `run` belongs to: other arms, other trials, itself."""
+    found = set()
+    for kind, name in (("dumps", "config.json"), ("saves", "initial.safetensors")):
+        for file in run.folder(kind).parent.parent.glob(f"*/seed*/{name}"):
+            if number := re.fullmatch(r"seed(\d+)", file.parent.name):
+                place = (run.root, run.arch_type, run.dataset, run.settings, file.parent.parent.name)
+                found.add(Run(*place, int(number[1])))
+    return sorted(found, key=lambda run: (run.arm, run.seed))
+
+
+def another(run: Run, now: Prints) -> list[str]:
+    """What of an experiment with the fingerprints `now` the results of `run` are not of: `model`, `data`, ..."""
+    return tickets.differing(recorded(run), now)
+
+
+def other_results(runs: Sequence[Run], now: Prints, anew: bool = False) -> tuple[Run, list[str]] | None:
+    """The first run whose results are of another experiment than that of the fingerprints `now`, and what of it is
+    another: one of `runs` (unless they begin anew), or another arm or trial beside them."""
+    for run in [*runs, *(other for other in neighbours(runs[0]) if other not in runs)]:
+        if (differ := another(run, now)) and not (anew and run in runs):
+            return run, differ
+    return None
+
+
+def said(differ: Iterable[str]) -> str:
+    """`the model and the data have changed`."""
+    names = [f"the {WORDS.get(name, name)}" for name in differ]
+    return f"{', '.join(names[:-1])}{' and ' * (len(names) > 1)}{names[-1]} {'have' if names[1:] else 'has'} changed"
+
+
+def mixed(runs: Sequence[Run]) -> str:
+    """Why these runs must not be averaged: what of them is not the same in all. Nothing if they may be."""
+    first: dict[str, tuple[str, Run]] = {}
+    for run in runs:
+        for name, value in recorded(run).items():
+            known, where = first.setdefault(name, (value, run))
+            if known != value:
+                return (
+                    f"{where.dumps} and {run.dumps} are of different experiments (another "
+                    f"{WORDS.get(name, name)}) and are not averaged: move one of them away"
+                )
+    return ""
+
+
+def unmixed(groups: Sequence[Sequence[Run]]) -> tuple[list[Sequence[Run]], list[str]]:
+    """Those of these groups of runs that may be averaged, and why the others must not be."""
+    reasons = [mixed(runs) for runs in groups]
+    return [runs for runs, reason in zip(groups, reasons, strict=True) if not reason], list(filter(None, reasons))
