@@ -147,7 +147,9 @@ def _of_tensors(parts: Mapping[str, Batch], batch_size: int, fingerprint: str) -
                 f"data.{name} must give examples of the shape {tuple(x.shape[1:])} that those of data.train have, "
                 f"not {tuple(examples.shape[1:])}"
             )
-    return _of_images(Images("own", x, y, test, z, classes, validation, as_is=True), batch_size, fingerprint=fingerprint)
+    return _of_images(
+        Images("own", x, y, test, z, classes, validation, as_is=True), batch_size, fingerprint=fingerprint
+    )
 
 
 def _three(given: Any) -> tuple[Any, Any, Any]:

@@ -273,15 +273,18 @@ def _write_table(run: Run, name: str, lines: Sequence[str]) -> None:
 
 def results(root: str | Path = ".") -> pd.DataFrame:
     """All rounds of all runs under `root`, tidy: a row a round; columns arch_type, dataset, settings, arm, seed, those
-    of rounds.csv, and one for every setting that differs between the runs. TypeError or ValueError if `root` is no
+    of rounds.csv, one for every setting that differs between the runs, and `fingerprint` where runs of the same
+    settings are of different models or data, which must not be averaged. TypeError or ValueError if `root` is no
     folder; RecordError if a table is spoiled."""
     folder = checks.path("root", root)
     if not folder.is_dir():
         raise ValueError(f"root must be the folder that has dumps/, but there is no folder {folder}")
     frames = []
     for run in find(folder):
-        settings = read_json(run.dumps / "config.json").get("deciding", {})
+        about = read_json(run.dumps / "config.json")
+        settings, prints = about.get("deciding", {}), about.get("fingerprint")
         whose = {name: getattr(run, name) for name in ("arch_type", "dataset", "settings", "arm", "seed")}
+        whose["fingerprint"] = " ".join(f"{name}={value}" for name, value in prints.items()) if prints else None
         frames.append(
             table(run, "rounds").assign(**{f"setting/{key}": value for key, value in settings.items()}, **whose)
         )
@@ -291,5 +294,6 @@ def results(root: str | Path = ".") -> pd.DataFrame:
     chosen = [name for name in everything if name.startswith("setting/")]
     varying = [name for name in chosen if everything[name].nunique(dropna=False) > 1]
     first = ["arch_type", "dataset", "settings", "arm", "seed"]
-    tidy = everything[[*first, *ROUNDS, *varying]]
+    several = everything.groupby(first[:3])["fingerprint"].nunique().max() > 1
+    tidy = everything[[*first, *ROUNDS, *varying, *(["fingerprint"] if several else [])]]
     return tidy.rename(columns={name: name.removeprefix("setting/") for name in varying})

@@ -18,23 +18,24 @@ from lth.settings.config import Config, ConfigError
 from lth.training import fingerprint, models
 
 
-def refuse_another_experiment(runs: Sequence[Run], now: Prints, model: nn.Module, anew: bool = False) -> None:
+def refuse_another_experiment(runs: Sequence[Run], now: Prints, model: nn.Module | None, anew: bool = False) -> None:
     """ConfigError if these runs (unless they begin `anew`), or other arms and trials beside them, have results of an
-    experiment with other fingerprints than `now`, or with weights of other shapes than those of `model`."""
+    experiment with other fingerprints than `now`, or (an older version's) with weights of other shapes than `model`."""
     found = same.other_results(runs, now, anew) or _other_shapes(runs, model, anew)
     if found is None:
         return
     run, differ = found
-    beside = "" if run in runs else ", beside these runs,"
-    aside = "--overwrite moves them aside" if run in runs else "move them away"
+    beside, way = ("", "--overwrite") if run in runs else (", beside these runs,", "move them away")
     raise ConfigError(
-        f"{run.dumps}{beside} holds results of another experiment: {same.said(differ)} since; --name gives this one a "
-        f"folder of its own, {aside}"
+        f"{run.dumps}{beside} holds results of another experiment, {same.said(differ)} since: use another --name, or "
+        f"{way}"
     )
 
 
-def _other_shapes(runs: Sequence[Run], model: nn.Module, anew: bool) -> tuple[Run, list[str]] | None:
+def _other_shapes(runs: Sequence[Run], model: nn.Module | None, anew: bool) -> tuple[Run, list[str]] | None:
     """Of results without fingerprints, which older versions wrote, at least the shapes of the weights can be seen."""
+    if model is None:
+        return None
     shapes = {name: tuple(tensor.shape) for name, tensor in models.state_of(model).items()}
     for run in same.neighbours(runs[0]):
         before = {} if same.recorded(run) or (anew and run in runs) else tickets.shapes_of(run, "initial")
@@ -48,16 +49,19 @@ def facts(images: data.Images, config: Config) -> dict[str, object]:
     return {"data_file": prints.of_file(_file(config)), "classes": images.classes}
 
 
-def at_hand(config: Config, run: Run) -> tuple[dict[str, str], nn.Module]:
-    """The fingerprints of the experiment that the settings mean now, and its model, for a run that is finished. Nothing
-    is downloaded, and data are only read if their file is not the one that was used."""
-    about = read_json(run.dumps / "config.json")
-    classes = about.get("classes")
-    make = models.find(config.arch_type, config.dataset, classes if isinstance(classes, int) else None, config.data)
-    found, known, file = {"model": fingerprint.of_model(make)}, same.recorded(run), _file(config)
-    if "data" in known and file.exists():
-        alike = about.get("data_file") == prints.of_file(file)
-        found["data"] = known["data"] if alike else data.load(config.dataset, config.data).fingerprint
+def at_hand(config: Config, run: Run) -> tuple[dict[str, str], nn.Module | None]:
+    """The fingerprints of the experiment that the settings mean now, and its model, for a run that is finished: nothing
+    is downloaded, and data are only read if their file is not the one that was used. Nothing where nothing is known of
+    the results to compare them with."""
+    abouts = [read_json(other.dumps / "config.json") for other in same.neighbours(run)]
+    about = next((about for about in abouts if about.get("classes") and "data" in about.get("fingerprint", ())), None)
+    if about is None:
+        return {}, None
+    make = models.find(config.arch_type, config.dataset, about["classes"], config.data)
+    found, file = {"model": fingerprint.of_model(make)}, _file(config)
+    if file.exists():
+        alike = about["data_file"] == prints.of_file(file)
+        found["data"] = about["fingerprint"]["data"] if alike else data.load(config.dataset, config.data).fingerprint
     return found, make()
 
 

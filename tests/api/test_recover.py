@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import torch.nn.utils.prune as torch_prune
 from helpers import Conv, Mlp
 from own import (
     WithOptim,
@@ -18,6 +22,8 @@ from torch import Tensor, nn
 
 import lth
 from lth import pruning as lth_prune
+from lth.records import same
+from lth.records.files import read_json, write_json
 
 
 def test_recover_goes_on_as_if_there_had_been_no_stop(tmp_path: Path) -> None:
@@ -84,3 +90,71 @@ def test_results_are_never_mixed(tmp_path: Path) -> None:
     other = find(seeded(seed=3), random=True, save=tmp_path)
     assert other[0] == find(seeded(seed=3), random=True)[0]
     assert lth.results(tmp_path).groupby("arm").size().to_dict() == {"lt": 3, "reinit": 3}
+
+
+class Acting(Mlp):
+    """Networks of equal shapes."""
+
+    def __init__(self, act: Callable[[Tensor], Tensor] = torch.tanh, optim: Callable[..., Any] | None = None) -> None:
+        super().__init__()
+        self.act = act
+        if optim is not None:
+            self.optim = optim(self.parameters(), lr=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x.flatten(1))))
+
+
+def adam(sign: int) -> Callable[..., torch.optim.Optimizer]:
+    """Optimisers that print alike."""
+
+    class Adam(torch.optim.Adam):
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                group["lr"] = abs(group["lr"]) * sign
+            return super().step(closure)
+
+    return Adam
+
+
+def pruned(amount: float) -> Callable[[nn.Module], None]:
+    def rule(net: nn.Module) -> None:
+        for layer, name in lth_prune.fetch_layers(net):
+            torch_prune.l1_unstructured(layer, name=name, amount=amount)
+
+    return rule
+
+
+def test_recover_goes_on_with_the_same_network_rule_optimiser_loss_and_data_only(tmp_path: Path) -> None:
+    def go_on(act: Any = torch.tanh, sign: int = 1, amount: float = 0.3, smooth: float = 0.0, **more: Any) -> Any:
+        net = seeded(lambda: Acting(act, adam(sign)))
+        net.criterion = nn.CrossEntropyLoss(label_smoothing=smooth)
+        return find(net, more.pop("given", None), prune_rule=pruned(amount), **more)
+
+    whole = go_on(rounds=2, save=tmp_path)
+    data = {**tiny(), "train": batches(seed=5)}
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
+    changes: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"amount": 0.4}, "the pruning rule has"),
+        ({"act": torch.relu}, "the model has"),
+        ({"act": lambda x: x.tanh()}, "the model has"),
+        ({"sign": -1}, "the optimiser has"),
+        ({"given": data}, "the data has"),
+        ({"amount": 0.4, "act": torch.relu, "given": data}, "the model, the data and the pruning rule have"),
+    )
+    for change, words in changes:
+        with pytest.raises(ValueError, match=f"recover must hold .* the same experiment, but {words} changed since"):
+            go_on(**change, recover=tmp_path, rounds=3)
+        with pytest.raises(ValueError, match=rf"save must be a folder without .* another experiment.* {words} changed"):
+            go_on(**change, save=tmp_path, random=True)
+    with pytest.raises(ValueError, match=r"criterion was CrossEntropyLoss\(\), is|the loss has changed since"):
+        go_on(smooth=0.1, recover=tmp_path, rounds=3)
+    assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
+    (config,) = tmp_path.glob("dumps/**/config.json")
+    about = read_json(config)
+    assert set(about.pop("fingerprint")) == {"model", "data", "rule", "optimizer", "loss"} == set(same.WORDS)
+    write_json(config, about)  # as older versions wrote it
+    for file in tmp_path.glob("saves/**/*.safetensors"):
+        file.write_bytes(file.read_bytes().replace(b'"fingerprint"', b'"fingerprunt"'))
+    assert go_on(recover=tmp_path, rounds=3)[:3] == whole
+    assert set(read_json(config)["fingerprint"]) == set(same.WORDS)

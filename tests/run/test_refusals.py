@@ -1,0 +1,253 @@
+"""Results of another model or other data: refused before anything is written, and never averaged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+from helpers import CPU, Told, arrays, assert_same, do, results, settings
+from own import runner
+
+import combine_plots
+import lth
+import main
+import utils
+from lth import data
+from lth.experiment import Experiment
+from lth.records import same, tables, tickets, verdict
+from lth.records.files import RecordError, read_json, write_json
+from lth.records.tables import Run
+from lth.run import session
+from lth.run.jobs import runs_of
+from lth.settings.config import Config, ConfigError
+from lth.training.problem import Problem
+
+
+@pytest.fixture(autouse=True)
+def edited_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Edits within a second are seen: no compiled files, which are told apart by whole seconds."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+
+def edit(place: Path, old: str = "nn.ReLU()", new: str = "nn.Tanh()") -> None:
+    file = place / "archs/tiny/mlp.py"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+
+
+def other_data(place: Path) -> Path:
+    (place / "data2").mkdir(exist_ok=True)
+    np.savez(place / "data2/tiny.npz", **arrays(seed=1))
+    return place / "data2"
+
+
+def everything(place: Path) -> dict[Path, tuple[int, bytes]]:
+    files = [file for kind in ("dumps", "saves", "plots") for file in (place / kind).rglob("*") if file.is_file()]
+    return {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+
+
+def refused(config: Config, *words: str) -> None:
+    """The session is refused in one sentence with these words, and nothing is written."""
+    before = everything(config.root)
+    with pytest.raises(ConfigError) as caught:
+        session.run(config)
+    (sentence,) = caught.value.problems
+    assert all(word in sentence for word in words) and "\n" not in sentence, sentence
+    assert everything(config.root) == before
+
+
+@pytest.mark.parametrize("new", ["nn.Tanh()", "nn.LeakyReLU()", "nn.Linear(12, 14), nn.ReLU(), nn.Linear(14, 12)"])
+def test_an_edited_model_is_refused_wherever_its_rounds_would_meet_the_old_ones(place: Path, new: str) -> None:
+    config = settings(place, prune_iterations=2)
+    session.run(config)
+    edit(place, new=new)
+    here = str(runs_of(config)[0].dumps)
+    words = (here, "another experiment, the model has changed since", "use another --name, or --overwrite")
+    refused(config, *words)  # finished as it is
+    refused(replace(config, prune_iterations=3), *words)
+    refused(replace(config, trials=2), *words)
+    beside = (here, "beside these runs", "the model has changed since", "use another --name, or move them away")
+    refused(replace(config, prune_type=("reinit",)), *beside)
+    refused(replace(config, seed=1), *beside)
+    refused(replace(config, seed=1, overwrite=True), *beside)
+    session.run(replace(config, name="other"))
+    (run,) = session.run(replace(config, overwrite=True))
+    edit(place, old=new, new="nn.ReLU()")
+    refused(config, *words)
+    assert len(tables.table(run, "rounds")) == 2
+
+
+def test_comments_and_the_models_of_others_in_the_file_are_no_other_model(place: Path) -> None:
+    config = settings(place)
+    do(replace(config, root=place / "whole"))
+    session.run(replace(config, prune_iterations=1))
+    edit(place, "class Mlp", "# The one\n\n\nclass _Other(nn.Module):\n    pass\n\n\nclass Mlp")
+    edit(place, "        super()", '        """Documented."""\n\n        super()')
+    session.run(config)
+    assert_same(results(place), results(place / "whole"))
+
+
+def test_other_data_are_refused_wherever_their_rounds_would_meet_the_old_ones(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = settings(place, prune_iterations=2)
+    session.run(replace(config, data=other_data(place)))
+    words = (str(runs_of(config)[0].dumps), "the data has changed since", "--name", "--overwrite")
+    refused(config, *words)
+    refused(replace(config, trials=2), *words)
+    refused(replace(config, prune_iterations=3), *words)
+    edit(place)
+    refused(config, "the model and the data have changed since")
+    edit(place, "nn.Tanh()", "nn.ReLU()")
+    np.savez_compressed(place / "data/tiny.npz", **arrays(seed=1))  # the same arrays in another file
+    (place / "data/tiny.npz").touch()
+    session.run(replace(config, quiet=False))
+    assert "all rounds of these runs are finished" in capsys.readouterr().out
+    (place / "data/tiny.npz").unlink()
+    session.run(config)  # what is finished needs no data
+
+
+def test_a_finished_run_reads_its_data_only_if_their_file_is_another(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(place, prune_iterations=1)
+    session.run(config)
+    read: list[Any] = []
+    load = data.load
+    monkeypatch.setattr(data, "load", lambda *given: (read.append(given), load(*given))[1])
+    session.run(config)
+    assert not read
+    refused(replace(config, data=other_data(place)), "the data has changed")
+    assert len(read) == 1
+
+
+def test_it_is_said_by_every_door_in_its_words_and_with_code_2(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = runner(place, num_rounds=2)
+    made.run()
+    flags = "--dataset tiny --arch_type mlp --gpu cpu --valid_size 40 --batch_size 10 --prune_iterations 1 --quiet"
+    line = [*flags.split(), "--end_iter", "8it", "--data", str(place / "data"), "--root", str(place)]
+    assert utils.exit_code(main.main, line) == 0
+    edit(place)
+    with pytest.raises(ValueError, match=r"the model has changed since: use another name, or overwrite"):
+        runner(place, num_rounds=2).run()
+    capsys.readouterr()
+    before = everything(place)
+    assert utils.exit_code(main.main, line) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "the model has changed since: use another --name, or --overwrite" in said[0]
+    assert everything(place) == before
+
+
+def stripped(run: Run) -> None:
+    """Make a run look as older versions wrote it: without fingerprints."""
+    about = read_json(run.dumps / "config.json")
+    write_json(run.dumps / "config.json", {key: about[key] for key in about if key not in NEW})
+    for file in run.saves.glob("*.safetensors"):
+        with safetensors.safe_open(file, framework="pt") as opened:
+            facts, held = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        facts.pop("fingerprint", None)  # a dense round that arms share is one file under two names
+        file.write_bytes(safetensors.torch.save(held, metadata=facts))
+
+
+NEW = ("fingerprint", "data_file", "classes")
+
+
+def test_results_without_fingerprints_are_gone_on_with_and_get_them(place: Path) -> None:
+    config = settings(place, prune_type=("lt", "reinit"))
+    do(replace(config, root=place / "whole"))
+    for run in session.run(replace(config, prune_iterations=2)):
+        stripped(run)
+        assert same.recorded(run) == {}
+    session.run(replace(config, prune_iterations=2))  # finished: nothing is known of it, and nothing is refused
+    runs = session.run(config)
+    assert_same(results(place, ("dumps",)), results(place / "whole", ("dumps",)))
+    assert {*same.recorded(runs[0])} == {"model", "data"}
+    edit(place)
+    refused(config, "the model has changed")
+
+
+def test_without_fingerprints_other_shapes_are_still_seen(place: Path) -> None:
+    config = settings(place, prune_iterations=1)
+    (run,) = session.run(config)
+    stripped(run)
+    edit(place, "nn.Linear(64, 12), nn.ReLU(), nn.Linear(12", "nn.Linear(64, 13), nn.ReLU(), nn.Linear(13")
+    refused(replace(config, prune_iterations=2), "the model has changed")
+    refused(replace(config, seed=1), "beside these runs")
+
+
+def test_a_model_edited_while_workers_start_is_not_trained_by_them(place: Path) -> None:
+    """A worker finds the model's file itself: it must be the one of config.json, and sets nothing aside."""
+    config = settings(place)
+    runs = session.run(replace(config, prune_iterations=1))
+    edit(place)
+    before, told = everything(place), Told()
+    made = Experiment(config, Problem.of(config, data.load("tiny", place / "data")), CPU, told)
+    with pytest.raises(RecordError, match="the model has changed since"):
+        made.run(runs, 3)
+    (runs[0].dumps / "config.json").unlink()  # what is under saves/ says it too
+    with pytest.raises(RecordError, match="the model has changed since"):
+        made.run(runs, 3)
+    del before[runs[0].dumps / "config.json"]
+    assert everything(place) == before and not told
+
+
+def test_a_file_of_another_model_among_the_right_ones_is_set_aside(place: Path) -> None:
+    config = settings(place)
+    do(replace(config, root=place / "whole"))
+    (run,) = session.run(replace(config, prune_iterations=2))
+    edit(place)
+    (other,) = session.run(replace(config, prune_iterations=2, root=place / "other"))
+    shutil.copyfile(other.saves / "ticket_01.safetensors", run.saves / "ticket_01.safetensors")
+    edit(place, "nn.Tanh()", "nn.ReLU()")
+    told = Told()
+    do(config, told)
+    assert (
+        "belongs to another experiment (model)" in told.notes and (run.saves / "ticket_01.safetensors.damaged").exists()
+    )
+    assert_same(results(place), results(place / "whole") | {n: v for n, v in results(place).items() if "damaged" in n})
+
+
+@pytest.fixture
+def mixed(place: Path) -> Iterator[tuple[Run, Run]]:
+    """Two trials of different models in one folder, as after copying; and other settings beside them."""
+    config = settings(place, prune_iterations=2)
+    (one,) = session.run(config)
+    session.run(replace(config, lr=0.02))
+    edit(place)
+    (two,) = session.run(replace(config, seed=1, root=place / "elsewhere"))
+    moved = replace(two, root=place)
+    for kind in ("dumps", "saves"):
+        shutil.copytree(two.folder(kind), moved.folder(kind))
+    yield one, moved
+
+
+def test_results_of_different_models_are_never_averaged(
+    place: Path, mixed: tuple[Run, Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = mixed
+    with pytest.raises(ValueError, match=r"different experiments \(another model\) and are not averaged"):
+        verdict.table([one, two])
+    assert utils.exit_code(combine_plots.main, ["--root", str(place), "--grid", "--format", "svg"]) == 2
+    said = capsys.readouterr()
+    assert str(one.dumps) in said.err and str(two.dumps) in said.err and len(said.err.splitlines()) == 1
+    drawn = {file.parent.name for file in place.glob("plots/**/verdict.csv")}
+    assert len(drawn) == 1 and "lr=0.02" in drawn.pop()
+    table = lth.results(place)
+    assert table.groupby("fingerprint")["seed"].nunique().to_dict() == dict.fromkeys(table["fingerprint"], 1)
+    assert "fingerprint" not in lth.results(place / "elsewhere") and len(table) == 6
+
+
+def test_every_saved_file_says_what_it_belongs_to(place: Path) -> None:
+    (run,) = session.run(settings(place, rewind="3it"))
+    about = json.loads((run.dumps / "config.json").read_text())["fingerprint"]
+    assert {*about} == {"model", "data"}
+    files = sorted(run.saves.glob("*.safetensors"))
+    assert len(files) == 3 + 3 + 4 and all(tickets.fingerprint_of(file) == about for file in files)
