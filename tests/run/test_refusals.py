@@ -26,7 +26,7 @@ from lth.records import same, tables, tickets, verdict
 from lth.records.files import RecordError, read_json, write_json
 from lth.records.tables import Run
 from lth.run import session
-from lth.run.jobs import runs_of
+from lth.run.tasks import runs_of
 from lth.settings.config import Config, ConfigError
 from lth.training.problem import Problem
 
@@ -197,6 +197,18 @@ def test_a_model_edited_while_workers_start_is_not_trained_by_them(place: Path) 
         made.run(runs, 3)
     del before[runs[0].dumps / "config.json"]
     assert everything(place) == before and not told
+
+
+def test_a_process_that_joins_with_another_model_takes_no_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two may begin at the same moment, before there is anything to compare: each run taken is compared again."""
+    config = settings(place, join=True, prune_iterations=1)
+    session.run(config)
+    edit(place)
+    monkeypatch.setattr(session.refusals, "refuse_another_experiment", lambda *given, **more: None)
+    before = everything(place)
+    with pytest.raises(RecordError, match="another experiment, the model has changed since"):
+        session.run(replace(config, trials=2))
+    assert everything(place) == before and not list(place.rglob("*.lock"))
 
 
 def test_a_file_of_another_model_among_the_right_ones_is_set_aside(place: Path) -> None:
