@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     """Draw what the flags ask for. Runs that cannot be read are reported and left out; the exit code is then 2."""
     flags = parser().parse_args(argv)
 
-    from lth.records import labels, same, tables  # with pandas; PyTorch and matplotlib load only if something is to draw
+    from lth.records import labels, same, tables  # with pandas; PyTorch and matplotlib only if something is to draw
 
     spoiled: list[tables.RecordError] = []
     found = tables.find(flags.root, flags.arch_type, flags.dataset, flags.name, spoiled.append)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
-from lth.records import tickets
+import safetensors
+
 from lth.records.files import read_json
 from lth.records.tables import Run
 
@@ -23,9 +25,23 @@ def recorded(run: Run) -> dict[str, str]:
     if isinstance(found, dict):
         return {str(key): str(value) for key, value in found.items()}
     for file in sorted(run.saves.glob("*.safetensors")):
-        if prints := tickets.fingerprint_of(file):
+        if prints := fingerprint_of(file):
             return prints
     return {}
+
+
+def fingerprint_of(file: Path) -> dict[str, str]:
+    """The fingerprints that a file says it belongs to; none if it does not say or cannot be read."""
+    try:
+        with safetensors.safe_open(file, framework="np") as opened:
+            return parsed((opened.metadata() or {}).get("fingerprint", ""))
+    except (safetensors.SafetensorError, OSError, ValueError):
+        return {}
+
+
+def parsed(text: str) -> dict[str, str]:
+    """`data=... model=...` as a dict."""
+    return dict(part.split("=", 1) for part in text.split() if "=" in part)
 
 
 def neighbours(run: Run) -> list[Run]:
@@ -39,9 +55,14 @@ def neighbours(run: Run) -> list[Run]:
     return sorted(found, key=lambda run: (run.arm, run.seed))
 
 
+def differing(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """The parts of an experiment that have other fingerprints in `new` than in `old`; those that one lacks do not."""
+    return [name for name in new if old.get(name, new[name]) != new[name]]
+
+
 def another(run: Run, now: Prints) -> list[str]:
     """What of an experiment with the fingerprints `now` the results of `run` are not of: `model`, `data`, ..."""
-    return tickets.differing(recorded(run), now)
+    return differing(recorded(run), now)
 
 
 def other_results(runs: Sequence[Run], now: Prints, anew: bool = False) -> tuple[Run, list[str]] | None:
@@ -73,7 +94,7 @@ def mixed(runs: Sequence[Run]) -> str:
     return ""
 
 
-def unmixed(groups: Sequence[Sequence[Run]]) -> tuple[list[Sequence[Run]], list[str]]:
+def unmixed(groups: Sequence[list[Run]]) -> tuple[list[list[Run]], list[str]]:
     """Those of these groups of runs that may be averaged, and why the others must not be."""
     reasons = [mixed(runs) for runs in groups]
     return [runs for runs, reason in zip(groups, reasons, strict=True) if not reason], list(filter(None, reasons))

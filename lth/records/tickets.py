@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lth import pruning
 from lth.pruning import Masks
+from lth.records import same
 from lth.records.files import Fence, write
 from lth.records.tables import Run
 from lth.training.models import State
@@ -85,7 +86,7 @@ def load_tensors(file: Path, identity: str | None = None) -> tuple[dict[str, Ten
             settings, _, prints = (identity or "").partition(" ")
             if identity is not None and about.get("identity") != settings:
                 raise Damaged(f"{file} belongs to other settings")
-            if differ := differing(_prints(about.get("fingerprint", "")), _prints(prints)):
+            if differ := same.differing(same.parsed(about.get("fingerprint", "")), same.parsed(prints)):
                 raise Damaged(f"{file} belongs to another experiment ({', '.join(differ)})")
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         if about.get("checksum") != _checksum(tensors, about["facts"]):
@@ -117,15 +118,6 @@ def identity(deciding: Mapping[str, str], run: Run, prints: Mapping[str, str] | 
     return " ".join([settings, *(f"{name}={value}" for name, value in sorted((prints or {}).items()))])
 
 
-def fingerprint_of(file: Path) -> dict[str, str]:
-    """The fingerprints that a file says it belongs to; none if it does not say or cannot be read."""
-    try:
-        with safetensors.safe_open(file, framework="pt") as opened:
-            return _prints((opened.metadata() or {}).get("fingerprint", ""))
-    except (safetensors.SafetensorError, OSError, ValueError):
-        return {}
-
-
 def shapes_of(run: Run, name: str) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors in a set of weights, read from its header alone; none if it cannot be read."""
     try:
@@ -133,16 +125,6 @@ def shapes_of(run: Run, name: str) -> dict[str, tuple[int, ...]]:
             return {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError):
         return {}
-
-
-def differing(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """The parts of an experiment that have other fingerprints in `new` than in `old`; those that one lacks do not."""
-    return [name for name in new if old.get(name, new[name]) != new[name]]
-
-
-def _prints(text: str) -> dict[str, str]:
-    """`data=... model=...` as a dict."""
-    return dict(part.split("=", 1) for part in text.split() if "=" in part)
 
 
 def write_state(run: Run, name: str, state: State, identity: str) -> None:

@@ -22,7 +22,7 @@ import main
 import utils
 from lth import data
 from lth.experiment import Experiment
-from lth.records import same, tables, tickets, verdict
+from lth.records import same, tables, verdict
 from lth.records.files import RecordError, read_json, write_json
 from lth.records.tables import Run
 from lth.run import session
@@ -262,4 +262,4 @@ def test_every_saved_file_says_what_it_belongs_to(place: Path) -> None:
     about = json.loads((run.dumps / "config.json").read_text())["fingerprint"]
     assert {*about} == {"model", "data"}
     files = sorted(run.saves.glob("*.safetensors"))
-    assert len(files) == 3 + 3 + 4 and all(tickets.fingerprint_of(file) == about for file in files)
+    assert len(files) == 3 + 3 + 4 and all(same.fingerprint_of(file) == about for file in files)
