@@ -22,15 +22,26 @@ LIBRARIES = ("torch", "torchvision", "numpy", "safetensors")
 
 def about(asked: Config, config: Config, device: torch.device, command: Sequence[str] = ()) -> dict[str, Any]:
     """The content of config.json for the settings that were `asked` for and what they came to, `config`."""
+    return {**about_command(asked, config, command), **about_machine(config, device)}
+
+
+def about_command(asked: Config, config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
+    """What of it is the same wherever the training is done."""
     return {
         "settings": plain_settings(asked),
         "deciding": config.deciding(),
         "command": list(command),
+        "git_commit": commit(PROJECT) if (PROJECT / "main.py").exists() else None,  # not an installed library's
+    }
+
+
+def about_machine(config: Config, device: torch.device) -> dict[str, Any]:
+    """What of it is said of the machine that does the training."""
+    return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "device": devices.name(device),
         "processor": processor(),
         "cpu_precision": _cpu_precision(config) if device.type == "cpu" else None,
-        "git_commit": commit(PROJECT) if (PROJECT / "main.py").exists() else None,  # not an installed library's
     }
 
 
@@ -42,7 +53,7 @@ def plain_settings(config: Config) -> dict[str, Any]:
         value = getattr(config, spec.name)
         if spec.name == "data":
             settings["data"] = None if value.resolve() == Config.data.resolve() else str(value.resolve())
-        elif spec.name not in ("root", "overwrite", "dry_run", "join"):
+        elif spec.name not in ("root", "overwrite", "dry_run", "join", "ray"):
             plain = [str(item) for item in value] if isinstance(value, tuple) else value
             settings[spec.name] = str(plain) if isinstance(plain, (Path, Duration)) else plain
     return settings

@@ -63,16 +63,22 @@ class Alone:
 
 
 class Shared:
-    """Holds a run only while it is trained here; all others are other processes' to take."""
+    """Holds a run only while it is trained here; all others are other processes' to take. `facts` are what its
+    config.json says beside, or in place of, what is found out here."""
 
     def __init__(
-        self, prepared: Sequence[Prepared], locks: Locks, device: torch.device, command: Sequence[str]
+        self,
+        prepared: Sequence[Prepared],
+        locks: Locks,
+        device: torch.device,
+        command: Sequence[str],
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.locks = locks
         self.stacks = {one.asked: stack_size(one.config, one.problem, device) for one in prepared}
         self.about: dict[Run, tuple[Config, dict[str, Any]]] = {}
         for one in prepared:
-            self.about |= dict.fromkeys(one.runs, (one.config, _facts(one, device, command)))
+            self.about |= dict.fromkeys(one.runs, (one.config, {**_facts(one, device, command), **(facts or {})}))
 
     def hold(self, run: Run) -> Run | None:
         """The run with the right to write it, or None if another process has that."""
@@ -90,6 +96,33 @@ class Shared:
     def let_go(self, run: Run) -> None:
         """Give that right back."""
         self.locks.release(run.dumps)
+
+    def together(self, config: Config) -> int:
+        """How many runs may be given to one worker."""
+        return self.stacks[config]
+
+
+class Elsewhere:
+    """Holds nothing: those who do the work do. Says which runs they could take."""
+
+    def __init__(
+        self, prepared: Sequence[Prepared], locks: Locks, device: torch.device, command: Sequence[str]
+    ) -> None:
+        self.locks = locks
+        self.stacks = {one.asked: stack_size(one.config, one.problem, device) for one in prepared}
+        if prepared[0].config.overwrite:
+            with Locks(locks.limit) as for_now:
+                Alone(prepared, for_now, device, command)
+
+    def hold(self, run: Run) -> Run | None:
+        """The run, or None if another process has it."""
+        if self.locks.try_take(run.dumps) is None:
+            return None
+        self.locks.release(run.dumps)
+        return run
+
+    def let_go(self, run: Run) -> None:
+        """Nothing: it is not held."""
 
     def together(self, config: Config) -> int:
         """How many runs may be given to one worker."""

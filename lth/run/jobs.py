@@ -1,34 +1,23 @@
-"""Doing what a queue has: in this process, or side by side in processes of this machine."""
+"""Having the work of a queue done: who gets what next, until all is done or a signal stops it."""
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.connection
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from queue import Empty
 from typing import Any, Protocol
 
-import torch
-import torch.multiprocessing  # teaches pickle to share tensors between processes
-
-from lth.connectivity import Connectivity
-from lth.data.images import Images
-from lth.experiment import Experiment, TrialError
+from lth.experiment import TrialError
 from lth.records.events import Event, Note
 from lth.records.files import RecordError
 from lth.records.lock import Lost
 from lth.records.tables import Run
 from lth.run.queue import Claim, Queue
-from lth.settings.config import Config
-from lth.training.problem import Problem
 from lth.training.train import Stopped
 
 POLL = 0.2  # seconds between looks at the workers
@@ -36,7 +25,6 @@ SHARE = 20  # of the time that a look at the folder takes, others share it: so m
 LONGEST = 30.0  # seconds between looks at the folder
 FATAL = (RecordError, BrokenProcessPool)  # others stop what they happened to
 Tell = Callable[[Event], None]
-Data = Mapping[Config, tuple[Config, Images]]  # of each experiment, the settings as the data settle them, and these
 
 
 class Interrupted(Exception):
@@ -167,186 +155,3 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def workers(
-    size: int, threads: int, data: Data, device: torch.device, tell: Tell, stop: Callable[[], bool]
-) -> Here | Processes:
-    """So many processes on a CPU, but this one where that is enough, or where the device is a GPU."""
-    if device.type != "cpu" or size == 1:
-        return Here(data, device, tell, stop)
-    return Processes(size, threads, data, tell)
-
-
-class Experiments:
-    """The experiment that a process is at, made anew when another one's turn comes."""
-
-    def __init__(self, data: Data, device: torch.device, tell: Tell, stop: Callable[[], bool]) -> None:
-        self.data, self.device, self.tell, self.stop = data, device, tell, stop
-        self.of: Config | None = None
-
-    def do(self, claim: Claim) -> dict[Run, str]:
-        """Train what the claim says; gives those of its runs that ended early, with the reason."""
-        if self.of != claim.config:
-            config, images = self.data[claim.config]
-            self.of = claim.config
-            kind = Connectivity if config.connectivity else Experiment
-            self.experiment = kind(config, Problem.of(config, images), self.device, self.tell, self.stop)
-        self.experiment.run(claim.runs, claim.rounds)
-        return {run: why for run, why in self.experiment.failed.items() if run in claim.runs}
-
-
-class Here:
-    """Work in this process."""
-
-    def __init__(self, data: Data, device: torch.device, tell: Tell, stop: Callable[[], bool]) -> None:
-        self.experiments = Experiments(data, device, tell, stop)
-        self.claim: Claim | None = None
-
-    def __enter__(self) -> Here:
-        return self
-
-    def __exit__(self, *exception: object) -> None: ...
-
-    def free(self) -> bool:
-        """Whether there is nothing to do."""
-        return self.claim is None
-
-    def start(self, claim: Claim) -> None:
-        """Note what to do next."""
-        self.claim = claim
-
-    def ended(self, seconds: float) -> list[Outcome]:
-        """Do it."""
-        if self.claim is None:
-            time.sleep(seconds)
-            return []
-        claim, self.claim = self.claim, None
-        try:
-            return [Outcome(claim, self.experiments.do(claim))]
-        except Exception as error:
-            return [Outcome(claim, error=error)]
-
-    def stop(self) -> None:
-        """What is under way asks for itself; what is not begun is left."""
-
-
-class Processes:
-    """Work in so many processes, of `threads` threads each."""
-
-    def __init__(self, size: int, threads: int, data: Data, tell: Tell) -> None:
-        self.size, self.tell = size, tell
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read when a child loads torch
-            os.environ[name] = str(threads)
-        for _, images in data.values():
-            for tensor in images.tensors():
-                tensor.share_memory_()
-        context = multiprocessing.get_context("spawn")
-        self.events, self.asked = context.Queue(), context.Event()
-        self.pool = ProcessPoolExecutor(size, context, _start_worker, (data, self.events, self.asked))
-        self.running: dict[Future[dict[Run, str]], tuple[int, Claim]] = {}
-        self.started = 0
-
-    def __enter__(self) -> Processes:
-        with _undisturbed():  # all workers load PyTorch now, not when there is work for them
-            for _ in range(self.size):
-                self.pool.submit(os.getpid)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if exception[0] is not None:
-            self.stop()
-        self.pool.shutdown()
-        self._hear()
-
-    def free(self) -> bool:
-        """Whether a process is free."""
-        return len(self.running) < self.size
-
-    def start(self, claim: Claim) -> None:
-        """Hand it to a process."""
-        self.started += 1
-        try:
-            with _undisturbed():
-                future = self.pool.submit(_work, claim, self.started)
-        except BrokenProcessPool as error:
-            future = Future()
-            future.set_exception(error)
-        self.running[future] = self.started, claim
-
-    def ended(self, seconds: float) -> list[Outcome]:
-        """What the processes have done, and told."""
-        if not self.running:
-            time.sleep(seconds)
-        ended, _ = wait(self.running, seconds, FIRST_COMPLETED)
-        outcomes, tellers = [], frozenset[int]()
-        for future in ended:
-            (number, claim), error = self.running.pop(future), future.exception()
-            outcomes.append(Outcome(claim, {} if error else future.result(), error))
-            if not isinstance(error, BrokenProcessPool):
-                tellers |= {number}
-        self._hear(tellers)
-        return outcomes
-
-    def stop(self) -> None:
-        """Ask all."""
-        self.asked.set()
-
-    def _hear(self, tellers: frozenset[int] = frozenset()) -> None:
-        """Tell what the processes told, to the last word of these claims."""
-        while True:
-            try:
-                event = self.events.get(timeout=5 if tellers else 0.01)
-            except Empty:
-                return
-            if isinstance(event, int):
-                tellers = tellers - {event}
-            else:
-                self.tell(event)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Start processes in which Ctrl-C is left to the parent from their first moment on."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what a child starts with
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-class _Worker:
-    """What a worker process keeps between claims."""
-
-    experiments: Experiments
-    tell: Callable[[Event | int], None]
-
-
-def _start_worker(data: Data, events: Any, stop: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    asked = threading.Event()
-
-    def watch() -> None:
-        """Stop when asked to; die at once when the parent has died."""
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        while not multiprocessing.connection.wait([parent.sentinel], POLL):
-            if stop.is_set():
-                asked.set()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    _Worker.tell = events.put
-    _Worker.experiments = Experiments(data, torch.device("cpu"), events.put, asked.is_set)
-
-
-def _work(claim: Claim, number: int) -> dict[Run, str]:
-    """Do a claim; gives those of its runs that ended early. The last thing told is the claim's number."""
-    try:
-        return _Worker.experiments.do(claim)
-    finally:
-        _Worker.tell(number)

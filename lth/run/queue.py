@@ -26,6 +26,17 @@ class Claim:
     rounds: int
 
 
+def begin(run: Run) -> None:
+    """Somebody tries a run again that may have ended early."""
+    files.delete(run.dumps / FAILED, run.fence)
+
+
+def gave_up(run: Run, why: str) -> None:
+    """Tell all processes that a run ended early."""
+    with contextlib.suppress(RecordError):
+        files.write(run.dumps / FAILED, f"{why}\n".encode(), run.fence)
+
+
 class Queue:
     """The tasks of some experiments, given out run by run.
 
@@ -34,6 +45,7 @@ class Queue:
     let_go: gives that right back.
     together: how many runs of an experiment may be given out at once, to be trained as one network.
     since: the time, by the folder's clock, from which on a run that another process could not finish is not tried here.
+    elsewhere: whether those who do the work hold the runs themselves and say nothing: what they do is news here.
     """
 
     def __init__(
@@ -43,8 +55,10 @@ class Queue:
         let_go: Callable[[Run], None] = lambda run: None,
         together: Callable[[Config], int] = lambda config: 1,
         since: float = 0.0,
+        elsewhere: bool = False,
     ) -> None:
         self.hold, self.let_go, self.together, self.since = hold, let_go, together, since
+        self.elsewhere = elsewhere
         self.config: dict[Run, Config] = {}
         self.tasks: dict[Run, list[Task]] = {}
         about = configs if isinstance(configs, Mapping) else dict.fromkeys(configs, "")
@@ -69,7 +83,8 @@ class Queue:
             if able:
                 for run in able:
                     self._catch_up(run)
-                    files.delete(run.dumps / FAILED, run.fence)
+                    if not self.elsewhere:
+                        begin(run)
                 self.busy.update(able)
                 return Claim(self.config[able[0]], tuple(able), rounds)
         return None
@@ -79,8 +94,10 @@ class Queue:
         for run in claim.runs:
             if run in failed:
                 self.failed[run] = failed[run]
-                with contextlib.suppress(RecordError):
-                    files.write(run.dumps / FAILED, f"{failed[run]}\n".encode(), run.fence)
+                if not self.elsewhere:
+                    gave_up(run, failed[run])
+            if self.elsewhere:
+                self._catch_up(run)
             self._told[run] = self.finished(run)
             self.busy.discard(run)
             self.let_go(run)
@@ -88,7 +105,7 @@ class Queue:
     def news(self) -> list[Event]:
         """What other processes have done since this was last asked: rounds finished, runs that ended early."""
         for run in self.tasks:
-            if run not in self.busy:
+            if self.elsewhere or run not in self.busy:
                 self._catch_up(run)
         for run in list(self._open()):
             file = run.dumps / FAILED

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -22,9 +23,9 @@ from lth.records import labels, tables
 from lth.records.events import Event
 from lth.records.lock import Locks, clear, clock, probe
 from lth.records.tables import Run
+from lth.run import cluster, jobs, processes, refusals
 from lth.run import device as devices
-from lth.run import jobs, refusals
-from lth.run.holding import Alone, Prepared, Shared
+from lth.run.holding import Alone, Elsewhere, Prepared, Shared
 from lth.run.progress import Progress
 from lth.run.queue import Queue
 from lth.run.tasks import by_run, plan, runs_of, tasks_of, trainings
@@ -72,7 +73,7 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), words: Cal
             return runs
         loaded: dict[tuple[object, ...], Images] = {}
         (device, remark), *prepared = checks.together(
-            lambda: devices.choose(first.gpu),
+            lambda: _device(first),
             *(partial(_prepared, *one, loaded) for one in todo.items()),
         )
         if remark:
@@ -81,11 +82,11 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), words: Cal
             print("\n".join(_plan(prepared)))
             return runs
         probe(first.root)
-        with Locks(first.lock_limit) as locks:
-            since = clock(first.root)
-            holding = (Shared if first.join else Alone)(prepared, locks, device, command)
-            _announce(prepared, device, say)
-            queue = Queue(todo, holding.hold, holding.let_go, holding.together, since)
+        with cluster.connected(first) if first.ray else nullcontext() as there, Locks(first.lock_limit) as locks:
+            device, since = there.device if there else device, clock(first.root)
+            holding = (Elsewhere if there else Shared if first.join else Alone)(prepared, locks, device, command)
+            _announce(prepared, device, f"{there or devices.name(device)}", say)
+            queue = Queue(todo, holding.hold, holding.let_go, holding.together, since, elsewhere=there is not None)
             progress = Progress(queue.left(), first.print_freq, first.quiet, runs=runs)
             board = Board() if first.tensorboard else None
 
@@ -94,12 +95,16 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), words: Cal
                 if board:
                     board(event)
 
-            most = len(queue.tasks) if holding.together(first) == 1 else len(todo)
-            size = min(first.jobs or max(1, jobs.cores() // first.threads), most)
-            data = {one.asked: (one.config, one.images) for one in prepared}
-            workers = jobs.workers(size, first.threads, data, device, tell, lambda: bool(signalled()))
+            if there:
+                there.prepare(prepared, command, tell)
+                workers: jobs.Workers = there
+            else:
+                most = len(queue.tasks) if holding.together(first) == 1 else len(todo)
+                size = min(first.jobs or max(1, jobs.cores() // first.threads), most)
+                data = {one.asked: (one.config, one.images) for one in prepared}
+                workers = processes.workers(size, first.threads, data, device, tell, lambda: bool(signalled()))
             try:
-                jobs.work(queue, workers, tell, signalled, first.join)
+                jobs.work(queue, workers, tell, signalled, first.join or there is not None)
             except jobs.Interrupted:
                 progress.close()
                 _warn(f"the results so far are in {_where(runs)}")
@@ -111,6 +116,14 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), words: Cal
         if queue.failed:
             raise TrialsFailed(f"{len(queue.failed)} of {len(runs)} runs ended early; what they finished is kept")
     return runs
+
+
+def _device(config: Config) -> tuple[torch.device, str]:
+    """Where to train, and a sentence about it; with --ray the cluster says so later."""
+    if config.ray:
+        cluster.installed()
+        return torch.device("cpu"), ""
+    return devices.choose(config.gpu)
 
 
 def _unfinished(asked: Config) -> bool:
@@ -222,8 +235,8 @@ def _plan(prepared: Sequence[Prepared]) -> list[str]:
     return [*lines, f"{total}; the weights under saves/ take up to {need:,.0f} MB"]
 
 
-def _announce(prepared: Sequence[Prepared], device: torch.device, say: Callable[[str], object]) -> None:
-    """Say where things go, how much disk they take, and what may surprise."""
+def _announce(prepared: Sequence[Prepared], device: torch.device, place: str, say: Callable[[str], object]) -> None:
+    """Say at which `place` is trained, where things go, how much disk they take, and what may surprise."""
     runs = [run for one in prepared for run in one.runs]
     rounds = max(one.config.prune_iterations for one in prepared)
     need = sum(disk_needed(one.config, one.problem, one.runs) for one in prepared) / 1e6
@@ -237,7 +250,7 @@ def _announce(prepared: Sequence[Prepared], device: torch.device, say: Callable[
             alone = f"--stack {config.stack}: torch.func.vmap cannot follow this model, each run is trained alone"
             remarks[alone] = None
     of = f"{len(prepared)} experiments, " if len(prepared) > 1 else ""
-    say(f"{of}{len(runs)} runs of {rounds} rounds on {devices.name(device)}, results in {_where(runs)}")
+    say(f"{of}{len(runs)} runs of {rounds} rounds on {place}, results in {_where(runs)}")
     say(f"the weights under saves/ take up to {need:,.0f} MB of {free:,.0f} MB free (--keep_weights last: less)")
     for remark in filter(None, remarks):
         say(remark)

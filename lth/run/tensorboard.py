@@ -23,11 +23,13 @@ class Board:
     def __init__(self) -> None:
         self.writers: dict[Run, SummaryWriter] = {}
         self.last: dict[Run, dict[str, Any]] = {}
+        self.told: set[tuple[Run, int]] = set()  # rounds whose evaluations were told as they came
 
     def __call__(self, event: Event) -> None:
         """Log one event."""
         if isinstance(event, Evaluated):
             found = event.evaluation
+            self.told.add((event.run, event.round))
             self._curves(event.run, event.round * event.steps + found.iteration, vars(found))
         elif isinstance(event, RoundDone):
             self._round(event)
@@ -59,9 +61,10 @@ class Board:
     def _round(self, event: RoundDone) -> None:
         run, row = event.run, event.row
         number, writer = int(row["round"]), self._writer(run)
-        if not event.seconds:  # the dense round of another arm: its evaluations were that arm's events
-            for found in tables.table(run, "evals").to_dict("records"):
-                self._curves(run, int(found["iteration"]), found)
+        if (run, number) not in self.told:  # the dense round of another arm, or what another process has trained
+            evals = tables.table(run, "evals").query("round == @number")
+            for found in evals.to_dict("records"):
+                self._curves(run, number * int(evals["iteration"].max()) + int(found["iteration"]), found)
         for name in ("remaining", "ES", "val", "test"):
             writer.add_scalar(f"round/{name}", row[name], number)
         try:

@@ -105,6 +105,14 @@ def device(text: str) -> str:
     raise ValueError("must be the number of a GPU, or cpu, or mps")
 
 
+def cluster(text: str) -> str:
+    """The address of a Ray cluster."""
+    host, _, port = text.rpartition(":")
+    if text in ("auto", "local") or (re.fullmatch(r"[\w.-]+|\[[\da-fA-F:.]+\]", host) and port.isdecimal()):
+        return text
+    raise ValueError("must be auto, local or the host:port of a Ray cluster")
+
+
 def plain_name(text: str) -> str:
     """A word that may be the name of a folder."""
     if re.fullmatch(r"[\w.+=,-]{1,100}", text) and text.strip("."):
@@ -260,7 +268,10 @@ class Config:
         None, MACHINE, "number of the GPU, or cpu, or mps (default: a GPU where there is one, else the CPU)", device
     )
     jobs: int | None = side(
-        None, MACHINE, "processes side by side on a CPU (default: one a core)", number(int, 1, 1024)
+        None,
+        MACHINE,
+        "processes side by side on a CPU (default: one a core); with --ray tasks at once (default: all there are)",
+        number(int, 1, 1024),
     )
     threads: int = side(1, MACHINE, "threads of each process on a CPU", number(int, 1, 1024))
     stack: int | None = side(
@@ -273,6 +284,13 @@ class Config:
     root: Path = side(Path(), MACHINE, "folder that gets dumps/, saves/ and plots/", Path)
     join: bool = side(
         False, MACHINE, "share the work with all other processes, on any machine, that are given the same command"
+    )
+    ray: str | None = side(
+        None,
+        MACHINE,
+        "have it done by a Ray cluster whose nodes share --root and --data: auto (that of this machine), local (one "
+        "for this command), or host:port",
+        cluster,
     )
     lock_limit: float = side(
         300.0,
@@ -430,6 +448,10 @@ def combination_problems(config: Config) -> list[str]:
         problems.append("--lr_gamma needs --lr_milestones, which say when the learning rate drops")
     if config.join and config.overwrite:
         problems.append("--overwrite cannot be given with --join: each process would move away what the others do")
+    if config.ray and config.gpu not in (None, "cpu"):
+        problems.append(
+            f"--gpu {config.gpu} cannot be given with --ray, which gives a task any GPU: leave it out or say cpu"
+        )
     if not config.prune_type:
         problems.append(f"--prune_type needs at least one of {', '.join(ARMS)}")
     return problems

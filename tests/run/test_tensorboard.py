@@ -1,0 +1,37 @@
+"""TensorBoard gets the same numbers whether the rounds are told as they come or found in the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from helpers import do, settings
+from tensorboardX import SummaryWriter
+
+from lth.records import tables
+from lth.records.events import Event, RoundDone
+from lth.run.tensorboard import Board
+
+
+def test_rounds_of_other_processes_have_their_curves(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[tuple[str, float, int]] = []
+    monkeypatch.setattr(SummaryWriter, "add_scalar", lambda self, *what: logged.append(what))
+    told: list[Event] = []
+    (run,) = do(settings(place), told.append)
+    board = Board()
+    for event in told:
+        board(event)
+    as_they_came = set(logged)
+    logged.clear()
+    board = Board()
+    for row in tables.table(run, "rounds").to_dict("records"):
+        board(RoundDone(run, {str(key): value for key, value in row.items()}, 1.0, ()))
+    steps = {step for name, _, step in logged if name == "loss/train"}
+    assert steps == {8 * number + at for number in range(3) for at in (4, 8)}
+    assert rounded(logged) == rounded(as_they_came)
+
+
+def rounded(scalars: Iterable[tuple[str, float, int]]) -> list[tuple[str, int, float]]:
+    """In one order, and as exact as CSV files have them."""
+    return sorted((name, step, round(float(value), 4)) for name, value, step in scalars)
