@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from lth.records.tables import results
     from lth.run import session
     from lth.settings import arms
-    from lth.settings.config import Config, ConfigError, Duration
+    from lth.settings.config import Config, ConfigError
+    from lth.settings.values import Duration
     from lth.training import models, network, train
 
 _HOMES = {  # of each public name
     "Config": "settings.config",
     "ConfigError": "settings.config",
-    "Duration": "settings.config",
+    "Duration": "settings.values",
     "ExperimentRunner": "api.experiment_runner",
     "SavedTicket": "api.saved_ticket",
     "iterative_pruning": "api.iterative_pruning",

@@ -17,7 +17,8 @@ elif str(PROJECT) not in sys.path:
 
 from lth.run import command  # noqa: E402
 from lth.settings import checks, flags, names  # noqa: E402
-from lth.settings.config import LONGEST, Config, ConfigError, Duration, device, number  # noqa: E402
+from lth.settings.config import Config, ConfigError  # noqa: E402
+from lth.settings.values import LONGEST, Duration, device, number  # noqa: E402
 
 NETS = {"lenet": "fc1", "resnet": "resnet20", "vgg": "vgg16"}  # other names of models under archs/
 DATASETS = {"fashion": "fashionmnist"}

@@ -16,7 +16,8 @@ from lth.records import files, tables
 from lth.records.tables import Run
 from lth.run import jobs, session
 from lth.settings import checks, names
-from lth.settings.config import LONGEST, Config, ConfigError
+from lth.settings.config import Config, ConfigError
+from lth.settings.values import LONGEST
 from lth.training import models
 
 MODELS = {"lenet_fc": "fc1", "lenet_conv": "lenet5"}  # other names of models under archs/

@@ -30,7 +30,8 @@ from lth.run.about import about as about_settings
 from lth.run.progress import Progress
 from lth.run.session import TrialsFailed
 from lth.settings import checks
-from lth.settings.config import LONGEST, Config, Duration, derive_seed
+from lth.settings.config import Config, derive_seed
+from lth.settings.values import LONGEST, Duration
 from lth.training import models
 
 FIT = (

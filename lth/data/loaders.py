@@ -26,7 +26,8 @@ from lth.data.images import Images, Loader, Loaders, Source, check_sizes, load, 
 from lth.data.stream import Batch, Stream, checked, draw, ended, has_length
 from lth.settings import checks
 from lth.settings.checks import shown
-from lth.settings.config import LONGEST, PROJECT, VALID_SIZE, ConfigError, usual_valid_size
+from lth.settings.config import PROJECT, VALID_SIZE, ConfigError, usual_valid_size
+from lth.settings.values import LONGEST
 
 PARTS = ("train", "validation", "test")
 EXPECTED = (

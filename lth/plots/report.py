@@ -24,7 +24,8 @@ from lth.records import files, labels, verdict
 from lth.records.files import RecordError
 from lth.records.tables import Run
 from lth.records.tickets import Damaged
-from lth.settings.config import Config, as_text
+from lth.settings.config import Config
+from lth.settings.values import as_text
 
 ROOM = 600_000  # bytes of figures: they grow by a third on the page, which stays below a megabyte
 MAPS = 40  # rounds that the slider has at most, so that the page stays small

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from lth.records import tables
 from lth.records.tables import Run
-from lth.settings.config import Config, Duration, as_text
+from lth.settings.config import Config
+from lth.settings.values import Duration, as_text
 
 T = TypeVar("T")
 DATASETS = {"mnist": "MNIST", "fashionmnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}

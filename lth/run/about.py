@@ -14,7 +14,8 @@ import torch
 
 from lth.run import device as devices
 from lth.run.machine import processor
-from lth.settings.config import PROJECT, Config, Duration
+from lth.settings.config import PROJECT, Config
+from lth.settings.values import Duration
 from lth.training import kernels
 
 LIBRARIES = ("torch", "torchvision", "numpy", "safetensors")

@@ -33,7 +33,8 @@ from lth.run.tensorboard import Board
 from lth.run.terminal import wrapped
 from lth.settings import checks, names
 from lth.settings.arms import ARMS
-from lth.settings.config import Config, ConfigError, as_text, usual_valid_size
+from lth.settings.config import Config, ConfigError, usual_valid_size
+from lth.settings.values import as_text
 from lth.training import models
 from lth.training.problem import Problem, stack_size
 from lth.training.schedule import check_plan

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lth.settings.config import Config, ConfigError, Duration, nearest
+from lth.settings.config import Config, ConfigError, nearest
+from lth.settings.values import Duration
 
 
 def shown(value: Any) -> str:

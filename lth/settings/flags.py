@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lth.settings import names
-from lth.settings.config import Config, ConfigError, nearest, number, parse_value
+from lth.settings.config import Config, ConfigError, nearest
+from lth.settings.values import number, parse_value
 
 FIELDS = {spec.name: spec for spec in dataclasses.fields(Config)}
 

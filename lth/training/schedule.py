@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lth.settings.config import Config, Duration
+from lth.settings.config import Config
+from lth.settings.values import Duration
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from own import (
 import lth
 from lth.records import tables
 from lth.run.tasks import runs_of
-from lth.settings.config import Config, Duration
+from lth.settings.config import Config
+from lth.settings.values import Duration
 
 
 @pytest.mark.parametrize("scope", ["layerwise", "global"])

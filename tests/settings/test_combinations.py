@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lth.settings import flags, sweep
-from lth.settings.config import ConfigError, Duration
+from lth.settings.config import ConfigError
+from lth.settings.values import Duration
 
 
 def problems(text: str) -> list[str]:

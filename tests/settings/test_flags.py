@@ -16,8 +16,9 @@ import utils
 from lth.run.about import plain_settings
 from lth.settings import flags
 from lth.settings.arms import ARMS
-from lth.settings.config import PROJECT, Config, ConfigError, Duration, nearest
+from lth.settings.config import PROJECT, Config, ConfigError, nearest
 from lth.settings.flags import FIELDS, PRESETS, parse
+from lth.settings.values import Duration
 
 # Durations
 

@@ -1,0 +1,127 @@
+"""Values of settings: durations, numbers in a range, names; from text, and as text."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+LONGEST = 10**9  # iterations or epochs that anything may last
+
+
+@dataclass(frozen=True)
+class Duration:
+    """How long: `5` or `5ep` epochs, `500it` iterations, `1%` of a round."""
+
+    amount: float
+    unit: str = "ep"
+
+    @classmethod
+    def parse(cls, text: str) -> Duration:
+        """The duration that `text` says; ValueError if it says none."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)(ep|it|%)?", str(text).strip())
+        if not found:
+            raise ValueError("must be a duration such as 5 or 5ep (epochs), 500it (iterations) or 1% (of a round)")
+        amount, unit = float(found[1]), found[2] or "ep"
+        limit = 100 if unit == "%" else LONGEST
+        if amount > limit:
+            raise ValueError(f"must be at most {limit}{'' if unit == 'ep' else unit}")
+        if unit == "it" and amount != int(amount):
+            raise ValueError("must be a whole number of iterations")
+        return cls(amount, unit)
+
+    def iterations(self, epoch: int, whole: int = 0) -> int:
+        """In iterations, where an epoch has `epoch` of them and a round `whole`; at least 1 unless it is zero."""
+        scale = {"ep": epoch, "it": 1, "%": whole / 100}[self.unit]
+        return max(round(self.amount * scale), 1 if self.amount else 0)
+
+    def __str__(self) -> str:
+        return f"{self.amount:.12g}{'' if self.unit == 'ep' else self.unit}"
+
+
+def number(
+    kind: type, low: float, high: float = float("inf"), *, above: bool = False, below: bool = False
+) -> Callable[[str], Any]:
+    """A parser of numbers from `low` (exclusive if `above`) to `high` (exclusive if `below`)."""
+    limits = f"{'above' if above else 'at least'} {low}"
+    limits += "" if high == float("inf") else f", {'below' if below else 'at most'} {high}"
+    noun = "a whole number" if kind is int else "a number"
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except (ValueError, OverflowError):
+            raise ValueError(f"must be {noun} {limits}") from None
+        fits = (low < value if above else low <= value) and (value < high if below else value <= high)
+        if not fits or value == float("inf"):
+            raise ValueError(f"must be {noun} {limits}")
+        return value
+
+    return parse
+
+
+def duration(*, zero: bool = False, percent: bool = False) -> Callable[[str], Duration]:
+    """A parser of durations."""
+
+    def parse(text: str) -> Duration:
+        value = Duration.parse(text)
+        if not zero and value.amount == 0:
+            raise ValueError("must be longer than 0")
+        if not percent and value.unit == "%":
+            raise ValueError("must be in epochs (5) or iterations (500it)")
+        return value
+
+    return parse
+
+
+def device(text: str) -> str:
+    """`cpu`, `mps` or the number of a GPU."""
+    if text in ("cpu", "mps") or re.fullmatch(r"\d+", text):
+        return text
+    raise ValueError("must be the number of a GPU, or cpu, or mps")
+
+
+def plain_name(text: str) -> str:
+    """A word that may be the name of a folder."""
+    if re.fullmatch(r"[\w.+=,-]{1,100}", text) and text.strip("."):
+        return text
+    raise ValueError("must be a plain name: at most 100 letters, digits and . _ - + = ,")
+
+
+PERCENT = number(float, 0, 100, below=True)  # 100 would leave no network to train
+
+
+def parse_value(spec: dataclasses.Field[Any], value: Any) -> Any:
+    """The value of the setting `spec` that `value` (text or already a value) stands for; ValueError if none."""
+    facts = spec.metadata
+    if value is None and spec.default is None:
+        return None
+    if spec.type == "bool":
+        if not isinstance(value, bool):
+            raise ValueError("must be True or False")
+        return value
+    if facts.get("many"):
+        items = value if isinstance(value, (list, tuple)) else [value]
+        parsed = tuple(parse_item(facts, item) for item in items)
+        return tuple(dict.fromkeys(parsed))
+    return parse_item(facts, value)
+
+
+def parse_item(facts: Any, item: Any) -> Any:
+    """One value of a setting, checked."""
+    if "choices" in facts:
+        if item not in facts["choices"]:
+            raise ValueError(f"must be one of {', '.join(facts['choices'])}{facts.get('or_else', '')}")
+        return item
+    if isinstance(item, bool) or item is None:
+        raise ValueError("must have a value")
+    return facts["parse"](str(item))
+
+
+def as_text(value: Any) -> str:
+    """A setting's value as it stands in a flag."""
+    if isinstance(value, tuple):
+        return "+".join(map(as_text, value))
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
