@@ -18,13 +18,14 @@ from lth import pruning
 from lth.data.feed import Feed
 from lth.data.images import Images, load
 from lth.pruning import Masks
-from lth.settings.config import PROJECT
+from lth.settings.config import PROJECT, Config
 from lth.settings.names import KNOWN
 from lth.training import models
 from lth.training.models import Build, State
 from lth.training.network import Fused, Network
 from lth.training.numerics import numerics
 from lth.training.schedule import Plan
+from lth.training.sparse import choose, limits
 from lth.training.train import Training
 
 LR, MOMENTUM = 1.2e-3, 0.9
@@ -57,10 +58,12 @@ class Problem:
         """Initial weights."""
         return models.state_of(models.build(self.make, "glorot", seed))
 
-    def masks(self, state: State) -> Masks:
-        """Masks that keep the larger half of each layer."""
+    def masks(self, state: State, keep: float = 50.0) -> Masks:
+        """Masks that keep the largest `keep` percent of each layer."""
         dense = pruning.dense(pruning.prunable(self.make()))
-        return pruning.prune_lowest({name: state[name].abs() for name in dense}, dense, dict.fromkeys(dense, 50.0))
+        return pruning.prune_lowest(
+            {name: state[name].abs() for name in dense}, dense, dict.fromkeys(dense, 100.0 - keep)
+        )
 
 
 def random_images(dataset: str) -> Images:
@@ -84,7 +87,7 @@ def add_problem_flags(parser: argparse.ArgumentParser, models: Sequence[str]) ->
 
 
 class Engine:
-    """`stack` trials of a problem, half pruned, trained by lth.training.train.Training."""
+    """`stack` trials of a problem, pruned to `keep` percent, trained by lth.training.train.Training."""
 
     def __init__(
         self,
@@ -95,15 +98,20 @@ class Engine:
         precision: str = "fast",
         threads: int = 1,
         stack: int = 1,
+        keep: float = 50.0,
+        sparse: str = "off",
     ) -> None:
         self.device, self.precision, self.threads = torch.device(device), precision, threads
         seeds = range(stack)
         states = [problem.state(seed) for seed in seeds]
-        masks = [problem.masks(state) for state in states]
+        masks = [problem.masks(state, keep) for state in states]
+        config = Config(batch_size=batch_size, precision=precision, sparse=sparse)
         valid = min(5000, len(problem.images.train) // 2)
         with numerics(precision, threads):
             feed = Feed(problem.images, seeds, valid, batch_size, self.device)
-            network = Network(problem.make(), states, masks, self.device, autocast=precision == "bf16")
+            model = problem.make()
+            names = choose(model, masks, limits(config), feed)
+            network = Network(model, states, masks, self.device, autocast=precision == "bf16", sparse=names)
             fused = Fused(optimizer, network, LR, momentum=MOMENTUM if optimizer == "sgd" else 0.0)
             plan = Plan(steps=sys.maxsize, evaluate_every=sys.maxsize, lr=lambda iteration: LR)
             self.training = Training(network, fused, feed, plan, [(seed, "order") for seed in seeds], random_seed=0)

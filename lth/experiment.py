@@ -23,6 +23,7 @@ from lth.records.tickets import Ticket, numbered
 from lth.settings import checks
 from lth.settings.arms import ARMS
 from lth.settings.config import Config, derive_seed
+from lth.training import sparse
 from lth.training.cost import Cost
 from lth.training.models import State
 from lth.training.network import Network
@@ -111,13 +112,15 @@ class Experiment:
                     tickets.write_checkpoint(run, number, state, self._identity(run), into)
 
         try:
+            model, masks = self.problem.make(), [ticket.masks for ticket in started]
             network = Network(
-                self.problem.make(),
+                model,
                 [ticket.start for ticket in started],
-                [ticket.masks for ticket in started],
+                masks,
                 self.device,
                 self.problem.criterion,
                 autocast=self.config.precision == "bf16",
+                sparse=self._sparse(stack[0], model, masks, feed),
             )
             optimizer = self.problem.optimizer(network)
             dropout = derive_seed(stack[0].seed, "dropout", number)
@@ -280,6 +283,10 @@ class Experiment:
         # The dense network that is trained again starts from the point that tickets are rewound to.
         schedule, of_round = ("rewound", 1) if again and not number else (ARMS[run.arm].schedule, number)
         return make_plan(self.config, self._feed([run]).epoch_steps, schedule, of_round)
+
+    def _sparse(self, run: Run, model: torch.nn.Module, masks: Sequence[Masks], feed: Feed) -> list[str]:
+        rule = {} if self.problem.whole else resume.sparse_up_to(run, sparse.limits(self.config))
+        return sparse.choose(model, masks, rule, feed)
 
     def _feed(self, runs: Sequence[Run]) -> Feed:
         seeds = tuple(run.seed for run in runs)

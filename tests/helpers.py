@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -209,15 +209,17 @@ def training(
     images: Images | None = None,
     resume: Any = None,
     feed: Mapping[str, Any] | None = None,
+    sparse: Sequence[str] = (),
     **options: Any,
 ) -> Training:
-    """A training of one trial a seed, at its beginning; pruned at random to `keep` if given."""
+    """A training of one trial a seed, at its beginning; pruned at random to `keep` if given, the weights `sparse`
+    trained sparsely."""
     states = [models.state_of(models.build(make, "glorot", seed)) for seed in seeds]
     masks = [
         random_masks(make(), keep, seed) if keep is not None else pruning.dense(pruning.prunable(make()))
         for seed in seeds
     ]
-    network = Network(make(), states, masks, CPU)
+    network = Network(make(), states, masks, CPU, sparse=sparse)
     made = Feed(images or make_images(), seeds, 40, 10, CPU, **(feed or {}))
     optimizer = Fused(kind, network, lr, **options)
     return Training(network, optimizer, made, plan, [(seed, "order", 0) for seed in seeds], 7, resume)

@@ -17,7 +17,7 @@ import pytest
 from lth.settings.config import PROJECT
 
 COMMAND = [
-    *("main.py", "--prune_type", "lt", "reinit", "--trials", "2", "--prune_percent", "30", "--prune_iterations", "4"),
+    *("main.py", "--prune_type", "lt", "reinit", "--trials", "2", "--prune_percent", "60", "--prune_iterations", "4"),
     *("--end_iter", "400it", "--valid_freq", "40it", "--valid_size", "1000", "--checkpoint_every", "0"),
     *("--jobs", "2", "--gpu", "cpu"),
 ]

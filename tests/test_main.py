@@ -26,7 +26,10 @@ from lth.settings import flags
 from lth.settings.config import PROJECT
 
 SHORT = "--end_iter 30it --valid_freq 10it --valid_size 500 --prune_iterations 3 --prune_type lt reinit --gpu cpu"
-LONG = "--end_iter 150it --valid_freq 50it --valid_size 500 --prune_iterations 4 --prune_type lt reinit --gpu cpu"
+LONG = (  # its last two rounds are sparse
+    "--end_iter 150it --valid_freq 50it --valid_size 500 --prune_iterations 4 --prune_percent 60 "
+    "--prune_type lt reinit --gpu cpu"
+)
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and limits")
 
 

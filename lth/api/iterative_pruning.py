@@ -21,7 +21,7 @@ from lth.api.saved_ticket import placed, root_of
 from lth.data.loaders import Taken, take
 from lth.experiment import Experiment
 from lth.pruning import Rule
-from lth.records import same, tables, tickets
+from lth.records import resume, same, tables, tickets
 from lth.records.events import Event, Note
 from lth.records.files import read_json, write_json
 from lth.records.lock import Locks
@@ -33,6 +33,7 @@ from lth.settings import checks
 from lth.settings.config import Config, derive_seed
 from lth.settings.values import LONGEST, Duration
 from lth.training import models
+from lth.training.problem import Problem
 
 FIT = (
     "optimizer",
@@ -51,6 +52,7 @@ SETTINGS = (
     "valid_size",
     "valid_freq",
     "precision",
+    "sparse",
     "threads",
     "keep_weights",
     "name",
@@ -107,6 +109,7 @@ def iterative_pruning(
         settings: those of `lth.Config` named in SETTINGS of this module, such as valid_freq="100it" (how often to
             evaluate, by default ten times a round), batch_size (by default that of the data, else 60), valid_size (of
             data without a validation part; by default 5000, or a tenth of fewer than 50,000), precision,
+            sparse ("off"; a network with `optim` never is, since that may want weights in their shapes),
             prune_embeddings (whether embeddings count, and `fetch_layers` gives them to the rule), and, for a network
             without `optim`, optimizer, lr, momentum, weight_decay.
 
@@ -169,7 +172,7 @@ def iterative_pruning(
         run = replace(run, fence=stack.enter_context(Locks(config.lock_limit)).take(run.dumps))
         if recover is None:  # what a call left that was stopped in its first round
             tables.move_aside(run, time.strftime("%Y%m%d-%H%M%S"))
-        _write_config(run, config, about, prints, place)
+        _write_config(run, config, about, problem, place)
         _do(Experiment(config, problem, place, progress), run, rounds + 1)
         models.load_state(net, _trained(run, rounds))
         history = tables.table(run, "rounds").head(rounds + 1).to_dict("records")
@@ -248,16 +251,16 @@ def _check_same(run: Run, prints: Mapping[str, str], going_on: bool) -> None:
     )
 
 
-def _write_config(
-    run: Run, config: Config, about: Mapping[str, str], prints: Mapping[str, str], device: torch.device
-) -> None:
+def _write_config(run: Run, config: Config, about: Mapping[str, str], problem: Problem, device: torch.device) -> None:
     """The run's config.json."""
+    facts = about_settings(config, config, device)
     write_json(
         run.dumps / "config.json",
         {
-            **about_settings(config, config, device),
+            **facts,
+            "sparse_up_to": {} if problem.whole else resume.sparse_up_to(run, facts["sparse_up_to"]),
             "own": dict(about),
-            "fingerprint": dict(prints),
+            "fingerprint": problem.fingerprint,
             "arm": run.arm,
             "seed": run.seed,
             "taken": run.fence.number if run.fence else 0,

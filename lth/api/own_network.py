@@ -229,4 +229,5 @@ def problem(
         checked(rule),
         digest.hexdigest()[:16],
         lambda: prints,
+        whole=own.optim is not None,
     )

@@ -27,6 +27,7 @@ from lth.training import models
 from lth.training.models import State
 from lth.training.network import Network
 from lth.training.numerics import numerics
+from lth.training.sparse import choose
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ class SavedTicket:
             device: None: a GPU where there is one.
         """
         place = placed(device)[0]
-        settings = read_json(self.run.dumps / "config.json").get("settings", {})
+        about = read_json(self.run.dumps / "config.json")
+        settings = about.get("settings", {})
         images = as_images(data)
         if images is not None:  # as the run saw them
             images = replace(images, pixels=settings.get("pixels", Config.pixels))
@@ -103,9 +105,11 @@ class SavedTicket:
         precision, state = settings.get("precision", Config.precision), models.state_of(model)
         right = seen = 0
         with numerics(precision, settings.get("threads", 1)), torch.no_grad():
-            network = Network(model, [state], [self.masks], place, autocast=precision == "bf16")
-            network.model.eval()
             feed = images.feed([self.run.seed], 1, 1, place) if images else None
+            # By the products that found the accuracy in rounds.csv.
+            names = choose(model, [self.masks], about.get("sparse_up_to", {}), feed) if feed else []
+            network = Network(model, [state], [self.masks], place, autocast=precision == "bf16", sparse=names)
+            network.model.eval()
             for x, y in feed.test() if feed else test_batches(data, place):
                 try:
                     answers = network.logits(x, True)[0].argmax(-1)

@@ -13,6 +13,7 @@ from lth.settings import flags
 from lth.settings.arms import ARMS
 from lth.settings.config import MACHINE, OUTPUT, Config, ConfigError
 
+HOW_COMPUTED = ("precision", "sparse")
 HERE = [name for name, spec in flags.FIELDS.items() if spec.metadata["group"] in (MACHINE, OUTPUT)]
 
 
@@ -35,9 +36,10 @@ class Form:
     @property
     def slug(self) -> str:
         """A name for files: the claim's, and what is changed."""
-        precision = next(iter(self.configs.values())).precision
+        config = next(iter(self.configs.values()))
         changed = [] if self.quick else [change.split(",")[0] for change in self.changes]
-        changed += [f"precision={precision}"] * (precision != Config.precision)
+        how = {name: getattr(config, name) for name in HOW_COMPUTED}
+        changed += [f"{name}={value}" for name, value in how.items() if value != getattr(Config, name)]
         named = re.sub(r"[^\w=.+]+", "-", "-".join([self.claim.name, *(["quick"] if self.quick else []), *changed]))
         return named if len(named) <= 80 else f"{named[:60]}-{hashlib.sha256(named.encode()).hexdigest()[:8]}"
 
@@ -93,13 +95,13 @@ def form(
 def differences(published: Config, asked: Config) -> list[str]:
     """Settings that decide numbers and are not those of the published experiment, as `lr=0.1, published 0.0012`.
 
-    --precision is none of them: how numbers were computed is said of every measurement."""
+    --precision and --sparse are none of them: how numbers were computed is said of every measurement."""
     before, now = published.deciding(), asked.deciding()
     usual = Config().deciding()
     said = []
     for name in sorted({**before, **now}):
         old, new = (deciding.get(name, usual.get(name, str(getattr(Config(), name)))) for deciding in (before, now))
-        if old != new and name != "precision":
+        if old != new and name not in HOW_COMPUTED:
             said.append(f"{name}={new}, published {old}")
     if asked.prune_iterations < published.prune_iterations and "prune_iterations" not in {**before, **now}:
         said.append(f"prune_iterations={asked.prune_iterations}, published {published.prune_iterations}")

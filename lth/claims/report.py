@@ -183,7 +183,8 @@ def measured_by(form: Form) -> str:
             about["versions"][", ".join(versions)] = None
             precision = config.get("settings", {}).get("precision")
             exactly = f" ({config['cpu_precision']})" if config.get("cpu_precision") else ""
-            about["precision"][f"--precision {precision}{exactly}"] = None
+            densely = ", --sparse off" if config.get("settings", {}).get("sparse") == "off" else ""
+            about["precision"][f"--precision {precision}{exactly}{densely}"] = None
             days.append((run.dumps / "rounds.csv").stat().st_mtime)
             times = tables.table(run, "times")
             times = times[(times["round"] > 0) | ((name, run.seed) not in dense)]  # which the arms of a trial share

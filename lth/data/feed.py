@@ -111,6 +111,10 @@ class Feed:
         parts = (part.to(self.device) for part in indices.split(self.chunk))
         return ((self.normalise(self.images.index_select(0, part)), self.labels[part]) for part in parts)
 
+    def example(self) -> Tensor:
+        """Two examples as a model gets them, to try it on."""
+        return self.normalise(self.images[:2])
+
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Chunks of validation images, (T * n, C, H, W) with the trials one after another, and labels (T * n,)."""
         return ((self.normalise(x), y) for x, y in self._valid)

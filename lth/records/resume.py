@@ -6,10 +6,10 @@ before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from lth.records import tables, tickets
-from lth.records.files import delete, drop_partials, set_aside, share
+from lth.records.files import delete, drop_partials, read_json, set_aside, share
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
 from lth.training.models import State
@@ -34,6 +34,13 @@ def pick_up(run: Run, identity: str, rewinds: bool, tell: Callable[[str], None])
 def has_ticket(run: Run, number: int) -> bool:
     """Whether the run has the ticket that round `number` starts from."""
     return (run.saves / f"{tickets.numbered('ticket', number)}.safetensors").exists()
+
+
+def sparse_up_to(run: Run, usual: Mapping[str, float]) -> Mapping[str, float]:
+    """The rule by which layers of the run train sparsely (lth.training.sparse.limits): the one it began with, since
+    another one gives other numbers. Runs of before there was one go on densely; `usual` is that of a new run."""
+    begun = read_json(run.dumps / "config.json")
+    return begun.get("sparse_up_to", {}) if begun else usual
 
 
 def checkpoint(run: Run, number: int, identity: str, name: str = "checkpoint") -> Trained | None:

@@ -16,7 +16,7 @@ from lth.run import device as devices
 from lth.run.machine import processor
 from lth.settings.config import PROJECT, Config
 from lth.settings.values import Duration
-from lth.training import kernels
+from lth.training import kernels, sparse
 
 LIBRARIES = ("torch", "torchvision", "numpy", "safetensors")
 
@@ -43,6 +43,7 @@ def about_machine(config: Config, device: torch.device) -> dict[str, Any]:
         "device": devices.name(device),
         "processor": processor(),
         "cpu_precision": _cpu_precision(config) if device.type == "cpu" else None,
+        "sparse_up_to": sparse.limits(config) if device.type == "cpu" else {},
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lth.data.images import Images
-from lth.records import same, tables
+from lth.records import resume, same, tables
 from lth.records.files import RecordError, write_json
 from lth.records.lock import Locks
 from lth.records.tables import Run
@@ -139,4 +139,5 @@ def _facts(one: Prepared, device: torch.device, command: Sequence[str]) -> dict[
 def _write_config(run: Run, config: Config, facts: Mapping[str, Any]) -> None:
     taken = run.fence.number if run.fence else 0
     own = {"meaning": config.meaning(run.arm), "arm": run.arm, "seed": run.seed, "taken": taken}
+    own["sparse_up_to"] = resume.sparse_up_to(run, facts["sparse_up_to"])
     write_json(run.dumps / "config.json", {**facts, **own}, run.fence)

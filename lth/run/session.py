@@ -19,7 +19,7 @@ import torch
 from lth import data, layers, pruning
 from lth.connectivity import ENDS
 from lth.data.images import Images
-from lth.records import labels, tables
+from lth.records import labels, resume, tables
 from lth.records.events import Event
 from lth.records.lock import Locks, clear, clock, probe
 from lth.records.tables import Run
@@ -35,7 +35,7 @@ from lth.settings import checks, names
 from lth.settings.arms import ARMS
 from lth.settings.config import Config, ConfigError, usual_valid_size
 from lth.settings.values import as_text
-from lth.training import models
+from lth.training import models, sparse
 from lth.training.problem import Problem, stack_size
 from lth.training.schedule import check_plan
 
@@ -148,6 +148,18 @@ def _prepared(asked: Config, about: str, loaded: dict[tuple[object, ...], Images
     return Prepared(asked, config, runs, images, problem)
 
 
+def _densely(one: Prepared, device: torch.device) -> str | None:
+    """Why runs that could train sparsely by their settings will not."""
+    if one.config.sparse == "off" or device.type != "cpu":
+        return None
+    if not sparse.available():
+        return "this PyTorch has no quick sparse products: sparse rounds take as long as dense ones"
+    usual = sparse.limits(one.config)
+    if any(resume.sparse_up_to(run, usual) != usual for run in one.runs):
+        return "runs begun with another rule for sparse products (sparse_up_to in config.json) go on by that one"
+    return None
+
+
 def _where(runs: Sequence[Run]) -> Path:
     """The folder under dumps/ that holds them all."""
     return Path(os.path.commonpath([run.dumps.parent.parent for run in runs]))
@@ -250,6 +262,7 @@ def _announce(prepared: Sequence[Prepared], device: torch.device, place: str, sa
         if stack < (config.stack or 1):
             alone = f"--stack {config.stack}: torch.func.vmap cannot follow this model, each run is trained alone"
             remarks[alone] = None
+        remarks[_densely(one, device) or ""] = None
     of = f"{len(prepared)} experiments, " if len(prepared) > 1 else ""
     say(f"{of}{len(runs)} runs of {rounds} rounds on {place}, results in {_where(runs)}")
     say(f"the weights under saves/ take up to {need:,.0f} MB of {free:,.0f} MB free (--keep_weights last: less)")

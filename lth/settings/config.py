@@ -179,6 +179,14 @@ class Config:
         "fast: float32 with the quickest products; fp32: strict; bf16: autocast",
         choices=("fast", "fp32", "bf16"),
     )
+    sparse: str = setting(
+        "auto",
+        TRAIN,
+        "auto: on a CPU, Linear layers that are sparse enough compute with their survivors alone, to rounding the "
+        "same and quicker; off: none does",
+        choices=("auto", "off"),
+        added=True,
+    )
 
     gpu: str | None = side(
         None, MACHINE, "number of the GPU, or cpu, or mps (default: a GPU where there is one, else the CPU)", device

@@ -162,6 +162,27 @@ def multiply_(tensors: Tensors, factors: Tensors) -> None:
     foreach(tensors, factors)
 
 
+# Sparse products: FBGEMM's sums of rows, made for embeddings, take less than half the time of MKL's sparse products
+
+
+def _public_sparse_product(offsets: Tensor, columns: Tensor, values: Tensor, x: Tensor) -> Tensor:
+    options: dict[str, Any] = {"mode": "sum", "per_sample_weights": values, "include_last_offset": True}
+    return torch.nn.functional.embedding_bag(columns, x, offsets, **options)
+
+
+def _try_sparse_product(form: Form) -> bool:
+    offsets, columns = (torch.tensor(numbers, dtype=torch.int32) for numbers in ([0, 1, 1], [1]))
+    return form(offsets, columns, _one(2), torch.tensor([[3.0], [5.0]])).tolist() == [[10], [0]]
+
+
+@quick_form_of(_public_sparse_product, _try_sparse_product)
+def sparse_product(offsets: Tensor, columns: Tensor, values: Tensor, x: Tensor) -> Tensor:
+    """A sparse matrix (rows, inner) times x (inner, n), (rows, n). Row r has the `values` from offsets[r] to
+    offsets[r + 1], in these `columns`; offsets (rows + 1,) and columns are int32."""
+    bags: Any = torch.embedding_bag
+    return bags(x, columns, offsets, False, 0, False, values, True)[0]
+
+
 # The processor
 
 

@@ -6,6 +6,7 @@ step of a small network is bound by launching kernels. On a CPU a model alone ru
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -17,6 +18,7 @@ from torch.func import functional_call, vmap
 from lth.pruning import Masks
 from lth.training import kernels
 from lth.training.models import State, load_state
+from lth.training.sparse_linear import become_sparse
 
 Criterion = Callable[[Tensor, Tensor], Tensor]  # (logits, labels) -> mean loss
 
@@ -32,23 +34,29 @@ class Network:
         device: torch.device,
         criterion: Criterion = nn.functional.cross_entropy,
         autocast: bool = False,
+        sparse: Sequence[str] = (),
     ) -> None:
+        """`sparse` names the weights that are trained sparsely (lth.training.sparse.choose), in a network alone."""
         self.trials, self.criterion, self.device, self.autocast = len(states), criterion, device, autocast
         self.model = load_state(model, states[0]).to(device)
         convolutional = any(weight.ndim == 4 for weight in model.parameters())
         if self.trials == 1 and convolutional:
             self.model.to(memory_format=torch.channels_last)  # the layout that convolutions are quickest in
-        # Images that one forward pass evaluates: on a CPU, few, so that a convolution's activations stay in its cache.
-        self.at_once = 100 if convolutional and device.type == "cpu" else sys.maxsize
+        # Images that one forward pass evaluates: on a CPU, few where what lies between products leaves its cache.
+        few = 100 if convolutional else 200 if sparse else sys.maxsize
+        self.at_once = few if device.type == "cpu" else sys.maxsize
         self.tensors: dict[str, Tensor] = dict([*model.named_parameters(), *model.named_buffers()])
-        learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self.learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         if self.trials > 1:
             self.tensors = {name: torch.stack([state[name] for state in states]).to(device) for name in self.tensors}
-            for name in learning:
+            for name in self.learning:
                 self.tensors[name].requires_grad_(True)
-        self.leaves = [self.tensors[name] for name in learning]
-        # A dense network needs no masking: the mask would multiply by ones.
-        pruned = [name for name in masks[0] if not all(bool(mask[name].all()) for mask in masks)]
+        layers = become_sparse(self.model, {name: masks[0][name] for name in sparse})
+        self.places = {name: layer.places for name, layer in layers.items()}
+        self.tensors |= {name: layer.values for name, layer in layers.items()}
+        self.leaves = [self.tensors[name] for name in self.learning]
+        # A dense network needs no masking: the mask would multiply by ones. Nor do survivors by themselves.
+        pruned = [name for name in masks[0] if name not in layers and not all(bool(m[name].all()) for m in masks)]
         self.masks = [
             self._together([mask[name] for mask in masks]).to(device, self.tensors[name].dtype) for name in pruned
         ]
@@ -104,16 +112,20 @@ class Network:
 
     def state(self, trial: int) -> State:
         """A copy of one trial's parameters and buffers, on the CPU."""
-        return {name: self.of(tensor, trial) for name, tensor in self.tensors.items()}
+        return {name: self.of(tensor, trial, name) for name, tensor in self.tensors.items()}
 
-    def of(self, tensor: Tensor, trial: int) -> Tensor:
-        """A copy of one trial's part of a tensor of this network or of its optimiser."""
-        part = tensor[trial] if self.trials > 1 else tensor
-        return part.detach().to("cpu", copy=True).contiguous()
+    def of(self, tensor: Tensor, trial: int, name: str = "", pruned: float = 0.0) -> Tensor:
+        """A copy of one trial's part of a tensor of this network or of its optimiser. One that belongs to the parameter
+        `name` has that one's whole shape, also where it is trained sparsely: with `pruned` where that is pruned."""
+        part = (tensor[trial] if self.trials > 1 else tensor).detach()
+        if name in self.places:
+            return self.places[name].full(part, pruned)
+        return part.to("cpu", copy=True).contiguous()
 
     @torch.no_grad()
-    def restore(self, tensor: Tensor, parts: Sequence[Tensor]) -> None:
+    def restore(self, tensor: Tensor, parts: Sequence[Tensor], name: str = "") -> None:
         """Put the parts that `of` took of each trial back into `tensor`."""
+        parts = [self.places[name].survivors(part) for part in parts] if name in self.places else parts
         tensor.copy_(self._together(parts))
 
 
@@ -197,17 +209,17 @@ class Fused:
     def state(self, trial: int) -> State:
         """Copies of the same."""
         moments = {
-            f"{m}/{i}": self.network.of(tensor, trial)
+            f"{m}/{i}": self.network.of(tensor, trial, name, math.inf if m else 0.0)
             for m, moment in enumerate(self.moments)
-            for i, tensor in enumerate(moment)
+            for i, (name, tensor) in enumerate(zip(self.network.learning, moment, strict=True))
         }
         return {**moments, "steps": self.steps.detach().cpu().clone()}
 
     def restore(self, states: Sequence[State]) -> None:
         """Go on from what `state` gave of each trial."""
         for m, moment in enumerate(self.moments):
-            for i, tensor in enumerate(moment):
-                self.network.restore(tensor, [state[f"{m}/{i}"] for state in states])
+            for i, (name, tensor) in enumerate(zip(self.network.learning, moment, strict=True)):
+                self.network.restore(tensor, [state[f"{m}/{i}"] for state in states], name)
         self.steps.copy_(states[0]["steps"])
 
 

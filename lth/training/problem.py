@@ -28,7 +28,8 @@ class Problem:
 
     `initial` and `fresh` give weights for a seed. `rule`, if given, prunes in place of the settings' own percentages.
     `whose` tells problems apart that the settings do not name: files of one are not used for another. `prints` gives
-    fingerprints of what the numbers depend on beyond the settings.
+    fingerprints of what the numbers depend on beyond the settings. `whole` says that the optimiser must see weights in
+    their shapes, with what is pruned, as one of the user's own may.
     """
 
     images: Source
@@ -40,6 +41,7 @@ class Problem:
     rule: Rule | None = None
     whose: str = ""
     prints: Callable[[], Mapping[str, str]] = dict
+    whole: bool = False
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:

@@ -261,7 +261,7 @@ class Training:
         self.seconds = dict(saved[0].seconds)
         self.supermask = [s.supermask for s in saved]
         for name, tensor in self.network.tensors.items():
-            self.network.restore(tensor, [s.final[name] for s in saved])
+            self.network.restore(tensor, [s.final[name] for s in saved], name)
         self.network.restore(self.loss_sum, [s.extra["loss_sum"] for s in saved])
         own = "optimizer/"
         self.optimizer.restore(

@@ -38,7 +38,10 @@ def close(one: Any, other: Any) -> None:
 
 def test_this_pytorch_has_all_of_them() -> None:
     """Else the program is slower than it says; look for what took their place."""
-    assert set(QUICK) == {"_gradients", *GONE} and [name for name, quick in QUICK.items() if not quick.works] == []
+    assert (
+        set(QUICK) == {"_gradients", "sparse_product", *GONE}
+        and [name for name, quick in QUICK.items() if not quick.works] == []
+    )
 
 
 def test_gradients_are_those_of_autograd() -> None:
@@ -86,6 +89,15 @@ def test_products_of_lists_are_those_of_their_tensors() -> None:
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+def test_sparse_products_are_those_of_embedding_bags() -> None:
+    weight = torch.randn(9, 7) * (torch.rand(9, 7) < 0.4)
+    csr, x = weight.to_sparse_csr(), torch.randn(7, 20)
+    given = (csr.crow_indices().int(), csr.col_indices().int(), csr.values(), x)
+    quick = kernels.sparse_product.private(*given)
+    assert torch.equal(quick, kernels.sparse_product.public(*given))
+    torch.testing.assert_close(quick, weight @ x)
+
+
 def refuse(*args: object, **kwargs: object) -> None:
     raise TypeError("unexpected keyword argument")
 
@@ -109,7 +121,8 @@ def test_a_pytorch_without_them_costs_speed_and_not_the_program(
             monkeypatch.setattr(torch, name, refuse)
     monkeypatch.setattr(kernels._gradients, "private", refuse)  # the public form has the same engine inside
     made = training(make, plan, kind=kind, keep=0.5, **options)
-    assert not any(quick.works for quick in QUICK.values()) and not made.optimizer.capturable
+    assert [name for name, quick in QUICK.items() if quick.works] == ["sparse_product"]
+    assert not made.optimizer.capturable
     states = []
     made.run(checkpoint=lambda state: states.append(copy.deepcopy(state)), checkpoint_every=0)
     found = training(make, plan, kind=kind, keep=0.5, resume=states[0], **options).run()[0]

@@ -1,0 +1,175 @@
+"""Linear layers whose products leave out what is pruned: on a CPU, the sparser a ticket, the faster it trains.
+
+The survivors of such a layer are a 1-D parameter, and its products cost what the survivors do. They need the examples
+of a batch side by side in memory, so that activations are (features, batch) within.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lth.pruning import Masks
+from lth.training import kernels
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # of a module, by attribute
+
+
+class Places:
+    """Where the n survivors of a weight (out, in) are, in row-major order, and products with their values (n,)."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.shape, self.count = mask.shape, int(mask.sum())
+        self.flat = mask.flatten().nonzero().squeeze(1)
+        rows, columns = self.flat // mask.shape[1], self.flat % mask.shape[1]
+        self.rows = _offsets(rows, mask.shape[0]), columns.int()
+        self.order = torch.argsort(columns, stable=True)  # column by column
+        self.columns = _offsets(columns, mask.shape[1]), rows[self.order].int()
+        with warnings.catch_warnings():  # "in beta state"
+            warnings.simplefilter("ignore", UserWarning)
+            self._gradient = torch.sparse_csr_tensor(
+                *self.rows, torch.zeros(self.count), mask.shape, check_invariants=False
+            )
+
+    def survivors(self, full: Tensor) -> Tensor:
+        """The values (n,) of a tensor (out, in)."""
+        return full.reshape(-1).index_select(0, self.flat)
+
+    def full(self, values: Tensor, pruned: float = 0.0) -> Tensor:
+        """The tensor (out, in) of these values, `pruned` elsewhere."""
+        empty = torch.full((math.prod(self.shape),), pruned, dtype=values.dtype)
+        return empty.scatter(0, self.flat, values).view(self.shape)
+
+    def product(self, values: Tensor, x: Tensor) -> Tensor:
+        """The weight times x (in, batch), (out, batch)."""
+        return kernels.sparse_product(*self.rows, values, x)
+
+    def transposed_product(self, values: Tensor, x: Tensor) -> Tensor:
+        """The transposed weight times x (out, batch), (in, batch)."""
+        return kernels.sparse_product(*self.columns, values.index_select(0, self.order), x)
+
+    def gradient(self, above: Tensor, x: Tensor) -> Tensor:
+        """The products (n,) of above (out, batch) with x (in, batch) at the survivors: their gradient."""
+        found = self._gradient.values().zero_()
+        torch.sparse.sampled_addmm(self._gradient, above, x.t(), out=self._gradient)  # in place: no copy of the places
+        return found.clone()
+
+
+def _offsets(numbers: Tensor, count: int) -> Tensor:
+    """Where each of `count` rows begins among the row numbers of all survivors, and their end: (count + 1,)."""
+    return nn.functional.pad(torch.bincount(numbers, minlength=count).cumsum(0), (1, 0)).int()
+
+
+class _Products(torch.autograd.Function):
+    """Linear layers one after another: x (batch, in) to (batch, out). Takes x, for each layer its `Places` and whether
+    ReLU follows, and the values and the bias of each layer."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layers: Sequence[tuple[Places, bool]], *parameters: Tensor | None) -> Tensor:
+        out = x.t().contiguous()
+        kept = [out]
+        for (places, rectified), values, bias in zip(layers, parameters[::2], parameters[1::2], strict=True):
+            assert values is not None
+            out = places.product(values, out)
+            if bias is not None:
+                out.add_(bias.unsqueeze(1))
+            if rectified:
+                out.relu_()
+            kept.append(out)
+        ctx.layers = layers
+        ctx.save_for_backward(*kept, *parameters[::2])
+        # In the order of memory that dense products have, in which dropout draws.
+        return out.t().clone(memory_format=torch.contiguous_format)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
+        count, wanted, found = len(ctx.layers), ctx.needs_input_grad, list[Tensor | None]()
+        kept, values = ctx.saved_tensors[: count + 1], ctx.saved_tensors[count + 1 :]
+        above = above.t().contiguous()
+        for number, (places, rectified) in reversed([*enumerate(ctx.layers)]):
+            if rectified:
+                above = above * kept[number + 1].sign()
+            found += [above.sum(1) if wanted[2 * number + 3] else None, places.gradient(above, kept[number])]
+            if number or wanted[0]:
+                above = places.transposed_product(values[number], above)
+        return (above.t() if wanted[0] else None, None, *reversed(found))
+
+
+class SparseLinear(nn.Linear):
+    """A Linear layer of which only the survivors are parameters: `values` (n,), see `Places`."""
+
+    places: Places
+    values: nn.Parameter
+    was_read: bool  # whether anything but this layer has asked for its weight
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The weight (out, in), 0 where pruned, as a function of `values`."""
+        self.was_read = True
+        return self.places.full(self.values)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        return _run(x, [self], [(self.places, False)])
+
+
+class SparseLayers(nn.Module):
+    """Sparse layers and the ReLUs behind them as one: what autograd does about each takes as long as small products."""
+
+    def __init__(self, layers: Sequence[SparseLinear], rectified: Sequence[bool]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.how = [(layer.places, relu) for layer, relu in zip(layers, rectified, strict=True)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in of the first) to (..., out of the last)."""
+        return _run(x, self.layers, self.how)
+
+
+def _run(x: Tensor, layers: Iterable[Any], how: Sequence[tuple[Places, bool]]) -> Tensor:
+    parameters = [parameter for layer in layers for parameter in (layer.values, layer.bias)]
+    out = _Products.apply(x if x.ndim == 2 else x.reshape(-1, x.shape[-1]), how, *parameters)
+    return out if x.ndim == 2 else out.reshape(*x.shape[:-1], out.shape[-1])
+
+
+def become_sparse(model: nn.Module, masks: Masks) -> dict[str, SparseLinear]:
+    """Make the Linear layers with the weights that `masks` name sparse, in place. Gives these layers."""
+    layers = {name: _become_sparse(model.get_submodule(name.rpartition(".")[0]), mask) for name, mask in masks.items()}
+    for module in [*model.modules()]:
+        if type(module) is nn.Sequential:
+            _join(module)
+    return layers
+
+
+def _become_sparse(layer: Any, mask: Tensor) -> SparseLinear:
+    places = Places(mask)
+    values = places.survivors(layer._parameters.pop("weight").detach())
+    layer.__class__ = SparseLinear
+    layer.places, layer.was_read = places, False
+    layer.values = nn.Parameter(values)
+    return layer
+
+
+def _join(sequence: nn.Sequential) -> None:
+    """Put each run of sparse layers and ReLUs in the place of its first layer; nothing is left in the others'."""
+    run: list[int] = []
+    for number, module in enumerate([*sequence, None]):
+        plain = module is not None and not any(getattr(module, hooks) for hooks in HOOKS)
+        if plain and (type(module) is SparseLinear or (run and type(module) is nn.ReLU)):
+            run.append(number)
+            continue
+        if len(run) > 1:
+            modules: list[Any] = [sequence[i] for i in run]
+            layers = [i for i, module in enumerate(modules) if isinstance(module, SparseLinear)]
+            relus = [type(module) is nn.ReLU for module in [*modules[1:], None]]
+            joined = SparseLayers([modules[i] for i in layers], [relus[i] for i in layers])
+            for i in run:
+                sequence[i] = joined if i == run[0] else nn.Identity()
+        run = []
