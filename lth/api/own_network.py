@@ -172,15 +172,12 @@ def anew(optim: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> torch.op
     every = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in takes.values())
     defaults = {name: value for name, value in optim.defaults.items() if every or name in takes}
     try:
-        made = kind([dict(group) for group in groups], **defaults)
+        return kind([dict(group) for group in groups], **defaults)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"net.optim must be an optimiser that can be made anew from its parameters and defaults, "
             f"as {kind.__name__}(params, {', '.join(defaults)}): {error}"
         ) from error
-    for own, given in zip(made.param_groups, groups, strict=True):
-        own.update({key: value for key, value in given.items() if key != "params"})
-    return made
 
 
 def try_out(own: OwnNet, data: Taken, device: torch.device) -> None:

@@ -97,9 +97,7 @@ class Processes:
     """Work in so many processes, of `threads` threads each."""
 
     def __init__(self, size: int, threads: int, data: Data, tell: Tell) -> None:
-        self.size, self.tell = size, tell
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read when a child loads torch
-            os.environ[name] = str(threads)
+        self.size, self.threads, self.tell = size, threads, tell
         for _, images in data.values():
             for tensor in images.tensors():
                 tensor.share_memory_()
@@ -110,7 +108,7 @@ class Processes:
         self.started = 0
 
     def __enter__(self) -> Processes:
-        with _undisturbed():  # all workers load PyTorch now, not when there is work for them
+        with _undisturbed(self.threads):  # all workers load PyTorch now, not when there is work for them
             for _ in range(self.size):
                 self.pool.submit(os.getpid)
         return self
@@ -129,7 +127,7 @@ class Processes:
         """Hand it to a process."""
         self.started += 1
         try:
-            with _undisturbed():
+            with _undisturbed(self.threads):
                 future = self.pool.submit(_work, claim, self.started)
         except BrokenProcessPool as error:
             future = Future()
@@ -168,16 +166,23 @@ class Processes:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Start processes in which Ctrl-C is left to the parent from their first moment on."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what a child starts with
+def _undisturbed(threads: int) -> Iterator[None]:
+    """Start processes of so many threads in which Ctrl-C is left to the parent from their first moment on."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # read when a child loads torch
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, str(threads)))
+    masks = hasattr(signal, "pthread_sigmask")  # Windows has none
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else set()
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 class _Worker:

@@ -22,6 +22,7 @@ from own import (
     find,
     nothing,
     seeded,
+    tiny,
 )
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -109,6 +110,24 @@ def test_the_returned_net_is_what_the_last_line_of_the_history_tells_of(tmp_path
         assert not weight[~mask].any() and weight[mask].all()
     assert history[-1]["weights"] == sum(int(mask.sum()) for mask in ticket.masks.values())
     assert not torch_prune.is_pruned(net)
+
+
+@pytest.mark.parametrize("keep", ["all", "last", "none"])
+def test_the_returned_net_has_the_weights_at_early_stop_not_the_last_ones(tmp_path: Path, keep: str) -> None:
+    x, y = examples(40, 1)
+    wrong = [(x, (y + 1) % 4)]  # what is learned of the training labels makes the validation loss rise
+    net = seeded()
+    given = {**tiny(), "validation": wrong}
+    history = find(net, given, rounds=1, save=tmp_path, iterations=30, valid_freq="3it", keep_weights=keep)
+    assert history[-1]["ES"] < 30
+    (folder,) = tmp_path.glob("saves/*/*/*/*/seed0")
+    last = tickets.read_checkpoint(tables.Run(tmp_path, *folder.parts[-5:-1], 0))[1].final  # type: ignore[arg-type]
+    assert not net.get_parameter("fc2.weight").equal(last["fc2.weight"])
+    net.eval()
+    with torch.no_grad():
+        loss = nn.functional.cross_entropy(net(x), wrong[0][1]).item()
+    assert loss == pytest.approx(history[-1]["val_loss"], rel=1e-5)
+    assert accuracy(net, batches(60, 2)) == pytest.approx(history[-1]["test"])
 
 
 def structured(net: nn.Module) -> None:
@@ -384,14 +403,30 @@ def test_own_optimisers_train_and_are_new_in_every_round(
     assert net.optim.name == "whatever"  # type: ignore[union-attr]
 
 
-def test_parameter_groups_keep_their_options() -> None:
+def test_parameter_groups_keep_their_options(monkeypatch: pytest.MonkeyPatch) -> None:
     net = seeded(WithOptim)
-    groups = [{"params": [net.fc1.weight], "lr": 0.0}, {"params": list(net.fc2.parameters())}]
-    net.optim = torch.optim.SGD(groups, lr=0.1)  # type: ignore[assignment]
+    groups = [
+        {"params": [net.fc1.weight], "lr": 0.0},
+        {"params": [net.fc1.bias, net.fc2.bias], "momentum": 0.5, "note": "mine"},
+        {"params": [net.fc2.weight], "weight_decay": 0.1, "nesterov": True, "lr": 0.05},
+    ]
+    net.optim = torch.optim.SGD(groups, lr=0.1, momentum=0.9)  # type: ignore[assignment]
     before = {name: value.detach().clone() for name, value in net.named_parameters()}
+    used: list[list[dict[str, Any]]] = []
+    plain = torch.optim.SGD.step
+
+    def told(optim: Any) -> list[dict[str, Any]]:
+        return [{**group, "params": [tuple(x.shape) for x in group["params"]]} for group in optim.param_groups]
+
+    def step(self: torch.optim.SGD, *arguments: Any) -> Any:
+        used.append(told(self))
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
     find(net, prune_rule=nothing)
+    assert len(used) == 36 and all(groups == told(net.optim) for groups in used)
     changed = {name for name, value in net.named_parameters() if not value.equal(before[name])}
-    assert changed == {"fc2.weight", "fc2.bias"}
+    assert changed == {"fc2.weight", "fc1.bias", "fc2.bias"}
 
 
 def test_the_own_loss_is_what_is_lowered() -> None:

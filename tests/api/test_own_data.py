@@ -14,6 +14,7 @@ from own import (
     EXAMPLES,
     REST,
     batches,
+    examples,
     find,
     loader,
     seeded,
@@ -72,6 +73,34 @@ class Noisy(Repeats):
 )
 def test_the_same_examples_give_the_same_numbers_whatever_they_come_in(given: Any) -> None:
     assert find(seeded(), given) == find(seeded())
+
+
+@pytest.mark.parametrize(
+    ("train", "kept"),
+    [
+        (loader(125), range(125)),
+        (loader(125, drop_last=True), range(120)),  # the last five never come
+        (loader(125, shuffle=True), range(125)),
+        (loader(125, shuffle=True, drop_last=True), range(125)),  # each comes in one pass or another
+        (loader(125, sampler=SubsetRandomSampler([*range(0, 60, 2)])), range(0, 60, 2)),
+        (loader(125, sampler=SubsetRandomSampler([*range(20, 7, -1)]), drop_last=True), range(8, 21)),
+    ],
+)
+def test_in_memory_are_the_examples_that_the_loader_can_give_each_once(train: Any, kept: Any) -> None:
+    source = loaders.take({"train": train, **REST}, torch.device("cpu")).source
+    x, y = examples(125)
+    assert isinstance(source, data.Images)
+    assert source.train.equal(x[[*kept]]) and source.train_labels.equal(y[[*kept]])
+
+
+def test_batches_that_are_not_full_are_never_trained_on_wherever_they_come() -> None:
+    train = [(x[:size], y[:size]) for (x, y), size in zip(batches(60), (10, 3, 10, 9, 10, 1), strict=True)]
+    source = loaders.take({"train": train, **REST}, torch.device("cpu"), False).source
+    feed = source.feed([0], 1, 10, torch.device("cpu"))
+    assert feed.epoch_steps == 3
+    for epoch in (0, 1):
+        found = [feed.fetch(batch) for batch in feed.epoch([(0, "order")], epoch)]
+        assert all(x.equal(train[2 * i][0]) and y.equal(train[2 * i][1]) for i, (x, y) in enumerate(found))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,83 @@
+"""Work in several processes, which are threads here: what goes wrong in one is said, and what they are started with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import CPU, Told, experiment, settings
+
+from lth import data
+from lth.experiment import TrialError
+from lth.records import tables
+from lth.records.files import RecordError
+from lth.run import jobs
+from lth.run.queue import Claim, Queue
+from lth.run.tasks import runs_of
+
+NAMES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class Threads(ThreadPoolExecutor):
+    """In place of processes; keeps the environment that each would have been started in."""
+
+    started: list[dict[str, str]]
+
+    def __init__(
+        self, size: int, context: object, initializer: Callable[..., None], arguments: tuple[Any, ...]
+    ) -> None:
+        super().__init__(size)
+        Threads.started = []
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
+        Threads.started.append(dict(os.environ))
+        return super().submit(function, *arguments, **options)
+
+
+@pytest.fixture
+def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "ProcessPoolExecutor", Threads)
+
+
+@pytest.mark.parametrize("kind", [TrialError, RecordError, RuntimeError])
+def test_what_a_worker_raises_is_raised_once_the_others_have_ended(
+    place: Path, in_threads: None, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    config = settings(place, trials=2, prune_iterations=2)
+    images = data.load("tiny", place / "data")
+    workers = jobs.Processes(2, 1, {config: (config, images)}, Told())
+
+    def work(claim: Claim, number: int) -> dict[Any, str]:
+        try:
+            if claim.runs[0].seed == 0:
+                raise kind("it broke")
+            experiment(config).run(claim.runs, claim.rounds)
+            return {}
+        finally:
+            workers.events.put(number)
+
+    monkeypatch.setattr(jobs, "_work", work)
+    with pytest.raises(kind, match=r"^it broke$"):
+        jobs.work(Queue([config], lambda run: run), workers, Told())
+    broken, whole = runs_of(config)
+    assert not tables.finished_rounds(broken) and tables.finished_rounds(whole) >= (1 if kind is RecordError else 2)
+
+
+def test_processes_start_with_so_many_threads_and_nothing_stays_of_it(
+    place: Path, in_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenMP reads the variables when a child loads PyTorch; later it is too late to have fewer."""
+    monkeypatch.setenv(NAMES[0], "7")
+    monkeypatch.delenv(NAMES[1], raising=False)
+    config = settings(place, threads=3)
+    monkeypatch.setattr(jobs, "_work", lambda claim, number: {})
+    workers = jobs.workers(2, config.threads, {}, CPU, Told(), lambda: False)
+    with workers:
+        workers.start(Claim(config, tuple(runs_of(config)), 1))
+    assert len(Threads.started) == 3, "two that load PyTorch at once, and the claim"
+    assert all(environment[name] == "3" for environment in Threads.started for name in NAMES)
+    assert os.environ[NAMES[0]] == "7" and NAMES[1] not in os.environ
