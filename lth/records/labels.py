@@ -71,7 +71,10 @@ def settings(run: Run) -> str:
     told = _deciding(run)
     if not told:  # a folder from elsewhere still has its name
         return "default settings" if run.settings == "default" else run.settings.replace("_", " ").replace(",", ", ")
-    return _listed(_name(run), {name: value for name, value in told.items() if name in ALWAYS or _unusual(name, value)})
+    asked = tables.read_json(run.dumps / "config.json").get("settings", {})
+    left = {name for name, value in asked.items() if value is None}  # to the data: --valid_size
+    said = {name: x for name, x in told.items() if name in ALWAYS or (name not in left and _unusual(name, x))}
+    return _listed(_name(run), said)
 
 
 def differing(runs: Sequence[Run]) -> tuple[str, dict[Path, str]]:

@@ -174,12 +174,12 @@ def write_round(run: Run, number: int, masks: Masks, trained: Trained, cost: Cos
             {
                 "round": number,
                 "layer": name,
-                "kind": cost.kinds[name] if cost else None,
+                "kind": cost.kind(name) if cost else None,
                 "remaining": round(100 * kept / total, 4),
                 "weights": kept,
                 "total": total,
-                "macs": round(cost.uses[name] * kept) if cost else None,
-                "dense_macs": round(cost.uses[name] * total) if cost else None,
+                "macs": round(cost.of(name, kept)) if cost else None,
+                "dense_macs": round(cost.of(name, total)) if cost else None,
             }
             for name, kept in counts.items()
             for total in [masks[name].numel()]

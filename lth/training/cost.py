@@ -31,7 +31,15 @@ class Cost:
 
     def total(self, weights: Mapping[str, int]) -> float:
         """Multiply-adds where each parameter has that many weights left."""
-        return self.rest + sum(self.uses[name] * count for name, count in weights.items())
+        return self.rest + sum(self.of(name, count) for name, count in weights.items())
+
+    def of(self, name: str, count: int) -> float:
+        """Multiply-adds of so many weights of a parameter: none of a bias or another that a rule may have pruned."""
+        return self.uses.get(name, 0.0) * count
+
+    def kind(self, name: str) -> str:
+        """What kind of layer a parameter is of."""
+        return self.kinds.get(name, layers.OTHER)
 
 
 def cost(model: nn.Module, example: Tensor, names: Iterable[str]) -> Cost:

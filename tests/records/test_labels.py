@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import MakeRuns
 
-from lth.records import files, labels
+from lth.records import files, labels, tables
 from lth.records.tables import Run
 from lth.settings.config import Config
 
@@ -40,6 +40,15 @@ def test_settings_are_listed_with_what_is_pruned_and_how_long() -> None:
     assert labels.settings(Run(Path("nowhere"), "fc1", "mnist", "default", "lt", 0)) == "default settings"
     elsewhere = Run(Path("nowhere"), "fc1", "mnist", "end_iter=5,prune_percent=20", "lt", 0)
     assert labels.settings(elsewhere) == "end iter=5, prune percent=20"
+
+
+def test_what_the_data_settled_is_no_choice_of_the_user(tmp_path: Path) -> None:
+    run = run_with(tmp_path, "default", valid_size="30")
+    assert labels.settings(run).endswith("100 epochs a round, 30 validation images")
+    files.write_json(
+        run.dumps / "config.json", {**tables.read_json(run.dumps / "config.json"), "settings": {"valid_size": None}}
+    )
+    assert labels.settings(run).endswith("100 epochs a round")
 
 
 def test_a_name_of_the_user_comes_first(tmp_path: Path) -> None:

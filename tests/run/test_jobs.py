@@ -44,27 +44,34 @@ def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", [TrialError, RecordError, RuntimeError])
+@pytest.mark.parametrize("size", [1, 2])
 def test_what_a_worker_raises_is_raised_once_the_others_have_ended(
-    place: Path, in_threads: None, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+    place: Path, in_threads: None, monkeypatch: pytest.MonkeyPatch, kind: type[Exception], size: int
 ) -> None:
     config = settings(place, trials=2, prune_iterations=2)
-    images = data.load("tiny", place / "data")
-    workers = jobs.Processes(2, 1, {config: (config, images)}, Told())
+    workers = jobs.workers(size, 1, {config: (config, data.load("tiny", place / "data"))}, CPU, Told(), lambda: False)
+    tries = []
 
-    def work(claim: Claim, number: int) -> dict[Any, str]:
+    def do(claim: Claim) -> dict[Any, str]:
+        tries.append(claim)
+        if claim.runs[0].seed == 0 and len(tries) < 9:  # if it is swallowed, the claim is tried again and again
+            raise kind("it broke")
+        experiment(config).run(claim.runs, claim.rounds)
+        return {}
+
+    def in_worker(claim: Claim, number: int) -> dict[Any, str]:
         try:
-            if claim.runs[0].seed == 0:
-                raise kind("it broke")
-            experiment(config).run(claim.runs, claim.rounds)
-            return {}
+            return do(claim)
         finally:
             workers.events.put(number)
 
-    monkeypatch.setattr(jobs, "_work", work)
+    monkeypatch.setattr(jobs, "_work", in_worker)
+    monkeypatch.setattr(jobs.Experiments, "do", lambda self, claim: do(claim))
     with pytest.raises(kind, match=r"^it broke$"):
         jobs.work(Queue([config], lambda run: run), workers, Told())
     broken, whole = runs_of(config)
-    assert not tables.finished_rounds(broken) and tables.finished_rounds(whole) >= (1 if kind is RecordError else 2)
+    ended_early = kind is RecordError  # which the others stop for
+    assert not tables.finished_rounds(broken) and (ended_early or tables.finished_rounds(whole) == 2)
 
 
 def test_processes_start_with_so_many_threads_and_nothing_stays_of_it(

@@ -40,6 +40,7 @@ def test_what_is_not_pruned_is_the_rest() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     found = cost(model, torch.zeros(1, 4), ["1.weight"])
     assert found.uses == {"1.weight": 1.0} and found.rest == 16
+    assert found.total({"1.weight": 8, "1.bias": 2}) == 24, "a bias, which a rule may prune, multiplies nothing"
 
 
 def test_attention_and_recurrent_matrices_multiply_once_a_token() -> None:
