@@ -15,7 +15,7 @@ from lth import data
 from lth.experiment import TrialError
 from lth.records import tables
 from lth.records.files import RecordError
-from lth.run import jobs
+from lth.run import jobs, processes
 from lth.run.queue import Claim, Queue
 from lth.run.tasks import runs_of
 
@@ -40,7 +40,7 @@ class Threads(ThreadPoolExecutor):
 
 @pytest.fixture
 def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "ProcessPoolExecutor", Threads)
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", Threads)
 
 
 @pytest.mark.parametrize("kind", [TrialError, RecordError, RuntimeError])
@@ -49,7 +49,9 @@ def test_what_a_worker_raises_is_raised_once_the_others_have_ended(
     place: Path, in_threads: None, monkeypatch: pytest.MonkeyPatch, kind: type[Exception], size: int
 ) -> None:
     config = settings(place, trials=2, prune_iterations=2)
-    workers = jobs.workers(size, 1, {config: (config, data.load("tiny", place / "data"))}, CPU, Told(), lambda: False)
+    workers = processes.workers(
+        size, 1, {config: (config, data.load("tiny", place / "data"))}, CPU, Told(), lambda: False
+    )
     tries = []
 
     def do(claim: Claim) -> dict[Any, str]:
@@ -65,8 +67,8 @@ def test_what_a_worker_raises_is_raised_once_the_others_have_ended(
         finally:
             workers.events.put(number)
 
-    monkeypatch.setattr(jobs, "_work", in_worker)
-    monkeypatch.setattr(jobs.Experiments, "do", lambda self, claim: do(claim))
+    monkeypatch.setattr(processes, "_work", in_worker)
+    monkeypatch.setattr(processes.Experiments, "do", lambda self, claim: do(claim))
     with pytest.raises(kind, match=r"^it broke$"):
         jobs.work(Queue([config], lambda run: run), workers, Told())
     broken, whole = runs_of(config)
@@ -81,8 +83,8 @@ def test_processes_start_with_so_many_threads_and_nothing_stays_of_it(
     monkeypatch.setenv(NAMES[0], "7")
     monkeypatch.delenv(NAMES[1], raising=False)
     config = settings(place, threads=3)
-    monkeypatch.setattr(jobs, "_work", lambda claim, number: {})
-    workers = jobs.workers(2, config.threads, {}, CPU, Told(), lambda: False)
+    monkeypatch.setattr(processes, "_work", lambda claim, number: {})
+    workers = processes.workers(2, config.threads, {}, CPU, Told(), lambda: False)
     with workers:
         workers.start(Claim(config, tuple(runs_of(config)), 1))
     assert len(Threads.started) == 3, "two that load PyTorch at once, and the claim"
