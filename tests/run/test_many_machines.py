@@ -1,0 +1,228 @@
+"""A sweep of eight runs by three processes, and by three nodes of a Ray cluster, some of which are killed or paused:
+the same bytes as the plain command gives."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from helpers import arrays, assert_same, results
+
+from lth.settings.config import PROJECT
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")]
+
+ARGV = [
+    *("--arch_type", "lenet5", "--dataset", "small", "--gpu", "cpu", "--prune_type", "lt", "reinit"),
+    *("--sweep", "lr=1e-3,2e-3", "seed=0,1", "--prune_iterations", "3", "--prune_percent", "30"),
+    *("--end_iter", "60it", "--valid_freq", "20it", "--valid_size", "200", "--checkpoint_every", "0"),
+]
+ROUNDS = 2 * 2 * 2 * 3
+QUICK_TO_NOTICE = {  # that a node has died, within two seconds or so
+    "health_check_initial_delay_ms": 500,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 500,
+    "health_check_failure_threshold": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data/small.npz."""
+    made = tmp_path_factory.mktemp("machines")
+    (made / "data").mkdir()
+    np.savez(made / "data" / "small.npz", **arrays(count=2000, tests=200, shape=(28, 28)))
+    return made
+
+
+class Command:
+    """main.py as somebody starts it in a terminal of its own."""
+
+    def __init__(self, folder: Path, root: Path, *more: str) -> None:
+        self.log = folder / f"{time.monotonic_ns()}.log"
+        argv = [sys.executable, "main.py", *ARGV, "--data", str(folder / "data"), "--root", str(root), *more]
+        with self.log.open("w") as stream:
+            self.process = subprocess.Popen(
+                argv, cwd=PROJECT, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def signal(self, signum: int) -> None:
+        """What the terminal, or another process, sends to it and its children."""
+        os.killpg(self.process.pid, signum)
+
+    def ends(self, code: int = 0) -> str:
+        """Wait for its end, which is this one; gives what it printed."""
+        assert self.process.wait(timeout=200) == code, self.log.read_text()
+        return self.log.read_text()
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Callable[..., Command]]:
+    """Starts commands, none of which outlives the test."""
+    started: list[Command] = []
+
+    def begin(root: Path, *more: str) -> Command:
+        started.append(Command(folder, root, *more))
+        return started[-1]
+
+    yield begin
+    for command in started:
+        with contextlib.suppress(ProcessLookupError):
+            command.signal(signal.SIGCONT)
+            command.signal(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> tuple[dict[str, bytes], bytes]:
+    """What the plain command gives: results, and the table over all settings."""
+    root = folder / "plain"
+    Command(folder, root, "--jobs", "2").ends()
+    found = results(root)
+    assert len(found) == 8 * (3 + 2 * 3 + 2)  # tables; tickets and weights at ES; initial and dense weights
+    return found, (root / "plots" / "sweep.csv").read_bytes()
+
+
+def assert_finished(root: Path, expected: tuple[dict[str, bytes], bytes]) -> None:
+    """Everything is there, the same, and nothing else."""
+    assert_same(results(root), expected[0])
+    assert (root / "plots" / "sweep.csv").read_bytes() == expected[1]
+    assert (root / "plots" / "grid.png").exists()
+    assert not [file for file in root.rglob("*") if ".lock" in file.name or file.name.endswith((".partial", ".probe"))]
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    """What the condition gives once it is true."""
+    deadline = time.monotonic() + 120
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{what}: not within two minutes"
+        time.sleep(0.05)
+    return found
+
+
+def finished(root: Path) -> int:
+    """How many rounds are finished."""
+    return sum(len(file.read_text().splitlines()) - 1 for file in root.glob("dumps/*/*/*/*/*/rounds.csv"))
+
+
+def holders(root: Path) -> dict[int, Path]:
+    """The locks that are held, by the number of the process that holds each."""
+    found = {}
+    for file in root.glob("dumps/*/*/*/*/*.lock"):
+        with contextlib.suppress(OSError, ValueError):  # released, or being written
+            found[json.loads(file.read_text())["pid"]] = file
+    return found
+
+
+def under_way(root: Path) -> dict[int, Path]:
+    """Those of them whose run has a checkpoint."""
+    saves = root / "saves"
+    there = {pid: saves / lock.relative_to(root / "dumps").with_suffix("") for pid, lock in holders(root).items()}
+    return {pid: run for pid, run in there.items() if (run / "checkpoint.safetensors").exists()}
+
+
+# --join
+
+
+def test_three_processes_share_a_sweep_and_one_is_killed_and_one_paused(
+    folder: Path, expected: tuple[dict[str, bytes], bytes], start: Callable[..., Command]
+) -> None:
+    root, more = folder / "joined", ("--join", "--jobs", "1", "--lock_limit", "2")
+    killed, paused, third = (start(root, *more) for _ in range(3))
+    wait_for(lambda: killed.process.pid in under_way(root), "the first works")
+    killed.signal(signal.SIGKILL)
+    wait_for(lambda: paused.process.pid in under_way(root), "the second works")
+    paused.signal(signal.SIGSTOP)
+    lost = holders(root)[paused.process.pid]
+    wait_for(lambda: holders(root).get(third.process.pid) == lost or not lost.exists(), "the third takes over")
+    paused.signal(signal.SIGCONT)
+    third.ends()
+    paused.ends()
+    killed.process.wait()
+    assert_finished(root, expected)
+
+    before = {file: file.stat().st_mtime_ns for file in root.rglob("*")}
+    assert "all rounds of these runs are finished" in start(root, *more).ends()
+    assert {file: file.stat().st_mtime_ns for file in root.rglob("*")} == before
+
+
+# --ray
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[Any]:
+    """Three nodes of one core each."""
+    pytest.importorskip("ray")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster
+
+    usual = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args={**usual, "_system_config": QUICK_TO_NOTICE})
+    children: list[psutil.Process] = []
+    try:
+        for _ in range(2):
+            made.add_node(**usual)
+        made.wait_for_nodes()
+        yield made
+        children = psutil.Process().children(recursive=True)
+    finally:
+        made.shutdown()
+        for process in psutil.wait_procs(children, timeout=10)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def node_of(pid: int, nodes: Any) -> Any:
+    """The node that a worker belongs to."""
+    above = {process.pid for process in psutil.Process(pid).parents()}
+    return next((node for node in nodes if node.all_processes["raylet"][0].process.pid in above), None)
+
+
+def test_a_sweep_survives_its_driver_and_one_of_the_nodes(
+    folder: Path, expected: tuple[dict[str, bytes], bytes], start: Callable[..., Command], ray_cluster: Any
+) -> None:
+    """With the usual limit: nobody has to wait five minutes for a lock."""
+    root, more = folder / "ray", ("--ray", ray_cluster.address)
+    stopped = start(root, *more)
+    wait_for(lambda: under_way(root), "a task works")
+    stopped.signal(signal.SIGINT)
+    said = stopped.ends(130)
+    assert "stopped by SIGINT: finished rounds are kept, the same command goes on from here" in said
+    assert not holders(root) and list(root.rglob("checkpoint.safetensors"))
+
+    killed, before = start(root, *more), finished(root)
+    wait_for(lambda: finished(root) > before and under_way(root), "tasks go on")
+    workers = list(holders(root))
+    killed.signal(signal.SIGKILL)
+    wait_for(lambda: not any(map(psutil.pid_exists, workers)), "Ray ends the tasks of a dead driver")
+
+    last, others = start(root, *more), [node for node in ray_cluster.worker_nodes if node.all_processes]
+    before = finished(root)
+
+    def busy() -> Any:
+        if finished(root) <= before:
+            return None
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found = {pid: node_of(pid, others) for pid in under_way(root)}
+            return next(((pid, node) for pid, node in found.items() if node), None)
+
+    pid, node = wait_for(busy, "a node works that can be killed")
+    run = holders(root)[pid].with_suffix("")
+    taken = json.loads((run / "config.json").read_text())["taken"]
+    ray_cluster.remove_node(node, allow_graceful=False)
+    assert finished(root) < ROUNDS, "too quick to be in the middle"
+    said = last.ends()
+    assert "4 experiments, 8 runs of 3 rounds on a Ray cluster of 3 nodes with 3 cores" in said
+    assert_finished(root, expected)
+    about = json.loads((run / "config.json").read_text())
+    assert about["taken"] > taken, "it was done again elsewhere, and the first attempt fenced off"
