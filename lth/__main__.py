@@ -184,10 +184,10 @@ def parse(argv: Sequence[str]) -> Config:
 
 def _recovered(folder: Path) -> Path:
     """The folder that has the dumps/ and saves/ to go on with."""
-    from lth.api import saved_ticket
+    from lth.records import folders
 
     try:
-        return saved_ticket.root_of("--recover", folder)
+        return folders.root_of("--recover", folder)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

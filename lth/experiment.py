@@ -164,6 +164,8 @@ class Experiment:
         if arm.mask_of:
             found = self._mask_of(run.of_arm(arm.mask_of), number)
             return pruning.shuffled(found, generator) if arm.shuffled else found
+        if arm.prunes == "given":
+            return self._taken_over(run, ticket)
         if self.problem.rule is not None:
             seed = derive_seed(run.seed, "rule", number)
             masks = pruning.by_rule(self.problem.rule, self.problem.make(), final, ticket.masks, seed)
@@ -172,7 +174,7 @@ class Experiment:
             return masks
         masks, weights, rounds, identity = ticket.masks, final, 1, self._identity(run)
         if arm.prunes != "trained":  # at once, all that so many rounds prune
-            masks, rounds = pruning.dense(masks), number
+            masks, rounds = tickets.read_ticket(run, 0, identity).masks, number
             weights = tickets.read_state(run, "dense" if arm.prunes == "dense" else self._original, identity)
         drawn = arm.prunes == "trained" and arm.start == "fresh"  # anew in this round
         initial = ticket.start if drawn else tickets.read_state(run, "initial", identity)
@@ -186,6 +188,8 @@ class Experiment:
             start, origin = self.problem.fresh(derive_seed(run.seed, "weights", number)), "own"
         elif arm.start == "trained" and number:
             start, origin = final, "own"
+        elif arm.start == "given" and number:
+            start, origin = self._given(run, number)[1], "own"
         elif arm.start in STARTS and number:
             generator = torch.Generator().manual_seed(derive_seed(run.seed, arm.start, number))
             original = tickets.read_state(run, self._original, identity)
@@ -195,22 +199,35 @@ class Experiment:
             start = tickets.read_state(run, origin, identity)
         tickets.write_ticket(run, Ticket(number, masks, start, origin), identity)
 
+    def _given(self, run: Run, number: int) -> tuple[Masks, State]:
+        """The masks and the weights that round `number` starts from: the dense one, or with --ticket any."""
+        if self.problem.given is not None:
+            return self.problem.given(run.seed, number)
+        initial = self.problem.initial(derive_seed(run.seed, "weights", 0))
+        return pruning.dense(pruning.prunable(self.problem.make(), self.config.prune_embeddings)), initial
+
+    def _taken_over(self, run: Run, ticket: Ticket) -> Masks:
+        """The masks of the next round of the run that --ticket names, if its last one still is what it was here."""
+        before = self._given(run, ticket.round)[0]
+        if any(not torch.equal(before[name], mask) for name, mask in ticket.masks.items()):
+            raise TrialError(f"--ticket has changed: its masks are not those that round {ticket.round} here had")
+        return self._given(run, ticket.round + 1)[0]
+
     def _mask_of(self, run: Run, number: int) -> Masks:
         if not resume.has_ticket(run, number):
             raise TrialError(f"round {number} has no ticket of {run.arm} to take its mask from")
         return tickets.read_ticket(run, number, self._identity(run)).masks
 
     def _go_on(self, run: Run, rounds: int) -> None:
-        """Take the run up where its files say it stands; a new one begins with the dense ticket."""
+        """Take the run up where its files say it stands; a new one begins with the dense ticket or --ticket's."""
         identity = self._identity(run)
         if differ := same.another(run, self.problem.fingerprint):  # as when a file is edited while workers start
             raise RecordError(f"{run.dumps} holds results of another experiment: {same.said(differ)} since")
         resume.pick_up(run, identity, bool(self.config.rewind.amount), lambda text: self.tell(Note(text)))
         if not (run.saves / "initial.safetensors").exists():
-            initial = self.problem.initial(derive_seed(run.seed, "weights", 0))
-            tickets.write_state(run, "initial", initial, identity)
+            tickets.write_state(run, "initial", self._given(run, 0)[1], identity)
         if not resume.has_ticket(run, 0):
-            self.reset(run, 0, pruning.dense(pruning.prunable(self.problem.make(), self.config.prune_embeddings)), {})
+            self.reset(run, 0, self._given(run, 0)[0], {})
         self._prune_and_reset(run, rounds)
 
     def _prune_and_reset(self, run: Run, rounds: int) -> None:

@@ -130,7 +130,7 @@ def erdos_renyi(masks: Masks, quotas: Sequence[Quota]) -> list[Quota]:
     found = []
     for quota in quotas:
         dense: set[str] = set()
-        sizes = {name: masks[name].numel() for name in quota.layers}
+        sizes = {name: int(masks[name].sum()) for name in quota.layers}
         while True:
             sparse = [name for name in quota.layers if name not in dense]
             rest = quota.keep - sum(sizes[name] for name in dense)

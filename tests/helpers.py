@@ -21,7 +21,7 @@ from lth.data.feed import Feed
 from lth.data.images import Images
 from lth.experiment import Experiment
 from lth.pruning import Masks
-from lth.records import lock
+from lth.records import given, lock
 from lth.records.events import Event, Note
 from lth.records.tables import Run
 from lth.run.queue import Queue
@@ -30,7 +30,6 @@ from lth.settings import names
 from lth.settings.config import Config
 from lth.training import models
 from lth.training.network import Fused, Network
-from lth.training.problem import Problem
 from lth.training.schedule import Plan
 from lth.training.train import Training
 
@@ -154,7 +153,7 @@ class Told(list[Event]):
 
 def experiment(config: Config, tell: Callable[[Event], None] | None = None, **options: Any) -> Experiment:
     """The experiment of these settings on the CPU."""
-    problem = Problem.of(config, data.load(config.dataset, config.data, config.pixels))
+    problem = given.problem(config, data.load(config.dataset, config.data, config.pixels))
     kind = Connectivity if config.connectivity else Experiment
     return kind(config, problem, CPU, Told() if tell is None else tell, **options)
 

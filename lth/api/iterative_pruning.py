@@ -17,11 +17,11 @@ from torch import nn
 from lth import layers
 from lth.api import own_network, own_rule
 from lth.api.own_network import OwnNet
-from lth.api.saved_ticket import placed, root_of
+from lth.api.saved_ticket import placed
 from lth.data.loaders import Taken, take
 from lth.experiment import Experiment
 from lth.pruning import Rule
-from lth.records import resume, same, tables, tickets
+from lth.records import folders, resume, same, tables, tickets
 from lth.records.events import Event, Note
 from lth.records.files import read_json, write_json
 from lth.records.lock import Locks
@@ -183,7 +183,7 @@ def _root(save: Any, recover: Any) -> Path | None:
     """The folder that the results go to."""
     if recover is None:
         return None if save is None else checks.path("save", save)
-    root = root_of("recover", checks.path("recover", recover))
+    root = folders.root_of("recover", checks.path("recover", recover))
     if save is not None and checks.path("save", save).resolve() not in (root.resolve(), Path(recover).resolve()):
         raise ValueError(f"save must be left out with recover, whose folder {recover} gets the results, not {save}")
     return root

@@ -15,7 +15,7 @@ from lth import pruning
 from lth.api import export
 from lth.data.loaders import as_images, test_batches
 from lth.pruning import Masks
-from lth.records import tables, tickets
+from lth.records import folders, tables, tickets
 from lth.records.files import read_json
 from lth.records.tables import Run
 from lth.records.tickets import numbered
@@ -216,13 +216,13 @@ def load_ticket(folder: str | os.PathLike[str], round: int | None = None) -> Sav
         TypeError, ValueError: there is no such run or no such round; the message says which there are.
         lth.records.tickets.Damaged: a file is spoiled.
     """
-    run = run_of("folder", checks.path("folder", folder))
+    run = folders.run_of("folder", checks.path("folder", folder))
     table = tables.table(run, "rounds")
-    have = sorted(int(file.stem.split("_")[1]) for file in run.saves.glob("ticket_*.safetensors"))
+    have = tickets.rounds_with_ticket(run)
     if not have:
         raise ValueError(f"folder must be of a run with tickets, but there are none in {run.saves}")
     if round is None:
-        round = max((number for number in have if number < len(table)), default=have[0])
+        round = tickets.last_finished(run)
     checks.whole("round", round, 0)
     if round not in have:
         raise ValueError(f"round must be one of {have[0]} to {have[-1]}, the rounds of {run.saves}, not {round}")
@@ -235,39 +235,3 @@ def load_ticket(folder: str | os.PathLike[str], round: int | None = None) -> Sav
     rows = table[table["round"] == round].to_dict("records")
     row = {str(key): value for key, value in rows[0].items()} if rows else {}
     return SavedTicket(run, round, ticket.masks, start, trained, row)
-
-
-def run_of(name: str, folder: Path) -> Run:
-    """The run whose folder this is, or the only one below it. ValueError, about the argument `name`, if there is none
-    or more than one."""
-    here = folder.resolve()
-    kind, arch_type, dataset, settings, arm, seed = ("",) * 6 if len(here.parts) < 7 else here.parts[-6:]
-    if kind in ("dumps", "saves") and seed.removeprefix("seed").isdigit():
-        run = Run(here.parents[5], arch_type, dataset, settings, arm, int(seed.removeprefix("seed")))
-        if run.saves.is_dir() or run.dumps.is_dir():
-            return run
-    if not here.is_dir():
-        raise ValueError(f"{name} must be a folder of a run, but there is no folder {folder}")
-    below = [
-        run for run in tables.find(root_of(name, folder)) if here in (run.root, *run.dumps.parents, *run.saves.parents)
-    ]
-    if len(below) != 1:
-        runs = "\n".join(f"  {run.dumps}" for run in below)
-        raise ValueError(
-            f"{name} must be a run's folder, <root>/dumps/<model>/<data>/<settings>/<arm>/seed<k>, not {folder}, "
-            + (f"which has several:\n{runs}" if below else "in which there is none")
-        )
-    return below[0]
-
-
-def root_of(name: str, folder: Path) -> Path:
-    """The folder that has the dumps/ and saves/ which `folder` lies in; `folder` itself if it lies in neither."""
-    if not folder.is_dir():
-        raise ValueError(f"{name} must be a folder with results, but there is no folder {folder}")
-    here = folder.resolve()
-    if (here / "dumps").is_dir():
-        return here
-    for above in (here, *list(here.parents)[:5]):
-        if above.name in ("dumps", "saves"):
-            return above.parent
-    return here

@@ -110,7 +110,8 @@ def arm_lines(
         axes.plot(x, values.mean(), label=arm, **style.line(look, scale))
         if (values.count() > 1).any():
             axes.fill_between(x, values.min(), values.max(), color=look.color, alpha=0.18, linewidth=0)
-    axes.axhline(dense, label=style.LAST[0], **DENSE)
+    whole = rounds[rounds["round"] == 0]["remaining"].max() > 99.9
+    axes.axhline(dense, label=style.LAST[0] if whole else "the ticket of round 0", **DENSE)
 
 
 def rings(axes: Axes, table: pd.DataFrame, column: str, scale: float = 1.0) -> None:

@@ -142,6 +142,8 @@ def _said(name: str, value: str) -> str:
     words = SAID.get(name, name.replace("_", " ") + " {}")
     if isinstance(words, dict):
         words = words.get(value, words.get("*", name.replace("_", " ") + " {}"))
+    if name == "ticket":  # whose name is that of a folder
+        return words.format(value)
     text = " and ".join(map(_duration, value.split("+"))) if name in DURATIONS else value.replace("_", " ")
     return words.format(text)
 

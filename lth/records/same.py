@@ -76,7 +76,7 @@ def other_results(runs: Sequence[Run], now: Prints, anew: bool = False) -> tuple
 
 def said(differ: Iterable[str]) -> str:
     """`the model and the data have changed`."""
-    names = [f"the {WORDS.get(name, name)}" for name in differ]
+    names = [f"the {WORDS.get(name, name.replace('_', ' '))}" for name in differ]
     return f"{', '.join(names[:-1])}{' and ' * (len(names) > 1)}{names[-1]} {'have' if names[1:] else 'has'} changed"
 
 

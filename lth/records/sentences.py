@@ -22,8 +22,9 @@ def sentences(table: pd.DataFrame) -> list[str]:
         return ["No round is finished yet."]
     if table["round"].max() == 0:
         dense = table.iloc[0]
+        what = "the dense network" if dense["remaining"] > 99.9 else "round 0"
         return [
-            f"Only the dense network has been trained so far: {dense['test']:.2f}% test accuracy at "
+            f"Only {what} has been trained so far: {dense['test']:.2f}% test accuracy at "
             f"iteration {dense['ES']:,.0f} ({_rests_on(table)})."
         ]
     arms = verdict.in_order(table["arm"])
@@ -153,6 +154,9 @@ def _one_trial(arm: str, rows: Sequence[Row]) -> str:
 def _notes(table: pd.DataFrame) -> list[str]:
     """How many trials, what no worse means, and whether early stop means anything."""
     told = []
+    first = table[table["round"] == 0]["remaining"].mean()
+    if first < 99.9:
+        told.append(f"The dense network stands for round 0, which here is a ticket of {percent(first, 3)}% (--ticket)")
     if table["trials"].max() > 1:
         told.append(
             f"{_rests_on(table).capitalize()}; ±: 95% interval; no worse: on average not below, and a loss of over "

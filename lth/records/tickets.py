@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lth import pruning
 from lth.pruning import Masks
-from lth.records import same
+from lth.records import same, tables
 from lth.records.files import Fence, write
 from lth.records.tables import Run
 from lth.training.models import State
@@ -150,6 +150,17 @@ def write_ticket(run: Run, ticket: Ticket, identity: str) -> None:
     shapes = [[name, list(mask.shape)] for name, mask in ticket.masks.items()]  # in the order of the layers
     file = run.saves / f"{numbered('ticket', ticket.round)}.safetensors"
     save_tensors(file, tensors, identity, run.fence, round=ticket.round, shapes=shapes, origin=ticket.origin)
+
+
+def rounds_with_ticket(run: Run) -> list[int]:
+    """The rounds whose tickets are on disk."""
+    return sorted(int(file.stem.split("_")[1]) for file in run.saves.glob("ticket_*.safetensors"))
+
+
+def last_finished(run: Run) -> int:
+    """The last finished round that has a ticket; where none is finished, the first one that has."""
+    have, finished = rounds_with_ticket(run), tables.finished_rounds(run)
+    return max((number for number in have if number < finished), default=next(iter(have), 0))
 
 
 def read_ticket(run: Run, round: int, identity: str | None = None) -> Ticket:

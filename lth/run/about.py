@@ -15,6 +15,7 @@ import torch
 from lth.run import device as devices
 from lth.run.machine import processor
 from lth.settings.config import PROJECT, Config
+from lth.settings.ticket import TicketName
 from lth.settings.values import Duration
 from lth.training import kernels, sparse
 
@@ -57,7 +58,7 @@ def plain_settings(config: Config) -> dict[str, Any]:
             settings["data"] = None if value.resolve() == Config.data.resolve() else str(value.resolve())
         elif spec.name not in ("root", "overwrite", "dry_run", "join", "ray"):
             plain = [str(item) for item in value] if isinstance(value, tuple) else value
-            settings[spec.name] = str(plain) if isinstance(plain, (Path, Duration)) else plain
+            settings[spec.name] = str(plain) if isinstance(plain, (Path, Duration, TicketName)) else plain
     return settings
 
 

@@ -31,7 +31,7 @@ import torch
 from lth import data
 from lth.data.images import Images
 from lth.experiment import TrialError
-from lth.records import tables
+from lth.records import given, tables
 from lth.records.events import Event, Note
 from lth.records.files import RecordError
 from lth.records.lock import Locks
@@ -43,7 +43,6 @@ from lth.run.processes import Experiments
 from lth.run.queue import Claim, begin, gave_up
 from lth.settings import names
 from lth.settings.config import LTH, Config, ConfigError
-from lth.training.problem import Problem
 from lth.training.train import Stopped
 
 MISSING = "--ray needs Ray, which is not installed here: pip install -r requirements-ray.txt"
@@ -260,7 +259,7 @@ def _train(work: Work, tell: Tell, stop: Callable[[], bool]) -> State:
         raise ClusterError(f"{host} has no folder {config.data}: --data must be where all nodes of the cluster see it")
     device = torch.device("cuda:0" if work.gpu and torch.cuda.is_available() else "cpu")
     images = _images(config.dataset, config.data, config.pixels)
-    prepared = Prepared(claim.config, config, list(claim.runs), images, Problem.of(config, images))
+    prepared = Prepared(claim.config, config, list(claim.runs), images, given.problem(config, images))
     with Locks(config.lock_limit, work.job) as locks:
         shared = Shared([prepared], locks, device, (), work.facts)
         places = {run: place for place, run in enumerate(claim.runs)}

@@ -21,12 +21,12 @@ import torch.multiprocessing  # teaches pickle to share tensors between processe
 from lth.connectivity import Connectivity
 from lth.data.images import Images
 from lth.experiment import Experiment
+from lth.records import given
 from lth.records.events import Event
 from lth.records.tables import Run
 from lth.run.jobs import POLL, Outcome, Tell
 from lth.run.queue import Claim
 from lth.settings.config import Config
-from lth.training.problem import Problem
 
 Data = Mapping[Config, tuple[Config, Images]]  # of each experiment, the settings as the data settle them, and these
 
@@ -53,7 +53,7 @@ class Experiments:
             config, images = self.data[claim.config]
             self.of = claim.config
             kind = Connectivity if config.connectivity else Experiment
-            self.experiment = kind(config, Problem.of(config, images), self.device, self.tell, self.stop)
+            self.experiment = kind(config, given.problem(config, images), self.device, self.tell, self.stop)
         self.experiment.run(claim.runs, claim.rounds)
         return {run: why for run, why in self.experiment.failed.items() if run in claim.runs}
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from lth import data
 from lth.data import prints
-from lth.records import same, tickets
+from lth.records import given, same, tickets
 from lth.records.files import read_json
 from lth.records.same import Prints
 from lth.records.tables import Run
@@ -62,7 +62,7 @@ def at_hand(config: Config, run: Run) -> tuple[dict[str, str], nn.Module | None]
     if file.exists():
         alike = about["data_file"] == prints.of_file(file)
         found["data"] = about["fingerprint"]["data"] if alike else data.load(config.dataset, config.data).fingerprint
-    return found, make()
+    return {**found, **given.prints(config)}, make()
 
 
 def _file(config: Config) -> Path:

@@ -19,7 +19,7 @@ import torch
 from lth import data, layers, pruning
 from lth.connectivity import ENDS
 from lth.data.images import Images
-from lth.records import labels, resume, tables
+from lth.records import given, labels, resume, tables
 from lth.records.events import Event
 from lth.records.lock import Locks, clear, clock, probe
 from lth.records.tables import Run
@@ -180,7 +180,7 @@ def prepare(config: Config, loaded: dict[tuple[object, ...], Images] | None = No
     if what not in loaded:
         loaded[what] = data.load(*what)
     images = loaded[what]
-    problem = Problem.of(config, images)
+    problem = given.problem(config, images)
     held_back = usual_valid_size(len(images.train)) if config.valid_size is None else config.valid_size
     problems = data.check_sizes(images, held_back, config.batch_size)
     if not problems:

@@ -20,7 +20,8 @@ class Arm:
 
     prunes: the weights that pruning looks at. "trained": this arm's own at the end of its last round, of whose
         survivors a round's percentage goes. "dense", those at the end of round 0, and "start", those that the arms'
-        training starts from: both are pruned at once to the sparsity that this round has.
+        training starts from: both are pruned at once to the sparsity that this round has. "given": nothing is pruned;
+        masks and starts are those of the run that --ticket names, round by round.
     scores: what scores them, the lowest go: "criterion" (--prune_method), "random", a name in CRITERIA, or a function
         of lth/training/scores.py, in so many `steps`.
     compared: which weights compete: "scope" (as --prune_scope says), "all" (of all layers that are pruned) or "layer",
@@ -28,7 +29,8 @@ class Arm:
     mask_of: if given, nothing is pruned: the mask is the one that this arm found in the same round.
     shuffled: whether its survivors are then moved to random places of their layer.
     start: the values that survivors start from: "original" (the initial weights, or those of --rewind), "fresh" (new
-        random ones every round), "trained" (no reset), or a function of lth/training/starts.py.
+        random ones every round), "trained" (no reset), "given" (those of --ticket), or a function of
+        lth/training/starts.py.
     schedule: the learning rates of a round: "rewound" (the schedule from the point that --rewind says), "whole", or
         "final" (its last rate throughout).
     """
@@ -102,6 +104,12 @@ ARMS = Arms(
     snip=Arm(help="prune before training by SNIP", prunes="start", scores="snip", compared="all"),
     grasp=Arm(help="prune before training by GraSP", prunes="start", scores="grasp", compared="all"),
     synflow=Arm(help="prune before training by SynFlow", prunes="start", scores="synflow", compared="all", steps=100),
+    transfer=Arm(
+        help="the tickets of --ticket's run, a round of it after the other",
+        prunes="given",
+        start="given",
+        schedule="whole",
+    ),
     ticket_reinit=replace(CONTROLS["reinit"], mask_of="lt", help="the masks that lt found, fresh random weights"),
     ticket_shuffle=replace(
         CONTROLS["shuffle"], mask_of="lt", help="lt's counts a layer, places shuffled, original initial weights"

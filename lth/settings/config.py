@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lth.settings.arms import ARMS, CONTROLS, CRITERIA
+from lth.settings.ticket import TicketName
 from lth.settings.values import PERCENT, Duration, as_text, device, duration, number, parse_value, plain_name
 
 LTH = Path(__file__).resolve().parents[1]
@@ -93,6 +94,14 @@ class Config:
     arch_type: str = side("fc1", RUN, "the model: a file under archs/<dataset>/", plain_name)
     dataset: str = side(
         "mnist", RUN, "the images: mnist, fashionmnist, cifar10, cifar100 or <data>/NAME.npz", plain_name
+    )
+    ticket: TicketName | None = setting(
+        None,
+        RUN,
+        "start from a saved ticket: RUN or RUN:ROUND, where RUN is the folder of a run, or that of an arm, of which "
+        "each trial takes the run with its own seed (default of ROUND: the last finished one)",
+        TicketName.parse,
+        added=True,
     )
     trials: int = side(1, RUN, "independent repetitions, with seeds SEED, SEED+1, ...", number(int, 1, 9999))
     seed: int = side(0, RUN, "of the first trial: initial weights, validation split, data order", number(int, 0, 2**62))
@@ -307,10 +316,17 @@ class Config:
             return self.name
         usual = Config().deciding()
         text = ",".join(f"{key}={value}" for key, value in sorted(self.deciding().items()) if usual.get(key) != value)
+        text = re.sub("[/:]", "+", text)  # of --ticket
         if len(text) > 100:  # file systems allow 255 bytes a name; a hash keeps long ones apart
             whole = text[:81].rpartition(",")[0] or text[:80]  # no value is cut in two
             text = f"{whole}...{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         return text or "default"
+
+
+def takes_over(config: Config) -> list[str]:
+    """The arms asked for that take over all tickets of the run that --ticket names."""
+    arms = config.prune_type if isinstance(config.prune_type, tuple) else ()
+    return [arm for arm in arms if arm in ARMS and ARMS[ARMS[arm].mask_of or arm].prunes == "given"]
 
 
 def combination_problems(config: Config) -> list[str]:
@@ -336,6 +352,8 @@ def combination_problems(config: Config) -> list[str]:
         problems.append("--nesterov needs a --momentum above 0")
     if "lr_gamma" in given and not config.lr_milestones:
         problems.append("--lr_gamma needs --lr_milestones, which say when the learning rate drops")
+    if takes_over(config) and config.ticket is None:
+        problems.append(f"--prune_type {takes_over(config)[0]} needs --ticket, which says whose tickets it takes over")
     if config.join and config.overwrite:
         problems.append("--overwrite cannot be given with --join: each process would move away what the others do")
     if config.ray and config.gpu not in (None, "cpu"):

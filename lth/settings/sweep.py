@@ -9,8 +9,10 @@ from typing import Any
 
 from lth.settings import flags
 from lth.settings.config import Config, ConfigError, nearest
+from lth.settings.values import parse_value
 
 ALLOWED = ("arch_type", "dataset", "seed")  # beside the settings that decide numbers
+FOLDERS = ("ticket",)
 MOST = 10_000  # combinations
 NAMES = {
     flag.lstrip("-"): spec.name
@@ -69,7 +71,7 @@ def _choices(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     for word in words:
         said, equals, values = word.partition("=")
         name = NAMES.get(said, "")
-        texts = values.split(",")
+        texts = _split(name, values)
         if not equals or not all(texts):
             problems.append(f"--sweep must be NAME=VALUE,VALUE,..., not {word!r}")
         elif not name:
@@ -82,6 +84,24 @@ def _choices(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
         else:
             choices[name] = list(dict.fromkeys(texts))
     return choices, problems
+
+
+def _split(name: str, values: str) -> list[str]:
+    """The values of a setting, which have commas between them; the name of a folder may have some inside."""
+    texts: list[str] = []
+    if name not in FOLDERS:
+        return values.split(",")
+    for piece in values.split(","):
+        begun = texts[-1:] if texts and not _is_there(name, texts[-1]) else []
+        texts[len(texts) - len(begun) :] = [",".join([*begun, piece])]
+    return texts
+
+
+def _is_there(name: str, text: str) -> bool:
+    try:
+        return bool(parse_value(flags.FIELDS[name], text))
+    except ValueError:
+        return False
 
 
 def _value(name: str, text: str) -> Any:

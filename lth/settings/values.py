@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from lth.settings.ticket import TicketName
+
 LONGEST = 10**9  # iterations or epochs that anything may last
 
 
@@ -124,4 +126,6 @@ def as_text(value: Any) -> str:
     """A setting's value as it stands in a flag."""
     if isinstance(value, tuple):
         return "+".join(map(as_text, value))
+    if isinstance(value, TicketName):
+        return value.name
     return f"{value:.12g}" if isinstance(value, float) else str(value)

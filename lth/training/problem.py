@@ -12,13 +12,15 @@ from torch import nn
 
 from lth import pruning
 from lth.data.images import Images, Source
-from lth.pruning import Rule
+from lth.pruning import Masks, Rule
 from lth.settings.config import Config
 from lth.training import fingerprint, models
 from lth.training.cost import Cost, cost
 from lth.training.models import Build, State
 from lth.training.network import Criterion, Fused, Network, Optimizer
 
+# Of a trial, by its seed, and a round: the masks and the weights of the saved ticket that it starts from.
+Given = Callable[[int, int], tuple[Masks, State]]
 STACK_WEIGHTS = 20_000_000  # that one stacked network may have in all, before arithmetic and not launching binds it
 
 
@@ -29,7 +31,8 @@ class Problem:
     `initial` and `fresh` give weights for a seed. `rule`, if given, prunes in place of the settings' own percentages.
     `whose` tells problems apart that the settings do not name: files of one are not used for another. `prints` gives
     fingerprints of what the numbers depend on beyond the settings. `whole` says that the optimiser must see weights in
-    their shapes, with what is pruned, as one of the user's own may.
+    their shapes, with what is pruned, as one of the user's own may. `given`, if there is one, gives the tickets that
+    training starts from (--ticket).
     """
 
     images: Source
@@ -42,6 +45,7 @@ class Problem:
     whose: str = ""
     prints: Callable[[], Mapping[str, str]] = dict
     whole: bool = False
+    given: Given | None = None
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:

@@ -224,8 +224,11 @@ def test_long_folder_names_are_shortened_and_stay_apart() -> None:
         assert set(shown.split(",")) <= full and len(mark) == 8
 
 
-def test_every_setting_that_changes_the_numbers_changes_the_folder() -> None:
+def test_every_setting_that_changes_the_numbers_changes_the_folder(tmp_path: Path) -> None:
+    run = tmp_path / "saves" / "fc1" / "mnist" / "default" / "lt" / "seed0"
+    run.mkdir(parents=True)
     others = {
+        "TicketName | None": f"{run}:2",
         "int": 77,
         "int | None": 77,
         "float": 0.77,

@@ -1,0 +1,133 @@
+"""Saved tickets as the beginning of another experiment (--ticket; Morcos et al. 2019, arXiv:1906.02773).
+
+Round 0 trains the ticket that is named: the masks of a run, and the weights that its survivors started from. The arm
+`transfer` takes over that run's tickets of the following rounds too. Where the number of classes is another one, the
+output layer is new in each trial, and dense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from lth import pruning
+from lth.data.images import Images
+from lth.data.prints import of_arrays, of_texts
+from lth.pruning import Masks
+from lth.records import folders, tickets
+from lth.records.tables import Run
+from lth.records.tickets import Damaged, Ticket
+from lth.settings.config import Config, ConfigError, derive_seed, takes_over
+from lth.training.models import State, state_of
+from lth.training.problem import Problem
+
+
+@dataclass(frozen=True)
+class Source:
+    """The tickets that --ticket names.
+
+    runs: whose, by the seed of the trial that starts from them. One run serves all trials; of the folder of an arm each
+        trial takes the run with its own seed, so that trials stay independent.
+    first: the round that round 0 here starts from.
+    """
+
+    named: str
+    runs: Mapping[int, Run]
+    first: int
+
+    @classmethod
+    def of(cls, config: Config) -> Source:
+        """Those of the settings; ConfigError, in one sentence, if they are not there."""
+        assert config.ticket is not None
+        named, folder = f"--ticket {config.ticket}", config.ticket.folder
+        try:
+            there = folders.runs_in("--ticket", folder)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        own = {run.seed: run for run in there}
+        alone = folder in (there[0].dumps.resolve(), there[0].saves.resolve())
+        runs = {seed: there[0] if alone else own[seed] for seed in config.seeds if alone or seed in own}
+        if missing := [seed for seed in config.seeds if seed not in runs]:
+            seeds = ", ".join(str(run.seed) for run in there)
+            raise ConfigError(
+                f"{named} has runs of the seeds {seeds} and none for the trial of seed {missing[0]}: each trial takes "
+                f"the run of its own seed; the folder of one run, such as {there[0].dumps.name}, serves all trials"
+            )
+        last = {tickets.last_finished(run) for run in runs.values()}
+        if config.ticket.round is None and len(last) > 1:
+            raise ConfigError(f"{named} must say the round, as :1, since its runs have not finished equally many")
+        first = last.pop() if config.ticket.round is None else config.ticket.round
+        needed = config.prune_iterations if takes_over(config) else 1
+        for run in dict.fromkeys(runs.values()):
+            have = tickets.rounds_with_ticket(run)
+            if absent := [number for number in range(first, first + needed) if number not in have]:
+                rounds = f"those of rounds {have[0]} to {have[-1]}" if have else "none"
+                why = f", which --prune_iterations {needed} with {takes_over(config)[0]} needs" if needed > 1 else ""
+                raise ConfigError(f"{named} has no ticket of round {absent[0]}{why}: in {run.saves} there are {rounds}")
+        return cls(named, runs, first)
+
+    def ticket(self, seed: int, number: int) -> Ticket:
+        """What round `number` of a trial starts from. ConfigError if its file is spoiled."""
+        try:
+            return tickets.read_ticket(self.runs[seed], self.first + number)
+        except (Damaged, FileNotFoundError) as error:
+            raise ConfigError(f"{self.named}: {error}") from None
+
+    def prints(self) -> dict[str, str]:
+        """A fingerprint of each ticket that round 0 starts from: of its masks and weights."""
+        found = {}
+        for seed in self.runs:
+            ticket = self.ticket(seed, 0)
+            parts = ([tensors[name] for name in sorted(tensors)] for tensors in (ticket.masks, ticket.start))
+            found[f"ticket_of_seed_{seed}"] = of_texts(map(of_arrays, parts))
+        return found
+
+
+def prints(config: Config) -> dict[str, str]:
+    """Fingerprints of the tickets that the settings start from, if any."""
+    return Source.of(config).prints() if config.ticket else {}
+
+
+def problem(config: Config, images: Images) -> Problem:
+    """The problem that the settings name, with the tickets that it starts from. ConfigError, in one sentence, if they
+    are not there or do not fit the model."""
+    made = Problem.of(config, images)
+    if config.ticket is None:
+        return made
+    source, dense = Source.of(config), pruning.dense(pruning.prunable(made.make(), config.prune_embeddings))
+    for seed in source.runs:
+        new = _new_layer(source, seed, config, made.make())
+
+    def given(seed: int, number: int) -> tuple[Masks, State]:
+        ticket, own = source.ticket(seed, number), made.initial(derive_seed(seed, "weights", 0))
+        masks = {name: mask if name in new else ticket.masks.get(name, mask) for name, mask in dense.items()}
+        return masks, {name: own[name] if name in new else ticket.start[name] for name in own}
+
+    before = made.prints
+    return replace(made, given=given, prints=lambda: {**before(), **source.prints()})
+
+
+def _new_layer(source: Source, seed: int, config: Config, model: nn.Module) -> list[str]:
+    """The parameters of the output layer, where the ticket is of a network with another number of classes. ConfigError
+    if anything else is not as in the ticket."""
+    ticket, state = source.ticket(seed, 0), state_of(model)
+    kinds = pruning.layer_kinds(model, config.prune_embeddings)
+    output = next((name.rpartition(".")[0] for name, kind in kinds.items() if kind == "output"), None)
+    new = [name for name in state if output is not None and name.rpartition(".")[0] == output]
+    there = {name: tuple(tensor.shape) for name, tensor in ticket.start.items()}
+    here = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    other = [name for name in {**here, **there} if here.get(name) != there.get(name)]
+    if other and all(name in new and there.get(name, ())[1:] == here[name][1:] for name in other):
+        return new
+    run = source.runs[seed]
+    if other:
+        has, needs = (str(shapes.get(other[0], "missing")) for shapes in (there, here))
+        raise ConfigError(
+            f"{source.named} does not fit {config.arch_type} for {config.dataset}: it is of {run.arch_type} for "
+            f"{run.dataset}, where {other[0]} is {has}, here {needs}"
+        )
+    if foreign := [name for name in ticket.masks if name not in kinds]:
+        raise ConfigError(f"{source.named} prunes {foreign[0]}, which these settings leave alone (--prune_embeddings)")
+    return []

@@ -1,0 +1,45 @@
+"""The saved ticket that --ticket names: a run's folder, and a round."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class TicketName:
+    """`RUN` or `RUN:ROUND`; without a round the last finished one.
+
+    folder: of a run, <root>/saves/<model>/<data>/<settings>/<arm>/seed<k>, or of an arm, without seed<k>; or the same
+        under dumps/.
+    """
+
+    folder: Path
+    round: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> TicketName:
+        """What `text` names; ValueError if there is no such folder."""
+        found = re.fullmatch(r"(.+?)(?::(\d{1,6}))?", text.strip())
+        made = cls(Path(found[1]).resolve(), int(found[2]) if found[2] else None) if found else cls(Path())
+        if not made.folder.is_dir() or len(made._parts) not in (4, 5):
+            raise ValueError(
+                "must be the folder of a run that is there, saves/<model>/<data>/<settings>/<arm>/seed<k>, or that of "
+                "its arm, and may end in :ROUND"
+            )
+        return made
+
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        """What follows dumps/ or saves/."""
+        parts = self.folder.parts
+        return parts[max((at for at, part in enumerate(parts) if part in ("dumps", "saves")), default=len(parts)) + 1 :]
+
+    @property
+    def name(self) -> str:
+        """What the ticket is called wherever its files lie: `fc1/mnist/default/lt/seed0:7`."""
+        return "/".join(self._parts) + (f":{self.round}" if self.round is not None else "")
+
+    def __str__(self) -> str:
+        return str(self.folder) + (f":{self.round}" if self.round is not None else "")

@@ -1,0 +1,277 @@
+"""--ticket: experiments that start from the tickets of another one, on other data, with another optimiser."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import LAYERS, MODELS, Told, arrays, assert_same, do, experiment, killed_at, results, settings
+
+from lth import load_ticket, pruning
+from lth.records import given, tables, tickets
+from lth.records.tables import Run
+from lth.records.tickets import Ticket
+from lth.run import session
+from lth.run.tasks import runs_of
+from lth.settings import flags, sweep
+from lth.settings.config import Config, ConfigError
+from lth.training.train import Stopped
+
+
+@pytest.fixture
+def other(place: Path) -> Path:
+    """`place` with tickets of two trials of lt on `tiny`, and the data sets `other` (other images of the same classes),
+    `three` (three classes) and `small` (images of another size), with models."""
+    made = {"other": arrays(seed=5), "three": arrays(seed=6), "small": arrays(seed=7, shape=(8, 9))}
+    for half in ("train", "test"):
+        made["three"][f"y_{half}"] = made["three"][f"y_{half}"] % 3
+    for name, content in made.items():
+        np.savez(place / "data" / f"{name}.npz", **content)
+        folder = place / "archs" / name
+        folder.mkdir()
+        for model in ("mlp", "conv"):
+            layers = LAYERS[model].replace("64", "72") if name == "small" else LAYERS[model]
+            (folder / f"{model}.py").write_text(MODELS.format(name=model.capitalize(), layers=layers))
+    do(settings(place, trials=2, name="source", prune_iterations=4))
+    return place
+
+
+def source(other: Path, seed: int | None = 0, arm: str = "lt") -> Path:
+    folder = other / "saves" / "mlp" / "tiny" / "source" / arm
+    return folder if seed is None else folder / f"seed{seed}"
+
+
+def transferred(other: Path, ticket: str, **changes: Any) -> Config:
+    return settings(other, **{"dataset": "other", "ticket": ticket, **changes})
+
+
+def ticket_of(run: Run, number: int) -> Ticket:
+    return tickets.read_ticket(run, number)
+
+
+def same(one: Any, two: Any) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_round_0_is_the_ticket_that_is_named_and_later_ones_prune_on(other: Path) -> None:
+    (run,) = do(transferred(other, f"{source(other)}:2", optimizer="sgd", lr=0.1))
+    saved, found = load_ticket(source(other), 2), ticket_of(run, 0)
+    assert same(found.masks, saved.masks) and 0 < saved.remaining < 60
+    assert same(
+        {name: found.start[name] * mask for name, mask in found.masks.items()}, {n: saved.start[n] for n in found.masks}
+    )
+    assert tables.table(run, "rounds")["remaining"][0] == pytest.approx(saved.remaining, abs=1e-3)
+    left = [pruning.survivors(ticket_of(run, number).masks) for number in range(3)]
+    assert all(left[n + 1][name] == left[n][name] - round(0.3 * left[n][name]) for n in (0, 1) for name in left[0])
+    masks = [ticket_of(run, number).masks for number in range(3)]
+    assert all((masks[n + 1][name] <= masks[n][name]).all() for n in (0, 1) for name in masks[0])
+    assert same(ticket_of(run, 2).start, found.start), "reset to the weights of the ticket"
+    dense = tickets.read_state(run, "dense")
+    assert all((dense[name][~mask] == 0).all() for name, mask in found.masks.items())
+
+
+@pytest.mark.parametrize(
+    "arm", ["one_shot", "snip", "synflow", "random_init", "magnitude_init", "random", "ticket_shuffle"]
+)
+def test_every_arm_is_as_sparse_and_keeps_to_the_ticket(other: Path, arm: str) -> None:
+    """Pruning at once prunes what the ticket has left, to what lt has in that round."""
+    config = transferred(other, f"{source(other)}:2", prune_type=("lt", arm), random_rates="erk", end_iter="2it")
+    lt, run = do(replace(config, valid_freq="2it"))
+    totals = [tables.table(each, "rounds")["weights"].tolist() for each in (lt, run)]
+    assert totals[0] == totals[1]
+    if arm != "ticket_shuffle":
+        assert all((ticket_of(run, 2).masks[name] <= mask).all() for name, mask in ticket_of(run, 0).masks.items())
+
+
+def test_transfer_takes_over_every_round_and_has_controls(other: Path) -> None:
+    arms = ("transfer", "transfer_shuffle", "transfer_reinit", "lt")
+    runs = dict(zip(arms, do(transferred(other, f"{source(other)}:1", prune_type=arms)), strict=True))
+    theirs = Run(other, "mlp", "tiny", "source", "lt", 0)
+    for number in range(3):
+        wanted = ticket_of(theirs, number + 1)
+        mine = {arm: ticket_of(run, number) for arm, run in runs.items()}
+        assert same(mine["transfer"].masks, wanted.masks) and same(mine["transfer"].start, wanted.start)
+        assert same(mine["transfer_reinit"].masks, wanted.masks)
+        assert pruning.survivors(mine["transfer_shuffle"].masks) == pruning.survivors(wanted.masks)
+    assert not same(ticket_of(runs["lt"], 2).masks, ticket_of(theirs, 3).masks)
+    assert not same(ticket_of(runs["transfer_reinit"], 2).start, ticket_of(theirs, 3).start)
+    assert not same(ticket_of(runs["transfer_shuffle"], 2).masks, ticket_of(theirs, 3).masks)
+
+
+def test_transfer_takes_the_starts_of_whatever_arm_it_is_given(other: Path) -> None:
+    (reinit,) = do(settings(other, prune_type=("reinit",), name="source"))
+    (run,) = do(transferred(other, str(source(other, arm="reinit")) + ":0", prune_type=("transfer",)))
+    assert all(same(ticket_of(run, n).start, ticket_of(reinit, n).start) for n in range(3))
+    assert not same(ticket_of(run, 1).start, ticket_of(run, 2).start)
+
+
+def test_without_a_round_it_is_the_last_finished_one(other: Path) -> None:
+    (run,) = do(transferred(other, str(source(other)), prune_iterations=1))
+    assert same(ticket_of(run, 0).masks, load_ticket(source(other)).masks)
+    assert load_ticket(source(other)).round == 3
+
+
+def test_which_ticket_for_which_trial(other: Path) -> None:
+    """One run serves all trials; of an arm's folder each trial takes the run of its own seed."""
+    alone = do(transferred(other, f"{source(other, 1)}:3", trials=2, prune_iterations=1))
+    masks = [load_ticket(source(other, seed), 3).masks for seed in (0, 1)]
+    assert all(same(ticket_of(run, 0).masks, masks[1]) for run in alone)
+    rounds = [(run.dumps / "evals.csv").read_bytes() for run in alone]
+    assert rounds[0] != rounds[1], "other splits and orders"
+    each = do(transferred(other, f"{source(other, None)}:3", trials=2, prune_iterations=1))
+    assert [same(ticket_of(run, 0).masks, mask) for run, mask in zip(each, masks, strict=True)] == [True, True]
+    assert {run.settings for run in alone} != {run.settings for run in each}
+    with pytest.raises(ConfigError, match=r"of the seeds 0, 1 and none for the trial of seed 2: each trial takes"):
+        experiment(transferred(other, str(source(other, None)), trials=3))
+
+
+def test_the_output_layer_is_new_where_classes_differ(other: Path) -> None:
+    config = transferred(
+        other, f"{source(other)}:2", dataset="three", prune_type=("transfer",), trials=2, prune_iterations=2
+    )
+    runs, theirs = do(config), ticket_of(Run(other, "mlp", "tiny", "source", "lt", 0), 2)
+    new = []
+    for run in runs:
+        found = ticket_of(run, 0)
+        hidden = [name for name in found.start if "layers.3" not in name]
+        assert len(hidden) == 2 and all(torch.equal(found.start[name], theirs.start[name]) for name in hidden)
+        assert torch.equal(found.masks["layers.1.weight"], theirs.masks["layers.1.weight"])
+        assert found.start["layers.3.weight"].shape == (3, 12) and found.masks["layers.3.weight"].all()
+        assert torch.equal(ticket_of(run, 1).start["layers.3.weight"], found.start["layers.3.weight"])
+        new.append(found.start["layers.3.weight"])
+    assert not torch.equal(*new), "in every trial"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"dataset": "small"},
+            r"does not fit mlp for small: it is of mlp for tiny, where layers.1.weight is \(12, 64\), here \(12, 72\)",
+        ),
+        (
+            {"arch_type": "conv"},
+            r"does not fit conv for other: .* where layers.0.weight is missing, here \(4, 1, 3, 3\)",
+        ),
+        ({"ticket": ":9"}, r"has no ticket of round 9: in .*seed0 there are those of rounds 0 to 3"),
+        (
+            {"ticket": ":2", "prune_type": ("transfer",)},
+            "no ticket of round 4, which --prune_iterations 3 with transfer needs",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_one_clear_sentence(other: Path, changes: dict[str, Any], says: str) -> None:
+    config = transferred(other, **{**changes, "ticket": str(source(other)) + changes.get("ticket", "")})
+    with pytest.raises(ConfigError, match=says) as caught:
+        session.run(config)
+    assert len(caught.value.problems) == 1 and not (other / "dumps" / "mlp" / "other").exists()
+
+
+def test_spoiled_tickets_and_wrong_names_are_said_before_anything_is_written(other: Path) -> None:
+    file = source(other) / "ticket_02.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-9])
+    with pytest.raises(ConfigError, match=r"--ticket .*seed0:2: .*ticket_02.safetensors is damaged"):
+        session.run(transferred(other, f"{source(other)}:2"))
+    file.write_bytes(whole)
+    for wrong in (other / "nowhere", other, other / "saves", source(other).parent.parent):
+        with pytest.raises(ConfigError, match="ticket must be the folder of a run that is there, saves/<model>"):
+            transferred(other, str(wrong))
+    with pytest.raises(ConfigError, match="transfer_shuffle needs --ticket, which says whose"):
+        settings(other, prune_type=("transfer_shuffle",))
+    assert not (other / "dumps" / "mlp" / "other").exists()
+
+
+def test_the_ticket_is_part_of_what_an_experiment_is(other: Path) -> None:
+    """Its name and round in the folder's, its fingerprint in config.json; a changed one is refused."""
+    config = transferred(other, f"{source(other)}:1", prune_iterations=2, quiet=True)
+    session.run(config)
+    (run,) = runs_of(config)
+    about = tables.read_json(run.dumps / "config.json")
+    assert about["deciding"]["ticket"] == "mlp/tiny/source/lt/seed0:1"
+    assert Config(ticket=config.ticket).folder() == "ticket=mlp+tiny+source+lt+seed0+1"
+    assert about["settings"]["ticket"] == f"{source(other)}:1" and "ticket_of_seed_0" in about["fingerprint"]
+    assert flags.parse(["--config", str(run.dumps / "config.json"), "--root", str(other)]).ticket == config.ticket
+    assert transferred(other, f"{source(other)}:2").folder() != config.folder() != settings(other).folder()
+    elsewhere = other / "elsewhere"
+    shutil.copytree(other / "saves" / "mlp" / "tiny", elsewhere / "saves" / "mlp" / "tiny")
+    moved = transferred(other, f"{elsewhere / source(other).relative_to(other)}:1", prune_iterations=3)
+    assert runs_of(moved) == [run]
+    session.run(replace(moved, prune_iterations=2))  # the same ticket, wherever it lies
+    do(settings(other, name="source", lr=0.1, root=other / "again", trials=1))
+    shutil.rmtree(source(other))
+    shutil.copytree(other / "again" / source(other).relative_to(other), source(other))
+    before = results(other)
+    for changed in (config, replace(config, prune_iterations=3)):
+        with pytest.raises(ConfigError, match="holds results of another experiment, the ticket of seed 0 has changed"):
+            session.run(changed)
+    assert_same(results(other), before)
+
+
+def test_a_run_that_changes_beneath_transfer_ends_it(other: Path) -> None:
+    """Round 0 of two runs may be the same while later ones are not."""
+    config = transferred(other, f"{source(other)}:0", prune_type=("transfer",), prune_iterations=3)
+    do(replace(config, prune_iterations=2))
+    file = source(other) / "ticket_01.safetensors"
+    masks = ticket_of(Run(other, "mlp", "tiny", "source", "lt", 0), 1)
+    flipped = {name: mask.flip(0) for name, mask in masks.masks.items()}
+    file.unlink()
+    tickets.write_ticket(Run(other, "mlp", "tiny", "source", "lt", 0), replace(masks, masks=flipped), "")
+    told = Told()
+    do(config, told)
+    assert "--ticket has changed: its masks are not those that round 1 here had" in told.notes
+
+
+def test_sweeps_over_tickets_in_folders_with_commas(other: Path) -> None:
+    do(settings(other, prune_iterations=2))
+    run = runs_of(settings(other))[0]
+    assert "," in run.settings
+    argv = ["--arch_type", "mlp", "--dataset", "tiny", "--data", str(other / "data"), "--root", str(other)]
+    found = sweep.parse([*argv, "--sweep", f"ticket={run.saves}:0,{run.saves}:1", "lr=0.1,0.2"])
+    assert [(config.ticket.round, config.lr) for config in found if config.ticket] == [
+        *itertools.product((0, 1), (0.1, 0.2))
+    ]
+    with pytest.raises(ConfigError, match="--ticket must be the folder of a run"):
+        sweep.parse([*argv, "--sweep", f"ticket={run.saves}:0,nowhere"])
+
+
+@pytest.mark.parametrize("stride", [pytest.param(19, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)])
+def test_being_killed_between_any_two_changes_of_files_changes_nothing(
+    other: Path, monkeypatch: pytest.MonkeyPatch, stride: int
+) -> None:
+    config = transferred(
+        other, f"{source(other)}:1", dataset="three", checkpoint_every=0, rewind="2it", prune_iterations=2,
+        prune_type=("transfer", "snip", "transfer_shuffle"),
+    )  # fmt: skip
+    with killed_at(10**9, monkeypatch) as operations:
+        do(replace(config, root=other / "whole"))
+    expected, count = results(other / "whole"), operations[0]
+    for operation in range(0, count, stride):
+        root = other / f"killed{operation}"
+        with killed_at(operation, monkeypatch):
+            do(replace(config, root=root))
+        do(replace(config, root=root))
+        assert_same(results(root), expected)
+        shutil.rmtree(root)
+
+
+def test_stopping_within_a_round_changes_nothing(other: Path) -> None:
+    config = transferred(other, f"{source(other)}:1", prune_type=("transfer", "lt"), prune_iterations=2)
+    turns = itertools.count()
+    do(replace(config, root=other / "whole"), stop=lambda: next(turns) < 0)
+    for turn in range(0, next(turns), 9):
+        root, turns = other / f"stopped{turn}", itertools.count()
+        with pytest.raises(Stopped):
+            do(replace(config, root=root), stop=lambda turns=turns, turn=turn: next(turns) == turn)
+        do(replace(config, root=root))
+        assert_same(results(root), results(other / "whole"))
+
+
+def test_prints_need_no_ticket(place: Path) -> None:
+    assert given.prints(settings(place)) == {}
