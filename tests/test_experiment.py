@@ -371,13 +371,13 @@ def test_the_supermask_column_is_the_accuracy_of_the_ticket_before_training(plac
             assert found == pytest.approx(accuracy(place, start), abs=1e-4)
 
 
-def test_tables_from_before_the_supermask_column_are_read_and_gone_on_with(place: Path) -> None:
+def test_tables_from_before_the_columns_supermask_and_macs_are_read_and_gone_on_with(place: Path) -> None:
     config = settings(place)
     (run,) = do(replace(config, prune_iterations=2))
     table = run.dumps / "rounds.csv"
-    table.write_text("".join(f"{line.rsplit(',', 1)[0]}\n" for line in table.read_text().splitlines()))
+    table.write_text("".join(f"{line.rsplit(',', 2)[0]}\n" for line in table.read_text().splitlines()))
     older = table.read_text()
-    assert rounds(run)["supermask"].isna().all() and len(tables.results(place)) == 2
+    assert rounds(run)[["supermask", "macs"]].isna().all(axis=None) and len(tables.results(place)) == 2
     do(config)
     assert table.read_text().splitlines()[1:3] == older.splitlines()[1:]
     assert rounds(run)["supermask"].isna().tolist() == [True, True, False]

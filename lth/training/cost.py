@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lth import layers
@@ -50,7 +51,8 @@ def cost(model: nn.Module, example: Tensor, names: Iterable[str]) -> Cost:
     mode, counter = model.training, FlopCounterMode(display=False)
     with warnings.catch_warnings(), torch.enable_grad():  # without gradients, attention's products would be hidden,
         warnings.simplefilter("ignore")
-        with torch.backends.mkldnn.flags(enabled=False), counter:  # and with oneDNN those of recurrent layers
+        # and with oneDNN those of recurrent layers; attention's own count only as plain products
+        with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH), counter:
             model.eval()(example)
     model.train(mode)
     flops = {

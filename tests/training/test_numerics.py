@@ -77,7 +77,8 @@ def test_an_experiment_trains_and_evaluates_so(
 
     def forward(layer: nn.Linear, x: Tensor) -> Tensor:
         out = linear(layer, x)
-        seen.add((layer.training, out.dtype, layer.weight.dtype, tuple(knobs().items()), flushes()))
+        if len(x) > 1:  # one image is what multiply-adds are counted of
+            seen.add((layer.training, out.dtype, layer.weight.dtype, tuple(knobs().items()), flushes()))
         return out
 
     monkeypatch.setattr(nn.Linear, "forward", forward)
