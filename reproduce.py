@@ -76,6 +76,7 @@ def show(asked: Sequence[Form]) -> int:
     wide = max(len(form.slug) for form in asked)
     for form in asked:
         whose = f"{form.slug:{wide}}  {form.claim.paper}, {form.claim.where}"
+        whose += f" (needs {form.claim.needs})" if form.claim.needs and not form.quick else ""
         print(f"{whose}: {cost.told(form, known)}", flush=True)
     print("minutes: by a few steps of the dense network just now; --quick with --list for the quick forms")
     return 0

@@ -40,6 +40,12 @@ def accuracy(which: str, beside: str = "dense") -> Measure:
     return measure
 
 
+def barrier(which: str) -> Measure:
+    """The error barrier between two trainings of an arm's ticket, on training or test images, whichever is higher; of
+    experiments with --connectivity."""
+    return lambda records: records.barriers(which)
+
+
 def towards(published: float, none: float) -> tuple[float, float]:
     """The values that show an effect: at least half as large as published, where `none` would be no effect."""
     half = (published + none) / 2
@@ -73,6 +79,7 @@ class Claim:
     experiments: for each, the flags of main.py that repeat it. Most claims have one, named "".
     quick: flags that follow them for a form of less than three minutes on two cores.
     source: where the paper is to be found. note: what is not as in the paper.
+    needs: what the published form had better have, where that is not any computer.
     """
 
     name: str
@@ -84,3 +91,4 @@ class Claim:
     quick: str
     statements: Sequence[Statement]
     note: str = ""
+    needs: str = ""

@@ -63,9 +63,10 @@ class Form:
 
 
 def trainings(config: Config) -> int:
-    """How many trainings an experiment has; with the arms whose masks others take."""
+    """How many trainings an experiment has; with the arms whose masks others take, and all twice where the line
+    between two of a ticket is measured."""
     arms = {*config.prune_type, *(ARMS[arm].mask_of for arm in config.prune_type)} - {""}
-    return config.trials * (len(arms) * (config.prune_iterations - 1) + 1)
+    return config.trials * (len(arms) * (config.prune_iterations - 1) + 1) * (1 + config.connectivity)
 
 
 def form(

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lth.claims.claim import TIMES, Claim, Statement
 from lth.claims.forms import Form
-from lth.records import verdict
+from lth.records import tables, verdict
 from lth.records.tables import Run
 from lth.run import tasks
 
@@ -50,6 +50,16 @@ class Records:
         experiment, _, arm = which.rpartition("/")
         rows = self.rounds
         return rows[(rows["experiment"] == experiment) & (rows["arm"] == arm)].set_index("seed")
+
+    def barriers(self, which: str) -> pd.Series:
+        """The error barrier of an arm's rounds, in points, by seed; nothing of rounds whose line was not measured."""
+        rows, (experiment, _, arm) = self.arm(which), which.rpartition("/")
+        found = {}
+        for run in self.runs[experiment]:
+            if run.arm == arm and run.seed in rows.index:
+                heights = tables.barriers(run).set_index("round")[["train", "test"]].max(axis=1)
+                found[run.seed] = heights.get(rows["round"][run.seed], math.nan)
+        return pd.Series(found, dtype=float)
 
 
 @dataclass(frozen=True)

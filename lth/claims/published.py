@@ -10,12 +10,23 @@ from __future__ import annotations
 
 import math
 
-from lth.claims.claim import TIMES, Claim, Statement, accuracy, early_stop, towards
+from lth.claims.claim import TIMES, Claim, Statement, accuracy, barrier, early_stop, towards
 
 LTH = {"paper": "Frankle & Carbin 2019", "source": "arXiv:1803.03635"}
 ZHOU = {"paper": "Zhou et al. 2019", "source": "arXiv:1905.01067"}
+FRANKLE = {"paper": "Frankle et al. 2020", "source": "arXiv:1912.05671"}
+RENDA = {"paper": "Renda et al. 2020", "source": "arXiv:2003.02389"}
 BELOW, ABOVE = (-math.inf, 0.0), (0.0, math.inf)
 SAME = (-0.15, 0.15)  # points of accuracy: half of the gain that the paper reports for winning tickets
+NO_WORSE = (-0.15, math.inf)
+WELL_BELOW = (-math.inf, -0.5)
+STABLE = (-math.inf, 2.0)  # points of error that the barrier stays below (arXiv:1912.05671, Section 3)
+RESNET20 = (
+    "--arch_type resnet20 --dataset cifar10 --augment --optimizer sgd --lr 0.1 --momentum 0.9 --weight_decay 1e-4 "
+    "--batch_size 128 --end_iter 63000it --lr_milestones 51% 76% --valid_freq 500it "
+    "--prune_scope global --prune_percent 20 --prune_iterations 7 --trials 3"
+)  # the later --rewind 3.2% is iteration 2,000
+RESNET20_QUICK = "--end_iter 60it --valid_freq 60it --prune_percent 73.8 --prune_iterations 2 --trials 1"
 LENET_QUICK = "--end_iter 3000it --prune_percent 56.7 --output_percent 34 --prune_iterations 5 --trials 2"
 
 _WINNING = (
@@ -187,6 +198,149 @@ _ALL = (
             Statement("the more so at 3.6%", accuracy("large_init/lt", "magnitude/lt"), at=3.6, holds=BELOW),
         ),
         note="The settings are those of the preset lenet. The paper shows curves and gives no figures.",
+    ),
+    Claim(
+        name="random_tickets",
+        about="tickets of 3.5% on MNIST beside random pruning and fresh weights",
+        **FRANKLE,
+        where="Section 4",
+        experiments={
+            "": "--preset lenet --prune_type lt random ticket_reinit --prune_iterations 16 --trials 3"
+        },
+        quick=f"{LENET_QUICK} --end_iter 2000it",
+        statements=(
+            Statement(
+                "at 3.5% winning tickets are about as accurate as the dense network",
+                accuracy("lt"), at=3.5, holds=(-0.5, math.inf),
+            ),
+            Statement(
+                "pruned at random, networks are well below them", accuracy("random", "lt"), at=3.5, holds=WELL_BELOW
+            ),
+            Statement(
+                "reinitialised, too", accuracy("ticket_reinit", "lt"), at=3.5, holds=WELL_BELOW
+            ),
+        ),
+        note="Well below is more than half a point here.",
+    ),
+    Claim(
+        name="stable_lenet",
+        about="is a 300-100 network on MNIST, and are its tickets, stable to the order of the data from the start?",
+        **FRANKLE,
+        where="Sections 3 and 4",
+        experiments={"": "--preset lenet --prune_type lt --prune_iterations 16 --trials 3 --connectivity"},
+        quick=f"{LENET_QUICK} --end_iter 2500it",
+        statements=(
+            Statement(
+                "the dense network is stable at initialisation: the error barrier is below 2 points",
+                barrier("lt"), at=100, holds=STABLE,
+            ),
+            Statement("so are its tickets: at 21.1%", barrier("lt"), at=21.1, holds=STABLE),
+            Statement("and at 3.5%", barrier("lt"), at=3.5, holds=STABLE),
+        ),
+        note="The barrier is the higher one of training and test error, on 30 points.",
+    ),
+    Claim(
+        name="stable_resnet20",
+        about="from when on is ResNet-20 on CIFAR-10 stable to the order of the data?",
+        **FRANKLE,
+        where="Sections 3 and 4",
+        experiments={
+            "": f"{RESNET20} --prune_type lt --connectivity",
+            "rewound": f"{RESNET20} --prune_type lt --connectivity --rewind 3.2%",
+        },
+        quick=RESNET20_QUICK,
+        statements=(
+            Statement("it is not stable at initialisation", barrier("lt"), at=100, holds=(2.0, math.inf)),
+            Statement("from about iteration 2,000 on it is", barrier("rewound/lt"), at=100, holds=STABLE),
+            Statement(
+                "tickets rewound to initialisation are not stable", barrier("lt"), at=26.2, holds=(2.0, math.inf)
+            ),
+            Statement("those rewound to iteration 2,000 are", barrier("rewound/lt"), at=26.2, holds=STABLE),
+        ),
+        needs="a GPU",
+    ),
+    Claim(
+        name="rewinding",
+        about="what tickets of ResNet-20 on CIFAR-10 should start from",
+        **RENDA,
+        where="Section 4; rewinding to 0: arXiv:1912.05671, Section 4",
+        experiments={
+            "": f"{RESNET20} --prune_type lr_rewind finetune lt",
+            "rewound": f"{RESNET20} --prune_type lt --rewind 3.2%",
+        },
+        quick=RESNET20_QUICK,
+        statements=(
+            Statement(
+                "at 26.2% learning-rate rewinding has 92.1% test accuracy, the dense network 91.7%",
+                accuracy("lr_rewind"), at=26.2, published=0.4, holds=NO_WORSE,
+            ),
+            Statement(
+                "weight rewinding has 91.6%",
+                accuracy("rewound/lt"), at=26.2, published=-0.1, holds=(-0.6, math.inf),
+            ),
+            Statement(
+                "fine-tuning at the final learning rate has 90.6%",
+                accuracy("finetune"), at=26.2, published=-1.1, holds=towards(-1.1, none=0),
+            ),
+            Statement(
+                "rewinding to initialisation has 89.6%",
+                accuracy("lt"), at=26.2, published=-2.1, holds=towards(-2.1, none=0),
+            ),
+        ),
+        note="Weights are rewound to iteration 2,000 of 63,000.",
+        needs="a GPU",
+    ),
+    Claim(
+        name="rewinding_lenet",
+        about="the same for a 300-100 network on MNIST",
+        **RENDA,
+        where="Section 4",
+        experiments={
+            "": "--preset lenet --optimizer sgd --lr 0.1 --end_iter 24000it --lr_milestones 51% 76% "
+            "--prune_type lr_rewind finetune lt --prune_iterations 17 --trials 3"
+        },
+        quick=f"{LENET_QUICK} --end_iter 2000it",
+        statements=(
+            Statement(
+                "learning-rate rewinding is more accurate than fine-tuning",
+                accuracy("lr_rewind", "finetune"), at=3.6, holds=ABOVE,
+            ),
+            Statement(
+                "so is rewinding the weights, here to initialisation", accuracy("lt", "finetune"), at=3.6, holds=ABOVE
+            ),
+            Statement(
+                "learning-rate rewinding is no worse than rewinding the weights",
+                accuracy("lr_rewind", "lt"), at=3.6, holds=NO_WORSE,
+            ),
+        ),
+        note="The paper has no MNIST: what it says of larger networks is asked of a small one, with SGD and two drops.",
+    ),
+    Claim(
+        name="before_training",
+        about="is what pruning before training finds more than counts a layer? A 300-100 network on MNIST",
+        paper="Frankle et al. 2021",
+        source="arXiv:2009.08576",
+        where="Section 5",
+        experiments={
+            "": "--preset lenet --prune_type lt snip snip_shuffle snip_reinit synflow synflow_shuffle synflow_reinit "
+            "--prune_iterations 17 --trials 3"
+        },
+        quick="--end_iter 1500it --prune_percent 81 --output_percent 57 --prune_iterations 3 --trials 2",
+        statements=tuple(
+            Statement(
+                f"{method} with its survivors {how} is no worse", accuracy(f"{method}_{control}", method),
+                at=3.6, holds=NO_WORSE,
+            )
+            for method in ("snip", "synflow")
+            for control, how in (("shuffle", "shuffled within each layer"), ("reinit", "reinitialised"))
+        )
+        + tuple(
+            Statement(
+                f"{method} is less accurate than pruning after training", accuracy(method, "lt"), at=3.6, holds=BELOW
+            )
+            for method in ("snip", "synflow")
+        ),
+        note="The paper's networks are larger, on CIFAR-10 and Tiny ImageNet.",
     ),
 )  # fmt: skip
 CLAIMS = {claim.name: claim for claim in _ALL}

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 import reproduce
 import utils
 from lth.claims import CLAIMS, Claim, Statement, cost, report
-from lth.claims.claim import TIMES, accuracy, early_stop, towards
+from lth.claims.claim import TIMES, accuracy, barrier, early_stop, towards
 from lth.claims.forms import Form, form
 from lth.claims.judge import Records, check, findings, judge
 from lth.records import verdict
-from lth.records.tables import Run, table
+from lth.records.tables import Run, table, write_connectivity
 from lth.run import tasks
 from lth.settings import flags
 from lth.settings.config import ConfigError
@@ -112,6 +112,28 @@ def test_experiments_of_a_claim_are_told_apart(make_runs: MakeRuns) -> None:
     assert check(one, records)[0].mean == pytest.approx(1.5)
 
 
+def line(train: tuple[float, ...], test: tuple[float, ...]) -> list[dict[str, float]]:
+    """The points of a line with these errors."""
+    return [
+        {"point": at / (len(train) - 1), "train_error": one, "test_error": other}
+        for at, (one, other) in enumerate(zip(train, test, strict=True))
+    ]
+
+
+def test_a_barrier_is_that_of_the_round_on_training_or_test_images(make_runs: MakeRuns) -> None:
+    runs = make_runs(arms=["lt", "reinit"], seeds=(0, 1, 2), rounds=3, saves=False)
+    for run in runs[:2]:  # of one trial the line is not measured yet
+        for number in range(3):
+            train, test = (4.0, 5.0 + number + run.seed, 4.0), (1.0, 2.0, 3.0)
+            write_connectivity(run, number, line(train, test) if number else line((1.0, 1.0, 1.0), (1.0, 1.5, 1.0)))
+    statements = [Statement("stable", barrier("lt"), at=at, holds=(-math.inf, 2.0)) for at in (100, 64)]
+    dense, sparse = check(claim(*statements), Records.of({"": runs}))
+    assert (dense.mean, dense.trials, dense.verdict) == (0.5, 2, "agrees")
+    assert (sparse.mean, sparse.trials, sparse.low < 3.5 < sparse.high) == (3.5, 2, True), "3 and 4: two trials"
+    (other,) = check(claim(Statement("stable", barrier("reinit"), at=64, holds=(0, 2))), Records.of({"": runs}))
+    assert other.verdict == "not measured"
+
+
 def test_runs_of_which_nothing_is_finished_are_not_measured(tmp_path: Path) -> None:
     runs = {"": [Run(tmp_path, "fc1", "mnist", "default", "lt", 0)]}
     one = claim(*CLAIMS["lenet"].statements)
@@ -150,7 +172,9 @@ def test_every_claim_is_measured_by_the_runs_it_asks_for(name: str, make_runs: M
             arms = list(dict.fromkeys(run.arm for run in tasks.runs_of(config)))
             facts = {"arch_type": config.arch_type, "dataset": config.dataset, "settings": config.folder()}
             rounds = {"rounds": config.prune_iterations, "percent": config.prune_percent}
-            make_runs(arms=arms, seeds=config.seeds, saves=False, **facts, **rounds)
+            runs = make_runs(arms=arms, seeds=config.seeds, saves=False, **facts, **rounds)
+            for run, number in itertools.product(runs if config.connectivity else [], range(config.prune_iterations)):
+                write_connectivity(run, number, line((4.0, 5.0 + number, 6.0), (1.0, 2.0, 3.0)))
         found_all = findings(asked)
         measured = [found for found in found_all if found.verdict != "not measured"]
         assert len(measured) == len(found_all) if not asked.quick else measured
@@ -174,6 +198,7 @@ def test_quick_forms_are_at_most_sixty_thousand_steps(name: str) -> None:
 
 def test_trainings_count_the_dense_round_of_a_trial_once() -> None:
     assert form(CLAIMS["lenet"]).trainings == 5 * (1 + 2 * 16)
+    assert form(CLAIMS["stable_lenet"]).trainings == 2 * 3 * 16, "every ticket again with another order of the data"
     assert form(CLAIMS["lenet_shuffled"], ["--prune_type", "ticket_shuffle"]).trainings == 5 * (1 + 2 * 16)  # with lt
 
 
@@ -269,6 +294,11 @@ def test_the_list_says_what_a_claim_takes_and_writes_nothing(
     assert line.startswith("tiny  Nobody 2020, Figure 0: 10 trainings, at most ") and "minutes here" in line
     assert not (place / "dumps").exists()
     assert cost.minutes(form(tiny, ["--data", str(place)]), {}) is None  # where its images are not
+
+
+def test_the_list_says_what_needs_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reproduce.show([form(CLAIMS["rewinding"], ["--data", str(tmp_path)], quick) for quick in (False, True)])
+    assert [" (needs a GPU): " in line for line in capsys.readouterr().out.splitlines()] == [True, False, False]
 
 
 def test_settings_are_written_as_flags_and_read_back() -> None:
