@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lth import data, experiment, pruning, records
     from lth import pruning as prune
+    from lth.api.audit import AuditError, audit
     from lth.api.experiment_runner import ExperimentRunner
     from lth.api.iterative_pruning import iterative_pruning
     from lth.api.saved_ticket import SavedTicket, load_ticket
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
     from lth.training import models, network, train
 
 _HOMES = {  # of each public name
+    "AuditError": "api.audit",
     "Config": "settings.config",
     "ConfigError": "settings.config",
     "Duration": "settings.values",
     "ExperimentRunner": "api.experiment_runner",
     "SavedTicket": "api.saved_ticket",
+    "audit": "api.audit",
     "iterative_pruning": "api.iterative_pruning",
     "load_ticket": "api.saved_ticket",
     "results": "records.tables",
@@ -47,12 +50,14 @@ _MODULES = {  # and of each public module
 }
 
 __all__ = [
+    "AuditError",
     "Config",
     "ConfigError",
     "Duration",
     "ExperimentRunner",
     "SavedTicket",
     "arms",
+    "audit",
     "data",
     "experiment",
     "iterative_pruning",

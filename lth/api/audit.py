@@ -1,0 +1,293 @@
+"""An auditor for training loops of one's own: whether a model is the ticket that one believes it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lth import pruning
+from lth.pruning import Masks
+from lth.settings import checks
+from lth.settings.checks import shown
+from lth.training.models import State
+
+CONTROLS = ("reinit", "shuffle", "random")
+TICKET = "a ticket (with .masks and .start) or a dict of masks by the names of parameters"
+ROUNDED = 5  # weights a layer that rounding may add up to over the rounds (half a weight each, 10% pruned)
+FEW = 0.01  # of a layer's survivors: what may be 0, or equal, by chance
+CHANCE = 6.0  # standard deviations from what chance gives: one audit in a thousand million is wrong
+
+
+class AuditError(Exception):
+    """What an audit found, a sentence a line; `problems` has them apart."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def audit(
+    model: nn.Module | Mapping[str, Tensor],
+    ticket: Any,
+    *,
+    initial: nn.Module | Mapping[str, Tensor] | None = None,
+    trained: bool = False,
+    remaining: float | None = None,
+    percent: float | Mapping[str, float] | None = None,
+    previous: Any = None,
+    control: str | None = None,
+    original: Any = None,
+) -> None:
+    """Check that `model` is the ticket, as it is to be trained or as it has been, and say what is wrong if it is not.
+
+    Pruned weights must be 0, in the forward pass too; masks that torch.nn.utils.prune has put on the model
+    (weight_orig, weight_mask) must be the ticket's; survivors must not be 0; and whatever more is asked for:
+
+    Args:
+        model: a network, or a state dict as it was saved. It is not changed.
+        ticket: what `lth.load_ticket` gives, or anything else with `masks` and `start`; or the masks alone: a dict from
+            the name of a parameter to a tensor of its shape, 1 (True) kept, 0 (False) pruned.
+        initial: a network or a state dict with the initial weights, or those of the iteration that is rewound to. All
+            that survives, biases and buffers too, must be equal to them, bit by bit. None: those of the ticket, if it
+            has any.
+        trained: whether the model has been trained since its reset, so that only its zeros can be looked at, and of its
+            start only what the ticket says.
+        remaining: percent of the weights under masks that must survive, but for five weights a layer, which rounding
+            may add up to over the rounds.
+        percent: percent of the survivors of `previous` that must have gone, but for one weight a layer: of all
+            together, or of each layer, as a dict by its name.
+        previous: the ticket, or the masks, of the round before, of which nothing may have come back. None: dense.
+        control: what kind of control this ticket is: "reinit" (the masks of `original`, other weights), "shuffle" (its
+            survivors moved to random places of their layer), "random" (random places).
+        original: the ticket that it is a control of; for "reinit" one with `start`, or its masks beside `initial`.
+
+    Raises:
+        lth.AuditError: something is wrong with the ticket or the model; it says what, where and how much.
+        TypeError, ValueError: an argument is none that can be audited.
+    """
+    trained = checks.truth("trained", trained)
+    if control is not None:
+        checks.word("control", control, CONTROLS)
+    if (control is None) != (original is None):
+        raise ValueError("control and original must be given together")
+    masks, begun = _masks("ticket", ticket), _start(ticket)
+    known, value = _state("initial", initial) if initial is not None else begun, _state("model", model)
+    before = _masks("previous", previous) if previous is not None else pruning.dense(masks)
+    found = _consistent(value, masks)
+    if not found:  # else nothing can be compared
+        found += [problem for name, mask in masks.items() for problem in _zeros(name, value, mask, begun)]
+        found += _pruned_beside(value, masks)
+        if control == "reinit":
+            found += _reinitialised(masks, begun if trained else value, original, known)
+        elif control is not None:
+            found += _at_random(masks, _masks("original", original), counted=control == "shuffle")
+        meant = begun if control == "reinit" else known
+        if meant is not None:
+            found += [] if trained else _equal(value, masks, meant, "model")
+            found += [] if begun is None or begun is meant else _equal(begun, masks, meant, "ticket")
+        found += _nothing_back(masks, before)
+        found += _counts(masks, before, remaining, percent)
+    if found:
+        raise AuditError(*found)
+
+
+def _masks(where: str, given: Any) -> Masks:
+    """The masks of a ticket, or masks given as such, on the CPU."""
+    masks = getattr(given, "masks", given)
+    if not isinstance(masks, Mapping) or not masks or not all(isinstance(mask, Tensor) for mask in masks.values()):
+        raise TypeError(f"{where} must be {TICKET}, not {shown(given)}")
+    for name, mask in masks.items():
+        if bad := int(((mask != 0) & (mask != 1)).sum()):
+            raise ValueError(f"{where} must have masks of 0 and 1, but {bad} values of that of {name} are others")
+    return {str(name): mask.detach().cpu().bool() for name, mask in masks.items()}
+
+
+def _start(ticket: Any) -> State | None:
+    start = getattr(ticket, "start", None)
+    return None if start is None else _state("ticket.start", start)
+
+
+def _state(where: str, given: Any) -> State:
+    """Parameters, buffers and masks (`.._mask`) by name, on the CPU, without `_orig` where torch.nn.utils.prune is."""
+    if isinstance(given, nn.Module):
+        state = dict(given.state_dict())
+        for path, module in given.named_modules():  # parametrised weights are no part of a state by their own name
+            for name in getattr(module, "parametrizations", {}):
+                state[f"{path}.{name}" if path else name] = getattr(module, name)
+    elif isinstance(given, Mapping):
+        state = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+    else:
+        raise TypeError(f"{where} must be a torch.nn.Module or a state dict, not {shown(given)}")
+    return {
+        name.removesuffix("_orig") if f"{name.removesuffix('_orig')}_mask" in state else name: value.detach().cpu()
+        for name, value in state.items()
+    }
+
+
+def _consistent(value: State, masks: Masks) -> list[str]:
+    """Whether the masks are of these parameters at all."""
+    found = []
+    for name, mask in masks.items():
+        if name not in value:
+            found.append(f"the ticket has a mask for {name}, but the model has no such parameter")
+        elif value[name].shape != mask.shape:
+            has = f"{tuple(mask.shape)} in the ticket and {tuple(value[name].shape)} in the model"
+            found.append(f"the mask of {name} must have the shape of the parameter, but it is {has}")
+    return found
+
+
+def _zeros(name: str, value: State, mask: Tensor, begun: State | None) -> list[str]:
+    """Whether one parameter is 0 where it is pruned, and only there."""
+    own = value.get(f"{name}_mask")
+    if own is not None:
+        if own.shape != mask.shape:
+            return [f"the model's mask of {name} has the shape {tuple(own.shape)}, not that of the parameter"]
+        lost, more = int((own.bool() & ~mask).sum()), int((~own.bool() & mask).sum())
+        if lost or more:
+            keeps = f"keeps {lost} weights that the ticket prunes, and prunes {more} that it keeps"
+            why = ": the masks were lost, in saving perhaps" if own.bool().all() else ""
+            return [f"the model's mask of {name} is not the ticket's: it {keeps}{why}"]
+        if soft := int(((own != 0) & (own != 1)).sum()):
+            return [f"the model's mask of {name} must be 0 and 1, but {soft} of its values are others"]
+        return []
+    found = []
+    if count := int((value[name][~mask] != 0).sum()):
+        pruned = int((~mask).sum())
+        why = "the masks were lost, in saving perhaps, or are not applied after every step"
+        found.append(f"{count} of the {pruned} pruned weights of {name} are not 0 in the model: {why}")
+    zero = (value[name] == 0) & mask
+    if begun is not None and name in begun:
+        zero &= begun[name] != 0
+    if int(zero.sum()) > FEW * int(mask.sum()):
+        of = f"{int(zero.sum())} of the {int(mask.sum())} weights of {name} that the ticket keeps"
+        found.append(f"{of} are 0 in the model: it is pruned further, or by another mask")
+    return found
+
+
+def _pruned_beside(value: State, masks: Masks) -> list[str]:
+    """Masks on the model that the ticket knows nothing of."""
+    return [
+        f"the model has a mask on {name} that prunes {int((own == 0).sum())} weights, the ticket has none"
+        for key, own in value.items()
+        for name in [key.removesuffix("_mask")]
+        if key != name and name in value and name not in masks and not own.all()
+    ]
+
+
+def _equal(value: State, masks: Masks, initial: State, whose: str) -> list[str]:
+    """Whether all that survives is what it was initially, bit by bit."""
+    found = []
+    missing = [name for name in masks if name not in initial]
+    if missing:
+        raise ValueError(f"initial must have all parameters under masks, but has no {missing[0]}")
+    for name, was in initial.items():
+        now = value.get(name)
+        if now is None or (name.removesuffix("_mask") in masks and name not in masks):
+            continue
+        if now.shape != was.shape or now.dtype != was.dtype:
+            has = f"{tuple(now.shape)} of {now.dtype}, not {tuple(was.shape)} of {was.dtype}"
+            found.append(f"the {whose} starts from another {name} than the initial one: {has}")
+            continue
+        kept = masks.get(name, torch.ones_like(now, dtype=torch.bool))
+        differ = ~_same_bits(now, was) & kept
+        if count := int(differ.sum()):
+            what = f"surviving weights of {name}" if name in masks else f"values of {name}"
+            by = f"by up to {float((now.double() - was.double())[differ].abs().max()):.3g}"
+            of = f"{count} of the {int(kept.sum())} {what}, which differ from the initial ones {by}"
+            found.append(f"the {whose} starts from {of}: they were not reset, or to other values")
+    return found
+
+
+def _same_bits(a: Tensor, b: Tensor) -> Tensor:
+    """Where two tensors of one shape and type have the same bits."""
+    size = a.element_size()
+    bits = [x.contiguous().reshape(-1).view(torch.uint8).view(x.numel(), size) for x in (a, b)]
+    return (bits[0] == bits[1]).all(1).view(a.shape)
+
+
+def _reinitialised(masks: Masks, value: State | None, original: Any, initial: State | None) -> list[str]:
+    """Whether this is the ticket `original` with other weights."""
+    theirs, old = _masks("original", original), _start(original)
+    old = initial if old is None else old
+    if old is None:
+        raise ValueError("original must be a ticket with .start, or initial be given, for control='reinit'")
+    if theirs.keys() != masks.keys() or any(not torch.equal(theirs[name], mask) for name, mask in masks.items()):
+        return ["the masks are not the original's, which a reinitialised ticket must have"]
+    if value is None:  # trained, and the ticket does not say what it started from
+        return []
+    found = []
+    for name, mask in masks.items():
+        if name in old and name in value:
+            same = int((_same_bits(value[name], old[name]) & mask).sum())
+            if same > FEW * int(mask.sum()):
+                of = f"{same} of the {int(mask.sum())} surviving weights of {name}"
+                found.append(f"{of} start as in the original ticket: it is no control, its weights are not new")
+    return found
+
+
+def _at_random(masks: Masks, original: Masks, counted: bool) -> list[str]:
+    """Whether no more survivors stand where the original's do than chance puts there (hypergeometric), layer by
+    layer, and, if `counted`, whether there are as many."""
+    if masks.keys() != original.keys() or any(masks[name].shape != mask.shape for name, mask in original.items()):
+        return ["the masks are of other parameters than the original's, which a control must not be"]
+    found = []
+    for name, mask in masks.items():
+        total, mine, theirs = mask.numel(), int(mask.sum()), int(original[name].sum())
+        if counted and mine != theirs:
+            found.append(f"{name} keeps {mine} weights, but {theirs} in the original: shuffling must not change that")
+        both, expected = int((mask & original[name]).sum()), mine * theirs / total
+        deviation = math.sqrt(expected * (1 - theirs / total) * (total - mine) / max(total - 1, 1))
+        if abs(both - expected) > CHANCE * deviation and abs(both - expected) > 1:
+            of = f"{both} of the {mine} survivors of {name} are the original's, by chance {expected:.0f} would be"
+            found.append(f"{of}: the control is not random")
+    return found
+
+
+def _nothing_back(masks: Masks, before: Masks) -> list[str]:
+    """Whether everything that survives has survived the round before."""
+    found = []
+    for name, mask in masks.items():
+        earlier = before.get(name)
+        if earlier is None or earlier.shape != mask.shape:
+            found.append(f"previous must have a mask of the shape {tuple(mask.shape)} for {name}, but has none")
+        elif back := int((mask & ~earlier).sum()):
+            found.append(f"{back} weights of {name} survive that the round before had pruned: they came back")
+    return found
+
+
+def _counts(masks: Masks, before: Masks, remaining: float | None, percent: Any) -> list[str]:
+    """Whether as many weights survive as was asked for."""
+    found, kept = [], pruning.survivors(masks)
+
+    def compare(names: Sequence[str], share: float, of: int, slack: int, what: str) -> None:
+        have, goal = sum(kept[name] for name in names), of * share / 100
+        if abs(have - goal) > slack * len(names):
+            found.append(f"{have} weights survive{what}, but {goal:.0f} should: {share:g}% of {of}")
+
+    if remaining is not None:
+        share = _percent("remaining", remaining)
+        compare([*masks], share, sum(mask.numel() for mask in masks.values()), ROUNDED, "")
+    was = {name: int(before[name].sum()) for name in masks if name in before}
+    if percent is not None and len(was) == len(masks):
+        each = percent if isinstance(percent, Mapping) else None
+        for name in each or ():
+            if name not in masks:
+                raise ValueError(f"percent must be of layers of the ticket, {', '.join(masks)}, not of {name}")
+        groups = (
+            [([*masks], percent, "")] if each is None else [([name], one, f" in {name}") for name, one in each.items()]
+        )
+        for names, value, where in groups:
+            compare(names, 100 - _percent("percent", value), sum(was[name] for name in names), 1, where)
+    return found
+
+
+def _percent(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a percentage, not {shown(value)}")
+    if not 0 <= value <= 100:
+        raise ValueError(f"{name} must be a percentage from 0 to 100, not {value}")
+    return float(value)

@@ -1,0 +1,249 @@
+"""The auditor: a sound ticket passes as whatever it comes, and each fault of a loop is told in a sentence."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.utils.prune as torch_prune
+from helpers import Conv, do, settings
+from own import batches, find, seeded
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+import lth
+from lth import pruning
+from lth.training import models
+
+Masks = dict[str, Tensor]
+
+
+def masks_of(net: nn.Module, percent: float = 50.0, before: Masks | None = None, seed: int | None = None) -> Masks:
+    """The masks of one more round; at random with a seed."""
+    weights = pruning.prunable(net)
+    masks = before or pruning.dense(weights)
+    if seed is not None:
+        weights = pruning.random_scores(masks, torch.Generator().manual_seed(seed))  # type: ignore[assignment]
+    scores = {name: weight.abs() for name, weight in weights.items()}
+    return pruning.prune_lowest(scores, masks, dict.fromkeys(masks, percent))
+
+
+def masked(net: nn.Module, masks: Masks) -> nn.Module:
+    net = copy.deepcopy(net)
+    with torch.no_grad():
+        for name, mask in masks.items():
+            net.get_parameter(name).mul_(mask)
+    return net
+
+
+def trained(net: nn.Module, masks: Masks | None = None) -> nn.Module:
+    """A copy (or the net itself, if it has masks) after a few steps, with `masks` applied after each."""
+    net = net if torch_prune.is_pruned(net) else copy.deepcopy(net)
+    optim = torch.optim.Adam(net.parameters(), lr=0.01)
+    for x, y in batches(30):
+        optim.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optim.step()
+        with torch.no_grad():
+            for name, mask in (masks or {}).items():
+                net.get_parameter(name).mul_(mask)
+    return net
+
+
+NET = seeded()
+MASKS = masks_of(NET)
+TICKET = SimpleNamespace(masks=MASKS, start=masked(NET, MASKS).state_dict())
+CONV = seeded(Conv)
+
+
+def _state(model: Any) -> dict[str, Tensor]:
+    return dict(model) if isinstance(model, dict) else model.state_dict()
+
+
+def found(model: Any, ticket: Any, **options: Any) -> str:
+    """What the audit finds; nothing may be changed by it."""
+    before = {name: x.clone() for name, x in _state(model).items()}
+    with pytest.raises(lth.AuditError) as caught:
+        lth.audit(model, ticket, **options)
+    after = _state(model)
+    assert before.keys() == after.keys() and all(x.equal(after[name]) for name, x in before.items())
+    assert str(caught.value) == "\n".join(caught.value.problems)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("ticket", [MASKS, {name: mask.float() for name, mask in MASKS.items()}, TICKET])
+def test_a_sound_ticket_passes_in_every_form(ticket: Any) -> None:
+    start = masked(NET, MASKS)
+    pruned, again = (pruning.attach(copy.deepcopy(NET), MASKS) for _ in range(2))
+    for model in (start, pruned, start.state_dict(), pruned.state_dict()):
+        for initial in (NET, NET.state_dict(), pruning.attach(copy.deepcopy(NET), MASKS)):
+            lth.audit(model, ticket, initial=initial, remaining=50, percent=50)
+        lth.audit(model, ticket)
+    for model in (trained(start, MASKS), trained(pruned), trained(again).state_dict()):
+        lth.audit(model, ticket, trained=True, initial=NET, percent=dict.fromkeys(MASKS, 50))
+    later = masks_of(NET, 20, MASKS)
+    lth.audit(masked(NET, later), later, previous=ticket, percent=20, remaining=40, initial=NET)
+
+
+def test_tickets_of_this_program_pass(place: Path, tmp_path: Path) -> None:
+    arms = ("lt", "random", "ticket_reinit", "ticket_shuffle", "random_reinit")
+    runs = {run.arm: run for run in do(settings(place, prune_type=arms, prune_percent=30))}
+    first, last = (lth.load_ticket(runs["lt"].saves, number) for number in (1, 2))
+    net = models.find("mlp", "tiny", 4)()
+    initial = lth.load_ticket(runs["lt"].saves, 0).start
+    for as_pruned in (False, True):
+        lth.audit(last.apply(net, as_pruned), last, initial=initial, remaining=49, percent=30, previous=first)
+    lth.audit(last.apply(net, weights="trained"), last, initial=initial, trained=True)
+    for arm, control in (("random", "random"), ("ticket_reinit", "reinit"), ("ticket_shuffle", "shuffle")):
+        ticket = lth.load_ticket(runs[arm].saves)
+        lth.audit(ticket.apply(net), ticket, control=control, original=last)
+        lth.audit(ticket.apply(net, weights="trained"), ticket, trained=True, control=control, original=last)
+    net = seeded(Conv)  # with buffers
+    initial = copy.deepcopy(net.state_dict())
+    find(net, rounds=1, save=tmp_path / "own")
+    lth.audit(net, lth.load_ticket(tmp_path / "own"), initial=initial, trained=True, percent=30)
+
+
+def test_masks_that_were_lost() -> None:
+    after = trained(masked(NET, MASKS))  # nothing kept them
+    text = found(after, MASKS, trained=True)
+    assert "of the 384 pruned weights of fc1.weight are not 0 in the model: the masks were lost, in saving" in text
+    loaded = pruning.attach(copy.deepcopy(NET), pruning.dense(MASKS))  # a file without them, into a fresh network
+    for model in (loaded, loaded.state_dict()):
+        text = found(model, MASKS)
+        assert "fc1.weight is not the ticket's: it keeps 384 weights that the ticket prunes" in text
+        assert text.count("the masks were lost, in saving perhaps") == 2
+
+
+def test_masks_of_another_round_or_layer() -> None:
+    later = masks_of(NET, 20, MASKS)
+    for model in (masked(NET, later), pruning.attach(copy.deepcopy(NET), later)):
+        for ticket in (MASKS, TICKET):
+            assert "fc1.weight" in found(model, ticket, trained=True)
+    assert "are 0 in the model: it is pruned further" in found(masked(NET, later), MASKS, trained=True)
+    assert "prunes 77 that it keeps" in found(pruning.attach(copy.deepcopy(NET), later), MASKS)
+    only = {"fc1.weight": MASKS["fc1.weight"]}
+    assert "has a mask on fc2.weight that prunes 24 weights, the ticket has none" in found(
+        pruning.attach(copy.deepcopy(NET), MASKS), only
+    )
+    soft = pruning.attach(copy.deepcopy(NET), MASKS)
+    soft.get_buffer("fc1.weight_mask").mul_(0.5)
+    assert "fc1.weight must be 0 and 1, but 384 of its values are others" in found(soft, MASKS)
+    assert "has a mask for fc3.weight, but the model has no such" in found(NET, {"fc3.weight": torch.ones(2, 2)})
+    assert "the mask of fc1.weight must have the shape of" in found(NET, {"fc1.weight": torch.ones(2, 2)})
+
+
+def test_weights_that_were_not_reset() -> None:
+    start = masked(NET, MASKS)
+    text = found(trained(start, MASKS), MASKS, initial=NET)
+    assert (
+        "model starts from 384 of the 384 surviving weights of fc1.weight, which differ from the initial ones by"
+        in text
+    )
+    assert text.count("they were not reset, or to other values") == 4, "biases too"
+    assert "not reset" in found(trained(pruning.attach(copy.deepcopy(NET), MASKS)), MASKS, initial=NET)
+    assert "not reset" in found(trained(start, MASKS), TICKET), "the ticket knows its start"
+    bias = masked(NET, MASKS)
+    with torch.no_grad():
+        bias.get_parameter("fc2.bias")[1] += 1e-6
+    (line,) = found(bias, MASKS, initial=NET).splitlines()
+    assert "1 of the 4 values of fc2.bias" in line
+    one = SimpleNamespace(masks=MASKS, start=trained(start, MASKS).state_dict())
+    text = found(trained(start, MASKS), one, initial=NET, trained=True)
+    assert text.startswith("the ticket starts from 384 of the 384 surviving weights of fc1.weight")
+
+
+def test_statistics_that_were_not_reset() -> None:
+    masks = masks_of(CONV)
+    net = nn.Sequential(nn.BatchNorm2d(1), copy.deepcopy(CONV))
+    named = {f"1.{name}": mask for name, mask in masks.items()}
+    start = masked(net, named)
+    lth.audit(start, named, initial=net)
+    start(batches(10)[0][0])  # in training mode: only statistics move
+    text = found(start, named, initial=net)
+    assert "0.running_mean" in text and "0.num_batches_tracked" in text and "weight" not in text
+    assert "another 0.running_var than the initial one: (1,) of torch.float32, not (1,) of torch.float64" in found(
+        masked(net, named), named, initial={**net.state_dict(), "0.running_var": torch.ones(1, dtype=torch.float64)}
+    )
+
+
+def test_counts_that_were_not_asked_for() -> None:
+    start = masked(NET, MASKS)
+    assert found(start, MASKS, remaining=80) == "408 weights survive, but 653 should: 80% of 816"
+    assert found(start, MASKS, percent=20) == "408 weights survive, but 653 should: 80% of 816"
+    assert found(start, MASKS, percent={"fc1.weight": 50, "fc2.weight": 25}) == (
+        "24 weights survive in fc2.weight, but 36 should: 75% of 48"
+    )
+    other = masks_of(NET, 60, seed=1)
+    assert "weights of fc1.weight survive that the round before had pruned: they came back" in found(
+        masked(NET, other), other, previous=MASKS
+    )
+
+
+def test_controls_that_are_none() -> None:
+    lt = masked(NET, MASKS)
+    text = found(lt, MASKS, control="reinit", original=TICKET)
+    assert "384 of the 384 surviving weights of fc1.weight start as in the original ticket: it is no control" in text
+    assert found(lt, MASKS, control="reinit", original=MASKS, initial=NET) == text
+    assert "are the original's, by chance 192 would be: the control is not random" in found(
+        lt, MASKS, control="random", original=TICKET
+    )
+    other = seeded(seed=7)
+    lth.audit(masked(other, MASKS), MASKS, control="reinit", original=TICKET)
+    mine = masks_of(NET, seed=3)
+    for kind in ("shuffle", "random"):
+        lth.audit(masked(NET, mine), mine, control=kind, original=TICKET, initial=NET)
+    assert "masks are not the original's" in found(masked(other, mine), mine, control="reinit", original=TICKET)
+    fewer = masks_of(NET, 75, seed=3)
+    lth.audit(masked(NET, fewer), fewer, control="random", original=MASKS)
+    assert "fc2.weight keeps 12 weights, but 24 in the original: shuffling must not change that" in found(
+        masked(NET, fewer), fewer, control="shuffle", original=MASKS
+    )
+    inverse = {name: ~mask for name, mask in MASKS.items()}
+    assert "0 of the 384 survivors" in found(masked(NET, inverse), inverse, control="shuffle", original=MASKS)
+
+
+def test_weights_under_a_parametrisation_of_ones_own_are_seen_as_a_forward_pass_does() -> None:
+    class Masked(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight * MASKS["fc1.weight"]
+
+    net = masked(NET, {"fc2.weight": MASKS["fc2.weight"]})
+    parametrize.register_parametrization(net.fc1, "weight", Masked())  # type: ignore[arg-type]
+    lth.audit(net, MASKS)
+    parametrize.remove_parametrizations(net.fc1, "weight", leave_parametrized=False)  # type: ignore[arg-type]
+    assert "fc1.weight are not 0" in found(net, MASKS)
+
+
+def test_a_rule_of_pytorch_can_be_audited() -> None:
+    net = copy.deepcopy(NET)
+    for layer in (net.fc1, net.fc2):
+        torch_prune.l1_unstructured(layer, "weight", amount=0.5)  # type: ignore[arg-type]
+    lth.audit(net, MASKS, initial=NET)
+
+
+def test_bad_arguments_are_said() -> None:
+    for kind, words, arguments in (
+        (TypeError, "model must be a torch.nn.Module or a state dict, not 3", {"model": 3}),
+        (TypeError, "ticket must be a ticket .* not 'x'", {"ticket": "x"}),
+        (
+            ValueError,
+            "ticket must have masks of 0 and 1, but 768 values",
+            {"ticket": {"fc1.weight": torch.rand(12, 64)}},
+        ),
+        (TypeError, "initial must be a torch.nn.Module or a state dict, not 'x'", {"initial": "x"}),
+        (ValueError, "initial must have all parameters under masks, but has no fc1.weight", {"initial": {}}),
+        (TypeError, "trained must be True or False", {"trained": 1}),
+        (ValueError, "remaining must be a percentage from 0 to 100, not 120", {"remaining": 120}),
+        (TypeError, "percent must be a percentage, not '5'", {"percent": "5"}),
+        (ValueError, "percent must be of layers of the ticket, .* not of fc3", {"percent": {"fc3": 5}}),
+        (ValueError, "control must be one of reinit, shuffle, random", {"control": "lt", "original": MASKS}),
+        (ValueError, "control and original must be given together", {"control": "shuffle"}),
+        (ValueError, "original must be a ticket with .start, or initial", {"control": "reinit", "original": MASKS}),
+    ):
+        with pytest.raises(kind, match=f"^{words}"):
+            lth.audit(**{"model": masked(NET, MASKS), "ticket": MASKS, **arguments})
