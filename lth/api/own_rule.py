@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lth.pruning import Rule
 from lth.settings.checks import said, shown
@@ -30,7 +31,7 @@ def check_rule(rule: Any) -> Rule:
 
 def checked(rule: Rule) -> Rule:
     """`rule`, whose own errors are said to be its own (RuntimeError), and which must leave the network's layers in
-    their places and without NaN (ValueError)."""
+    their places and without NaN, under masks of 0 and 1 (ValueError)."""
 
     def prune(net: nn.Module) -> Any:
         modules = dict(net.named_modules())
@@ -42,9 +43,22 @@ def checked(rule: Rule) -> Rule:
         for path in [*modules, *now]:
             if modules.get(path) is not now.get(path):
                 raise ValueError(f"prune_rule must prune the layers that are there, but has replaced or added {path}")
-        for name, parameter in net.named_parameters():
-            if not torch.isfinite(parameter).all():
+        for name, tensor in _of_layers(net):
+            if not torch.isfinite(tensor).all():
                 raise ValueError(f"prune_rule must leave finite weights, but leaves NaN or infinity in {name}")
+            if name.endswith("_mask") and not ((tensor == 0) | (tensor == 1)).all():
+                raise ValueError(f"prune_rule must leave masks of 0 and 1, but {name} has other values")
         return result
 
     return prune
+
+
+def _of_layers(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of a network and, where torch.nn.utils.prune is at work, the masks and what they leave."""
+    for path, module in net.named_modules():
+        for name, parameter in module._parameters.items():
+            bare = name.removesuffix("_orig")
+            masked = bare != name and f"{bare}_mask" in module._buffers
+            for key in (name, f"{bare}_mask", bare) if masked else (name,):
+                if parameter is not None:
+                    yield f"{path}.{key}" if path else key, getattr(module, key)

@@ -7,7 +7,7 @@ Results without any, which older versions wrote, are gone on with.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import safetensors
@@ -74,10 +74,11 @@ def other_results(runs: Sequence[Run], now: Prints, anew: bool = False) -> tuple
     return None
 
 
-def said(differ: Iterable[str]) -> str:
-    """`the model and the data have changed`."""
+def said(differ: Sequence[str]) -> str:
+    """`the model has changed`, `the data have changed`, `the model and the rule have changed`."""
     names = [f"the {WORDS.get(name, name.replace('_', ' '))}" for name in differ]
-    return f"{', '.join(names[:-1])}{' and ' * (len(names) > 1)}{names[-1]} {'have' if names[1:] else 'has'} changed"
+    several = len(names) > 1 or "data" in differ
+    return f"{', '.join(names[:-1])}{' and ' * (len(names) > 1)}{names[-1]} {'have' if several else 'has'} changed"
 
 
 def mixed(runs: Sequence[Run]) -> str:

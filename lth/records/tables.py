@@ -284,7 +284,8 @@ def results(root: str | Path = ".") -> pd.DataFrame:
         about = read_json(run.dumps / "config.json")
         settings, prints = about.get("deciding", {}), about.get("fingerprint")
         whose = {name: getattr(run, name) for name in ("arch_type", "dataset", "settings", "arm", "seed")}
-        whose["fingerprint"] = " ".join(f"{name}={value}" for name, value in prints.items()) if prints else None
+        if isinstance(prints, dict):
+            whose["fingerprint"] = " ".join(f"{name}={value}" for name, value in prints.items())
         frames.append(
             table(run, "rounds").assign(**{f"setting/{key}": value for key, value in settings.items()}, **whose)
         )
@@ -294,6 +295,6 @@ def results(root: str | Path = ".") -> pd.DataFrame:
     chosen = [name for name in everything if name.startswith("setting/")]
     varying = [name for name in chosen if everything[name].nunique(dropna=False) > 1]
     first = ["arch_type", "dataset", "settings", "arm", "seed"]
-    several = everything.groupby(first[:3])["fingerprint"].nunique().max() > 1
+    several = "fingerprint" in everything and everything.groupby(first[:3])["fingerprint"].nunique().max() > 1
     tidy = everything[[*first, *ROUNDS, *varying, *(["fingerprint"] if several else [])]]
     return tidy.rename(columns={name: name.removeprefix("setting/") for name in varying})

@@ -43,11 +43,12 @@ class Alone:
             self.held[run] = replace(run, fence=locks.take(run.dumps))
         self.size = len(self.held) if device.type != "cpu" or prepared[0].config.stack else 1
         stamp = time.strftime("%Y%m%d-%H%M%S")
+        for run in (self.hold(run) for one in prepared if one.config.overwrite for run in one.runs):
+            tables.move_aside(run, stamp)
         for one in prepared:
             facts = _facts(one, device, command)
             for run in map(self.hold, one.runs):
-                if one.config.overwrite:
-                    tables.move_aside(run, stamp)
+                _check_same(run, facts)
                 _write_config(run, one.config, facts)
 
     def hold(self, run: Run) -> Run:
@@ -87,9 +88,7 @@ class Shared:
             return None
         held = replace(run, fence=fence)
         config, facts = self.about[run]
-        if found := same.other_results([run], facts["fingerprint"]):
-            other, differ = found
-            raise RecordError(f"{other.dumps} holds results of another experiment, {same.said(differ)} since")
+        _check_same(held, facts)
         _write_config(held, config, facts)
         return held
 
@@ -134,6 +133,13 @@ def _facts(one: Prepared, device: torch.device, command: Sequence[str]) -> dict[
     stack = stack_size(one.config, one.problem, device)
     prints = {"fingerprint": one.problem.fingerprint, **refusals.facts(one.images, one.config)}
     return {**about(one.asked, one.config, device, command), "stack": stack, **prints}
+
+
+def _check_same(run: Run, facts: Mapping[str, Any]) -> None:
+    """RecordError if its results, or others beside it, are of another experiment, begun since the command looked."""
+    if found := same.other_results([run], facts["fingerprint"]):
+        other, differ = found
+        raise RecordError(f"{other.dumps} holds results of another experiment, {same.said(differ)} since")
 
 
 def _write_config(run: Run, config: Config, facts: Mapping[str, Any]) -> None:

@@ -76,7 +76,7 @@ class Progress:
         for _, task in self.tasks.values():
             self.bars.remove_task(task)
         self.tasks.clear()
-        self.bars.stop()
+        self._stop()
 
     def _bar(self, event: Evaluated | Moved) -> None:
         """Move the bar of a run to where its round is; a round that begins gets a new one, with its name."""
@@ -162,10 +162,14 @@ class Progress:
     def _aside(self, text: str) -> None:
         """Say something on stderr, which may be no terminal or another."""
         started = self.bars.live.is_started
-        self.bars.stop()
+        self._stop()
         print(wrapped(text, sys.stderr), file=sys.stderr, flush=True)
         if started:
             self.bars.start()
+
+    def _stop(self) -> None:
+        if self.bars.live.is_started:  # else rich ends a line that was never begun
+            self.bars.stop()
 
 
 def _duration(seconds: float) -> str:

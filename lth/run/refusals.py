@@ -18,18 +18,28 @@ from lth.settings.config import Config, ConfigError
 from lth.training import fingerprint, models
 
 
-def refuse_another_experiment(runs: Sequence[Run], now: Prints, model: nn.Module | None, anew: bool = False) -> None:
-    """ConfigError if these runs (unless they begin `anew`), or other arms and trials beside them, have results of an
+def refuse_another_experiment(runs: Sequence[Run], now: Prints, model: nn.Module | None, config: Config) -> None:
+    """ConfigError if these runs (unless --overwrite), or other arms and trials beside them, have results of an
     experiment with other fingerprints than `now`, or (an older version's) with weights of other shapes than `model`."""
+    anew = config.overwrite
     found = same.other_results(runs, now, anew) or _other_shapes(runs, model, anew)
     if found is None:
         return
     run, differ = found
     beside, way = ("", "--overwrite") if run in runs else (", beside these runs,", "move them away")
     raise ConfigError(
-        f"{run.dumps}{beside} holds results of another experiment, {same.said(differ)} since: use another --name, or "
-        f"{way}"
+        f"{run.dumps}{beside} holds results of another experiment, {same.said(differ)} since"
+        f"{_from_elsewhere(run, config) if 'data' in differ else ''}: use another --name, or {way}"
     )
+
+
+def _from_elsewhere(run: Run, config: Config) -> str:
+    """In brackets, the folder that the data of these results came from, if it is another."""
+    about = read_json(run.dumps / "config.json").get("settings", {})
+    if "data" not in about:
+        return ""
+    old = Config.data if about["data"] is None else Path(about["data"])
+    return "" if old.resolve() == config.data.resolve() else f" (it was --data {old})"
 
 
 def _other_shapes(runs: Sequence[Run], model: nn.Module | None, anew: bool) -> tuple[Run, list[str]] | None:

@@ -136,7 +136,7 @@ def _unfinished(asked: Config) -> bool:
     refuse_other_settings(config, runs)
     if any(tables.done_rounds(run, asked.connectivity) < asked.prune_iterations for run in runs):
         return True
-    refusals.refuse_another_experiment(runs, *refusals.at_hand(config, runs[0]))
+    refusals.refuse_another_experiment(runs, *refusals.at_hand(config, runs[0]), config)
     return False
 
 
@@ -144,7 +144,7 @@ def _prepared(asked: Config, about: str, loaded: dict[tuple[object, ...], Images
     """An experiment, checked. `loaded` keeps the images for the next one."""
     config, runs = settled(asked), runs_of(asked, about)
     images, problem = prepare(config, loaded)
-    refusals.refuse_another_experiment(runs, problem.fingerprint, problem.make(), anew=config.overwrite)
+    refusals.refuse_another_experiment(runs, problem.fingerprint, problem.make(), config)
     return Prepared(asked, config, runs, images, problem)
 
 

@@ -83,12 +83,22 @@ def spoils(net: nn.Module) -> None:
     net.fc1.weight_orig.data[0, 0] = torch.nan  # type: ignore[index, union-attr]
 
 
+def spoils_in_place(net: nn.Module) -> None:
+    net.fc1.weight.data[0, 0] = torch.inf  # type: ignore[index, union-attr]
+
+
+def halves(net: nn.Module) -> None:
+    net.fc1.weight_mask *= 0.5  # type: ignore[operator, union-attr]
+
+
 @pytest.mark.parametrize(
     ("rule", "kind", "said"),
     [
         (breaks, RuntimeError, "prune_rule failed with AttributeError: 'Mlp' object has no attribute 'fc9'"),
         (replaces, ValueError, "prune_rule must prune the layers that are there, but has replaced or added fc1"),
         (spoils, ValueError, "prune_rule must leave finite weights, but leaves NaN or infinity in fc1.weight_orig"),
+        (spoils_in_place, ValueError, "prune_rule must leave finite weights, but leaves NaN or infinity in fc1.weight"),
+        (halves, ValueError, "prune_rule must leave masks of 0 and 1, but fc1.weight_mask has other values"),
     ],
 )
 def test_a_rule_that_fails_or_spoils_the_network_is_named(

@@ -139,7 +139,7 @@ def test_recover_goes_on_with_the_same_network_rule_optimiser_loss_and_data_only
         ({"act": torch.relu}, "the model has"),
         ({"act": lambda x: x.tanh()}, "the model has"),
         ({"sign": -1}, "the optimiser has"),
-        ({"given": data}, "the data has"),
+        ({"given": data}, "the data have"),
         ({"amount": 0.4, "act": torch.relu, "given": data}, "the model, the data and the pruning rule have"),
     )
     for change, words in changes:

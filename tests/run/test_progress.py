@@ -153,6 +153,11 @@ def test_quiet_shows_nothing_and_files_get_plain_lines(terminal: Terminal) -> No
     for event in events:
         quiet(event)
         plain(event)
+    quiet.close()
+    plain.close()
+    silent = io.StringIO()
+    Progress(1, 1, True, silent, RUNS).close()
+    assert silent.getvalue() == ""
     assert terminal.getvalue() == "" and "\x1b" not in file.getvalue()
     head, line, row = file.getvalue().splitlines()
     assert head.split() == ["run", "round", "remaining", "ES", "val", "test", "seconds", "time", "left"]

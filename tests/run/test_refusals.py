@@ -100,7 +100,8 @@ def test_other_data_are_refused_wherever_their_rounds_would_meet_the_old_ones(
 ) -> None:
     config = settings(place, prune_iterations=2)
     session.run(replace(config, data=other_data(place)))
-    words = (str(runs_of(config)[0].dumps), "the data has changed since", "--name", "--overwrite")
+    where = f"the data have changed since (it was --data {place / 'data2'}): use another --name, or --overwrite"
+    words = (str(runs_of(config)[0].dumps), where)
     refused(config, *words)
     refused(replace(config, trials=2), *words)
     refused(replace(config, prune_iterations=3), *words)
@@ -125,7 +126,7 @@ def test_a_finished_run_reads_its_data_only_if_their_file_is_another(
     monkeypatch.setattr(data, "load", lambda *given: (read.append(given), load(*given))[1])
     session.run(config)
     assert not read
-    refused(replace(config, data=other_data(place)), "the data has changed")
+    refused(replace(config, data=other_data(place)), "the data have changed")
     assert len(read) == 1
 
 
@@ -199,12 +200,15 @@ def test_a_model_edited_while_workers_start_is_not_trained_by_them(place: Path) 
     assert everything(place) == before and not told
 
 
-def test_a_process_that_joins_with_another_model_takes_no_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two may begin at the same moment, before there is anything to compare: each run taken is compared again."""
-    config = settings(place, join=True, prune_iterations=1)
+@pytest.mark.parametrize("join", [False, True])
+def test_a_process_that_began_at_the_same_moment_with_another_model_takes_no_run(
+    place: Path, monkeypatch: pytest.MonkeyPatch, join: bool
+) -> None:
+    """Before there is anything to compare: each run taken is compared again."""
+    config = settings(place, join=join, prune_iterations=1)
     session.run(config)
     edit(place)
-    monkeypatch.setattr(session.refusals, "refuse_another_experiment", lambda *given, **more: None)
+    monkeypatch.setattr(session.refusals, "refuse_another_experiment", lambda *given: None)
     before = everything(place)
     with pytest.raises(RecordError, match="another experiment, the model has changed since"):
         session.run(replace(config, trials=2))
