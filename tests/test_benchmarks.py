@@ -154,7 +154,15 @@ def test_experiment_splits_the_wall_time(data: Path, tmp_path: Path) -> None:
     assert stamped >= found["recorded"] - 0.02 > 0
 
 
-@pytest.mark.parametrize("name", ["textbook", "step_time", "trials", "experiment", "inference"])
+@pytest.mark.slow
+def test_machines_compares_joined_processes_with_the_pool(data: Path) -> None:
+    flags = ["--prune_iterations", "2", "--trials", "1", "--end_iter", "9it", "--valid_size", "50", "--data", str(data)]
+    out = run("machines", "--processes", "2", "--repeats", "1", *flags)
+    pool, join = (line.split() for line in out.splitlines() if line.startswith(("  pool ", "  join ")))
+    assert pool[3] == "1.000" and 0.1 < float(join[3]) < 10
+
+
+@pytest.mark.parametrize("name", ["textbook", "step_time", "trials", "experiment", "inference", "machines"])
 def test_help_says_what_is_measured(script, capsys: pytest.CaptureFixture[str], name: str) -> None:
     with pytest.raises(SystemExit) as ended:
         script(name).main(["--help"])

@@ -127,8 +127,10 @@ class Queue:
         try:
             files = [run.dumps / f"{name}.csv" for name in ("rounds", *["connectivity"] * connectivity)]
             found = [file.stat() for file in files]
+        except FileNotFoundError:
+            return 0
         except OSError:
-            return tables.done_rounds(run, connectivity)  # none, or the reason why it cannot be read
+            return tables.done_rounds(run, connectivity)  # the reason why it cannot be read
         mark = tuple(number for stat in found for number in (stat.st_mtime_ns, stat.st_size, stat.st_ino))
         if run not in self._tables or self._tables[run][0] != mark:
             self._tables[run] = mark, tables.done_rounds(run, connectivity)
