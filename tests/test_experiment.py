@@ -969,3 +969,13 @@ def test_failed_trials_are_counted(place: Path, many: int, capsys: pytest.Captur
     said = capsys.readouterr().err
     assert "lt seed0: round 0 ended: the loss became nan by iteration 4 at learning rate 1e+30" in said
     assert not list(place.rglob("rounds.csv")) and not list(place.rglob("*.lock"))
+
+
+def test_test_images_that_are_left_out_change_nothing_but_their_column(place: Path) -> None:
+    config = settings(place, prune_iterations=2, end_iter="40it", lr=1)
+    (whole,), (thinned,) = do(config), do(replace(config, root=place / "thinned", test_freq="20it"))
+    assert thinned.settings == whole.settings, "both are one experiment"
+    assert (thinned.dumps / "rounds.csv").read_bytes() == (whole.dumps / "rounds.csv").read_bytes()
+    mine, theirs = tables.table(thinned, "evals"), tables.table(whole, "evals")
+    assert 4 <= mine["test"].notna().sum() < len(mine) and theirs["test"].notna().all()
+    assert mine.fillna({"test": theirs["test"]}).equals(theirs)

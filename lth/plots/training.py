@@ -33,10 +33,13 @@ def training(runs: Sequence[Run], folder: Path, format: str = "png", lines: int 
         chosen = labels.spread(sorted(found["round"].unique()), lines)
         colors = dict(zip(chosen, style.shades(len(chosen)), strict=True))
         found = found[found["round"].isin(chosen)]
+        found = found.dropna(subset="test")  # see --test_freq
         window = math.ceil(found.groupby(["arm", "seed", "round"]).size().max() / POINTS)
         for arm, axes in zip(arms, panels.flat, strict=False):
             for number, group in found[found["arm"] == arm].groupby("round"):
-                curve = thinned(group.groupby("iteration")["test"].mean(), window)
+                tested = group.groupby("iteration")["test"].agg(["mean", "count"])
+                complete = tested.loc[tested["count"] == group["seed"].nunique(), "mean"]  # others are of some trials
+                curve = thinned(complete, window)
                 axes.plot(
                     curve.index,
                     curve,

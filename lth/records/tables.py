@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 ROUNDS = ("round", "remaining", "ES", "val", "test", "val_loss", "train_loss", "weights", "supermask", "macs")
 LATER = ("supermask", "macs", "kind", "dense_macs")  # columns that tables of older versions lack, or lines of theirs
+THINNED = {"evals": ("test",)}  # columns that need not say something in every line
 EVALS = ("round", "iteration", "train_loss", "val_loss", "val", "test")
 LAYERS = ("round", "layer", "kind", "remaining", "weights", "total", "macs", "dense_macs")
 TIMES = ("round", "seconds", "training", "evaluation")
@@ -131,7 +132,7 @@ def _problem(found: pd.DataFrame, name: str) -> str:
     for column in TABLES[name]:
         if column not in found:
             return f"it has no column {column}"
-        missing = column not in LATER and found[column].isna().any()
+        missing = column not in (*LATER, *THINNED.get(name, ())) and found[column].isna().any()
         if len(found) and (missing or (column not in WORDS and found[column].dtype.kind not in "if")):
             return f"something in column {column} is missing or no number"
     if name == "rounds" and found["round"].tolist() != list(range(len(found))):
@@ -263,8 +264,14 @@ def _lines(run: Run, name: str, before: int) -> list[str]:
 def _line(row: Mapping[str, Any], columns: Sequence[str]) -> str:
     text = io.StringIO()
     values = [row[column] for column in columns]
-    csv.writer(text, lineterminator="").writerow([f"{x:.10g}" if isinstance(x, float) else x for x in values])
+    csv.writer(text, lineterminator="").writerow([_cell(x) for x in values])
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.10g}"
+    return value
 
 
 def _write_table(run: Run, name: str, lines: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ line up in TensorBoard's views.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ class Board:
         writer.add_scalar("loss/train", found["train_loss"], step)
         writer.add_scalar("loss/validation", found["val_loss"], step)
         writer.add_scalar("accuracy/validation", found["val"], step)
-        writer.add_scalar("accuracy/test", found["test"], step)
+        if not math.isnan(found["test"]):
+            writer.add_scalar("accuracy/test", found["test"], step)
 
     def _round(self, event: RoundDone) -> None:
         run, row = event.run, event.row

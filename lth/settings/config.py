@@ -167,6 +167,13 @@ class Config:
         Duration(0), TRAIN, "rise linearly to the learning rate over this time", duration(zero=True, percent=True)
     )
     valid_freq: Duration = setting(Duration(1), TRAIN, "how often to evaluate", duration(percent=True))
+    test_freq: Duration | None = side(
+        None,
+        TRAIN,
+        "how often an evaluation has the test images too; it also has them where the validation loss is the lowest so "
+        "far, and at the end (default: every evaluation)",
+        duration(percent=True),
+    )
     valid_size: int | None = setting(
         None,
         TRAIN,

@@ -43,7 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 PRESETS["resnet18"]["lr_milestones"] = ["20000it", "25000it"]
 PRESETS["vgg19"]["lr_milestones"] = ["56000it", "84000it"]
 for _preset in PRESETS.values():
-    _preset["valid_freq"] = "100it"
+    _preset |= {"valid_freq": "100it", "test_freq": "500it"}
 
 
 class Parser(argparse.ArgumentParser):

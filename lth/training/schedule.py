@@ -11,17 +11,24 @@ from lth.settings.values import Duration
 
 @dataclass(frozen=True)
 class Plan:
-    """What a round's training is: from iteration `start` to `steps`, evaluated every `evaluate_every`."""
+    """What a round's training is: from iteration `start` to `steps`, evaluated every `evaluate_every`, on the test
+    images too every `test_every`."""
 
     steps: int
     evaluate_every: int
     lr: Callable[[int], float]  # learning rate of the step that follows an iteration
     start: int = 0
     keep_at: int | None = None  # the iteration whose weights later rounds rewind to
+    test_every: int = 1
 
     def next_evaluation(self, iteration: int) -> int:
         """The first evaluation after `iteration`; the last iteration is always evaluated."""
         return min((iteration // self.evaluate_every + 1) * self.evaluate_every, self.steps)
+
+    def tests(self, iteration: int, before: int) -> bool:
+        """Whether the evaluation at `iteration`, the one before it at `before`, has the test images at any rate: it is
+        the first after a multiple of `test_every`, or the last."""
+        return iteration // self.test_every > before // self.test_every or iteration == self.steps
 
 
 def make_plan(config: Config, epoch_steps: int, schedule: str, number: int) -> Plan:
@@ -43,6 +50,7 @@ def make_plan(config: Config, epoch_steps: int, schedule: str, number: int) -> P
         lr=(lambda iteration: final) if number and schedule == "final" else lr,
         start=rewind if number and schedule == "rewound" else 0,
         keep_at=rewind if number == 0 and rewind else None,
+        test_every=config.test_freq.iterations(epoch_steps, steps) if config.test_freq else 1,
     )
 
 

@@ -27,7 +27,8 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One line of evals.csv. Losses are means an image; `val` and `test` are accuracies in percent."""
+    """One line of evals.csv. Losses are means an image; `val` and `test` are accuracies in percent, `test` NaN where
+    the plan does without it."""
 
     iteration: int
     train_loss: float
@@ -172,27 +173,31 @@ class Training:
 
     def _evaluate(self, between: Callable[[], None], report: Callable[[int, Evaluation], None]) -> None:
         """Evaluate every trial and keep the weights of those whose validation loss is the lowest so far."""
+        before, trials = self._evaluated(), len(self.trials)
+        lowest = [min((earlier.val_loss for earlier in evals), default=math.inf) for evals in self.evals]
         with self._evaluating():
-            val_loss, val_correct, val_seen = self._measure(self.feed.validation(), False, between)
-            _, test_correct, test_seen = self._measure(self.feed.test(), True, between)
-        train_loss = (self.loss_sum / (self.iteration - self._evaluated())).expand(len(self.trials))
-        sums = torch.stack([train_loss, val_loss, val_correct, test_correct], dim=1).tolist()  # the one synchronisation
+            loss, correct, seen = self._measure(self.feed.validation(), False, between)
+            train_loss = (self.loss_sum / (self.iteration - before)).expand(trials)
+            sums = torch.stack([train_loss, loss, correct], dim=1).tolist()
+            found = [(train, summed / seen, 100 * right / seen) for train, summed, right in sums]
+            test = [math.nan] * trials
+            better = any(val_loss < least for (_, val_loss, _), least in zip(found, lowest, strict=True))
+            if better or self.plan.tests(self.iteration, before):
+                _, correct, seen = self._measure(self.feed.test(), True, between)
+                test = [100 * count / seen for count in correct.tolist()]
         self.loss_sum.zero_()
-        for trial, (train, val, val_right, test_right) in enumerate(sums):
+        for trial, (train, val_loss, val) in enumerate(found):
             if self.failures[trial]:
                 continue
-            if not (math.isfinite(train) and math.isfinite(val)):
-                broken = train if not math.isfinite(train) else val
+            if not (math.isfinite(train) and math.isfinite(val_loss)):
+                broken = train if not math.isfinite(train) else val_loss
                 self.failures[trial] = (
                     f"the loss became {broken} by iteration {self.iteration} at learning rate {self.optimizer.lr:g}"
                 )
                 continue
-            evaluation = Evaluation(
-                self.iteration, train, val / val_seen, 100 * val_right / val_seen, 100 * test_right / test_seen
-            )
-            lowest = min((earlier.val_loss for earlier in self.evals[trial]), default=math.inf)
+            evaluation = Evaluation(self.iteration, train, val_loss, val, test[trial])
             self.evals[trial].append(evaluation)
-            if evaluation.val_loss < lowest:
+            if val_loss < lowest[trial]:
                 self.best[trial] = self.network.state(trial)
             report(trial, evaluation)
 

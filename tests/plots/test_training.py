@@ -47,6 +47,23 @@ def test_long_training_curves_are_means_over_windows(tmp_path: Path, make_runs: 
     assert "each point that of 3 evaluations" in caption_of(sheets["training"])
 
 
+def test_points_of_some_trials_only_are_no_points_of_the_mean(
+    tmp_path: Path, make_runs: MakeRuns, sheets: Sheets
+) -> None:
+    """With --test_freq a trial has test accuracies where its own validation loss was the lowest."""
+    runs = make_runs(arms=["lt"], seeds=(0, 1), rounds=1, evaluations=9, saves=False)
+    for run, tested in zip(runs, ([3, 8], [3, 5, 8]), strict=True):
+        file = run.dumps / "evals.csv"
+        head, *lines = file.read_text().splitlines()
+        thinned = [line if i in tested else line.rpartition(",")[0] + "," for i, line in enumerate(lines)]
+        file.write_text("\n".join([head, *thinned, ""]))
+    training(runs, tmp_path)
+    (x, y) = lines_in(sheets["training"].axes[0])["100%"]
+    evals = [tables.table(run, "evals") for run in runs]
+    assert x.tolist() == evals[0]["iteration"][[3, 8]].tolist()
+    np.testing.assert_allclose(y, np.mean([table["test"][[3, 8]] for table in evals], axis=0))
+
+
 def test_nothing_covers_a_curve_and_none_is_hidden(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
     runs = make_runs(accuracy=lambda arm, number, seed: 98.0 if number < 4 else 10.0, rounds=6, saves=False)
     training(runs, tmp_path)

@@ -117,7 +117,8 @@ def test_presets_are_the_papers_table(name: str) -> None:
         found = getattr(config, key)
         durations = tuple(map(str, found)) if isinstance(found, tuple) else str(found)
         assert value in (found, durations), key
-    assert (str(config.valid_freq), config.lr_gamma, config.init) == ("100it", 0.1, "glorot")
+    assert (str(config.valid_freq), str(config.test_freq)) == ("100it", "500it")
+    assert (config.lr_gamma, config.init) == (0.1, "glorot")
     assert config.pixels == ("unit" if name == "lenet" else "standard")
     assert set(PRESETS) == set(TABLE)
 

@@ -6,6 +6,7 @@ import copy
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -276,6 +277,34 @@ def test_evaluations_are_means_over_all_validation_and_test_images(make: Callabl
         assert last.val_loss == pytest.approx(nn.functional.cross_entropy(valid, labels).item(), rel=1e-4)
         assert last.val == pytest.approx(100 * (valid.argmax(1) == labels).float().mean().item(), abs=1e-3)
         assert last.test == pytest.approx(100 * (test.argmax(1) == images.test_labels).float().mean().item(), abs=1e-3)
+
+
+@pytest.mark.parametrize("trials", [1, 2])
+def test_the_test_images_can_be_left_out_and_nothing_else_changes(trials: int) -> None:
+    def plan(test_every: int) -> Plan:
+        return Plan(25, 2, lambda i: 0.02 if i < 8 else -0.02, test_every=test_every)  # downhill, then uphill
+
+    options: dict[str, Any] = {"seeds": tuple(range(trials)), "kind": "sgd", "keep": 0.7}
+    whole, thinned = (training(Mlp, plan(every), **options).run() for every in (1, 7))
+    tested = {e.iteration for trained in thinned for e in trained.evals if not math.isnan(e.test)}
+    best = set()
+    for trained in whole:
+        least = math.inf
+        for e in trained.evals:
+            if e.val_loss < least:
+                least = e.val_loss
+                best.add(e.iteration)
+    assert tested == best | {8, 14, 22, 25} and {16, 24} & tested == set()
+    for one, other in zip(thinned, whole, strict=True):
+        for mine, theirs in zip(one.evals, other.evals, strict=True):
+            assert mine == (theirs if mine.iteration in tested else replace(theirs, test=mine.test))
+        assert states_equal(one.final, other.final) and states_equal(one.best, other.best)
+        assert one.early_stop == other.early_stop
+    saved: list[list[Trained]] = []
+    training(Mlp, plan(7), **options).run(checkpoint=saved.append, checkpoint_every=0)
+    for states in saved:  # what has been tested does not depend on stops
+        found = training(Mlp, plan(7), resume=states, **options).run()
+        assert repr([trained.evals for trained in found]) == repr([trained.evals for trained in thinned])
 
 
 def test_training_loss_is_the_mean_since_the_evaluation_before() -> None:
