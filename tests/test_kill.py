@@ -17,16 +17,19 @@ import pytest
 from lth.settings.config import PROJECT
 
 COMMAND = [
-    *("main.py", "--prune_type", "lt", "reinit", "--trials", "2", "--prune_percent", "60", "--prune_iterations", "4"),
+    *("main.py", "--trials", "2", "--prune_percent", "60", "--prune_iterations", "4"),
     *("--end_iter", "400it", "--valid_freq", "40it", "--valid_size", "1000", "--checkpoint_every", "0"),
     *("--jobs", "2", "--gpu", "cpu"),
 ]
-KILLS = 20
+METHODS = (  # few images, since the line takes all of them 30 times
+    "--prune_type snip synflow_shuffle --trials 1 --prune_iterations 2 --rewind 40it --connectivity "
+    "--valid_size 55000 --valid_freq 200it"
+)
 
 
-def start(root: Path) -> subprocess.Popen[str]:
+def start(root: Path, asked: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, *COMMAND, "--root", str(root)],
+        [sys.executable, *COMMAND, *asked.split(), "--root", str(root)],
         cwd=PROJECT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -37,23 +40,29 @@ def start(root: Path) -> subprocess.Popen[str]:
 
 def results(root: Path) -> dict[str, bytes]:
     """The files that must not depend on stops, by their path."""
-    tables = [file for name in ("rounds", "evals", "layers") for file in root.glob(f"dumps/**/{name}.csv")]
+    names = ("rounds", "evals", "layers", "connectivity")
+    tables = [file for name in names for file in root.glob(f"dumps/**/{name}.csv")]
     weights = [file for name in ("ticket", "trained") for file in root.glob(f"saves/**/{name}_*.safetensors")]
     return {str(file.relative_to(root)): file.read_bytes() for file in [*tables, *weights]}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs kill -9")
-def test_a_run_killed_anywhere_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "asked, runs, files, kills", [("--prune_type lt reinit", 4, 3 + 2 * 4, 20), (METHODS, 3, 4 + 2 * 2, 10)]
+)
+def test_a_run_killed_anywhere_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, asked: str, runs: int, files: int, kills: int
+) -> None:
     undisturbed = tmp_path / "undisturbed"
-    out, _ = (whole := start(undisturbed)).communicate(timeout=300)
+    out, _ = (whole := start(undisturbed, asked)).communicate(timeout=300)
     assert whole.returncode == 0, out
     expected = results(undisturbed)
-    assert len(expected) == 4 * (3 + 2 * 4)
+    assert len(expected) == runs * files
 
     chance, root, killed = random.Random(0), tmp_path / "killed0", 0
-    while killed < KILLS:
-        run = start(root)
+    while killed < kills:
+        run = start(root, asked)
         children: list[psutil.Process] = []
         try:
             out, _ = run.communicate(timeout=chance.uniform(2.0, 9.0))
@@ -75,6 +84,6 @@ def test_a_run_killed_anywhere_goes_on_as_if_nothing_had_happened(tmp_path: Path
         for file in root.glob("dumps/**/*.csv"):
             pd.read_csv(file)
             assert file.read_bytes().endswith(b"\n")
-    out, _ = (last := start(root)).communicate(timeout=300)
+    out, _ = (last := start(root, asked)).communicate(timeout=300)
     assert last.returncode == 0, out
     assert results(root) == expected

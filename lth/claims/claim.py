@@ -46,6 +46,16 @@ def barrier(which: str) -> Measure:
     return lambda records: records.barriers(which)
 
 
+def untrained(which: str) -> Measure:
+    """The test accuracy, in percent, of an arm's best ticket before any training; that of round 0 does not count."""
+
+    def measure(records: Records) -> pd.Series:
+        rows = records.arm(which)
+        return rows[rows["round"] > 0].groupby("seed")["supermask"].max()
+
+    return measure
+
+
 def towards(published: float, none: float) -> tuple[float, float]:
     """The values that show an effect: at least half as large as published, where `none` would be no effect."""
     half = (published + none) / 2

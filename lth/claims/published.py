@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from lth.claims.claim import TIMES, Claim, Statement, accuracy, barrier, early_stop, towards
+from lth.claims.claim import TIMES, Claim, Statement, accuracy, barrier, early_stop, towards, untrained
 
 LTH = {"paper": "Frankle & Carbin 2019", "source": "arXiv:1803.03635"}
 ZHOU = {"paper": "Zhou et al. 2019", "source": "arXiv:1905.01067"}
@@ -198,6 +198,30 @@ _ALL = (
             Statement("the more so at 3.6%", accuracy("large_init/lt", "magnitude/lt"), at=3.6, holds=BELOW),
         ),
         note="The settings are those of the preset lenet. The paper shows curves and gives no figures.",
+    ),
+    Claim(
+        name="supermask",
+        about="how accurate a masked network with signed constants for weights is before any training, on MNIST",
+        **ZHOU,
+        where="Section 5, Table 1",
+        experiments={
+            "": "--preset lenet --prune_method large_final_same_sign --prune_type lt ticket_sign ticket_shuffle "
+            "--prune_iterations 17 --trials 3"
+        },
+        quick=f"{LENET_QUICK} --end_iter 2000it",
+        statements=(
+            Statement(
+                "kept where large and of the same sign, it reaches 86% at the best sparsity",
+                untrained("ticket_sign"), at=None, published=86.0, holds=towards(86.0, none=10.0),
+            ),
+            Statement(
+                "with the initial weights it is far above chance too", untrained("lt"), at=None, holds=(20, math.inf)
+            ),
+            Statement(
+                "at random places it is not", untrained("ticket_shuffle"), at=None, holds=(-math.inf, 20)
+            ),
+        ),
+        note="Accuracies in percent; chance is 10. The paper has the same network and prunes it otherwise.",
     ),
     Claim(
         name="random_tickets",
