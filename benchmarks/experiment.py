@@ -81,7 +81,7 @@ class Clock:
 def instrument(clock: Clock) -> None:
     """Have the clock charge what the functions of lth do."""
     from lth.experiment import Experiment
-    from lth.records import resume, tables, tickets
+    from lth.records import recording, resume, tables, tickets
     from lth.run import command, jobs, session
     from lth.training.train import Training
 
@@ -96,7 +96,7 @@ def instrument(clock: Clock) -> None:
         clock.wrap(tickets, name, FILES)
     for owner, name in (
         *((resume, name) for name in ("adopt_dense", "sound_rounds")),
-        *((tables, name) for name in ("write_round", "finished_rounds")),
+        *((recording, "write_round"), (tables, "finished_rounds")),
         (session, "write_json"),
     ):
         clock.wrap(owner, name, FILES)

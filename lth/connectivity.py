@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lth.experiment import Experiment, TrialError
-from lth.records import resume, tables, tickets
+from lth.records import recording, resume, tables, tickets
 from lth.records.events import Connected
 from lth.records.files import delete
 from lth.records.tables import Run
@@ -62,7 +62,7 @@ class Connectivity(Experiment):
 
     def _shared(self, run: Run) -> bool:
         """Whether another arm of the trial has measured the dense round; then it is taken over."""
-        return any(tables.share_connectivity(run, run.of_arm(arm)) for arm in ARMS if arm != run.arm)
+        return any(recording.share_connectivity(run, run.of_arm(arm)) for arm in ARMS if arm != run.arm)
 
     def _started(self, run: Run, number: int) -> Ticket:
         ticket = self.ticket(run, number)
@@ -100,7 +100,7 @@ class Connectivity(Experiment):
         ]
         for end in ENDS:  # before the round counts as measured, so that none is left behind by a stop
             delete(run.saves / f"{end}.safetensors", run.fence)
-        tables.write_connectivity(run, number, points)
+        recording.write_connectivity(run, number, points)
         found = tables.barriers(run).iloc[number]
         stable = max(found["train"], found["test"]) < STABLE
         self.tell(Connected(run, number, found["train"], found["test"], stable))

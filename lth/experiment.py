@@ -15,7 +15,7 @@ import torch
 from lth import pruning
 from lth.data.feed import Feed
 from lth.pruning import Masks
-from lth.records import resume, same, tables, tickets
+from lth.records import recording, resume, same, tables, tickets
 from lth.records.events import Evaluated, Event, Moved, Note, RoundDone
 from lth.records.files import RecordError, delete
 from lth.records.tables import Run
@@ -143,17 +143,17 @@ class Experiment:
         if trained.failure is not None:
             raise TrialError(f"round {ticket.round} ended: {trained.failure}; earlier rounds are kept")
         identity, keep = self._identity(run), self.config.keep_weights
-        if keep != "none":
-            tickets.write_state(run, numbered("trained", ticket.round), trained.best, identity)
+        weights = {} if keep == "none" else {numbered("trained", ticket.round): trained.best}
         if ticket.round == 0:
-            tickets.write_state(run, "dense", trained.final, identity)
-            if trained.kept:
-                tickets.write_state(run, "rewind", trained.kept, identity)
+            weights |= {"dense": trained.final} | ({"rewind": trained.kept} if trained.kept else {})
+        for name, state in weights.items():
+            tickets.write_state(run, name, state, identity)
         tickets.write_checkpoint(run, ticket.round, replace(trained, extra={}), identity)
-        if keep == "last":  # before the round counts as finished, so that none is left behind by a stop
-            for earlier in range(ticket.round):
-                delete(run.saves / f"{numbered('trained', earlier)}.safetensors", run.fence)
-        row = tables.write_round(run, ticket.round, ticket.masks, trained, self.cost)
+        earlier = [numbered("trained", number) for number in range(ticket.round) if keep == "last"]
+        for name in earlier:  # before the round counts as finished, so that none is left behind by a stop
+            delete(run.saves / f"{name}.safetensors", run.fence)
+        saves = [*([] if ticket.round else ["initial"]), numbered("ticket", ticket.round), *weights]
+        row = recording.write_round(run, ticket.round, ticket.masks, trained, self.cost, saves, earlier)
         empty = tuple(name for name, count in pruning.survivors(ticket.masks).items() if not count)
         self.tell(RoundDone(run, row, sum(trained.seconds.values()), empty))
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lth import pruning
-from lth.records import files, tables, tickets
+from lth.records import files, recording, tickets
 from lth.records.tables import Run
 from lth.records.tickets import Ticket
 from lth.settings.arms import ARMS
@@ -112,7 +112,7 @@ def _write(
         trained = Trained(
             steps, evals, final={}, best={}, seconds={"training": 1.0, "evaluation": 0.1}, supermask=10.0 + number
         )
-        tables.write_round(run, number, masks, trained, cost)
+        recording.write_round(run, number, masks, trained, cost)
 
 
 def _trained(weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

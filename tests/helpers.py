@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -118,6 +119,11 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with archs/tiny/{mlp,drop,conv}.py and data/tiny.npz, which `lth` takes its models from."""
+    return lay_out(tmp_path, monkeypatch)
+
+
+def lay_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make `tmp_path` such a folder."""
     folder = tmp_path / "archs" / "tiny"
     folder.mkdir(parents=True)
     for name, layers in LAYERS.items():
@@ -237,7 +243,11 @@ class Killed(BaseException):
 def killed_at(operation: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Within it, change number `operation` of a file (write, rename, link, deletion) raises Killed before it is done,
     as do all later ones. Gives a list with the number of changes so far."""
-    count = [0]
+    count, sync = [0], os.fsync
+
+    def synced(descriptor: int) -> None:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):  # what a folder lists does not change by syncing it
+            checked_sync(descriptor)
 
     def guarded(change: Callable[..., Any]) -> Callable[..., Any]:
         def checked(*arguments: Any, **options: Any) -> Any:
@@ -248,8 +258,9 @@ def killed_at(operation: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[
 
         return checked
 
+    checked_sync = guarded(sync)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", guarded(os.fsync))
+        patch.setattr(os, "fsync", synced)
         patch.setattr(os, "link", guarded(os.link))
         for name in ("replace", "rename", "unlink"):
             patch.setattr(Path, name, guarded(getattr(Path, name)))

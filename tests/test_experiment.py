@@ -20,7 +20,7 @@ from helpers import Told, assert_same, do, experiment, killed_at, results, setti
 
 from lth import pruning
 from lth.experiment import Experiment
-from lth.records import tables, tickets
+from lth.records import journal, tables, tickets
 from lth.records.events import Evaluated, RoundDone
 from lth.records.files import RecordError
 from lth.records.tables import Run
@@ -374,6 +374,7 @@ def test_the_supermask_column_is_the_accuracy_of_the_ticket_before_training(plac
 def test_tables_from_before_the_columns_supermask_and_macs_are_read_and_gone_on_with(place: Path) -> None:
     config = settings(place)
     (run,) = do(replace(config, prune_iterations=2))
+    (run.dumps / journal.NAME).unlink()
     table = run.dumps / "rounds.csv"
     table.write_text("".join(f"{line.rsplit(',', 2)[0]}\n" for line in table.read_text().splitlines()))
     older = table.read_text()
@@ -814,6 +815,7 @@ def test_a_file_vanishing_midway_is_one_clear_line_and_costs_nothing(place: Path
 def test_a_spoiled_table_is_named(place: Path, name: str, content: bytes) -> None:
     config = settings(place)
     (run,) = do(replace(config, prune_iterations=2))
+    (run.dumps / journal.NAME).unlink()  # as an older version left it; else the table is written again
     (run.dumps / f"{name}.csv").write_bytes(content)
     with pytest.raises(RecordError, match=rf"{name}\.csv cannot be read as a table.*--overwrite"):
         do(config)

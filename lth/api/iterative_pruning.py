@@ -27,6 +27,7 @@ from lth.records.files import read_json, write_json
 from lth.records.lock import Locks
 from lth.records.tables import Run
 from lth.run.about import about as about_settings
+from lth.run.holding import mend
 from lth.run.progress import Progress
 from lth.run.session import TrialsFailed
 from lth.settings import checks
@@ -162,6 +163,8 @@ def iterative_pruning(
         _check_sizes(config, taken)
         run = Run(root, config.arch_type, config.dataset, config.folder(), config.prune_type[0], seed)
         about, prints = brought.about(rule, taken), brought.prints(rule, taken)
+        if recover is not None:
+            mend([run], config, print)
         initial = _initial(run, config, about, brought, going_on=recover is not None)
         _check_same(run, prints, going_on=recover is not None)
         problem = own_network.problem(brought, taken, rule, config, initial, str(about), prints)

@@ -214,9 +214,10 @@ def load_ticket(folder: str | os.PathLike[str], round: int | None = None) -> Sav
 
     Raises:
         TypeError, ValueError: there is no such run or no such round; the message says which there are.
-        lth.records.tickets.Damaged: a file is spoiled.
+        lth.records.tickets.Damaged, lth.records.files.RecordError: a file is spoiled.
     """
     run = folders.run_of("folder", checks.path("folder", folder))
+    tables.check(run)
     table = tables.table(run, "rounds")
     have = tickets.rounds_with_ticket(run)
     if not have:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+
+GONE, NOWHERE = "is gone", "is a link that leads nowhere"
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 class RecordError(Exception):
@@ -23,6 +34,28 @@ class Fence(Protocol):
 
     def check(self) -> None:
         """Raise RecordError if the right is lost."""
+
+
+def problem(file: Path) -> str:
+    """Why a file cannot be read, as `is gone` or `is a named pipe`; nothing if it is there, and a file. Opening a pipe
+    or a device would wait for ever, or never end."""
+    try:
+        mode = file.stat().st_mode
+    except FileNotFoundError:
+        return NOWHERE if file.is_symlink() else GONE
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    return "" if stat.S_ISREG(mode) else f"is {KINDS.get(stat.S_IFMT(mode), 'no file')}"
+
+
+def read(file: Path) -> bytes:
+    """The content of a file. FileNotFoundError if there is none, RecordError if something else is in its place."""
+    what = problem(file)
+    if what in (GONE, NOWHERE):
+        raise FileNotFoundError(f"{file} {what}")
+    if what:
+        raise RecordError(f"{file} {what}: move it away")
+    return file.read_bytes()
 
 
 def set_aside(file: Path, fence: Fence | None = None) -> Path:
@@ -57,9 +90,9 @@ def write_json(file: Path, content: Mapping[str, Any], fence: Fence | None = Non
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The content of a JSON file; empty if there is none or it is spoiled."""
+    """The content of a JSON file; empty if there is none or it is spoiled. RecordError if it is no file at all."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read(file))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -107,12 +140,26 @@ def _put(file: Path, fill: Callable[[Path], None], fence: Fence | None) -> None:
             if fence is not None:
                 fence.check()
             partial.replace(file)
+            _sync(file.parent)
         except (OSError, RecordError) as error:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             if fence is not None and isinstance(error, FileNotFoundError):
                 fence.check()  # another process has deleted the partial file: say so rather than that it is gone
             raise
+
+
+def _sync(folder: Path) -> None:
+    """Make a renaming last through a loss of power, before anything is written that relies on it."""
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync a folder
+                raise
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager

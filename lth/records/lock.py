@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -27,12 +28,13 @@ from typing import Any
 
 import psutil
 
-from lth.records.files import RecordError, explained, read_json
+from lth.records.files import RecordError, explained, read, read_json
 from lth.settings.config import Config
 
 LIMIT: float = Config.lock_limit
 SIGNS = 5  # of life within the limit: NFS may hide one for a minute
 TRIES = 30  # to take a lock that is being written, or taken, at this moment
+MOMENT = 60.0  # seconds that a file for a moment can be there while its process lives
 BEING_WRITTEN = 1.0  # seconds that a lock may be without content
 
 
@@ -169,14 +171,14 @@ class Locks:
     def _refresh(self) -> None:
         while not self._done.wait(self.limit / SIGNS):
             for held in list(self._held.values()):
-                with contextlib.suppress(OSError):  # a lost lock is noticed at the next write
+                with contextlib.suppress(OSError, RecordError):  # a lost lock is noticed at the next write
                     if _read(held.file) == held.content:
                         os.utime(held.file)
 
 
 def clear(folder: Path) -> None:
-    """Delete the lock of a folder if a dead process has left it."""
-    if lock_file(folder).exists():
+    """Delete the lock of a folder, and what was beside it, if a dead process has left them."""
+    if any(folder.parent.glob(f"{folder.name}.lock*")) or any(folder.parent.glob("*.lock.now")):
         with contextlib.suppress(RecordError), Locks() as locks:
             locks.take(folder)
 
@@ -207,6 +209,7 @@ def probe(root: Path) -> None:
         try:
             with first.open("x") as stream:
                 stream.write("first")
+            _sweep(root, first.stat().st_mtime)
             second.write_text("second")
             kept = _fails(FileExistsError, lambda: os.open(first, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
             first.replace(second)
@@ -219,6 +222,15 @@ def probe(root: Path) -> None:
         raise RecordError(
             f"the storage of {root} cannot {what}, which several processes need to share it: use another --root"
         )
+
+
+def _sweep(root: Path, now: float) -> None:
+    """Delete the files for a moment that processes have left in `root` that were killed then."""
+    for left in root.iterdir():
+        if re.fullmatch(r"[0-9a-f]{32}\.(probe|lock\.now)", left.name):
+            with contextlib.suppress(OSError):
+                if now - left.stat().st_mtime > MOMENT:
+                    left.unlink()
 
 
 def _fails(kind: type[OSError], call: Callable[[], int]) -> bool:
@@ -287,7 +299,7 @@ def _last(folder: Path) -> int:
 def _read(file: Path) -> str | None:
     """What a lock says; None if there is none."""
     try:
-        return file.read_text(encoding="utf-8", errors="replace")
+        return read(file).decode(errors="replace")
     except FileNotFoundError:
         return None
 

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from lth.records import tables, tickets
-from lth.records.files import delete, drop_partials, read_json, set_aside, share
+from lth.records import recording, tables, tickets
+from lth.records.files import delete, read_json, set_aside, share
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
 from lth.training.models import State
 from lth.training.train import Trained
 
 
-def pick_up(run: Run, identity: str, rewinds: bool, tell: Callable[[str], None]) -> int:
+def pick_up(run: Run, identity: str, rewinds: bool, tell: Callable[[str], object]) -> int:
     """Make sure that the run's files can be built upon, take back rounds that cannot, and give how many are left."""
-    for folder in (run.dumps, run.saves):  # before anything is read: see lth.records.lock
-        drop_partials(folder, run.fence)
-    for name in tables.TABLES:
-        tables.table(run, name)  # a spoiled one is better said now than after hours of training
+    recording.mend(run, tell)
+    if missing := recording.lost(run):
+        tell(missing)
     finished = tables.finished_rounds(run)
     sound = sound_rounds(run, finished, identity, rewinds, tell)
     if sound < finished:
         tell(f"{run}: going on from round {sound}, the first whose ticket is lost")
-        tables.keep_rounds(run, sound)
+        recording.keep_rounds(run, sound)
     drop_rounds(run, sound)
     return sound
 
@@ -89,10 +88,10 @@ def adopt_dense(run: Run, sibling: Run, identity: Callable[[Run], str], rewinds:
             share(source, target, run.fence)
         elif source.exists():  # the dense round is the same also where the arm's later ones mean something else
             tickets.copy_tensors(source, target, mine, run.fence)
-    tables.copy_rounds(run, sibling, before=1)
+    recording.copy_dense(run, sibling)
 
 
-def sound_rounds(run: Run, finished: int, identity: str, rewinds: bool, tell: Callable[[str], None]) -> int:
+def sound_rounds(run: Run, finished: int, identity: str, rewinds: bool, tell: Callable[[str], object]) -> int:
     """How many of the finished rounds can be built upon. Unusable files are set aside, with a word to `tell`.
 
     Round n can start from its ticket, or a ticket can be made of the weights at the end of round n - 1: those are in

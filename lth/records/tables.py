@@ -1,29 +1,24 @@
-"""The numbers of runs: the CSV tables under dumps/, read and written only here, and finding runs by them.
+"""The numbers of runs: the CSV tables under dumps/, read here and written in recording.py, and finding runs by them.
 
 A round counts as finished when rounds.csv, written last, has its line.
 """
 
 from __future__ import annotations
 
-import csv
 import io
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lth.records.files import Fence, RecordError, explained, read_json, write
+from lth.records import journal
+from lth.records.files import Fence, RecordError, explained, read, read_json
+from lth.records.lock import lock_file
 from lth.settings import checks
-
-if TYPE_CHECKING:
-    from lth.pruning import Masks
-    from lth.training.cost import Cost
-    from lth.training.train import Trained
 
 ROUNDS = ("round", "remaining", "ES", "val", "test", "val_loss", "train_loss", "weights", "supermask", "macs")
 LATER = ("supermask", "macs", "kind", "dense_macs")  # columns that tables of older versions lack, or lines of theirs
@@ -33,6 +28,7 @@ LAYERS = ("round", "layer", "kind", "remaining", "weights", "total", "macs", "de
 TIMES = ("round", "seconds", "training", "evaluation")
 WORDS = ("layer", "kind")  # the columns that hold no numbers
 CONNECTIVITY = ("round", "remaining", "point", "train_error", "test_error")
+FOLDERS = "dumps/*/*/*/*/seed*"  # of runs
 TABLES = {"rounds": ROUNDS, "evals": EVALS, "layers": LAYERS, "times": TIMES, "connectivity": CONNECTIVITY}
 
 
@@ -89,11 +85,12 @@ def find(
 ) -> list[Run]:
     """All runs under <root>/dumps with a finished round; those of one model, data set or settings if given.
 
-    A run whose rounds.csv is spoiled raises RecordError, or is left out after `spoiled` was called with the error.
+    A run with a spoiled table raises RecordError, or is left out after `spoiled` was called with the error.
     """
     runs = []
-    for file in sorted(Path(root).glob("dumps/*/*/*/*/seed*/rounds.csv")):
-        found_arch, found_dataset, settings, arm, seed = file.parts[-6:-1]
+    folders = {file.parent for name in ("rounds.csv", journal.NAME) for file in Path(root).glob(f"{FOLDERS}/{name}")}
+    for folder in sorted(folders):
+        found_arch, found_dataset, settings, arm, seed = folder.parts[-5:]
         run_of_seed = re.fullmatch(r"seed(\d+)", seed)  # a run moved aside is called seed0.old-...
         wanted = all(
             want is None or want.lower() == have.lower()
@@ -102,6 +99,7 @@ def find(
         if run_of_seed and wanted:
             run = Run(Path(root), found_arch, found_dataset, settings, arm, int(run_of_seed[1]))
             try:
+                check(run)
                 if len(table(run, "rounds")):
                     runs.append(run)
             except RecordError as error:
@@ -111,11 +109,39 @@ def find(
     return sorted(runs, key=lambda run: (run.arch_type, run.dataset, run.settings, run.arm, run.seed))
 
 
+def check(run: Run) -> None:
+    """RecordError, saying which and what to do, if a table of the run is not as the run wrote it, or its journal is
+    damaged. Nothing is known of tables that an older version wrote."""
+    if wrong := damage(run):
+        raise RecordError(f"{wrong}: the command that made it writes it again; or use --overwrite")
+
+
+def damage(run: Run) -> str:
+    """Which of a run's tables is not as the run wrote it, and how; nothing if all are."""
+    working = lock_file(run.dumps).exists()  # before anything is read: a process may be between two files
+    try:
+        found, wrong = journal.load(run.dumps)
+    except FileNotFoundError:
+        return ""
+    entries = list(found.values())
+    for name in TABLES if not wrong else ():
+        file, known = run.dumps / f"{name}.csv", [entry.round for entry in entries if name in entry.tables]
+        expected = journal.text(name, entries) or ",".join(TABLES[name])
+        how = journal.differs(file, expected, len(entries)) if known or file.exists() else ""
+        if how and working and known and name in journal.WRITTEN_AFTER:
+            how = journal.differs(file, expected, known[-1], missing=known[1:] == [])
+        if how:
+            return f"{file} {how}"
+    if not wrong and not working and len(journal.rounds_in(run.dumps / "rounds.csv")) > len(entries):
+        return f"{run.dumps / journal.NAME} has lost a line"
+    return wrong
+
+
 def table(run: Run, name: str) -> pd.DataFrame:
     """The table of that name in TABLES of a run; empty if there is none yet. RecordError if spoiled."""
     file = run.dumps / f"{name}.csv"
     try:
-        found = pd.read_csv(file, dtype=dict.fromkeys(WORDS, str))
+        found = pd.read_csv(io.BytesIO(read(file)), dtype=dict.fromkeys(WORDS, str))
         found = found.assign(**{column: math.nan for column in LATER if column in TABLES[name] and column not in found})
         problem = _problem(found, name)
     except (FileNotFoundError, NotADirectoryError):
@@ -157,61 +183,6 @@ def done_rounds(run: Run, connectivity: bool) -> int:
     return min(finished, connected_rounds(run)) if connectivity else finished
 
 
-def write_round(run: Run, number: int, masks: Masks, trained: Trained, cost: Cost | None = None) -> dict[str, Any]:
-    """Add a finished round to the tables, rounds.csv last; multiply-adds (macs) where the `cost` of a forward pass is
-    known. Gives its line."""
-    from lth import pruning  # with PyTorch, which reading need not wait for
-
-    best, counts = trained.early_stop, pruning.survivors(masks)
-    row = {
-        **{"round": number, "remaining": round(pruning.remaining(masks), 4), "ES": best.iteration},
-        **{"val": best.val, "test": best.test, "val_loss": best.val_loss, "train_loss": best.train_loss},
-        **{"weights": sum(counts.values()), "supermask": trained.supermask},
-        "macs": round(cost.total(counts)) if cost else None,
-    }
-    new = {
-        "evals": [{"round": number, **asdict(evaluation)} for evaluation in trained.evals],
-        "layers": [
-            {
-                "round": number,
-                "layer": name,
-                "kind": cost.kind(name) if cost else None,
-                "remaining": round(100 * kept / total, 4),
-                "weights": kept,
-                "total": total,
-                "macs": round(cost.of(name, kept)) if cost else None,
-                "dense_macs": round(cost.of(name, total)) if cost else None,
-            }
-            for name, kept in counts.items()
-            for total in [masks[name].numel()]
-        ],
-        "times": [
-            {"round": number, "seconds": round(sum(trained.seconds.values()), 3)}
-            | {part: round(seconds, 3) for part, seconds in trained.seconds.items()}
-        ],
-        "rounds": [row],
-    }
-    for name, rows in new.items():
-        _write_table(run, name, [*_lines(run, name, before=number), *(_line(row, TABLES[name]) for row in rows)])
-    return row
-
-
-def write_connectivity(run: Run, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add the points of a round's line (point, train_error, test_error) to the table `connectivity`."""
-    remaining = table(run, "rounds")["remaining"][number]
-    lines = [_line({"round": number, "remaining": float(remaining), **row}, CONNECTIVITY) for row in rows]
-    _write_table(run, "connectivity", [*_lines(run, "connectivity", before=number), *lines])
-
-
-def share_connectivity(run: Run, sibling: Run) -> bool:
-    """Take over what another arm's table knows of the dense round, if both have the same one."""
-    found = _lines(sibling, "connectivity", before=1)
-    if not found or _lines(sibling, "rounds", before=1) != _lines(run, "rounds", before=1):
-        return False
-    _write_table(run, "connectivity", found)
-    return True
-
-
 def barrier(errors: Sequence[float]) -> float:
     """The highest error on a line less the mean of those at its ends (Frankle et al. 2020, arXiv:1912.05671, Section
     2)."""
@@ -229,19 +200,6 @@ def barriers(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["round", "remaining", "train", "test"])
 
 
-def keep_rounds(run: Run, rounds: int) -> None:
-    """Take everything of the rounds from number `rounds` on off the tables, rounds.csv first."""
-    for name in TABLES:
-        if (run.dumps / f"{name}.csv").exists():
-            _write_table(run, name, _lines(run, name, before=rounds))
-
-
-def copy_rounds(run: Run, source: Run, before: int) -> None:
-    """Take over from another run what its tables say of rounds below `before`."""
-    for name in ("evals", "layers", "times", "rounds"):
-        _write_table(run, name, _lines(source, name, before))
-
-
 def move_aside(run: Run, stamp: str) -> None:
     """Rename the folders of a run's old results, so that nothing finds them."""
     for folder in (run.dumps, run.saves):
@@ -250,32 +208,6 @@ def move_aside(run: Run, stamp: str) -> None:
                 if run.fence is not None:
                     run.fence.check()
                 folder.rename(folder.with_name(f"{folder.name}.old-{stamp}"))
-
-
-def _lines(run: Run, name: str, before: int) -> list[str]:
-    """The lines of a table for rounds below `before`, as they stand in the file."""
-    try:
-        lines = (run.dumps / f"{name}.csv").read_text(encoding="utf-8").splitlines()[1:]
-    except FileNotFoundError:
-        return []
-    return [line for line in lines if int(line.split(",", 1)[0]) < before]
-
-
-def _line(row: Mapping[str, Any], columns: Sequence[str]) -> str:
-    text = io.StringIO()
-    values = [row[column] for column in columns]
-    csv.writer(text, lineterminator="").writerow([_cell(x) for x in values])
-    return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.10g}"
-    return value
-
-
-def _write_table(run: Run, name: str, lines: Sequence[str]) -> None:
-    write(run.dumps / f"{name}.csv", "\n".join([",".join(TABLES[name]), *lines, ""]).encode(), run.fence)
 
 
 def results(root: str | Path = ".") -> pd.DataFrame:

@@ -20,7 +20,7 @@ from torch import Tensor
 from lth import pruning
 from lth.pruning import Masks
 from lth.records import same, tables
-from lth.records.files import Fence, write
+from lth.records.files import GONE, NOWHERE, Fence, problem, write
 from lth.records.tables import Run
 from lth.training.models import State
 from lth.training.train import Evaluation, Trained
@@ -76,8 +76,11 @@ def _serialised(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> byte
 def load_tensors(file: Path, identity: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and facts of a file. FileNotFoundError if there is none; Damaged, with the reason, if it is
     truncated or altered, written by a newer program, or belongs to another `identity`."""
-    if not file.exists():
-        raise FileNotFoundError(f"{file} is gone")
+    what = problem(file)
+    if what in (GONE, NOWHERE):
+        raise FileNotFoundError(f"{file} {what}")
+    if what:
+        raise Damaged(f"{file} {what}")
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
             about = opened.metadata() or {}

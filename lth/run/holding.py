@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from lth.data.images import Images
-from lth.records import resume, same, tables
-from lth.records.files import RecordError, write_json
+from lth.records import recording, resume, same, tables
+from lth.records.files import RecordError, read_json, write_json
 from lth.records.lock import Locks
 from lth.records.tables import Run
 from lth.run import refusals
 from lth.run.about import about
 from lth.settings.config import Config
 from lth.training.problem import Problem, stack_size
+
+
+def mend(runs: Sequence[Run], config: Config, warn: Callable[[str], object]) -> None:
+    """Write again what is damaged of the tables of these runs, which are not held; `warn` gets a sentence for each.
+    With --dry_run that is all. RecordError if another process has the run, unless it --joins."""
+    for run in runs:
+        if not (wrong := tables.damage(run)):
+            continue
+        if config.dry_run:
+            warn(f"{wrong}: it would be written again")
+            continue
+        with Locks(config.lock_limit) as locks:
+            fence = locks.try_take(run.dumps) if config.join else locks.take(run.dumps)
+            if fence is None:
+                continue
+            if about := read_json(run.dumps / "config.json"):
+                write_json(run.dumps / "config.json", {**about, "taken": fence.number}, fence)
+            recording.mend(replace(run, fence=fence), warn)
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ import torch
 from lth import data, layers, pruning
 from lth.connectivity import ENDS
 from lth.data.images import Images
-from lth.records import given, labels, resume, tables
+from lth.records import given, labels, recording, resume, tables
 from lth.records.events import Event
 from lth.records.lock import Locks, clear, clock, probe
 from lth.records.tables import Run
 from lth.run import cluster, jobs, processes, refusals
 from lth.run import device as devices
-from lth.run.holding import Alone, Elsewhere, Prepared, Shared
+from lth.run.holding import Alone, Elsewhere, Prepared, Shared, mend
 from lth.run.progress import Progress
 from lth.run.queue import Queue
 from lth.run.tasks import by_run, plan, runs_of, tasks_of, trainings
@@ -65,12 +65,17 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), words: Cal
 
     with jobs.signals() as signalled:
         runs = list(dict.fromkeys(run for config, about in asked.items() for run in runs_of(config, about)))
-        unfinished = checks.together(*(partial(_unfinished, config) for config in asked))
+        checks.together(*(partial(_refuse, config) for config in asked))
+        for config in asked:
+            mend([] if config.overwrite else runs_of(config), first, _warn)
+        unfinished = [_unfinished(config) for config in asked]
         todo = {config: asked[config] for config, left in zip(asked, unfinished, strict=True) if left}
         if not todo:
             say("all rounds of these runs are finished: more --prune_iterations or --trials extend them")
             for run in runs:
                 clear(run.dumps)
+                if missing := recording.lost(run):
+                    _warn(f"{missing}; no number depends on them, --overwrite trains the run again")
             return runs
         loaded: dict[tuple[object, ...], Images] = {}
         (device, remark), *prepared = checks.together(
@@ -127,15 +132,19 @@ def _device(config: Config) -> tuple[torch.device, str]:
     return devices.choose(config.gpu)
 
 
+def _refuse(asked: Config) -> None:
+    """ConfigError if a folder holds results of other settings."""
+    if not asked.overwrite:
+        refuse_other_settings(settled(asked), runs_of(asked))
+
+
 def _unfinished(asked: Config) -> bool:
-    """Whether something is left to do of an experiment; ConfigError if a folder holds another one's results."""
+    """Whether something is left to do of an experiment; ConfigError if nothing is, and a folder holds another one's
+    results."""
     runs = runs_of(asked)
-    if asked.overwrite:
+    if asked.overwrite or any(tables.done_rounds(run, asked.connectivity) < asked.prune_iterations for run in runs):
         return True
     config = settled(asked)
-    refuse_other_settings(config, runs)
-    if any(tables.done_rounds(run, asked.connectivity) < asked.prune_iterations for run in runs):
-        return True
     refusals.refuse_another_experiment(runs, *refusals.at_hand(config, runs[0]), config)
     return False
 
