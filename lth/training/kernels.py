@@ -179,7 +179,7 @@ def _try_sparse_product(form: Form) -> bool:
 def sparse_product(offsets: Tensor, columns: Tensor, values: Tensor, x: Tensor) -> Tensor:
     """A sparse matrix (rows, inner) times x (inner, n), (rows, n). Row r has the `values` from offsets[r] to
     offsets[r + 1], in these `columns`; offsets (rows + 1,) and columns are int32."""
-    bags: Any = torch.embedding_bag
+    bags: Any = torch._embedding_bag_forward_only  # no bookkeeping for a gradient, even of a parameter's values
     return bags(x, columns, offsets, False, 0, False, values, True)[0]
 
 

@@ -95,7 +95,7 @@ class _Products(torch.autograd.Function):
         above = above.t().contiguous()
         for number, (places, rectified) in reversed([*enumerate(ctx.layers)]):
             if rectified:
-                above = above * kept[number + 1].sign()
+                above = torch.ops.aten.threshold_backward(above, kept[number + 1], 0)
             found += [above.sum(1) if wanted[2 * number + 3] else None, places.gradient(above, kept[number])]
             if number or wanted[0]:
                 above = places.transposed_product(values[number], above)
