@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from lth.training.sparse import choose, limits
 from lth.training.train import Training
 
 LR, MOMENTUM = 1.2e-3, 0.9
+Keep = float | Mapping[str, float]  # percent of the weights of each layer, or of each of them by name
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,12 @@ class Problem:
         """Initial weights."""
         return models.state_of(models.build(self.make, "glorot", seed))
 
-    def masks(self, state: State, keep: float = 50.0) -> Masks:
+    def masks(self, state: State, keep: Keep = 50.0) -> Masks:
         """Masks that keep the largest `keep` percent of each layer."""
         dense = pruning.dense(pruning.prunable(self.make()))
-        return pruning.prune_lowest(
-            {name: state[name].abs() for name in dense}, dense, dict.fromkeys(dense, 100.0 - keep)
-        )
+        percents = keep if isinstance(keep, Mapping) else dict.fromkeys(dense, keep)
+        rates = {name: 100 - percents[name] for name in dense}
+        return pruning.prune_lowest({name: state[name].abs() for name in dense}, dense, rates)
 
 
 def random_images(dataset: str) -> Images:
@@ -98,7 +99,7 @@ class Engine:
         precision: str = "fast",
         threads: int = 1,
         stack: int = 1,
-        keep: float = 50.0,
+        keep: Keep = 50.0,
         sparse: str = "off",
     ) -> None:
         self.device, self.precision, self.threads = torch.device(device), precision, threads

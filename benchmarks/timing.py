@@ -48,20 +48,22 @@ def ratio(slower: Sequence[float], faster: Sequence[float]) -> Spread:
     return Spread.of([a / b for a, b in zip(slower, faster, strict=True)])
 
 
-def in_turns(contenders: Mapping[Key, Callable[[], object]], repeats: int) -> dict[Key, list[float]]:
-    """Seconds of each call of each contender, called A B C A B C ... `repeats` times."""
+def in_turns(
+    contenders: Mapping[Key, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[Key, list[float]]:
+    """Seconds of each call of each contender by the clock, called A B C A B C ... `repeats` times."""
     seconds: dict[Key, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, call in contenders.items():
-            seconds[name].append(elapsed(call))
+            seconds[name].append(elapsed(call, clock))
     return seconds
 
 
-def elapsed(call: Callable[[], object]) -> float:
+def elapsed(call: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds that a call takes."""
-    began = time.perf_counter()
+    began = clock()
     call()
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def steps_for(seconds: float, run: Callable[[int], object]) -> int:

@@ -130,6 +130,24 @@ def test_inference_compares_the_sparse_network_with_the_dense_one(
     assert "times as quick as the dense network" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--keep", "100", "3.6"], "of unpruned"),
+        (["--preset"], "--trials 5 --prune_type lt ticket_reinit"),
+        (["--layers", "20-10x6", "--keep", "10"], "20-10x6"),
+    ],
+    ids=["shares", "preset", "layers"],
+)
+def test_sparsity_compares_sparse_products_with_dense_ones(
+    script, monkeypatch: pytest.MonkeyPatch, data: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+) -> None:
+    sparsity = script("sparsity")
+    monkeypatch.setattr(sparsity, "ROUNDS", 2)
+    sparsity.main([*TINY, *flags, "--data", str(data)])
+    assert said in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_trials_prints_the_cost_of_jobs(data: Path) -> None:
     out = run("trials", *TINY, "--parts", "jobs", "--data", str(data))
@@ -162,7 +180,7 @@ def test_machines_compares_joined_processes_with_the_pool(data: Path) -> None:
     assert pool[3] == "1.000" and 0.1 < float(join[3]) < 10
 
 
-@pytest.mark.parametrize("name", ["textbook", "step_time", "trials", "experiment", "inference", "machines"])
+@pytest.mark.parametrize("name", ["textbook", "step_time", "trials", "experiment", "inference", "machines", "sparsity"])
 def test_help_says_what_is_measured(script, capsys: pytest.CaptureFixture[str], name: str) -> None:
     with pytest.raises(SystemExit) as ended:
         script(name).main(["--help"])
