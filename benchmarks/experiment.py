@@ -26,7 +26,10 @@ sys.path.insert(0, str(PROJECT))
 FOLDER, LAUNCHED = "LTH_BENCHMARK_FOLDER", "LTH_BENCHMARK_LAUNCHED"  # environment of the processes that are measured
 MAIN_JOB = ("--prune_type", "lt", "reinit", "--prune_percent", "20")
 SHORT = (*MAIN_JOB, "--prune_iterations", "4", "--end_iter", "2")
-FULL = (*MAIN_JOB, *"--prune_iterations 10 --end_iter 5 --valid_freq 300it --pixels unit --trials 2".split())
+FULL = (
+    *(*MAIN_JOB, "--prune_iterations", "10", "--end_iter", "5", "--valid_freq", "300it"),
+    *("--pixels", "unit", "--trials", "2"),
+)
 IMPORTS, DATA, SETUP, TRAINING, EVALUATION = "imports", "data, checks", "setting up rounds", "training", "evaluation"
 PRUNING, FILES, DRAWING, WAITING, OTHER = "pruning", "files", "drawing, verdict", "waiting", "everything else"
 PARTS = (IMPORTS, DATA, SETUP, TRAINING, EVALUATION, PRUNING, FILES, DRAWING, OTHER, WAITING)
