@@ -19,7 +19,8 @@ from lth.pruning import Masks
 from lth.records import folders, tickets
 from lth.records.tables import Run
 from lth.records.tickets import Damaged, Ticket
-from lth.settings.config import Config, ConfigError, derive_seed, takes_over
+from lth.settings.combinations import takes_over
+from lth.settings.config import Config, ConfigError, derive_seed
 from lth.training.models import State, state_of
 from lth.training.problem import Problem
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lth.settings import combinations
 from lth.settings.arms import ARMS, CONTROLS, CRITERIA
 from lth.settings.ticket import TicketName
 from lth.settings.values import PERCENT, Duration, as_text, device, duration, number, parse_value, plain_name
@@ -261,7 +262,7 @@ class Config:
     debug: bool = side(False, OUTPUT, "tracebacks with error messages")
 
     def __post_init__(self) -> None:
-        problems = [*self._field_problems(), *combination_problems(self)]
+        problems = [*self._field_problems(), *combinations.problems(self)]
         if problems:
             raise ConfigError(*problems)
 
@@ -328,45 +329,3 @@ class Config:
             whole = text[:81].rpartition(",")[0] or text[:80]  # no value is cut in two
             text = f"{whole}...{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         return text or "default"
-
-
-def takes_over(config: Config) -> list[str]:
-    """The arms asked for that take over all tickets of the run that --ticket names."""
-    arms = config.prune_type if isinstance(config.prune_type, tuple) else ()
-    return [arm for arm in arms if arm in ARMS and ARMS[ARMS[arm].mask_of or arm].prunes == "given"]
-
-
-def combination_problems(config: Config) -> list[str]:
-    """What is wrong with settings that are right one by one. Values may still be of the wrong type."""
-    problems = []
-    given = {spec.name for spec in dataclasses.fields(config) if getattr(config, spec.name) != spec.default}
-    own_rates = given & {"prune_percent", "conv_percent", "fc_percent", "output_percent"}
-    if "target_remaining" in given:
-        if own_rates:
-            problems.append(
-                "--target_remaining decides the percent of a round itself and cannot be given with "
-                f"--{' --'.join(sorted(own_rates))}"
-            )
-        if config.prune_iterations == 1:
-            problems.append("--target_remaining needs at least 2 --prune_iterations: the first round is dense")
-    if config.optimizer != "sgd":
-        problems += [
-            f"--{name} belongs to --optimizer sgd, not to {config.optimizer}"
-            for name in ("momentum", "nesterov")
-            if name in given
-        ]
-    elif config.nesterov and not config.momentum:
-        problems.append("--nesterov needs a --momentum above 0")
-    if "lr_gamma" in given and not config.lr_milestones:
-        problems.append("--lr_gamma needs --lr_milestones, which say when the learning rate drops")
-    if takes_over(config) and config.ticket is None:
-        problems.append(f"--prune_type {takes_over(config)[0]} needs --ticket, which says whose tickets it takes over")
-    if config.join and config.overwrite:
-        problems.append("--overwrite cannot be given with --join: each process would move away what the others do")
-    if config.ray and config.gpu not in (None, "cpu"):
-        problems.append(
-            f"--gpu {config.gpu} cannot be given with --ray, which gives a task any GPU: leave it out or say cpu"
-        )
-    if not config.prune_type:
-        problems.append(f"--prune_type needs at least one of {', '.join(ARMS)}")
-    return problems

@@ -1,0 +1,53 @@
+"""What settings cannot be given together."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from lth.settings.arms import ARMS
+
+if TYPE_CHECKING:
+    from lth.settings.config import Config
+
+
+def problems(config: Config) -> list[str]:
+    """What is wrong with settings that are right one by one. Values may still be of the wrong type."""
+    found = []
+    given = {spec.name for spec in dataclasses.fields(config) if getattr(config, spec.name) != spec.default}
+    own_rates = given & {"prune_percent", "conv_percent", "fc_percent", "output_percent"}
+    if "target_remaining" in given:
+        if own_rates:
+            found.append(
+                "--target_remaining decides the percent of a round itself and cannot be given with "
+                f"--{' --'.join(sorted(own_rates))}"
+            )
+        if config.prune_iterations == 1:
+            found.append("--target_remaining needs at least 2 --prune_iterations: the first round is dense")
+    if config.optimizer != "sgd":
+        found += [
+            f"--{name} belongs to --optimizer sgd, not to {config.optimizer}"
+            for name in ("momentum", "nesterov")
+            if name in given
+        ]
+    elif config.nesterov and not config.momentum:
+        found.append("--nesterov needs a --momentum above 0")
+    if "lr_gamma" in given and not config.lr_milestones:
+        found.append("--lr_gamma needs --lr_milestones, which say when the learning rate drops")
+    if takes_over(config) and config.ticket is None:
+        found.append(f"--prune_type {takes_over(config)[0]} needs --ticket, which says whose tickets it takes over")
+    if config.join and config.overwrite:
+        found.append("--overwrite cannot be given with --join: each process would move away what the others do")
+    if config.ray and config.gpu not in (None, "cpu"):
+        found.append(
+            f"--gpu {config.gpu} cannot be given with --ray, which gives a task any GPU: leave it out or say cpu"
+        )
+    if not config.prune_type:
+        found.append(f"--prune_type needs at least one of {', '.join(ARMS)}")
+    return found
+
+
+def takes_over(config: Config) -> list[str]:
+    """The arms asked for that take over all tickets of the run that --ticket names."""
+    arms = config.prune_type if isinstance(config.prune_type, tuple) else ()
+    return [arm for arm in arms if arm in ARMS and ARMS[ARMS[arm].mask_of or arm].prunes == "given"]
