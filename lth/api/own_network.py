@@ -42,6 +42,11 @@ def check_net(net: Any, embeddings: bool = False) -> nn.Module:
     return net
 
 
+def fingerprint_of(net: nn.Module) -> str:
+    """That of a network without what trains it, which has fingerprints of its own."""
+    return fingerprint.of_network(net, without=("optim", "criterion"))
+
+
 class OwnNet:
     """Copies of the user's network, with what it brings along: `optim`, `criterion` and `_initialize_weights`."""
 
@@ -109,7 +114,7 @@ class OwnNet:
         """Fingerprints of what decides the numbers beside the settings: model, data, rule, optimiser and loss."""
         optim = "the settings' own" if self.optim is None else type(self.optim)
         return {
-            "model": fingerprint.of_network(self.template, without=("optim", "criterion")),
+            "model": fingerprint_of(self.template),
             "data": data.fingerprint,
             "rule": fingerprint.of(rule),
             "optimizer": fingerprint.of(optim, self.groups),

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from lth import pruning
-from lth.api import export
+from lth.api import export, own_network
 from lth.data.loaders import as_images, test_batches
 from lth.pruning import Masks
-from lth.records import folders, tables, tickets
+from lth.records import folders, same, tables, tickets
 from lth.records.files import read_json
 from lth.records.tables import Run
 from lth.records.tickets import numbered
@@ -23,7 +23,7 @@ from lth.run import device as devices
 from lth.settings import checks, names
 from lth.settings.config import Config, ConfigError
 from lth.settings.names import KNOWN
-from lth.training import models
+from lth.training import fingerprint, models
 from lth.training.models import State
 from lth.training.network import Network
 from lth.training.numerics import numerics
@@ -90,8 +90,8 @@ class SavedTicket:
         Args:
             data: the name of a data set, an .npz file or `lth.data.Images`, whose test images are taken; or a loader:
                 any re-iterable of batches (examples (B, ...), labels (B,)).
-            model: of the run's architecture, for runs of a network of your own; else it is found under archs/. It is
-                not changed.
+            model: of the run's architecture, for runs of a network of your own; else it is found under archs/, where
+                it must not have been edited since. It is not changed.
             weights: "trained" or "start".
             device: None: a GPU where there is one.
         """
@@ -167,17 +167,24 @@ class SavedTicket:
         return self.trained
 
     def _model(self) -> nn.Module:
-        """A model of the run's architecture."""
+        """A model of the run's architecture; ValueError if there is none, or if it has changed since."""
         sizes = sorted({len(tensor) for tensor in self.start.values() if tensor.ndim})
         why: object = "its shapes are others"
         known = KNOWN.get(names.dataset(self.run.dataset))
-        for classes in [known.classes if known else 10, *sizes]:
+        about = read_json(self.run.dumps / "config.json")
+        for classes in [about.get("classes") or (known.classes if known else 10), *sizes]:
             try:
-                model = models.find(self.run.arch_type, self.run.dataset, classes)()
+                make = models.find(self.run.arch_type, self.run.dataset, classes)
+                model = make()
             except ConfigError as error:
                 why = error
                 break
             if {name: x.shape for name, x in models.state_of(model).items()} == self._shapes():
+                own = "own" in about  # handed over, with whatever weights
+                now = own_network.fingerprint_of(model) if own else fingerprint.of_model(make)
+                if same.another(self.run, {"model": now}):
+                    found = f"{self.run.arch_type} under archs/ has changed since this ticket was found"
+                    raise ValueError(f"model must be given, since {found}")
                 return model
         raise ValueError(f"model must be given, since {self.run.arch_type} is no model under archs/ ({why})")
 

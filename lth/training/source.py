@@ -84,6 +84,8 @@ def text(node: Any) -> str:
         return "[" + ", ".join(text(part) for part in node if not _idle(part)) + "]"
     if not isinstance(node, ast.AST):
         return f"{type(node).__name__} {node!r}"
+    if isinstance(node, ast.JoinedStr):  # in an f-string, some versions of Python put "" where others put nothing
+        node = ast.JoinedStr([part for part in node.values if getattr(part, "value", None) != ""])
     if isinstance(node, ast.AnnAssign) and node.value is not None:
         node = ast.Assign([node.target], node.value)
     fields = [(name, value) for name, value in ast.iter_fields(node) if name not in NO_CODE]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,6 +38,25 @@ def test_a_ticket_evaluates_to_the_digits_of_rounds_csv(place: Path, monkeypatch
                 ticket.row["remaining"]
             )
     assert lth.load_ticket(run.dumps).round == 2
+
+
+def test_a_ticket_is_not_evaluated_by_another_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (run,) = session.run(settings(place, prune_iterations=1))
+    own = place / "own"
+    find(models.find("mlp", "tiny", 4)(), place / "data" / "tiny.npz", save=own, valid_size=40)
+    file = place / "archs/tiny/mlp.py"
+    text = file.read_text()
+    for new, other in ((text.replace("nn.ReLU()", "nn.Tanh()"), True), (f"# Mine.\n{text}", False)):
+        file.write_text(new)
+        for folder in (run.saves, own):
+            ticket = lth.load_ticket(folder)
+            if other:
+                with pytest.raises(ValueError, match=r"^model must be given, since \w+ under archs/ has changed since"):
+                    ticket.evaluate(place / "data" / "tiny.npz")
+            else:
+                found = ticket.evaluate(place / "data" / "tiny.npz")
+                assert float(f"{found:.10g}") == ticket.row["test"]
 
 
 def test_a_ticket_is_evaluated_on_pixels_scaled_as_its_run_had_them(place: Path) -> None:

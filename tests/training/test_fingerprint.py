@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import os
 import subprocess
@@ -196,6 +197,16 @@ def test_source_that_is_no_longer_what_was_loaded_is_not_believed(tmp_path: Path
     assert source.definitions(space["rule"])
     file.write_text("def rule(net):\n    return 22\n")
     assert not source.definitions(space["rule"]) and fingerprint.of(space["rule"]) != before
+
+
+def test_a_tree_is_the_same_from_every_version_of_python() -> None:
+    """Python 3.12.1 ends the format in an f-string with an empty text, and others do not."""
+    tree = ast.parse("def f(x: int, k=3) -> str:\n    return f'{x:>{k}}'\n")
+    before = source.text(tree)
+    (form,) = [node.format_spec for node in ast.walk(tree) if isinstance(node, ast.FormattedValue) and node.format_spec]
+    assert isinstance(form, ast.JoinedStr)
+    form.values.append(ast.Constant(""))
+    assert source.text(tree) == before
 
 
 def test_drawing_a_fingerprint_disturbs_no_random_numbers(model: Text) -> None:
