@@ -25,12 +25,14 @@ Rule = Callable[[nn.Module], object]  # prunes a model in place with torch.nn.ut
 
 
 def prunable(model: nn.Module, embeddings: bool = False) -> dict[str, nn.Parameter]:
-    """The weights that pruning looks at: see lth.layers. Tied ones come once."""
+    """The weights of `model` that pruning looks at, by name: see lth.layers. Tied ones come once; those of embeddings
+    with `embeddings`."""
     return {name: part.parameter for name, part in _prunable(model, embeddings).items()}
 
 
 def layer_kinds(model: nn.Module, embeddings: bool = False) -> dict[str, str]:
-    """`conv`, `fc` or `output` (the last Linear layer) for each prunable weight; all that are no filters are `fc`."""
+    """`conv`, `fc` or `output` (the last Linear layer) for each prunable weight of `model`, of embeddings too with
+    `embeddings`; all that are no filters are `fc`."""
     found = _prunable(model, embeddings)
     inner = {id(module.out_proj) for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
     linear = [n for n, part in found.items() if isinstance(part.layer, nn.Linear) and id(part.layer) not in inner]
@@ -44,7 +46,7 @@ def _prunable(model: nn.Module, embeddings: bool) -> dict[str, layers.Part]:
 
 
 def dense(weights: Weights) -> Masks:
-    """Masks that keep everything."""
+    """Masks that keep everything, of the shapes of `weights`."""
     return {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
 
 
@@ -81,7 +83,7 @@ def quotas(masks: Masks, percents: Mapping[str, float], scope: str = "layer", ro
 
 
 def together(quotas: Sequence[Quota], percents: Mapping[str, float]) -> list[Quota]:
-    """The same weights in all, with all layers competing that are pruned at all."""
+    """`quotas` that keep the same weights in all, with all layers competing that `percents` prunes at all."""
     spared = [quota for quota in quotas if not percents[quota.layers[0]]]
     pruned = [quota for quota in quotas if quota not in spared]
     layers = [name for quota in pruned for name in quota.layers]
@@ -89,8 +91,8 @@ def together(quotas: Sequence[Quota], percents: Mapping[str, float]) -> list[Quo
 
 
 def keep_highest(scores: Weights, masks: Masks, quotas: Sequence[Quota]) -> Masks:
-    """New masks that keep, of the survivors of each quota's layers, as many as it says: those of the highest scores, of
-    equal ones the last in memory order."""
+    """New masks that keep, of the survivors of the layers of each of `quotas`, as many as it says: those of the highest
+    `scores`, of equal ones the last in memory order. `masks` are left as they are."""
     pruned = {}
     for quota in quotas:
         kept = torch.cat([masks[name].flatten() for name in quota.layers])
@@ -111,8 +113,8 @@ def keep_highest(scores: Weights, masks: Masks, quotas: Sequence[Quota]) -> Mask
 def keep_highest_in_steps(
     score: Callable[[Masks], Weights], masks: Masks, quotas: Sequence[Quota], steps: int
 ) -> Masks:
-    """`masks` pruned to `quotas` in so many steps: what is left shrinks by the same factor in each, and is scored anew
-    (Tanaka et al. 2020, arXiv:2006.05467, Algorithm 1)."""
+    """`masks` pruned to `quotas` in so many `steps`: what is left shrinks by the same factor in each, and is scored
+    anew, by `score` of the masks (Tanaka et al. 2020, arXiv:2006.05467, Algorithm 1)."""
     before = [sum(int(masks[name].sum()) for name in quota.layers) for quota in quotas]
     for step in range(1, steps + 1):
         shares = [quota.keep / max(count, 1) for quota, count in zip(quotas, before, strict=True)]
@@ -125,8 +127,8 @@ def keep_highest_in_steps(
 
 
 def erdos_renyi(masks: Masks, quotas: Sequence[Quota]) -> list[Quota]:
-    """The same weights in all, divided among the layers of each quota by Erdos-Renyi-Kernel: a layer's density is
-    proportional to the sum of its shape by its product, at most 1 (Evci et al. 2020, arXiv:1911.11134, Section 3)."""
+    """`quotas` that keep the same weights in all, divided among the layers of each by Erdos-Renyi-Kernel: the density
+    of a layer, whose shape is that of its mask in `masks`, is proportional to the sum of its shape by its product, at most 1 (Evci et al. 2020, arXiv:1911.11134, Section 3)."""
     found = []
     for quota in quotas:
         dense: set[str] = set()
@@ -150,22 +152,25 @@ def erdos_renyi(masks: Masks, quotas: Sequence[Quota]) -> list[Quota]:
 
 
 def score(method: str, initial: Weights, final: Weights) -> dict[str, Tensor]:
-    """Scores of the pruning criterion `method` (a name in lth.settings.arms.CRITERIA) for each weight of `initial`."""
+    """Scores of the pruning criterion `method` (a name in lth.settings.arms.CRITERIA) for each weight of `initial`, of
+    its shape; `final` are the trained ones."""
     return {name: CRITERIA[method](initial[name], final[name]) for name in initial}
 
 
 def percents(model: nn.Module, rates: Mapping[str, float], embeddings: bool = False) -> dict[str, float]:
-    """Percent of the survivors that a round prunes, for each prunable weight, from the rates of the kinds of layers."""
+    """Percent of the survivors that a round prunes, for each prunable weight of `model` (of embeddings too with
+    `embeddings`), from the `rates` of the kinds of layers."""
     return {name: rates[kind] for name, kind in layer_kinds(model, embeddings).items()}
 
 
 def random_scores(masks: Masks, generator: torch.Generator) -> dict[str, Tensor]:
-    """Scores that prune at random."""
+    """Scores that prune at random, of the shapes of `masks`, drawn from `generator`."""
     return {name: torch.rand(mask.shape, generator=generator) for name, mask in masks.items()}
 
 
 def shuffled(masks: Masks, generator: torch.Generator) -> Masks:
-    """The survivors of each layer moved to random places of the same layer (Frankle & Carbin, Appendix F)."""
+    """The survivors of each layer of `masks` moved to random places of the same layer, drawn from `generator` (Frankle &
+    Carbin, Appendix F)."""
     return {
         name: mask.flatten()[torch.randperm(mask.numel(), generator=generator)].view_as(mask)
         for name, mask in masks.items()
@@ -173,12 +178,12 @@ def shuffled(masks: Masks, generator: torch.Generator) -> Masks:
 
 
 def survivors(masks: Masks) -> dict[str, int]:
-    """How many weights each layer keeps."""
+    """How many weights each layer keeps, by the names of `masks`."""
     return {name: int(mask.sum()) for name, mask in masks.items()}
 
 
 def remaining(masks: Masks) -> float:
-    """Percent of the prunable weights that survive."""
+    """Percent of the prunable weights that survive in `masks`."""
     return 100 * sum(survivors(masks).values()) / max(sum(mask.numel() for mask in masks.values()), 1)
 
 
@@ -211,12 +216,14 @@ def fetch_layers(net: nn.Module, biases: bool = False, embeddings: bool = False)
 
 
 def magnitude(amount: float, scope: str = "layer") -> Rule:
-    """A rule that prunes the fraction `amount` of the surviving weights, those of the smallest magnitude."""
+    """A rule that prunes the fraction `amount` (0 to below 1) of the surviving weights, those of the smallest magnitude.
+    `scope`: "layer", of each layer, or "global", of all together. ValueError if either is another."""
     return _rule(amount, scope, torch_prune.L1Unstructured)
 
 
 def random(amount: float, scope: str = "layer") -> Rule:
-    """A rule that prunes the fraction `amount` of the surviving weights at random."""
+    """A rule that prunes the fraction `amount` (0 to below 1) of the surviving weights at random. `scope`: "layer", of
+    each layer, or "global", of all together. ValueError if either is another."""
     return _rule(amount, scope, torch_prune.RandomUnstructured)
 
 

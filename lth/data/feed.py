@@ -23,6 +23,10 @@ class Feed:
 
     A batch is a tensor of draws, (T, B) image indices or, with augmentation, (T, B, 4): index, shift down, shift
     right, flip. `fetch` turns one into normalised images (T * B, C, H, W) and labels (T * B,).
+
+    `images` are those of all trials, `seeds` one a trial; `valid_size` training images are held back for validation
+    (None: the usual number); a trial's batch has `batch_size` images; `device` is where all is put; `augment` shifts
+    and mirrors training images at random.
     """
 
     def __init__(
@@ -132,7 +136,7 @@ def split(count: int, valid_size: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def crop_and_flip(images: Tensor, down: Tensor, right: Tensor, flip: Tensor) -> Tensor:
-    """Images (N, C, H, W) padded by CROP zeros, cut at rows `down` and columns `right` (N,), mirrored where `flip`."""
+    """`images` (N, C, H, W) padded by CROP zeros, cut at rows `down` and columns `right` (N,), mirrored where `flip`."""
     count, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, (CROP,) * 4)
     rows = down[:, None] + torch.arange(height, device=images.device)

@@ -26,7 +26,8 @@ ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 @dataclass(frozen=True)
 class Images:
-    """A data set: images uint8 (N, C, H, W), or float where they are normalised already, labels int64 (N,).
+    """A data set called `name`: images `train` and `test`, uint8 (N, C, H, W), or float where they are normalised
+    already, with `train_labels` and `test_labels`, int64 (N,), from 0 to below `classes`.
 
     `validation` holds (images, labels) where a set brings its own; else each trial splits some off the training images.
     Where `as_is`, the model gets what `train` holds, of any type and shape (N, ...), and nothing is normalised.
@@ -66,7 +67,8 @@ class Images:
     def feed(
         self, seeds: Sequence[int], valid_size: int | None, batch_size: int, device: torch.device, augment: bool = False
     ) -> Feed:
-        """What trials of these seeds train and evaluate on."""
+        """What trials of these `seeds` train and evaluate on: see lth.data.Feed, which has the other arguments too:
+        `valid_size`, `batch_size`, `device`, `augment`."""
         return Feed(self, seeds, valid_size, batch_size, device, augment)
 
 
@@ -80,7 +82,8 @@ class Source(Protocol):
     def feed(
         self, seeds: Sequence[int], valid_size: int | None, batch_size: int, device: torch.device, augment: bool = False
     ) -> Feed:
-        """What trials of these seeds train and evaluate on."""
+        """What trials of these `seeds` train and evaluate on: see lth.data.Feed, which has the other arguments too:
+        `valid_size`, `batch_size`, `device`, `augment`."""
 
 
 def load(name: str, folder: Path, pixels: str = "standard") -> Images:
@@ -100,7 +103,7 @@ def load(name: str, folder: Path, pixels: str = "standard") -> Images:
 
 
 def training_count(name: str, folder: Path) -> int:
-    """How many training images the data set that `load` would give has, without reading them. One that is not there or
+    """How many training images the data set `name` that `load` would give from `folder` has, without reading them. One that is not there or
     is spoiled, of which `load` says so, counts as having as many as those that are downloaded."""
     try:
         with np.load(names.npz(Path(folder), names.dataset(name)), allow_pickle=False) as arrays:
@@ -188,6 +191,7 @@ def _as_here(name: str, half: Any) -> tuple[np.ndarray, np.ndarray]:
 class Loader:
     """Re-iterable batches of normalised images (B, C, H, W) and labels (B,); in a new order each pass if `shuffle`.
 
+    The data set is called `name`, a batch has `batch_size` images, the last one of a pass perhaps fewer.
     `images` (N, C, H, W) are uint8, `shift` and `scale` (C, 1, 1) what `normalisation` of the training images gave.
     """
 
@@ -207,7 +211,7 @@ class Loader:
 
 
 class Loaders(NamedTuple):
-    """A data set as three loaders."""
+    """A data set as three loaders: `train`, in another order each pass, `validation` and `test`."""
 
     train: Loader
     validation: Loader
@@ -245,7 +249,7 @@ def holder(name: str, folder: Path) -> Path:
 
 
 def check_sizes(images: Images, valid_size: int, batch_size: int) -> list[str]:
-    """What is wrong with the validation split and the batch size for these images."""
+    """What is wrong with a validation split of `valid_size` and batches of `batch_size` for these `images`."""
     count, problems = len(images.train), []
     if images.validation is None and valid_size > count // 2:
         problems.append(

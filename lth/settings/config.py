@@ -26,7 +26,7 @@ PROJECT = LTH / "packaged" if (LTH / "packaged").is_dir() else LTH.parent
 
 
 class ConfigError(ValueError):
-    """Settings that cannot be run; `problems` holds one sentence for each."""
+    """Settings that cannot be run; `problems` holds one sentence for each, and the message a line for each."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
@@ -82,7 +82,11 @@ ARM_HELP = (
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All settings of an experiment; `Config(arch_type="lenet5", prune_percent=20)` leaves the others as they are."""
+    """All settings of an experiment; `Config(arch_type="lenet5", prune_percent=20)` leaves the others as they are.
+
+    What each means, with its unit and default, is in its field's metadata["help"], which `main.py --help` prints.
+    ConfigError, a ValueError, has a sentence for each that is not valid.
+    """
 
     prune_type: tuple[str, ...] = side(
         ("lt",),

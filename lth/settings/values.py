@@ -15,7 +15,7 @@ LONGEST = 10**9  # iterations or epochs that anything may last
 
 @dataclass(frozen=True)
 class Duration:
-    """How long: `5` or `5ep` epochs, `500it` iterations, `1%` of a round."""
+    """How long: `5` or `5ep` epochs, `500it` iterations, `1%` of a round: an `amount` of a `unit` (ep, it or %)."""
 
     amount: float
     unit: str = "ep"

@@ -1,0 +1,84 @@
+"""What a user is told of by name has a docstring that speaks of its arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lth
+from lth.settings.config import PROJECT, Config
+
+PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+MODULES = ("data", "prune")  # whose functions users call too
+
+
+def public() -> Iterator[tuple[str, Any]]:
+    """Every public function and class of the library, and those of the modules for users."""
+    yield from ((f"lth.{name}", getattr(lth, name)) for name in lth.__all__)
+    for module in MODULES:
+        for name, thing in vars(getattr(lth, module)).items():
+            if not name.startswith("_") and getattr(thing, "__module__", "").startswith(
+                f"{getattr(lth, module).__name__}"
+            ):
+                yield f"lth.{module}.{name}", thing
+
+
+def methods(name: str, thing: Any) -> Iterator[tuple[str, Any]]:
+    """The thing itself, or a class with its public methods."""
+    yield name, thing
+    for own, value in vars(thing).items() if inspect.isclass(thing) else ():
+        value = getattr(value, "__func__", getattr(value, "fget", value))
+        if not own.startswith("_") and inspect.isfunction(value):
+            yield f"{name}.{own}", value
+
+
+def parameters(thing: Any) -> list[str]:
+    if thing is Config or getattr(thing, "_is_protocol", False):  # settings have their help, below
+        return []
+    found = inspect.signature(thing).parameters.values()
+    named = [parameter.name for parameter in found if parameter.kind is not inspect.Parameter.VAR_POSITIONAL]
+    return [name for name in named if name not in ("self", "cls")]
+
+
+FOUND = {
+    own: value
+    for name, thing in public()
+    if inspect.isclass(thing) or inspect.isfunction(thing)
+    for own, value in methods(name, thing)
+}
+
+
+@pytest.mark.parametrize("name", sorted(FOUND))
+def test_docstrings_speak_of_every_argument(name: str) -> None:
+    text = inspect.getdoc(FOUND[name]) or ""
+    assert len(text) > 20 and (text[0].isupper() or text[0] == "`")
+    assert not [word for word in parameters(FOUND[name]) if not re.search(rf"\b{word}\b", text)]
+
+
+def test_every_setting_has_its_help() -> None:
+    assert all(len(spec.metadata["help"]) > 10 for spec in dataclasses.fields(Config) if spec.metadata.get("group"))
+
+
+def test_modules_say_what_they_are_about() -> None:
+    for name in lth.__all__:
+        assert not inspect.ismodule(getattr(lth, name)) or len(getattr(lth, name).__doc__ or "") > 40
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_in_the_pages_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for path in sorted({found.rstrip(".") for found in re.findall(r"(?<![\w/.-])lth(?:\.[A-Za-z_]\w*)+", text)}):
+        thing: Any = lth
+        for word in path.split(".")[1:]:
+            assert hasattr(thing, word), f"{page.name} speaks of {path}"
+            thing = getattr(thing, word)
+    for method in set(re.findall(r"\bticket\.(\w+)\(", text)):
+        assert hasattr(lth.SavedTicket, method), method
+    for method in set(re.findall(r"\brunner\.(\w+)\(", text)):
+        assert hasattr(lth.ExperimentRunner, method), method
