@@ -23,7 +23,7 @@ COMMAND = [
 ]
 METHODS = (  # few images, since the line takes all of them 30 times
     "--prune_type snip synflow_shuffle --trials 1 --prune_iterations 2 --rewind 40it --connectivity "
-    "--valid_size 55000 --valid_freq 200it"
+    "--valid_size 30000 --valid_freq 200it"
 )
 
 
@@ -49,7 +49,11 @@ def results(root: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs kill -9")
 @pytest.mark.parametrize(
-    "asked, runs, files, kills", [("--prune_type lt reinit", 4, 3 + 2 * 4, 20), (METHODS, 3, 4 + 2 * 2, 10)]
+    "asked, runs, files, kills",
+    [
+        pytest.param("--prune_type lt reinit", 4, 3 + 2 * 4, 20, id="usual"),
+        pytest.param(METHODS, 3, 4 + 2 * 2, 10, id="methods"),
+    ],
 )
 def test_a_run_killed_anywhere_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, asked: str, runs: int, files: int, kills: int
