@@ -23,7 +23,8 @@ from lth.claims.claim import TIMES, accuracy, barrier, early_stop, towards
 from lth.claims.forms import Form, form
 from lth.claims.judge import Records, check, findings, judge
 from lth.records import verdict
-from lth.records.tables import Run, table, write_connectivity
+from lth.records.recording import write_connectivity
+from lth.records.tables import Run, table
 from lth.run import tasks
 from lth.settings import flags
 from lth.settings.config import ConfigError
