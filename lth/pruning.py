@@ -128,7 +128,8 @@ def keep_highest_in_steps(
 
 def erdos_renyi(masks: Masks, quotas: Sequence[Quota]) -> list[Quota]:
     """`quotas` that keep the same weights in all, divided among the layers of each by Erdos-Renyi-Kernel: the density
-    of a layer, whose shape is that of its mask in `masks`, is proportional to the sum of its shape by its product, at most 1 (Evci et al. 2020, arXiv:1911.11134, Section 3)."""
+    of a layer is proportional to the sum of its shape, that of its mask in `masks`, by its product, at most 1 (Evci et
+    al. 2020, arXiv:1911.11134, Section 3)."""
     found = []
     for quota in quotas:
         dense: set[str] = set()
@@ -169,8 +170,8 @@ def random_scores(masks: Masks, generator: torch.Generator) -> dict[str, Tensor]
 
 
 def shuffled(masks: Masks, generator: torch.Generator) -> Masks:
-    """The survivors of each layer of `masks` moved to random places of the same layer, drawn from `generator` (Frankle &
-    Carbin, Appendix F)."""
+    """The survivors of each layer of `masks` moved to random places of the same layer, drawn from `generator` (Frankle
+    & Carbin, Appendix F)."""
     return {
         name: mask.flatten()[torch.randperm(mask.numel(), generator=generator)].view_as(mask)
         for name, mask in masks.items()
@@ -216,7 +217,7 @@ def fetch_layers(net: nn.Module, biases: bool = False, embeddings: bool = False)
 
 
 def magnitude(amount: float, scope: str = "layer") -> Rule:
-    """A rule that prunes the fraction `amount` (0 to below 1) of the surviving weights, those of the smallest magnitude.
+    """A rule that prunes the fraction `amount` (0 to below 1) of the surviving weights, those of smallest magnitude.
     `scope`: "layer", of each layer, or "global", of all together. ValueError if either is another."""
     return _rule(amount, scope, torch_prune.L1Unstructured)
 

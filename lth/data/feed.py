@@ -136,7 +136,7 @@ def split(count: int, valid_size: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def crop_and_flip(images: Tensor, down: Tensor, right: Tensor, flip: Tensor) -> Tensor:
-    """`images` (N, C, H, W) padded by CROP zeros, cut at rows `down` and columns `right` (N,), mirrored where `flip`."""
+    """`images` (N, C, H, W) padded by CROP zeros, cut at rows `down` and columns `right` (N,), mirrored if `flip`."""
     count, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, (CROP,) * 4)
     rows = down[:, None] + torch.arange(height, device=images.device)

@@ -103,8 +103,8 @@ def load(name: str, folder: Path, pixels: str = "standard") -> Images:
 
 
 def training_count(name: str, folder: Path) -> int:
-    """How many training images the data set `name` that `load` would give from `folder` has, without reading them. One that is not there or
-    is spoiled, of which `load` says so, counts as having as many as those that are downloaded."""
+    """How many training images the data set `name` that `load` would give from `folder` has, without reading them. One
+    that is not there or is spoiled, of which `load` says so, counts as having as many as those that are downloaded."""
     try:
         with np.load(names.npz(Path(folder), names.dataset(name)), allow_pickle=False) as arrays:
             return len(arrays["y_train"])
