@@ -85,7 +85,7 @@ def instrument(clock: Clock) -> None:
     """Have the clock charge what the functions of lth do."""
     from lth.experiment import Experiment
     from lth.records import recording, resume, tables, tickets
-    from lth.run import command, jobs, session
+    from lth.run import command, holding, jobs, session
     from lth.training.train import Training
 
     clock.wrap(session, "prepare", DATA)
@@ -100,7 +100,7 @@ def instrument(clock: Clock) -> None:
     for owner, name in (
         *((resume, name) for name in ("adopt_dense", "sound_rounds")),
         *((recording, "write_round"), (tables, "finished_rounds")),
-        (session, "write_json"),
+        (holding, "write_json"),
     ):
         clock.wrap(owner, name, FILES)
     clock.wrap(command, "conclude", DRAWING)

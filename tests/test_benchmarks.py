@@ -155,6 +155,19 @@ def test_trials_prints_the_cost_of_jobs(data: Path) -> None:
     assert len([line for line in out.splitlines() if line.startswith(("  this program", "  textbook"))]) == 4
 
 
+def test_what_experiment_times_is_there(script) -> None:
+    found = []
+
+    class Clock:
+        save = None
+
+        def wrap(self, owner: Any, name: str, *_: object, **__: object) -> None:
+            found.append(getattr(owner, name))
+
+    script("experiment").instrument(Clock())
+    assert len(found) > 10 and all(map(callable, found))
+
+
 @pytest.mark.slow
 def test_experiment_splits_the_wall_time(data: Path, tmp_path: Path) -> None:
     file = tmp_path / "experiment.json"
