@@ -6,7 +6,9 @@ shows beside the journal, and the table is written again from it. A round is fin
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -55,7 +57,18 @@ def text(name: str, entries: Sequence[Entry]) -> str | None:
     if not of_rounds:
         return None
     columns = of_rounds[-1][0]  # those of the program that wrote last: an older one may have had fewer
-    return "\n".join([columns, *(line for lines in of_rounds for line in lines[1:]), ""])
+    return "\n".join([columns, *(line for lines in of_rounds for line in _under(columns, lines)), ""])
+
+
+def _under(columns: str, lines: Sequence[str]) -> Sequence[str]:
+    """The lines that stand below the first, which names their columns, as they are with those of `columns`. Columns at
+    the end may be lacking."""
+    if f"{columns},".startswith(f"{lines[0]},"):
+        return lines[1:]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns.split(","), extrasaction="ignore", lineterminator="\n")
+    writer.writerows(csv.DictReader(lines))
+    return text.getvalue().splitlines()
 
 
 def by_round(content: str) -> defaultdict[str, list[str]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from helpers import assert_same, do, lay_out, put_lock, results, settings
 
@@ -258,6 +259,23 @@ def test_runs_of_older_versions_are_gone_on_with_and_get_a_journal(finished: Con
     go(finished, run, MORE)
     assert_same(results(run.root), expected(finished, MORE))
     assert len((run.dumps / journal.NAME).read_text().splitlines()) == MORE
+    assert not tables.damage(run)
+
+
+def test_columns_that_are_new_are_empty_in_the_lines_of_older_versions(finished: Config, run: Run) -> None:
+    """Also those that stand between others."""
+    (run.dumps / journal.NAME).unlink()
+    old = {"layers": ["round", "layer", "remaining", "weights", "total"], "rounds": list(tables.ROUNDS[:-2])}
+    for name, columns in old.items():
+        file = run.dumps / f"{name}.csv"
+        pd.read_csv(file, dtype=str)[columns].to_csv(file, index=False)
+    for rounds in (ROUNDS, MORE):
+        go(finished, run, rounds)
+        for name, columns in old.items():
+            found, whole = (tables.table(replace(run, root=root), name) for root in (run.root, finished.root))
+            assert found[columns].head(len(whole)).equals(whole[columns])
+    layers = tables.table(run, "layers")
+    assert (layers["kind"].isna() == (layers["round"] < ROUNDS)).all() and layers["round"].max() == MORE - 1
     assert not tables.damage(run)
 
 
