@@ -113,11 +113,11 @@ def parser() -> argparse.ArgumentParser:
         description="Find lottery tickets. The same command again goes on where it stopped.",
     )
     made.add_argument("net", help="lenet (fc1), resnet (resnet20), vgg (vgg16) or any model under archs/")
-    made.add_argument("dataset", help="mnist, fashionmnist, cifar10, cifar100 or another with models under archs/")
+    made.add_argument("dataset", help=f"{', '.join(names.KNOWN)} or a file of yours: see --data")
     for name, option in OPTIONS.items():
-        names = [f"-{option.short}"] * bool(option.short) + [f"--{name}"]
+        spelled = [f"-{option.short}"] * bool(option.short) + [f"--{name}"]
         default = f" (default: {option.default})" if option.default else ""
-        made.add_argument(*names, dest=name, metavar=name.upper(), default=option.default, help=option.help + default)
+        made.add_argument(*spelled, dest=name, metavar=name.upper(), default=option.default, help=option.help + default)
     for name, help in SWITCHES.items():
         made.add_argument(f"--{name}", action="store_true", help=help)
     return made

@@ -1,4 +1,4 @@
-"""What a user is told of by name has a docstring that speaks of its arguments."""
+"""What users are told is so: docstrings speak of every argument, pages of names that are there and true defaults."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import lth
+from lth.__main__ import OPTIONS
 from lth.settings.config import PROJECT, Config
 
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
@@ -82,3 +83,48 @@ def test_names_in_the_pages_are_there(page: Path) -> None:
         assert hasattr(lth.SavedTicket, method), method
     for method in set(re.findall(r"\brunner\.(\w+)\(", text)):
         assert hasattr(lth.ExperimentRunner, method), method
+
+
+def test_the_table_of_the_front_doors_defaults_is_true() -> None:
+    text = (PROJECT / "README.md").read_text(encoding="utf-8").partition("### Defaults side by side")[2]
+    lines = [line.strip("| ").split(" | ") for line in text.partition("###")[0].strip().splitlines()]
+    table = {name: dict(zip(lines[0], row, strict=True)) for name, *row in lines[2:]}
+    main, short = Config(), {name: option.default for name, option in OPTIONS.items()}
+    runner, own = (
+        {name: parameter.default for name, parameter in inspect.signature(door).parameters.items()}
+        for door in (lth.ExperimentRunner, lth.iterative_pruning)
+    )
+    needed = inspect.Parameter.empty
+    assert all(own[name] is needed for name in ("net", "data", "iterations", "rounds", "prune_rule"))
+    assert runner["reinit_method"] == "rewind" and main.prune_type == ("lt",) and not own["random"]
+    rate, step = f"{main.optimizer.title()}, {main.lr}", "every epoch"
+    assert main.lr == float(short["learn_rate"]) == runner["learning_rate"] and main.optimizer == short["optim"]
+    assert main.batch_size == int(short["batch_size"]) == runner["batch_size"] and str(main.valid_freq) == "1"
+    prunings = int(short["rounds"])
+    given = {
+        "model": [f"`{main.arch_type}`", "must be given", "must be given", f"`{runner['model_name']}` (fc1)"],
+        "data": [f"`{main.dataset}`", "must be given", "must be given", f"`{runner['dataset']}`"],
+        "rounds": [
+            f"{main.prune_iterations} trainings",
+            f"{prunings} prunings, {prunings + 1} trainings",
+            "must be given, in prunings",
+            f"{runner['num_rounds']} trainings",
+        ],
+        "pruned a round": [
+            f"{main.prune_percent:g}%",
+            f"{100 * float(short['prune_rate']):g}% (a fraction: {short['prune_rate']})",
+            "what the rule prunes",
+            f"{100 * runner['pruning_rate']:g}% (a fraction: {runner['pruning_rate']})",
+        ],
+        "a round lasts": [
+            f"{main.end_iter} epochs",
+            f"{short['iter']} iterations",
+            "must be given, in iterations",
+            f"{runner['iterations']} iterations",
+        ],
+        "evaluated": [step, step, "ten times a round", step],
+        "optimiser": [rate, rate, f"`net.optim`, else {rate}", rate],
+    }
+    assert {name: list(table[name].values()) for name in given} == given
+    assert table["results under"]["`python lth`"] == f"`{short['save']}`"
+    assert table["results under"]["`ExperimentRunner`"] == f"`{runner['results_dir']}/`"
