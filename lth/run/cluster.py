@@ -91,6 +91,7 @@ def connected(config: Config) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody asked for reports to Ray's makers
     ray: Any = importlib.import_module("ray")
     before = signal.getsignal(signal.SIGTERM)
+    _answers(str(config.ray))
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder)
         shutil.copytree(LTH, program / "lth", ignore=shutil.ignore_patterns("__pycache__"))
@@ -116,6 +117,16 @@ def connected(config: Config) -> Iterator[Cluster]:
         yield Cluster(ray, config)
     finally:
         ray.shutdown()
+
+
+def _answers(address: str) -> None:
+    """ClusterError if nothing listens at host:port: Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise ClusterError(_unreachable(address, error)) from None
 
 
 def _unreachable(address: str, error: Exception) -> str:

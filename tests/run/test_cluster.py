@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -148,6 +149,13 @@ def test_addresses(address: str) -> None:
 def test_what_is_no_address(address: str) -> None:
     with pytest.raises(ConfigError, match="ray must be auto, local or the host:port of a Ray cluster, not"):
         Config(ray=address)
+
+
+def test_an_address_where_nothing_listens_is_said_at_once(place: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(ClusterError, match=f"--ray 127.0.0.1:{port} reaches no Ray cluster, is it running"):
+        cluster._answers(f"127.0.0.1:{port}")
 
 
 def test_a_gpu_by_number_is_for_one_machine() -> None:
