@@ -497,6 +497,17 @@ def test_config_json_says_from_where_on_and_tickets_are_evaluated_by_the_same_pr
 
 
 @tiny_layers
+def test_missing_products_are_said_once_and_all_is_dense(
+    place: Path, monkeypatch: pytest.MonkeyPatch, products: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sparse, "available", lambda: False)
+    (run, _) = session.run(settings(place, quiet=False, trials=2, **ROUNDS))
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("no quick sparse products") == 1 and not products
+    assert read_json(run.dumps / "config.json")["sparse_up_to"] == {}
+
+
+@tiny_layers
 def test_networks_of_the_users_own_are_sparse_too_but_for_their_own_optimisers(
     tmp_path: Path, products: list[int]
 ) -> None:
