@@ -8,11 +8,14 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from helpers import arrays
 
 from lth.settings.config import PROJECT
 
@@ -22,8 +25,8 @@ COMMAND = [
     *("--jobs", "2", "--gpu", "cpu"),
 ]
 METHODS = (  # few images, since the line takes all of them 30 times
-    "--prune_type snip synflow_shuffle --trials 1 --prune_iterations 2 --rewind 40it --connectivity "
-    "--valid_size 30000 --valid_freq 200it"
+    "--prune_type snip synflow_shuffle --trials 1 --prune_iterations 3 --rewind 40it --connectivity "
+    "--dataset small --valid_size 200"
 )
 
 
@@ -52,15 +55,19 @@ def results(root: Path) -> dict[str, bytes]:
     "asked, runs, files, kills",
     [
         pytest.param("--prune_type lt reinit", 4, 3 + 2 * 4, 20, id="usual"),
-        pytest.param(METHODS, 3, 4 + 2 * 2, 10, id="methods"),
+        pytest.param(METHODS, 3, 4 + 2 * 3, 10, id="methods"),
     ],
 )
 def test_a_run_killed_anywhere_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, asked: str, runs: int, files: int, kills: int
 ) -> None:
-    undisturbed = tmp_path / "undisturbed"
+    if "--dataset small" in asked:
+        np.savez(tmp_path / "small.npz", **arrays(2000, 400, shape=(28, 28)))
+        asked += f" --data {tmp_path}"
+    undisturbed, began = tmp_path / "undisturbed", time.monotonic()
     out, _ = (whole := start(undisturbed, asked)).communicate(timeout=300)
     assert whole.returncode == 0, out
+    took = time.monotonic() - began
     expected = results(undisturbed)
     assert len(expected) == runs * files
 
@@ -69,7 +76,7 @@ def test_a_run_killed_anywhere_goes_on_as_if_nothing_had_happened(
         run = start(root, asked)
         children: list[psutil.Process] = []
         try:
-            out, _ = run.communicate(timeout=chance.uniform(2.0, 9.0))
+            out, _ = run.communicate(timeout=chance.uniform(0.2, 0.9) * took)
             assert run.returncode == 0, out
             assert results(root) == expected
             root = tmp_path / f"killed{killed}"  # this one is finished: begin another
