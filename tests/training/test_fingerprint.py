@@ -333,8 +333,8 @@ def test_the_check_sums_of_a_file_tell_its_content(tmp_path: Path) -> None:
 def test_mnist_takes_a_tenth_of_a_second() -> None:
     images = data.load("mnist", PROJECT / "data")
     took = []
-    for _ in range(5):  # the quickest: other processes may be at work
-        began = time.perf_counter()
+    for _ in range(3):  # of the processor, whatever else is at work
+        began = time.process_time()
         found = prints.of_arrays(images.tensors())
-        took.append(time.perf_counter() - began)
+        took.append(time.process_time() - began)
     assert min(took) < 0.2 and found == images.fingerprint
