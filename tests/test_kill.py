@@ -55,7 +55,7 @@ def results(root: Path) -> dict[str, bytes]:
     "asked, runs, files, kills",
     [
         pytest.param("--prune_type lt reinit", 4, 3 + 2 * 4, 20, id="usual"),
-        pytest.param(METHODS, 3, 4 + 2 * 3, 10, id="methods"),
+        pytest.param(METHODS, 3, 4 + 2 * 3, 6, id="methods"),
     ],
 )
 def test_a_run_killed_anywhere_goes_on_as_if_nothing_had_happened(
