@@ -25,13 +25,13 @@ def draw_all(
 ) -> list[Path]:
     """Draw every figure there is of runs of one model, data set and settings, and delete those that there no longer
     are. One that cannot be drawn, because a file is damaged, is reported to `complain`."""
-    from lth.plots import comparison, layers, training, weights  # with matplotlib and PyTorch
+    from lth.plots import comparison, connectivity, layers, training, weights  # with matplotlib and PyTorch
     from lth.records.tickets import Damaged
 
     source, whole, written = fingerprint(runs), True, []
     drawings = (
         *(comparison.comparison, training.training, layers.layers),
-        *(weights.first_layer, weights.initial_weights),
+        *(weights.first_layer, weights.initial_weights, connectivity.connectivity),
     )
     for draw in drawings:
         try:
@@ -58,7 +58,7 @@ def fingerprint(runs: Iterable[Run]) -> str:
     for run in runs:
         digest.update(str(run).encode())
         digest.update(json.dumps(tables.read_json(run.dumps / "config.json").get("deciding")).encode())
-        for name in ("rounds", "evals", "layers"):
+        for name in ("rounds", "evals", "layers", "connectivity"):
             file = run.dumps / f"{name}.csv"
             digest.update(file.read_bytes() if file.is_file() else b"-")
         tickets = sorted(file.name for file in run.saves.glob("*.safetensors") if not file.name.startswith("check"))

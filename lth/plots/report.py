@@ -19,7 +19,7 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 
-from lth.plots import comparison, layers, training, weights
+from lth.plots import comparison, connectivity, layers, training, weights
 from lth.records import files, labels, verdict
 from lth.records.files import RecordError
 from lth.records.tables import Run
@@ -58,8 +58,9 @@ def figures(runs: Sequence[Run]) -> dict[str, bytes]:
     """The figures of these runs as SVG, by name, as many as the page has room for; those that cannot be drawn are left
     out here, since drawing them for plots/ has said why."""
     drawn: dict[str, bytes] = {}
+    drawings = (comparison.comparison, connectivity.connectivity, training.training, layers.layers)
     with tempfile.TemporaryDirectory(prefix="lth-") as folder:
-        for draw in (comparison.comparison, training.training, layers.layers, weights.initial_weights):
+        for draw in (*drawings, weights.initial_weights):
             with contextlib.suppress(RecordError, Damaged):
                 for file in draw(runs, Path(folder), "svg"):
                     content = file.read_bytes()

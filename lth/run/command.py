@@ -100,6 +100,7 @@ def side_by_side(groups: Sequence[Sequence[Run]], folder: Path, format: str) -> 
     runs = [run for group in groups for run in group]
     written = draw.up_to_date(runs, folder, format)
     if written is None:
+        from lth.plots.connectivity import rewind_points
         from lth.plots.grid import grid
         from lth.records.lock import Locked, Locks
 
@@ -110,7 +111,7 @@ def side_by_side(groups: Sequence[Sequence[Run]], folder: Path, format: str) -> 
                 print(f"another process is drawing the figure: {folder / f'grid.{format}'}")
                 return
             source = draw.fingerprint(runs)
-            written = grid(groups, folder, format)
+            written = [*grid(groups, folder, format), *rewind_points(groups, folder, format)]
             draw.record(folder, format, source, written)
     print("\n".join(f"  {path}" for path in written))
 

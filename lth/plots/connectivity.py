@@ -1,0 +1,92 @@
+"""Linear mode connectivity: how far the error rises on the straight line between two trainings of one ticket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from lth.plots import axes as scales
+from lth.plots import style
+from lth.plots.comparison import trials
+from lth.records import labels, tables, verdict
+from lth.records.tables import Run
+from lth.settings.arms import ARMS
+from lth.training.line import STABLE
+
+SPARSITIES = 6  # of which the whole line is shown
+LIMIT = f"stable below {STABLE:g} points"
+Lines = Mapping[str, Sequence[Run]]  # the trials behind a line of the figure, by its name
+
+
+def connectivity(runs: Sequence[Run], folder: Path, format: str = "png") -> list[Path]:
+    """The error barrier of each round, a line an arm, and the error along the line between the two ends at some
+    sparsities (Frankle et al. 2020, arXiv:1912.05671, Figures 2 and 5). Nothing where no line was measured."""
+    arms = verdict.in_order([run.arm for run in runs])
+    lines = {arm: [run for run in runs if run.arm == arm] for arm in arms}
+    return _drawn(lines, folder / f"connectivity.{format}", runs)
+
+
+def rewind_points(groups: Sequence[Sequence[Run]], folder: Path, format: str = "png") -> list[Path]:
+    """The same for several settings, as points to rewind to, a line each (an arm of each, if they have several)."""
+    own = labels.differing([runs[0] for runs in groups])[1]
+    lines = {}
+    for runs in groups:
+        title = own[runs[0].plots] or labels.title(runs[0])
+        several = len({run.arm for run in runs}) > 1
+        for arm in verdict.in_order([run.arm for run in runs]):
+            lines[f"{title}: {arm}" if several else title] = [run for run in runs if run.arm == arm]
+    return _drawn(lines, folder / f"connectivity.{format}", [])
+
+
+def _drawn(lines: Lines, file: Path, runs: Sequence[Run]) -> list[Path]:
+    barriers = {name: table for name, of in lines.items() if len(table := _all(of, tables.barriers))}
+    if not barriers:
+        return []
+    with style.sheet(file, 3.4, runs, "error on the line between two trainings of each ticket") as figure:
+        panels = figure.subplots(1, 3)
+        known = list(barriers) if set(barriers) <= set(ARMS) else list(ARMS)[: len(barriers)]
+        looks = dict(zip(barriers, style.looks(known).values(), strict=True))
+        for axes, half in zip(panels, ("test", "train"), strict=False):
+            for name, table in barriers.items():
+                by_round = table[table["remaining"] > 0].groupby("round")
+                x, values = by_round["remaining"].mean(), by_round[half]
+                axes.plot(x, values.mean(), label=name, **style.line(looks[name]))
+                if (values.count() > 1).any():
+                    axes.fill_between(x, values.min(), values.max(), color=looks[name].color, alpha=0.18, linewidth=0)
+            axes.axhline(STABLE, color=style.DARK, linestyle=(0, (4, 2)), linewidth=1, label=LIMIT)
+            axes.set_ylabel(f"{'test' if half == 'test' else 'training'} error barrier (points)")
+            axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+            scales.remaining_axis(axes, pd.concat(barriers.values())["remaining"], ticks=5)
+        first = next(iter(barriers))
+        _along(panels[2], lines[first])
+        panels[2].set_title(first if len(barriers) > 1 else "")
+        counts = pd.Series({name: table["seed"].nunique() for name, table in barriers.items()})
+        said = "barrier: highest error on the line above the mean of its ends"
+        said += f"; mean of {trials(counts)}, band from the lowest to the highest" if counts.max() > 1 else "; 1 trial"
+        style.legend(figure, panels[:1], said)
+    return [file]
+
+
+def _along(axes: Axes, runs: Sequence[Run]) -> None:
+    """The test error on the way from one end to the other, mean over trials, at some sparsities."""
+    found = _all(runs, lambda run: tables.table(run, "connectivity"))
+    chosen = labels.spread(sorted(found["round"].unique()), SPARSITIES)
+    for number, color in zip(chosen, style.shades(len(chosen)), strict=True):
+        line = found[found["round"] == number]
+        errors = line.groupby("point")["test_error"].mean()
+        dashes = style.DASHES[chosen.index(number) % len(style.DASHES)]
+        text = f"{labels.percent(line['remaining'].mean())}%"
+        axes.plot(errors.index, errors, color=color, linestyle=dashes, linewidth=1.4, label=text)
+    axes.set_xlabel("from one end (0) to the other (1)")
+    axes.set_ylabel("test error (%)")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.35 * (high - low))  # room for its own legend
+    axes.legend(title="weights remaining", fontsize=6.5, title_fontsize=6.5, loc="upper center", ncols=3, frameon=False)
+
+
+def _all(runs: Sequence[Run], of: Callable[[Run], pd.DataFrame]) -> pd.DataFrame:
+    frames = [found.assign(seed=run.seed) for run in runs if len(found := of(run))]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
