@@ -105,8 +105,11 @@ def load(name: str, folder: Path, pixels: str = "standard") -> Images:
 def training_count(name: str, folder: Path) -> int:
     """How many training images the data set `name` that `load` would give from `folder` has, without reading them. One
     that is not there or is spoiled, of which `load` says so, counts as having as many as those that are downloaded."""
+    file = names.npz(Path(folder), names.dataset(name))
+    if not file.is_file():
+        return 10 * VALID_SIZE
     try:
-        with np.load(names.npz(Path(folder), names.dataset(name)), allow_pickle=False) as arrays:
+        with np.load(file, allow_pickle=False) as arrays:
             return len(arrays["y_train"])
     except Exception:  # as many kinds as in `read`
         return 10 * VALID_SIZE
@@ -114,6 +117,10 @@ def training_count(name: str, folder: Path) -> int:
 
 def read(file: Path, classes: int | None = None) -> Images:
     """The data set in an .npz file, checked. `classes`: how many labels there must be at most."""
+    if file.exists() and not file.is_file():  # opening a named pipe would wait for ever
+        raise ConfigError(
+            f"{file} is no readable .npz file (it is a folder, a pipe or a device); put a complete one in its place"
+        )
     try:
         with np.load(file, allow_pickle=False) as arrays:
             missing = [key for key in ARRAYS if key not in arrays]

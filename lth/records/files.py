@@ -41,7 +41,7 @@ def problem(file: Path) -> str:
     or a device would wait for ever, or never end."""
     try:
         mode = file.stat().st_mode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter where a folder on the way is a file
         return NOWHERE if file.is_symlink() else GONE
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"

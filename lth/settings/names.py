@@ -162,7 +162,7 @@ def npz(folder: Path, of: str) -> Path:
 
 def files(folder: Path) -> list[Path]:
     """The model files of a folder."""
-    return sorted(file for file in folder.glob("*.py") if not file.stem.startswith("_"))
+    return sorted(file for file in folder.glob("*.py") if not file.stem.startswith("_") and file.is_file())
 
 
 def mentions(file: Path, arch_type: str) -> bool:
