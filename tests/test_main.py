@@ -301,8 +301,9 @@ def test_a_named_pipe_is_not_waited_for(tmp_path: Path, pipe: str) -> None:
     (tmp_path / pipe).parent.mkdir(parents=True)
     os.mkfifo(tmp_path / pipe)
     place = ["--data", str(tmp_path / "data")] if "data" in pipe else []
+    text = f"--end_iter 1it --prune_iterations 1 --root {tmp_path}"
     run = subprocess.run(
-        [sys.executable, PROJECT / "main.py", *f"--end_iter 1it --prune_iterations 1 --root {tmp_path}".split(), *place],
+        [sys.executable, PROJECT / "main.py", *text.split(), *place],
         cwd=tmp_path, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     if place:
