@@ -639,8 +639,8 @@ KILLED: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(
     "changes, stride",
     [
-        *(pytest.param(changes, 1 if name == "plain" else 4, id=name) for name, changes in KILLED),
-        *(pytest.param(changes, 1, id=f"{name}-all", marks=pytest.mark.slow) for name, changes in KILLED[1:]),
+        *(pytest.param(changes, 3, id=name) for name, changes in KILLED),
+        *(pytest.param(changes, 1, id=f"{name}-all", marks=pytest.mark.slow) for name, changes in KILLED),
     ],
 )
 def test_being_killed_between_any_two_changes_of_files_changes_nothing(

@@ -21,7 +21,7 @@ from lth.settings.config import PROJECT
 
 COMMAND = [
     *("main.py", "--trials", "2", "--prune_percent", "60", "--prune_iterations", "4"),
-    *("--end_iter", "400it", "--valid_freq", "40it", "--valid_size", "1000", "--checkpoint_every", "0"),
+    *("--end_iter", "100it", "--valid_freq", "10it", "--valid_size", "1000", "--checkpoint_every", "0"),
     *("--jobs", "2", "--gpu", "cpu"),
 ]
 METHODS = (  # few images, since the line takes all of them 30 times
@@ -54,8 +54,8 @@ def results(root: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "asked, runs, files, kills",
     [
-        pytest.param("--prune_type lt reinit", 4, 3 + 2 * 4, 20, id="usual"),
-        pytest.param(METHODS, 3, 4 + 2 * 3, 6, id="methods"),
+        pytest.param("--prune_type lt reinit", 4, 3 + 2 * 4, 8, id="usual"),
+        pytest.param(METHODS, 3, 4 + 2 * 3, 4, id="methods"),
     ],
 )
 def test_a_run_killed_anywhere_goes_on_as_if_nothing_had_happened(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -127,6 +128,12 @@ def test_a_file_that_is_no_data_set_has_no_size(tmp_path: Path) -> None:
     for content in (b"", b"PK", b"hello"):
         (tmp_path / "mine.npz").write_bytes(content)
         assert names.folders("mine", tmp_path) == []
+
+
+def test_a_named_pipe_is_no_model_file(tmp_path: Path) -> None:
+    (tmp_path / "real.py").touch()
+    os.mkfifo(tmp_path / "piped.py")  # reading it would wait for ever
+    assert names.files(tmp_path) == [tmp_path / "real.py"]
 
 
 def test_own_models_need_no_word(tmp_path: Path) -> None:
