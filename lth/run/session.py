@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -109,6 +111,8 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), words: Cal
                 size = min(first.jobs or max(1, jobs.cores() // first.threads), most)
                 data = {one.asked: (one.config, one.images) for one in prepared}
                 workers = processes.workers(size, first.threads, data, device, tell, lambda: bool(signalled()))
+                if size > 1:  # this process only waits from here on: what draws the figures can be loaded meanwhile
+                    threading.Thread(target=import_module, args=["lth.plots.report"]).start()
             try:
                 jobs.work(queue, workers, tell, signalled, first.join or there is not None)
             except jobs.Interrupted:
