@@ -336,6 +336,16 @@ def test_best_weights_are_those_of_the_early_stop_iteration(trials: int) -> None
         assert result.early_stop.val_loss == min(e.val_loss for e in result.evals)
 
 
+def test_of_equal_losses_the_first_gives_the_weights() -> None:
+    made = training(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 4, bias=False)), Plan(6, 2, constant()))
+    black = [(torch.zeros_like(images), labels) for images, labels in made.feed.validation()]
+    made.feed.validation = lambda: iter(black)  # type: ignore  # whatever the weights, each answer is as likely
+    seen: dict[int, dict[str, Tensor]] = {}
+    (trained,) = made.run(lambda _, e: seen.update({e.iteration: made.network.state(0)}))
+    assert len({e.val_loss for e in trained.evals}) == 1 and not states_equal(seen[2], seen[4])
+    assert trained.early_stop.iteration == 2 and states_equal(trained.best, seen[2])
+
+
 def test_weights_to_rewind_to_are_those_before_that_step() -> None:
     kept = training(Conv, Plan(10, 4, constant(), keep_at=5)).run()[0].kept
     assert states_equal(kept, training(Conv, Plan(5, 4, constant())).run()[0].final)
