@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
-from lth.records import tickets
+from lth.records import resume, tickets
 from lth.records.tables import Run
 
 
@@ -20,3 +21,26 @@ def test_a_ticket_keeps_the_order_of_the_layers(tmp_path: Path) -> None:
     assert list(read.masks) == list(masks)
     assert all(torch.equal(read.masks[name], masks[name]) for name in masks)
     assert all(torch.equal(read.start[name], start[name]) for name in start)
+
+
+def test_a_digit_altered_in_what_a_file_says_of_itself_is_damage(tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint.safetensors"
+    tickets.save_tensors(file, {"w": torch.ones(2)}, "settings", iteration=4321, val_loss=0.25)
+    sound = file.read_bytes()
+    assert sound.count(b"4321") == 1 and sound.count(b"0.25") == 1
+    for there, instead in ((b"4321", b"4322"), (b"0.25", b"0.15")):
+        file.write_bytes(sound.replace(there, instead))
+        with pytest.raises(tickets.Damaged, match="its checksum is wrong"):
+            tickets.load_tensors(file, "settings")
+
+
+def test_rounds_that_are_made_again_leave_nothing_but_the_ticket_they_start_from(tmp_path: Path) -> None:
+    run = Run(tmp_path, "net", "images", "default", "lt", 0)
+    run.saves.mkdir(parents=True)
+    files = [f"{kind}_{number:02}.safetensors" for kind in ("ticket", "trained") for number in range(4)]
+    for name in (*files, "initial.safetensors", "dense.safetensors"):
+        (run.saves / name).touch()
+    resume.drop_rounds(run, 2)
+    assert sorted(file.stem for file in run.saves.iterdir()) == [
+        *("dense", "initial", "ticket_00", "ticket_01", "ticket_02", "trained_00", "trained_01")
+    ]
