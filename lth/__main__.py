@@ -178,7 +178,7 @@ def parse(argv: Sequence[str]) -> Config:
         debug=known.debug,
     )
     if values["recover"] is not None:
-        _check_recovered(config, values["recover"])
+        _check_recovered(config)
     return config
 
 
@@ -192,7 +192,7 @@ def _recovered(folder: Path) -> Path:
         raise ConfigError(str(error)) from None
 
 
-def _check_recovered(config: Config, folder: Path) -> None:
+def _check_recovered(config: Config) -> None:
     """ConfigError unless there are results of these settings to go on with."""
     from lth.records import tables
     from lth.run import tasks

@@ -139,7 +139,7 @@ class Experiment:
             raise TrialError(f"{stack[0].arch_type} failed in round {number} with {checks.said(error)}") from error
 
     def record(self, run: Run, ticket: Ticket, trained: Trained) -> None:
-        """Write what came of a round; its line in rounds.csv, the last thing written, makes it finished."""
+        """Write what came of a round; its line in the journal makes it finished."""
         if trained.failure is not None:
             raise TrialError(f"round {ticket.round} ended: {trained.failure}; earlier rounds are kept")
         identity, keep = self._identity(run), self.config.keep_weights
@@ -299,7 +299,8 @@ class Experiment:
     def _plan(self, run: Run, number: int, again: str = "") -> Plan:
         # The dense network that is trained again starts from the point that tickets are rewound to.
         schedule, of_round = ("rewound", 1) if again and not number else (ARMS[run.arm].schedule, number)
-        return make_plan(self.config, self._feed([run]).epoch_steps, schedule, of_round)
+        feed = next(iter(self._feeds.values()), None) or self._feed([run])  # epochs are as long in all trials
+        return make_plan(self.config, feed.epoch_steps, schedule, of_round)
 
     def _sparse(self, run: Run, model: torch.nn.Module, masks: Sequence[Masks], feed: Feed) -> list[str]:
         rule = {} if self.problem.whole else resume.sparse_up_to(run, sparse.limits(self.config))
@@ -308,6 +309,7 @@ class Experiment:
     def _feed(self, runs: Sequence[Run]) -> Feed:
         seeds = tuple(run.seed for run in runs)
         if seeds not in self._feeds:
+            self._feeds.clear()  # so that the images lie on the device once
             config = self.config
             self._feeds[seeds] = self.problem.images.feed(
                 seeds, config.valid_size, config.batch_size, self.device, config.augment

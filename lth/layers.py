@@ -70,11 +70,6 @@ def names(model: nn.Module) -> dict[int, str]:
     }
 
 
-def weights_of(module: nn.Module) -> list[Part]:
-    """The weights of one module (not of those within it), pruned or not, embeddings left out."""
-    return [part for part in _parts_of(module) if part.kind in (CONV, FC)]
-
-
 def left_alone(model: nn.Module, embeddings: bool = False) -> str:
     """A sentence about the parameters that are not pruned and their share, where it exceeds 1% of all; else ""."""
     pruned = (CONV, FC, EMBEDDING) if embeddings else (CONV, FC)

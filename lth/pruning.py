@@ -59,7 +59,8 @@ class Quota:
 
 
 def prune_lowest(scores: Weights, masks: Masks, percents: Mapping[str, float], scope: str = "layer") -> Masks:
-    """New masks without the lowest-scored `percents` percent of the survivors (Frankle & Carbin, Section 2).
+    """New masks without the lowest-scored `percents` percent of the survivors (Frankle & Carbin, Section 2): one round.
+    Experiments prune by `quotas` and `keep_highest` themselves, for as many rounds at once as an arm asks for.
 
     Exactly round(survivors * percent / 100) go, also where scores tie: then the first in memory order goes first,
     as in torch.nn.utils.prune. Under scope "global" the layers that share a percentage compete with each other.

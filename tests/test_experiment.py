@@ -591,7 +591,10 @@ def test_more_rounds_extend_a_run_as_if_they_had_been_asked_for_at_once(place: P
 
 def test_finished_rounds_are_not_trained_again(place: Path) -> None:
     config = settings(place, **EVERY_ARM)
-    do(config)
+    for run in do(config):
+        with safetensors.safe_open(run.saves / "checkpoint.safetensors", framework="np") as opened:
+            kept = {name.partition("/")[0] for name in opened.keys()}  # noqa: SIM118
+        assert kept == {"final", "best", "evals"}, "what only a stopped round needs"
     before, told = results(place), Told()
     do(config, told)
     assert told == [] and results(place) == before

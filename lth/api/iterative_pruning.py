@@ -162,7 +162,7 @@ def iterative_pruning(
         )
         _check_sizes(config, taken)
         run = Run(root, config.arch_type, config.dataset, config.folder(), config.prune_type[0], seed)
-        about, prints = brought.about(rule, taken), brought.prints(rule, taken)
+        about, prints = brought.about(taken), brought.prints(rule, taken)
         if recover is not None:
             mend([run], config, print)
         initial = _initial(run, config, about, brought, going_on=recover is not None)

@@ -99,7 +99,7 @@ class OwnNet:
         groups = [{**options, "params": [named[name] for name in names]} for options, names in self.groups]
         return Wrapped(anew(self.optim, groups), network)
 
-    def about(self, rule: object, data: Taken) -> dict[str, str]:
+    def about(self, data: Taken) -> dict[str, str]:
         """What decides the numbers beside the settings, in words, to be compared by people and with later calls."""
         shapes = {name: tuple(tensor.shape) for name, tensor in self.initial.items()}
         return {

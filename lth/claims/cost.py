@@ -8,6 +8,7 @@ from lth import pruning
 from lth.claims.forms import Form, trainings
 from lth.run import device as devices
 from lth.run import jobs, session
+from lth.settings import names
 from lth.settings.config import Config
 from lth.training.network import Network
 from lth.training.numerics import numerics
@@ -55,12 +56,13 @@ def minutes(form: Form, known: dict[tuple[object, ...], Cost]) -> float | None:
     to know it). `known` keeps what was measured for one claim for the next."""
     total = 0.0
     for config in form.configs.values():
-        if not (config.data / f"{config.dataset}.npz").exists():
+        if not names.npz(config.data, config.dataset).exists():
             return None
         what = (config.arch_type, config.dataset, config.batch_size, config.precision, config.gpu, config.augment)
         cost = known.get(what) or known.setdefault(what, measured(config))
         steps = config.end_iter.iterations(cost.epoch)
         evaluations = -(-steps // config.valid_freq.iterations(cost.epoch, steps))
         seconds = trainings(config) * (steps * cost.step + evaluations * cost.evaluation)
-        total += seconds / min(config.jobs or max(1, jobs.cores() // config.threads), config.trials)
+        side_by_side = min(config.jobs or max(1, jobs.cores() // config.threads), config.trials)
+        total += seconds / (side_by_side if devices.choose(config.gpu)[0].type == "cpu" else 1)
     return total / 60

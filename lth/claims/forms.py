@@ -6,10 +6,10 @@ import hashlib
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lth.claims.claim import Claim
-from lth.settings import flags
+from lth.settings import flags, names
 from lth.settings.arms import ARMS
 from lth.settings.config import MACHINE, OUTPUT, Config, ConfigError
 
@@ -81,7 +81,10 @@ def form(
     for name, own in claim.experiments.items():
         argv = [*own.split(), *(claim.quick.split() if quick else []), *given]
         try:
-            configs[name] = flags.parse(argv, "reproduce.py")
+            asked = flags.parse(argv, "reproduce.py")
+            dataset = names.dataset(asked.dataset)
+            arch_type = names.model(asked.arch_type, dataset, asked.data)
+            configs[name] = replace(asked, dataset=dataset, arch_type=arch_type)
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -31,10 +32,12 @@ def connectivity(runs: Sequence[Run], folder: Path, format: str = "png") -> list
 
 def rewind_points(groups: Sequence[Sequence[Run]], folder: Path, format: str = "png") -> list[Path]:
     """The same for several settings, as points to rewind to, a line each (an arm of each, if they have several)."""
-    own = labels.differing([runs[0] for runs in groups])[1]
+    names = labels.told_apart([runs[0] for runs in groups])
+    if len({labels.title(runs[0]) for runs in groups}) == 1:  # the settings alone tell them apart
+        own = labels.differing([runs[0] for runs in groups])[1]
+        names = [own[runs[0].plots] or name for runs, name in zip(groups, names, strict=True)]
     lines = {}
-    for runs in groups:
-        title = own[runs[0].plots] or labels.title(runs[0])
+    for title, runs in zip(names, groups, strict=True):
         several = len({run.arm for run in runs}) > 1
         for arm in verdict.in_order([run.arm for run in runs]):
             lines[f"{title}: {arm}" if several else title] = [run for run in runs if run.arm == arm]
@@ -47,8 +50,9 @@ def _drawn(lines: Lines, file: Path, runs: Sequence[Run]) -> list[Path]:
         return []
     with style.sheet(file, 3.4, runs, "error on the line between two trainings of each ticket") as figure:
         panels = figure.subplots(1, 3)
-        known = list(barriers) if set(barriers) <= set(ARMS) else list(ARMS)[: len(barriers)]
-        looks = dict(zip(barriers, style.looks(known).values(), strict=True))
+        # A line of an arm has the arm's look; those of settings have the looks of arms, one after another.
+        known = list(barriers) if all(name in ARMS for name in barriers) else list(ARMS)
+        looks = dict(zip(barriers, itertools.cycle(style.looks(known).values()), strict=False))
         for axes, half in zip(panels, ("test", "train"), strict=False):
             for name, table in barriers.items():
                 by_round = table[table["remaining"] > 0].groupby("round")

@@ -43,7 +43,7 @@ COLUMNS = {  # of the verdict's table: heading, digits after the point, what it 
     "ES_ratio": ("ES / dense", 2, "early stop as a share of the dense network's"),
 }
 
-KINDS = {"fc": "matrices", "conv": "convolutions", "embedding": "embeddings"}
+KINDS = {"fc": "matrices", "conv": "convolutions", "embedding": "embeddings", "bias": "biases", "other": "others"}
 
 
 def write(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], folder: Path) -> Path:

@@ -53,7 +53,7 @@ LINES: tuple[Any, ...] = (
 
 
 def look(arm: str) -> Look:
-    """The look of an arm: that of its place among all arms, of others (`shuffle:snip`) one that its name gives."""
+    """The look of an arm: that of its place among all arms, of others (`snip_shuffle`) one that its name gives."""
     known = list(ARMS)
     place = known.index(arm) if arm in known else len(known) + zlib.crc32(arm.encode())
     color = COLORS[1 + (place - 1) % (len(COLORS) - 1)] if place else COLORS[0]

@@ -173,7 +173,8 @@ def initial_weights(runs: Sequence[Run], folder: Path, format: str = "png", line
     if drawer is None or len(drawer.rounds) < 2:
         return []
     chosen, remaining = labels.spread(drawer.rounds, lines), drawer.remaining()
-    samples = {number: _starts(drawer.ticket(number)) for number in chosen}
+    weights = list(drawer.ticket(chosen[0]).masks)  # later rounds may have more: biases that a rule prunes
+    samples = {number: _starts(drawer.ticket(number), weights) for number in chosen}
     names = list(samples[chosen[0]])
     file = folder / f"initial_weights.{format}"
     rewound = drawer.ticket(chosen[0]).origin == "rewind"
@@ -201,9 +202,9 @@ def initial_weights(runs: Sequence[Run], folder: Path, format: str = "png", line
 POOLED = "all layers"
 
 
-def _starts(ticket: Ticket) -> dict[str, np.ndarray]:
+def _starts(ticket: Ticket, weights: Sequence[str]) -> dict[str, np.ndarray]:
     """The values that survivors start from, by layer, or pooled where there are more than three layers."""
-    own = {name.removesuffix(".weight"): (ticket.start[name], mask) for name, mask in ticket.masks.items()}
+    own = {name.removesuffix(".weight"): (ticket.start[name], ticket.masks[name]) for name in weights}
     if len(own) <= 3:
         return {name: start[mask].numpy() for name, (start, mask) in own.items()}
     parts = [(start[mask] / start.std().clamp_min(1e-12)).numpy() for start, mask in own.values() if start.numel() > 1]

@@ -1,6 +1,6 @@
 """The numbers of runs: the CSV tables under dumps/, read here and written in recording.py, and finding runs by them.
 
-A round counts as finished when rounds.csv, written last, has its line.
+A round is finished once the journal has it; rounds.csv is written last, or from the journal after a stop before that.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), words: Cal
                 there.prepare(prepared, command, tell)
                 workers: jobs.Workers = there
             else:
-                most = len(queue.tasks) if holding.together(first) == 1 else len(todo)
+                most = len(queue.tasks) if holding.together(next(iter(todo))) == 1 else len(todo)
                 size = min(first.jobs or max(1, jobs.cores() // first.threads), most)
                 data = {one.asked: (one.config, one.images) for one in prepared}
                 workers = processes.workers(size, first.threads, data, device, tell, lambda: bool(signalled()))

@@ -98,7 +98,10 @@ class Config:
     )
     arch_type: str = side("fc1", RUN, "the model: a file under archs/<dataset>/", plain_name)
     dataset: str = side(
-        "mnist", RUN, "the images: mnist, fashionmnist, cifar10, cifar100 or <data>/NAME.npz", plain_name
+        "mnist",
+        RUN,
+        "the images: mnist, fashionmnist, kmnist, qmnist, emnist, cifar10, cifar100, svhn or <data>/NAME.npz",
+        plain_name,
     )
     ticket: TicketName | None = setting(
         None,

@@ -1,7 +1,8 @@
 """One training: the model, the network that a step trains, the schedule, the loop. Uses settings, pruning and data.
 
-models.py finds, builds and initialises models; network.py holds one or several stacked ones and their optimiser;
+models.py finds, builds and initialises models, problem.py bundles one with its data; scores.py and selection.py say
+which weights go, starts.py what survivors start from; network.py holds one or several stacked ones and their optimiser;
 sparse.py says which layers leave out what is pruned (sparse_linear.py); schedule.py says how long a round is; train.py
 has the loop with its evaluations and early stop; numerics.py, kernels.py and capture.py say how PyTorch computes.
-Nothing here knows of rounds or files.
+Nothing here knows of files of results.
 """

@@ -52,12 +52,13 @@ def measure(network: Network, feed: Feed, seed: int) -> Errors:
     networks' statistics is not that of the network between them.
     """
     batches = feed.epoch([(seed, "statistics")], 0)[: math.ceil(STATISTICS / feed.batch_size)]
-    _renew_statistics(network, (feed.fetch(batch)[0] for batch in batches))
+    _renew_statistics(network, (feed.fetch(batch) for batch in batches))
     network.model.eval()
     return Errors(*(_error(network, chunks) for chunks in (feed.training(), feed.test())))
 
 
-def _renew_statistics(network: Network, batches: Iterable[Tensor]) -> None:
+@torch.no_grad()
+def _renew_statistics(network: Network, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
     norms = [m for m in network.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return
@@ -66,8 +67,8 @@ def _renew_statistics(network: Network, batches: Iterable[Tensor]) -> None:
         norm.momentum = None  # a plain mean over the batches
     network.model.train()
     _without_dropout(network.model)
-    for images in batches:
-        network.logits(images, shared=True)
+    for images, labels in batches:
+        network.losses(images, labels)  # of the whole batch at once, as in training
 
 
 def _without_dropout(model: nn.Module) -> None:

@@ -27,7 +27,9 @@ from own import (
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+import combine_plots
 import lth
+import utils
 from lth import data
 from lth import pruning as lth_prune
 from lth.records import tables, tickets
@@ -213,6 +215,7 @@ def test_rules_prune_what_they_say_and_nothing_comes_back(rule: Rule, kept: list
     elif rule in (with_biases, in_place):
         assert found[2].keys() == {"fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}
         assert int(found[2]["fc1.bias"].sum()) == 7 and not net.fc1.bias[~found[2]["fc1.bias"]].any()
+        assert utils.exit_code(combine_plots.main, ["--root", str(tmp_path)]) == 0  # they have a line in the report
     else:
         assert weights == kept
     for before, after in itertools.pairwise(found):

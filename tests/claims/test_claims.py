@@ -154,6 +154,7 @@ def test_what_leaves_the_published_experiment_is_said() -> None:
     assert changes("--pixels", "norm") == ["pixels"]
     assert changes("--pixels", "standard") == ["pixels"]  # the default of main.py, not of the claim
     assert changes("--dataset", "fashionmnist") == ["dataset"]
+    assert changes("--dataset", "MNIST", "--arch_type", "FC1") == []
     assert changes("--prune_iterations", "16") == ["prune_iterations"]
     assert changes("--prune_type", "lt") == ["without ticket_reinit"]
     assert not form(CLAIMS["lenet"], quick=True).published

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from lth.plots.connectivity import LIMIT, connectivity, rewind_points
 from lth.records import recording
 from lth.records.tables import Run
+from lth.settings.arms import ARMS
 
 Sheets = dict[str, Figure]
 
@@ -43,6 +44,35 @@ def test_a_line_an_arm_the_limit_and_the_errors_on_the_way(tmp_path: Path, make_
     way = lines_in(along)
     assert list(way) == ["100%", "80%", "64%"] and way["80%"][1] == pytest.approx([4, 8.5, 6])
     assert [text.get_text() for text in along.get_legend().get_texts()] == list(way)
+
+
+def test_lines_of_several_models_and_more_than_there_are_arms(
+    tmp_path: Path, make_runs: MakeRuns, sheets: Sheets
+) -> None:
+    groups = []
+    for arch_type in ("fc1", "lenet5"):
+        for rewind in range(len(ARMS) // 2 + 1):
+            where = {"settings": f"prune_percent=20,rewind={rewind}it", "arch_type": arch_type}
+            runs = make_runs(arms=["lt"], rounds=3, seeds=(0,), saves=False, **where)
+            measured(runs[0], test=rewind)
+            groups.append(runs)
+    rewind_points(groups, tmp_path)
+    found = lines_in(panels(sheets["connectivity"])[0])
+    assert len(found) == len(groups) + 1, "lines of several models under one name"
+    assert sum("lenet5" in name for name in found) == len(groups) / 2
+
+
+def test_an_arm_looks_the_same_beside_unlisted_ones(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
+    runs = make_runs(arms=["lt", "reinit"], rounds=3, seeds=(0,), saves=False)
+    for run in runs:
+        measured(run, test=0)
+    connectivity(runs, tmp_path)
+    (usual,) = {line.get_color() for line in panels(sheets["connectivity"])[0].lines if line.get_label() == "reinit"}
+    runs += make_runs(arms=["snip_shuffle"], rounds=3, seeds=(0,), saves=False)
+    measured(runs[-1], test=0)
+    connectivity(runs, tmp_path)
+    colors = {line.get_label(): line.get_color() for line in panels(sheets["connectivity"])[0].lines}
+    assert colors["reinit"] == usual and len(set(colors.values())) == 4
 
 
 def test_a_line_a_rewind_point(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:

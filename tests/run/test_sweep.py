@@ -54,6 +54,12 @@ def test_a_sweep_gives_what_its_commands_give_and_one_table(place: Path, capsys:
     assert set(again["lr"]) == {0.02}, "another sweep has another table"
 
 
+def test_a_sweep_is_joined_also_when_its_first_experiment_is_finished(place: Path) -> None:
+    assert utils.exit_code(main.main, argv(place, "--sweep", "lr=0.01", "--join")) == 0
+    assert utils.exit_code(main.main, argv(place, "--sweep", "lr=0.01,0.02", "--join")) == 0
+    assert len(list((place / "swept").glob("dumps/mlp/tiny/*/*/seed0/rounds.csv"))) == 4
+
+
 def test_every_combination_is_checked_before_any_work(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert utils.exit_code(main.main, argv(place, "--sweep", "batch_size=10,500", "rewind=0,9it,20it")) == 2
     said = capsys.readouterr().err.splitlines()

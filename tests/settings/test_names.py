@@ -124,6 +124,17 @@ def test_a_data_set_without_models_uses_those_for_images_of_its_size(
     assert names.problems("fc1", "mine", data=tmp_path / "elsewhere")
 
 
+@pytest.mark.parametrize(
+    "size, first",
+    [
+        *[((9, 3, 20, 20), True), ((9, 1, 5, 5), True), ((9, 20, 20, 3), False), ((9, 20, 20, 1), False)],
+        *[((9, 2, 20, 20), True), ((9, 4, 8, 8), True), ((9, 4, 8, 2), False), ((9, 8, 8, 8), False)],
+    ],
+)
+def test_which_axis_holds_the_channels(size: tuple[int, ...], first: bool) -> None:
+    assert names.channels_first(size) == first
+
+
 def test_a_file_that_is_no_data_set_has_no_size(tmp_path: Path) -> None:
     for content in (b"", b"PK", b"hello"):
         (tmp_path / "mine.npz").write_bytes(content)
