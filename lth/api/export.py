@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lth.pruning import Masks
 from lth.records.files import explained, write
+from lth.settings.checks import first_line
 
 SUFFIXES = (".onnx", ".pt2")
 
@@ -71,9 +72,7 @@ def export(model: nn.Module, file: Path, example: Tensor) -> Path:
     try:
         program = torch.export.export(copy.deepcopy(model).cpu().eval(), (example,), dynamic_shapes=({0: batch},))
     except Exception as error:  # whatever tracing stumbles over in a model's own code
-        raise ValueError(
-            f"model cannot be exported: {(str(error).splitlines() or [type(error).__name__])[0]}"
-        ) from error
+        raise ValueError(f"model cannot be exported: {first_line(error)}") from error
     with tempfile.TemporaryDirectory(prefix="lth-") as folder:
         made = Path(folder) / file.name
         if file.suffix == ".pt2":

@@ -16,7 +16,7 @@ from lth import layers
 from lth.api.own_rule import checked
 from lth.data.loaders import Taken
 from lth.pruning import Rule, fetch_layers, prunable
-from lth.settings.checks import network, shown
+from lth.settings.checks import first_line, network, shown
 from lth.settings.config import Config
 from lth.training import fingerprint, models
 from lth.training.models import State
@@ -194,7 +194,7 @@ def try_out(own: OwnNet, data: Taken, device: torch.device) -> None:
             try:
                 outputs = net.train(training)(x)
             except Exception as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                reason = first_line(error)
                 raise ValueError(f"net must take the examples of data, (B, {str(shape)[1:]}: {reason}") from error
             if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(x):
                 got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__

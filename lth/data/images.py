@@ -130,7 +130,7 @@ def read(file: Path, classes: int | None = None) -> Images:
     except ConfigError:
         raise
     except Exception as error:  # zipfile, zlib, tokenize and NumPy raise a dozen kinds of it on a spoiled file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = checks.first_line(error)
         raise ConfigError(f"{file} is no readable .npz file ({reason}); put a complete one in its place") from None
     for key, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
         if x.dtype != np.uint8 or x.ndim not in (3, 4) or not x.size:
@@ -180,7 +180,7 @@ def _fetch(name: str, file: Path) -> None:
             np.savez_compressed(partial, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
             partial.replace(file)
     except Exception as error:  # of the network, of the disk, or of what a spoiled copy makes torchvision stumble on
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = checks.first_line(error)
         raise ConfigError(
             f"there is no {file} and {name} could not be downloaded ({reason}): "
             f"put an .npz file with the arrays {', '.join(ARRAYS)} there, or name its folder with --data"

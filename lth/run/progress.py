@@ -41,7 +41,7 @@ class Progress:
     ) -> None:
         self.rounds, self.print_freq, self.quiet, self.clock = rounds, print_freq, quiet, clock
         self.out = out or sys.stdout
-        self.done, self.began, self.failures = 0, clock(), 0
+        self.done, self.began = 0, clock()
         self.shown: dict[Run, int] = {}  # the epochs, in units of print_freq, at which a run's last line was due
         console = Console(file=self.out, highlight=False, markup=False, emoji=False)
         self.live = self.out.isatty() and console.is_terminal and not console.is_dumb_terminal
@@ -57,7 +57,6 @@ class Progress:
     def __call__(self, event: Event) -> None:
         """Show one event."""
         if isinstance(event, Note):
-            self.failures += event.failed
             if event.failed:
                 self._aside(event.text)
             elif not self.quiet:

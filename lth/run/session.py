@@ -74,10 +74,7 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), words: Cal
         todo = {config: asked[config] for config, left in zip(asked, unfinished, strict=True) if left}
         if not todo:
             say("all rounds of these runs are finished: more --prune_iterations or --trials extend them")
-            for run in runs:
-                clear(run.dumps)
-                if missing := recording.lost(run):
-                    _warn(f"{missing}; no number depends on them, --overwrite trains the run again")
+            _tidy(runs)
             return runs
         loaded: dict[tuple[object, ...], Images] = {}
         (device, remark), *prepared = checks.together(
@@ -151,6 +148,14 @@ def _unfinished(asked: Config) -> bool:
     config = settled(asked)
     refusals.refuse_another_experiment(runs, *refusals.at_hand(config, runs[0]), config)
     return False
+
+
+def _tidy(runs: Sequence[Run]) -> None:
+    """Clear up after the processes of finished runs, and say which of their weights are gone."""
+    for run in runs:
+        clear(run.dumps)
+        if missing := recording.lost(run):
+            _warn(f"{missing}; no number depends on them, --overwrite trains the run again")
 
 
 def _prepared(asked: Config, about: str, loaded: dict[tuple[object, ...], Images]) -> Prepared:

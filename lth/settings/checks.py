@@ -25,6 +25,11 @@ def said(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what it says, or its kind."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def ours(error: Exception) -> bool:
     """Whether an error was raised by this library itself, not by what it called."""
     trace = error.__traceback__

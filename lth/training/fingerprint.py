@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lth import layers
 from lth.data.prints import of_arrays
 from lth.training import source
 
@@ -32,7 +33,6 @@ SHOWN = ("__repr__", "__str__", "extra_repr")  # methods that only print
 ORDERED = {f"__{name}__" for name in ("eq", "ne", "lt", "le", "gt", "ge", "hash")}
 GENERATED = {"__init__", "__repr__", "__setattr__", "__delattr__", "__replace__", *ORDERED}  # by dataclasses
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def of(*things: Any) -> str:
@@ -182,7 +182,7 @@ def _network(model: nn.Module, seen: Seen, values: Container[str] = (), without:
         told[f"module {path}"] = {
             "number": str(len(paths)),
             "class": _described(type(module), seen),
-            "hooks": [_described(list(vars(module).get(name, {}).values()), seen) for name in HOOKS],
+            "hooks": [_described(list(vars(module).get(name, {}).values()), seen) for name in layers.HOOKS],
             **_settings(module, seen, () if path else without),
         }
     for name, tensor in _tensors(model):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lth import layers, pruning
 from lth.settings import names
+from lth.settings.checks import first_line
 from lth.settings.config import ConfigError
 
 State = dict[str, Tensor]  # parameters and buffers by name
@@ -91,7 +92,7 @@ def check_fit(
             logits = model.eval()(torch.zeros(2, *image_shape))
     except Exception as error:
         raise ConfigError(
-            f"{name} does not take images of {shape} (channels x height x width): {_first_line(error)}"
+            f"{name} does not take images of {shape} (channels x height x width): {first_line(error)}"
         ) from error
     finally:
         model.train(mode)
@@ -133,7 +134,7 @@ def _load(file: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ConfigError(f"{_shown(file)} cannot be loaded: {type(error).__name__}: {_first_line(error)}") from error
+        raise ConfigError(f"{_shown(file)} cannot be loaded: {type(error).__name__}: {first_line(error)}") from error
     return module
 
 
@@ -169,17 +170,13 @@ def _builder(model: Callable[..., Any], classes: int | None, file: Path) -> Buil
         try:
             made = model(**_arguments(model, classes))
         except Exception as error:
-            raise ConfigError(f"{_shown(file)}: {model.__name__} cannot be built: {_first_line(error)}") from error
+            raise ConfigError(f"{_shown(file)}: {model.__name__} cannot be built: {first_line(error)}") from error
         if not isinstance(made, nn.Module):
             raise ConfigError(f"{_shown(file)}: {model.__name__} must return a torch.nn.Module, not {type(made)}")
         return made
 
     make.__wrapped__ = model  # type: ignore[attr-defined]  # inspect.unwrap then finds it
     return make
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _shown(file: Path) -> str:

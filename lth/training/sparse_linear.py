@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lth.layers import HOOKS
 from lth.pruning import Masks
 from lth.training import kernels
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # of a module, by attribute
 
 
 class Places:
