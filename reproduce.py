@@ -96,6 +96,8 @@ def ask(asked: Sequence[Form], finished: bool, file: Path | None, argv: Sequence
                 session.run(config, command=argv)
             except session.TrialsFailed as error:  # the others are complete and can be looked at
                 failure = error
+        if any(config.dry_run for config in form.configs.values()):
+            continue
         findings = judge.findings(form)
         print(report.text(form, findings, shutil.get_terminal_size((100, 24)).columns))
         written = [report.write(form, findings), *(report.renew(file, form, findings) if file else [])]

@@ -23,7 +23,7 @@ from lth.records.tickets import Ticket, numbered
 from lth.settings import checks
 from lth.settings.arms import ARMS
 from lth.settings.config import Config, derive_seed
-from lth.training import sparse
+from lth.training import models, sparse
 from lth.training.cost import Cost
 from lth.training.models import State
 from lth.training.network import Network
@@ -107,6 +107,8 @@ class Experiment:
                 self.tell(Moved(run, number, iteration, plan.steps, again))
 
         def checkpoint(states: list[Trained]) -> None:
+            if models.attributes(network.model) != attributes:
+                return  # a model that counts, say, would go on otherwise: its round begins again
             for run, state in zip(stack, states, strict=True):
                 if state.failure is None:
                     tickets.write_checkpoint(run, number, state, self._identity(run), into)
@@ -122,6 +124,7 @@ class Experiment:
                 autocast=self.config.precision == "bf16",
                 sparse=self._sparse(stack[0], model, masks, feed),
             )
+            attributes = models.attributes(network.model)
             optimizer = self.problem.optimizer(network)
             dropout = derive_seed(stack[0].seed, "dropout", number)
             training = Training(network, optimizer, feed, plan, seeds, dropout, going_on)
@@ -133,7 +136,7 @@ class Experiment:
             ) from None
         except (OSError, RecordError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if checks.ours(error):
                 raise
             raise TrialError(f"{stack[0].arch_type} failed in round {number} with {checks.said(error)}") from error

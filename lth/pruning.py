@@ -15,7 +15,7 @@ import torch
 import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
-from lth import layers
+from lth import chance, layers
 from lth.layers import BIAS, CONV, EMBEDDING, FC
 from lth.settings.arms import CRITERIA
 
@@ -260,8 +260,7 @@ def by_rule(rule: Rule, model: nn.Module, final: Weights, masks: Masks, seed: in
     own = {name: parameter.shape for name, parameter in model.named_parameters()}
     attach(model, masks)
     before = _standing(model)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with chance.seeded(seed):
         result = rule(model)
     if isinstance(result, nn.Module) and result is not model:
         raise TypeError("prune_rule must prune the network that it is given, but returns another one")

@@ -12,6 +12,7 @@ import pytest
 LTH = Path(__file__).resolve().parents[1] / "lth"
 LAYERS = (
     "settings",
+    "chance",
     "layers",
     "pruning",
     "data",

@@ -12,7 +12,7 @@ import torch
 import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
-from lth import layers
+from lth import chance, layers
 from lth.api.own_rule import checked
 from lth.data.loaders import Taken
 from lth.pruning import Rule, fetch_layers, prunable
@@ -70,8 +70,7 @@ class OwnNet:
         """New random weights: those of the modules' `reset_parameters`, then of the network's `_initialize_weights`.
         ValueError if that leaves prunable weights as they were."""
         net = self.make()
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(seed)
+        with chance.seeded(seed), torch.no_grad():
             for module in net.modules():
                 reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
                 if callable(reset):
@@ -192,7 +191,7 @@ def try_out(own: OwnNet, data: Taken, device: torch.device) -> None:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for training in (False, True) if len(x) > 1 else (False,):  # batch norm cannot train on one example
             try:
-                outputs = net.train(training)(x)
+                outputs = net.train(training)(x.clone())
             except Exception as error:
                 reason = first_line(error)
                 raise ValueError(f"net must take the examples of data, (B, {str(shape)[1:]}: {reason}") from error

@@ -117,16 +117,20 @@ class Feed:
 
     def example(self) -> Tensor:
         """Two examples as a model gets them, to try it on."""
-        return self.normalise(self.images[:2])
+        return self._own(self.images[:2])
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Chunks of validation images, (T * n, C, H, W) with the trials one after another, and labels (T * n,)."""
-        return ((self.normalise(x), y) for x, y in self._valid)
+        return ((self._own(x), y) for x, y in self._valid)
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Chunks of test images (n, C, H, W), the same for all trials, and labels (n,)."""
         chunks = zip(self._test.split(self.chunk), self._test_labels.split(self.chunk), strict=True)
-        return ((self.normalise(x), y) for x, y in chunks)
+        return ((self._own(x), y) for x, y in chunks)
+
+    def _own(self, images: Tensor) -> Tensor:
+        """A normalised copy: models may change in place what they get."""
+        return images.clone() if self.as_is else self.normalise(images)
 
 
 def split(count: int, valid_size: int, seed: int) -> tuple[Tensor, Tensor]:

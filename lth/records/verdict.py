@@ -130,7 +130,7 @@ def judged(rounds: pd.DataFrame) -> pd.DataFrame:
             gain, stop = gains[has, : place + 1], stops[has, : place + 1]
             row: dict[str, Any] = {
                 **{"round": int(number), "remaining": remaining[has, place].mean(), "arm": arm},
-                "speedup": (macs[has, 0] / macs[has, place]).mean(),
+                "speedup": _ratios(macs[has, 0], macs[has, place]).mean(),
                 **{"trials": int(has.sum()), "test": test[has, place].mean()},
                 **_accuracy(gain, float((test[has, place] - gain[:, -1]).mean())),
                 **_stop(stop),
@@ -140,6 +140,11 @@ def judged(rounds: pd.DataFrame) -> pd.DataFrame:
             rows.append({**row, "winning": wins})
     places = {arm: index for index, arm in enumerate(in_order([row["arm"] for row in rows]))}
     return pd.DataFrame(sorted(rows, key=lambda row: (row["round"], places[row["arm"]])), columns=list(COLUMNS))
+
+
+def _ratios(dense: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """How many times less is left; infinite where nothing is."""
+    return np.divide(dense, left, out=np.full(len(left), math.inf), where=left != 0)
 
 
 def _accuracy(gains: np.ndarray, dense: float) -> dict[str, Any]:

@@ -19,18 +19,18 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"
 
 
-def said(error: Exception) -> str:
+def said(error: BaseException) -> str:
     """What an error of somebody else's code says, with its kind, in one line."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of what it says, or its kind."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def ours(error: Exception) -> bool:
+def ours(error: BaseException) -> bool:
     """Whether an error was raised by this library itself, not by what it called."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

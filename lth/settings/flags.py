@@ -222,7 +222,7 @@ def _config_file(path: str, given: Container[str]) -> dict[str, Any]:
     try:
         settings = dict(json.loads(Path(path).read_text(encoding="utf-8"))["settings"].items())
         unknown = [name for name in settings if name not in FIELDS]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"--config {path} cannot be read as the config.json of a run: {error}") from None
     if unknown:
         raise ConfigError(f"--config {path} has settings that this version does not know: {', '.join(unknown)}")

@@ -87,9 +87,9 @@ def device(text: str) -> str:
 
 def plain_name(text: str) -> str:
     """A word that may be the name of a folder."""
-    if re.fullmatch(r"[\w.+=,-]{1,100}", text) and text.strip("."):
+    if re.fullmatch(r"[\w.+=,-]{1,100}", text) and text.strip(".") and len(text.encode()) <= 200:
         return text
-    raise ValueError("must be a plain name: at most 100 letters, digits and . _ - + = ,")
+    raise ValueError("must be a plain name: at most 100 letters (200 bytes), digits and . _ - + = ,")
 
 
 PERCENT = number(float, 0, 100, below=True)  # 100 would leave no network to train

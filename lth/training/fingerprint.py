@@ -11,12 +11,10 @@ import enum
 import functools
 import hashlib
 import inspect
-import random
 import re
 import types
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -24,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lth import layers
+from lth import chance, layers
 from lth.data.prints import of_arrays
 from lth.training import source
 
@@ -44,10 +42,9 @@ def of(*things: Any) -> str:
 def of_model(make: Callable[[], nn.Module]) -> str:
     """That of the networks that `make` builds, of their code and of what made them. What differs from one to the next,
     as the weights that they draw, does not count."""
-    with _own_draws():
-        torch.manual_seed(0)
+    with chance.seeded(0):
         one = make()
-        torch.manual_seed(1)
+        chance.seed(1)
         other = make()
     pairs = zip(_tensors(one), _tensors(other), strict=False)
     fixed = {name for (name, x), (_, y) in pairs if x.shape == y.shape and torch.equal(x, y)}
@@ -65,18 +62,6 @@ def of_loss(criterion: Callable[..., Tensor]) -> str:
     if not isinstance(criterion, nn.Module):
         return of(criterion)
     return _digest(_network(criterion, {}, {name for name, _ in criterion.named_buffers()}))
-
-
-@contextmanager
-def _own_draws() -> Iterator[None]:
-    """Within it, random draws do not disturb those that come after it."""
-    before = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
 
 
 def _digest(description: Any) -> str:

@@ -11,9 +11,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
-from lth import layers, pruning
+from lth import chance, layers, pruning
 from lth.settings import names
 from lth.settings.checks import first_line
 from lth.settings.config import ConfigError
@@ -45,8 +46,7 @@ def find(arch_type: str, dataset: str, classes: int | None = None, data: Path | 
 
 def build(maker: Build, init: str, seed: int) -> nn.Module:
     """A model with initial weights drawn from `seed` alone: see `initialise`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with chance.seeded(seed):
         model = maker()
         initialise(model, init)
     return model
@@ -82,23 +82,44 @@ def load_state(model: nn.Module, state: State) -> nn.Module:
     return model
 
 
+def attributes(model: nn.Module) -> dict[str, str]:
+    """The numbers, words, tensors and containers among the attributes of a model's modules that are neither parameters
+    nor buffers, as text. No checkpoint holds them."""
+    kinds = (bool, int, float, str, list, tuple, dict, set, Tensor, type(None))
+    return {
+        f"{path}.{name}".lstrip("."): repr(value)
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, kinds) and name != "training" and not name.startswith("_")
+    }
+
+
 def check_fit(
     model: nn.Module, image_shape: tuple[int, ...], classes: int, name: str = "model", embeddings: bool = False
 ) -> None:
     """ConfigError unless `model` maps images of that shape (C, H, W) to one logit a class and has weights to prune."""
-    mode, shape = model.training, " x ".join(map(str, image_shape))
-    try:
-        with torch.no_grad():
-            logits = model.eval()(torch.zeros(2, *image_shape))
-    except Exception as error:
-        raise ConfigError(
-            f"{name} does not take images of {shape} (channels x height x width): {first_line(error)}"
-        ) from error
-    finally:
-        model.train(mode)
-    if not isinstance(logits, Tensor) or logits.shape != (2, classes):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ConfigError(f"{name} must give logits of shape (2, {classes}) for 2 images, not {got}")
+    shape = " x ".join(map(str, image_shape))
+    if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in model.parameters()):
+        raise ConfigError(f"{name} must know its shapes: it has lazy layers")
+    if torch_prune.is_pruned(model):
+        raise ConfigError(f"{name} must come without masks of torch.nn.utils.prune: pruning is the program's")
+    mode = model.training
+    for training in (False, True):
+        when = ", in training" if training else ""
+        try:
+            with chance.kept(torch.device("cpu")), torch.set_grad_enabled(training):
+                logits = model.train(training)(torch.zeros(2, *image_shape))
+        except (Exception, SystemExit) as error:
+            raise ConfigError(
+                f"{name} does not take images of {shape} (channels x height x width){when}: {first_line(error)}"
+            ) from error
+        finally:
+            model.train(mode)
+        if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ConfigError(f"{name} must give logits of shape (2, {classes}) for 2 images{when}, not {got}")
+    if not logits.requires_grad:
+        raise ConfigError(f"{name} must give logits that depend on parameters that require gradients")
     if not pruning.prunable(model, embeddings):
         raise ConfigError(
             f"{name} has no weights to prune, no matrix or filter that multiplies activations"
@@ -133,7 +154,7 @@ def _load(file: Path) -> ModuleType:
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{_shown(file)} cannot be loaded: {type(error).__name__}: {first_line(error)}") from error
     return module
 
@@ -169,7 +190,7 @@ def _builder(model: Callable[..., Any], classes: int | None, file: Path) -> Buil
     def make() -> nn.Module:
         try:
             made = model(**_arguments(model, classes))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(f"{_shown(file)}: {model.__name__} cannot be built: {first_line(error)}") from error
         if not isinstance(made, nn.Module):
             raise ConfigError(f"{_shown(file)}: {model.__name__} must return a torch.nn.Module, not {type(made)}")

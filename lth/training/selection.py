@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lth import pruning
+from lth import chance, pruning
 from lth.pruning import Masks, Quota, Weights
 from lth.settings.arms import Arm
 from lth.settings.config import Config
@@ -64,8 +64,7 @@ def _scorer(arm: Arm, config: Config, problem: Problem, candidates: Candidates) 
         with torch.no_grad():
             for name, mask in masks.items():
                 weights[name].mul_(mask.to(weights[name].device))
-        with torch.random.fork_rng(devices=[]):  # for models that draw random numbers
-            torch.manual_seed(candidates.generator.initial_seed())
+        with chance.seeded(candidates.generator.initial_seed()):  # for models that draw random numbers
             return SCORES[arm.scores](model, list(masks), batches, problem.criterion)
 
     return score

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lth import chance
 from lth.data.feed import Feed
 from lth.training.capture import captured
 from lth.training.kernels import gradients
@@ -96,7 +97,7 @@ class Training:
         self.supermask: list[float | None] = [None for _ in self.trials]
         self.loss_sum = torch.zeros(() if network.trials == 1 else network.trials, device=network.device)
         self.seconds = {"training": 0.0, "evaluation": 0.0}
-        torch.manual_seed(random_seed)  # for dropout
+        chance.seed(random_seed)  # for dropout, and what else a model draws
         if resume:
             self._restore(resume)
         capture = network.device.type == "cuda" and feed.capturable and optimizer.capturable
@@ -183,7 +184,8 @@ class Training:
             test = [math.nan] * trials
             better = any(val_loss < least for (_, val_loss, _), least in zip(found, lowest, strict=True))
             if better or self.plan.tests(self.iteration, before):
-                _, correct, seen = self._measure(self.feed.test(), True, between)
+                with chance.kept(self.network.device):  # so that nothing depends on how often the test images come
+                    _, correct, seen = self._measure(self.feed.test(), True, between)
                 test = [100 * count / seen for count in correct.tolist()]
         self.loss_sum.zero_()
         for trial, (train, val_loss, val) in enumerate(found):
@@ -239,9 +241,7 @@ class Training:
         return [self._state(trial) for trial in self.trials]
 
     def _state(self, trial: int) -> Trained:
-        extra = {"loss_sum": self.network.of(self.loss_sum, trial), "random": torch.get_rng_state()}
-        if self.network.device.type == "cuda":
-            extra["random_cuda"] = torch.cuda.get_rng_state(self.network.device)
+        extra = {"loss_sum": self.network.of(self.loss_sum, trial), **chance.state(self.network.device)}
         extra |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.state(trial).items()}
         return Trained(
             iteration=self.iteration,
@@ -272,6 +272,4 @@ class Training:
         self.optimizer.restore(
             [{key.removeprefix(own): x for key, x in s.extra.items() if key.startswith(own)} for s in saved]
         )
-        torch.set_rng_state(saved[0].extra["random"])
-        if "random_cuda" in saved[0].extra and self.network.device.type == "cuda":
-            torch.cuda.set_rng_state(saved[0].extra["random_cuda"], self.network.device)
+        chance.restore(saved[0].extra, self.network.device)

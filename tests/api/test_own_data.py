@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import helpers
 import pytest
 import torch
 from helpers import make_images
@@ -139,6 +140,18 @@ def test_a_stream_gives_full_batches_epoch_after_epoch_and_goes_on_anywhere() ->
     assert len(labels(0)) == 12 and {len(batch) for batch in labels(0)} == {10}
     assert labels(0) == labels(0) != labels(1)
     assert labels(1, 7) == labels(1)[7:]
+
+
+def test_a_network_may_change_its_input_in_place() -> None:
+    class Shifts(helpers.Mlp):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.sub_(0.3))
+
+    class Shifted(helpers.Mlp):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x - 0.3)
+
+    assert find(seeded(Shifts)) == find(seeded(Shifted))
 
 
 @pytest.mark.parametrize("train", [loader(shuffle=True), DataLoader(Augmented(), batch_size=10, shuffle=True), Noisy()])

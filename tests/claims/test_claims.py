@@ -288,6 +288,12 @@ def test_a_claim_from_the_command_line(tiny: Claim, place: Path, capsys: pytest.
     assert (place / "plots" / "claims" / "tiny-quick.csv").exists()
 
 
+def test_a_dry_run_of_a_claim_writes_nothing(tiny: Claim, place: Path) -> None:
+    where = ["--root", str(place), "--data", str(place / "data"), "--report", str(place / "new" / "r.md")]
+    assert utils.exit_code(reproduce.main, ["tiny", "--dry_run", *where]) == 0
+    assert not any((place / name).exists() for name in ("dumps", "plots", "new"))
+
+
 def test_the_list_says_what_a_claim_takes_and_writes_nothing(
     tiny: Claim, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -460,7 +460,7 @@ def test_sizes_that_the_images_do_not_allow(valid_size: int, batch_size: int, pr
 MISFITS = {
     "another size": ("x = nn.Linear(65, 4)", "does not take images of 1 x 8 x 8"),
     "colour": (
-        "x = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.LazyLinear(4))",
+        "x = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(72, 4))",
         "does not take images of 1 x 8",
     ),
     "other classes": (
@@ -473,6 +473,21 @@ MISFITS = {
         "x = nn.Sequential(nn.Flatten(), nn.LayerNorm(64), nn.AdaptiveAvgPool1d(4))",
         "no weights to prune",
     ),
+    "lazy layers": ("x = nn.Sequential(nn.Flatten(), nn.LazyLinear(4))", "must know its shapes: it has lazy layers"),
+    "masks": (
+        "x = nn.Sequential(nn.Flatten(), nn.utils.prune.l1_unstructured(nn.Linear(64, 4), 'weight', 0.5))",
+        "must come without masks",
+    ),
+    "nothing to train": (
+        "x = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).requires_grad_(False)",
+        "must give logits that depend on parameters that require gradients",
+    ),
+    "another shape in training": (
+        "x = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))\n"
+        "    x.register_forward_hook(lambda module, x, y: (y, y) if module.training else y)",
+        r"for 2 images, in training, not tuple",
+    ),
+    "an end": ("raise SystemExit(0)", "cannot be built: 0"),
     "a tuple": ("x = nn.LSTM(8, 4)", "does not take images|not tuple"),
 }
 

@@ -301,6 +301,7 @@ def test_a_config_file_gives_back_the_data_folder(tmp_path: Path) -> None:
         ("[]", "cannot be read"),
         ("5", "cannot be read"),
         ('{"lr": 0.1}', "cannot be read"),
+        pytest.param("[" * 100_000, "cannot be read", id="deep"),
         ('{"settings": []}', "cannot be read"),
         ('{"settings": [1]}', "cannot be read"),
         ('{"settings": "lr"}', "cannot be read"),
@@ -356,6 +357,7 @@ ONE: list[tuple[str, str]] = [
     ("--preset lennet", "--preset must be one of lenet, .* not 'lennet': did you mean lenet?"),
     ("--preset resnet20", "did you mean resnet18?"),
     ("--name a/b", "--name must be a plain name"),
+    (f"--name {chr(0x1D51E) * 100}", "--name must be a plain name"),  # names of files have at most 255 bytes
     ("--name ..", "--name must be a plain name"),
     (f"--name {'n' * 300}", "--name must be a plain name"),
     # flags

@@ -199,6 +199,7 @@ def test_mistyped_names_get_the_nearest(put: Put, asked: str, meant: str | None)
     [
         ("def net(:\n", r"cannot be loaded: SyntaxError"),
         ("import nothing_of_this_name\n", r"cannot be loaded: ModuleNotFoundError: No module named"),
+        ("import sys\nsys.exit('no GPU')\n", r"cannot be loaded: SystemExit: no GPU"),
         ("1 / 0\n", r"cannot be loaded: ZeroDivisionError"),
         ("def net():\n    return 5\n", r"net must return a torch.nn.Module, not <class 'int'>"),
         ("def net():\n    raise ValueError('no\\nluck')\n", r"net cannot be built: no"),

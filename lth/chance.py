@@ -1,0 +1,58 @@
+"""The random numbers that models, rules and loaders may draw while they compute: PyTorch's, NumPy's, Python's."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def seed(number: int) -> None:
+    """Begin all of them anew."""
+    torch.manual_seed(number)
+    np.random.seed(number % 2**32)
+    random.seed(number)
+
+
+@contextmanager
+def seeded(number: int) -> Iterator[None]:
+    """Within it they begin anew; after it they are as before (but those of a GPU)."""
+    with kept(torch.device("cpu")):
+        seed(number)
+        yield
+
+
+@contextmanager
+def kept(device: torch.device) -> Iterator[None]:
+    """Within it, draws do not disturb those that come after it."""
+    before = state(device)
+    try:
+        yield
+    finally:
+        restore(before, device)
+
+
+def state(device: torch.device) -> dict[str, Tensor]:
+    """Where they are, to be written into a checkpoint."""
+    drawn: Any = np.random.get_state()
+    _, keys, *rest = drawn
+    others = json.dumps([[keys.tolist(), *rest], random.getstate()])
+    found = {"random": torch.get_rng_state(), "random_others": torch.tensor(list(others.encode()), dtype=torch.uint8)}
+    return found | ({"random_cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def restore(saved: Mapping[str, Tensor], device: torch.device) -> None:
+    """Go on from there; checkpoints of older versions have PyTorch's alone."""
+    torch.set_rng_state(saved["random"])
+    if "random_others" in saved:
+        (keys, *rest), (version, internal, gauss) = json.loads(bytes(saved["random_others"].tolist()))
+        np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *rest))
+        random.setstate((version, tuple(internal), gauss))
+    if "random_cuda" in saved and device.type == "cuda":
+        torch.cuda.set_rng_state(saved["random_cuda"], device)
