@@ -104,7 +104,8 @@ def parser(prog: str = "main.py") -> argparse.ArgumentParser:
         "--sweep",
         metavar="NAME=VALUE,VALUE",
         nargs="+",
-        help="an experiment for every combination of these values, side by side: lr=1.2e-3,1e-4 arch_type=fc1,lenet5",
+        help="an experiment for every combination of these values, side by side: lr=1.2e-3,1e-4 arch_type=fc1,lenet5; "
+        "they stand in for a flag of the same name",
         **suppressed,
     )
     return made
