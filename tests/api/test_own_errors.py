@@ -60,15 +60,16 @@ def test_a_network_that_fails_is_named(net: Callable[[], nn.Module], said: str) 
     assert str(caught.value) == said and isinstance(caught.value.__cause__, (KeyError, RuntimeError))
 
 
-def test_a_model_of_archs_that_fails_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("error", ["IndexError", "SystemExit"])
+def test_a_model_of_archs_that_fails_is_named(place: Path, capsys: pytest.CaptureFixture[str], error: str) -> None:
     (place / "archs" / "tiny" / "fails.py").write_text(
         "from torch import nn\n\n\nclass Fails(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-        "        self.fc = nn.Linear(64, 4)\n\n    def forward(self, x):\n        if self.training:\n"
-        "            raise IndexError('in training alone')\n        return self.fc(x.flatten(1))\n"
+        "        self.fc = nn.Linear(64, 4)\n\n    def forward(self, x):\n        if self.training and len(x) > 2:\n"
+        f"            raise {error}('in training alone')\n        return self.fc(x.flatten(1))\n"
     )
     flags = f"--arch_type fails --dataset tiny --data {place / 'data'} --root {place} --gpu cpu --jobs 1 --quiet"
     assert utils.exit_code(main.main, [*flags.split(), "--batch_size", "10"]) == 1
-    assert capsys.readouterr().err == "error: fails failed in round 0 with IndexError: in training alone\n"
+    assert capsys.readouterr().err == f"error: fails failed in round 0 with {error}: in training alone\n"
 
 
 def breaks(net: nn.Module) -> None:
