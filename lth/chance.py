@@ -31,11 +31,13 @@ def seeded(number: int) -> Iterator[None]:
 @contextmanager
 def kept(device: torch.device) -> Iterator[None]:
     """Within it, draws do not disturb those that come after it."""
-    before = state(device)
-    try:
-        yield
-    finally:
-        restore(before, device)
+    before = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            np.random.set_state(before[0])
+            random.setstate(before[1])
 
 
 def state(device: torch.device) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import torch
 
-from lth import pruning
+from lth import chance, pruning
 from lth.data.feed import Feed
 from lth.pruning import Masks
 from lth.records import recording, resume, same, tables, tickets
@@ -38,6 +38,7 @@ from lth.training.train import Evaluation, Trained, Training
 NOTHING_PRUNED = (
     "layers come to it with masks of torch.nn.utils.prune, their weights called weight_orig; fetch_layers names them"
 )
+UNSAVED = "something besides parameters and buffers from step to step: a round that is stopped begins again"
 
 
 class TrialError(Exception):
@@ -58,11 +59,12 @@ class Experiment:
         self.config, self.problem, self.device, self.tell, self.stop = config, problem, device, tell, stop
         self.failed: dict[Run, str] = {}  # with the reason
         self._feeds: dict[tuple[int, ...], Feed] = {}
+        self._unsaved = False  # whether it has been said that a round cannot be taken up in its middle
 
     def run(self, runs: Sequence[Run], rounds: int) -> None:
         """Strategy 1 for several runs at once: `rounds` trainings of each, and a pruning and a reset after all but the
         last."""
-        with numerics(self.config.precision, self.config.threads):
+        with numerics(self.config.precision, self.config.threads), chance.kept(self.device):
             for run in runs:
                 self._go_on(run, rounds)
             for number in range(rounds):
@@ -107,8 +109,11 @@ class Experiment:
                 self.tell(Moved(run, number, iteration, plan.steps, again))
 
         def checkpoint(states: list[Trained]) -> None:
-            if models.attributes(network.model) != attributes:
-                return  # a model that counts, say, would go on otherwise: its round begins again
+            if models.attributes(network.model) != attributes:  # a model that counts, say, would go on otherwise
+                if not self._unsaved:
+                    self.tell(Note(f"{stack[0].arch_type} keeps {UNSAVED}"))
+                self._unsaved = True
+                return
             for run, state in zip(stack, states, strict=True):
                 if state.failure is None:
                     tickets.write_checkpoint(run, number, state, self._identity(run), into)

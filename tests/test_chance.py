@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import assert_same, do, results, settings
+from helpers import Told, assert_same, do, results, settings
 
 from lth import chance
+from lth.experiment import UNSAVED
 from lth.records import tables
 from lth.training.train import Stopped
 
@@ -84,11 +85,20 @@ def test_models_that_draw_or_count_are_reproducible_also_after_a_stop(place: Pat
     do(replace(config, root=place / "again"))
     assert_same(results(place / "again"), results(place / "once"))
     for turn in range(0, next(turns), 9):
-        turns, root = itertools.count(), place / f"stopped{turn}"
+        turns, root, told = itertools.count(), place / f"stopped{turn}", Told()
         with pytest.raises(Stopped):
-            do(replace(config, root=root), stop=lambda turns=turns, turn=turn: next(turns) == turn)
+            do(replace(config, root=root), told, stop=lambda turns=turns, turn=turn: next(turns) == turn)
+        assert (UNSAVED in told.notes) == (name == "counting" and turn > 0)
         do(replace(config, root=root))
         assert_same(results(root), results(place / "once"))
+
+
+def test_draws_of_the_callers_own_go_on_undisturbed(place: Path) -> None:
+    chance.seed(3)
+    expected = drawn()
+    chance.seed(3)
+    do(settings(place))
+    assert drawn() == expected
 
 
 def test_how_often_the_test_images_come_does_not_matter_to_a_model_that_draws(place: Path) -> None:

@@ -45,8 +45,8 @@ def write_round(
     deleted: Collection[str] = (),
 ) -> dict[str, Any]:
     """Add a finished round to the tables and the journal; multiply-adds (macs) where the `cost` of a forward pass is
-    known. saves: the weights that are kept of it, by name;
-    deleted: those of earlier rounds that are kept no longer. Gives its line in rounds.csv."""
+    known. `saves` are the weights that are kept of it, by name, `deleted` those of earlier rounds that no longer are.
+    Gives its line in rounds.csv."""
     best, counts = trained.early_stop, pruning.survivors(masks)
     row = {
         **{"round": number, "remaining": round(pruning.remaining(masks), 4), "ES": best.iteration},

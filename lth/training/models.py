@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lth import chance, layers, pruning
 from lth.settings import names
-from lth.settings.checks import first_line
+from lth.settings.checks import first_line, said
 from lth.settings.config import ConfigError
 
 State = dict[str, Tensor]  # parameters and buffers by name
@@ -155,7 +155,7 @@ def _load(file: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"{_shown(file)} cannot be loaded: {type(error).__name__}: {first_line(error)}") from error
+        raise ConfigError(f"{_shown(file)} cannot be loaded: {said(error)}") from error
     return module
 
 
