@@ -75,6 +75,11 @@ def problems(
     """What is wrong with the name of a model and that of a data set, in the words of a front door: what it calls these
     two, and the other names of models and of data sets that it knows. `data` is the folder of the data sets."""
     if not available(of, data):
+        file = npz(Path(data), of) if data else None
+        if file is not None and file.is_file():
+            size = shape(of, data)
+            what = f"has images of {_size(size)}" if size else "cannot be read as a data set's"
+            return [f"{arguments[1]} must have models in archs/{of}/, or images of 28x28x1 or 32x32x3: {file} {what}"]
         have = (name for name in (*KNOWN, *(folder.name for folder in _all_folders())) if available(name))
         choices = list(dict.fromkeys((*have, *aliases[1])))
         return [
@@ -118,8 +123,7 @@ def assumed(arch_type: str, of: str, data: Path | None = None) -> str:
     """A sentence about whose model serves the data set `of`, where it is not its own; else nothing."""
     for folder in folders(of, data):
         if any(mentions(file, arch_type) for file in files(folder)):
-            size = "x".join(map(str, (*shape(of, data)[1:], *shape(of, data)[:1])))
-            served = f"{of} has images of {size}: it uses the model of archs/{folder.name}/"
+            served = f"{of} has images of {_size(shape(of, data))}: it uses the model of archs/{folder.name}/"
             return "" if folder.name == dataset(of) else served
     return ""
 
@@ -144,6 +148,11 @@ def shape(of: str, data: Path | None = None) -> tuple[int, ...]:
     if len(size) == 4:
         return tuple(size[1:]) if channels_first(size) else (size[3], *size[1:3])
     return (1, *size[1:]) if len(size) == 3 else ()
+
+
+def _size(image: tuple[int, ...]) -> str:
+    """A shape (C, H, W) as people say it: 28x28x1."""
+    return "x".join(map(str, (*image[1:], *image[:1])))
 
 
 def channels_first(size: tuple[int, ...]) -> bool:

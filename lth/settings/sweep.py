@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lth.settings import flags
+from lth.settings import flags, names
 from lth.settings.config import Config, ConfigError, nearest
 from lth.settings.values import parse_value
 
@@ -39,6 +40,7 @@ def parse(argv: Sequence[str]) -> dict[Config, dict[str, str]]:
     if given.get("name"):
         problems.append("--name would give all combinations of --sweep one folder: leave it out")
     found: dict[Config, dict[str, str]] = {}
+    spelled: set[Config] = set()  # since the same experiment may be named in two ways: fc1,FC1
     wrong: dict[str, list[str]] = {}
     if math.prod(map(len, choices.values())) > MOST:
         raise ConfigError(f"--sweep must have at most {MOST} combinations, not {math.prod(map(len, choices.values()))}")
@@ -46,7 +48,9 @@ def parse(argv: Sequence[str]) -> dict[Config, dict[str, str]]:
     for texts in combinations:
         try:
             config = flags.parse(argv, swept={name: _value(name, text) for name, text in texts.items()})
-            found.setdefault(config, texts)
+            if (one := _spelled(config)) not in spelled:
+                spelled.add(one)
+                found[config] = texts
         except ConfigError as error:
             for problem in error.problems:
                 wrong.setdefault(problem, []).append(label(texts))
@@ -57,6 +61,12 @@ def parse(argv: Sequence[str]) -> dict[Config, dict[str, str]]:
     if problems:
         raise ConfigError(*problems)
     return found
+
+
+def _spelled(config: Config) -> Config:
+    """The settings with the one spelling of the model's and the data set's name."""
+    model = names.model(config.arch_type, config.dataset, config.data)
+    return dataclasses.replace(config, arch_type=model, dataset=names.dataset(config.dataset))
 
 
 def label(texts: Mapping[str, str]) -> str:

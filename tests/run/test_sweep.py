@@ -78,3 +78,9 @@ def test_a_dry_run_shows_all_and_touches_nothing(place: Path, capsys: pytest.Cap
     do(settings(place, root=place / "swept", prune_iterations=2))
     assert utils.exit_code(main.main, argv(place, *more)) == 0
     assert "30 trainings, 28 of them left" in capsys.readouterr().out
+
+
+def test_an_experiment_named_in_two_ways_is_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert utils.exit_code(main.main, argv(place, "--sweep", "arch_type=mlp,MLP", "lr=0.01,1e-2,0.02")) == 0
+    found = pd.read_csv(place / "swept" / "plots" / "sweep.csv")
+    assert len(found) == 2 * 2 * 3 and set(found["arch_type"]) == {"mlp"}, "two rates, two arms, three rounds"

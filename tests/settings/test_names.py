@@ -119,7 +119,9 @@ def test_a_data_set_without_models_uses_those_for_images_of_its_size(
     with zipfile.ZipFile(tmp_path / "mine.npz", "w") as arrays, arrays.open("x_train.npy", "w") as array:
         format.write_array(array, np.zeros(shape, np.uint8), version)
     assert [folder.name for folder in names.folders("mine", tmp_path)] == [uses] * bool(uses)
-    assert bool(names.problems("fc1", "mine", data=tmp_path)) == (not uses)
+    must = "--dataset must have models in archs/mine/, or images of 28x28x1 or 32x32x3"
+    said = [] if uses else [f"{must}: {tmp_path}/mine.npz has images of 20x20x1"]
+    assert names.problems("fc1", "mine", data=tmp_path) == said
     assert (f"archs/{uses}/" in names.assumed("fc1", "mine", tmp_path)) == bool(uses)
     assert names.problems("fc1", "mine", data=tmp_path / "elsewhere")
 
@@ -139,6 +141,8 @@ def test_a_file_that_is_no_data_set_has_no_size(tmp_path: Path) -> None:
     for content in (b"", b"PK", b"hello"):
         (tmp_path / "mine.npz").write_bytes(content)
         assert names.folders("mine", tmp_path) == []
+        (said,) = names.problems("fc1", "mine", data=tmp_path)
+        assert said.endswith(f"{tmp_path}/mine.npz cannot be read as a data set's"), said
 
 
 def test_a_named_pipe_is_no_model_file(tmp_path: Path) -> None:
