@@ -59,6 +59,18 @@ def test_all_generators_begin_anew_and_go_on() -> None:
     assert torch.rand(()).item() == first[1][0]
 
 
+def test_the_generators_of_gpus_are_kept_too_where_they_are_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[int]] = []
+    fork = torch.random.fork_rng
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: asked.append(list(devices)) or fork(devices=[]))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for used in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda used=used: used)
+        with chance.seeded(5):
+            pass
+    assert asked == [[], [0, 1]]
+
+
 COUNTING = """
 from torch import nn
 

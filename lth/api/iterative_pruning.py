@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lth import layers
+from lth import chance, layers
 from lth.api import own_network, own_rule
 from lth.api.own_network import OwnNet
 from lth.api.saved_ticket import placed
@@ -140,7 +140,7 @@ def iterative_pruning(
         raise ValueError(f"{given[0]} must be left to net.optim, which says how net is trained")
     if random:
         brought.fresh(derive_seed(seed, "weights", 1))  # refused now where that cannot be, and not after a round
-    with ExitStack() as stack, torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+    with ExitStack() as stack, chance.kept(place):
         root = _root(save, recover) or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lth-")))
         valid_size = settings.pop("valid_size", None)
         if valid_size is not None:

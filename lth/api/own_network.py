@@ -188,7 +188,7 @@ def try_out(own: OwnNet, data: Taken, device: torch.device) -> None:
     """ValueError unless the network takes the examples and its loss the labels."""
     net, (x, y) = own.make().to(device), (tensor.to(device) for tensor in data.sample)
     shape = tuple(x.shape[1:])
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with chance.kept(device):
         for training in (False, True) if len(x) > 1 else (False,):  # batch norm cannot train on one example
             try:
                 outputs = net.train(training)(x.clone())

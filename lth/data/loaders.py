@@ -21,6 +21,7 @@ from torch.utils.data import (
     SubsetRandomSampler,
 )
 
+from lth import chance
 from lth.data import prints
 from lth.data.images import Images, Loader, Loaders, Source, check_sizes, load, read
 from lth.data.stream import Batch, Stream, checked, draw, ended, has_length
@@ -263,7 +264,7 @@ def _twice(loader: Iterable[Any], where: str) -> tuple[Batch, Batch]:
     ordered = _in_order(loader)
     if ordered is None:
         return _first(loader, where, 0), _first(loader, where, 1)
-    with torch.random.fork_rng(devices=[]):
+    with chance.Own(0).drawn():
         places = range(min(SAMPLES, len(ordered.dataset)))  # type: ignore[arg-type]
         one, other = (checked(ordered.collate_fn([ordered.dataset[i] for i in places]), where) for _ in range(2))
     return one, other

@@ -6,6 +6,7 @@ import itertools
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lth import chance
 from lth.data.feed import Feed
 from lth.settings.checks import said, shown
 from lth.settings.config import derive_seed
@@ -40,21 +42,17 @@ def checked(batch: Any, where: str) -> Batch:
 
 def draw(loader: Iterable[Any], where: str, seed: int = 0) -> Iterator[Batch]:
     """The checked batches of one pass, whose random draws `seed` decides; draws elsewhere are not disturbed."""
-    random = torch.Generator().manual_seed(seed).get_state()
+    drawn = nullcontext if type(loader) in (list, tuple) else chance.Own(seed).drawn
     batches: Iterator[Any] | None = None
     while True:
-        outside = torch.get_rng_state()
-        torch.set_rng_state(random)
         try:
-            batches = iter(loader) if batches is None else batches
-            batch = next(batches)
+            with drawn():
+                batches = iter(loader) if batches is None else batches
+                batch = next(batches)
         except StopIteration:
             return
         except Exception as error:
             raise RuntimeError(f"{where} failed with {said(error)}") from error
-        finally:
-            random = torch.get_rng_state()
-            torch.set_rng_state(outside)
         yield checked(batch, where)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import helpers
+import numpy as np
 import pytest
 import torch
 from helpers import make_images
@@ -25,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
 
 import lth
-from lth import data
+from lth import chance, data
 from lth.data import loaders, stream
 
 
@@ -38,6 +40,14 @@ class Augmented(Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         x, y = EXAMPLES
         return x[index] + 0.1 * torch.randn(1, 8, 8), int(y[index])
+
+
+class Jittered(Augmented):
+    """Examples with noise of NumPy's and Python's, an odd number of normal draws each."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        x, y = EXAMPLES
+        return x[index] + float(np.random.randn()) + random.gauss(0, 0.1), int(y[index])
 
 
 class Rows(IterableDataset[Any]):
@@ -54,8 +64,11 @@ class Repeats:
 
 
 class Noisy(Repeats):
+    def __init__(self, noise: Augmented | None = None) -> None:
+        self.noise = noise or Augmented()
+
     def __iter__(self) -> Iterator[Any]:
-        return iter(DataLoader(Augmented(), batch_size=10))
+        return iter(DataLoader(self.noise, batch_size=10))
 
 
 @pytest.mark.parametrize(
@@ -161,6 +174,23 @@ def test_streams_train_and_go_on_by_whole_rounds(train: Any, tmp_path: Path) -> 
     assert whole[0]["test"] > 60
     find(seeded(), given, in_memory=False, iterations=30, rewind=5, rounds=1, save=tmp_path)
     assert find(seeded(), given, in_memory=False, iterations=30, rewind=5, recover=tmp_path) == whole
+
+
+@pytest.mark.parametrize("in_memory", [None, True])
+@pytest.mark.parametrize("train", [DataLoader(Jittered(), batch_size=10, shuffle=True), Noisy(Jittered())])
+def test_the_seed_decides_what_loaders_draw_wherever_they_draw_it(train: Any, in_memory: bool | None) -> None:
+    def drawn() -> list[float]:
+        return [torch.rand(()).item(), float(np.random.randn()), random.gauss(0, 1)]
+
+    histories = []
+    for number in (3, 4):
+        chance.seed(number)
+        expected = [drawn() for _ in range(3)]
+        chance.seed(number)
+        assert drawn() == expected[0]  # a second normal number waits
+        histories.append(find(seeded(), {"train": train, **REST}, in_memory=in_memory))
+        assert [drawn(), drawn()] == expected[1:]
+    assert histories[0] == histories[1]
 
 
 def test_examples_of_any_type_reach_the_net_as_they_are() -> None:
