@@ -21,6 +21,7 @@ from lth.pruning import Masks
 from lth.settings.config import PROJECT, Config
 from lth.settings.names import KNOWN
 from lth.training import models
+from lth.training.layout import channels_last
 from lth.training.models import Build, State
 from lth.training.network import Fused, Network
 from lth.training.numerics import numerics
@@ -112,7 +113,15 @@ class Engine:
             feed = Feed(problem.images, seeds, valid, batch_size, self.device)
             model = problem.make()
             names = choose(model, masks, limits(config), feed)
-            network = Network(model, states, masks, self.device, autocast=precision == "bf16", sparse=names)
+            network = Network(
+                model,
+                states,
+                masks,
+                self.device,
+                autocast=precision == "bf16",
+                sparse=names,
+                channels_last=channels_last(problem.make, feed.example()),
+            )
             fused = Fused(optimizer, network, LR, momentum=MOMENTUM if optimizer == "sgd" else 0.0)
             plan = Plan(steps=sys.maxsize, evaluate_every=sys.maxsize, lr=lambda iteration: LR)
             self.training = Training(network, fused, feed, plan, [(seed, "order") for seed in seeds], random_seed=0)

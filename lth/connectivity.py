@@ -17,7 +17,7 @@ from lth.records.files import delete
 from lth.records.tables import Run
 from lth.records.tickets import Ticket
 from lth.settings.arms import ARMS
-from lth.training import line
+from lth.training import layout, line
 from lth.training.line import STABLE, Errors
 from lth.training.models import State
 from lth.training.network import Network
@@ -86,12 +86,20 @@ class Connectivity(Experiment):
         one, other = (self._end(run, number, end) for end in ENDS)
         assert one is not None and other is not None
         masks, feed = self.ticket(run, number).masks, self._feed([run])
+        fast = layout.channels_last(self.problem.make, feed.example())
 
         def errors(state: State) -> Errors:
             if self.stop():
                 raise Stopped
-            autocast = self.config.precision == "bf16"
-            network = Network(self.problem.make(), [state], [masks], self.device, self.problem.criterion, autocast)
+            network = Network(
+                self.problem.make(),
+                [state],
+                [masks],
+                self.device,
+                self.problem.criterion,
+                autocast=self.config.precision == "bf16",
+                channels_last=fast,
+            )
             return line.measure(network, feed, run.seed)
 
         points = [

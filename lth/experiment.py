@@ -23,7 +23,7 @@ from lth.records.tickets import Ticket, numbered
 from lth.settings import checks
 from lth.settings.arms import ARMS
 from lth.settings.config import Config, derive_seed
-from lth.training import models, sparse
+from lth.training import layout, models, sparse
 from lth.training.cost import Cost
 from lth.training.models import State
 from lth.training.network import Network
@@ -128,6 +128,7 @@ class Experiment:
                 self.problem.criterion,
                 autocast=self.config.precision == "bf16",
                 sparse=self._sparse(stack[0], model, masks, feed),
+                channels_last=len(stack) == 1 and layout.channels_last(self.problem.make, feed.example()),
             )
             attributes = models.attributes(network.model)
             optimizer = self.problem.optimizer(network)

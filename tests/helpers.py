@@ -224,7 +224,7 @@ def training(
         random_masks(make(), keep, seed) if keep is not None else pruning.dense(pruning.prunable(make()))
         for seed in seeds
     ]
-    network = Network(make(), states, masks, CPU, sparse=sparse)
+    network = Network(make(), states, masks, CPU, sparse=sparse, channels_last=True)
     made = Feed(images or make_images(), seeds, 40, 10, CPU, **(feed or {}))
     optimizer = Fused(kind, network, lr, **options)
     return Training(network, optimizer, made, plan, [(seed, "order", 0) for seed in seeds], 7, resume)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from lth.settings import checks, names
 from lth.settings.config import Config, ConfigError
 from lth.settings.names import KNOWN
 from lth.training import fingerprint, models
+from lth.training.layout import channels_last
 from lth.training.models import State
 from lth.training.network import Network
 from lth.training.numerics import numerics
@@ -108,9 +110,20 @@ class SavedTicket:
             feed = images.feed([self.run.seed], 1, 1, place) if images else None
             # By the products that found the accuracy in rounds.csv.
             names = choose(model, [self.masks], about.get("sparse_up_to", {}), feed) if feed else []
-            network = Network(model, [state], [self.masks], place, autocast=precision == "bf16", sparse=names)
+            parts = feed.test() if feed else test_batches(data, place)
+            first = list(itertools.islice(parts, 1))
+            fast = bool(first) and channels_last(lambda: copy.deepcopy(model), first[0][0][:2])
+            network = Network(
+                model,
+                [state],
+                [self.masks],
+                place,
+                autocast=precision == "bf16",
+                sparse=names,
+                channels_last=fast,
+            )
             network.model.eval()
-            for x, y in feed.test() if feed else test_batches(data, place):
+            for x, y in itertools.chain(first, parts):
                 try:
                     answers = network.logits(x, True)[0].argmax(-1)
                 except (RuntimeError, ValueError, TypeError, IndexError) as error:

@@ -10,6 +10,7 @@ from lth.run import device as devices
 from lth.run import jobs, session
 from lth.settings import names
 from lth.settings.config import Config
+from lth.training.layout import channels_last
 from lth.training.network import Network
 from lth.training.numerics import numerics
 from lth.training.schedule import Plan
@@ -35,7 +36,13 @@ def measured(config: Config) -> Cost:
         feed = images.feed([0], config.valid_size, config.batch_size, device, config.augment)
         masks = pruning.dense(pruning.prunable(problem.make()))
         network = Network(
-            problem.make(), [problem.initial(0)], [masks], device, problem.criterion, config.precision == "bf16"
+            problem.make(),
+            [problem.initial(0)],
+            [masks],
+            device,
+            problem.criterion,
+            autocast=config.precision == "bf16",
+            channels_last=channels_last(problem.make, feed.example()),
         )
         optimizer = problem.optimizer(network)
         for steps in (WARM_UP, STEPS):

@@ -35,13 +35,15 @@ class Network:
         criterion: Criterion = nn.functional.cross_entropy,
         autocast: bool = False,
         sparse: Sequence[str] = (),
+        channels_last: bool = False,
     ) -> None:
-        """`sparse` names the weights that are trained sparsely (lth.training.sparse.choose), in a network alone."""
+        """`sparse` names the weights that are trained sparsely (lth.training.sparse.choose), `channels_last` is the
+        layout of convolutions (lth.training.layout), both in a network alone."""
         self.trials, self.criterion, self.device, self.autocast = len(states), criterion, device, autocast
         self.model = load_state(model, states[0]).to(device)
         convolutional = any(weight.ndim == 4 for weight in model.parameters())
-        if self.trials == 1 and convolutional:
-            self.model.to(memory_format=torch.channels_last)  # the layout that convolutions are quickest in
+        if self.trials == 1 and convolutional and channels_last:
+            self.model.to(memory_format=torch.channels_last)
         # Images that one forward pass evaluates: on a CPU, few where what lies between products leaves its cache.
         few = 100 if convolutional else 200 if sparse else 1000
         self.at_once = few if device.type == "cpu" else sys.maxsize

@@ -39,7 +39,8 @@ every_optimizer = pytest.mark.parametrize(
 
 def network_of(model: nn.Module, masks: pruning.Masks | None = None) -> Network:
     weights = pruning.prunable(model)
-    return Network(copy.deepcopy(model), [models.state_of(model)], [masks or pruning.dense(weights)], CPU)
+    state, masks = models.state_of(model), masks or pruning.dense(weights)
+    return Network(copy.deepcopy(model), [state], [masks], CPU, channels_last=True)
 
 
 def states_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
