@@ -71,7 +71,7 @@ class OwnNet:
         ValueError if that leaves prunable weights as they were."""
         net = self.make()
         with chance.seeded(seed), torch.no_grad():
-            for module in net.modules():
+            for module in _children_first(net):
                 reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
                 if callable(reset):
                     reset()
@@ -167,6 +167,14 @@ class OwnNet:
         if any(True for _ in criterion.parameters()):
             raise ValueError("net.criterion must have no parameters of its own: those of net are trained")
         return copy.deepcopy(criterion).to(device)
+
+
+def _children_first(net: nn.Module) -> list[nn.Module]:
+    """Its modules in the order of constructors: what a module draws for its children is drawn after their own."""
+    found: dict[nn.Module, None] = {}
+    for child in net.children():
+        found |= dict.fromkeys(_children_first(child))
+    return [*found, net]
 
 
 def anew(optim: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

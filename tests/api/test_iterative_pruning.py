@@ -32,6 +32,7 @@ import lth
 import utils
 from lth import data
 from lth import pruning as lth_prune
+from lth.api.own_network import OwnNet
 from lth.records import tables, tickets
 from lth.run import session
 from lth.training import models
@@ -461,6 +462,40 @@ def test_random_without_an_own_initialisation_resets_every_module(tmp_path: Path
     kept = ticket.masks["conv.weight"]
     assert not (dense.start["conv.weight"] == ticket.start["conv.weight"])[kept].any()
     assert (ticket.start["norm.running_mean"] == 0).all()
+
+
+def test_fresh_weights_are_drawn_as_constructors_draw_them() -> None:
+    """First those of a module's children, then what the module itself makes of them."""
+
+    class Orthogonal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Sequential(nn.Flatten(), nn.Linear(64, 16)), nn.Linear(16, 4)
+            self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+            self.reset_parameters()
+
+        def reset_parameters(self) -> None:
+            nn.init.orthogonal_(self.stem[1].weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)[:, None]
+            return self.head(self.attention(x, x, x)[0][:, 0])
+
+    net = OwnNet(seeded(Orthogonal), torch.device("cpu"))
+    fresh = net.fresh(3)
+    torch.testing.assert_close(fresh["stem.1.weight"] @ fresh["stem.1.weight"].t(), torch.eye(16))
+    assert not fresh["stem.1.weight"].equal(net.initial["stem.1.weight"])
+    assert not fresh["attention.out_proj.bias"].any()  # as attention wants it, where a Linear layer draws it
+
+
+def test_fresh_weights_of_plain_layers_are_those_of_the_layers_one_after_another() -> None:
+    net = seeded(Conv)
+    fresh = OwnNet(net, torch.device("cpu")).fresh(3)
+    torch.manual_seed(3)
+    for module in net.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
+            module.reset_parameters()
+    assert all(value.equal(fresh[name]) for name, value in net.state_dict().items())
 
 
 def test_without_random_survivors_start_from_the_weights_the_net_had(tmp_path: Path) -> None:
