@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -116,8 +117,9 @@ def _state(where: str, given: Any) -> State:
     if isinstance(given, nn.Module):
         state = dict(given.state_dict())
         for path, module in given.named_modules():  # parametrised weights are no part of a state by their own name
-            for name in getattr(module, "parametrizations", {}):
-                state[f"{path}.{name}" if path else name] = getattr(module, name)
+            for name, listed in getattr(module, "parametrizations", {}).items():
+                with _evaluated(listed):
+                    state[f"{path}.{name}" if path else name] = getattr(module, name)
     elif isinstance(given, Mapping):
         state = {name: value for name, value in given.items() if isinstance(value, Tensor)}
     else:
@@ -126,6 +128,18 @@ def _state(where: str, given: Any) -> State:
         name.removesuffix("_orig") if f"{name.removesuffix('_orig')}_mask" in state else name: value.detach().cpu()
         for name, value in state.items()
     }
+
+
+@contextmanager
+def _evaluated(parametrisation: nn.Module) -> Iterator[None]:
+    """Within it, reading the weight changes nothing: in training, spectral norm takes a step at every look."""
+    training = [module for module in parametrisation.modules() if module.training]
+    parametrisation.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _consistent(value: State, masks: Masks) -> list[str]:

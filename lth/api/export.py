@@ -46,7 +46,8 @@ class SparseLinear(nn.Module):
 
 def sparse(model: nn.Module, masks: Masks) -> nn.Module:
     """A copy of `model`, in evaluation mode, whose pruned Linear layers are `SparseLinear`. Others stay as they are:
-    PyTorch has no sparse convolutions. Pruned weights must be 0."""
+    PyTorch has no sparse convolutions, and nn.TransformerEncoderLayer with batch_first takes dense weights. Pruned
+    weights must be 0."""
     made = copy.deepcopy(model).cpu().eval()
     for name, mask in masks.items():
         path = name.rpartition(".")[0]
@@ -54,8 +55,10 @@ def sparse(model: nn.Module, masks: Masks) -> nn.Module:
         if type(layer) is nn.Linear and not bool(mask.all()):
             if not path:
                 return SparseLinear(layer).eval()
-            parent, _, child = path.rpartition(".")
-            setattr(made.get_submodule(parent), child, SparseLinear(layer))
+            above, _, child = path.rpartition(".")
+            parent = made.get_submodule(above)
+            if not (isinstance(parent, nn.TransformerEncoderLayer) and parent.self_attn.batch_first):
+                setattr(parent, child, SparseLinear(layer))
     return made
 
 

@@ -165,7 +165,8 @@ class SavedTicket:
 
     def sparse(self, model: nn.Module | None = None, weights: str = "trained") -> nn.Module:
         """The network in evaluation mode on the CPU, its pruned Linear layers with weights in CSR form: at 5% of the
-        weights it is quicker than the dense one (benchmarks/README.md). `model` and `weights` as in `export`."""
+        weights it is quicker than the dense one (benchmarks/README.md). Those of nn.TransformerEncoderLayer with
+        batch_first stay dense, as its quick path wants them. `model` and `weights` as in `export`."""
         return export.sparse(self._applied(model, weights), self.masks)
 
     def _applied(self, model: nn.Module | None, weights: str) -> nn.Module:

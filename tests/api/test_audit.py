@@ -13,7 +13,7 @@ import torch.nn.utils.prune as torch_prune
 from helpers import Conv, do, settings
 from own import batches, find, seeded
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrizations, parametrize
 
 import lth
 from lth import pruning
@@ -217,6 +217,21 @@ def test_weights_under_a_parametrisation_of_ones_own_are_seen_as_a_forward_pass_
     lth.audit(net, MASKS)
     parametrize.remove_parametrizations(net.fc1, "weight", leave_parametrized=False)  # type: ignore[arg-type]
     assert "fc1.weight are not 0" in found(net, MASKS)
+
+
+@pytest.mark.parametrize("as_pruned", [False, True])
+def test_looking_at_spectral_norm_in_training_is_no_step_of_it(as_pruned: bool) -> None:
+    """Nor is a model told from its own beginning by that."""
+    net = nn.Sequential(nn.Flatten(), parametrizations.spectral_norm(nn.Linear(64, 30)), nn.Linear(30, 4)).train()
+    masks = masks_of(net)
+    assert "1.parametrizations.weight.original" in masks
+    model = pruning.attach(copy.deepcopy(net), masks) if as_pruned else masked(net, masks)
+    states = [{name: x.clone() for name, x in one.state_dict().items()} for one in (model, net)]
+    for _ in range(2):
+        lth.audit(model, masks, initial=masked(net, masks))
+    for one, state in zip((model, net), states, strict=True):
+        assert all(x.equal(one.state_dict()[name]) for name, x in state.items())
+    assert all(module.training for module in model.modules())
 
 
 def test_a_rule_of_pytorch_can_be_audited() -> None:

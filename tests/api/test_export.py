@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import settings
+from helpers import random_masks, settings
 from torch import Tensor, nn
 
 import lth
@@ -67,6 +67,20 @@ def test_a_sparse_layer_takes_any_leading_dimensions_and_may_have_no_bias() -> N
     for shape in ((6,), (2, 6), (2, 3, 6)):
         x = torch.rand(*shape)
         torch.testing.assert_close(export.SparseLinear(layer)(x), layer(x))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_an_encoder_answers_also_without_gradients(batch_first: bool) -> None:
+    """With batch_first it hands the weights of its Linear layers to one product that takes no sparse ones."""
+    net = nn.Sequential(nn.Linear(8, 16), nn.TransformerEncoderLayer(16, 2, 32, batch_first=batch_first)).eval()
+    masks = random_masks(net)
+    with torch.no_grad():
+        for name, mask in masks.items():
+            net.get_parameter(name).mul_(mask)
+        made, x = export.sparse(net, masks), torch.rand(5, 7, 8)
+        torch.testing.assert_close(made(x), net(x))
+    layers = [name for name, module in made.named_modules() if isinstance(module, export.SparseLinear)]
+    assert layers == (["0"] if batch_first else ["0", "1.linear1", "1.linear2"])
 
 
 def test_wrong_arguments_are_named(ticket: SavedTicket, tmp_path: Path) -> None:
