@@ -85,6 +85,7 @@ def show(asked: Sequence[Form]) -> int:
 def ask(asked: Sequence[Form], finished: bool, file: Path | None, argv: Sequence[str]) -> int:
     """Train what is not trained yet, unless only what is `finished` counts; print the tables and write them."""
     from lth.claims import cost, judge, report  # PyTorch loads here, once the command line has been found good
+    from lth.experiment import TrialError
     from lth.run import session
 
     failure = None
@@ -94,8 +95,10 @@ def ask(asked: Sequence[Form], finished: bool, file: Path | None, argv: Sequence
         for config in form.configs.values() if not finished else ():
             try:
                 session.run(config, command=argv)
-            except session.TrialsFailed as error:  # the others are complete and can be looked at
+            except (session.TrialsFailed, TrialError) as error:  # the others are complete and can be looked at
                 failure = error
+        for config in form.configs.values() if finished else ():
+            session.check_finished(config)
         if any(config.dry_run for config in form.configs.values()):
             continue
         findings = judge.findings(form)

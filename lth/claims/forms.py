@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import shlex
 from collections.abc import Sequence
@@ -37,7 +38,12 @@ class Form:
     def slug(self) -> str:
         """A name for files: the claim's, and what is changed."""
         config = next(iter(self.configs.values()))
-        changed = [] if self.quick else [change.split(",")[0] for change in self.changes]
+        changes = self.changes
+        if self.quick:  # said as such; what differs from it is not
+            usual = form(self.claim, quick=True).configs
+            found = (differences(usual[name], asked) for name, asked in self.configs.items())
+            changes = tuple(dict.fromkeys(itertools.chain(*found)))
+        changed = [change.split(",")[0] for change in changes]
         how = {name: getattr(config, name) for name in HOW_COMPUTED}
         changed += [f"{name}={value}" for name, value in how.items() if value != getattr(Config, name)]
         named = re.sub(r"[^\w=.+]+", "-", "-".join([self.claim.name, *(["quick"] if self.quick else []), *changed]))

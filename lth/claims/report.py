@@ -27,8 +27,8 @@ from lth.records import files, labels, tables, verdict
 HEAD = ("the paper says", "weights", "paper", "here (95% interval)", "trials", "")
 EXPLANATION = (
     "here: mean over trials, with its 95% interval by Student's t (ratios: of their logarithms). agrees: the whole "
-    "interval lies where the sentence is true, for a published figure at least half of its effect. disagrees: the "
-    "whole interval lies elsewhere. not decided: the interval includes both, or one trial gives none."
+    "interval lies where the sentence is true, for a published figure usually at least half of its effect. disagrees: "
+    "the whole interval lies elsewhere. not decided: the interval includes both, or one trial gives none."
 )
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from lth.records import files, tables
-from lth.records.files import RecordError
 from lth.records.tables import Run
 
 RECORD = "figures.json"  # beside the figures: what they were drawn from, by file format
@@ -24,9 +23,9 @@ def draw_all(
     runs: Sequence[Run], folder: Path, format: str = "png", complain: Callable[[str], object] = _warn
 ) -> list[Path]:
     """Draw every figure there is of runs of one model, data set and settings, and delete those that there no longer
-    are. One that cannot be drawn, because a file is damaged, is reported to `complain`."""
+    are. One that cannot be drawn, because a file is damaged or gone, is reported to `complain`."""
     from lth.plots import comparison, connectivity, layers, training, weights  # with matplotlib and PyTorch
-    from lth.records.tickets import Damaged
+    from lth.records.tickets import UNUSABLE
 
     source, whole, written = fingerprint(runs), True, []
     drawings = (
@@ -36,7 +35,7 @@ def draw_all(
     for draw in drawings:
         try:
             found = draw(runs, folder, format)
-        except (RecordError, Damaged) as error:
+        except UNUSABLE as error:
             complain(f"no {draw.__name__}.{format}: {error}")
             whole = False
             continue

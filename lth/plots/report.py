@@ -21,9 +21,8 @@ import pandas as pd
 
 from lth.plots import comparison, connectivity, layers, training, weights
 from lth.records import files, labels, verdict
-from lth.records.files import RecordError
 from lth.records.tables import Run
-from lth.records.tickets import Damaged
+from lth.records.tickets import UNUSABLE
 from lth.settings.config import Config
 from lth.settings.values import as_text
 
@@ -61,7 +60,7 @@ def figures(runs: Sequence[Run]) -> dict[str, bytes]:
     drawings = (comparison.comparison, connectivity.connectivity, training.training, layers.layers)
     with tempfile.TemporaryDirectory(prefix="lth-") as folder:
         for draw in (*drawings, weights.initial_weights):
-            with contextlib.suppress(RecordError, Damaged):
+            with contextlib.suppress(*UNUSABLE):
                 for file in draw(runs, Path(folder), "svg"):
                     content = file.read_bytes()
                     if sum(map(len, drawn.values())) + len(content) <= ROOM:
@@ -70,9 +69,14 @@ def figures(runs: Sequence[Run]) -> dict[str, bytes]:
 
 
 def page(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], figures: Mapping[str, bytes]) -> str:
-    """The page as HTML. What users named is escaped; figures are pictures, in which no script runs."""
+    """The page as HTML. What users named is escaped; figures are pictures, in which no script runs. What cannot be read
+    is left out, as in `figures`."""
     config = files.read_json(runs[0].dumps / "config.json")
-    maps, maps_of = _maps(runs)
+    maps, maps_of, kinds = list[dict[str, str]](), "", list[list[str]]()
+    with contextlib.suppress(*UNUSABLE):
+        maps, maps_of = _maps(runs)
+    with contextlib.suppress(*UNUSABLE):
+        kinds = _kinds(runs)
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     return environment.get_template("report.html").render(
         title=labels.title(runs[0]),
@@ -83,10 +87,10 @@ def page(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], fig
         maps_of=maps_of,
         columns=[{"name": name, "help": help, "text": digits is None} for name, digits, help in COLUMNS.values()],
         rows=[_row(line) for line in table.to_dict("records")],
-        kinds=_kinds(runs),
+        kinds=kinds,
         kinds_of=runs[0].arm,
         chosen=_settings(config.get("settings", {})),
-        command=shlex.join(["python", "main.py", *config["command"]]) if config.get("command") else "",
+        command=_command(config),
         made_by=_made_by(config),
     )
 
@@ -124,12 +128,20 @@ def _kinds(runs: Sequence[Run]) -> list[list[str]]:
 def _settings(given: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The settings of config.json beside their defaults, those that differ first."""
     usual = {spec.name: as_text(spec.default) for spec in dataclasses.fields(Config)}
+    usual["data"] = as_text(None)  # the project's own folder, which each machine has elsewhere
     rows = []
     for name, value in given.items():
         text = as_text(tuple(value)) if isinstance(value, list) else as_text(value)
         default = usual.get(name, "")
-        rows.append({"name": name, "value": text.replace("None", "-"), "default": default, "changed": text != default})
+        shown = {"value": text.replace("None", "-"), "default": default.replace("None", "-")}
+        rows.append({"name": name, **shown, "changed": text != default})
     return sorted(rows, key=lambda row: not row["changed"])
+
+
+def _command(config: Mapping[str, Any]) -> str:
+    """What was typed; nothing where a program of the user's own began the run."""
+    given = config.get("command")
+    return shlex.join(["python", *config.get("program", ["main.py"]), *given]) if given else ""
 
 
 def _made_by(config: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import stat
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -132,7 +133,8 @@ def share(source: Path, file: Path, fence: Fence | None = None) -> None:
 
 def _put(file: Path, fill: Callable[[Path], None], fence: Fence | None) -> None:
     """Fill a partial file and rename it, after a last look at the fence: see lth.records.lock."""
-    partial = file.with_name(f"{file.name}.{fence.number}.partial" if fence else f"{file.name}.partial")
+    own = fence.number if fence else uuid.uuid4().hex[:8]  # another process may be writing the same file
+    partial = file.with_name(f"{file.name}.{own}.partial")
     with explained(file):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

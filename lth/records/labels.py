@@ -102,7 +102,8 @@ def told_apart(runs: Sequence[Run]) -> list[str]:
     apart = []
     for run, own in zip(runs, titles, strict=True):
         like = [other for other, name in zip(runs, titles, strict=True) if name == own]
-        apart.append(f"{own} ({differing(like)[1][run.plots]})" if len(like) > 1 else own)
+        said = differing(like)[1][run.plots] or run.settings if len(like) > 1 else ""
+        apart.append(f"{own} ({said})" if said else own)
     return apart
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from lth import pruning
 from lth.pruning import Masks
 from lth.records import same, tables
-from lth.records.files import GONE, NOWHERE, Fence, problem, write
+from lth.records.files import GONE, NOWHERE, Fence, RecordError, problem, write
 from lth.records.tables import Run
 from lth.training.models import State
 from lth.training.train import Evaluation, Trained
@@ -30,6 +30,9 @@ FORMAT = 1  # of the files under saves/; raised when an older program could not 
 
 class Damaged(Exception):
     """A file is there but cannot be used: truncated, from other settings or from a newer program."""
+
+
+UNUSABLE = (RecordError, Damaged, FileNotFoundError)  # what reading a run's files raises
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from importlib.metadata import version
@@ -32,6 +33,7 @@ def about_command(asked: Config, config: Config, command: Sequence[str] = ()) ->
     return {
         "settings": plain_settings(asked),
         "deciding": config.deciding(),
+        "program": ["-m", "lth"] if Path(sys.argv[0]).stem in ("lth", "__main__") else [Path(sys.argv[0]).name],
         "command": list(command),
         "git_commit": commit(PROJECT) if (PROJECT / "main.py").exists() else None,  # not an installed library's
     }

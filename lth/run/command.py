@@ -80,7 +80,7 @@ def conclude(runs: Sequence[Run], format: str, quiet: bool = False, about: str =
 def _draw(runs: Sequence[Run], format: str, table: pd.DataFrame, told: Sequence[str]) -> list[Path]:
     """The figures, verdict.csv and report.html; nothing where another process is at them."""
     from lth.plots import draw, report
-    from lth.records import verdict
+    from lth.records import files, verdict
     from lth.records.lock import Locked, Locks
 
     folder = runs[0].plots
@@ -89,6 +89,7 @@ def _draw(runs: Sequence[Run], format: str, table: pd.DataFrame, told: Sequence[
             locks.take(folder)
         except Locked:
             return []
+        files.drop_partials(folder)  # of one that was killed here
         figures = draw.draw_all(runs, folder, format, lambda problem: _complain(f"warning: {problem}"))
         return [*figures, verdict.write(table, folder), report.write(runs, table, told, folder)]
 
@@ -119,12 +120,13 @@ def side_by_side(groups: Sequence[Sequence[Run]], folder: Path, format: str) -> 
 def perform(config: Config, argv: Sequence[str], words: Callable[[str], str] = str) -> int:
     """Run the experiment of these settings, which the command line `argv` gave, or go on with it, and show what came of
     it; `words` as in `session.run`."""
+    from lth.experiment import TrialError
     from lth.run import session, tensorboard  # PyTorch loads here, once the flags have been found good
 
-    failure = None
+    failure: Exception | None = None
     try:
         session.run(config, argv, words)
-    except session.TrialsFailed as error:  # the others are complete and can be looked at
+    except (session.TrialsFailed, TrialError) as error:  # the others are complete and can be looked at
         failure = error
     if config.dry_run:
         return 0
@@ -140,6 +142,7 @@ def perform(config: Config, argv: Sequence[str], words: Callable[[str], str] = s
 def perform_all(asked: Mapping[Config, Mapping[str, str]], argv: Sequence[str]) -> int:
     """The same for the experiments of a sweep, each with the values that tell it from the others: they end with the
     verdicts in words, one figure, and sweep.csv."""
+    from lth.experiment import TrialError
     from lth.records import files, sentences, verdict
     from lth.records import sweep as records
     from lth.run import session
@@ -148,7 +151,7 @@ def perform_all(asked: Mapping[Config, Mapping[str, str]], argv: Sequence[str]) 
     own = {config: {name: text for name, text in values.items() if name != "seed"} for config, values in asked.items()}
     try:
         session.run_all({config: sweep.label(values) for config, values in own.items()}, argv)
-    except session.TrialsFailed as error:
+    except (session.TrialsFailed, TrialError) as error:
         failure = error
     groups = {}
     for config, values in own.items():  # seeds of one setting are trials of it

@@ -127,6 +127,9 @@ def work(
                     errors.append(error)
                     if not isinstance(error, FATAL):
                         failed |= {run: str(error) for run in outcome.claim.runs}
+                        if len(queue.tasks) > len(failed):  # the others go on: now is the time to say it
+                            for run in outcome.claim.runs:
+                                tell(Note(f"{run}: {error}", failed=True))
                 queue.give_back(outcome.claim, failed)
                 busy, next_look = busy - 1, 0.0
     if signalled():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -51,9 +52,9 @@ class Experiments:
         """Train what the claim says; gives those of its runs that ended early, with the reason."""
         if self.of != claim.config:
             config, images = self.data[claim.config]
-            self.of = claim.config
             kind = Connectivity if config.connectivity else Experiment
             self.experiment = kind(config, given.problem(config, images), self.device, self.tell, self.stop)
+            self.of = claim.config  # only now: what raised above raises again
         self.experiment.run(claim.runs, claim.rounds)
         return {run: why for run, why in self.experiment.failed.items() if run in claim.runs}
 
@@ -117,7 +118,7 @@ class Processes:
         if exception[0] is not None:
             self.stop()
         self.pool.shutdown()
-        self._hear()
+        self._hear(seconds=math.inf)
 
     def free(self) -> bool:
         """Whether a process is free."""
@@ -152,9 +153,11 @@ class Processes:
         """Ask all."""
         self.asked.set()
 
-    def _hear(self, tellers: frozenset[int] = frozenset()) -> None:
-        """Tell what the processes told, to the last word of these claims."""
-        while True:
+    def _hear(self, tellers: frozenset[int] = frozenset(), seconds: float = POLL) -> None:
+        """Tell what the processes told, for so long at most where more and more comes, but to the last word of these
+        claims."""
+        until = time.monotonic() + seconds
+        while tellers or time.monotonic() < until:
             try:
                 event = self.events.get(timeout=5 if tellers else 0.01)
             except Empty:

@@ -21,7 +21,7 @@ import torch
 from lth import data, layers, pruning
 from lth.connectivity import ENDS
 from lth.data.images import Images
-from lth.records import given, labels, recording, resume, tables
+from lth.records import given, labels, recording, resume, same, tables
 from lth.records.events import Event
 from lth.records.lock import Locks, clear, clock, probe
 from lth.records.tables import Run
@@ -230,6 +230,17 @@ def refuse_other_settings(config: Config, runs: Sequence[Run]) -> None:
             )
 
 
+def check_finished(config: Config) -> None:
+    """ConfigError or RecordError if what is finished of these runs is not of one experiment with these settings, or
+    its tables are not as they were written: for who only reads them."""
+    runs = runs_of(config)
+    refuse_other_settings(settled(config), runs)
+    if reason := same.mixed(runs):
+        raise ConfigError(reason)
+    for run in runs:
+        tables.check(run)
+
+
 def disk_needed(config: Config, problem: Problem, runs: Sequence[Run]) -> int:
     """Bytes that the files of these runs will take at most, old ones included."""
     model = problem.make()
@@ -250,7 +261,7 @@ def disk_needed(config: Config, problem: Problem, runs: Sequence[Run]) -> int:
 def _plan(prepared: Sequence[Prepared]) -> list[str]:
     """What --dry_run shows: the trainings of each setting, how many are left, the disk they take."""
     lines: list[str] = []
-    count = left = 0
+    count = left = again = again_left = 0
     folders = dict.fromkeys(one.runs[0].dumps.parent.parent for one in prepared)
     for folder in folders:
         here = [one for one in prepared if one.runs[0].dumps.parent.parent == folder]
@@ -260,9 +271,14 @@ def _plan(prepared: Sequence[Prepared]) -> list[str]:
         lines += [f"  {line}" for line in plan(graph, tables.finished_rounds)]
         count += trainings(graph)
         left += sum(not task.shared and task.round >= tables.finished_rounds(task.run) for task in graph)
+        if here[0].asked.connectivity:
+            again += trainings(graph)
+            again_left += sum(not task.shared and task.round >= tables.connected_rounds(task.run) for task in graph)
     runs = len({run for one in prepared for run in one.runs})
     need = sum(disk_needed(one.config, one.problem, one.runs) for one in prepared) / 1e6
     total = f"{count} trainings, {left} of them left, up to {runs} at once"
+    if again:
+        total += f"; --connectivity trains {again} tickets once more, {again_left} of them left"
     return [*lines, f"{total}; the weights under saves/ take up to {need:,.0f} MB"]
 
 

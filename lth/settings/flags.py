@@ -129,6 +129,8 @@ def parse(argv: Sequence[str], prog: str = "main.py", swept: Mapping[str, Any] |
                 settings |= read(given.pop(source), given)
             except ConfigError as error:
                 problems += error.problems
+    if swept is not None:  # the name in a config.json was one experiment's
+        settings.pop("name", None)
     try:
         given |= _whole_pruning(given)
     except ConfigError as error:

@@ -163,7 +163,7 @@ def test_what_leaves_the_published_experiment_is_said() -> None:
 def test_forms_have_files_of_their_own() -> None:
     given = ((), ("--pixels", "norm"), ("--pixels", "standard"), ("--precision", "fp32"), ("--lr", "1e-4"))
     slugs = {form(CLAIMS["lenet"], argv, quick).slug for argv in given for quick in (False, True)}
-    assert len(slugs) >= len(given) + 1
+    assert len(slugs) == 2 * len(given), "no form takes the place of another's section, figure and table"
     assert form(CLAIMS["lenet"]).slug == "lenet" and all(len(slug) <= 80 and "/" not in slug for slug in slugs)
 
 
@@ -286,6 +286,19 @@ def test_a_claim_from_the_command_line(tiny: Claim, place: Path, capsys: pytest.
     assert utils.exit_code(reproduce.main, ["tiny", "--quick", *where]) == 0
     assert "QUICK FORM, not the published experiment: end_iter=4it, published 8it" in capsys.readouterr().out
     assert (place / "plots" / "claims" / "tiny-quick.csv").exists()
+
+
+def test_what_is_finished_is_judged_only_where_it_is_the_claim_s_own(
+    tiny: Claim, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--root", str(place), "--data", str(place / "data"), "--name", "mine"]
+    assert utils.exit_code(reproduce.main, ["tiny", "--lr", "0.01", *where, "--quiet"]) == 0
+    assert utils.exit_code(reproduce.main, ["tiny", "--finished", *where]) == 2
+    assert "holds results of other settings (lr 0.01, now 0.0012)" in " ".join(capsys.readouterr().err.split())
+    (first, *_) = sorted(place.rglob("rounds.csv"))
+    first.write_text(first.read_text().replace("\n0,", "\n 0,"))
+    assert utils.exit_code(reproduce.main, ["tiny", "--finished", "--lr", "0.01", *where]) == 1
+    assert f"{first.name} " in capsys.readouterr().err
 
 
 def test_a_dry_run_of_a_claim_writes_nothing(tiny: Claim, place: Path) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from conftest import MakeRuns
 
-from lth.plots import draw, style
+from lth.plots import draw, report, style
 from lth.plots.comparison import comparison
-from lth.records import files
+from lth.records import files, tickets
 from lth.records.tables import Run
+from lth.records.tickets import Ticket
 
 
 @contextmanager
@@ -81,6 +82,18 @@ def test_a_damaged_file_costs_one_figure_and_is_reported(tmp_path: Path, make_ru
     assert sum("ticket_01" in complaint for complaint in complaints) == 2
     assert sum("layers.csv" in complaint for complaint in complaints) == 1
     assert draw.up_to_date(runs, tmp_path / "plots", "png") is None  # it is said again
+
+
+def test_a_file_that_is_gone_costs_one_figure_and_is_reported(tmp_path: Path, make_runs: MakeRuns) -> None:
+    runs = make_runs(arms=["lt"], seeds=[0], rounds=2)
+    for number in range(2):
+        masks = tickets.read_ticket(runs[0], number).masks
+        tickets.write_ticket(runs[0], Ticket(number, masks, {}, origin="rewind"), "test")  # of a file that is not there
+    complaints: list[str] = []
+    names = [written.stem for written in draw.draw_all(runs, tmp_path / "plots", complain=complaints.append)]
+    assert names[:2] == ["comparison", "training"] and "initial_weights" not in names
+    assert complaints and all("rewind.safetensors is gone" in complaint for complaint in complaints), complaints
+    assert list(report.figures(runs))[:2] == ["comparison", "training"]
 
 
 def test_figures_are_up_to_date_until_what_they_show_changes(

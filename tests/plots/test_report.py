@@ -33,14 +33,16 @@ def test_a_page_needs_nothing_from_elsewhere_and_escapes_what_users_named(make_r
 
 def test_settings_other_than_the_default_come_first_and_are_marked(make_runs: MakeRuns) -> None:
     runs = make_runs(arms=("lt",), rounds=2)
-    settings = {"lr": Config().lr, "prune_type": ["lt", "reinit"], "seed": 0, "prune_percent": 20.0}
+    settings = {"lr": Config().lr, "prune_type": ["lt", "reinit"], "seed": 0, "data": None, "prune_percent": 20.0}
     facts = {"command": ["--name", "two words"], "versions": {"torch": "9.9"}, "device": "a GPU"}
     files.write_json(runs[0].dumps / "config.json", {"settings": settings, **facts})
     said = page(runs)
     names = re.findall(r'<tr( class="changed")?><td class="text">(\w+)</td>', said)
     mark = ' class="changed"'
-    assert names == [(mark, "prune_type"), (mark, "prune_percent"), ("", "lr"), ("", "seed")]
+    assert names == [(mark, "prune_type"), (mark, "prune_percent"), ("", "lr"), ("", "seed"), ("", "data")]
     assert "python main.py --name &#39;two words&#39;" in said and "torch 9.9" in said and "a GPU" in said
+    files.write_json(runs[0].dumps / "config.json", {**facts, "program": ["-m", "lth"]})
+    assert "<pre>python -m lth --name" in page(runs)
 
 
 def test_a_row_a_round_and_arm_with_the_winning_ones_marked(make_runs: MakeRuns) -> None:
@@ -48,6 +50,17 @@ def test_a_row_a_round_and_arm_with_the_winning_ones_marked(make_runs: MakeRuns)
     table = verdict.table(runs)
     rows = re.findall(r"<tr( class=\"winning\")?><td data-value", page(runs))
     assert len(rows) == len(table) and sum(map(bool, rows)) == int(table["winning"].sum()) > 0
+
+
+@pytest.mark.parametrize("content", [b"spoiled", None])
+def test_a_ticket_that_cannot_be_read_costs_the_slider_alone(make_runs: MakeRuns, content: bytes | None) -> None:
+    runs = make_runs(rounds=2)
+    for file in runs[0].saves.glob("ticket_*.safetensors"):
+        if content:
+            file.write_bytes(content)
+    (runs[0].dumps / "layers.csv").write_text("spoiled")
+    said = page(runs)
+    assert ('type="range"' in said) == (content is None) and "Every round" in said and 'id="kinds"' not in said
 
 
 def test_without_tickets_there_is_no_slider(make_runs: MakeRuns) -> None:

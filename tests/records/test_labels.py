@@ -79,6 +79,8 @@ def test_verdicts_are_told_apart_by_model_data_and_settings(make_runs: MakeRuns)
     assert labels.told_apart(runs) == [
         *("fc1 on MNIST (learning rate 0.1)", "fc1 on MNIST (learning rate 0.2)", "lenet5 on MNIST"),
     ]
+    same = [run(settings="default"), run(settings="mine")]
+    assert labels.told_apart(same) == ["fc1 on MNIST (default)", "fc1 on MNIST (mine)"]
 
 
 def test_percentages() -> None:

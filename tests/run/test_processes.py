@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from helpers import CPU, Told, experiment, settings
 
+import main
+import utils
 from lth import data
-from lth.experiment import TrialError
+from lth.experiment import Experiment, TrialError
 from lth.records import tables
+from lth.records.events import Note
 from lth.records.files import RecordError
 from lth.run import jobs, processes
 from lth.run.queue import Claim, Queue
@@ -90,3 +95,56 @@ def test_processes_start_with_so_many_threads_and_nothing_stays_of_it(
     assert len(Threads.started) == 3, "two that load PyTorch at once, and the claim"
     assert all(environment[name] == "3" for environment in Threads.started for name in NAMES)
     assert os.environ[NAMES[0]] == "7" and NAMES[1] not in os.environ
+
+
+def test_a_set_up_that_failed_leaves_no_other_experiment_in_its_place(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a model's file is being edited while the runs of a sweep begin."""
+    first, second = (settings(place, lr=lr, prune_iterations=1) for lr in (0.1, 0.2))
+    at_hand = {config: (config, data.load("tiny", place / "data")) for config in (first, second)}
+    experiments = processes.Experiments(at_hand, CPU, Told(), lambda: False)
+    claims = [Claim(config, tuple(runs_of(config)), 1) for config in (first, second)]
+    experiments.do(claims[0])
+    with monkeypatch.context() as broken:
+        broken.setattr(processes.given, "problem", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            experiments.do(claims[1])
+    experiments.do(claims[1])
+    assert experiments.experiment.config.lr == 0.2
+
+
+def test_what_workers_tell_without_end_keeps_nobody_from_the_rest(
+    place: Path, in_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "POLL", 0.05)
+    told = Told()
+    workers = processes.Processes(1, 1, {}, told)
+    until = time.monotonic() + 5
+
+    def get(timeout: float) -> Note:
+        return Note("and more") if time.monotonic() < until else pytest.fail("heard for five seconds")
+
+    monkeypatch.setattr(workers, "events", SimpleNamespace(get=get))
+    workers._hear(seconds=0.05)
+    assert told
+
+
+def test_what_the_others_finished_is_shown_where_one_cannot_go_on(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = Experiment.train
+
+    def broken(self: Experiment, stack: Any, *rest: Any) -> Any:
+        if stack[0].arm == "reinit":
+            raise TrialError("mlp failed in round 1 with ValueError: no")
+        return train(self, stack, *rest)
+
+    monkeypatch.setattr(Experiment, "train", broken)
+    words = "--arch_type mlp --dataset tiny --gpu cpu --jobs 1 --prune_iterations 2 --end_iter 4it --valid_size 40"
+    words += f" --batch_size 10 --prune_type lt reinit --root {place} --data {place / 'data'}"
+    assert utils.exit_code(main.main, words.split()) == 1
+    said = capsys.readouterr()
+    assert "of lt can be called a winning one" in said.out and "comparison.png" in said.out
+    assert "reinit seed0: mlp failed in round 1" in said.out + said.err
+    assert said.err.rstrip().endswith("error: mlp failed in round 1 with ValueError: no")

@@ -11,8 +11,10 @@ from helpers import assert_same, do, results, settings
 
 import main
 import utils
-from lth.records import tables, verdict
+from lth.records import files, tables, verdict
 from lth.records.tables import Run
+from lth.run.about import plain_settings
+from lth.settings import sweep
 
 
 def argv(place: Path, *more: str) -> list[str]:
@@ -78,9 +80,20 @@ def test_a_dry_run_shows_all_and_touches_nothing(place: Path, capsys: pytest.Cap
     do(settings(place, root=place / "swept", prune_iterations=2))
     assert utils.exit_code(main.main, argv(place, *more)) == 0
     assert "30 trainings, 28 of them left" in capsys.readouterr().out
+    assert utils.exit_code(main.main, argv(place, *more, "--connectivity")) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "28 of them left" in told and "--connectivity trains 30 tickets once more, 30 of them left" in told
 
 
 def test_an_experiment_named_in_two_ways_is_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert utils.exit_code(main.main, argv(place, "--sweep", "arch_type=mlp,MLP", "lr=0.01,1e-2,0.02")) == 0
     found = pd.read_csv(place / "swept" / "plots" / "sweep.csv")
     assert len(found) == 2 * 2 * 3 and set(found["arch_type"]) == {"mlp"}, "two rates, two arms, three rounds"
+
+
+def test_a_name_in_a_config_file_is_not_that_of_all_combinations(place: Path) -> None:
+    files.write_json(place / "config.json", {"settings": plain_settings(settings(place, name="mine"))})
+    command = ["--config", str(place / "config.json")]
+    assert [config.folder() for config in sweep.parse(command)] == ["mine"]
+    folders = {config.folder() for config in sweep.parse([*command, "--sweep", "lr=0.01,0.02"])}
+    assert len(folders) == 2 and "mine" not in folders
