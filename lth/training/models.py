@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import itertools
+import random
 import sys
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
 from lth import chance, layers, pruning
+from lth.data.prints import of_arrays
 from lth.settings import names
 from lth.settings.checks import first_line, said
 from lth.settings.config import ConfigError
+from lth.training import source
 
 State = dict[str, Tensor]  # parameters and buffers by name
 Build = Callable[[], nn.Module]
+
+GENERATORS: list[tuple[type, Callable[[Any], Any]]] = [  # of random numbers, and where each of them is
+    (torch.Generator, lambda generator: generator.get_state()),
+    (random.Random, lambda generator: generator.getstate()),
+    (np.random.Generator, lambda generator: generator.bit_generator.state),
+    (np.random.BitGenerator, lambda generator: generator.state),
+    (np.random.RandomState, lambda generator: generator.get_state()),
+]
 
 
 def find(arch_type: str, dataset: str, classes: int | None = None, data: Path | None = None) -> Build:
@@ -83,15 +97,42 @@ def load_state(model: nn.Module, state: State) -> nn.Module:
 
 
 def attributes(model: nn.Module) -> dict[str, str]:
-    """The numbers, words, tensors and containers among the attributes of a model's modules that are neither parameters
-    nor buffers, as text. No checkpoint holds them."""
-    kinds = (bool, int, float, str, list, tuple, dict, set, Tensor, type(None))
+    """What the attributes of a model's modules hold beside parameters, buffers and modules, as text: numbers, words,
+    containers, tensors and arrays, where generators are, and objects of classes of the user's own. No checkpoint holds
+    them."""
+    held = frozenset(map(id, [*model.parameters(), *model.buffers()]))
+    usual = vars(nn.Module()).keys()
     return {
-        f"{path}.{name}".lstrip("."): repr(value)
+        f"{path}.{name}".lstrip("."): _told(value, held)
         for path, module in model.named_modules()
         for name, value in vars(module).items()
-        if isinstance(value, kinds) and name != "training" and not name.startswith("_")
+        if name not in usual
     }
+
+
+def _told(value: Any, within: frozenset[int]) -> str:
+    """A text that changes with the value. `within` are those that need none of their own, by their ids."""
+    if id(value) in within:
+        return "..."
+    inside = within | {id(value)}
+    for kind, state in GENERATORS:
+        if isinstance(value, kind):
+            return _told(state(value), inside)
+    if isinstance(value, Tensor):
+        try:
+            return of_arrays([value])
+        except (RuntimeError, TypeError):  # one without values, or of no plain layout
+            return repr(value)
+    if isinstance(value, np.ndarray):
+        return _told([value.shape, value.tolist() if value.dtype.hasobject else value.tobytes()], inside)
+    if isinstance(value, (dict, list, tuple, deque, set, frozenset)):
+        parts = [_told(part, inside) for part in (value.items() if isinstance(value, dict) else value)]
+        return str(sorted(parts) if isinstance(value, (set, frozenset)) else parts)
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, np.generic, itertools.count)):
+        return repr(value)
+    if hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)) and not source.installed(type(value)):
+        return _told(vars(value), inside)
+    return type(value).__name__
 
 
 def check_fit(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import sys
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import Conv, Mlp
@@ -326,3 +330,55 @@ def test_states_of_another_model_are_refused(change: Callable[[Any], Any]) -> No
     change(state)
     with pytest.raises(ValueError, match=r"must have the parameters and shapes of the ticket; (fc1\.bias|x) differ"):
         models.load_state(Mlp(), state)
+
+
+# What no checkpoint holds
+
+
+class Shelf:
+    """A class of the user's own, with a way back to itself."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.count, self.again = model, 0, [self]
+
+
+@pytest.mark.parametrize(
+    "value, change",
+    [
+        (1, lambda n: n + 1),
+        (0.5, lambda x: x / 2),
+        ({"a": [1]}, lambda held: {"a": [1, 2]}),
+        (deque([1, 2]), lambda held: held.rotate(1)),
+        ({1}, lambda held: held.add(2)),
+        (torch.zeros(5000), lambda x: x.__setitem__(2500, 1)),
+        (np.zeros(5000), lambda x: x.__setitem__(2500, 1)),
+        (np.random.default_rng(0), lambda generator: generator.shuffle([1, 2])),
+        (np.random.RandomState(0), lambda generator: generator.shuffle([1, 2])),
+        (random.Random(0), lambda generator: generator.shuffle([1, 2])),
+        (torch.Generator().manual_seed(0), lambda generator: generator.manual_seed(1) and None),
+        (itertools.count(), lambda count: [*itertools.islice(count, 1)] and None),
+        (Shelf(Mlp()), lambda shelf: setattr(shelf, "count", 1)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_a_model_keeps_in_attributes_shows(value: Any, change: Callable[[Any], Any]) -> None:
+    """Changed in place, or by another value."""
+    model = nn.Sequential(Mlp())
+    model[0]._kept = value
+    before = models.attributes(model)
+    assert models.attributes(model) == before
+    changed = change(value)
+    model[0]._kept = value if changed is None else changed
+    assert models.attributes(model) != before
+
+
+def test_training_changes_no_attribute_of_pytorchs_own_layers() -> None:
+    """LSTM keeps its parameters in a list too."""
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.LSTM(4, 3), nn.MultiheadAttention(4, 2), nn.BatchNorm1d(4), nn.Dropout(0.5)])
+    before, x = models.attributes(model), torch.randn(5, 4)
+    found = [model[0](x)[0], model[1](x, x, x)[0], model[2](x), model[3](x)]
+    sum(y.sum() for y in found).backward()
+    torch.optim.SGD(model.parameters(), 0.1).step()
+    model.eval()
+    assert models.attributes(model) == before
