@@ -79,7 +79,7 @@ _ALL = (
     ),
     Claim(
         name="lenet_fashion",
-        about="the same on Fashion-MNIST: does the effect hold on other images?",
+        about="winning tickets on Fashion-MNIST: does the effect hold on other images?",
         **LTH,
         where="Section 2, Figures 3 and 4",
         experiments={
@@ -317,7 +317,7 @@ _ALL = (
     ),
     Claim(
         name="rewinding_lenet",
-        about="the same for a 300-100 network on MNIST",
+        about="what tickets of a 300-100 network on MNIST should start from",
         **RENDA,
         where="Section 4",
         experiments={
