@@ -31,7 +31,9 @@ def installed(thing: Any) -> bool:
     else:
         name = getattr(thing, "__module__", None) or ""
         code = getattr(thing, "__code__", None)
-        file = code.co_filename if code else getattr(sys.modules.get(name), "__file__", None)
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if isinstance(code, types.CodeType):  # the type of functions itself has something else there
+            file = code.co_filename
     top = name.partition(".")[0]
     if top in ("__main__", "archs"):  # the models that come with the program may be changed
         return False

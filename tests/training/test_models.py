@@ -372,6 +372,12 @@ def test_what_a_model_keeps_in_attributes_shows(value: Any, change: Callable[[An
     assert models.attributes(model) != before
 
 
+def test_functions_among_the_attributes_have_nothing_to_show() -> None:
+    model = nn.Sequential(nn.LSTM(4, 4), nn.TransformerEncoderLayer(8, 2))
+    model.activation = lambda x: x.relu()  # type: ignore[assignment]
+    assert models.attributes(model) == models.attributes(model)
+
+
 def test_training_changes_no_attribute_of_pytorchs_own_layers() -> None:
     """LSTM keeps its parameters in a list too."""
     torch.manual_seed(0)
