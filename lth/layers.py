@@ -63,12 +63,18 @@ def parts(model: nn.Module) -> list[Part]:
 def names(model: nn.Module) -> dict[int, str]:
     """The name in `model` of each parameter, by its id: the first one of a tied parameter, without `_orig` where a
     mask is on."""
-    return {
-        id(parameter): f"{path}.{bare(module, name)}" if path else bare(module, name)
-        for path, module in reversed(list(model.named_modules()))
-        for name, parameter in reversed(module._parameters.items())
-        if parameter is not None
-    }
+    return {key: found[0] for key, found in all_names(model).items()}
+
+
+def all_names(model: nn.Module) -> dict[int, list[str]]:
+    """The same with every name of a tied parameter."""
+    found: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                stem = bare(module, name)
+                found.setdefault(id(parameter), []).append(f"{path}.{stem}" if path else stem)
+    return found
 
 
 def left_alone(model: nn.Module, embeddings: bool = False) -> str:

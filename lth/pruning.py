@@ -251,15 +251,16 @@ def by_rule(rule: Rule, model: nn.Module, final: Weights, masks: Masks, seed: in
 
     What the rule masks or sets to 0, in whatever parameter, by torch.nn.utils.prune or in place, is pruned; what was
     pruned before stays so. The rule sees the earlier masks; a random one draws from `seed`. TypeError, ValueError: it
-    returns another network, changes the shapes or names of parameters, or masks a tied weight in its second layer.
+    returns another network, changes the shapes or names of parameters, or masks a tied weight in two of its layers.
     """
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     with torch.no_grad():
         for name, value in final.items():
             tensors[name].copy_(value)
-    own = {name: parameter.shape for name, parameter in model.named_parameters()}
+    first = {name: names[0] for names in layers.all_names(model).values() for name in names}
     attach(model, masks)
     before = _standing(model)
+    laid = {name: _mask_of(model, name) for name in before}
     with chance.seeded(seed):
         result = rule(model)
     if isinstance(result, nn.Module) and result is not model:
@@ -267,22 +268,24 @@ def by_rule(rule: Rule, model: nn.Module, final: Weights, masks: Masks, seed: in
     if inspect.isgenerator(result):
         raise TypeError("prune_rule must be a plain function: with a `yield` in it, calling it does nothing")
     after = _standing(model)
-    wrong = [name for name, shape in own.items() if name not in after or after[name].shape != shape]
+    wrong = [name for name, stood in before.items() if name not in after or after[name].shape != stood.shape]
     if wrong or (came := after.keys() - before.keys()):
         name = wrong[0] if wrong else min(came)
         raise ValueError(f"prune_rule must leave the network its parameters and their shapes, but {name} is another")
-    pruned = dict(masks)
+    pruned, places = dict(masks), dict[str, str]()
     for name, stands in after.items():
-        kept = masks.get(name, torch.ones_like(stands)) & (stands | ~before[name])
-        mask = _mask_of(model, name)
-        if mask is not None and not mask.all() and name not in own:
-            raise ValueError(
-                f"prune_rule must prune tied weights once, as fetch_layers gives them: {name} is another layer's too"
-            )
-        kept = kept if mask is None else kept & mask
-        if name in masks or not kept.all():
-            pruned[name] = kept
-    return {name: mask for name, mask in pruned.items() if name in own}
+        kept = pruned.get(first[name], torch.ones_like(stands)) & (stands | ~before[name])
+        mask, earlier = _mask_of(model, name), laid[name]
+        if mask is not None:
+            gone = ~mask if earlier is None else earlier & ~mask
+            if gone.any() and (place := places.setdefault(first[name], name)) != name:
+                raise ValueError(
+                    f"prune_rule must prune tied weights once, as fetch_layers gives them: {name} is {place} too"
+                )
+            kept &= mask
+        if first[name] in masks or not kept.all():
+            pruned[first[name]] = kept
+    return pruned
 
 
 def _standing(model: nn.Module) -> Masks:
@@ -308,11 +311,14 @@ def _mask_of(model: nn.Module, name: str) -> Tensor | None:
 
 
 def attach(model: nn.Module, masks: Masks) -> nn.Module:
-    """Put masks on `model` (changed in place) as torch.nn.utils.prune does, so that PyTorch's tools see them."""
+    """Put masks on `model` (changed in place) as torch.nn.utils.prune does, so that PyTorch's tools see them: on a tied
+    weight in each of its layers, which go on sharing it."""
+    tied = {name: names for names in layers.all_names(model).values() for name in names}
     for name, mask in masks.items():
-        path, _, parameter = name.rpartition(".")
-        module = model.get_submodule(path)
-        torch_prune.custom_from_mask(module, parameter, mask.to(getattr(module, parameter).device))
+        for each in tied[name]:
+            path, _, parameter = each.rpartition(".")
+            module = model.get_submodule(path)
+            torch_prune.custom_from_mask(module, parameter, mask.to(getattr(module, parameter).device))
     for module in model.modules():
         if isinstance(module, nn.MultiheadAttention) and _masked_output not in module._forward_pre_hooks.values():
             module.register_forward_pre_hook(_masked_output)
@@ -326,9 +332,11 @@ def _masked_output(attention: nn.Module, inputs: object) -> None:
 
 
 def detach(model: nn.Module) -> Masks:
-    """Take the masks of torch.nn.utils.prune off `model` (changed in place: pruned weights become 0.0)."""
-    masks = {}
-    for path, module in model.named_modules():
+    """Take the masks of torch.nn.utils.prune off `model` (changed in place: pruned weights become 0.0). Those of tied
+    weights come once."""
+    masks: Masks = {}
+    named = layers.names(model)
+    for module in model.modules():
         for key, hook in list(module._forward_pre_hooks.items()):
             if hook is _masked_output:
                 del module._forward_pre_hooks[key]
@@ -337,6 +345,7 @@ def detach(model: nn.Module) -> Masks:
             if f"{parameter}_orig" in module._parameters:
                 mask = module._buffers[buffer]
                 assert mask is not None
-                masks[f"{path}.{parameter}" if path else parameter] = mask.detach().bool().cpu().clone()
+                name = named[id(module._parameters[f"{parameter}_orig"])]
+                masks.setdefault(name, mask.detach().bool().cpu().clone())
                 torch_prune.remove(module, parameter)
     return masks

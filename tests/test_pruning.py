@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 
@@ -391,6 +392,34 @@ def test_attach_and_detach() -> None:
         assert name not in masks or torch.equal(found[name], masks[name])
         assert torch.equal(parameter, before[name] * masks[name] if name in masks else before[name])
     assert pruning.detach(model) == {}
+
+
+@pytest.mark.parametrize("embedding", [False, True])
+def test_tied_weights_stay_tied_and_sparse_when_they_are_trained(embedding: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(9, 5) if embedding else nn.Linear(5, 9), nn.Linear(5, 9))
+    model[1].weight = model[0].weight
+    masks = random_masks(model)
+    twin, (name,) = copy.deepcopy(model), masks
+    pruning.attach(model, masks)
+    assert model[0].weight_orig is model[1].weight_orig and len(list(model.parameters())) == 2 + (not embedding)
+    x = torch.randint(9, (4,)) if embedding else torch.rand(4, 9) @ torch.rand(9, 5)
+
+    def loss(net: nn.Module) -> Tensor:
+        return net[1](net[0](x)[:, :5]).pow(2).sum()  # type: ignore[index]
+
+    loss(model).backward()
+    with torch.no_grad():
+        twin[0].weight.mul_(masks[name])
+    loss(twin).backward()
+    torch.testing.assert_close(model[0].weight_orig.grad, twin[0].weight.grad * masks[name])  # of both of its uses
+    torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9).step()
+    loss(model)
+    for layer in model:
+        assert not layer.weight[~masks[name]].any() and torch.equal(layer.weight, model[0].weight)
+    found = pruning.detach(model)
+    assert found.keys() == masks.keys() and torch.equal(found[name], masks[name])
+    assert model[0].weight is model[1].weight and not model[1].weight[~masks[name]].any()
 
 
 def test_fetch_layers() -> None:

@@ -80,8 +80,9 @@ def audit(
     before = _masks("previous", previous) if previous is not None else pruning.dense(masks)
     found = _consistent(value, masks)
     if not found:  # else nothing can be compared
-        found += [problem for name, mask in masks.items() for problem in _zeros(name, value, mask, begun)]
-        found += _pruned_beside(value, masks)
+        every = {**masks, **_tied(value, masks)}
+        found += [problem for name, mask in every.items() for problem in _zeros(name, value, mask, begun)]
+        found += _pruned_beside(value, every)
         if control == "reinit":
             found += _reinitialised(masks, begun if trained else value, original, known)
         elif control is not None:
@@ -154,6 +155,17 @@ def _consistent(value: State, masks: Masks) -> list[str]:
     return found
 
 
+def _tied(value: State, masks: Masks) -> Masks:
+    """The masks of tied parameters under their further names, of which the ticket knows only the first."""
+    found = {}
+    for name, tensor in value.items():
+        for first, mask in masks.items() if name not in masks else ():
+            one = value.get(first, mask)
+            if one.shape == tensor.shape and one.dtype == tensor.dtype and bool(_same_bits(one, tensor).all()):
+                found[name] = mask
+    return found
+
+
 def _zeros(name: str, value: State, mask: Tensor, begun: State | None) -> list[str]:
     """Whether one parameter is 0 where it is pruned, and only there."""
     own = value.get(f"{name}_mask")
@@ -198,6 +210,7 @@ def _equal(value: State, masks: Masks, initial: State, whose: str) -> list[str]:
     missing = [name for name in masks if name not in initial]
     if missing:
         raise ValueError(f"initial must have all parameters under masks, but has no {missing[0]}")
+    masks = {**masks, **_tied(value, masks)}
     for name, was in initial.items():
         now = value.get(name)
         if now is None or (name.removesuffix("_mask") in masks and name not in masks):

@@ -234,6 +234,21 @@ def test_looking_at_spectral_norm_in_training_is_no_step_of_it(as_pruned: bool) 
     assert all(module.training for module in model.modules())
 
 
+def test_tied_weights_are_looked_at_in_all_their_layers() -> None:
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    net[1].weight = net[0].weight
+    masks = masks_of(net)
+    assert list(masks) == ["0.weight"]
+    pruned = pruning.attach(copy.deepcopy(net), masks)
+    for model in (masked(net, masks), pruned, pruned.state_dict()):
+        lth.audit(model, masks, initial=net)
+    pruned[1].weight_mask[0] = 1  # type: ignore[index]
+    assert "the model's mask of 1.weight is not the ticket's" in found(pruned, masks)
+    half = copy.deepcopy(net)
+    torch_prune.custom_from_mask(half[0], "weight", masks["0.weight"])
+    assert "pruned weights of 1.weight are not 0" in found(half, masks)
+
+
 def test_a_rule_of_pytorch_can_be_audited() -> None:
     net = copy.deepcopy(NET)
     for layer in (net.fc1, net.fc2):

@@ -552,5 +552,25 @@ def test_tied_weights_are_pruned_once() -> None:
         for layer in (net.one, net.two):
             torch_prune.l1_unstructured(layer, "weight", amount=0.1)  # type: ignore[arg-type]
 
-    with pytest.raises(ValueError, match="prune_rule must prune tied weights once"):
+    with pytest.raises(
+        ValueError, match=r"prune_rule must prune tied weights once, .*: two\.weight is one\.weight too"
+    ):
         find(seeded(Tied), prune_rule=twice)
+
+    def in_the_second(net: nn.Module) -> None:
+        torch_prune.l1_unstructured(net.two, "weight", amount=0.3)  # type: ignore[arg-type]
+
+    assert find(seeded(Tied), prune_rule=in_the_second)[-1]["weights"] == 2007 + 256
+
+
+def test_an_embedding_tied_to_the_output_layer_is_pruned_as_that() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.out = nn.Embedding(20, 16), nn.Linear(16, 20)
+            self.out.weight = self.embed.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.embed((x.flatten(1) * 9 + 9).long()).mean(1))
+
+    assert find(seeded(Words))[-1]["weights"] == 157  # 0.7 twice of 320, rounded
