@@ -164,6 +164,10 @@ def test_the_output_layer_is_new_where_classes_differ(other: Path) -> None:
             {"ticket": ":2", "prune_type": ("transfer",)},
             "no ticket of round 4, which --prune_iterations 3 with transfer needs",
         ),
+        (
+            {"ticket": ":2", "target_remaining": 5, "prune_percent": 10},
+            "--target_remaining is reached from a dense network, but --ticket .*:2 begins with 49.1% of the weights",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_clear_sentence(other: Path, changes: dict[str, Any], says: str) -> None:
@@ -171,6 +175,11 @@ def test_what_does_not_fit_is_one_clear_sentence(other: Path, changes: dict[str,
     with pytest.raises(ConfigError, match=says) as caught:
         session.run(config)
     assert len(caught.value.problems) == 1 and not (other / "dumps" / "mlp" / "other").exists()
+
+
+def test_a_dense_ticket_is_pruned_to_what_shall_be_left(other: Path) -> None:
+    (run,) = do(transferred(other, f"{source(other)}:0", target_remaining=5, prune_percent=10))
+    assert tables.table(run, "rounds")["remaining"].iloc[-1] == pytest.approx(5, abs=0.2)
 
 
 def test_spoiled_tickets_and_wrong_names_are_said_before_anything_is_written(other: Path) -> None:

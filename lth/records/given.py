@@ -100,6 +100,12 @@ def problem(config: Config, images: Images) -> Problem:
     source, dense = Source.of(config), pruning.dense(pruning.prunable(made.make(), config.prune_embeddings))
     for seed in source.runs:
         new = _new_layer(source, seed, config, made.make())
+        left = pruning.remaining(source.ticket(seed, 0).masks)
+        if config.target_remaining is not None and left < 100:  # where rounds begin, settings alone do not tell
+            raise ConfigError(
+                f"--target_remaining is reached from a dense network, but {source.named} begins with {left:.3g}% "
+                "of the weights: name a dense ticket, such as :0, or say --prune_percent instead"
+            )
 
     def given(seed: int, number: int) -> tuple[Masks, State]:
         ticket, own = source.ticket(seed, number), made.initial(derive_seed(seed, "weights", 0))
