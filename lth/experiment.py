@@ -30,7 +30,7 @@ from lth.training.network import Network
 from lth.training.numerics import numerics
 from lth.training.problem import Problem, stack_size
 from lth.training.schedule import Plan, make_plan
-from lth.training.scores import Batches
+from lth.training.scores import SCORES, Batches
 from lth.training.selection import Candidates, select
 from lth.training.starts import STARTS
 from lth.training.train import Evaluation, Trained, Training
@@ -188,7 +188,18 @@ class Experiment:
         drawn = arm.prunes == "trained" and arm.start == "fresh"  # anew in this round
         initial = ticket.start if drawn else tickets.read_state(run, "initial", identity)
         candidates = Candidates(masks, weights, rounds, initial, lambda: self._score_batches(run), generator)
-        return select(arm, self.config, self.problem, candidates)
+        try:
+            return select(arm, self.config, self.problem, candidates)
+        except torch.OutOfMemoryError:
+            raise TrialError(
+                f"the memory of {self.device} is exhausted by the scores of {arm.scores} at batch size "
+                f"{self.config.batch_size}: lower --batch_size"
+            ) from None
+        except (Exception, SystemExit) as error:
+            if arm.scores not in SCORES:  # without a look at the model's code
+                raise
+            because = f"{run.arch_type} failed in the scores of {arm.scores} with {checks.said(error)}"
+            raise TrialError(f"{because}; rounds before round {number} are kept") from error
 
     def reset(self, run: Run, number: int, masks: Masks, final: State) -> None:
         """Write the ticket of round `number`: `masks`, and the values that the arm lets the survivors start from."""

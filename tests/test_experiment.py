@@ -31,7 +31,7 @@ from lth.settings.arms import ARMS, CRITERIA
 from lth.settings.config import Config, ConfigError, derive_seed
 from lth.training import models
 from lth.training.models import State
-from lth.training.scores import SCORES
+from lth.training.scores import scored
 from lth.training.starts import STARTS
 from lth.training.train import Stopped
 
@@ -304,7 +304,7 @@ def test_pruning_before_training(place: Path, changes: dict[str, Any]) -> None:
     assert not held_out & {tuple(x.flatten().tolist()) for chunk, _ in batches for x in chunk}
     model = models.load_state(made.problem.make(), start)
     scores = {
-        name: SCORES[name](model, [hidden, output], batches, torch.nn.functional.cross_entropy)
+        name: scored(name, model, pruning.dense(pruning.prunable(model)), batches, torch.nn.functional.cross_entropy)
         for name in ("snip", "grasp")
     }
     scores["magnitude_init"] = {name: start[name].abs() for name in compared}
@@ -330,6 +330,34 @@ def test_pruning_before_training(place: Path, changes: dict[str, Any]) -> None:
         count = total - round(total * (left / total) ** (step / 100))
         masks |= {name: flow[name] > lowest[count - 1] for name in compared if count}
     assert equal(tickets.read_ticket(runs["synflow"], 2).masks, masks)
+
+
+CHOOSY = """
+from torch import nn
+
+
+class choosy(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.drop = nn.Dropout(0.1)
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, num_classes))
+
+    def forward(self, x):
+        if self.training and not self.drop.training:  # as scores have it
+            raise RuntimeError("not so")
+        return self.net(self.drop(x))
+"""
+
+
+@pytest.mark.parametrize("stack", [None, 4])
+def test_a_model_that_cannot_be_scored_ends_the_runs_that_score_it_alone(place: Path, stack: int | None) -> None:
+    (place / "archs" / "tiny" / "choosy.py").write_text(CHOOSY)
+    told, config = Told(), settings(place, arch_type="choosy", prune_type=("lt", "grasp"), trials=2, stack=stack)
+    found = do(config, told)
+    assert [(run.arm, len(rounds(run))) for run in found] == [("lt", 3), ("grasp", 1)] * 2
+    for seed in (0, 1):
+        why = "choosy failed in the scores of grasp with RuntimeError: not so; rounds before round 1 are kept"
+        assert f"grasp seed{seed}: {why}" in told.notes
 
 
 @pytest.mark.parametrize("rates", ["uniform", "erk"])

@@ -1,86 +1,123 @@
 """Scores of weights before training: pure functions of a network and training batches, for the arms that prune so.
 
-A score function gets a model whose pruned weights are 0, the names of the weights to score, batches of images and
-labels, and the loss; it gives a score a weight, of which the lowest are pruned, and leaves the model as it was. Sums
-are taken in double precision. A new score is one function in SCORES.
+A score function gets a copy of a model, its own to change, whose pruned weights are 0; the weights to score by their
+names, with their masks; batches of images and labels, and the loss. It gives a score a weight, of which the lowest are
+pruned. A new score is one function in SCORES.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.dropout import _DropoutNd
 
+from lth.pruning import Masks
 from lth.training.network import Criterion
 
 Batches = Sequence[tuple[Tensor, Tensor]]
-Score = Callable[[nn.Module, Sequence[str], Batches, Criterion], dict[str, Tensor]]
+Score = Callable[[nn.Module, Masks, Batches, Criterion], dict[str, Tensor]]
 TEMPERATURE = (
     200.0  # by which GraSP's authors divide the logits (github.com/alecwangcq/GraSP), for a nearly even softmax
 )
 
 
-def snip(model: nn.Module, names: Sequence[str], batches: Batches, criterion: Criterion) -> dict[str, Tensor]:
+def snip(model: nn.Module, masks: Masks, batches: Batches, criterion: Criterion) -> dict[str, Tensor]:
     """|w dL/dw|: by how much the loss would change if the weight were scaled down (Lee et al. 2019, arXiv:1810.02340,
     Section 4)."""
-    trained, weights = _copy(model, names)
-    slopes = _gradients(trained, weights, batches, criterion)
+    weights = _weights(model, masks)
+    slopes = _gradients(model, weights, batches, criterion)
     return {
         name: (weight.detach() * slope).abs() for (name, weight), slope in zip(weights.items(), slopes, strict=True)
     }
 
 
-def grasp(model: nn.Module, names: Sequence[str], batches: Batches, criterion: Criterion) -> dict[str, Tensor]:
+def grasp(model: nn.Module, masks: Masks, batches: Batches, criterion: Criterion) -> dict[str, Tensor]:
     """w Hg: what the weight adds to the squared norm of the gradient g, H being the Hessian (Wang et al. 2020,
-    arXiv:2002.07376, Section 4).
+    arXiv:2002.07376, Section 4). What is pruned has no part in g.
 
     The paper's score is -w Hg, the change of that norm when the weight goes. Which end of it is pruned has been read
     both ways; here the highest -w Hg go, whose removal raises the norm or lowers it least, as in the authors' program.
     """
-    trained, weights = _copy(model, names)
+    weights = _weights(model, masks)
 
     def cooled(logits: Tensor, labels: Tensor) -> Tensor:
         return criterion(logits / TEMPERATURE, labels)
 
-    slopes = _gradients(trained, weights, batches, cooled)
-    products = _gradients(trained, weights, batches, cooled, along=slopes)
+    slopes = _gradients(model, weights, batches, cooled)
+    kept = [slope * masks[name].to(slope.device) for name, slope in zip(weights, slopes, strict=True)]
+    products = _gradients(model, weights, batches, cooled, along=kept)
     return {name: weight.detach() * hg for (name, weight), hg in zip(weights.items(), products, strict=True)}
 
 
-def synflow(model: nn.Module, names: Sequence[str], batches: Batches, criterion: Criterion) -> dict[str, Tensor]:
+def synflow(model: nn.Module, masks: Masks, batches: Batches, criterion: Criterion) -> dict[str, Tensor]:
     """w dR/dw, where R is the sum of the outputs for an input of ones when every parameter is its own magnitude: data
     play no part, of `batches` only the shape of an example (Tanaka et al. 2020, arXiv:2006.05467, Section 5)."""
-    linear, weights = _copy(model, names)
+    weights = _weights(model, masks)
     with torch.no_grad():
-        for tensor in [*linear.parameters(), *linear.buffers()]:
-            tensor.abs_()
-    example = torch.ones_like(_exact(batches[0][0][:1]))
-    flows = torch.autograd.grad(linear.eval()(example).sum(), list(weights.values()), materialize_grads=True)
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_floating_point():
+                tensor.abs_()
+    example = torch.ones_like(_alike(batches[0][0][:1], weights))
+    flows = torch.autograd.grad(model.eval()(example).sum(), list(weights.values()), materialize_grads=True)
     return {name: weight.detach() * flow for (name, weight), flow in zip(weights.items(), flows, strict=True)}
 
 
 SCORES: dict[str, Score] = {"snip": snip, "grasp": grasp, "synflow": synflow}
 
 
-def _copy(model: nn.Module, names: Sequence[str]) -> tuple[nn.Module, dict[str, nn.Parameter]]:
-    """A copy of the model in double precision, in training but for dropout, and its weights of these names."""
-    made = copy.deepcopy(model).train()
-    for module in made.modules():
-        if isinstance(module, _DropoutNd):
-            module.eval()
-    exact = next(made.parameters()).device.type != "mps"  # which has no float64
-    made = made.double() if exact else made
-    parameters = dict(made.named_parameters())
-    for name in names:
+def scored(method: str, model: nn.Module, masks: Masks, batches: Batches, criterion: Criterion) -> dict[str, Tensor]:
+    """The scores `method`, a name in SCORES, of the weights under `masks`; `model` is left as it was.
+
+    They are found in training but for dropout, and in double precision, with PyTorch's quickest products. Where the
+    model's code fails so, with products that can be derived twice, which those of attention and recurrent layers cannot
+    always; and then in the model's own precision, since code may make tensors of its own, in float32.
+    """
+    double = next(model.parameters()).device.type != "mps"  # which has no float64
+    for exact, plain in ((double, False), (double, True), (False, True)):
+        made = copy.deepcopy(model).train()
+        for module in made.modules():
+            if isinstance(module, _DropoutNd):
+                module.eval()
+        try:
+            with _plain_products() if plain else nullcontext():
+                return SCORES[method](made.double() if exact else made, masks, batches, criterion)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            failure = error
+    raise failure
+
+
+@contextmanager
+def _plain_products() -> Iterator[None]:
+    cudnn = torch.backends.cudnn.enabled
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
+            torch.backends.cudnn.enabled = False
+            try:
+                yield
+            finally:
+                torch.backends.cudnn.enabled = cudnn
+
+
+def _weights(model: nn.Module, masks: Masks) -> dict[str, nn.Parameter]:
+    parameters = dict(model.named_parameters())
+    for name in masks:
         parameters[name].requires_grad_()
-    return made, {name: parameters[name] for name in names}
+    return {name: parameters[name] for name in masks}
 
 
-def _exact(images: Tensor) -> Tensor:
-    return images.double() if images.is_floating_point() and images.device.type != "mps" else images
+def _alike(images: Tensor, weights: Mapping[str, nn.Parameter]) -> Tensor:
+    """Images in double precision where the weights are."""
+    double = next(iter(weights.values())).dtype == torch.float64
+    return images.double() if double and images.is_floating_point() else images
 
 
 def _gradients(
@@ -94,7 +131,7 @@ def _gradients(
     Hessian with that."""
     found = [torch.zeros_like(weight) for weight in weights.values()]
     for images, labels in batches:
-        loss = criterion(model(_exact(images)), labels) / len(batches)
+        loss = criterion(model(_alike(images, weights)), labels) / len(batches)
         slopes = torch.autograd.grad(
             loss, list(weights.values()), create_graph=along is not None, materialize_grads=True
         )

@@ -14,7 +14,7 @@ from lth.settings.arms import Arm
 from lth.settings.config import Config
 from lth.training.models import State, load_state
 from lth.training.problem import Problem
-from lth.training.scores import SCORES, Batches
+from lth.training.scores import SCORES, Batches, scored
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,6 @@ def _scorer(arm: Arm, config: Config, problem: Problem, candidates: Candidates) 
             for name, mask in masks.items():
                 weights[name].mul_(mask.to(weights[name].device))
         with chance.seeded(candidates.generator.initial_seed()):  # for models that draw random numbers
-            return SCORES[arm.scores](model, list(masks), batches, problem.criterion)
+            return scored(arm.scores, model, masks, batches, problem.criterion)
 
     return score

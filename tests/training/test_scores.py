@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Conv, Mlp, make_images
+from helpers import Conv, Mlp, make_images, random_masks
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lth import pruning
 from lth.training import models
-from lth.training.scores import SCORES, TEMPERATURE, grasp, snip, synflow
+from lth.training.scores import SCORES, TEMPERATURE, scored
 
 
 def batches(count: int = 3, size: int = 12) -> list[tuple[Tensor, Tensor]]:
@@ -31,15 +31,19 @@ def loss(model: nn.Module, scale: float = 1.0) -> Tensor:
     return torch.stack(parts).mean()
 
 
+def everything(model: nn.Module) -> pruning.Masks:
+    return pruning.dense(pruning.prunable(model))
+
+
 def places(weight: Tensor) -> list[int]:
     return list(range(0, weight.numel(), max(weight.numel() // 9, 1)))
 
 
 def test_snip_is_how_fast_the_loss_changes_when_a_weight_is_scaled() -> None:
     model = built(Mlp)
-    names = list(pruning.prunable(model))
-    found, exact, step = snip(model, names, batches(), cross_entropy), built(Mlp).double(), 1e-5
-    for name in names:
+    masks = everything(model)
+    found, exact, step = scored("snip", model, masks, batches(), cross_entropy), built(Mlp).double(), 1e-5
+    for name in masks:
         weight = exact.get_parameter(name).data.view(-1)
         for place in places(weight):
             value, ends = weight[place].item(), []
@@ -50,17 +54,22 @@ def test_snip_is_how_fast_the_loss_changes_when_a_weight_is_scaled() -> None:
             assert found[name].view(-1)[place].item() == pytest.approx(abs(ends[0] - ends[1]) / (2 * step), rel=1e-5)
 
 
-def test_grasp_is_what_a_weight_adds_to_the_gradients_norm() -> None:
-    """w Hg is half the derivative of the squared norm of the gradient when the weight is scaled."""
-    model = built(Mlp)
-    names = list(pruning.prunable(model))
-    found, exact, step = grasp(model, names, batches(), cross_entropy), built(Mlp).double(), 1e-5
+@pytest.mark.parametrize("pruned", [False, True])
+def test_grasp_is_what_a_weight_adds_to_the_gradients_norm(pruned: bool) -> None:
+    """w Hg is half the derivative of the squared norm of the survivors' gradient when the weight is scaled."""
+    model, exact, step = built(Mlp), built(Mlp).double(), 1e-5
+    masks = random_masks(model) if pruned else everything(model)
+    for net in (model, exact):
+        with torch.no_grad():
+            for name, mask in masks.items():
+                net.get_parameter(name).mul_(mask)
+    found = scored("grasp", model, masks, batches(), cross_entropy)
 
     def norm() -> float:
-        slopes = torch.autograd.grad(loss(exact, TEMPERATURE), [exact.get_parameter(name) for name in names])
-        return sum(float((slope**2).sum()) for slope in slopes)
+        slopes = torch.autograd.grad(loss(exact, TEMPERATURE), [exact.get_parameter(name) for name in masks])
+        return sum(float((slope[mask] ** 2).sum()) for slope, mask in zip(slopes, masks.values(), strict=True))
 
-    for name in names:
+    for name in masks:
         weight = exact.get_parameter(name).data.view(-1)
         for place in places(weight):
             value, ends = weight[place].item(), []
@@ -76,7 +85,8 @@ def test_grasp_prunes_what_the_gradient_can_do_without() -> None:
     """Taking a few of the lowest scores away leaves a larger gradient than taking a few of the highest."""
     model = built(Mlp).double()
     names = list(pruning.prunable(model))
-    scores = torch.cat([score.flatten() for score in grasp(model, names, batches(), cross_entropy).values()])
+    found = scored("grasp", model, everything(model), batches(), cross_entropy)
+    scores = torch.cat([score.flatten() for score in found.values()])
 
     def norm_without(chosen: Tensor) -> float:
         thinned = built(Mlp).double()
@@ -107,12 +117,11 @@ class Straight(nn.Module):
 def test_synflow_conserves_the_flow() -> None:
     """The scores of every layer sum up to the same, and into a unit flows what flows out (Tanaka et al., Theorem 1)."""
     model = built(Straight)
-    names = list(pruning.prunable(model))
     masks = {name: torch.rand(weight.shape) < 0.6 for name, weight in pruning.prunable(model).items()}
     with torch.no_grad():
         for name, mask in masks.items():
             model.get_parameter(name).mul_(mask)
-    found = synflow(model, names, batches(1), cross_entropy)
+    found = scored("synflow", model, masks, batches(1), cross_entropy)
     sums = [score.sum().item() for score in found.values()]
     assert sums == pytest.approx([sums[0]] * 4, rel=1e-12) and sums[0] > 0
     assert torch.allclose(found["fc1.weight"].sum(1), found["fc2.weight"].sum(0), rtol=1e-12)
@@ -122,9 +131,9 @@ def test_synflow_conserves_the_flow() -> None:
 
 def test_synflow_needs_no_data() -> None:
     model = built(Conv)
-    names = list(pruning.prunable(model))
-    one, other = (synflow(model, names, parts, cross_entropy) for parts in (batches(1), batches(3)[1:]))
-    assert all(torch.equal(one[name], other[name]) for name in names)
+    masks = everything(model)
+    one, other = (scored("synflow", model, masks, parts, cross_entropy) for parts in (batches(1), batches(3)[1:]))
+    assert all(torch.equal(one[name], other[name]) for name in masks)
 
 
 def test_synflow_in_many_steps_collapses_no_layer_where_a_single_one_does() -> None:
@@ -138,7 +147,7 @@ def test_synflow_in_many_steps_collapses_no_layer_where_a_single_one_does() -> N
             with torch.no_grad():
                 for name, mask in masks.items():
                     model.get_parameter(name).mul_(mask)
-            return synflow(model, list(masks), batches(1), cross_entropy)
+            return scored("synflow", model, masks, batches(1), cross_entropy)
 
         total = sum(mask.numel() for mask in masks.values())
         found = pruning.keep_highest_in_steps(score, masks, [pruning.Quota(list(masks), 30)], steps)
@@ -152,14 +161,55 @@ def test_synflow_in_many_steps_collapses_no_layer_where_a_single_one_does() -> N
 def test_scores_leave_the_model_as_it_was_and_do_not_depend_on_its_mode(name: str) -> None:
     model = models.build(lambda: Conv(dropout=0.5), "glorot", 0)
     before = models.state_of(model)
-    names = list(pruning.prunable(model))
+    masks = everything(model)
     results = []
     for training in (True, False):
         model.train(training)
-        results.append(SCORES[name](model, names, batches(), cross_entropy))
+        results.append(scored(name, model, masks, batches(), cross_entropy))
         assert model.training == training and all(parameter.grad is None for parameter in model.parameters())
-    assert all(torch.equal(results[0][each], results[1][each]) for each in names)
+    assert all(torch.equal(results[0][each], results[1][each]) for each in masks)
     after = models.state_of(model)
     assert all(torch.equal(before[each], after[each]) for each in before), "batch norm's statistics too"
     assert {score.dtype for score in results[0].values()} == {torch.float64}
-    assert [score.shape for score in results[0].values()] == [before[each].shape for each in names]
+    assert [score.shape for score in results[0].values()] == [before[each].shape for each in masks]
+
+
+class Recurrent(nn.Module):
+    """With a first state of its own, in float32 where it is made here."""
+
+    def __init__(self, given: bool = True) -> None:
+        super().__init__()
+        self.given, self.lstm, self.out = given, nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        begin = torch.zeros(1, len(x), 6)
+        return self.out(self.lstm(x[:, 0], (begin, begin) if self.given else None)[0][:, -1])
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.out = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), nn.Linear(8, 4)
+        self.register_buffer("hidden", torch.zeros(8, 8, dtype=torch.bool))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.encoder(x[:, 0]).mean(1))
+
+
+@pytest.mark.parametrize("name", list(SCORES))
+def test_a_model_that_takes_float32_alone_is_scored_in_that(name: str) -> None:
+    found, exact = (
+        scored(name, model, everything(model), batches(), cross_entropy)
+        for model in (built(Recurrent), built(lambda: Recurrent(given=False)))
+    )
+    assert {score.dtype for score in found.values()} == {torch.float32}
+    for each, score in exact.items():
+        torch.testing.assert_close(found[each].double(), score, rtol=1e-3, atol=1e-4 * float(score.abs().max()))
+
+
+@pytest.mark.parametrize("name", list(SCORES))
+def test_attention_and_buffers_of_truth_values_are_no_hindrance(name: str) -> None:
+    model = built(Attending)
+    found = scored(name, model, everything(model), batches(), cross_entropy)
+    assert all(score.dtype == torch.float64 and score.isfinite().all() and score.any() for score in found.values())
+    assert torch.backends.cudnn.enabled and torch.backends.mkldnn.enabled  # as before
