@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,6 +45,21 @@ def _kept(gpus: Iterable[torch.device | int]) -> Iterator[None]:
         finally:
             np.random.set_state(before[0])
             random.setstate(before[1])
+
+
+def noted(device: torch.device) -> Callable[[], None]:
+    """A function that puts them back to where they are now; taken far quicker than `state`."""
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def put_back() -> None:
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])
+        random.setstate(before[2])
+        if on_gpu is not None:
+            torch.cuda.set_rng_state(on_gpu, device)
+
+    return put_back
 
 
 class Own:

@@ -125,36 +125,39 @@ class Training:
 
         def stop_if_asked() -> None:
             if stop():
-                checkpoint(self.state())
                 raise Stopped
 
-        saved = told = time.monotonic()
-        moved(self.iteration)
-        self.network.model.train()
-        if self.iteration == self.plan.start:
-            with self._timed("evaluation"), self._evaluating():
-                _, correct, seen = self._measure(self.feed.test(), True, stop_if_asked)
-                self.supermask = [100 * count / seen for count in correct.tolist()]
-        while True:
-            if self._evaluation_due():
-                with self._timed("evaluation"):
-                    self._evaluate(stop_if_asked, report)
-                if self.iteration < self.plan.steps and time.monotonic() - saved >= checkpoint_every:
-                    checkpoint(self.state())
-                    saved = time.monotonic()
-            if self.iteration == self.plan.steps or all(self.failures):
-                return self.state()
-            with self._timed("training"):
-                for batch in self._batches(until=self.plan.next_evaluation(self.iteration)):
-                    stop_if_asked()
-                    if self.iteration == self.plan.keep_at:
-                        self.kept = [self.network.state(trial) for trial in self.trials]
-                    self.optimizer.lr = self.plan.lr(self.iteration)
-                    self._run_step(batch)
-                    self.iteration += 1
-                    if time.monotonic() - told >= BEAT:
-                        moved(self.iteration)
-                        told = time.monotonic()
+        try:
+            saved = told = time.monotonic()
+            moved(self.iteration)
+            self.network.model.train()
+            if self.iteration == self.plan.start and None in self.supermask:
+                with self._timed("evaluation"), self._evaluating():
+                    _, correct, seen = self._measure(self.feed.test(), True, stop_if_asked)
+                    self.supermask = [100 * count / seen for count in correct.tolist()]
+            while True:
+                if self._evaluation_due():
+                    with self._timed("evaluation"):
+                        self._evaluate(stop_if_asked, report)
+                    if self.iteration < self.plan.steps and time.monotonic() - saved >= checkpoint_every:
+                        checkpoint(self.state())
+                        saved = time.monotonic()
+                if self.iteration == self.plan.steps or all(self.failures):
+                    return self.state()
+                with self._timed("training"):
+                    for batch in self._batches(until=self.plan.next_evaluation(self.iteration)):
+                        stop_if_asked()
+                        if self.iteration == self.plan.keep_at:
+                            self.kept = [self.network.state(trial) for trial in self.trials]
+                        self.optimizer.lr = self.plan.lr(self.iteration)
+                        self._run_step(batch)
+                        self.iteration += 1
+                        if time.monotonic() - told >= BEAT:
+                            moved(self.iteration)
+                            told = time.monotonic()
+        except Stopped:
+            checkpoint(self.state())
+            raise
 
     def _batches(self, until: int) -> Iterator[Tensor]:
         """The batches from this iteration on; each epoch's order is a function of the seeds and the epoch alone."""
@@ -221,10 +224,20 @@ class Training:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
+        """In evaluation mode. A stop within it leaves all as it was at its beginning, where what is gone on with begins
+        again: models may draw, and change buffers, in evaluation too."""
+        put_back = chance.noted(self.network.device)
+        buffers = [self.network.tensors[name] for name, _ in self.network.model.named_buffers()]
+        before = [buffer.clone() for buffer in buffers]
         self.network.model.eval()
         try:
             with torch.no_grad():
                 yield
+        except Stopped:
+            put_back()
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
+            raise
         finally:
             self.network.model.train()
 

@@ -408,13 +408,25 @@ KINDS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", KINDS, ids=lambda o: "-".join(map(str, o)))
-def test_stopping_anywhere_changes_nothing(options: dict[str, Any]) -> None:
+class Restless(Conv):
+    """Draws, and takes batch norm's statistics, in evaluation too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.norm.train()
+        return super().forward(nn.functional.dropout(x, 0.1))
+
+
+def dropping() -> nn.Module:
+    return Conv(dropout=0.4)
+
+
+MAKES = [*((dropping, options) for options in KINDS), (Restless, KINDS[2])]
+
+
+@pytest.mark.parametrize("make, options", MAKES, ids=lambda o: "-".join(map(str, o)) if isinstance(o, dict) else None)
+def test_stopping_anywhere_changes_nothing(make: Callable[[], nn.Module], options: dict[str, Any]) -> None:
     """Stop at every place where a training can stop (each batch, each chunk of an evaluation), go on from the
     checkpoint, and end with the same bits: weights, ES weights, weights to rewind to, moments, curves."""
-
-    def make() -> nn.Module:
-        return Conv(dropout=0.4)
 
     # Epochs are of 8 iterations. Downhill, then uphill: the weights at ES are found before most of the stops.
     plan = Plan(11, 4, lambda i: 0.01 / (1 + i) if i < 4 else -0.02, keep_at=6)
