@@ -33,7 +33,7 @@ from lth.run.session import TrialsFailed
 from lth.settings import checks
 from lth.settings.config import Config, derive_seed
 from lth.settings.values import LONGEST, Duration
-from lth.training import models
+from lth.training import models, sparse
 from lth.training.problem import Problem
 
 FIT = (
@@ -101,7 +101,7 @@ def iterative_pruning(
             fraction of it, if below 1).
         recover: folder (`save`) of an earlier call that is to be gone on with, by whole rounds. The initial weights are
             then those of that call, and everything but `rounds` must be as it was.
-        seed: of the order of the data, fresh weights, dropout and random rules.
+        seed: of the order of the data, what loaders draw on the CPU, fresh weights, dropout and random rules.
         save: folder that gets dumps/ and saves/: numbers, tickets, weights. None: nothing is kept.
         device: "cpu", "cuda:0", ...; None: a GPU where there is one.
         in_memory: whether the data are read once and kept on the device (each example as it then is, also if it is
@@ -169,7 +169,9 @@ def iterative_pruning(
         _check_same(run, prints, going_on=recover is not None)
         problem = own_network.problem(brought, taken, rule, config, initial, str(about), prints)
         progress = Progress(rounds + 1 - tables.finished_rounds(run), config.print_freq, config.quiet, runs=[run])
-        for said in (remark, layers.left_alone(net, config.prune_embeddings)):
+        densely = config.sparse == "auto" and place.type == "cpu" and not problem.whole and not sparse.available()
+        alone = layers.left_alone(net, config.prune_embeddings)
+        for said in (remark, alone, sparse.UNAVAILABLE if densely else ""):
             if said and not quiet:
                 print(said)
         run = replace(run, fence=stack.enter_context(Locks(config.lock_limit)).take(run.dumps))

@@ -171,7 +171,7 @@ def _densely(one: Prepared, device: torch.device) -> str | None:
     if one.config.sparse == "off" or device.type != "cpu":
         return None
     if not sparse.available():
-        return "this PyTorch has no quick sparse products: sparse rounds take as long as dense ones"
+        return sparse.UNAVAILABLE
     usual = sparse.limits(one.config)
     if any(resume.sparse_up_to(run, usual) != usual for run in one.runs):
         return "runs begun with another rule for sparse products (sparse_up_to in config.json) go on by that one"

@@ -91,6 +91,7 @@ WRONG = [
     ({"net": altered(criterion=3)}, TypeError, "net.criterion must be a function"),
     ({"net": altered(criterion=nn.CrossEntropyLoss(reduction="none"))}, ValueError, "net.criterion must give one"),
     ({"net": altered(criterion=lambda logits: logits.sum())}, ValueError, "net.criterion must take"),
+    ({"data": "nope"}, ValueError, "^data must be one of mnist, .* or have a file .*, not 'nope'$"),
     ({"data": None}, TypeError, "data must be the name of a data set"),
     ({"data": loader()}, TypeError, "data must be .* train, validation and test"),
     ({"data": {"train": batches()}}, TypeError, "its validation is missing"),

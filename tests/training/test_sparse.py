@@ -504,6 +504,9 @@ def test_missing_products_are_said_once_and_all_is_dense(
     (run, _) = session.run(settings(place, quiet=False, trials=2, **ROUNDS))
     said = " ".join(capsys.readouterr().out.split())
     assert said.count("no quick sparse products") == 1 and not products
+    for net, often in ((Mlp(), 1), (WithOptim(), 0)):  # an optimiser of one's own never has sparse rounds
+        find(net, quiet=False)
+        assert " ".join(capsys.readouterr().out.split()).count("no quick sparse products") == often
     assert read_json(run.dumps / "config.json")["sparse_up_to"] == {}
 
 
