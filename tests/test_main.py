@@ -105,7 +105,6 @@ def test_piped_output_is_plain_lines(whole: tuple[Path, subprocess.CompletedProc
     _, run = whole
     assert plain(run.stdout) and plain(run.stderr) and run.stderr == ""
     assert len(re.findall(r"^(?:lt|reinit) seed0 +\d .*%", run.stdout, re.MULTILINE)) >= 6
-    assert "fc1.weight" in run.stdout or "weights" in run.stdout
 
 
 def test_the_same_seed_gives_the_same_numbers_whatever_the_jobs(
@@ -296,6 +295,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(
     assert re.search(r"^error: cannot write .*: .*; what was finished before is safe$", capsys.readouterr().err)
 
 
+@posix
 def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "mnist.npz")
     run = ran(tmp_path, f"--end_iter 1it --prune_iterations 1 --data {tmp_path}", 2)

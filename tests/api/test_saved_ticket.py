@@ -33,7 +33,7 @@ def test_a_ticket_evaluates_to_the_digits_of_rounds_csv(place: Path, monkeypatch
         for number in range(3):
             ticket = lth.load_ticket(run.saves, round=number)
             for given in (place / "data" / "tiny.npz", data.load("tiny", place / "data")):
-                assert float(f"{ticket.evaluate(given):.10g}") == table["test"][number]
+                assert float(f"{ticket.evaluate(given, device='cpu'):.10g}") == table["test"][number]
             assert ticket.row["ES"] == table["ES"][number] and ticket.remaining == pytest.approx(
                 ticket.row["remaining"]
             )
@@ -55,7 +55,7 @@ def test_a_ticket_is_not_evaluated_by_another_model(place: Path, monkeypatch: py
                 with pytest.raises(ValueError, match=r"^model must be given, since \w+ under archs/ has changed since"):
                     ticket.evaluate(place / "data" / "tiny.npz")
             else:
-                found = ticket.evaluate(place / "data" / "tiny.npz")
+                found = ticket.evaluate(place / "data" / "tiny.npz", device="cpu")
                 assert float(f"{found:.10g}") == ticket.row["test"]
 
 
@@ -63,7 +63,7 @@ def test_a_ticket_is_evaluated_on_pixels_scaled_as_its_run_had_them(place: Path)
     (run,) = session.run(settings(place, pixels="norm"))
     ticket, tests = lth.load_ticket(run.saves), data.load("tiny", place / "data")
     for given in (place / "data" / "tiny.npz", tests):
-        assert float(f"{ticket.evaluate(given):.10g}") == ticket.row["test"]
+        assert float(f"{ticket.evaluate(given, device='cpu'):.10g}") == ticket.row["test"]
     with torch.no_grad():  # and not because the scaling makes no difference
         model, x = ticket.apply(models.find("mlp", "tiny", 4)(), weights="trained"), tests.test.flatten(1).float()
         answers = [model(pixels).argmax(1) for pixels in (x / x.norm(dim=1, keepdim=True), x / 255)]

@@ -41,7 +41,7 @@ from pathlib import Path
 from lth.records import files
 from lth.records.lock import Locks, Lost
 folder = Path(sys.argv[1])
-with Locks(limit=0.4) as locks:
+with Locks(limit=1.5) as locks:
     fence = locks.take(folder)
     print("held", flush=True)
     try:
@@ -387,7 +387,7 @@ def test_a_process_that_is_stopped_for_longer_than_the_limit_writes_nothing_when
         time.sleep(0.1)
         with pytest.raises(Locked):
             take(folder)
-        time.sleep(0.5)
+        time.sleep(1.6)
         fence = take(folder)
         files.drop_partials(folder, fence)
         files.write(folder / "rounds.csv", b"new", fence)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from conftest import MakeRuns
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 from rounds import rounds_of
 from scipy import stats
@@ -24,6 +25,7 @@ def judged(test: list[list[float]], ES: list[list[float]] | None = None, **more:
     return verdict.judged(rounds_of(np.array(test), None if ES is None else np.array(ES), **more))  # type: ignore[arg-type]
 
 
+@examples(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), min_size=2, max_size=12))
 def test_interval_of_one_round_is_that_of_the_paired_t_test(pairs: list[tuple[float, float]]) -> None:
     test, dense = np.array(pairs).T

@@ -145,6 +145,7 @@ def test_a_file_that_is_no_data_set_has_no_size(tmp_path: Path) -> None:
         assert said.endswith(f"{tmp_path}/mine.npz cannot be read as a data set's"), said
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs named pipes")
 def test_a_named_pipe_is_no_model_file(tmp_path: Path) -> None:
     (tmp_path / "real.py").touch()
     os.mkfifo(tmp_path / "piped.py")  # reading it would wait for ever

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import hashlib
 import os
 import subprocess
 import sys
@@ -337,4 +338,7 @@ def test_mnist_takes_a_tenth_of_a_second() -> None:
         began = time.process_time()
         found = prints.of_arrays(images.tensors())
         took.append(time.process_time() - began)
-    assert min(took) < 0.2 and found == images.fingerprint
+    plain = time.process_time()
+    hashlib.sha256(bytes(images.train.nbytes + images.test.nbytes))
+    plain = time.process_time() - plain
+    assert min(took) < max(0.2, 3 * plain) and found == images.fingerprint
