@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from lth import pruning
 from lth.api import export, own_network
+from lth.data.images import Images
 from lth.data.loaders import as_images, test_batches
 from lth.pruning import Masks
 from lth.records import folders, same, tables, tickets
@@ -90,8 +92,9 @@ class SavedTicket:
         """The accuracy of the ticket in percent: on the test images of the run, what rounds.csv calls `test`.
 
         Args:
-            data: the name of a data set, an .npz file or `lth.data.Images`, whose test images are taken; or a loader:
-                any re-iterable of batches (examples (B, ...), labels (B,)).
+            data: the name of a data set (the run's own is looked for where the run had it), an .npz file or
+                `lth.data.Images`, whose test images are taken; or a loader: any re-iterable of batches
+                (examples (B, ...), labels (B,)).
             model: of the run's architecture, for runs of a network of your own; else it is found under archs/, where
                 it must not have been edited since. It is not changed.
             weights: "trained" or "start".
@@ -100,16 +103,14 @@ class SavedTicket:
         place = placed(device)[0]
         about = read_json(self.run.dumps / "config.json")
         settings = about.get("settings", {})
-        images = as_images(data)
-        if images is not None:  # as the run saw them
-            images = replace(images, pixels=settings.get("pixels", Config.pixels))
+        images = self._images(data, about)
         model = self._applied(model, weights)
         precision, state = settings.get("precision", Config.precision), models.state_of(model)
         right = seen = 0
         with numerics(precision, settings.get("threads", 1)), torch.no_grad():
             feed = images.feed([self.run.seed], 1, 1, place) if images else None
             # By the products that found the accuracy in rounds.csv.
-            names = choose(model, [self.masks], about.get("sparse_up_to", {}), feed) if feed else []
+            sparsely = choose(model, [self.masks], about.get("sparse_up_to", {}), feed) if feed else []
             parts = feed.test() if feed else test_batches(data, place)
             first = list(itertools.islice(parts, 1))
             fast = bool(first) and channels_last(lambda: copy.deepcopy(model), first[0][0][:2])
@@ -119,7 +120,7 @@ class SavedTicket:
                 [self.masks],
                 place,
                 autocast=precision == "bf16",
-                sparse=names,
+                sparse=sparsely,
                 channels_last=fast,
             )
             network.model.eval()
@@ -172,6 +173,17 @@ class SavedTicket:
     def _applied(self, model: nn.Module | None, weights: str) -> nn.Module:
         """A network of its own with the ticket on it."""
         return self.apply(self._model() if model is None else _bare(checks.network("model", model)), weights=weights)
+
+    def _images(self, data: Any, about: Mapping[str, Any]) -> Images | None:
+        """The data set that `data` stands for, as the run with that config.json saw its own; None if it is none."""
+        settings = about.get("settings", {})
+        own = isinstance(data, str) and names.dataset(data) == names.dataset(self.run.dataset) and "own" not in about
+        folder = settings.get("data")
+        there = own and folder and (file := names.npz(Path(folder), self.run.dataset)).is_file()
+        images = as_images(file if there else data)
+        if own and images is not None and same.another(self.run, {"data": images.fingerprint}):
+            raise ValueError(f"data must be the images of the run, but {data} here are others: give their file itself")
+        return None if images is None else replace(images, pixels=settings.get("pixels", Config.pixels))
 
     def _weights(self, which: str) -> State:
         if checks.word("weights", which, ("start", "trained")) == "start":

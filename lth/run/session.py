@@ -196,6 +196,9 @@ def prepare(config: Config, loaded: dict[tuple[object, ...], Images] | None = No
     models.find(config.arch_type, config.dataset, data=config.data)  # a bad file is said before data are downloaded
     what, loaded = (config.dataset, config.data, config.pixels), {} if loaded is None else loaded
     if what not in loaded:
+        name = names.dataset(config.dataset)
+        if config.dry_run and name in names.KNOWN and not (file := names.npz(config.data, name)).exists():
+            raise ConfigError(f"--dry_run downloads nothing, and there is no {file}")
         loaded[what] = data.load(*what)
     images = loaded[what]
     problem = given.problem(config, images)

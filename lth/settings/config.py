@@ -196,7 +196,7 @@ class Config:
         choices=("standard", "unit", "norm"),
         added=True,
     )
-    augment: bool = setting(False, TRAIN, "random crops (4 pixels) and, but for digits, flips of the training images")
+    augment: bool = setting(False, TRAIN, "random crops (4 pixels) and, of colour images but svhn's, flips")
     precision: str = setting(
         "fast",
         TRAIN,
@@ -254,7 +254,7 @@ class Config:
     )
     keep_weights: str = side("all", MACHINE, "which rounds' trained weights to keep", choices=("all", "last", "none"))
     overwrite: bool = side(False, MACHINE, "move old results of these runs aside and start anew")
-    dry_run: bool = side(False, MACHINE, "show what would be trained, and do nothing")
+    dry_run: bool = side(False, MACHINE, "show what would be trained, and do nothing else")
 
     connectivity: bool = side(
         False,

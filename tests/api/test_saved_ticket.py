@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.utils.prune as torch_prune
-from helpers import Conv, Mlp, do, settings
+from helpers import Conv, Mlp, arrays, do, settings
 from own import (
     batches,
     find,
@@ -57,6 +58,16 @@ def test_a_ticket_is_not_evaluated_by_another_model(place: Path, monkeypatch: py
             else:
                 found = ticket.evaluate(place / "data" / "tiny.npz", device="cpu")
                 assert float(f"{found:.10g}") == ticket.row["test"]
+
+
+def test_a_name_means_the_images_that_the_run_had(place: Path) -> None:
+    (run,) = session.run(settings(place, prune_iterations=1))
+    ticket, file = lth.load_ticket(run.saves), place / "data" / "tiny.npz"
+    assert float(f"{ticket.evaluate('Tiny', device='cpu'):.10g}") == ticket.row["test"]
+    np.savez(file, **arrays(seed=1))
+    with pytest.raises(ValueError, match=r"^data must be the images of the run, but tiny here are others"):
+        ticket.evaluate("tiny")
+    assert ticket.evaluate(file) >= 0
 
 
 def test_a_ticket_is_evaluated_on_pixels_scaled_as_its_run_had_them(place: Path) -> None:

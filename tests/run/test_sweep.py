@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -83,6 +84,20 @@ def test_a_dry_run_shows_all_and_touches_nothing(place: Path, capsys: pytest.Cap
     assert utils.exit_code(main.main, argv(place, *more, "--connectivity")) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "28 of them left" in told and "--connectivity trains 30 tickets once more, 30 of them left" in told
+
+
+def test_a_dry_run_downloads_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(place / "archs" / "tiny", place / "archs" / "mnist")
+    asked = [
+        *["--arch_type", "mlp", "--dataset", "mnist", "--dry_run"],
+        "--data",
+        str(place / "none"),
+        "--root",
+        str(place),
+    ]
+    assert utils.exit_code(main.main, asked) == 2 and not (place / "none").exists()
+    said = " ".join(capsys.readouterr().err.split())
+    assert said == f"error: --dry_run downloads nothing, and there is no {place}/none/mnist.npz"
 
 
 def test_an_experiment_named_in_two_ways_is_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

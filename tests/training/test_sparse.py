@@ -491,6 +491,28 @@ def test_runs_of_before_sparse_training_go_on_densely(
 
 
 @tiny_layers
+def test_a_run_goes_on_by_the_rule_it_began_with(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where machines with and without AMX share a folder: numbers must not depend on who goes on."""
+    config = settings(place, **ROUNDS)
+    with monkeypatch.context() as tiles:
+        tiles.setattr(kernels, "amx", lambda: True)
+        (whole,) = session.run(replace(config, root=place / "whole"))
+        session.run(replace(config, prune_iterations=2))
+    layers: list[int] = []
+    trained = Training.run
+
+    def noted(self: Training, *args: Any, **options: Any) -> Any:
+        layers.append(len(self.network.places))
+        return trained(self, *args, **options)
+
+    monkeypatch.setattr(Training, "run", noted)
+    (run,) = session.run(config)
+    assert layers == [0, 2, 2], "without tiles the third round would be sparse too"
+    for name in ("rounds", "evals", "layers"):
+        assert (run.dumps / f"{name}.csv").read_bytes() == (whole.dumps / f"{name}.csv").read_bytes()
+
+
+@tiny_layers
 def test_config_json_says_from_where_on_and_tickets_are_evaluated_by_the_same_products(
     place: Path, products: list[int]
 ) -> None:
