@@ -232,12 +232,15 @@ class Wrapped:
 
     def __init__(self, optimizer: torch.optim.Optimizer, network: Network) -> None:
         self.optimizer, self.network = optimizer, network
+        self._masks = {id(weight): mask for weight, mask in zip(network.masked, network.masks, strict=True)}
         self.lr = float(optimizer.param_groups[0]["lr"])
 
     def step(self, gradients: Sequence[Tensor]) -> None:
-        """One step of the wrapped optimiser."""
+        """One step of the wrapped optimiser. It sees no gradients of pruned weights: by a norm of all, or a factor of
+        two matrices, they would change the step of the survivors."""
         for leaf, gradient in zip(self.network.leaves, gradients, strict=True):
-            leaf.grad = gradient
+            mask = self._masks.get(id(leaf))
+            leaf.grad = gradient if mask is None else gradient * mask  # not in place: two leaves may share a gradient
         self.optimizer.step()
         with torch.no_grad():
             self.network.apply_masks()

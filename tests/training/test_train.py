@@ -18,7 +18,7 @@ from lth import pruning
 from lth.settings.config import Config
 from lth.training import models
 from lth.training.kernels import gradients
-from lth.training.network import Fused, Network
+from lth.training.network import Fused, Network, Wrapped
 from lth.training.schedule import Plan, make_plan
 from lth.training.train import Evaluation, Stopped, Trained, Training
 
@@ -128,6 +128,62 @@ def test_steps_are_those_of_torch(
     found = network.state(0)
     for name, expected in models.state_of(theirs).items():
         torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n} {text}")
+
+
+class Clipped(torch.optim.SGD):
+    """Gradients of all weights together no longer than 1."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        torch.nn.utils.clip_grad_norm_(self.param_groups[0]["params"], 1.0)
+        super().step()
+
+
+@pytest.mark.parametrize(
+    "kind, options",
+    [(Clipped, {}), (torch.optim.Adafactor, {}), (torch.optim.Adam, {"weight_decay": 0.1})],
+    ids=["clipped", "adafactor", "adam"],
+)
+def test_an_optimiser_of_ones_own_moves_survivors_as_those_of_a_masked_network(
+    kind: type[torch.optim.Optimizer], options: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    masks = random_masks(Mlp(), 0.3)
+    network = network_of(Mlp(), masks)
+    masked = models.load_state(Mlp(), network.state(0))
+    pruning.attach(masked, masks)
+    mine = Wrapped(kind(network.leaves, lr=0.05, **options), network)
+    theirs = kind(masked.parameters(), lr=0.05, **options)
+    for _ in range(4):
+        images, labels = 10 * torch.randn(10, 1, 8, 8), torch.arange(10) % 4
+        mine.step(gradients(network.losses(images, labels), network.leaves))
+        theirs.zero_grad()
+        nn.functional.cross_entropy(masked(images), labels).backward()
+        theirs.step()
+    found = network.state(0)
+    for layer in ("fc1", "fc2"):
+        expected = getattr(masked, layer).weight_orig.detach() * masks[f"{layer}.weight"]
+        torch.testing.assert_close(found[f"{layer}.weight"], expected)
+
+
+def test_weights_that_share_a_gradient_are_masked_each_by_its_own() -> None:
+    class Sum(Mlp):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc3 = nn.Linear(64, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.fc1.weight + self.fc3.weight
+            return self.fc2(nn.functional.linear(x.flatten(1), weight, self.fc1.bias).tanh())
+
+    model = Sum()
+    masks = random_masks(model, 0.5)
+    network = network_of(model, masks)
+    optimizer, before = Wrapped(torch.optim.SGD(network.leaves, lr=0.1), network), network.state(0)
+    optimizer.step(gradients(network.losses(torch.randn(10, 1, 8, 8), torch.arange(10) % 4), network.leaves))
+    after = network.state(0)
+    for name in ("fc1.weight", "fc3.weight"):
+        moved = (after[name] != before[name])[masks[name]]
+        assert moved.float().mean() > 0.9, f"survivors of {name} do not move"
 
 
 def test_gradients_are_those_of_autograd_and_0_where_nothing_flows() -> None:
