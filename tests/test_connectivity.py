@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers import CPU, Told, assert_same, do, experiment, killed_at, results, settings
+from torch import Tensor, nn
 
 from lth.experiment import Experiment
 from lth.records import tables, tickets
@@ -90,6 +91,43 @@ def test_batch_norm_gets_statistics_of_its_own_at_every_point(place: Path) -> No
             first.mean((0, 2, 3)).tolist(), abs=1e-5
         )
         assert found == line.measure(Network(made.problem.make(), [trained], [ticket.masks], CPU), feed, run.seed)
+
+
+class Frozen(nn.Module):
+    """Batch norm that keeps its statistics in training, by either of two ways, before one that does not; functional
+    dropout."""
+
+    def __init__(self, num_classes: int = 4, within: bool = False) -> None:
+        super().__init__()
+        self.first, self.kept, self.second = nn.Linear(64, 12), nn.BatchNorm1d(12), nn.Linear(12, num_classes)
+        self.taken, self.within = nn.BatchNorm1d(12), within
+
+    def train(self, mode: bool = True) -> Frozen:
+        super().train(mode)
+        self.kept.train(mode and self.within)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept.eval()
+        return self.second(self.taken(self.kept(nn.functional.dropout(self.first(x.flatten(1)), 0.3, self.training))))
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_batch_norm_that_a_model_freezes_keeps_its_statistics(place: Path, within: bool) -> None:
+    feed = experiment(settings(place))._feed(runs_of(settings(place)))
+    torch.manual_seed(0)
+    start = models.state_of(Frozen())
+    start |= {"kept.running_mean": torch.full((12,), 2.0), "kept.running_var": torch.full((12,), 9.0)}
+    found = []
+    for number in range(2):  # whatever has been drawn before
+        torch.manual_seed(number)
+        network = Network(Frozen(within=within), [start], [{}], CPU)
+        found.append(line.measure(network, feed, 0))
+        after = network.state(0)
+        assert all(after[name].equal(start[name]) for name in ("kept.running_mean", "kept.running_var"))
+        found.append(after["taken.running_mean"].tolist())
+        assert after["taken.running_mean"].tolist() != [0.0] * 12
+    assert found[:2] == found[2:], "what the model draws depends on what was drawn before"
 
 
 # Experiments

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from lth import chance
 from lth.data.feed import Feed
+from lth.settings.config import derive_seed
 from lth.training.models import State
 from lth.training.network import Network
 
@@ -49,12 +51,13 @@ def measure(network: Network, feed: Feed, seed: int) -> Errors:
     """The errors of a network of one trial on its training images and the test images.
 
     The running statistics of batch norm are taken anew from training batches that `seed` decides: the mean of two
-    networks' statistics is not that of the network between them.
+    networks' statistics is not that of the network between them. It decides too what the model draws.
     """
     batches = feed.epoch([(seed, "statistics")], 0)[: math.ceil(STATISTICS / feed.batch_size)]
-    _renew_statistics(network, (feed.fetch(batch) for batch in batches))
-    network.model.eval()
-    return Errors(*(_error(network, chunks) for chunks in (feed.training(), feed.test())))
+    with chance.seeded(derive_seed(seed, "line")):
+        _renew_statistics(network, (feed.fetch(batch) for batch in batches))
+        network.model.eval()
+        return Errors(*(_error(network, chunks) for chunks in (feed.training(), feed.test())))
 
 
 @torch.no_grad()
@@ -62,10 +65,11 @@ def _renew_statistics(network: Network, batches: Iterable[tuple[Tensor, Tensor]]
     norms = [m for m in network.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches
     network.model.train()
+    for norm in norms:  # one that the model keeps in evaluation mode sees no batch, and keeps its statistics
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked.zero_()
+        norm.momentum = None  # a plain mean over the batches, the first of which leaves nothing of what was there
     _without_dropout(network.model)
     for images, labels in batches:
         network.losses(images, labels)  # of the whole batch at once, as in training
