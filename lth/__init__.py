@@ -9,8 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lth import data, experiment, pruning, records
-    from lth import pruning as prune
+    from lth import data, experiment, prune, pruning, records
     from lth.api.audit import AuditError, audit
     from lth.api.experiment_runner import ExperimentRunner
     from lth.api.iterative_pruning import iterative_pruning
@@ -41,7 +40,7 @@ _MODULES = {  # and of each public module
     "experiment": "experiment",
     "models": "training.models",
     "network": "training.network",
-    "prune": "pruning",
+    "prune": "prune",
     "pruning": "pruning",
     "records": "records",
     "session": "run.session",

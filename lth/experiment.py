@@ -12,7 +12,7 @@ from functools import cached_property
 
 import torch
 
-from lth import chance, pruning
+from lth import chance, prune, pruning
 from lth.data.feed import Feed
 from lth.pruning import Masks
 from lth.records import recording, resume, same, tables, tickets
@@ -177,7 +177,7 @@ class Experiment:
             return self._taken_over(run, ticket)
         if self.problem.rule is not None:
             seed = derive_seed(run.seed, "rule", number)
-            masks = pruning.by_rule(self.problem.rule, self.problem.make(), final, ticket.masks, seed)
+            masks = prune.by_rule(self.problem.rule, self.problem.make(), final, ticket.masks, seed)
             if pruning.survivors(masks) == pruning.survivors(ticket.masks):
                 self.tell(Note(f"{run}: prune_rule pruned nothing before round {number} ({NOTHING_PRUNED})"))
             return masks

@@ -1,27 +1,24 @@
-"""Masks: which weights can be pruned, which go next, and the bridge to `torch.nn.utils.prune`.
+"""Masks: which weights can be pruned, and which go next.
 
-A mask set is a dict from parameter name to a boolean tensor of its shape: True kept, False pruned. The functions
-on masks are pure; those of the bridge, at the end, change the model they are given and say so.
+A mask set is a dict from parameter name to a boolean tensor of its shape: True kept, False pruned. All functions are
+pure.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
-from lth import chance, layers
-from lth.layers import BIAS, CONV, EMBEDDING, FC
+from lth import layers
+from lth.layers import CONV, EMBEDDING, FC
 from lth.settings.arms import CRITERIA
 
 Masks = dict[str, Tensor]
 Weights = Mapping[str, Tensor]
-Rule = Callable[[nn.Module], object]  # prunes a model in place with torch.nn.utils.prune
 
 
 def prunable(model: nn.Module, embeddings: bool = False) -> dict[str, nn.Parameter]:
@@ -198,154 +195,3 @@ def unpack(bits: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
     """The mask of that shape that `pack` made `bits` of."""
     count = int(np.prod(shape))
     return torch.from_numpy(np.unpackbits(bits.numpy(), count=count).astype(bool)).view(shape)
-
-
-# The bridge to torch.nn.utils.prune, in which a pruned parameter `weight` becomes `weight_orig` and `weight_mask`.
-
-
-def fetch_layers(net: nn.Module, biases: bool = False, embeddings: bool = False) -> list[tuple[nn.Module, str]]:
-    """The prunable parameters of `net` as the (module, name) pairs that torch.nn.utils.prune takes; its biases and
-    embeddings too if asked, and embeddings that have a mask already. Tied weights come once. TypeError if `net` is no
-    module."""
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"net must be a torch.nn.Module, not {type(net).__name__}")
-    kinds = {CONV, FC, *([BIAS] if biases else []), *([EMBEDDING] if embeddings else [])}
-    return [
-        (part.module, part.name)
-        for part in layers.parts(net)
-        if part.kind in kinds or (part.kind == EMBEDDING and f"{part.name}_mask" in part.module._buffers)
-    ]
-
-
-def magnitude(amount: float, scope: str = "layer") -> Rule:
-    """A rule that prunes the fraction `amount` (0 to below 1) of the surviving weights, those of smallest magnitude.
-    `scope`: "layer", of each layer, or "global", of all together. ValueError if either is another."""
-    return _rule(amount, scope, torch_prune.L1Unstructured)
-
-
-def random(amount: float, scope: str = "layer") -> Rule:
-    """A rule that prunes the fraction `amount` (0 to below 1) of the surviving weights at random. `scope`: "layer", of
-    each layer, or "global", of all together. ValueError if either is another."""
-    return _rule(amount, scope, torch_prune.RandomUnstructured)
-
-
-def _rule(amount: float, scope: str, method: type[torch_prune.BasePruningMethod]) -> Rule:
-    if not isinstance(amount, (int, float)) or not 0 <= amount < 1:
-        raise ValueError(f"amount must be a fraction from 0 to below 1, not {amount!r}")
-    if scope not in ("layer", "global"):
-        raise ValueError(f"scope must be 'layer' or 'global', not {scope!r}")
-
-    def rule(net: nn.Module) -> nn.Module:
-        if scope == "global":
-            torch_prune.global_unstructured(fetch_layers(net), pruning_method=method, amount=float(amount))
-        else:
-            for layer, name in fetch_layers(net):
-                method.apply(layer, name, amount=float(amount))
-        return net
-
-    return rule
-
-
-def by_rule(rule: Rule, model: nn.Module, final: Weights, masks: Masks, seed: int) -> Masks:
-    """`masks` after `rule` has pruned `model` (changed in place) with the weights `final`.
-
-    What the rule masks or sets to 0, in whatever parameter, by torch.nn.utils.prune or in place, is pruned; what was
-    pruned before stays so. The rule sees the earlier masks; a random one draws from `seed`. TypeError, ValueError: it
-    returns another network, changes the shapes or names of parameters, or masks a tied weight in two of its layers.
-    """
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
-    with torch.no_grad():
-        for name, value in final.items():
-            tensors[name].copy_(value)
-    first = {name: names[0] for names in layers.all_names(model).values() for name in names}
-    attach(model, masks)
-    before = _standing(model)
-    laid = {name: _mask_of(model, name) for name in before}
-    with chance.seeded(seed):
-        result = rule(model)
-    if isinstance(result, nn.Module) and result is not model:
-        raise TypeError("prune_rule must prune the network that it is given, but returns another one")
-    if inspect.isgenerator(result):
-        raise TypeError("prune_rule must be a plain function: with a `yield` in it, calling it does nothing")
-    after = _standing(model)
-    wrong = [name for name, stood in before.items() if name not in after or after[name].shape != stood.shape]
-    if wrong or (came := after.keys() - before.keys()):
-        name = wrong[0] if wrong else min(came)
-        raise ValueError(f"prune_rule must leave the network its parameters and their shapes, but {name} is another")
-    pruned, places = dict(masks), dict[str, str]()
-    for name, stands in after.items():
-        kept = pruned.get(first[name], torch.ones_like(stands)) & (stands | ~before[name])
-        mask, earlier = _mask_of(model, name), laid[name]
-        if mask is not None:
-            gone = ~mask if earlier is None else earlier & ~mask
-            if gone.any() and (place := places.setdefault(first[name], name)) != name:
-                raise ValueError(
-                    f"prune_rule must prune tied weights once, as fetch_layers gives them: {name} is {place} too"
-                )
-            kept &= mask
-        if first[name] in masks or not kept.all():
-            pruned[first[name]] = kept
-    return pruned
-
-
-def _standing(model: nn.Module) -> Masks:
-    """Where each parameter is not 0, of tied ones under every name. Under a mask of torch.nn.utils.prune there are two
-    tensors, what is trained and what a forward pass computes with: 0 in one of them is 0."""
-    standing = {}
-    for path, module in model.named_modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                bare = layers.bare(module, name)
-                here = getattr(module, bare).detach().cpu() != 0
-                if parameter.shape == here.shape:
-                    here &= parameter.detach().cpu() != 0
-                standing[f"{path}.{bare}" if path else bare] = here
-    return standing
-
-
-def _mask_of(model: nn.Module, name: str) -> Tensor | None:
-    """The mask of torch.nn.utils.prune that is on a parameter."""
-    path, _, parameter = name.rpartition(".")
-    mask = model.get_submodule(path)._buffers.get(f"{parameter}_mask")
-    return None if mask is None else mask.detach().bool().cpu()
-
-
-def attach(model: nn.Module, masks: Masks) -> nn.Module:
-    """Put masks on `model` (changed in place) as torch.nn.utils.prune does, so that PyTorch's tools see them: on a tied
-    weight in each of its layers, which go on sharing it."""
-    tied = {name: names for names in layers.all_names(model).values() for name in names}
-    for name, mask in masks.items():
-        for each in tied[name]:
-            path, _, parameter = each.rpartition(".")
-            module = model.get_submodule(path)
-            torch_prune.custom_from_mask(module, parameter, mask.to(getattr(module, parameter).device))
-    for module in model.modules():
-        if isinstance(module, nn.MultiheadAttention) and _masked_output not in module._forward_pre_hooks.values():
-            module.register_forward_pre_hook(_masked_output)
-    return model
-
-
-def _masked_output(attention: nn.Module, inputs: object) -> None:
-    """Put the mask on attention's output weights anew: it reads them without calling their module, whose hook would."""
-    for hook in attention.out_proj._forward_pre_hooks.values():  # type: ignore[union-attr]
-        hook(attention.out_proj, inputs)
-
-
-def detach(model: nn.Module) -> Masks:
-    """Take the masks of torch.nn.utils.prune off `model` (changed in place: pruned weights become 0.0). Those of tied
-    weights come once."""
-    masks: Masks = {}
-    named = layers.names(model)
-    for module in model.modules():
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if hook is _masked_output:
-                del module._forward_pre_hooks[key]
-        for buffer in [name for name in module._buffers if name.endswith("_mask")]:
-            parameter = buffer.removesuffix("_mask")
-            if f"{parameter}_orig" in module._parameters:
-                mask = module._buffers[buffer]
-                assert mask is not None
-                name = named[id(module._parameters[f"{parameter}_orig"])]
-                masks.setdefault(name, mask.detach().bool().cpu().clone())
-                torch_prune.remove(module, parameter)
-    return masks

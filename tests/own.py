@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lth
-from lth import pruning as lth_prune
+from lth import prune as lth_prune
 
 Rule = Callable[[nn.Module], object]
 

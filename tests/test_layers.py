@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from lth import layers, pruning
+from lth import layers, prune, pruning
 from lth.records import tables, tickets
 from lth.run import session
 from lth.training import models
@@ -134,10 +134,10 @@ def test_a_parametrised_weight_is_pruned_where_a_zero_stays_a_zero(
     assert name == "0.parametrizations.weight.original"
     assert all(torch.equal(value, before[key]) for key, value in models.state_of(model).items()), "looking changed it"
     masks = random_masks(model)
-    pruning.attach(model, masks)
-    assert [name for _, name in pruning.fetch_layers(model)] == ["original"]
+    prune.attach(model, masks)
+    assert [name for _, name in prune.fetch_layers(model)] == ["original"]
     assert torch.equal(model[0].weight != 0, masks[name])
-    assert torch.equal(pruning.detach(model)[name], masks[name])
+    assert torch.equal(prune.detach(model)[name], masks[name])
     assert torch.equal(model[0].weight != 0, masks[name])
 
 
@@ -245,10 +245,10 @@ def test_rules_and_masks_agree_on_every_kind_of_weight(spec: Any, amount: float,
     weights = pruning.prunable(model, embeddings=True)
     masks = pruning.dense(weights)
     scores = {name: before[name].abs() for name in masks}
-    pruning.attach(model, masks)
+    prune.attach(model, masks)
     for _ in range(3):
         masks = pruning.prune_lowest(scores, masks, dict.fromkeys(masks, 100 * amount), scope)
-        pruning.magnitude(amount, scope)(model)
+        prune.magnitude(amount, scope)(model)
         counts = {name: int(mask.sum()) for name, mask in masks.items()}
         assert pruning.prunable(model, embeddings=True).keys() == masks.keys()
         found = {
@@ -257,7 +257,7 @@ def test_rules_and_masks_agree_on_every_kind_of_weight(spec: Any, amount: float,
         }
         assert pruning.survivors(found) == counts
         assert all(torch.equal(found[name], mask) for name, mask in masks.items())
-    found = pruning.detach(model)
+    found = prune.detach(model)
     assert all(torch.equal(found[name], mask) for name, mask in masks.items())
     after = dict(model.named_parameters())
     assert after.keys() == before.keys()
@@ -331,7 +331,7 @@ def test_networks_with_attention_and_recurrent_layers_train_with_pytorchs_masks_
     model, plain = Attending(), Attending()
     models.load_state(plain, models.state_of(model))
     masks = random_masks(model)
-    pruning.attach(model, masks)
+    prune.attach(model, masks)
     optimizer, x, y = torch.optim.SGD(model.parameters(), lr=0.5), torch.randn(12, 1, 8, 8), torch.arange(12) % 4
     network = Network(plain, [models.state_of(plain)], [masks], CPU)
     other = Fused("sgd", network, 0.5)
@@ -344,7 +344,7 @@ def test_networks_with_attention_and_recurrent_layers_train_with_pytorchs_masks_
     with torch.no_grad():
         assert torch.allclose(model(x), network.logits(x, True)[0], atol=1e-5)
     assert not any(module._forward_pre_hooks for module in Attending().modules())
-    pruning.detach(model)
+    prune.detach(model)
     assert not any(module._forward_pre_hooks for module in model.modules()) and not torch_prune.is_pruned(model)
     for name, expected in network.state(0).items():
         assert torch.allclose(model.get_parameter(name), expected, atol=1e-5), name

@@ -15,6 +15,7 @@ LAYERS = (
     "chance",
     "layers",
     "pruning",
+    "prune",
     "data",
     "training",
     "records",

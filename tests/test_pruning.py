@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lth import pruning
+from lth import prune, pruning
 from lth.settings.arms import CRITERIA
 from lth.settings.config import Config
 
@@ -207,7 +207,7 @@ class Tied(nn.Module):
 def test_tied_weights_come_once() -> None:
     model = Tied()
     assert list(pruning.prunable(model)) == ["first.weight", "last.weight"]
-    assert [name for _, name in pruning.fetch_layers(model)] == ["weight", "weight"]
+    assert [name for _, name in prune.fetch_layers(model)] == ["weight", "weight"]
     assert pruning.prunable(model).keys() <= dict(model.named_parameters()).keys()
 
 
@@ -369,29 +369,29 @@ def test_rules_prune_as_torch_does(scope: str) -> None:
     torch.manual_seed(0)
     mine = Mlp()
     weights = {name: weight.detach().clone() for name, weight in pruning.prunable(mine).items()}
-    rule = pruning.magnitude(0.25, scope)
+    rule = prune.magnitude(0.25, scope)
     for _ in range(2):  # on top of what is pruned already
         assert rule(mine) is mine
     masks = pruning.dense(weights)
     for _ in range(2):
         masks = pruning.prune_lowest({n: w.abs() for n, w in weights.items()}, masks, dict.fromkeys(masks, 25.0), scope)
-    found = pruning.detach(mine)
+    found = prune.detach(mine)
     assert all(torch.equal(masks[name], found[name]) for name in masks)
-    assert sum(pruning.survivors(pruning.detach(pruning.random(0.25, scope)(Mlp()))).values()) == 816 - 204
+    assert sum(pruning.survivors(prune.detach(prune.random(0.25, scope)(Mlp()))).values()) == 816 - 204
 
 
 def test_attach_and_detach() -> None:
     model = Conv()
     masks = random_masks(model)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    assert pruning.attach(model, masks) is model and torch_prune.is_pruned(model)
+    assert prune.attach(model, masks) is model and torch_prune.is_pruned(model)
     assert torch.equal(model.conv.weight, before["conv.weight"] * masks["conv.weight"])
-    found = pruning.detach(model)
+    found = prune.detach(model)
     assert not torch_prune.is_pruned(model) and found.keys() == masks.keys()
     for name, parameter in model.named_parameters():
         assert name not in masks or torch.equal(found[name], masks[name])
         assert torch.equal(parameter, before[name] * masks[name] if name in masks else before[name])
-    assert pruning.detach(model) == {}
+    assert prune.detach(model) == {}
 
 
 @pytest.mark.parametrize("embedding", [False, True])
@@ -401,7 +401,7 @@ def test_tied_weights_stay_tied_and_sparse_when_they_are_trained(embedding: bool
     model[1].weight = model[0].weight
     masks = random_masks(model)
     twin, (name,) = copy.deepcopy(model), masks
-    pruning.attach(model, masks)
+    prune.attach(model, masks)
     assert model[0].weight_orig is model[1].weight_orig and len(list(model.parameters())) == 2 + (not embedding)
     x = torch.randint(9, (4,)) if embedding else torch.rand(4, 9) @ torch.rand(9, 5)
 
@@ -417,33 +417,33 @@ def test_tied_weights_stay_tied_and_sparse_when_they_are_trained(embedding: bool
     loss(model)
     for layer in model:
         assert not layer.weight[~masks[name]].any() and torch.equal(layer.weight, model[0].weight)
-    found = pruning.detach(model)
+    found = prune.detach(model)
     assert found.keys() == masks.keys() and torch.equal(found[name], masks[name])
     assert model[0].weight is model[1].weight and not model[1].weight[~masks[name]].any()
 
 
 def test_fetch_layers() -> None:
     model = Kinds()
-    layers = pruning.fetch_layers(model)
+    layers = prune.fetch_layers(model)
     plain = [model.output_first, model.conv, model.up, model.hidden, model.last]
     assert [module for module, _ in layers] == [*plain, model.gru, model.gru]
     names = [f"{kind}_{of}_l0" for kind in ("weight", "bias") for of in ("ih", "hh")]
-    assert [name for _, name in pruning.fetch_layers(model, biases=True)] == ["weight", "bias"] * 5 + names
-    assert (model.embedding, "weight") in pruning.fetch_layers(model, embeddings=True)
-    pruning.attach(model, random_masks(model))
-    assert pruning.fetch_layers(model) == layers, "layers that are pruned already were left out"
+    assert [name for _, name in prune.fetch_layers(model, biases=True)] == ["weight", "bias"] * 5 + names
+    assert (model.embedding, "weight") in prune.fetch_layers(model, embeddings=True)
+    prune.attach(model, random_masks(model))
+    assert prune.fetch_layers(model) == layers, "layers that are pruned already were left out"
     torch_prune.identity(model.embedding, "weight")
-    assert (model.embedding, "weight") in pruning.fetch_layers(model), "an embedding with a mask is pruned too"
+    assert (model.embedding, "weight") in prune.fetch_layers(model), "an embedding with a mask is pruned too"
     with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, not list"):
-        pruning.fetch_layers([])  # type: ignore[arg-type]
+        prune.fetch_layers([])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("amount", [1, 1.5, -0.1, "0.2", None, float("nan")])
 def test_rules_refuse_what_is_no_fraction(amount: object) -> None:
     with pytest.raises(ValueError, match="amount must be a fraction"):
-        pruning.magnitude(amount)  # type: ignore[arg-type]
+        prune.magnitude(amount)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="scope must be"):
-        pruning.random(0.5, "layers")
+        prune.random(0.5, "layers")
 
 
 def test_packed_bits_are_those_of_numpy() -> None:

@@ -20,7 +20,7 @@ from lth.api.own_network import OwnNet
 from lth.api.saved_ticket import placed
 from lth.data.loaders import Taken, take
 from lth.experiment import Experiment
-from lth.pruning import Rule
+from lth.prune import Rule
 from lth.records import folders, resume, same, tables, tickets
 from lth.records.events import Event, Note
 from lth.records.files import read_json, write_json

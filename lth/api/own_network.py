@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from lth import chance, layers
 from lth.api.own_rule import checked
 from lth.data.loaders import Taken
-from lth.pruning import Rule, fetch_layers, prunable
+from lth.prune import Rule, fetch_layers
+from lth.pruning import prunable
 from lth.settings.checks import first_line, network, shown
 from lth.settings.config import Config
 from lth.training import fingerprint, models

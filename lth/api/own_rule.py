@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lth.pruning import Rule
+from lth.prune import Rule
 from lth.settings.checks import said, shown
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lth import pruning
+from lth import prune, pruning
 from lth.api import export, own_network
 from lth.data.images import Images
 from lth.data.loaders import as_images, test_batches
@@ -78,9 +78,9 @@ class SavedTicket:
                 f"model must have the parameters of {self.run.arch_type}, which the ticket is of: {name} has the "
                 f"shape {needs} there, in model {has}"
             )
-        pruning.detach(model)
+        prune.detach(model)
         models.load_state(model, state)
-        return pruning.attach(model, self.masks) if as_pruned else model
+        return prune.attach(model, self.masks) if as_pruned else model
 
     def evaluate(
         self,
@@ -225,7 +225,7 @@ def _bare(model: nn.Module) -> nn.Module:
             if f"{name}_orig" in module._parameters:  # what a forward computes: with its history it cannot be copied
                 setattr(module, name, getattr(module, name).detach())
     bare = copy.deepcopy(model)
-    pruning.detach(bare)
+    prune.detach(bare)
     return bare
 
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from lth import pruning
 from lth.data.images import Images, Source
-from lth.pruning import Masks, Rule
+from lth.prune import Rule
+from lth.pruning import Masks
 from lth.settings.config import Config
 from lth.training import fingerprint, models
 from lth.training.cost import Cost, cost

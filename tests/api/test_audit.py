@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import lth
-from lth import pruning
+from lth import prune, pruning
 from lth.training import models
 
 Masks = dict[str, Tensor]
@@ -78,9 +78,9 @@ def found(model: Any, ticket: Any, **options: Any) -> str:
 @pytest.mark.parametrize("ticket", [MASKS, {name: mask.float() for name, mask in MASKS.items()}, TICKET])
 def test_a_sound_ticket_passes_in_every_form(ticket: Any) -> None:
     start = masked(NET, MASKS)
-    pruned, again = (pruning.attach(copy.deepcopy(NET), MASKS) for _ in range(2))
+    pruned, again = (prune.attach(copy.deepcopy(NET), MASKS) for _ in range(2))
     for model in (start, pruned, start.state_dict(), pruned.state_dict()):
-        for initial in (NET, NET.state_dict(), pruning.attach(copy.deepcopy(NET), MASKS)):
+        for initial in (NET, NET.state_dict(), prune.attach(copy.deepcopy(NET), MASKS)):
             lth.audit(model, ticket, initial=initial, remaining=50, percent=50)
         lth.audit(model, ticket)
     for model in (trained(start, MASKS), trained(pruned), trained(again).state_dict()):
@@ -112,7 +112,7 @@ def test_masks_that_were_lost() -> None:
     after = trained(masked(NET, MASKS))  # nothing kept them
     text = found(after, MASKS, trained=True)
     assert "of the 384 pruned weights of fc1.weight are not 0 in the model: the masks were lost, in saving" in text
-    loaded = pruning.attach(copy.deepcopy(NET), pruning.dense(MASKS))  # a file without them, into a fresh network
+    loaded = prune.attach(copy.deepcopy(NET), pruning.dense(MASKS))  # a file without them, into a fresh network
     for model in (loaded, loaded.state_dict()):
         text = found(model, MASKS)
         assert "fc1.weight is not the ticket's: it keeps 384 weights that the ticket prunes" in text
@@ -121,16 +121,16 @@ def test_masks_that_were_lost() -> None:
 
 def test_masks_of_another_round_or_layer() -> None:
     later = masks_of(NET, 20, MASKS)
-    for model in (masked(NET, later), pruning.attach(copy.deepcopy(NET), later)):
+    for model in (masked(NET, later), prune.attach(copy.deepcopy(NET), later)):
         for ticket in (MASKS, TICKET):
             assert "fc1.weight" in found(model, ticket, trained=True)
     assert "are 0 in the model: it is pruned further" in found(masked(NET, later), MASKS, trained=True)
-    assert "prunes 77 that it keeps" in found(pruning.attach(copy.deepcopy(NET), later), MASKS)
+    assert "prunes 77 that it keeps" in found(prune.attach(copy.deepcopy(NET), later), MASKS)
     only = {"fc1.weight": MASKS["fc1.weight"]}
     assert "has a mask on fc2.weight that prunes 24 weights, the ticket has none" in found(
-        pruning.attach(copy.deepcopy(NET), MASKS), only
+        prune.attach(copy.deepcopy(NET), MASKS), only
     )
-    soft = pruning.attach(copy.deepcopy(NET), MASKS)
+    soft = prune.attach(copy.deepcopy(NET), MASKS)
     soft.get_buffer("fc1.weight_mask").mul_(0.5)
     assert "fc1.weight must be 0 and 1, but 384 of its values are others" in found(soft, MASKS)
     assert "has a mask for fc3.weight, but the model has no such" in found(NET, {"fc3.weight": torch.ones(2, 2)})
@@ -145,7 +145,7 @@ def test_weights_that_were_not_reset() -> None:
         in text
     )
     assert text.count("they were not reset, or to other values") == 4, "biases too"
-    assert "not reset" in found(trained(pruning.attach(copy.deepcopy(NET), MASKS)), MASKS, initial=NET)
+    assert "not reset" in found(trained(prune.attach(copy.deepcopy(NET), MASKS)), MASKS, initial=NET)
     assert "not reset" in found(trained(start, MASKS), TICKET), "the ticket knows its start"
     bias = masked(NET, MASKS)
     with torch.no_grad():
@@ -225,7 +225,7 @@ def test_looking_at_spectral_norm_in_training_is_no_step_of_it(as_pruned: bool) 
     net = nn.Sequential(nn.Flatten(), parametrizations.spectral_norm(nn.Linear(64, 30)), nn.Linear(30, 4)).train()
     masks = masks_of(net)
     assert "1.parametrizations.weight.original" in masks
-    model = pruning.attach(copy.deepcopy(net), masks) if as_pruned else masked(net, masks)
+    model = prune.attach(copy.deepcopy(net), masks) if as_pruned else masked(net, masks)
     states = [{name: x.clone() for name, x in one.state_dict().items()} for one in (model, net)]
     for _ in range(2):
         lth.audit(model, masks, initial=masked(net, masks))
@@ -239,7 +239,7 @@ def test_tied_weights_are_looked_at_in_all_their_layers() -> None:
     net[1].weight = net[0].weight
     masks = masks_of(net)
     assert list(masks) == ["0.weight"]
-    pruned = pruning.attach(copy.deepcopy(net), masks)
+    pruned = prune.attach(copy.deepcopy(net), masks)
     for model in (masked(net, masks), pruned, pruned.state_dict()):
         lth.audit(model, masks, initial=net)
     pruned[1].weight_mask[0] = 1  # type: ignore[index]

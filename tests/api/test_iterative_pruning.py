@@ -30,8 +30,8 @@ from torch.nn.utils import parametrizations
 import combine_plots
 import lth
 import utils
-from lth import data
-from lth import pruning as lth_prune
+from lth import data, pruning
+from lth import prune as lth_prune
 from lth.api.own_network import OwnNet
 from lth.records import tables, tickets
 from lth.run import session
@@ -328,7 +328,7 @@ def test_attention_and_recurrent_layers_are_pruned_and_counted(
     net = seeded(Reader)
     history = find(net, save=tmp_path, prune_rule=lth_prune.magnitude(0.25), quiet=False)
     assert [row["weights"] for row in history] == pytest.approx([MATRICES, MATRICES * 0.75, MATRICES * 0.75**2], abs=3)
-    zeros = sum(int((net.get_parameter(name) == 0).sum()) for name in lth_prune.prunable(net))
+    zeros = sum(int((net.get_parameter(name) == 0).sum()) for name in pruning.prunable(net))
     assert zeros == MATRICES - history[-1]["weights"] and (net.embedding.weight != 0).all()  # type: ignore
     assert "embedding.weight (an embedding: see prune_embeddings)" in capsys.readouterr().out
     ticket = lth.load_ticket(tmp_path)

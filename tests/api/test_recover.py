@@ -21,7 +21,7 @@ from own import (
 from torch import Tensor, nn
 
 import lth
-from lth import pruning as lth_prune
+from lth import prune as lth_prune
 from lth.records import same
 from lth.records.files import read_json, write_json
 

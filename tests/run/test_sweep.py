@@ -88,13 +88,7 @@ def test_a_dry_run_shows_all_and_touches_nothing(place: Path, capsys: pytest.Cap
 
 def test_a_dry_run_downloads_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(place / "archs" / "tiny", place / "archs" / "mnist")
-    asked = [
-        *["--arch_type", "mlp", "--dataset", "mnist", "--dry_run"],
-        "--data",
-        str(place / "none"),
-        "--root",
-        str(place),
-    ]
+    asked = argv(place, "--dataset", "mnist", "--dry_run", "--data", str(place / "none"))
     assert utils.exit_code(main.main, asked) == 2 and not (place / "none").exists()
     said = " ".join(capsys.readouterr().err.split())
     assert said == f"error: --dry_run downloads nothing, and there is no {place}/none/mnist.npz"

@@ -22,7 +22,7 @@ from helpers import make_images
 from torch import Tensor, nn
 
 from lth import data
-from lth import pruning as lth_prune
+from lth import prune as lth_prune
 from lth.data import prints
 from lth.data.loaders import take
 from lth.settings.config import PROJECT
@@ -176,11 +176,11 @@ import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(PROJECT)!r}, {str(PROJECT / 
 from pathlib import Path
 from lth.settings import names
 names.ARCHS = [Path({str(tmp_path / "archs")!r})]
-from lth import pruning
+from lth import prune
 from lth.data import prints
 from lth.training import fingerprint, models
 from helpers import make_images
-print(fingerprint.of_model(models.find("net", "tiny", 4)), fingerprint.of(pruning.magnitude(0.2)),
+print(fingerprint.of_model(models.find("net", "tiny", 4)), fingerprint.of(prune.magnitude(0.2)),
       prints.of_arrays(make_images().tensors()))
 """
     environment = {**os.environ, "PYTHONHASHSEED": "7"}

@@ -31,7 +31,7 @@ from own import WithOptim, accuracy, batches, find, seeded, tiny
 from torch import Tensor, nn
 
 import lth
-from lth import pruning
+from lth import prune
 from lth.data.feed import Feed
 from lth.pruning import Masks
 from lth.records import tables, tickets
@@ -545,7 +545,7 @@ def test_missing_products_are_said_once_and_all_is_dense(
 def test_networks_of_the_users_own_are_sparse_too_but_for_their_own_optimisers(
     tmp_path: Path, products: list[int]
 ) -> None:
-    rounds = {"rounds": 4, "prune_rule": pruning.magnitude(0.5)}
+    rounds = {"rounds": 4, "prune_rule": prune.magnitude(0.5)}
     for name, make, more, sparsely in (
         ("own", Mlp, {}, True),
         ("off", Mlp, {"sparse": "off"}, False),
@@ -562,7 +562,7 @@ def test_networks_of_the_users_own_are_sparse_too_but_for_their_own_optimisers(
 
 @tiny_layers
 def test_streamed_data_train_sparsely_and_their_loaders_do_not_notice(products: list[int]) -> None:
-    few = {"rounds": 3, "prune_rule": pruning.magnitude(0.5), "iterations": 4}
+    few = {"rounds": 3, "prune_rule": prune.magnitude(0.5), "iterations": 4}
     passes: list[int] = []
 
     class Counted(list[Any]):
