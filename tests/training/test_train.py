@@ -14,7 +14,7 @@ import torch
 from helpers import CPU, Conv, Mlp, constant, make_images, random_masks, training
 from torch import Tensor, nn
 
-from lth import pruning
+from lth import prune, pruning
 from lth.settings.config import Config
 from lth.training import models
 from lth.training.kernels import gradients
@@ -150,7 +150,7 @@ def test_an_optimiser_of_ones_own_moves_survivors_as_those_of_a_masked_network(
     masks = random_masks(Mlp(), 0.3)
     network = network_of(Mlp(), masks)
     masked = models.load_state(Mlp(), network.state(0))
-    pruning.attach(masked, masks)
+    prune.attach(masked, masks)
     mine = Wrapped(kind(network.leaves, lr=0.05, **options), network)
     theirs = kind(masked.parameters(), lr=0.05, **options)
     for _ in range(4):
