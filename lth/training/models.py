@@ -19,7 +19,7 @@ import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
 from lth import chance, layers, pruning
-from lth.data.prints import of_arrays
+from lth.data.prints import of_arrays, of_texts
 from lth.settings import names
 from lth.settings.checks import first_line, said
 from lth.settings.config import ConfigError
@@ -27,6 +27,8 @@ from lth.training import source
 
 State = dict[str, Tensor]  # parameters and buffers by name
 Build = Callable[[], nn.Module]
+Seen = dict[int, tuple[Any, str]]  # what has been told already, by its id, with its text; held, so that no id recurs
+PLAIN: frozenset[type] = frozenset({bool, int, float, complex, str, bytes, type(None)})  # types whose `repr` says all
 
 GENERATORS: list[tuple[type, Callable[[Any], Any]]] = [  # of random numbers, and where each of them is
     (torch.Generator, lambda generator: generator.get_state()),
@@ -100,39 +102,62 @@ def attributes(model: nn.Module) -> dict[str, str]:
     """What the attributes of a model's modules hold beside parameters, buffers and modules, as text: numbers, words,
     containers, tensors and arrays, where generators are, and objects of classes of the user's own. No checkpoint holds
     them."""
-    held = frozenset(map(id, [*model.parameters(), *model.buffers()]))
+    seen: Seen = {id(tensor): (tensor, "...") for tensor in [*model.parameters(), *model.buffers()]}
     usual = vars(nn.Module()).keys()
     return {
-        f"{path}.{name}".lstrip("."): _told(value, held)
+        f"{path}.{name}".lstrip("."): _told(value, seen)
         for path, module in model.named_modules()
         for name, value in vars(module).items()
         if name not in usual
     }
 
 
-def _told(value: Any, within: frozenset[int]) -> str:
-    """A text that changes with the value. `within` are those that need none of their own, by their ids."""
-    if id(value) in within:
-        return "..."
-    inside = within | {id(value)}
+def _told(value: Any, seen: Seen, depth: int = 0) -> str:
+    """A text that changes with the value: a fingerprint of all that it is made of, or what it is itself. Equal values
+    have the same one. Of a thing within itself, the text is how deep down it began."""
+    if isinstance(value, (*PLAIN, np.generic, itertools.count)):
+        return repr(value)
+    if id(value) in seen:
+        return seen[id(value)][1]
+    seen[id(value)] = value, f"within {depth}"
+    text = _print(value) if isinstance(value, Tensor) else type(value).__name__
+    if (made := _parts(value)) is not None:
+        kind, parts = made
+        if PLAIN.issuperset(map(type, parts)):  # many numbers: quicker so
+            texts = list(map(repr, parts))
+        else:
+            texts = []
+            for part in parts:  # no comprehension, which would halve how deep this can go down
+                texts.append(_told(part, seen, depth + 1))
+        text = of_texts([kind, *(sorted(texts) if kind == "set" else texts)])
+    seen[id(value)] = value, text
+    return text
+
+
+def _parts(value: Any) -> tuple[str, list[Any]] | None:
+    """What kind of thing a value is and what it is made of, if it is a container, an array, a generator of random
+    numbers or an object of a class of the user's own."""
     for kind, state in GENERATORS:
         if isinstance(value, kind):
-            return _told(state(value), inside)
-    if isinstance(value, Tensor):
-        try:
-            return of_arrays([value])
-        except (RuntimeError, TypeError):  # one without values, or of no plain layout
-            return repr(value)
+            return kind.__name__, [state(value)]
     if isinstance(value, np.ndarray):
-        return _told([value.shape, value.tolist() if value.dtype.hasobject else value.tobytes()], inside)
-    if isinstance(value, (dict, list, tuple, deque, set, frozenset)):
-        parts = [_told(part, inside) for part in (value.items() if isinstance(value, dict) else value)]
-        return str(sorted(parts) if isinstance(value, (set, frozenset)) else parts)
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, np.generic, itertools.count)):
-        return repr(value)
-    if hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)) and not source.installed(type(value)):
-        return _told(vars(value), inside)
-    return type(value).__name__
+        return f"array {value.dtype}", [value.shape, value.tolist() if value.dtype.hasobject else value.tobytes()]
+    if isinstance(value, dict):
+        return "dict", list(itertools.chain.from_iterable(value.items()))
+    if isinstance(value, (list, tuple, deque)):
+        return "list", list(value)
+    if isinstance(value, (set, frozenset)):
+        return "set", list(value)
+    if isinstance(value, (Tensor, nn.Module, type)) or not hasattr(value, "__dict__") or source.installed(type(value)):
+        return None
+    return type(value).__qualname__, list(itertools.chain.from_iterable(vars(value).items()))
+
+
+def _print(tensor: Tensor) -> str:
+    try:
+        return of_arrays([tensor])
+    except (RuntimeError, TypeError):  # one without values, or of no plain layout
+        return repr(tensor)
 
 
 def check_fit(
