@@ -39,7 +39,9 @@ def layer_kinds(model: nn.Module, embeddings: bool = False) -> dict[str, str]:
 
 def _prunable(model: nn.Module, embeddings: bool) -> dict[str, layers.Part]:
     names, kinds = layers.names(model), (CONV, FC, *([EMBEDDING] if embeddings else []))
-    return {names[id(part.parameter)]: part for part in layers.parts(model) if part.kind in kinds}
+    return {
+        names[id(part.parameter)]: part for part in layers.parts(model) if part.kind in kinds and part.parameter.numel()
+    }
 
 
 def dense(weights: Weights) -> Masks:

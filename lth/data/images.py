@@ -168,8 +168,8 @@ def _fetch(name: str, file: Path) -> None:
     known = KNOWN[name]
     kind = getattr(datasets, known.kind)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".download-") as temporary:
+        there = next(folder for folder in file.resolve().parents if folder.exists())
+        with tempfile.TemporaryDirectory(dir=there, prefix=".download-") as temporary:
             with contextlib.redirect_stdout(io.StringIO()):
                 try:
                     halves = [kind(str(file.parent), **half, download=False) for half in known.halves]
@@ -178,6 +178,7 @@ def _fetch(name: str, file: Path) -> None:
             (x_train, y_train), (x_test, y_test) = (_as_here(name, half) for half in halves)
             partial = Path(temporary) / file.name
             np.savez_compressed(partial, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+            file.parent.mkdir(parents=True, exist_ok=True)
             partial.replace(file)
     except Exception as error:  # of the network, of the disk, or of what a spoiled copy makes torchvision stumble on
         reason = checks.first_line(error)

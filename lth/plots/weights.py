@@ -206,8 +206,12 @@ def _starts(ticket: Ticket, weights: Sequence[str]) -> dict[str, np.ndarray]:
     """The values that survivors start from, by layer, or pooled where there are more than three layers."""
     own = {name.removesuffix(".weight"): (ticket.start[name], ticket.masks[name]) for name in weights}
     if len(own) <= 3:
-        return {name: start[mask].numpy() for name, (start, mask) in own.items()}
-    parts = [(start[mask] / start.std().clamp_min(1e-12)).numpy() for start, mask in own.values() if start.numel() > 1]
+        return {name: start[mask].float().numpy() for name, (start, mask) in own.items()}
+    parts = [
+        (start[mask] / start.std().clamp_min(1e-12)).float().numpy()
+        for start, mask in own.values()
+        if start.numel() > 1
+    ]
     return {POOLED: np.concatenate(parts)}
 
 

@@ -37,7 +37,7 @@ from lth.settings import checks, names
 from lth.settings.arms import ARMS
 from lth.settings.config import Config, ConfigError, usual_valid_size
 from lth.settings.values import as_text
-from lth.training import models, sparse
+from lth.training import fit, models, sparse
 from lth.training.problem import Problem, stack_size
 from lth.training.schedule import check_plan
 
@@ -166,6 +166,17 @@ def _prepared(asked: Config, about: str, loaded: dict[tuple[object, ...], Images
     return Prepared(asked, config, runs, images, problem)
 
 
+def _alike(one: Prepared) -> str:
+    """A sentence about weights that no seed changes, where trials or fresh weights were asked for."""
+    fresh = any(ARMS[arm].start == "fresh" for arm in one.config.prune_type)
+    if one.config.trials == 1 and not fresh:
+        return ""
+    weights = pruning.prunable(one.problem.make(), one.config.prune_embeddings)
+    same_ones = fit.alike(one.problem.initial, weights)
+    told = ", ".join(same_ones[:3]) + (", ..." if len(same_ones) > 3 else "")
+    return f"{told}: drawn alike for every seed, so that trials and fresh weights do not differ there" if told else ""
+
+
 def _densely(one: Prepared, device: torch.device) -> str | None:
     """Why runs that could train sparsely by their settings will not."""
     if one.config.sparse == "off" or device.type != "cpu":
@@ -198,7 +209,7 @@ def prepare(config: Config, loaded: dict[tuple[object, ...], Images] | None = No
     if what not in loaded:
         name = names.dataset(config.dataset)
         if config.dry_run and name in names.KNOWN and not (file := names.npz(config.data, name)).exists():
-            raise ConfigError(f"--dry_run downloads nothing, and there is no {file}")
+            raise ConfigError(f"--dry_run neither downloads nor converts images, and there is no {file}")
         loaded[what] = data.load(*what)
     images = loaded[what]
     problem = given.problem(config, images)
@@ -208,7 +219,7 @@ def prepare(config: Config, loaded: dict[tuple[object, ...], Images] | None = No
         problems += check_plan(config, (len(images.train) - held_back) // config.batch_size)
     try:
         name, embeddings = f"--arch_type {config.arch_type}", config.prune_embeddings
-        models.check_fit(problem.make(), images.shape, images.classes, name, embeddings)
+        fit.check_fit(problem.make(), images.shape, images.classes, name, embeddings, config.batch_size)
     except ConfigError as error:
         problems += error.problems
     if problems:
@@ -296,6 +307,7 @@ def _announce(prepared: Sequence[Prepared], device: torch.device, place: str, sa
         config, stack = one.config, stack_size(one.config, one.problem, device)
         remarks[names.assumed(config.arch_type, one.runs[0].dataset, config.data) or ""] = None
         remarks[layers.left_alone(one.problem.make(), config.prune_embeddings) or ""] = None
+        remarks[_alike(one)] = None
         if stack < (config.stack or 1):
             alone = f"--stack {config.stack}: torch.func.vmap cannot follow this model, each run is trained alone"
             remarks[alone] = None

@@ -244,7 +244,7 @@ class Config:
         300.0,
         MACHINE,
         "seconds of silence after which another machine's run counts as abandoned and may be taken over",
-        number(float, 0, above=True),
+        number(float, 0, 1_000_000, above=True),
     )
     checkpoint_every: float = side(
         30.0,

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 import itertools
+import os
 import random
 import sys
+import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
-from lth import chance, layers, pruning
+from lth import chance, layers
 from lth.data.prints import of_arrays, of_texts
 from lth.settings import names
 from lth.settings.checks import first_line, said
@@ -64,6 +67,10 @@ def build(maker: Build, init: str, seed: int) -> nn.Module:
     """A model with initial weights drawn from `seed` alone: see `initialise`."""
     with chance.seeded(seed):
         model = maker()
+        if (
+            torch.initial_seed() != seed
+        ):  # its constructor has seeded: what is drawn now would be the same in all trials
+            chance.seed(seed)
         initialise(model, init)
     return model
 
@@ -160,39 +167,6 @@ def _print(tensor: Tensor) -> str:
         return repr(tensor)
 
 
-def check_fit(
-    model: nn.Module, image_shape: tuple[int, ...], classes: int, name: str = "model", embeddings: bool = False
-) -> None:
-    """ConfigError unless `model` maps images of that shape (C, H, W) to one logit a class and has weights to prune."""
-    shape = " x ".join(map(str, image_shape))
-    if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in model.parameters()):
-        raise ConfigError(f"{name} must know its shapes: it has lazy layers")
-    if torch_prune.is_pruned(model):
-        raise ConfigError(f"{name} must come without masks of torch.nn.utils.prune: pruning is the program's")
-    mode = model.training
-    for training in (False, True):
-        when = ", in training" if training else ""
-        try:
-            with chance.kept(torch.device("cpu")), torch.set_grad_enabled(training):
-                logits = model.train(training)(torch.zeros(2, *image_shape))
-        except (Exception, SystemExit) as error:
-            raise ConfigError(
-                f"{name} does not take images of {shape} (channels x height x width){when}: {first_line(error)}"
-            ) from error
-        finally:
-            model.train(mode)
-        if not isinstance(logits, Tensor) or logits.shape != (2, classes):
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ConfigError(f"{name} must give logits of shape (2, {classes}) for 2 images{when}, not {got}")
-    if not logits.requires_grad:
-        raise ConfigError(f"{name} must give logits that depend on parameters that require gradients")
-    if not pruning.prunable(model, embeddings):
-        raise ConfigError(
-            f"{name} has no weights to prune, no matrix or filter that multiplies activations"
-            + (": see --prune_embeddings" if pruning.prunable(model, True) else "")
-        )
-
-
 def _matching(file: Path, arch_type: str) -> list[Callable[..., Any]]:
     """The models in the file that `arch_type` means."""
     module = _load(file)
@@ -203,6 +177,12 @@ def _matching(file: Path, arch_type: str) -> list[Callable[..., Any]]:
     named = same_case or [model for model in models if model.__name__.lower() == arch_type.lower()]
     if named or file.stem.lower() != arch_type.lower():
         return named
+    for name, thing in things:
+        if name.lower() == arch_type.lower() and isinstance(thing, (functools.partial, nn.Module)):
+            raise ConfigError(
+                f"{_shown(file)} must define {name} as a class or as a function that makes a new network at each call, "
+                f"not as a {type(thing).__name__}"
+            )
     if len(models) > 1:
         models = [model for model in models if _gives_module(model)]
     if len(models) != 1:
@@ -219,10 +199,21 @@ def _load(file: Path) -> ModuleType:
     assert spec and spec.loader
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with chance.seeded(0), _staying():  # it is loaded again in every process: what it draws must be the same
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise ConfigError(f"{_shown(file)} cannot be loaded: {said(error)}") from error
     return module
+
+
+@contextmanager
+def _staying() -> Iterator[None]:
+    """The working folder, which people's code may change, is as before after it: --root and --data count from it."""
+    folder = Path.cwd()
+    try:
+        yield
+    finally:
+        os.chdir(folder)
 
 
 def _is_model(thing: Any, module: ModuleType) -> bool:
@@ -253,13 +244,19 @@ def _arguments(model: Callable[..., Any], classes: int | None) -> dict[str, int]
 
 
 def _builder(model: Callable[..., Any], classes: int | None, file: Path) -> Build:
+    last: list[weakref.ref[nn.Module]] = []
+
     def make() -> nn.Module:
         try:
-            made = model(**_arguments(model, classes))
+            with _staying():
+                made = model(**_arguments(model, classes))
         except (Exception, SystemExit) as error:
             raise ConfigError(f"{_shown(file)}: {model.__name__} cannot be built: {first_line(error)}") from error
         if not isinstance(made, nn.Module):
             raise ConfigError(f"{_shown(file)}: {model.__name__} must return a torch.nn.Module, not {type(made)}")
+        if last and last.pop()() is made:
+            raise ConfigError(f"{_shown(file)}: {model.__name__} must make a new network at each call")
+        last.append(weakref.ref(made))
         return made
 
     make.__wrapped__ = model  # type: ignore[attr-defined]  # inspect.unwrap then finds it

@@ -45,7 +45,7 @@ class Network:
         if self.trials == 1 and convolutional and channels_last:
             self.model.to(memory_format=torch.channels_last)
         # Images that one forward pass evaluates: on a CPU, few where what lies between products leaves its cache.
-        few = 100 if convolutional else 200 if sparse else 1000
+        few = 100 if convolutional else 200 if sparse else sys.maxsize
         self.at_once = few if device.type == "cpu" else sys.maxsize
         self.tensors: dict[str, Tensor] = dict([*model.named_parameters(), *model.named_buffers()])
         self.learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -77,10 +77,10 @@ class Network:
     def losses(self, images: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of each trial, a scalar for one. images (T * B, C, H, W), labels (T * B,)."""
         if self.trials == 1:
-            return self.criterion(self._forward(self.model, images), labels)
+            return self.criterion(self.forward(self.model, images), labels)
 
         def loss(tensors: State, images: Tensor, labels: Tensor) -> Tensor:
-            return self.criterion(self._forward(self._bind(tensors), images), labels)
+            return self.criterion(self.forward(self._bind(tensors), images), labels)
 
         parts = (images.unflatten(0, (self.trials, -1)), labels.unflatten(0, (self.trials, -1)))
         return vmap(loss, randomness="different")(self.tensors, *parts)
@@ -89,10 +89,10 @@ class Network:
     def logits(self, images: Tensor, shared: bool) -> Tensor:
         """The logits (T, n, classes) of images (T * n, ...), or of images (n, ...) that all trials share."""
         if self.trials == 1:
-            return torch.cat([self._forward(self.model, part) for part in images.split(self.at_once)])[None]
+            return torch.cat([self.forward(self.model, part) for part in images.split(self.at_once)])[None]
 
         def call(tensors: State, images: Tensor) -> Tensor:
-            return self._forward(self._bind(tensors), images)
+            return self.forward(self._bind(tensors), images)
 
         parts = images if shared else images.unflatten(0, (self.trials, -1))
         return vmap(call, in_dims=(0, None if shared else 0))(self.tensors, parts)
@@ -106,14 +106,24 @@ class Network:
     def _bind(self, tensors: State) -> Callable[[Tensor], Tensor]:
         return lambda images: functional_call(self.model, tensors, (images,))
 
-    def _forward(self, call: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    def forward(self, call: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """What the model, or what stands for it, gives for images: under autocast where the settings want it."""
         if not self.autocast:
             return call(images)
         with torch.autocast(self.device.type, torch.bfloat16):
             return call(images).float()
 
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers as they are now: a model alone may put new tensors in their places."""
+        names = [name for name, _ in self.model.named_buffers() if name in self.tensors]
+        if self.trials == 1:
+            own = dict(self.model.named_buffers())
+            self.tensors |= {name: own[name] for name in names}
+        return {name: self.tensors[name] for name in names}
+
     def state(self, trial: int) -> State:
         """A copy of one trial's parameters and buffers, on the CPU."""
+        self.buffers()
         return {name: self.of(tensor, trial, name) for name, tensor in self.tensors.items()}
 
     def of(self, tensor: Tensor, trial: int, name: str = "", pruned: float = 0.0) -> Tensor:
@@ -168,7 +178,7 @@ class Fused:
     ) -> None:
         self.kind, self.network, self._value = kind, network, lr
         self.decay, self.momentum, self.nesterov = weight_decay, momentum, nesterov
-        self.leaves = [leaf.detach() for leaf in network.leaves]  # the same memory, out of autograd's sight
+        self._find_leaves()
         self._lr, self.steps = torch.tensor(lr, device=network.device), torch.zeros((), device=network.device)
         count = 2 if kind != "sgd" else 1 if momentum else 0
         self.moments = [[torch.zeros_like(leaf) for leaf in self.leaves] for _ in range(count)]
@@ -190,8 +200,14 @@ class Fused:
             self._value = value
             self._lr.fill_(value)
 
+    def _find_leaves(self) -> None:
+        self.leaves = [leaf.detach() for leaf in self.network.leaves]  # the same memory, out of autograd's sight
+        self.places = [leaf.data_ptr() for leaf in self.leaves]
+
     def step(self, gradients: Sequence[Tensor]) -> None:
         """See lth.training.kernels."""
+        if [leaf.data_ptr() for leaf in self.network.leaves] != self.places:  # a model has set its weight.data
+            self._find_leaves()
         pairs = zip(gradients, self.leaves, strict=True)  # the kernels take for granted that both have one layout
         gradients = [g if g.stride() == leaf.stride() else torch.empty_like(leaf).copy_(g) for g, leaf in pairs]
         if self.kind == "sgd":

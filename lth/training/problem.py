@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from lth import pruning
+from lth import chance, pruning
 from lth.data.images import Images, Source
 from lth.prune import Rule
 from lth.pruning import Masks
@@ -90,12 +90,17 @@ def stack_size(config: Config, problem: Problem, device: torch.device) -> int:
 
 def stackable(problem: Problem) -> bool:
     """Whether the model can be trained as one stacked network: torch.func.vmap cannot follow branches on values,
-    nor recurrent layers."""
+    nor recurrent layers, nor new tensors in the places of buffers."""
     model, images = problem.make(), torch.zeros(4, *problem.images.shape)
     state, masks = models.state_of(model), pruning.dense(pruning.prunable(model))
+    buffers = list(model.buffers())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what vmap does slowly is said when it is done
+            with chance.kept(torch.device("cpu")), torch.no_grad():
+                model.train()(images)
+            if any(one is not other for one, other in zip(buffers, model.buffers(), strict=True)):
+                return False  # what it puts in a buffer's place would be lost
             network = Network(model, [state, state], [masks, masks], torch.device("cpu"), problem.criterion)
             network.losses(images, torch.zeros(4, dtype=torch.int64)).sum().backward()
             model.eval()  # in which attention takes another way

@@ -227,16 +227,15 @@ class Training:
         """In evaluation mode. A stop within it leaves all as it was at its beginning, where what is gone on with begins
         again: models may draw, and change buffers, in evaluation too."""
         put_back = chance.noted(self.network.device)
-        buffers = [self.network.tensors[name] for name, _ in self.network.model.named_buffers()]
-        before = [buffer.clone() for buffer in buffers]
+        before = {name: buffer.clone() for name, buffer in self.network.buffers().items()}
         self.network.model.eval()
         try:
             with torch.no_grad():
                 yield
         except Stopped:
             put_back()
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
+            for name, buffer in self.network.buffers().items():
+                buffer.copy_(before[name])
             raise
         finally:
             self.network.model.train()

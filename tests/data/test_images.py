@@ -394,7 +394,7 @@ def test_a_missing_set_offline_names_the_file_to_put_there(tmp_path: Path, offli
     with pytest.raises(ConfigError, match=rf"there is no {tmp_path}.*{name}\.npz .*put an \.npz file") as caught:
         data.load(name, tmp_path / "data")
     assert "\n" not in str(caught.value)
-    assert not list((tmp_path / "data").iterdir()), "a half-downloaded file was left"
+    assert not list(tmp_path.iterdir()), "a half-downloaded file or a folder was left"
 
 
 def test_torchvisions_copy_is_taken_and_kept_as_one_file(tmp_path: Path, offline: None) -> None:
@@ -487,6 +487,28 @@ MISFITS = {
         "    x.register_forward_hook(lambda module, x, y: (y, y) if module.training else y)",
         r"for 2 images, in training, not tuple",
     ),
+    "layers that come later": (
+        "class Late(nn.Sequential):\n"
+        "        def forward(self, x):\n"
+        "            if not hasattr(self, 'fc'):\n"
+        "                self.fc = nn.Linear(64, 4)\n"
+        "            return self[1](x.flatten(1)) + self.fc(x.flatten(1))\n"
+        "    x = Late(nn.Flatten(), nn.Linear(64, 4))",
+        r"must make all its parameters in its constructor, but fc\.weight comes with the images",
+    ),
+    "a sparse buffer": (
+        "x = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))\n    x.register_buffer('at', torch.eye(4).to_sparse())",
+        r"must have plain tensors, but at is torch\.sparse_coo",
+    ),
+    "an expanded buffer": (
+        "x = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))\n    x.register_buffer('at', torch.ones(1).expand(8, 8))",
+        r"but at shares memory between its elements, as after expand\(\)",
+    ),
+    "complex numbers": (
+        "x = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))\n    x.w = nn.Parameter(torch.ones(4, dtype=torch.cfloat))",
+        "but w has complex numbers",
+    ),
+    "the same network again": ("return NET", "must make a new network at each call"),
     "an end": ("raise SystemExit(0)", "cannot be built: 0"),
     "a tuple": ("x = nn.LSTM(8, 4)", "does not take images|not tuple"),
 }
@@ -495,8 +517,16 @@ MISFITS = {
 @pytest.mark.parametrize("kind", MISFITS)
 def test_models_that_do_not_fit_are_one_clear_line(place: Path, kind: str) -> None:
     code, expected = MISFITS[kind]
-    text = f"from torch import nn\n\n\ndef misfit():\n    {code}\n    return x\n"
+    text = "import torch\nfrom torch import nn\n\nNET = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))\n\n\n"
+    text += f"def misfit():\n    {code}\n    return x\n"
     (place / "archs" / "tiny" / "misfit.py").write_text(text)
     with pytest.raises(ConfigError, match=expected) as caught:
         session.run(settings(place, arch_type="misfit"))
     assert "misfit" in str(caught.value) and "\n" not in str(caught.value) and not (place / "dumps").exists()
+
+
+def test_a_model_that_cannot_train_on_one_image_at_a_time_is_said_before_anything_is_written(place: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--arch_type drop does not take .*, in training one at a time: "):
+        session.run(settings(place, arch_type="drop", batch_size=1))
+    assert not (place / "dumps").exists()
+    session.run(settings(place, batch_size=1, prune_iterations=1))

@@ -91,7 +91,7 @@ def test_a_dry_run_downloads_nothing(place: Path, capsys: pytest.CaptureFixture[
     asked = argv(place, "--dataset", "mnist", "--dry_run", "--data", str(place / "none"))
     assert utils.exit_code(main.main, asked) == 2 and not (place / "none").exists()
     said = " ".join(capsys.readouterr().err.split())
-    assert said == f"error: --dry_run downloads nothing, and there is no {place}/none/mnist.npz"
+    assert said == f"error: --dry_run neither downloads nor converts images, and there is no {place}/none/mnist.npz"
 
 
 def test_an_experiment_named_in_two_ways_is_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,81 @@
+"""Whether a model can be trained and pruned on some images, asked before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.utils.prune as torch_prune
+from torch import Tensor, nn
+
+from lth import chance, pruning
+from lth.settings.checks import first_line
+from lth.settings.config import ConfigError
+from lth.training.models import State
+
+
+def check_fit(
+    model: nn.Module,
+    image_shape: tuple[int, ...],
+    classes: int,
+    name: str = "model",
+    embeddings: bool = False,
+    batch_size: int = 2,
+) -> None:
+    """ConfigError unless `model` maps images of that shape (C, H, W) to one logit a class, alone too where it trains
+    in batches of one, and has weights to prune."""
+    shape = " x ".join(map(str, image_shape))
+    if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in model.parameters()):
+        raise ConfigError(f"{name} must know its shapes: it has lazy layers")
+    if torch_prune.is_pruned(model):
+        raise ConfigError(f"{name} must come without masks of torch.nn.utils.prune: pruning is the program's")
+    for called, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if what := _unfit(tensor):
+            raise ConfigError(f"{name} must have plain tensors, but {called} {what}")
+    mode, known = model.training, {called for called, _ in model.named_parameters()}
+    for training in (False, True):
+        count = min(2, batch_size) if training else 2
+        when = f", in training{' one at a time' if count == 1 else ''}" if training else ""
+        try:
+            with chance.kept(torch.device("cpu")), torch.set_grad_enabled(training):
+                model.train(training)
+                logits = model(torch.zeros(count, *image_shape, dtype=torch.float32))
+        except (Exception, SystemExit) as error:
+            raise ConfigError(
+                f"{name} does not take images of {shape} (channels x height x width){when}: {first_line(error)}"
+            ) from error
+        finally:
+            model.train(mode)
+        if not isinstance(logits, Tensor) or logits.shape != (count, classes):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ConfigError(
+                f"{name} must give logits of shape ({count}, {classes}) for {count} images{when}, not {got}"
+            )
+    if late := [called for called, _ in model.named_parameters() if called not in known]:
+        raise ConfigError(
+            f"{name} must make all its parameters in its constructor, but {late[0]} comes with the images"
+        )
+    if not logits.requires_grad:
+        raise ConfigError(f"{name} must give logits that depend on parameters that require gradients")
+    if not pruning.prunable(model, embeddings):
+        raise ConfigError(
+            f"{name} has no weights to prune, no matrix or filter that multiplies activations"
+            + (": see --prune_embeddings" if pruning.prunable(model, True) else "")
+        )
+
+
+def _unfit(tensor: Tensor) -> str:
+    """What keeps a parameter or a buffer from being copied, hashed and trained; nothing if it can be."""
+    if tensor.layout != torch.strided:
+        return f"is {tensor.layout}: to_dense() makes a plain one"
+    if tensor.is_complex():
+        return "has complex numbers: torch.view_as_complex makes them of plain ones"
+    if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        return "shares memory between its elements, as after expand(): clone() makes a plain one"
+    return ""
+
+
+def alike(initial: Callable[[int], State], weights: Iterable[str]) -> list[str]:
+    """Those of these weights that come out the same for two seeds, and so in every trial and in reinit."""
+    one, other = initial(1), initial(2)
+    return [name for name in weights if torch.equal(one[name], other[name])]

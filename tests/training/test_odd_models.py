@@ -1,0 +1,171 @@
+"""Models that are legal PyTorch and unlike most: what they do to their own tensors counts, and is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import constant, random_masks, settings, training
+from torch import Tensor, nn
+
+import main
+import utils
+from lth.records import tables, tickets
+from lth.run import session
+from lth.training import models
+from lth.training.problem import Problem, stackable
+from lth.training.schedule import Plan
+from lth.training.train import Stopped, Trained
+
+
+class Renormed(nn.Linear):
+    """A layer of bounded norm, by a new tensor in its weight's place or by new values in the old one."""
+
+    def __init__(self, *sizes: int, assigned: bool) -> None:
+        super().__init__(*sizes)
+        self.assigned = assigned
+
+    def forward(self, x: Tensor) -> Tensor:
+        bounded = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=0.5)
+        if self.assigned:
+            self.weight.data = bounded
+        else:
+            self.weight.data.copy_(bounded)
+        return super().forward(x)
+
+
+class Centred(nn.Module):
+    """Puts a new tensor in its buffer's place at every step, and fills another when it is first asked."""
+
+    mean: Tensor
+    grid: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 4))
+        self.register_buffer("mean", torch.zeros(1))
+        self.register_buffer("grid", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.grid is None:
+            self.grid = torch.linspace(0, 1, 8)
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * (x.detach().mean() + 1)
+        return self.layers((x - self.mean) * self.grid)
+
+
+def plan(steps: int) -> Plan:
+    return Plan(steps, 4, constant())
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+@pytest.mark.parametrize("keep", [None, 0.5])
+def test_a_layer_that_sets_its_weight_s_data_is_trained(kind: str, keep: float | None) -> None:
+    def make(assigned: bool) -> Callable[[], nn.Module]:
+        return lambda: nn.Sequential(
+            nn.Flatten(), Renormed(64, 12, assigned=assigned), nn.ReLU(), nn.Linear(12, 4)
+        )  # fmt: skip
+
+    (one,), (other,) = (training(make(assigned), plan(12), kind=kind, keep=keep).run() for assigned in (True, False))
+    assert one.evals == other.evals and all(torch.equal(one.final[name], other.final[name]) for name in one.final)
+    if keep:
+        assert (one.final["1.weight"][~random_masks(make(True)(), keep)["1.weight"]] == 0).all()
+
+
+def test_a_buffer_that_is_replaced_is_kept_and_gone_on_with() -> None:
+    (whole,) = training(Centred, plan(12)).run()
+    assert whole.final["mean"] > 0.5 and "grid" not in whole.final
+    for at in range(1, 12):
+        saved: list[list[Trained]] = []
+        made = training(Centred, plan(12))
+        with pytest.raises(Stopped):
+            made.run(checkpoint=saved.append, stop=lambda made=made, at=at: made.iteration >= at)
+        (again,) = training(Centred, plan(12), resume=saved[0]).run()
+        assert again.evals == whole.evals and torch.equal(again.final["mean"], whole.final["mean"]), at
+
+
+def test_a_model_that_replaces_buffers_is_not_stacked(place: Path) -> None:
+    (place / "archs" / "tiny" / "centred.py").write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Centred(nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.fc = nn.Linear(64, 4)\n"
+        "        self.register_buffer('mean', torch.zeros(1))\n\n    def forward(self, x):\n"
+        "        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean()\n"
+        "        return self.fc((x - self.mean).flatten(1))\n"
+    )
+    for name, stacked in (("centred", False), ("mlp", True)):
+        config = settings(place, arch_type=name)
+        assert stackable(Problem.of(config, session.prepare(config)[0])) == stacked
+
+
+def test_a_constructor_that_seeds_makes_no_two_trials_alike(place: Path) -> None:
+    def seeding() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+
+    first, second, again = (models.state_of(models.build(seeding, "glorot", seed)) for seed in (3, 4, 3))
+    assert not torch.equal(first["1.weight"], second["1.weight"]) and torch.equal(first["1.weight"], again["1.weight"])
+
+
+HEAD = "import os, torch\nfrom torch import nn\n"
+
+
+def ran(place: Path, name: str, code: str, *more: str) -> int:
+    """The exit code of main.py with this model file."""
+    (place / "archs" / "tiny" / f"{name}.py").write_text(HEAD + code)
+    words = "--dataset tiny --gpu cpu --jobs 1 --prune_iterations 2 --end_iter 4it --valid_size 40 --batch_size 10"
+    where = ["--root", str(place), "--data", str(place / "data"), "--arch_type", name]
+    return utils.exit_code(main.main, [*words.split(), *where, *more])
+
+
+def test_a_file_that_draws_or_goes_elsewhere_when_it_is_loaded(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "os.chdir(os.path.dirname(os.path.abspath(__file__)))\nP = torch.randn(64, 64)\n\n\n"
+    code += "class projected(nn.Module):\n    def __init__(self):\n        super().__init__()\n        os.chdir('..')\n"
+    code += (
+        "        self.fc = nn.Linear(64, 4)\n\n    def forward(self, x):\n        return self.fc(x.flatten(1) @ P)\n"
+    )
+    monkeypatch.chdir(place)
+    for _ in range(2):
+        assert ran(place, "projected", code, "--root", "here") == 0, capsys.readouterr().err
+    assert list((place / "here").rglob("rounds.csv")) and Path.cwd() == place
+
+
+def test_weights_of_bfloat16_are_drawn_and_layers_without_weights_are_none(place: Path) -> None:
+    half = "class half(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+    half += "        self.fc = nn.Linear(64, 4).to(torch.bfloat16)\n\n    def forward(self, x):\n"
+    half += "        return self.fc(x.flatten(1).to(torch.bfloat16)).float()\n"
+    assert ran(place, "half", half) == 0 and list(place.glob("plots/half/**/initial_weights.png"))
+    empty = "class empty(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+    empty += "        self.fc, self.none = nn.Linear(64, 4), nn.Linear(64, 0)\n\n    def forward(self, x):\n"
+    empty += "        x = x.flatten(1)\n        return self.fc(x) + self.none(x).sum(1, keepdim=True)\n"
+    assert ran(place, "empty", empty) == 0
+    (run,) = tables.find(place, "empty")
+    assert set(tables.table(run, "layers")["layer"]) == {"fc.weight"} and list(tickets.read_ticket(run, 1).masks) == [
+        "fc.weight"
+    ]
+
+
+def test_what_is_no_class_or_function_under_the_file_s_name_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "import functools\n\n\nclass MLP(nn.Sequential):\n    def __init__(self, hidden=12):\n"
+    code += "        super().__init__(nn.Flatten(), nn.Linear(64, hidden), nn.Linear(hidden, 4))\n\n\n"
+    code += "part = functools.partial(MLP, hidden=5)\n"
+    assert ran(place, "part", code) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "part.py must define part as a class or as a function that makes a new network at each call, not as a partial"
+        in said
+    )
+
+
+def test_weights_that_no_seed_changes_are_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = "class same(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+    code += "        self.weight = nn.Parameter(torch.ones(4, 64) / 64)\n\n    def forward(self, x):\n"
+    code += "        return x.flatten(1) @ self.weight.t()\n"
+    for trials in (1, 2):
+        assert ran(place, "same", code, "--trials", str(trials)) == 0
+        assert ("weight: drawn alike for every seed" in capsys.readouterr().out) == (trials == 2)
