@@ -8,6 +8,8 @@ pruned. A new score is one function in SCORES.
 from __future__ import annotations
 
 import copy
+import functools
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.dropout import _DropoutNd
 
 from lth.pruning import Masks
+from lth.settings.checks import first_line, said
 from lth.training.network import Criterion
 
 Batches = Sequence[tuple[Tensor, Tensor]]
@@ -25,6 +28,8 @@ Score = Callable[[nn.Module, Masks, Batches, Criterion], dict[str, Tensor]]
 TEMPERATURE = (
     200.0  # by which GraSP's authors divide the logits (github.com/alecwangcq/GraSP), for a nearly even softmax
 )
+
+SHORT = re.compile("DefaultCPUAllocator|_ALLOC_FAILED|out of memory|bad_alloc|not enough memory", re.IGNORECASE)
 
 
 def snip(model: nn.Module, masks: Masks, batches: Batches, criterion: Criterion) -> dict[str, Tensor]:
@@ -76,22 +81,58 @@ def scored(method: str, model: nn.Module, masks: Masks, batches: Batches, criter
 
     They are found in training but for dropout, and in double precision, with PyTorch's quickest products. Where the
     model's code fails so, with products that can be derived twice, which those of attention and recurrent layers cannot
-    always; and then in the model's own precision, since code may make tensors of its own, in float32.
+    always; and then in the model's own precision, since code may make tensors of its own, in float32. A warning says
+    so once. torch.OutOfMemoryError where memory is short, whichever: what there is of it must decide no mask. If all
+    fails, the first failure.
     """
     double = next(model.parameters()).device.type != "mps"  # which has no float64
-    for exact, plain in ((double, False), (double, True), (False, True)):
-        made = copy.deepcopy(model).train()
-        for module in made.modules():
-            if isinstance(module, _DropoutNd):
-                module.eval()
+    first: Exception | None = None
+    for exact, plain in dict.fromkeys(((double, False), (double, True), (False, True))):
         try:
-            with _plain_products() if plain else nullcontext():
-                return SCORES[method](made.double() if exact else made, masks, batches, criterion)
-        except torch.OutOfMemoryError:
-            raise
+            found = _tried(method, model, masks, batches, criterion, exact, plain)
         except Exception as error:
-            failure = error
-    raise failure
+            if _memory_is_short(error):
+                raise torch.OutOfMemoryError(first_line(error)) from None
+            first = first or _without_frames(error)
+            continue
+        if first is not None:
+            how = "with slower products" if exact == double else "in the model's own precision, not in double,"
+            _say(f"{type(model).__name__} is scored by {method} {how} because of {said(first)}")
+        return found
+    assert first is not None
+    raise first
+
+
+def _tried(
+    method: str, model: nn.Module, masks: Masks, batches: Batches, criterion: Criterion, exact: bool, plain: bool
+) -> dict[str, Tensor]:
+    """The scores in double precision, if `exact`, and with products that can be derived twice, if `plain`."""
+    made = copy.deepcopy(model).train()
+    for module in made.modules():
+        if isinstance(module, _DropoutNd):
+            module.eval()
+    with _plain_products() if plain else nullcontext():
+        return SCORES[method](made.double() if exact else made, masks, batches, criterion)
+
+
+def _memory_is_short(error: Exception) -> bool:
+    """Whether that is why it failed: only some of PyTorch's allocators have an error of their own for it."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or bool(SHORT.search(str(error)))
+
+
+def _without_frames(error: Exception) -> Exception:
+    """The error, and those behind it, without the frames that they went through, which hold all tensors of these."""
+    each: BaseException | None = error
+    while each is not None:
+        each.__traceback__ = None
+        each = each.__context__
+    return error
+
+
+@functools.lru_cache(maxsize=256)
+def _say(text: str) -> None:
+    """Warn, once in a process: some methods score a hundred times a round."""
+    warnings.warn(text, stacklevel=3)
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+import weakref
 from typing import Any
 
 import pytest
@@ -213,3 +216,60 @@ def test_attention_and_buffers_of_truth_values_are_no_hindrance(name: str) -> No
     found = scored(name, model, everything(model), batches(), cross_entropy)
     assert all(score.dtype == torch.float64 and score.isfinite().all() and score.any() for score in found.values())
     assert torch.backends.cudnn.enabled and torch.backends.mkldnn.enabled  # as before
+
+
+class Failures:
+    """What the next passes fail with, and the copies of the model that did: all copies share it."""
+
+    def __init__(self) -> None:
+        self.left: list[str] = []
+        self.failed: list[weakref.ref[nn.Module]] = []
+
+    def __deepcopy__(self, memo: Any) -> Failures:
+        return self
+
+
+class Failing(Mlp):
+    def __init__(self, *says: str) -> None:
+        super().__init__()
+        self.failures = Failures()
+        self.failures.left += says
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not any(copy() for copy in self.failures.failed), "the copy that failed before is still held"
+        if self.failures.left:
+            self.failures.failed.append(weakref.ref(self))
+            raise RuntimeError(self.failures.left.pop(0))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried it",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: out of memory",
+    ],
+)
+def test_short_memory_decides_no_score(says: str) -> None:
+    model = Failing(says)
+    with pytest.raises(torch.OutOfMemoryError, match=re.escape(says)):
+        scored("snip", model, everything(model), batches(), cross_entropy)
+
+
+def test_other_precision_is_said_once_and_the_first_failure_if_all_fail() -> None:
+    model = Failing()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            model.failures.left += ["no doubles", "still none"]
+            found = scored("snip", model, everything(model), batches(), cross_entropy)
+    assert {score.dtype for score in found.values()} == {torch.float32}
+    (one,) = caught
+    assert str(one.message) == (
+        "Failing is scored by snip in the model's own precision, not in double, because of RuntimeError: no doubles"
+    )
+    model.failures.left += ["the cause", "another", "and another"]
+    with pytest.raises(RuntimeError, match="the cause"):
+        scored("snip", model, everything(model), batches(), cross_entropy)
