@@ -32,6 +32,7 @@ State = dict[str, Tensor]  # parameters and buffers by name
 Build = Callable[[], nn.Module]
 Seen = dict[int, tuple[Any, str]]  # what has been told already, by its id, with its text; held, so that no id recurs
 PLAIN: frozenset[type] = frozenset({bool, int, float, complex, str, bytes, type(None)})  # types whose `repr` says all
+DEEPEST = 300  # things within things that are looked into; Python's own limit is 1000 calls
 
 GENERATORS: list[tuple[type, Callable[[Any], Any]]] = [  # of random numbers, and where each of them is
     (torch.Generator, lambda generator: generator.get_state()),
@@ -128,7 +129,7 @@ def _told(value: Any, seen: Seen, depth: int = 0) -> str:
         return seen[id(value)][1]
     seen[id(value)] = value, f"within {depth}"
     text = _print(value) if isinstance(value, Tensor) else type(value).__name__
-    if (made := _parts(value)) is not None:
+    if depth < DEEPEST and (made := _parts(value)) is not None:
         kind, parts = made
         if PLAIN.issuperset(map(type, parts)):  # many numbers: quicker so
             texts = list(map(repr, parts))

@@ -447,3 +447,10 @@ def test_training_changes_no_attribute_of_pytorchs_own_layers() -> None:
     torch.optim.SGD(model.parameters(), 0.1).step()
     model.eval()
     assert models.attributes(model) == before
+
+
+def test_what_lies_too_deep_is_not_looked_into() -> None:
+    """As a list of a thousand objects, each with the next one in it."""
+    model = nn.Linear(2, 2)
+    model.chain = nested(depth=5000)  # type: ignore[assignment]
+    assert models.attributes(model) == models.attributes(model)
