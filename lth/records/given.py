@@ -100,12 +100,6 @@ def problem(config: Config, images: Images) -> Problem:
     source, dense = Source.of(config), pruning.dense(pruning.prunable(made.make(), config.prune_embeddings))
     for seed in source.runs:
         new = _new_layer(source, seed, config, made.make())
-        left = pruning.remaining(source.ticket(seed, 0).masks)
-        if config.target_remaining is not None and left < 100:  # where rounds begin, settings alone do not tell
-            raise ConfigError(
-                f"--target_remaining is reached from a dense network, but {source.named} begins with {left:.3g}% "
-                "of the weights: name a dense ticket, such as :0, or say --prune_percent instead"
-            )
 
     def given(seed: int, number: int) -> tuple[Masks, State]:
         ticket, own = source.ticket(seed, number), made.initial(derive_seed(seed, "weights", 0))
@@ -114,6 +108,21 @@ def problem(config: Config, images: Images) -> Problem:
 
     before = made.prints
     return replace(made, given=given, prints=lambda: {**before(), **source.prints()})
+
+
+def refuse_pruned(config: Config) -> None:
+    """ConfigError if the settings say what shall be left in the end, and begin with less than a dense network: where
+    rounds begin, settings alone do not tell."""
+    if config.ticket is None or config.target_remaining is None:
+        return
+    source = Source.of(config)
+    for seed in source.runs:
+        left = pruning.remaining(source.ticket(seed, 0).masks)
+        if left < 100:
+            raise ConfigError(
+                f"--target_remaining is reached from a dense network, but {source.named} begins with {left:.3g}% "
+                "of the weights: name a dense ticket, such as :0, or say --prune_percent instead"
+            )
 
 
 def _new_layer(source: Source, seed: int, config: Config, model: nn.Module) -> list[str]:

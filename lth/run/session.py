@@ -162,6 +162,8 @@ def _prepared(asked: Config, about: str, loaded: dict[tuple[object, ...], Images
     """An experiment, checked. `loaded` keeps the images for the next one."""
     config, runs = settled(asked), runs_of(asked, about)
     images, problem = prepare(config, loaded)
+    if config.overwrite or not any(map(tables.finished_rounds, runs)):  # versions before let it begin: it can end
+        given.refuse_pruned(config)
     refusals.refuse_another_experiment(runs, problem.fingerprint, problem.make(), config)
     return Prepared(asked, config, runs, images, problem)
 
