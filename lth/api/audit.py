@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,7 +49,8 @@ def audit(
     (weight_orig, weight_mask) must be the ticket's; survivors must not be 0; and whatever more is asked for:
 
     Args:
-        model: a network, or a state dict as it was saved. It is not changed.
+        model: a network, or a state dict as it was saved. It is not changed. Tied weights are looked at under all their
+            names: those that share memory, which a state dict keeps unless its tensors were cloned.
         ticket: what `lth.load_ticket` gives, or anything else with `masks` and `start`; or the masks alone: a dict from
             the name of a parameter to a tensor of its shape, 1 (True) kept, 0 (False) pruned.
         initial: a network or a state dict with the initial weights, or those of the iteration that is rewound to. All
@@ -80,8 +81,9 @@ def audit(
     before = _masks("previous", previous) if previous is not None else pruning.dense(masks)
     found = _consistent(value, masks)
     if not found:  # else nothing can be compared
-        every = {**masks, **_tied(value, masks)}
-        found += [problem for name, mask in every.items() for problem in _zeros(name, value, mask, begun)]
+        every = {**masks, **_tied(masks, value, known)}
+        were = known if begun is None else begun
+        found += [problem for name, mask in every.items() for problem in _zeros(name, value, mask, were)]
         found += _pruned_beside(value, every)
         if control == "reinit":
             found += _reinitialised(masks, begun if trained else value, original, known)
@@ -114,7 +116,8 @@ def _start(ticket: Any) -> State | None:
 
 
 def _state(where: str, given: Any) -> State:
-    """Parameters, buffers and masks (`.._mask`) by name, on the CPU, without `_orig` where torch.nn.utils.prune is."""
+    """Parameters, buffers and masks (`.._mask`) by name, on the CPU, without `_orig` where torch.nn.utils.prune is.
+    Tied ones are the same tensor."""
     if isinstance(given, nn.Module):
         state = dict(given.state_dict())
         for path, module in given.named_modules():  # parametrised weights are no part of a state by their own name
@@ -125,10 +128,18 @@ def _state(where: str, given: Any) -> State:
         state = {name: value for name, value in given.items() if isinstance(value, Tensor)}
     else:
         raise TypeError(f"{where} must be a torch.nn.Module or a state dict, not {shown(given)}")
+    held = {_place(value): value.detach().cpu() for value in state.values()}
     return {
-        name.removesuffix("_orig") if f"{name.removesuffix('_orig')}_mask" in state else name: value.detach().cpu()
+        name.removesuffix("_orig") if f"{name.removesuffix('_orig')}_mask" in state else name: held[_place(value)]
         for name, value in state.items()
     }
+
+
+def _place(tensor: Tensor) -> Hashable:
+    """Where its values lie: tied tensors have the same place, equal ones have not."""
+    if tensor.layout != torch.strided or not tensor.data_ptr():
+        return id(tensor)
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 @contextmanager
@@ -155,15 +166,15 @@ def _consistent(value: State, masks: Masks) -> list[str]:
     return found
 
 
-def _tied(value: State, masks: Masks) -> Masks:
+def _tied(masks: Masks, value: State, initial: State | None) -> Masks:
     """The masks of tied parameters under their further names, of which the ticket knows only the first."""
-    found = {}
-    for name, tensor in value.items():
-        for first, mask in masks.items() if name not in masks else ():
-            one = value.get(first, mask)
-            if one.shape == tensor.shape and one.dtype == tensor.dtype and bool(_same_bits(one, tensor).all()):
-                found[name] = mask
-    return found
+    return {
+        name: mask
+        for first, mask in masks.items()
+        for name in value
+        if name not in masks
+        and any(name in state and state[name] is state.get(first) for state in (value, initial or {}))
+    }
 
 
 def _zeros(name: str, value: State, mask: Tensor, begun: State | None) -> list[str]:
@@ -186,7 +197,7 @@ def _zeros(name: str, value: State, mask: Tensor, begun: State | None) -> list[s
         why = "the masks were lost, in saving perhaps, or are not applied after every step"
         found.append(f"{count} of the {pruned} pruned weights of {name} are not 0 in the model: {why}")
     zero = (value[name] == 0) & mask
-    if begun is not None and name in begun:
+    if begun is not None and name in begun and begun[name].shape == mask.shape:
         zero &= begun[name] != 0
     if int(zero.sum()) > FEW * int(mask.sum()):
         of = f"{int(zero.sum())} of the {int(mask.sum())} weights of {name} that the ticket keeps"
@@ -210,7 +221,7 @@ def _equal(value: State, masks: Masks, initial: State, whose: str) -> list[str]:
     missing = [name for name in masks if name not in initial]
     if missing:
         raise ValueError(f"initial must have all parameters under masks, but has no {missing[0]}")
-    masks = {**masks, **_tied(value, masks)}
+    masks = {**masks, **_tied(masks, value, initial)}
     for name, was in initial.items():
         now = value.get(name)
         if now is None or (name.removesuffix("_mask") in masks and name not in masks):
