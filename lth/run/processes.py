@@ -107,6 +107,7 @@ class Processes:
         self.pool = ProcessPoolExecutor(size, context, _start_worker, (data, self.events, self.asked))
         self.running: dict[Future[dict[Run, str]], tuple[int, Claim]] = {}
         self.started = 0
+        self.told: set[int] = set()  # the claims whose last word was heard, which may be before their ends are known
 
     def __enter__(self) -> Processes:
         with _undisturbed(self.threads):  # all workers load PyTorch now, not when there is work for them
@@ -157,13 +158,13 @@ class Processes:
         """Tell what the processes told, for so long at most where more and more comes, but to the last word of these
         claims."""
         until = time.monotonic() + seconds
-        while tellers or time.monotonic() < until:
+        while (waiting := bool(tellers - self.told)) or time.monotonic() < until:
             try:
-                event = self.events.get(timeout=5 if tellers else 0.01)
+                event = self.events.get(timeout=5 if waiting else 0.01)
             except Empty:
                 return
             if isinstance(event, int):
-                tellers = tellers - {event}
+                self.told.add(event)
             else:
                 self.tell(event)
 

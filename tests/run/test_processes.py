@@ -130,6 +130,28 @@ def test_what_workers_tell_without_end_keeps_nobody_from_the_rest(
     assert told
 
 
+def test_a_claim_whose_last_word_came_before_its_end_was_known_is_not_waited_for(
+    place: Path, in_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its worker has nothing to do for as long as others tell of theirs."""
+    config = settings(place)
+    monkeypatch.setattr(processes, "POLL", 0.05)
+    monkeypatch.setattr(processes, "_work", lambda claim, number: {})
+    workers, until = processes.Processes(2, 1, {}, Told()), time.monotonic() + 5
+    words: list[Any] = [1]
+
+    def get(timeout: float) -> Any:
+        assert time.monotonic() < until, "waited for what was heard already"
+        return words.pop() if words else Note("another is at work")
+
+    monkeypatch.setattr(workers, "events", SimpleNamespace(get=get))
+    with workers:
+        workers._hear()
+        workers.start(Claim(config, tuple(runs_of(config)), 1))
+        assert [outcome.claim.config for outcome in workers.ended(1)] == [config]
+        monkeypatch.setattr(workers, "_hear", lambda seconds: None)
+
+
 def test_what_the_others_finished_is_shown_where_one_cannot_go_on(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
