@@ -174,8 +174,8 @@ def _alike(one: Prepared) -> str:
     if one.config.trials == 1 and not fresh:
         return ""
     weights = pruning.prunable(one.problem.make(), one.config.prune_embeddings)
-    same_ones = fit.alike(one.problem.initial, weights)
-    told = ", ".join(same_ones[:3]) + (", ..." if len(same_ones) > 3 else "")
+    fixed = fit.alike(one.problem.initial, weights)
+    told = ", ".join(fixed[:3]) + (", ..." if len(fixed) > 3 else "")
     return f"{told}: drawn alike for every seed, so that trials and fresh weights do not differ there" if told else ""
 
 

@@ -48,9 +48,8 @@ def check_fit(
             model.train(mode)
         if not isinstance(logits, Tensor) or logits.shape != (count, classes):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ConfigError(
-                f"{name} must give logits of shape ({count}, {classes}) for {count} images{when}, not {got}"
-            )
+            images = f"{count} image{'s' * (count > 1)}"
+            raise ConfigError(f"{name} must give logits of shape ({count}, {classes}) for {images}{when}, not {got}")
     if late := [called for called, _ in model.named_parameters() if called not in known]:
         raise ConfigError(
             f"{name} must make all its parameters in its constructor, but {late[0]} comes with the images"

@@ -68,9 +68,7 @@ def build(maker: Build, init: str, seed: int) -> nn.Module:
     """A model with initial weights drawn from `seed` alone: see `initialise`."""
     with chance.seeded(seed):
         model = maker()
-        if (
-            torch.initial_seed() != seed
-        ):  # its constructor has seeded: what is drawn now would be the same in all trials
+        if torch.initial_seed() != seed:  # the constructor has seeded, which would make all trials alike
             chance.seed(seed)
         initialise(model, init)
     return model

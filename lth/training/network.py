@@ -115,16 +115,13 @@ class Network:
 
     def buffers(self) -> dict[str, Tensor]:
         """The buffers as they are now: a model alone may put new tensors in their places."""
-        names = [name for name, _ in self.model.named_buffers() if name in self.tensors]
-        if self.trials == 1:
-            own = dict(self.model.named_buffers())
-            self.tensors |= {name: own[name] for name in names}
-        return {name: self.tensors[name] for name in names}
+        own = dict(self.model.named_buffers())
+        now = own if self.trials == 1 else self.tensors
+        return {name: now[name] for name in own if name in self.tensors}
 
     def state(self, trial: int) -> State:
         """A copy of one trial's parameters and buffers, on the CPU."""
-        self.buffers()
-        return {name: self.of(tensor, trial, name) for name, tensor in self.tensors.items()}
+        return {name: self.of(tensor, trial, name) for name, tensor in (self.tensors | self.buffers()).items()}
 
     def of(self, tensor: Tensor, trial: int, name: str = "", pruned: float = 0.0) -> Tensor:
         """A copy of one trial's part of a tensor of this network or of its optimiser. One that belongs to the parameter
