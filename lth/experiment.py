@@ -281,10 +281,11 @@ class Experiment:
 
     def _alike(self, waiting: Sequence[Run], number: int, again: str = "") -> list[Run]:
         """Those of the waiting runs that can be trained as one with the first of them."""
-        alike: dict[tuple[int, int | None], list[Run]] = {}
+        alike: dict[tuple[object, ...], list[Run]] = {}
         for run in waiting:
             saved = resume.checkpoint(run, number, self._identity(run), again or "checkpoint")
-            where = (self._plan(run, number, again).start, saved.iteration if saved else None)
+            final = bool(number and self.config.meaning(run.arm))  # one plan serves a stack: its rates too
+            where = (self._plan(run, number, again).start, final, saved.iteration if saved else None)
             alike.setdefault(where, []).append(run)
         return next(iter(alike.values()))[: self.stack_size] if alike else []
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrize import ParametrizationList
 
 CONV, FC, EMBEDDING, BIAS, OTHER = "conv", "fc", "embedding", "bias", "other"
@@ -97,6 +98,15 @@ def left_alone(model: nn.Module, embeddings: bool = False) -> str:
     rest = sum(size for _, size in largest[4:])
     told += [f"{len(largest) - 4} others {100 * rest / total:.1f}%"] if rest else []
     return f"pruning leaves {100 * count / total:.1f}% of all {total:,} parameters alone: {', '.join(told)}"
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Turn off the dropout of PyTorch's layers, also of those for which it is a number: attention, recurrent ones."""
+    for module in model.modules():
+        if isinstance(module, _DropoutNd):
+            module.eval()
+        elif isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
+            module.dropout = 0.0
 
 
 def draw(module: nn.Module, init: str) -> None:

@@ -6,10 +6,12 @@ import copy
 import tempfile
 import warnings
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+from lth.layers import HOOKS
 from lth.pruning import Masks
 from lth.records.files import explained, write
 from lth.settings.checks import first_line
@@ -46,13 +48,13 @@ class SparseLinear(nn.Module):
 
 def sparse(model: nn.Module, masks: Masks) -> nn.Module:
     """A copy of `model`, in evaluation mode, whose pruned Linear layers are `SparseLinear`. Others stay as they are:
-    PyTorch has no sparse convolutions, and nn.TransformerEncoderLayer with batch_first takes dense weights. Pruned
-    weights must be 0."""
+    PyTorch has no sparse convolutions, hooks of a layer would be lost, and nn.TransformerEncoderLayer with batch_first
+    takes dense weights. Pruned weights must be 0."""
     made = copy.deepcopy(model).cpu().eval()
     for name, mask in masks.items():
         path = name.rpartition(".")[0]
         layer = made.get_submodule(path)
-        if type(layer) is nn.Linear and not bool(mask.all()):
+        if _plain(layer) and not bool(mask.all()):
             if not path:
                 return SparseLinear(layer).eval()
             above, _, child = path.rpartition(".")
@@ -60,6 +62,12 @@ def sparse(model: nn.Module, masks: Masks) -> nn.Module:
             if not (isinstance(parent, nn.TransformerEncoderLayer) and parent.self_attn.batch_first):
                 setattr(parent, child, SparseLinear(layer))
     return made
+
+
+def _plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether it is a Linear layer that does nothing beside what its class does."""
+    hooked = any(getattr(layer, hooks) for hooks in HOOKS)
+    return type(layer) is nn.Linear and "forward" not in vars(layer) and not hooked
 
 
 def export(model: nn.Module, file: Path, example: Tensor) -> Path:

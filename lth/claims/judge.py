@@ -95,7 +95,10 @@ def _finding(statement: Statement, records: Records, factor: float) -> Finding:
 
 
 def judge(low: float, high: float, holds: tuple[float, float]) -> str:
-    """Whether an interval lies within the values for which a statement is true, outside them, or on both sides."""
+    """Whether an interval lies within the values for which a statement is true, outside them, or on both sides. No
+    effect at all, in any trial, is on neither side of itself."""
+    if low == high and low in holds:
+        return "not decided"
     if low >= holds[0] and high <= holds[1]:
         return "agrees"
     if low > holds[1] or high < holds[0]:

@@ -36,9 +36,7 @@ def comparison(runs: Sequence[Run], folder: Path, format: str = "png", x: str = 
     rounds = verdict.paired(runs)
     if x == "flops":
         rounds = rounds[rounds["macs"].notna()] if "macs" in rounds else rounds[:0]
-        rounds = rounds.assign(
-            remaining=100 * rounds["macs"] / rounds.groupby(["arm", "seed"])["macs"].transform("max")
-        )
+        rounds = rounds.assign(remaining=100 * rounds["macs"] / rounds["dense_macs"])
     if rounds.empty:
         return []
     groups = grouped(list(rounds["arm"]))

@@ -24,7 +24,7 @@ def draw_all(
 ) -> list[Path]:
     """Draw every figure there is of runs of one model, data set and settings, and delete those that there no longer
     are. One that cannot be drawn, because a file is damaged or gone, is reported to `complain`."""
-    from lth.plots import comparison, connectivity, layers, training, weights  # with matplotlib and PyTorch
+    from lth.plots import axes, comparison, connectivity, layers, training, weights  # with matplotlib and PyTorch
     from lth.records.tickets import UNUSABLE
 
     source, whole, written = fingerprint(runs), True, []
@@ -42,6 +42,9 @@ def draw_all(
         if not found:
             (folder / f"{draw.__name__}.{format}").unlink(missing_ok=True)  # of earlier settings or an earlier program
         written += found
+    for x in axes.SPARSITY:  # those that `combine_plots.py --x` has drawn are to show the same rounds
+        if x != "remaining" and (folder / f"comparison_{x}.{format}").exists():
+            comparison.comparison(runs, folder, format, x)
     if whole and written:
         record(folder, format, source, written)
     return written

@@ -71,7 +71,9 @@ def figures(runs: Sequence[Run]) -> dict[str, bytes]:
 def page(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], figures: Mapping[str, bytes]) -> str:
     """The page as HTML. What users named is escaped; figures are pictures, in which no script runs. What cannot be read
     is left out, as in `figures`."""
-    config = files.read_json(runs[0].dumps / "config.json")
+    arms = verdict.in_order([run.arm for run in runs])
+    runs = sorted(runs, key=lambda run: (arms.index(run.arm), run.seed))
+    configs = [files.read_json(run.dumps / "config.json") for run in runs]
     maps, maps_of, kinds = list[dict[str, str]](), "", list[list[str]]()
     with contextlib.suppress(*UNUSABLE):
         maps, maps_of = _maps(runs)
@@ -89,9 +91,9 @@ def page(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], fig
         rows=[_row(line) for line in table.to_dict("records")],
         kinds=kinds,
         kinds_of=runs[0].arm,
-        chosen=_settings(config.get("settings", {})),
-        command=_command(config),
-        made_by=_made_by(config),
+        chosen=_settings(configs[0].get("settings", {})),
+        commands=[command for command in dict.fromkeys(map(_command, configs)) if command],
+        made_by=list(dict.fromkeys(line for config in configs for line in _made_by(config))),
     )
 
 
@@ -126,11 +128,14 @@ def _kinds(runs: Sequence[Run]) -> list[list[str]]:
 
 
 def _settings(given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The settings of config.json beside their defaults, those that differ first."""
+    """The settings of config.json beside their defaults, those that differ first. Arms and trials, of which each
+    command may have added some, are in the table of rounds."""
     usual = {spec.name: as_text(spec.default) for spec in dataclasses.fields(Config)}
     usual["data"] = as_text(None)  # the project's own folder, which each machine has elsewhere
     rows = []
     for name, value in given.items():
+        if name in ("prune_type", "trials", "seed"):
+            continue
         text = as_text(tuple(value)) if isinstance(value, list) else as_text(value)
         default = usual.get(name, "")
         shown = {"value": text.replace("None", "-"), "default": default.replace("None", "-")}

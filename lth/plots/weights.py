@@ -114,7 +114,8 @@ def _filters(drawer: Drawer, name: str, file: Path, most: int = 24) -> None:
         ticket = drawer.ticket(number)
         drawn[number] = filter_sheet(ticket.start[name], ticket.masks[name], most)
     first = drawn[chosen[0]]
-    limit = float(np.quantile(np.abs(first[np.isfinite(first)]), 0.97)) or 1.0  # a few large ones would grey all others
+    known = np.abs(first[np.isfinite(first) & (first != PRUNED)])
+    limit = (float(np.quantile(known, 0.97)) if known.size else 0.0) or 1.0  # a few large ones would grey all others
     channels, total = drawer.ticket(chosen[0]).masks[name].shape[1], drawer.ticket(chosen[0]).masks[name].shape[0]
     across = "" if channels == 1 else f", {channels} input channels side by side"
     what = f"filters of the first layer at the start ({drawer.run.arm}, seed {drawer.run.seed})"
@@ -187,7 +188,7 @@ def initial_weights(runs: Sequence[Run], folder: Path, format: str = "png", line
                 values = samples[number][name]
                 if len(values) > 1:
                     x, density = smooth_density(values, limit)
-                    label = f"{labels.percent(remaining[number])}%" + (" (all)" if number == 0 else "")
+                    label = f"{labels.percent(remaining[number])}%" + (" (all)" if remaining[number] > 99.9 else "")
                     axes.plot(x, density, color=color, linestyle=dashes, linewidth=1.5, label=label)
             axes.set_title(name)
             axes.set_xlim(-limit, limit)

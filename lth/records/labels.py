@@ -24,6 +24,7 @@ SAID: dict[str, str | dict[str, str]] = {  # by value where that reads better; `
     "fc_percent": "matrices {}%",
     "output_percent": "output layer {}%",
     "target_remaining": "pruned down to {}%",
+    "prune_iterations": "{} rounds",
     "prune_scope": {"layer": "compared within layers", "global": "compared over all layers"},
     "prune_method": {"magnitude": "the smallest weights pruned", "*": "pruned by {}"},
     "rewind": {"0": "reset to initial weights", "*": "rewound to {}"},
@@ -113,8 +114,8 @@ def _deciding(run: Run) -> dict[str, str]:
     if not isinstance(chosen, dict):
         return {}
     told = {**_usual(), **{str(name): str(value) for name, value in chosen.items()}}
-    overruled = {"prune_iterations"} | ({"prune_percent"} if told.get("target_remaining", "None") != "None" else set())
-    return {name: value for name, value in told.items() if name not in overruled}
+    overruled = "prune_percent" if told.get("target_remaining", "None") != "None" else "prune_iterations"
+    return {name: value for name, value in told.items() if name != overruled}
 
 
 def _usual() -> dict[str, str]:

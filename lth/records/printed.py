@@ -51,6 +51,9 @@ def _explanation(table: pd.DataFrame) -> str:
         "test: accuracy at early stop, mean over trials, in percent. vs dense: points above the trial's dense "
         f"network{band}. ES: early stop as a share of the dense network's ({dense} iterations)."
     )
+    spread = table.groupby("round")["remaining"].agg(["min", "max"])
+    if (spread["max"] > 1.01 * spread["min"]).any():
+        text += f" weights: of {verdict.in_order(table['arm'])[0]}; other arms keep others (verdict.csv)."
     if table["winning"].any():
         text += " Winning tickets: ** better than dense and no later, * no worse and no later."
     return text

@@ -27,6 +27,12 @@ def sentences(table: pd.DataFrame) -> list[str]:
             f"Only {what} has been trained so far: {dense['test']:.2f}% test accuracy at "
             f"iteration {dense['ES']:,.0f} ({_rests_on(table)})."
         ]
+    first = table[table["round"] == 0].iloc[0]
+    if not verdict.learned(first["remaining"], first["supermask"], first["test"]):
+        return [
+            f"The dense network has learned nothing: {first['test']:.2f}% test accuracy, {first['supermask']:.2f}% "
+            f"before training ({_rests_on(table)}). No ticket can be judged by it."
+        ]
     arms = verdict.in_order(table["arm"])
     finders = [arm for arm in arms if verdict.finds_tickets(arm)]
     told = [_finder(arm, verdict.pruned(table, arm)) for arm in finders]
@@ -60,8 +66,8 @@ def _beyond(after: Sequence[Row]) -> str:
     out = next((row for row in after if verdict.falls_out(row)), None)
     if out and out is not after[0]:
         text += f", at {_share(out)} {_why_not(out)}"
-    again = [_share(row) for row in after if row["winning"]]
-    return f"{text}; {' and '.join(again)}, taken alone, would be one again" if again else text
+    again = [row for row in after if row["winning"]]
+    return f"{text}; {_shares(again)}, taken alone, would be one again" if again else text
 
 
 def _no_winner(arm: str, rows: Sequence[Row]) -> str:
@@ -72,12 +78,15 @@ def _no_winner(arm: str, rows: Sequence[Row]) -> str:
         out = next(row for row in rows if verdict.falls_out(row))
         return (
             f"No ticket of {arm} is a winning one down to which none falls out: at {_share(out)} it is "
-            f"{_why_not(out)}; taken alone, {' and '.join(map(_share, winning))} would be"
+            f"{_why_not(out)}; taken alone, {_shares(winning)} would be"
         )
     accurate = [row for row in rows if row["accuracy"] in ACCURATE]
     if accurate:
         best = max(accurate, key=lambda row: row["difference"])
-        return f"{start}: they are accurate enough but too late (the best: {_there(best)}, at {_share(best)})"
+        late = "too late" if all(row["stop"] == LATER for row in accurate) else "perhaps too late"
+        who = "they are" if len(accurate) == len(rows) else f"those accurate enough, at {_shares(accurate)}, are"
+        what = f"accurate enough but {late}" if len(accurate) == len(rows) else late
+        return f"{start}: {who} {what} (the best: {_there(best)}, at {_share(best)})"
     if all(row["accuracy"] == WORSE for row in rows):
         return f"{start}: they are too inaccurate (the best: {_there(best)}, at {_share(best)})"
     return (
@@ -116,7 +125,7 @@ def _other(arm: str, rows: Sequence[Row]) -> str:
         on = f"from {_share(rows[falls])} on" if falls else "from the first pruning on"
         parts.append(f"{'' if held else 'is '}worse{than} {on} ({_points(rows[falls])} at {_share(rows[falls])})")
     elif worse:
-        shares = " and ".join(_share(rows[index]) for index in worse)
+        shares = _shares([rows[index] for index in worse])
         now = rows[-1]["accuracy"] if rows[-1]["accuracy"] in ACCURATE else "not beyond doubt"
         parts.append(f"{'' if held else 'is '}worse{than} at {shares}, but {now} at {_share(rows[-1])}")
     if not parts:
@@ -180,6 +189,10 @@ def _rests_on(table: pd.DataFrame) -> str:
 
 def _share(row: Row) -> str:
     return f"{percent(row['remaining'], 3)}%"
+
+
+def _shares(rows: Sequence[Row]) -> str:
+    return " and ".join(map(_share, rows))
 
 
 def _products(row: Row) -> str:

@@ -21,11 +21,23 @@ from lth.records.tables import Run
 from lth.settings.arms import ARMS
 
 COLUMNS = (
-    *("round", "remaining", "speedup", "arm", "trials", "test", "difference", "low", "high", "margin", "accuracy"),
+    *("round", "remaining", "speedup", "arm", "trials", "supermask", "test"),
+    *("difference", "low", "high", "margin", "accuracy"),
     *("ES", "ES_ratio", "ES_low", "ES_high", "ES_dense", "ES_last", "stop", "winning"),
 )
-MEASURED = ["remaining", "macs", "test", "difference", "ES", "last"]  # in each round of each trial
+# In each round of each trial:
+MEASURED = [
+    "remaining",
+    "macs",
+    "dense_macs",
+    "supermask",
+    "test",
+    "difference",
+    "ES",
+    "last",
+]
 CONFIDENCE = 0.95
+LEARNED = 1.0  # points of test accuracy that training brings a dense network at least, if it can judge tickets
 BETTER, NO_WORSE, WORSE = "better", "no worse", "worse"  # in accuracy
 NO_LATER, LATER = "no later", "later"  # in early stop
 OPEN = "open"  # the interval decides neither
@@ -52,7 +64,8 @@ def finds_tickets(arm: str) -> bool:
 
 def paired(runs: Sequence[Run]) -> pd.DataFrame:
     """A row a run and round: arm, seed, those of rounds.csv, and beside the run's own dense round `difference` (points
-    of test accuracy), `ES_ratio` and `ES_dense`; `last`, the last evaluation's iteration (NaN if not recorded).
+    of test accuracy), `ES_ratio` and `ES_dense`; `last`, the last evaluation's iteration, and `dense_macs`, the
+    multiply-adds with all weights (both NaN if not recorded).
     ValueError if the runs are not of one model, data set and settings, or of different experiments."""
     kinds = {(run.root, run.arch_type, run.dataset, run.settings) for run in runs}
     if len(kinds) > 1:
@@ -68,11 +81,12 @@ def paired(runs: Sequence[Run]) -> pd.DataFrame:
             ES_ratio=found["ES"] / found["ES"].iloc[0],
             ES_dense=found["ES"].iloc[0],
             last=found["round"].map(_last_evaluations(run)).astype(float),
+            dense_macs=_dense_macs(run, found),
         )
         for run in runs
         if len(found := tables.table(run, "rounds"))
     ]
-    columns = [*tables.ROUNDS, "arm", "seed", "difference", "ES_ratio", "ES_dense", "last"]
+    columns = [*tables.ROUNDS, "arm", "seed", "difference", "ES_ratio", "ES_dense", "last", "dense_macs"]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
 
@@ -85,11 +99,27 @@ def _last_evaluations(run: Run) -> dict[int, int]:
     return evals.groupby("round")["iteration"].max().to_dict()
 
 
+def _dense_macs(run: Run, rounds: pd.DataFrame) -> float:
+    """The multiply-adds with all weights, which round 0 of a run with --ticket no longer has."""
+    if "macs" not in rounds:
+        return math.nan
+    first = float(rounds["macs"].iloc[0])
+    if rounds["remaining"].iloc[0] == 100:
+        return first
+    try:
+        layers = tables.table(run, "layers")
+    except RecordError:
+        return math.nan
+    start = layers[layers["round"] == 0]
+    return first + float((start["dense_macs"] - start["macs"]).sum())
+
+
 def table(runs: Sequence[Run]) -> pd.DataFrame:
     """A row a round and arm, over the trials that have finished the round (columns COLUMNS).
 
-    test and ES are means. difference is the mean, over trials, of test accuracy minus that of the trial's dense round;
-    low and high are its 95% interval (`interval`), NaN with fewer than two trials. accuracy says what that is:
+    test and ES are means, as is supermask, the test accuracy before training (NaN if not recorded). difference is the
+    mean, over trials, of test accuracy minus that of the trial's dense round; low and high are its 95% interval
+    (`interval`), NaN with fewer than two trials. accuracy says what that is:
 
     - better: the whole interval lies above 0;
     - no worse: the mean is not below 0, and the interval excludes a loss of more than `margin` points;
@@ -100,7 +130,8 @@ def table(runs: Sequence[Run]) -> pd.DataFrame:
     ES_ratio is mean ES by mean ES of the dense rounds (ES_dense), from ES_low to ES_high with 95% confidence. stop:
     `no later` if it is at most 1, `later` if the whole interval is above 1, else `open`. ES_last counts the trials
     whose ES is their last evaluation. winning, for arms that find tickets: better or no worse, and no later (Frankle &
-    Carbin, Section 1). ValueError if the runs are not of one model, data set and settings.
+    Carbin, Section 1), than a dense network that has `learned`. ValueError if the runs are not of one model, data set
+    and settings.
     """
     return judged(paired(runs))
 
@@ -119,27 +150,37 @@ def judged(rounds: pd.DataFrame) -> pd.DataFrame:
     """The table of rounds as `paired` gives them."""
     rows: list[dict[str, Any]] = []
     if "macs" not in rounds:  # not counted, or by an older version
-        rounds = rounds.assign(macs=math.nan)
+        rounds = rounds.assign(macs=math.nan, dense_macs=math.nan)
+    if "supermask" not in rounds:
+        rounds = rounds.assign(supermask=math.nan)
     for arm, lines in rounds.groupby("arm"):
         wide = lines.pivot(index="seed", columns="round", values=MEASURED)
         numbers = sorted(lines["round"].unique())
         parts = wide.to_numpy(float).reshape(len(wide), len(MEASURED), -1).transpose(1, 0, 2)
-        remaining, macs, test, gains, stops, last = parts
+        remaining, macs, dense_macs, supermask, test, gains, stops, last = parts
+        able = learned(remaining[:, 0].mean(), supermask[:, 0].mean(), test[:, 0].mean())
         for place, number in enumerate(numbers):
             has = ~np.isnan(gains[:, place])  # a trial that has a round has all before it
             gain, stop = gains[has, : place + 1], stops[has, : place + 1]
             row: dict[str, Any] = {
                 **{"round": int(number), "remaining": remaining[has, place].mean(), "arm": arm},
-                "speedup": _ratios(macs[has, 0], macs[has, place]).mean(),
-                **{"trials": int(has.sum()), "test": test[has, place].mean()},
+                "speedup": _ratios(dense_macs[has, place], macs[has, place]).mean(),
+                "trials": int(has.sum()),
+                **{"supermask": supermask[has, place].mean(), "test": test[has, place].mean()},
                 **_accuracy(gain, float((test[has, place] - gain[:, -1]).mean())),
                 **_stop(stop),
                 "ES_last": int((stop[:, -1] >= last[has, place]).sum()),
             }
             wins = row["accuracy"] in ACCURATE and row["stop"] == NO_LATER and finds_tickets(str(arm))
-            rows.append({**row, "winning": wins})
+            rows.append({**row, "winning": wins and able})
     places = {arm: index for index, arm in enumerate(in_order([row["arm"] for row in rows]))}
     return pd.DataFrame(sorted(rows, key=lambda row: (row["round"], places[row["arm"]])), columns=list(COLUMNS))
+
+
+def learned(remaining: float, before: float, after: float) -> bool:
+    """Whether training has brought round 0, with that percent of the weights, from one test accuracy to a higher one: a
+    dense network that is as good before has learned nothing. Tickets of other runs (--ticket) may be good before."""
+    return math.isnan(before) or remaining < 99.9 or after >= before + LEARNED
 
 
 def _ratios(dense: np.ndarray, left: np.ndarray) -> np.ndarray:

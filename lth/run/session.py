@@ -33,13 +33,13 @@ from lth.run.queue import Queue
 from lth.run.tasks import by_run, plan, runs_of, tasks_of, trainings
 from lth.run.tensorboard import Board
 from lth.run.terminal import wrapped
-from lth.settings import checks, names
+from lth.settings import checks, combinations, names
 from lth.settings.arms import ARMS
 from lth.settings.config import Config, ConfigError, usual_valid_size
 from lth.settings.values import as_text
 from lth.training import fit, models, sparse
 from lth.training.problem import Problem, stack_size
-from lth.training.schedule import check_plan
+from lth.training.schedule import check_plan, seldom
 
 
 class TrialsFailed(Exception):
@@ -309,7 +309,9 @@ def _announce(prepared: Sequence[Prepared], device: torch.device, place: str, sa
         config, stack = one.config, stack_size(one.config, one.problem, device)
         remarks[names.assumed(config.arch_type, one.runs[0].dataset, config.data) or ""] = None
         remarks[layers.left_alone(one.problem.make(), config.prune_embeddings) or ""] = None
+        remarks |= dict.fromkeys(combinations.unused(config))
         remarks[_alike(one)] = None
+        remarks[seldom(config, (len(one.images.train) - (config.valid_size or 0)) // config.batch_size)] = None
         if stack < (config.stack or 1):
             alone = f"--stack {config.stack}: torch.func.vmap cannot follow this model, each run is trained alone"
             remarks[alone] = None

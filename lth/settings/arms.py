@@ -53,13 +53,13 @@ class Arm:
 
 
 class Arms(dict[str, Arm]):
-    """Arms by name. Beside those listed, every arm that finds a mask has its controls, such as `random_shuffle`."""
+    """Arms by name. Beside those listed, every arm that finds a mask has its controls, such as `random_shuffle`; those
+    of lt are called ticket_reinit and so on."""
 
     def __missing__(self, name: str) -> Arm:
         for control, made in CONTROLS.items():
-            named = name.removesuffix(f"_{control}")
-            of = "lt" if named == "ticket" else named
-            if of != name and dict.__contains__(self, of) and not self[of].mask_of and named != "lt":
+            of = name.removesuffix(f"_{control}")
+            if of not in (name, "lt") and dict.__contains__(self, of) and not self[of].mask_of:
                 return replace(made, mask_of=of, help=made.help.replace("ARM", of))
         raise KeyError(name)
 
@@ -110,10 +110,10 @@ ARMS = Arms(
         start="given",
         schedule="whole",
     ),
-    ticket_reinit=replace(CONTROLS["reinit"], mask_of="lt", help="the masks that lt found, fresh random weights"),
-    ticket_shuffle=replace(
-        CONTROLS["shuffle"], mask_of="lt", help="lt's counts a layer, places shuffled, original initial weights"
-    ),
+    **{
+        f"ticket_{name}": replace(control, mask_of="lt", help=control.help.replace("ARM", "lt"))
+        for name, control in CONTROLS.items()
+    },
 )
 
 
@@ -126,6 +126,7 @@ CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "magnitude_increase": lambda initial, final: final.abs() - initial.abs(),
     "movement": lambda initial, final: (final - initial).abs(),
     "large_init": lambda initial, final: initial.abs(),
+    # The paper multiplies one of them so that the percentiles of both are the same.
     "large_init_large_final": lambda initial, final: initial.abs().minimum(final.abs()),
     # The paper has max(0, .) of this, which leaves the order of weights with a new sign to chance; here those go first.
     "large_final_same_sign": lambda initial, final: final * initial.sign(),

@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from lth.settings.arms import ARMS
+from lth.settings.values import as_text
 
 if TYPE_CHECKING:
     from lth.settings.config import Config
@@ -45,6 +46,24 @@ def problems(config: Config) -> list[str]:
     if not config.prune_type:
         found.append(f"--prune_type needs at least one of {', '.join(ARMS)}")
     return found
+
+
+def unused(config: Config) -> list[str]:
+    """Sentences about settings that name a folder and that none of the arms asked for looks at."""
+    arms = [ARMS[name] for name in config.prune_type]
+    finders = [ARMS[arm.mask_of] if arm.mask_of else arm for arm in arms]
+    looked_at = {
+        "random_rates": any(arm.compared == "layer" for arm in finders),
+        "score_batches": any(arm.scores in ("snip", "grasp") for arm in finders),
+        "prune_method": any(arm.scores == "criterion" for arm in finders),
+        "rewind": any(arm.schedule == "rewound" for arm in arms),
+    }
+    told = " ".join(config.prune_type)
+    return [
+        f"--{spec.name} {as_text(value)} is in the folder's name and changes nothing: {told} does not use it"
+        for spec in dataclasses.fields(config)
+        if not looked_at.get(spec.name, True) and (value := getattr(config, spec.name)) != spec.default
+    ]
 
 
 def takes_over(config: Config) -> list[str]:

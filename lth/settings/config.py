@@ -93,7 +93,7 @@ class Config:
         RUN,
         f"the arms to run, one or several. {ARM_HELP}",
         choices=ARMS,
-        or_else=f", or one of them with {' or '.join(f'_{name}' for name in CONTROLS)}",
+        or_else=f", or one but lt with {' or '.join(f'_{name}' for name in CONTROLS)}",
         many=True,
     )
     arch_type: str = side("fc1", RUN, "the model: a file under archs/<dataset>/", plain_name)
@@ -136,7 +136,10 @@ class Config:
         "layer", PRUNE, "compare weights within each layer, or over all layers", choices=("layer", "global")
     )
     prune_method: str = setting(
-        "magnitude", PRUNE, "what scores a weight; the lowest are pruned", choices=tuple(CRITERIA)
+        "magnitude",
+        PRUNE,
+        f"what scores a weight, {', '.join(CRITERIA)}; the lowest are pruned",
+        choices=tuple(CRITERIA),
     )
     random_rates: str = setting(
         "uniform",

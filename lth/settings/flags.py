@@ -70,7 +70,7 @@ def parser(prog: str = "main.py") -> argparse.ArgumentParser:
         facts = spec.metadata
         group = groups.setdefault(facts["group"], None) or made.add_argument_group(facts["group"])
         groups[facts["group"]] = group
-        shown = "" if spec.default in (None, (), False) else f" (default: {_shown(spec.default)})"
+        shown = "" if spec.default in (None, ()) or spec.default is False else f" (default: {_shown(spec.default)})"
         options: dict[str, Any] = {
             "dest": spec.name,
             "default": argparse.SUPPRESS,
@@ -131,11 +131,13 @@ def parse(argv: Sequence[str], prog: str = "main.py", swept: Mapping[str, Any] |
                 problems += error.problems
     if swept is not None:  # the name in a config.json was one experiment's
         settings.pop("name", None)
+    whole: dict[str, Any] = {}
     try:
-        given |= _whole_pruning(given)
+        whole = _whole_pruning(given)
     except ConfigError as error:
         problems += error.problems
-    settings = {name: value for name, value in settings.items() if name not in _ruled_out(given)} | given
+    given |= whole
+    settings = {name: value for name, value in settings.items() if name not in _ruled_out(given, bool(whole))} | given
 
     values = {}
     for name, value in settings.items():
@@ -162,7 +164,8 @@ def parse(argv: Sequence[str], prog: str = "main.py", swept: Mapping[str, Any] |
 
 def _meant(value: Any, choices: Iterable[str]) -> str:
     words = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-    return next((hint for word in words if word not in choices and (hint := nearest(str(word), choices))), "")
+    words = [re.sub("^lt_", "ticket_", str(word)) for word in words]  # as lt's controls are called
+    return next((hint for word in words if word not in choices and (hint := nearest(word, choices))), "")
 
 
 def unknown_problems(made: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
@@ -239,10 +242,12 @@ def _config_file(path: str, given: Container[str]) -> dict[str, Any]:
     return settings
 
 
-def _ruled_out(given: dict[str, Any]) -> set[str]:
-    """The settings of a preset or a config.json that cannot stand beside a flag that was given: the flag wins."""
+def _ruled_out(given: dict[str, Any], whole: bool) -> set[str]:
+    """The settings of a preset or a config.json that cannot stand beside a flag that was given: the flag wins. `whole`:
+    --prune_pc was."""
     rates = {"prune_percent", "conv_percent", "fc_percent", "output_percent"}
-    ruled_out = rates if "target_remaining" in given else {"target_remaining"} if rates & given.keys() else set()
+    ruled_out = rates if whole or "target_remaining" in given else set[str]()
+    ruled_out |= {"target_remaining"} if rates & given.keys() else set()
     return ruled_out | ({"momentum", "nesterov"} if given.get("optimizer", "sgd") != "sgd" else set())
 
 

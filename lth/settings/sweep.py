@@ -36,7 +36,7 @@ def parse(argv: Sequence[str]) -> dict[Config, dict[str, str]]:
     given = vars(flags.parser().parse_known_args(argv)[0])
     if not given.get("sweep"):
         return {flags.parse(argv): {}}
-    choices, problems = _choices(given["sweep"])
+    choices, problems = _choices(given["sweep"], "target_remaining" in given)
     if given.get("name"):
         problems.append("--name would give all combinations of --sweep one folder: leave it out")
     found: dict[Config, dict[str, str]] = {}
@@ -74,9 +74,12 @@ def label(texts: Mapping[str, str]) -> str:
     return " ".join(text if name in ("arch_type", "dataset") else f"{name}={text}" for name, text in texts.items())
 
 
-def _choices(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """The values, as text, of each setting that is swept, and what is wrong with the words."""
+def _choices(words: Sequence[str], target: bool) -> tuple[dict[str, list[str]], list[str]]:
+    """The values, as text, of each setting that is swept, and what is wrong with the words. `target`: whether
+    --target_remaining is given, where the number of rounds decides how much each prunes."""
     choices: dict[str, list[str]] = {}
+    target = target or any(word.startswith("target_remaining=") for word in words)
+    allowed = (*ALLOWED, "prune_iterations") if target else ALLOWED
     problems = []
     for word in words:
         said, equals, values = word.partition("=")
@@ -86,7 +89,7 @@ def _choices(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
             problems.append(f"--sweep must be NAME=VALUE,VALUE,..., not {word!r}")
         elif not name:
             problems.append(f"--sweep {said} is no setting{nearest(said, NAMES)}")
-        elif name not in ALLOWED and not flags.FIELDS[name].metadata.get("changes_numbers", True):
+        elif name not in allowed and not flags.FIELDS[name].metadata.get("changes_numbers", True):
             instead = INSTEAD.get(name, f"give --{name} itself, once for all")
             problems.append(f"--sweep {name} does not change what is trained: {instead}")
         elif name in choices:

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
-from lth import chance
+from lth import chance, layers
 from lth.data.feed import Feed
 from lth.settings.config import derive_seed
 from lth.training.models import State
@@ -70,15 +69,9 @@ def _renew_statistics(network: Network, batches: Iterable[tuple[Tensor, Tensor]]
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.zero_()
         norm.momentum = None  # a plain mean over the batches, the first of which leaves nothing of what was there
-    _without_dropout(network.model)
+    layers.without_dropout(network.model)
     for images, labels in batches:
         network.losses(images, labels)  # of the whole batch at once, as in training
-
-
-def _without_dropout(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, _DropoutNd):
-            module.eval()
 
 
 def _error(network: Network, chunks: Iterable[tuple[Tensor, Tensor]]) -> float:

@@ -89,13 +89,17 @@ class Network:
     def logits(self, images: Tensor, shared: bool) -> Tensor:
         """The logits (T, n, classes) of images (T * n, ...), or of images (n, ...) that all trials share."""
         if self.trials == 1:
-            return torch.cat([self.forward(self.model, part) for part in images.split(self.at_once)])[None]
+            return torch.cat([self._answers(self.model, part) for part in images.split(self.at_once)])[None]
 
         def call(tensors: State, images: Tensor) -> Tensor:
-            return self.forward(self._bind(tensors), images)
+            return self._answers(self._bind(tensors), images)
 
         parts = images if shared else images.unflatten(0, (self.trials, -1))
         return vmap(call, in_dims=(0, None if shared else 0))(self.tensors, parts)
+
+    def _answers(self, call: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Logits (n, classes), also of a model that squeezes away the dimension of a last image that comes alone."""
+        return self.forward(call, images).reshape(len(images), -1)
 
     def losses_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of each trial, (T,), from logits (T, n, classes) and labels (T, n)."""

@@ -54,6 +54,18 @@ def make_plan(config: Config, epoch_steps: int, schedule: str, number: int) -> P
     )
 
 
+def seldom(config: Config, epoch_steps: int) -> str:
+    """A sentence about rounds that are evaluated at their end alone; nothing of others."""
+    steps = config.end_iter.iterations(epoch_steps)
+    if config.valid_freq.iterations(epoch_steps, steps) < steps:
+        return ""
+    what = {"ep": " (epochs)", "it": "", "%": ""}[config.valid_freq.unit]
+    return (
+        f"--valid_freq {config.valid_freq}{what}: each round is evaluated once, at its end after {steps:,} iterations, "
+        "so that early stop says nothing"
+    )
+
+
 def check_plan(config: Config, epoch_steps: int) -> list[str]:
     """What is wrong with the settings' durations for a training set of `epoch_steps` steps an epoch."""
     steps, problems = config.end_iter.iterations(epoch_steps), []

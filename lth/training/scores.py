@@ -17,8 +17,8 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.dropout import _DropoutNd
 
+from lth import layers
 from lth.pruning import Masks
 from lth.settings.checks import first_line, said
 from lth.training.network import Criterion
@@ -79,11 +79,11 @@ SCORES: dict[str, Score] = {"snip": snip, "grasp": grasp, "synflow": synflow}
 def scored(method: str, model: nn.Module, masks: Masks, batches: Batches, criterion: Criterion) -> dict[str, Tensor]:
     """The scores `method`, a name in SCORES, of the weights under `masks`; `model` is left as it was.
 
-    They are found in training but for dropout, and in double precision, with PyTorch's quickest products. Where the
-    model's code fails so, with products that can be derived twice, which those of attention and recurrent layers cannot
-    always; and then in the model's own precision, since code may make tensors of its own, in float32. A warning says
-    so once. torch.OutOfMemoryError where memory is short, whichever: what there is of it must decide no mask. If all
-    fails, the first failure.
+    They are found in training without the dropout of PyTorch's layers, and in double precision, with PyTorch's quickest
+    products. Where the model's code fails so, with products that can be derived twice, which those of attention and
+    recurrent layers cannot always; and then in the model's own precision, since code may make tensors of its own, in
+    float32. A warning says so once. torch.OutOfMemoryError where memory is short, whichever: what there is of it must
+    decide no mask. If all fails, the first failure.
     """
     double = next(model.parameters()).device.type != "mps"  # which has no float64
     first: Exception | None = None
@@ -108,11 +108,12 @@ def _tried(
 ) -> dict[str, Tensor]:
     """The scores in double precision, if `exact`, and with products that can be derived twice, if `plain`."""
     made = copy.deepcopy(model).train()
-    for module in made.modules():
-        if isinstance(module, _DropoutNd):
-            module.eval()
+    layers.without_dropout(made)
     with _plain_products() if plain else nullcontext():
-        return SCORES[method](made.double() if exact else made, masks, batches, criterion)
+        found = SCORES[method](made.double() if exact else made, masks, batches, criterion)
+    if not all(score.isfinite().all() for score in found.values()):  # a NaN would be neither kept nor pruned
+        raise FloatingPointError("scores that are not finite")
+    return found
 
 
 def _memory_is_short(error: Exception) -> bool:

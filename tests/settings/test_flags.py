@@ -134,9 +134,10 @@ def test_presets_are_the_papers_table(name: str) -> None:
         (["--preset", "lenet", "--target_remaining", "5"], {"target_remaining": 5, "output_percent": None}),
         (["--preset", "resnet18", "--optimizer", "adam"], {"optimizer": "adam", "momentum": 0, "weight_decay": 1e-4}),
         (
-            ["--preset", "lenet", "--prune_pc", "0.5", "--prune_rounds", "1"],
-            {"prune_percent": 50, "output_percent": 10},
+            ["--preset", "conv6", "--prune_pc", "0.5", "--prune_rounds", "1"],  # of every layer: that is what it says
+            {"prune_percent": 50, "conv_percent": None, "output_percent": None},
         ),
+        (["--preset", "lenet", "--prune_pc", "0.5", "--output_percent", "10"], {"output_percent": 10}),
         (["--preset", "conv2", "--dataset", "cifar100"], {"dataset": "cifar100"}),
     ],
 )
