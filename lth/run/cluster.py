@@ -38,7 +38,7 @@ from lth.records.lock import Locks
 from lth.records.tables import Run
 from lth.run.about import about_command
 from lth.run.holding import Prepared, Shared
-from lth.run.jobs import Outcome, Tell
+from lth.run.jobs import FATAL, Outcome, Tell
 from lth.run.processes import Experiments
 from lth.run.queue import Claim, begin, gave_up
 from lth.settings import names
@@ -282,7 +282,7 @@ def _train(work: Work, tell: Tell, stop: Callable[[], bool]) -> State:
             experiments = Experiments({claim.config: (config, images)}, device, tell, stop)
             try:
                 failed = experiments.do(replace(claim, runs=tuple(held)))
-            except (Stopped, RecordError):
+            except (Stopped, *FATAL):
                 raise
             except Exception as error:
                 failed = dict.fromkeys(held, str(error))

@@ -9,6 +9,10 @@ import torch
 from lth.settings.config import ConfigError
 
 
+class DeviceError(Exception):
+    """This process can no longer use its device; the message is one sentence for the user."""
+
+
 def choose(gpu: str | None) -> tuple[torch.device, str]:
     """The device that --gpu means, and a sentence about it where nobody asked for it.
 
@@ -34,3 +38,13 @@ def choose(gpu: str | None) -> tuple[torch.device, str]:
 def name(device: torch.device) -> str:
     """The name of a GPU, or the kind of processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()}"
+
+
+def answers(device: torch.device) -> bool:
+    """Whether a device still computes: after some errors in a GPU, the process that met them can do nothing on it."""
+    try:
+        return torch.ones(1, device=device).add(1).item() == 2
+    except torch.OutOfMemoryError:  # others may have filled it
+        return True
+    except RuntimeError:
+        return False

@@ -17,13 +17,14 @@ from lth.records.events import Event, Note
 from lth.records.files import RecordError
 from lth.records.lock import Lost
 from lth.records.tables import Run
+from lth.run.device import DeviceError
 from lth.run.queue import Claim, Queue
 from lth.training.train import Stopped
 
 POLL = 0.2  # seconds between looks at the workers
 SHARE = 20  # of the time that a look at the folder takes, others share it: so much longer until the next look
 LONGEST = 30.0  # seconds between looks at the folder
-FATAL = (RecordError, BrokenProcessPool)  # others stop what they happened to
+FATAL = (OSError, RecordError, DeviceError, BrokenProcessPool)  # of this machine; others are of what they happened to
 Tell = Callable[[Event], None]
 
 
@@ -91,8 +92,8 @@ def work(
 ) -> None:
     """Do everything in the queue; where other processes have `joined` in it, wait for what they do.
 
-    Raises Interrupted once everything has stopped after a signal; TrialError and RecordError of a claim after the
-    others have ended.
+    Raises Interrupted once everything has stopped after a signal; what a claim raised after the others have ended. What
+    is FATAL stops them, and says nothing about the claim's runs: another process may do them.
     """
     errors: list[BaseException] = []
     busy, over, told, waiting, next_look = 0, False, False, False, 0.0

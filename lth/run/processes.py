@@ -24,10 +24,13 @@ from lth.data.images import Images
 from lth.experiment import Experiment
 from lth.records import given
 from lth.records.events import Event
+from lth.records.files import RecordError
 from lth.records.tables import Run
+from lth.run import device as devices
 from lth.run.jobs import POLL, Outcome, Tell
 from lth.run.queue import Claim
-from lth.settings.config import Config
+from lth.settings import checks
+from lth.settings.config import Config, ConfigError
 
 Data = Mapping[Config, tuple[Config, Images]]  # of each experiment, the settings as the data settle them, and these
 
@@ -49,7 +52,19 @@ class Experiments:
         self.of: Config | None = None
 
     def do(self, claim: Claim) -> dict[Run, str]:
-        """Train what the claim says; gives those of its runs that ended early, with the reason."""
+        """Train what the claim says; gives those of its runs that ended early, with the reason. DeviceError if the
+        device died of it; RecordError if files that the settings name have been spoiled since the command began."""
+        try:
+            return self._do(claim)
+        except ConfigError as error:
+            raise RecordError(f"{error} (all was well when the command began)") from None
+        except Exception as error:
+            if devices.answers(self.device):
+                raise
+            dead = f"{self.device} can no longer be used by this process: the same command again goes on from here"
+            raise devices.DeviceError(f"{checks.first_line(error)}; {dead}") from error
+
+    def _do(self, claim: Claim) -> dict[Run, str]:
         if self.of != claim.config:
             config, images = self.data[claim.config]
             kind = Connectivity if config.connectivity else Experiment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import socket
 import sys
@@ -70,6 +71,18 @@ def test_an_error_of_the_experiment_is_a_state_and_not_tried_again(place: Path) 
     state = cluster.do(work(config))
     assert "the loss became" in state.failed[0] and state.notes[0].failed and state.error is None
     assert "the loss became" in (runs_of(config)[0].dumps / FAILED).read_text()
+
+
+def test_what_is_wrong_with_a_node_is_no_fault_of_the_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(place)
+
+    def full(self: Any, claim: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cluster.Experiments, "do", full)
+    error = cluster.do(work(config)).error
+    assert isinstance(error, OSError) and error.errno == errno.ENOSPC
+    assert not (runs_of(config)[0].dumps / FAILED).exists()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from helpers import CPU, Told, experiment, settings
 
 import main
@@ -18,10 +19,11 @@ import utils
 from lth import data
 from lth.experiment import Experiment, TrialError
 from lth.records import tables
-from lth.records.events import Note
+from lth.records.events import Evaluated, Event, Note
 from lth.records.files import RecordError
 from lth.run import jobs, processes
-from lth.run.queue import Claim, Queue
+from lth.run.device import DeviceError
+from lth.run.queue import FAILED, Claim, Queue
 from lth.run.tasks import runs_of
 
 NAMES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -48,7 +50,7 @@ def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "ProcessPoolExecutor", Threads)
 
 
-@pytest.mark.parametrize("kind", [TrialError, RecordError, RuntimeError])
+@pytest.mark.parametrize("kind", [TrialError, RecordError, RuntimeError, DeviceError, BrokenPipeError])
 @pytest.mark.parametrize("size", [1, 2])
 def test_what_a_worker_raises_is_raised_once_the_others_have_ended(
     place: Path, in_threads: None, monkeypatch: pytest.MonkeyPatch, kind: type[Exception], size: int
@@ -77,8 +79,53 @@ def test_what_a_worker_raises_is_raised_once_the_others_have_ended(
     with pytest.raises(kind, match=r"^it broke$"):
         jobs.work(Queue([config], lambda run: run), workers, Told())
     broken, whole = runs_of(config)
-    ended_early = kind is RecordError  # which the others stop for
+    ended_early = kind not in (TrialError, RuntimeError)  # the others stop for it
     assert not tables.finished_rounds(broken) and (ended_early or tables.finished_rounds(whole) == 2)
+    assert (broken.dumps / FAILED).exists() != ended_early, "all that --join skip what is said to have failed"
+    assert not (whole.dumps / FAILED).exists()
+
+
+def test_an_output_that_is_closed_is_no_fault_of_the_runs(place: Path) -> None:
+    """As in `main.py --jobs 1 --join | head`."""
+    config = settings(place, trials=3)
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Evaluated):
+            raise BrokenPipeError("it is closed")
+
+    at_hand = {config: (config, data.load("tiny", place / "data"))}
+    with pytest.raises(BrokenPipeError, match=r"^it is closed$"):
+        jobs.work(Queue([config], lambda run: run), processes.workers(1, 1, at_hand, CPU, tell, lambda: False), tell)
+    assert not list(place.rglob(FAILED))
+
+
+def test_a_model_that_is_half_saved_is_no_fault_of_the_runs(place: Path) -> None:
+    config = settings(place, trials=3)
+    at_hand = {config: (config, data.load("tiny", place / "data"))}
+    workers = processes.workers(1, 1, at_hand, CPU, Told(), lambda: False)
+    (place / "archs" / "tiny" / "mlp.py").write_text("from torch import nn\n\n\nclass Mlp(nn.Mod")
+    with pytest.raises(RecordError, match=r"mlp\.py cannot be loaded: .* \(all was well when the command began\)$"):
+        jobs.work(Queue([config], lambda run: run), workers, Told())
+    assert not list(place.rglob(FAILED))
+
+
+def test_a_device_that_died_is_no_fault_of_the_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an assertion in a GPU, say: all further work of the process fails too, whatever it is."""
+    config = settings(place, trials=3)
+    at_hand = {config: (config, data.load("tiny", place / "data"))}
+
+    def run(self: Experiment, runs: Any, rounds: int) -> None:
+        monkeypatch.setattr(torch, "ones", dead)
+        raise TrialError("mlp failed in round 0 with AcceleratorError: CUDA error: unspecified launch failure")
+
+    def dead(*shape: int, device: torch.device) -> torch.Tensor:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(Experiment, "run", run)
+    with pytest.raises(DeviceError, match=r"^mlp failed in round 0 .* failure; cpu can no longer be used by this"):
+        workers = processes.workers(1, 1, at_hand, CPU, Told(), lambda: False)
+        jobs.work(Queue([config], lambda run: run), workers, Told())
+    assert not list(place.rglob(FAILED))
 
 
 def test_processes_start_with_so_many_threads_and_nothing_stays_of_it(
