@@ -27,6 +27,14 @@ class RecordError(Exception):
     """A result could not be written or read; the message is one sentence for the user."""
 
 
+class Unreadable(RecordError):
+    """A file is there, but cannot be read now: no right to, too many files open, a disk that does not answer. That
+    says nothing of its content."""
+
+    def __init__(self, file: Path, error: OSError) -> None:
+        super().__init__(f"{file} cannot be read ({error.strerror or error})")
+
+
 class Fence(Protocol):
     """The right to write, which may be lost (lth.records.lock.Held). Each has a higher number than those before."""
 
@@ -38,25 +46,31 @@ class Fence(Protocol):
 
 
 def problem(file: Path) -> str:
-    """Why a file cannot be read, as `is gone` or `is a named pipe`; nothing if it is there, and a file. Opening a pipe
-    or a device would wait for ever, or never end."""
+    """Why there is no file, as `is gone` or `is a named pipe`; nothing if there is one. Opening a pipe or a device
+    would wait for ever, or never end. Unreadable if it cannot be told."""
     try:
         mode = file.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):  # the latter where a folder on the way is a file
         return NOWHERE if file.is_symlink() else GONE
     except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
+        raise Unreadable(file, error) from None
     return "" if stat.S_ISREG(mode) else f"is {KINDS.get(stat.S_IFMT(mode), 'no file')}"
 
 
 def read(file: Path) -> bytes:
-    """The content of a file. FileNotFoundError if there is none, RecordError if something else is in its place."""
+    """The content of a file. FileNotFoundError if there is none, RecordError if something else is in its place or it
+    is Unreadable."""
     what = problem(file)
     if what in (GONE, NOWHERE):
         raise FileNotFoundError(f"{file} {what}")
     if what:
         raise RecordError(f"{file} {what}: move it away")
-    return file.read_bytes()
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Unreadable(file, error) from None
 
 
 def set_aside(file: Path, fence: Fence | None = None) -> Path:
@@ -91,7 +105,8 @@ def write_json(file: Path, content: Mapping[str, Any], fence: Fence | None = Non
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The content of a JSON file; empty if there is none or it is spoiled. RecordError if it is no file at all."""
+    """The content of a JSON file; empty if there is none or it is spoiled. RecordError if it is no file at all, or
+    Unreadable."""
     try:
         content = json.loads(read(file))
     except (OSError, ValueError):

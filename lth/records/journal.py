@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from lth.records.files import GONE, Fence, RecordError, problem, read, write
+from lth.records.files import GONE, Fence, RecordError, Unreadable, problem, read, write
 
 NAME = "journal.jsonl"  # as the run wrote its tables, a line of JSON a round
 WRITTEN_AFTER = ("rounds", "connectivity")  # the journal; the other tables before it
@@ -35,9 +35,11 @@ class Entry:
 
 def load(folder: Path) -> tuple[dict[int, Entry], str]:
     """The rounds in the journal of a run's folder dumps/..., and what is wrong with it, or nothing. FileNotFoundError
-    if there is none, as in results of older versions."""
+    if there is none, as in results of older versions; RecordError if it is Unreadable, which is no damage."""
     try:
         lines = read(folder / NAME).decode(errors="replace").splitlines()
+    except Unreadable:
+        raise
     except RecordError as error:
         return {}, str(error).removesuffix(": move it away")
     found = [_parsed(line) for line in lines]
@@ -80,17 +82,18 @@ def by_round(content: str) -> defaultdict[str, list[str]]:
 
 
 def rounds_in(file: Path) -> set[str]:
-    """The rounds of which a table has lines, as they are written there; none if it cannot be read."""
-    return set() if problem(file) else {*by_round(file.read_bytes().decode(errors="replace"))} - {COLUMNS}
+    """The rounds of which a table has lines, as they are written there; none if there is no such file."""
+    return set() if problem(file) else {*by_round(read(file).decode(errors="replace"))} - {COLUMNS}
 
 
 def differs(file: Path, expected: str, upto: int, missing: bool = False) -> str:
     """How a table is not as it must be in the rounds below `upto`, as `is gone`; nothing if it is. missing: whether it
-    may be. What a process that was stopped had begun to say of later rounds does no harm."""
+    may be. What a process that was stopped had begun to say of later rounds does no harm. RecordError if it is
+    Unreadable."""
     what = problem(file)
     if what:
         return "" if missing and what == GONE else what
-    content = file.read_bytes().decode(errors="replace")
+    content = read(file).decode(errors="replace")
     if content == expected:
         return ""
     found, wanted = content.splitlines(), expected.splitlines()

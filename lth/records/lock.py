@@ -119,7 +119,7 @@ class Locks:
     def release(self, folder: Path) -> None:
         """Give a lock back, if it is still this process's."""
         held = self._held.pop(folder, None)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RecordError):
             if held is not None and _read(held.file) == held.content:
                 held.file.unlink()
                 _tidy(held.file)

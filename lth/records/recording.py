@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -102,13 +103,16 @@ def share_connectivity(run: Run, sibling: Run) -> bool:
     return True
 
 
-def keep_rounds(run: Run, rounds: int) -> None:
-    """Take everything of the rounds from number `rounds` on off the tables, rounds.csv first."""
-    kept = entries(run)[:rounds]
+def keep_rounds(run: Run, rounds: int) -> Path:
+    """Take everything of the rounds from number `rounds` on off the tables, rounds.csv first. Gives the copy of the
+    journal that still has them."""
+    kept, copy = entries(run)[:rounds], run.dumps / f"{journal.NAME}.before-{time.strftime('%Y%m%d-%H%M%S')}"
+    files.share(run.dumps / journal.NAME, copy, run.fence)
     for name in TABLES:
         if (run.dumps / f"{name}.csv").exists():
             _write_table(run, name, kept)
     journal.save(run.dumps, kept, run.fence)  # last: who is stopped before finds all rounds again, and takes them back
+    return copy
 
 
 def copy_dense(run: Run, source: Run) -> None:
@@ -158,8 +162,16 @@ def lost(run: Run) -> str:
     """Which of the weights that are kept of finished rounds are not there any more, in a sentence; nothing if all
     are."""
     kept = [_weights(run, name) for entry in entries(run) for name in entry.saves or ()]
-    missing = [f"{file.name} {what}" for file in kept if (what := files.problem(file))]
+    missing = [f"{file.name} {what}" for file in kept if (what := _gone(file))]
     return f"{run}: weights are lost in {run.saves}: {', '.join(missing)}" if missing else ""
+
+
+def _gone(file: Path) -> str:
+    """Why there is no such file; nothing if there is, even one that cannot be read now."""
+    try:
+        return files.problem(file)
+    except files.Unreadable:
+        return ""
 
 
 def _unknown(run: Run, number: int) -> Entry | None:

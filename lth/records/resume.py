@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from lth.records import recording, tables, tickets
-from lth.records.files import delete, read_json, set_aside, share
+from lth.records.files import RecordError, delete, read_json, set_aside, share
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
 from lth.training.models import State
@@ -17,15 +17,24 @@ from lth.training.train import Trained
 
 
 def pick_up(run: Run, identity: str, rewinds: bool, tell: Callable[[str], object]) -> int:
-    """Make sure that the run's files can be built upon, take back rounds that cannot, and give how many are left."""
+    """Make sure that the run's files can be built upon, take back rounds that cannot, and give how many are left.
+    RecordError, before anything is taken back, if the weights are out of reach."""
     recording.mend(run, tell)
+    finished = tables.finished_rounds(run)
+    if finished and not any(run.saves.glob("*.safetensors")):
+        raise RecordError(
+            f"{run}: {finished} rounds are finished, but there are no weights in {run.saves}: "
+            "is its disk there? --overwrite begins anew"
+        )
     if missing := recording.lost(run):
         tell(missing)
-    finished = tables.finished_rounds(run)
     sound = sound_rounds(run, finished, identity, rewinds, tell)
     if sound < finished:
-        tell(f"{run}: going on from round {sound}, the first whose ticket is lost")
-        recording.keep_rounds(run, sound)
+        kept = recording.keep_rounds(run, sound)
+        tell(
+            f"{run}: going on from round {sound}, the first whose ticket is lost; what was known of it and the rounds "
+            f"behind it is kept in {kept.name}"
+        )
     drop_rounds(run, sound)
     return sound
 

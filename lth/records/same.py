@@ -12,7 +12,7 @@ from pathlib import Path
 
 import safetensors
 
-from lth.records.files import problem, read_json
+from lth.records.files import RecordError, problem, read_json
 from lth.records.tables import Run
 
 WORDS = {"model": "model", "data": "data", "rule": "pruning rule", "optimizer": "optimiser", "loss": "loss"}
@@ -32,12 +32,12 @@ def recorded(run: Run) -> dict[str, str]:
 
 def fingerprint_of(file: Path) -> dict[str, str]:
     """The fingerprints that a file says it belongs to; none if it does not say or cannot be read."""
-    if problem(file):
-        return {}
     try:
+        if problem(file):
+            return {}
         with safetensors.safe_open(file, framework="np") as opened:
             return parsed((opened.metadata() or {}).get("fingerprint", ""))
-    except (safetensors.SafetensorError, OSError, ValueError):
+    except (safetensors.SafetensorError, RecordError, OSError, ValueError):
         return {}
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from lth import pruning
 from lth.pruning import Masks
 from lth.records import same, tables
-from lth.records.files import GONE, NOWHERE, Fence, RecordError, problem, write
+from lth.records.files import GONE, NOWHERE, Fence, RecordError, Unreadable, problem, write
 from lth.records.tables import Run
 from lth.training.models import State
 from lth.training.train import Evaluation, Trained
@@ -78,13 +78,15 @@ def _serialised(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> byte
 
 def load_tensors(file: Path, identity: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and facts of a file. FileNotFoundError if there is none; Damaged, with the reason, if it is
-    truncated or altered, written by a newer program, or belongs to another `identity`."""
+    truncated or altered, written by a newer program, or belongs to another `identity`; RecordError if it is
+    Unreadable, which is no damage."""
     what = problem(file)
     if what in (GONE, NOWHERE):
         raise FileNotFoundError(f"{file} {what}")
     if what:
         raise Damaged(f"{file} {what}")
     try:
+        file.open("rb").close()  # of whatever is in the way of opening it, safetensors says that there is no file
         with safetensors.safe_open(file, framework="pt") as opened:
             about = opened.metadata() or {}
             if int(about.get("format", 0)) > FORMAT:
@@ -103,7 +105,9 @@ def load_tensors(file: Path, identity: str | None = None) -> tuple[dict[str, Ten
         return tensors, facts
     except FileNotFoundError:
         raise
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except OSError as error:
+        raise Unreadable(file, error) from None
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, EOFError) as error:
         raise Damaged(f"{file} is damaged: {error}") from None
 
 

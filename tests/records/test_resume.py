@@ -1,0 +1,144 @@
+"""What a run that goes on takes back, and what it does not: weights that are only out of reach now are not lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+from helpers import Told, assert_same, do, lay_out, results, settings
+
+from lth.records import journal, tables, tickets
+from lth.records.files import RecordError
+from lth.records.tables import Run
+from lth.run.tasks import runs_of
+from lth.settings.config import Config
+
+ROUNDS, MORE = 3, 4
+posix = pytest.mark.skipif(os.name != "posix", reason="needs links and limits of POSIX")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
+    """The settings of a finished run, with another one of more rounds in `more`."""
+    with pytest.MonkeyPatch.context() as patch:
+        place = lay_out(tmp_path_factory.mktemp("place"), patch)
+        config = settings(place, prune_iterations=ROUNDS, root=place / "finished")
+        do(config)
+        do(replace(config, root=place / "more", prune_iterations=MORE))
+        yield config
+
+
+@pytest.fixture
+def run(finished: Config, tmp_path: Path) -> Run:
+    """A copy of that run."""
+    shutil.copytree(finished.root, tmp_path / "run")
+    return runs_of(replace(finished, root=tmp_path / "run"))[0]
+
+
+def go(finished: Config, run: Run, tell: Told | None = None) -> None:
+    do(replace(finished, root=run.root, prune_iterations=MORE), tell)
+
+
+@contextmanager
+def unmounted(run: Run) -> Iterator[None]:
+    """saves/ is a link to a disk that is not there."""
+    saves = run.root / "saves"
+    disk = saves.rename(run.root / "disk")
+    saves.symlink_to(run.root / "nowhere")
+    yield
+    saves.unlink()
+    disk.rename(saves)
+
+
+@contextmanager
+def deleted(run: Run) -> Iterator[None]:
+    """The run's weights have been moved away."""
+    elsewhere = run.saves.rename(run.root / "elsewhere")
+    yield
+    assert not run.saves.exists()
+    elsewhere.rename(run.saves)
+
+
+@contextmanager
+def loop(run: Run) -> Iterator[None]:
+    """Looking for a ticket ends in an error."""
+    file = run.saves / "ticket_01.safetensors"
+    elsewhere = file.rename(run.root / "elsewhere")
+    file.symlink_to(file.name)
+    yield
+    assert file.is_symlink()
+    elsewhere.rename(file)
+
+
+@contextmanager
+def forbidden(run: Run) -> Iterator[None]:
+    """The initial weights are another user's. safetensors says then that there is no such file."""
+    opened, library = Path.open, safetensors.safe_open
+
+    def refuse(inner: Callable[..., Any], error: type[OSError]) -> Callable[..., Any]:
+        def refusing(file: Path, *arguments: Any, **options: Any) -> Any:
+            if file.name == "initial.safetensors":
+                raise error(13, "Permission denied")
+            return inner(file, *arguments, **options)
+
+        return refusing
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "open", refuse(opened, PermissionError))
+        patch.setattr(safetensors, "safe_open", refuse(library, FileNotFoundError))
+        yield
+
+
+REACH = {
+    unmounted: r"lt seed0: 3 rounds are finished, but there are no weights in .*saves.*: is its disk there\?",
+    deleted: r"lt seed0: 3 rounds are finished, but there are no weights in .*saves.*: is its disk there\?",
+    loop: r"ticket_01\.safetensors cannot be read \(",
+    forbidden: r"initial\.safetensors cannot be read \(Permission denied\)",
+}
+
+
+@posix
+@pytest.mark.parametrize("reach", REACH)
+def test_weights_that_are_out_of_reach_cost_nothing(finished: Config, run: Run, reach: Any) -> None:
+    before = results(run.root)
+    with reach(run), pytest.raises(RecordError, match=REACH[reach]) as caught:
+        go(finished, run)
+    assert "\n" not in str(caught.value)
+    assert_same(results(run.root), before)
+    assert not list(run.root.rglob("*.damaged"))
+    go(finished, run)
+    assert_same(results(run.root), results(finished.root.parent / "more"))
+
+
+@posix
+def test_too_many_open_files_are_no_damage(run: Run) -> None:
+    import resource
+
+    file = run.saves / "initial.safetensors"
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(RecordError, match=r"initial\.safetensors cannot be read \(Too many open files\)"):
+            tickets.load_tensors(file)
+        with pytest.raises(RecordError, match=r"cannot be read \(Too many open files\)"):
+            tables.damage(run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert tickets.load_tensors(file)
+
+
+def test_the_numbers_of_rounds_that_are_taken_back_are_kept(finished: Config, run: Run) -> None:
+    known, told = (run.dumps / journal.NAME).read_bytes(), Told()
+    (run.saves / "ticket_01.safetensors").unlink()
+    (run.saves / "initial.safetensors").unlink()
+    go(finished, run, told)
+    (copy,) = run.dumps.glob(f"{journal.NAME}.before-*")
+    assert copy.read_bytes() == known and f"is kept in {copy.name}" in told.notes
+    assert_same(results(run.root), results(finished.root.parent / "more"))
