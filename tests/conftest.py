@@ -57,14 +57,16 @@ def write_runs(
     scope: str = "layer",
     percent: float = 20.0,
     cost: Cost | None = None,
+    ticket: bool = False,
 ) -> list[Run]:
-    """Write runs of these arms and seeds under `root`: their tables and, if asked, initial weights and tickets."""
+    """Write runs of these arms and seeds under `root`: their tables and, if asked, initial weights and tickets. Round 0
+    is the dense network, or has been pruned already, as by --ticket, if `ticket`."""
     runs = []
     for arm in arms:
         for seed in seeds:
             run = Run(root, arch_type, dataset, settings, arm, seed)
             count = rounds if isinstance(rounds, int) else rounds[arm]
-            _write(run, count, shapes, saves, accuracy, steps, evaluations, scope, percent, cost)
+            _write(run, count, shapes, saves, accuracy, steps, evaluations, scope, percent, cost, ticket)
             runs.append(run)
     return runs
 
@@ -80,6 +82,7 @@ def _write(
     scope: str,
     percent: float,
     cost: Cost | None,
+    ticket: bool,
 ) -> None:
     generator = torch.Generator().manual_seed(run.seed)
     weights = {
@@ -93,7 +96,7 @@ def _write(
         tickets.write_state(run, "initial", weights, "test")
     masks = pruning.dense(weights)
     for number in range(rounds):
-        if number:
+        if number or ticket:
             masks = pruning.prune_lowest(scores, masks, dict.fromkeys(masks, percent), scope)
         if saves:
             tickets.write_ticket(run, Ticket(number, masks, weights), "test")

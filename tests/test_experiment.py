@@ -608,6 +608,16 @@ def test_stacked_runs_find_what_single_ones_find(place: Path) -> None:
         assert other["val_loss"].tolist() == pytest.approx(one["val_loss"].tolist(), rel=1e-3)
 
 
+@pytest.mark.parametrize("arms", [("lt", "finetune", "random_finetune"), ("finetune", "lt")])
+def test_stacked_arms_learn_at_the_rates_of_their_own(place: Path, arms: tuple[str, ...]) -> None:
+    rates = {"lr_milestones": "4it", "lr_gamma": 0.001, "prune_type": arms, "precision": "fp32"}
+    single = do(settings(place, **rates))
+    do(settings(place, root=place / "stacked", stack=4, **rates))
+    for run in single:
+        one, other = rounds(run), rounds(replace(run, root=place / "stacked"))
+        assert other["val_loss"].tolist() == pytest.approx(one["val_loss"].tolist(), rel=1e-3), run.arm
+
+
 @pytest.mark.parametrize("arch", ["drop", "conv"])
 def test_more_rounds_extend_a_run_as_if_they_had_been_asked_for_at_once(place: Path, arch: str) -> None:
     config = settings(place, arch_type=arch, prune_iterations=4, **EVERY_ARM)

@@ -164,8 +164,8 @@ def parse(argv: Sequence[str], prog: str = "main.py", swept: Mapping[str, Any] |
 
 def _meant(value: Any, choices: Iterable[str]) -> str:
     words = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-    words = [re.sub("^lt_", "ticket_", str(word)) for word in words]  # as lt's controls are called
-    return next((hint for word in words if word not in choices and (hint := nearest(word, choices))), "")
+    unknown = [re.sub("^lt_", "ticket_", str(word)) for word in words if word not in choices]  # lt's controls
+    return next((hint for word in unknown if (hint := nearest(word, choices))), "")
 
 
 def unknown_problems(made: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:

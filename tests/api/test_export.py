@@ -69,6 +69,19 @@ def test_a_sparse_layer_takes_any_leading_dimensions_and_may_have_no_bias() -> N
         torch.testing.assert_close(export.SparseLinear(layer)(x), layer(x))
 
 
+def test_a_layer_that_does_more_than_its_class_stays_dense() -> None:
+    net = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4), nn.Linear(4, 3))
+    net[0].register_forward_hook(lambda layer, given, answer: 10 * answer)
+    net[1].forward = lambda x: x[..., :4]  # type: ignore[method-assign]
+    masks = random_masks(net)
+    with torch.no_grad():
+        for name, mask in masks.items():
+            net.get_parameter(name).mul_(mask)
+        made, x = export.sparse(net, masks), torch.rand(5, 8)
+        torch.testing.assert_close(made(x), net(x))
+    assert [type(layer) for layer in made] == [nn.Linear, nn.Linear, export.SparseLinear]
+
+
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_an_encoder_answers_also_without_gradients(batch_first: bool) -> None:
     """With batch_first it hands the weights of its Linear layers to one product that takes no sparse ones."""

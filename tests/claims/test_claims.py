@@ -51,6 +51,14 @@ def test_an_interval_agrees_disagrees_or_includes_both(a: float, b: float, c: fl
     assert judge(low, high, (holds[0], holds[1])) == expected
 
 
+def test_equal_values_are_no_effect() -> None:
+    assert [judge(1, 1, holds) for holds in ((0, 1), (1, math.inf), (0.5, 2))] == [
+        "not decided",
+        "not decided",
+        "agrees",
+    ]
+
+
 def test_without_an_interval_nothing_is_decided() -> None:
     assert judge(math.nan, math.nan, (-math.inf, math.inf)) == "not decided"
 

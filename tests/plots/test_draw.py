@@ -70,6 +70,14 @@ def test_nothing_to_show_is_left_out_and_old_figures_of_it_go(tmp_path: Path, ma
     assert sorted(file.name for file in plots.glob("*.png")) == ["comparison.png", "mine.png", "training.png"]
 
 
+def test_figures_drawn_on_request_show_the_same_rounds_as_the_others(tmp_path: Path, make_runs: MakeRuns) -> None:
+    plots, old = tmp_path / "plots", b"of fewer rounds"
+    files.write(plots / "comparison_compression.png", old)
+    draw.draw_all(make_runs(rounds=2), plots)
+    assert (plots / "comparison_compression.png").read_bytes() != old
+    assert not (plots / "comparison_flops.png").exists(), "which nobody has asked for"
+
+
 def test_a_damaged_file_costs_one_figure_and_is_reported(tmp_path: Path, make_runs: MakeRuns) -> None:
     runs = make_runs(arms=["lt"], seeds=[0], rounds=2)
     file = runs[0].saves / "ticket_01.safetensors"

@@ -65,6 +65,19 @@ def test_filters_show_what_is_pruned(tmp_path: Path, make_runs: MakeRuns, sheets
     np.testing.assert_array_equal(np.sort(shown), weight[mask])
 
 
+def test_filters_of_a_run_that_began_with_a_ticket_have_the_scale_of_weights(
+    tmp_path: Path, make_runs: MakeRuns, sheets: Sheets
+) -> None:
+    weights.first_layer(make_runs(arms=["lt"], rounds=2, shapes=CONV, percent=60, ticket=True), tmp_path)
+    shown = sheets["first_layer"].axes[0].collections[0]
+    assert 0 < shown.get_clim()[1] < 2, "pruned weights have no value"
+
+
+def test_a_ticket_in_round_0_is_not_all_weights(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
+    weights.initial_weights(make_runs(rounds=3, ticket=True), tmp_path)
+    assert next(iter(lines_in(sheets["initial_weights"].axes[0]))) == "80%"
+
+
 def test_initial_weights_of_survivors(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
     weights.initial_weights(make_runs(rounds=9), tmp_path)
     assert [axes.get_title() for axes in sheets["initial_weights"].axes] == ["fc1", "fc2"]

@@ -51,6 +51,12 @@ def test_what_the_data_settled_is_no_choice_of_the_user(tmp_path: Path) -> None:
     assert labels.settings(run).endswith("100 epochs a round")
 
 
+def test_rounds_are_said_where_they_decide_what_each_prunes(tmp_path: Path) -> None:
+    few, many = (run_with(tmp_path, f"a={n}", target_remaining="3.6", prune_iterations=n) for n in ("5", "15"))
+    assert "pruned down to 3.6%" in labels.settings(few) and "5 rounds" in labels.settings(few)
+    assert list(labels.differing([few, many])[1].values()) == ["5 rounds", "15 rounds"]
+
+
 def test_a_name_of_the_user_comes_first(tmp_path: Path) -> None:
     assert labels.settings(run_with(tmp_path, "mine")) == "mine: 10% pruned a round, 100 epochs a round"
 

@@ -91,6 +91,28 @@ def test_too_late_is_not_too_inaccurate() -> None:
     assert "at 64% it is too late (ES 1.30" in after
 
 
+def test_one_accurate_ticket_does_not_speak_for_all() -> None:
+    stops = np.array([[1000.0, 700.0], [1000.0, 1400.0], [1000.0, 1100.0]])
+    test = np.array([[98.0, 98.3], [98.0, 98.31], [98.0, 98.29]])
+    perhaps = sentences(verdict.judged(rounds_of(test, stops)))[0]
+    assert "accurate enough but perhaps too late" in perhaps
+    some = said({"lt": [98.0, 98.3, 97.0, 97.0]}, {"lt": [1000.0, 1300.0, 1300.0, 1300.0]})[0]
+    assert "those accurate enough, at 80%, are too late (the best: +0.30" in some
+
+
+def test_a_dense_network_that_has_learned_nothing_judges_no_ticket() -> None:
+    def told(before: float, **changes: float) -> list[str]:
+        rounds = rounds_of(np.array([[9.9], [10.0], [9.8]]).repeat(3, axis=1)).assign(supermask=before, **changes)
+        table = verdict.judged(rounds)
+        assert table["winning"].any() == (len(sentences(table)) > 1)
+        return sentences(table)
+
+    (sentence,) = told(before=9.8)
+    assert sentence.startswith("The dense network has learned nothing: 9.90% test accuracy, 9.80% before training")
+    for learned in (told(before=8.0), told(before=np.nan), told(before=9.8, remaining=20.0)):
+        assert "winning ticket of lt" in learned[0]
+
+
 def test_a_first_round_that_falls_out_is_said() -> None:
     lt = said({"lt": [98.0, 97.0, 98.3, 98.3]})[0]
     assert "is a winning one down to which none falls out: at 80% it is too inaccurate (-1.00" in lt

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import MakeRuns
 from helpers import do, settings
 
 from lth.records import recording, tables, verdict
+from lth.records.sentences import sentences
 from lth.records.tables import Run
+from lth.training.cost import Cost
 from lth.training.train import Evaluation, Trained
 
 LOSSES = (0.5, 0.2, 0.3)
@@ -59,3 +63,13 @@ def test_multiply_adds_are_those_of_the_surviving_weights(place: Path) -> None:
     assert uses.groupby(layers["layer"]).nunique().eq(1).all() and uses.max() > 1  # a filter is used at many places
     speedup = verdict.table([run])["speedup"].tolist()
     assert speedup == pytest.approx((rounds["macs"][0] / rounds["macs"]).tolist()) and speedup[2] > speedup[1] > 1
+
+
+def test_a_run_that_begins_with_a_ticket_is_compared_with_all_multiply_adds(make_runs: MakeRuns) -> None:
+    cost = Cost({"fc1.weight": 1.0, "fc2.weight": 1.0}, {"fc1.weight": "fc", "fc2.weight": "fc"}, rest=0.0)
+    runs = make_runs(arms=["lt"], rounds=3, cost=cost, ticket=True)
+    table = verdict.table(runs)
+    assert table["speedup"].tolist() == pytest.approx((100 / table["remaining"]).tolist(), rel=1e-4)
+    assert not any("multiply-adds" in sentence for sentence in sentences(table)), "they are as many as the weights"
+    (runs[0].dumps / "layers.csv").write_text("spoiled")
+    assert math.isnan(verdict.table(runs[:1])["speedup"][1])

@@ -49,6 +49,13 @@ def test_a_sweep_beats_a_preset_and_flags_win_over_neither() -> None:
     assert [config.lr for config in found] == [0.1, 0.2] and {config.prune_percent for config in found} == {20}
 
 
+def test_the_number_of_rounds_may_be_swept_where_it_decides_what_each_prunes() -> None:
+    for words in (["--target_remaining", "5", "--sweep"], ["--sweep", "target_remaining=5,10"]):
+        found = sweep.parse([*words, "prune_iterations=3,6"])
+        assert {config.prune_iterations for config in found} == {3, 6}
+    assert "whose rounds hold the others" in problems("--sweep prune_iterations=3,6")[0]
+
+
 def test_equal_values_are_one() -> None:
     assert [config.lr for config in sweep.parse(["--sweep", "lr=0.1,1e-1,0.10,0.2,0.2"])] == [0.1, 0.2]
 

@@ -14,11 +14,12 @@ import pytest
 import main
 import utils
 from lth.run.about import plain_settings
-from lth.settings import flags
-from lth.settings.arms import ARMS
+from lth.settings import combinations, flags
+from lth.settings.arms import ARMS, CRITERIA
 from lth.settings.config import PROJECT, Config, ConfigError, nearest
 from lth.settings.flags import FIELDS, PRESETS, parse
 from lth.settings.values import Duration
+from lth.training.schedule import seldom
 
 # Durations
 
@@ -506,8 +507,40 @@ def test_help_mentions_every_flag_every_arm_and_what_presets_set(capsys: pytest.
     assert [arm for arm in ARMS if f"{arm}: " not in text] == []
     for name, preset in PRESETS.items():
         assert f"{name} {flags._as_flags(preset)}" in text
+    assert [name for name in CRITERIA if name not in text] == [] and "data order (default: 0)" in text
     undocumented = [name for name in FIELDS if not FIELDS[name].metadata["help"]]
     assert undocumented == []
+
+
+@pytest.mark.parametrize("arm", ["lt_reinit", "lt_sign", "lt_shuffled_signs"])
+def test_controls_of_lt_are_led_to_their_names(arm: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(["--prune_type", arm])
+    assert str(caught.value).endswith(f"not {arm!r}: did you mean {arm.replace('lt', 'ticket', 1)}?")
+
+
+@pytest.mark.parametrize(
+    "argv, unused",
+    [
+        ("--prune_type lt --random_rates erk --score_batches 3", ["--score_batches 3", "--random_rates erk"]),
+        ("--prune_type snip_reinit random_init --random_rates erk --score_batches 3", []),
+        ("--prune_type reinit finetune --rewind 5it", ["--rewind 5it"]),
+        ("--prune_type snip random --prune_method movement", ["--prune_method movement"]),
+        ("--prune_type ticket_reinit --prune_method movement", []),
+        ("--prune_type ticket_shuffle --rewind 5it", []),
+    ],
+)
+def test_settings_that_no_arm_looks_at_are_told(argv: str, unused: list[str]) -> None:
+    told = combinations.unused(parse(argv.split()))
+    assert sorted(sentence.split(" is in the")[0] for sentence in told) == sorted(unused)
+
+
+def test_rounds_that_are_evaluated_once_are_told() -> None:
+    once = parse(["--valid_freq", "300", "--end_iter", "5"])
+    assert seldom(once, 900).startswith(
+        "--valid_freq 300 (epochs): each round is evaluated once, at its end after 4,500"
+    )
+    assert not seldom(parse(["--valid_freq", "300it", "--end_iter", "5"]), 900)
 
 
 @pytest.mark.parametrize(

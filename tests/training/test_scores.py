@@ -190,13 +190,30 @@ class Recurrent(nn.Module):
 
 
 class Attending(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
-        self.encoder, self.out = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), nn.Linear(8, 4)
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=dropout, batch_first=True)
+        self.out = nn.Linear(8, 4)
         self.register_buffer("hidden", torch.zeros(8, 8, dtype=torch.bool))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.encoder(x[:, 0]).mean(1))
+
+
+@pytest.mark.parametrize("name", list(SCORES))
+def test_no_layer_of_pytorch_drops_anything(name: str) -> None:
+    models = [built(Attending), built(lambda: Attending(dropout=0.5))]
+    still, dropping = (scored(name, model, everything(model), batches(), cross_entropy) for model in models)
+    assert all(torch.equal(still[each], dropping[each]) for each in still)
+    assert models[1].encoder.self_attn.dropout == 0.5, "in a copy"
+
+
+def test_scores_that_are_no_numbers_are_a_failure() -> None:
+    model = built(Mlp)
+    with torch.no_grad():
+        model.fc1.weight[0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match="not finite"):
+        scored("snip", model, everything(model), batches(), cross_entropy)
 
 
 @pytest.mark.parametrize("name", list(SCORES))

@@ -336,6 +336,21 @@ def test_evaluations_are_means_over_all_validation_and_test_images(make: Callabl
         assert last.test == pytest.approx(100 * (test.argmax(1) == images.test_labels).float().mean().item(), abs=1e-3)
 
 
+class Squeezing(Mlp):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).squeeze()
+
+
+@pytest.mark.parametrize("trials", [1, 2])
+def test_a_last_image_that_comes_alone_is_one_image(trials: int) -> None:
+    def accuracies(make: Callable[[], nn.Module]) -> list[tuple[float, float]]:
+        made = training(make, Plan(3, 3, constant()), seeds=tuple(range(trials)), images=make_images(tests=1001))
+        assert [len(images) for images, _ in made.feed.test()][-1] == 1
+        return [(trained.evals[-1].test, trained.evals[-1].val) for trained in made.run()]
+
+    assert accuracies(Squeezing) == accuracies(Mlp)
+
+
 @pytest.mark.parametrize("trials", [1, 2])
 def test_the_test_images_can_be_left_out_and_nothing_else_changes(trials: int) -> None:
     def plan(test_every: int) -> Plan:
