@@ -117,6 +117,24 @@ def test_without_a_round_it_is_the_last_finished_one(other: Path) -> None:
     assert load_ticket(source(other)).round == 3
 
 
+def test_saves_may_be_a_link_to_another_disk(other: Path) -> None:
+    """The finished rounds are in the dumps/ beside the link; whoever names the disk itself must say the round."""
+    (other / "disk").mkdir()
+    (other / "saves").rename(other / "disk" / "saves")
+    (other / "saves").symlink_to(other / "disk" / "saves", target_is_directory=True)
+    for folder in (source(other), source(other, None)):
+        (run,) = do(transferred(other, str(folder), prune_iterations=1))
+        assert same(ticket_of(run, 0).masks, ticket_of(Run(other, "mlp", "tiny", "source", "lt", 0), 3).masks)
+    assert load_ticket(source(other)).round == 3
+    (other / "run").symlink_to(source(other), target_is_directory=True)
+    for folder in (source(other / "disk"), other / "run"):
+        with pytest.raises(ConfigError, match=r"must say the round, as :1: .*has tickets of 4 rounds"):
+            do(transferred(other, str(folder), prune_iterations=1))
+        with pytest.raises(ValueError, match=r"round must be one of 0 to 3: .*has tickets of 4 rounds"):
+            load_ticket(folder)
+    assert load_ticket(source(other / "disk"), round=2).round == 2
+
+
 def test_which_ticket_for_which_trial(other: Path) -> None:
     """One run serves all trials; of an arm's folder each trial takes the run of its own seed."""
     alone = do(transferred(other, f"{source(other, 1)}:3", trials=2, prune_iterations=1))

@@ -256,7 +256,10 @@ def load_ticket(folder: str | os.PathLike[str], round: int | None = None) -> Sav
     if not have:
         raise ValueError(f"folder must be of a run with tickets, but there are none in {run.saves}")
     if round is None:
-        round = tickets.last_finished(run)
+        try:
+            round = tickets.last_finished(run)
+        except ValueError as error:
+            raise ValueError(f"round must be one of {have[0]} to {have[-1]}: {error}") from None
     checks.whole("round", round, 0)
     if round not in have:
         raise ValueError(f"round must be one of {have[0]} to {have[-1]}, the rounds of {run.saves}, not {round}")

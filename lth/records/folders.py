@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lth.records import tables
 from lth.records.tables import Run
+from lth.settings.ticket import written
 
 RUN_FOLDER = "a run's folder, <root>/dumps/<model>/<data>/<settings>/<arm>/seed<k>"
 
@@ -51,7 +52,7 @@ def run_of(name: str, folder: Path) -> Run:
 
 def runs_in(name: str, folder: Path) -> list[Run]:
     """The run whose folder this is, or all those below it. ValueError, about the argument `name`, if there is none."""
-    here = folder.resolve()
+    here = written(folder)
     kind, arch_type, dataset, settings, arm, seed = ("",) * 6 if len(here.parts) < 7 else here.parts[-6:]
     if kind in ("dumps", "saves") and seed.removeprefix("seed").isdigit():
         run = Run(here.parents[5], arch_type, dataset, settings, arm, int(seed.removeprefix("seed")))
@@ -71,7 +72,7 @@ def root_of(name: str, folder: Path) -> Path:
     """The folder that has the dumps/ and saves/ which `folder` lies in; `folder` itself if it lies in neither."""
     if not folder.is_dir():
         raise ValueError(f"{name} must be a folder with results, but there is no folder {folder}")
-    here = folder.resolve()
+    here = written(folder)
     if (here / "dumps").is_dir():
         return here
     for above in (here, *list(here.parents)[:5]):

@@ -7,7 +7,7 @@ output layer is new in each trial, and dense.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -48,7 +48,7 @@ class Source:
         except ValueError as error:
             raise ConfigError(str(error)) from None
         own = {run.seed: run for run in there}
-        alone = folder in (there[0].dumps.resolve(), there[0].saves.resolve())
+        alone = folder in (there[0].dumps, there[0].saves)
         runs = {seed: there[0] if alone else own[seed] for seed in config.seeds if alone or seed in own}
         if missing := [seed for seed in config.seeds if seed not in runs]:
             seeds = ", ".join(str(run.seed) for run in there)
@@ -56,10 +56,7 @@ class Source:
                 f"{named} has runs of the seeds {seeds} and none for the trial of seed {missing[0]}: each trial takes "
                 f"the run of its own seed; the folder of one run, such as {there[0].dumps.name}, serves all trials"
             )
-        last = {tickets.last_finished(run) for run in runs.values()}
-        if config.ticket.round is None and len(last) > 1:
-            raise ConfigError(f"{named} must say the round, as :1, since its runs have not finished equally many")
-        first = last.pop() if config.ticket.round is None else config.ticket.round
+        first = _last_finished(named, runs.values()) if config.ticket.round is None else config.ticket.round
         needed = config.prune_iterations if takes_over(config) else 1
         for run in dict.fromkeys(runs.values()):
             have = tickets.rounds_with_ticket(run)
@@ -84,6 +81,17 @@ class Source:
             parts = ([tensors[name] for name in sorted(tensors)] for tensors in (ticket.masks, ticket.start))
             found[f"ticket_of_seed_{seed}"] = of_texts(map(of_arrays, parts))
         return found
+
+
+def _last_finished(named: str, runs: Iterable[Run]) -> int:
+    """The last finished round of these runs. ConfigError if it is not the same in all, or not known."""
+    try:
+        last = {tickets.last_finished(run) for run in runs}
+    except ValueError as error:
+        raise ConfigError(f"{named} must say the round, as :1: {error}") from None
+    if len(last) > 1:
+        raise ConfigError(f"{named} must say the round, as :1, since its runs have not finished equally many")
+    return last.pop()
 
 
 def prints(config: Config) -> dict[str, str]:

@@ -168,8 +168,11 @@ def rounds_with_ticket(run: Run) -> list[int]:
 
 
 def last_finished(run: Run) -> int:
-    """The last finished round that has a ticket; where none is finished, the first one that has."""
+    """The last finished round that has a ticket; where none is finished, the only one that has. ValueError if there are
+    several."""
     have, finished = rounds_with_ticket(run), tables.finished_rounds(run)
+    if not finished and len(have) > 1:
+        raise ValueError(f"{run.saves} has tickets of {len(have)} rounds, of which {run.dumps} knows none as finished")
     return max((number for number in have if number < finished), default=next(iter(have), 0))
 
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+
+def written(folder: Path) -> Path:
+    """The absolute path of a folder of results, as it is written: dumps/ or saves/ may be a link to another disk, where
+    the other one is not beside it. As its links lead where it does not say in which of the two it is."""
+    here, there = Path(os.path.normpath(folder.absolute())), folder.resolve()
+    return here if {"dumps", "saves"} & {*here.parts[-6:]} and here.resolve() == there else there
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,7 @@ class TicketName:
     def parse(cls, text: str) -> TicketName:
         """What `text` names; ValueError if there is no such folder."""
         found = re.fullmatch(r"(.+?)(?::(\d{1,6}))?", text.strip())
-        made = cls(Path(found[1]).resolve(), int(found[2]) if found[2] else None) if found else cls(Path())
+        made = cls(written(Path(found[1])), int(found[2]) if found[2] else None) if found else cls(Path())
         if not made.folder.is_dir() or len(made._parts) not in (4, 5):
             raise ValueError(
                 "must be the folder of a run that is there, saves/<model>/<data>/<settings>/<arm>/seed<k>, or that of "
