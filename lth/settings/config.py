@@ -265,7 +265,9 @@ class Config:
         "train every ticket once more with another order of the data, and measure the error on the line between both",
     )
 
-    print_freq: int = side(1, OUTPUT, "epochs between printed lines", number(int, 1))
+    print_freq: int = side(
+        1, OUTPUT, "epochs between printed lines, where output is no terminal and has no bars", number(int, 1)
+    )
     quiet: bool = side(False, OUTPUT, "print the verdict and the files only")
     tensorboard: bool = side(False, OUTPUT, "also log to runs/ for TensorBoard")
     format: str = side("png", OUTPUT, "file format of the figures", choices=("png", "svg", "pdf"))
