@@ -129,6 +129,23 @@ def test_a_spoiled_table_is_one_clear_line(
     assert "verdict.csv" in told.out  # the others are drawn
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+@pytest.mark.parametrize("name", ["journal.jsonl", "rounds.csv", "evals.csv", "config.json"])
+def test_what_cannot_be_read_is_one_clear_line(
+    tmp_path: Path, make_runs: MakeRuns, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """As another user's file; here a link to itself, which no user can read."""
+    theirs, _ = make_runs(arms=["lt"], seeds=[0, 1], rounds=1, saves=False)
+    file = theirs.dumps / name
+    file.unlink()
+    file.symlink_to(file.name)
+    assert utils.exit_code(combine_plots.main, ["--root", str(tmp_path), "--quiet"]) == 2
+    told = capsys.readouterr()
+    assert re.fullmatch(rf"error: {re.escape(str(file))} cannot be read \(.*\)\n", told.err)
+    assert "verdict.csv" in told.out  # the others are drawn
+    assert file.is_symlink()
+
+
 def test_with_nothing_to_do_it_loads_neither_pytorch_nor_matplotlib(tmp_path: Path, make_runs: MakeRuns) -> None:
     make_runs(rounds=3, seeds=(0, 1))
     make_runs(arms=["lt"], seeds=[0], rounds=3, arch_type="lenet5")

@@ -62,7 +62,7 @@ def fingerprint(runs: Iterable[Run]) -> str:
         digest.update(json.dumps(tables.read_json(run.dumps / "config.json").get("deciding")).encode())
         for name in ("rounds", "evals", "layers", "connectivity"):
             file = run.dumps / f"{name}.csv"
-            digest.update(file.read_bytes() if file.is_file() else b"-")
+            digest.update(files.read(file) if file.is_file() else b"-")
         tickets = sorted(file.name for file in run.saves.glob("*.safetensors") if not file.name.startswith("check"))
         digest.update(" ".join(tickets).encode())
     return digest.hexdigest()

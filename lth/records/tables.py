@@ -85,7 +85,8 @@ def find(
 ) -> list[Run]:
     """All runs under <root>/dumps with a finished round; those of one model, data set or settings if given.
 
-    A run with a spoiled table raises RecordError, or is left out after `spoiled` was called with the error.
+    A run with a spoiled table, or with a file that cannot be read, raises RecordError, or is left out after `spoiled`
+    was called with the error.
     """
     runs = []
     folders = {file.parent for name in ("rounds.csv", journal.NAME) for file in Path(root).glob(f"{FOLDERS}/{name}")}
@@ -100,6 +101,7 @@ def find(
             run = Run(Path(root), found_arch, found_dataset, settings, arm, int(run_of_seed[1]))
             try:
                 check(run)
+                read_json(run.dumps / "config.json")  # who reads the tables reads it too
                 if len(table(run, "rounds")):
                     runs.append(run)
             except RecordError as error:
@@ -111,13 +113,14 @@ def find(
 
 def check(run: Run) -> None:
     """RecordError, saying which and what to do, if a table of the run is not as the run wrote it, or its journal is
-    damaged. Nothing is known of tables that an older version wrote."""
+    damaged, or one of them cannot be read. Nothing is known of tables that an older version wrote."""
     if wrong := damage(run):
         raise RecordError(f"{wrong}: the command that made it writes it again; or use --overwrite")
 
 
 def damage(run: Run) -> str:
-    """Which of a run's tables is not as the run wrote it, and how; nothing if all are."""
+    """Which of a run's tables is not as the run wrote it, and how; nothing if all are. RecordError if one cannot be
+    read, which is no damage."""
     working = lock_file(run.dumps).exists()  # before anything is read: a process may be between two files
     try:
         found, wrong = journal.load(run.dumps)
