@@ -948,6 +948,19 @@ def test_a_session_writes_what_it_was_and_a_finished_one_says_so(
     assert results(place) == before
 
 
+def test_more_trials_leave_what_a_finished_run_was_trained_with(place: Path) -> None:
+    config = settings(place)
+    (run,) = session.run(config, command=["first"])
+    file = run.dumps / "config.json"
+    before = {**json.loads(file.read_text()), "device": "another GPU", "git_commit": "aaaa"}
+    file.write_text(json.dumps(before))
+    session.run(replace(config, trials=2), command=["second"])
+    after = json.loads(file.read_text())
+    assert {**after, "taken": None} == {**before, "taken": None} and after["taken"] >= before["taken"]
+    session.run(replace(config, prune_iterations=4), command=["third"])
+    assert json.loads(file.read_text())["command"] == ["third"]
+
+
 def test_other_settings_are_refused_in_a_named_folder_and_overwrite_moves_old_results_aside(place: Path) -> None:
     config = settings(place, name="mine")
     (run,) = session.run(config)

@@ -161,7 +161,11 @@ def _check_same(run: Run, facts: Mapping[str, Any]) -> None:
 
 
 def _write_config(run: Run, config: Config, facts: Mapping[str, Any]) -> None:
-    taken = run.fence.number if run.fence else 0
+    """Say in config.json by whom the run is held now, and, unless it is finished, what it is trained with."""
+    file, taken = run.dumps / "config.json", run.fence.number if run.fence else 0
+    if (of_run := read_json(file)) and tables.done_rounds(run, config.connectivity) >= config.prune_iterations:
+        write_json(file, {**of_run, "taken": taken}, run.fence)
+        return
     own = {"meaning": config.meaning(run.arm), "arm": run.arm, "seed": run.seed, "taken": taken}
     own["sparse_up_to"] = resume.sparse_up_to(run, facts["sparse_up_to"])
-    write_json(run.dumps / "config.json", {**facts, **own}, run.fence)
+    write_json(file, {**facts, **own}, run.fence)
