@@ -140,7 +140,7 @@ def drop_rounds(run: Run, first: int) -> None:
         file = run.saves / f"{again}.safetensors"
         if file.exists() and tickets.read_checkpoint(run, name=again)[0] >= first:
             delete(file, run.fence)
-    for file in run.saves.glob("t*_*.safetensors"):
-        kind, _, number = file.name.removesuffix(".safetensors").partition("_")
-        if kind in ("ticket", "trained") and int(number) >= first + (kind == "ticket"):
-            delete(file, run.fence)
+    for kind, kept in (("ticket", first + 1), ("trained", first)):
+        for number, file in tickets.of_rounds(run, kind).items():
+            if number >= kept:
+                delete(file, run.fence)

@@ -162,9 +162,19 @@ def write_ticket(run: Run, ticket: Ticket, identity: str) -> None:
     save_tensors(file, tensors, identity, run.fence, round=ticket.round, shapes=shapes, origin=ticket.origin)
 
 
+def of_rounds(run: Run, kind: str) -> dict[int, Path]:
+    """The files of that kind, `ticket` or `trained`, by their rounds; what else lies beside them is the user's."""
+    files = {file.stem.removeprefix(f"{kind}_"): file for file in run.saves.glob(f"{kind}_*.safetensors")}
+    return {
+        int(number): file
+        for number, file in sorted(files.items())
+        if number.isdecimal() and numbered(kind, int(number)) == file.stem
+    }
+
+
 def rounds_with_ticket(run: Run) -> list[int]:
     """The rounds whose tickets are on disk."""
-    return sorted(int(file.stem.split("_")[1]) for file in run.saves.glob("ticket_*.safetensors"))
+    return sorted(of_rounds(run, "ticket"))
 
 
 def last_finished(run: Run) -> int:

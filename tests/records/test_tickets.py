@@ -38,9 +38,10 @@ def test_rounds_that_are_made_again_leave_nothing_but_the_ticket_they_start_from
     run = Run(tmp_path, "net", "images", "default", "lt", 0)
     run.saves.mkdir(parents=True)
     files = [f"{kind}_{number:02}.safetensors" for kind in ("ticket", "trained") for number in range(4)]
-    for name in (*files, "initial.safetensors", "dense.safetensors"):
+    copies = ["ticket_02 copy", "ticket_03 (1)", "ticket_3", "ticket_best", "trained_03_old", "trained_best"]
+    for name in (*files, "initial.safetensors", "dense.safetensors", *(f"{copy}.safetensors" for copy in copies)):
         (run.saves / name).touch()
+    assert tickets.rounds_with_ticket(run) == [0, 1, 2, 3]
     resume.drop_rounds(run, 2)
-    assert sorted(file.stem for file in run.saves.iterdir()) == [
-        *("dense", "initial", "ticket_00", "ticket_01", "ticket_02", "trained_00", "trained_01")
-    ]
+    kept = ["dense", "initial", "ticket_00", "ticket_01", "ticket_02", "trained_00", "trained_01"]
+    assert sorted(file.stem for file in run.saves.iterdir()) == sorted([*kept, *copies])
