@@ -118,8 +118,9 @@ class Processes:
             for tensor in images.tensors():
                 tensor.share_memory_()
         context = multiprocessing.get_context("spawn")
-        self.events, self.asked = context.Queue(), context.Event()
-        self.pool = ProcessPoolExecutor(size, context, _start_worker, (data, self.events, self.asked))
+        self.events, self.asked, self.over = context.Queue(), context.Event(), context.Event()
+        arguments = data, self.events, self.asked, self.over
+        self.pool = ProcessPoolExecutor(size, context, _start_worker, arguments)
         self.running: dict[Future[dict[Run, str]], tuple[int, Claim]] = {}
         self.started = 0
         self.told: set[int] = set()  # the claims whose last word was heard, which may be before their ends are known
@@ -128,6 +129,9 @@ class Processes:
         with _undisturbed(self.threads):  # all workers load PyTorch now, not when there is work for them
             for _ in range(self.size):
                 self.pool.submit(os.getpid)
+        threading.Thread(
+            target=self._see_the_first_end, args=[list(self.pool._processes.values())], daemon=True
+        ).start()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -169,6 +173,13 @@ class Processes:
         """Ask all."""
         self.asked.set()
 
+    def _see_the_first_end(self, processes: list[multiprocessing.process.BaseProcess]) -> None:
+        """Let all end once one has: it was killed, or there is no more work. From Python 3.12 on, a pool that has lost
+        a process waits for the others, in `submit` too, and only sends them SIGTERM."""
+        multiprocessing.connection.wait([process.sentinel for process in processes])
+        self.asked.set()
+        self.over.set()
+
     def _hear(self, tellers: frozenset[int] = frozenset(), seconds: float = POLL) -> None:
         """Tell what the processes told, for so long at most where more and more comes, but to the last word of these
         claims."""
@@ -209,20 +220,23 @@ class _Worker:
 
     experiments: Experiments
     tell: Callable[[Event | int], None]
+    busy = False
 
 
-def _start_worker(data: Data, events: Any, stop: Any) -> None:
+def _start_worker(data: Data, events: Any, stop: Any, over: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a scheduler sends it to all
     asked = threading.Event()
 
     def watch() -> None:
-        """Stop when asked to; die at once when the parent has died."""
+        """Stop when asked to; die at once when the parent has died, and when all is over once nothing is under way."""
         parent = multiprocessing.parent_process()
         assert parent is not None
         while not multiprocessing.connection.wait([parent.sentinel], POLL):
             if stop.is_set():
                 asked.set()
+            if over.is_set() and not _Worker.busy:
+                break
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -232,7 +246,9 @@ def _start_worker(data: Data, events: Any, stop: Any) -> None:
 
 def _work(claim: Claim, number: int) -> dict[Run, str]:
     """Do a claim; gives those of its runs that ended early. The last thing told is the claim's number."""
+    _Worker.busy = True
     try:
         return _Worker.experiments.do(claim)
     finally:
         _Worker.tell(number)
+        _Worker.busy = False

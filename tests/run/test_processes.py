@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import process as pools
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
+import psutil
 import pytest
 import torch
-from helpers import CPU, Told, experiment, settings
+from helpers import CPU, Told, arrays, experiment, settings
 
 import main
 import utils
@@ -21,6 +25,7 @@ from lth.experiment import Experiment, TrialError
 from lth.records import tables
 from lth.records.events import Evaluated, Event, Note
 from lth.records.files import RecordError
+from lth.records.tables import Run
 from lth.run import jobs, processes
 from lth.run.device import DeviceError
 from lth.run.queue import FAILED, Claim, Queue
@@ -33,6 +38,7 @@ class Threads(ThreadPoolExecutor):
     """In place of processes; keeps the environment that each would have been started in."""
 
     started: list[dict[str, str]]
+    _processes: ClassVar[dict[int, Any]] = {}
 
     def __init__(
         self, size: int, context: object, initializer: Callable[..., None], arguments: tuple[Any, ...]
@@ -217,3 +223,42 @@ def test_what_the_others_finished_is_shown_where_one_cannot_go_on(
     assert "of lt can be called a winning one" in said.out and "comparison.png" in said.out
     assert "reinit seed0: mlp failed in round 1" in said.out + said.err
     assert said.err.rstrip().endswith("error: mlp failed in round 1 with ValueError: no")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs kill -9")
+def test_where_a_worker_is_killed_the_others_write_where_they_are_and_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also from Python 3.12 on, where a broken pool tells its workers nothing but SIGTERM, which they ignore."""
+    monkeypatch.setattr(pools._ExecutorManagerThread, "shutdown_workers", lambda self: None)  # type: ignore[attr-defined]
+    np.savez(tmp_path / "small.npz", **arrays(500, 100, shape=(28, 28)))
+    changes = {"arch_type": "fc1", "dataset": "small", "end_iter": "1000000it", "checkpoint_every": 1000, "trials": 2}
+    config = settings(tmp_path, data=tmp_path, **changes)
+    workers = processes.Processes(2, 1, {config: (config, data.load("small", tmp_path))}, lambda event: tell(event))
+    before, begun, errors = psutil.Process().children(), set[Run](), list[BaseException]()
+
+    def tell(event: Event) -> None:
+        begun.update([event.run] if isinstance(event, Evaluated) else [])
+        if len(begun) == 2 and len(found := children()) == 2:
+            found[0].kill()
+
+    def children() -> list[psutil.Process]:
+        """The workers; the process that tracks resources goes on."""
+        new = [child for child in psutil.Process().children() if child not in before]
+        return [child for child in new if "spawn_main" in " ".join(child.cmdline())]
+
+    def work() -> None:
+        try:
+            jobs.work(Queue([config], lambda run: run), workers, tell)
+        except BaseException as error:
+            errors.append(error)
+
+    working = threading.Thread(target=work, daemon=True)
+    working.start()
+    working.join(60)
+    left = children()
+    for child in left:
+        child.kill()
+    assert not working.is_alive() and not left, "it waits for workers that wait for it"
+    assert str(*errors).startswith("a worker process was killed")
+    assert len(list(tmp_path.rglob("checkpoint.safetensors"))) == 1
