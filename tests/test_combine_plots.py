@@ -146,6 +146,18 @@ def test_what_cannot_be_read_is_one_clear_line(
     assert file.is_symlink()
 
 
+def test_the_verdict_is_said_where_no_figure_can_be_written(
+    tmp_path: Path, make_runs: MakeRuns, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a full disk, or among somebody's results that one may only read."""
+    make_runs(arms=["lt"], seeds=[0], rounds=2, saves=False)
+    (tmp_path / "plots").write_text("in the way")
+    assert utils.exit_code(combine_plots.main, ["--root", str(tmp_path)]) == 1
+    told = capsys.readouterr()
+    assert "fc1 on MNIST" in told.out and "One trial has no interval" in told.out
+    assert told.err.startswith("error: ") and str(tmp_path / "plots") in told.err
+
+
 def test_with_nothing_to_do_it_loads_neither_pytorch_nor_matplotlib(tmp_path: Path, make_runs: MakeRuns) -> None:
     make_runs(rounds=3, seeds=(0, 1))
     make_runs(arms=["lt"], seeds=[0], rounds=3, arch_type="lenet5")

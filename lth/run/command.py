@@ -62,12 +62,12 @@ def conclude(runs: Sequence[Run], format: str, quiet: bool = False, about: str =
     figures = draw.up_to_date(runs, folder, format)
     pages, told = [folder / "verdict.csv", folder / "report.html"], sentences.sentences(table)
     current = figures is not None and all(file.is_file() for file in pages)
-    written = [] if current else _draw(runs, format, table, told)
     if not quiet:
         print(wrapped(f"\n{labels.title(runs[0])}: {labels.settings(runs[0])}\n", sys.stdout))
         print(f"{printed.render(table, shutil.get_terminal_size((100, 24)).columns)}\n")
     for sentence in told:
         print(wrapped(f"{about}: {sentence}" if about else sentence, sys.stdout))
+    written = [] if current else _draw(runs, format, table, told)  # after what needs no disk has been said
     if current:
         print("\n".join(["", "up to date:", *(f"  {path}" for path in [*(figures or []), *pages])]))
     elif written:
@@ -163,7 +163,7 @@ def perform_all(asked: Mapping[Config, Mapping[str, str]], argv: Sequence[str]) 
     if groups:
         folder = first.root / "plots"
         table, text = folder / "sweep.csv", records.text(records.table(groups.values()))
-        if not table.exists() or table.read_text(encoding="utf-8") != text:
+        if not table.exists() or table.read_bytes() != text.encode():  # whatever a spreadsheet has made of it
             files.write(table, text.encode())
         print(f"\nall settings:\n  {table}")
         side_by_side([runs for _, runs in groups.values()], folder, first.format)

@@ -278,18 +278,21 @@ def _plan(prepared: Sequence[Prepared]) -> list[str]:
     """What --dry_run shows: the trainings of each setting, how many are left, the disk they take."""
     lines: list[str] = []
     count = left = again = again_left = 0
+    finished, connected = tables.finished_rounds, tables.connected_rounds
+    if prepared[0].asked.overwrite:  # it begins anew, whatever is there
+        finished = connected = lambda run: 0
     folders = dict.fromkeys(one.runs[0].dumps.parent.parent for one in prepared)
     for folder in folders:
         here = [one for one in prepared if one.runs[0].dumps.parent.parent == folder]
         rounds = by_run(task for one in here for task in tasks_of(one.asked))
         graph = [task for tasks in rounds.values() for task in tasks]
         lines.append(f"{labels.title(here[0].runs[0])}, results in {folder}")
-        lines += [f"  {line}" for line in plan(graph, tables.finished_rounds)]
+        lines += [f"  {line}" for line in plan(graph, finished)]
         count += trainings(graph)
-        left += sum(not task.shared and task.round >= tables.finished_rounds(task.run) for task in graph)
+        left += sum(not task.shared and task.round >= finished(task.run) for task in graph)
         if here[0].asked.connectivity:
             again += trainings(graph)
-            again_left += sum(not task.shared and task.round >= tables.connected_rounds(task.run) for task in graph)
+            again_left += sum(not task.shared and task.round >= connected(task.run) for task in graph)
     runs = len({run for one in prepared for run in one.runs})
     need = sum(disk_needed(one.config, one.problem, one.runs) for one in prepared) / 1e6
     total = f"{count} trainings, {left} of them left, up to {runs} at once"

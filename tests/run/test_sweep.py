@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 from pathlib import Path
 
@@ -55,6 +56,10 @@ def test_a_sweep_gives_what_its_commands_give_and_one_table(place: Path, capsys:
     assert utils.exit_code(main.main, argv(place, "--sweep", "lr=0.02", "seed=0,4")) == 0
     again = pd.read_csv(io.StringIO((place / "swept" / "plots" / "sweep.csv").read_text()))
     assert set(again["lr"]) == {0.02}, "another sweep has another table"
+    table = place / "swept" / "plots" / "sweep.csv"
+    table.write_text(table.read_text(), encoding="utf-16")  # as a spreadsheet may save it
+    assert utils.exit_code(main.main, argv(place, "--sweep", "lr=0.02", "seed=0,4")) == 0
+    assert pd.read_csv(table).equals(again)
 
 
 def test_a_sweep_is_joined_also_when_its_first_experiment_is_finished(place: Path) -> None:
@@ -84,6 +89,19 @@ def test_a_dry_run_shows_all_and_touches_nothing(place: Path, capsys: pytest.Cap
     assert utils.exit_code(main.main, argv(place, *more, "--connectivity")) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "28 of them left" in told and "--connectivity trains 30 tickets once more, 30 of them left" in told
+
+
+def test_a_dry_run_counts_what_is_begun_anew_as_left(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = argv(place, "--prune_iterations", "2", "--connectivity", "--quiet")
+    assert utils.exit_code(main.main, asked) == 0
+    more = argv(place, "--prune_iterations", "3", "--connectivity", "--dry_run")
+    for again, finished, trained, connected in ((more, 2, 2, 2), ([*more, "--overwrite"], 0, 5, 5)):
+        capsys.readouterr()
+        assert utils.exit_code(main.main, again) == 0
+        out = capsys.readouterr().out
+        assert re.search(rf"^  lt +1 +3 +3 +{finished} ", out, re.M), out
+        assert f"5 trainings, {trained} of them left" in out and f"once more, {connected} of them left" in out
+    assert list((place / "swept").rglob("rounds.csv")), "nothing is moved aside"
 
 
 def test_a_dry_run_downloads_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
