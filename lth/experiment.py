@@ -6,7 +6,7 @@ Every step reads and writes files, so that a stop anywhere loses nothing; lth/re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 
@@ -159,10 +159,11 @@ class Experiment:
             tickets.write_state(run, name, state, identity)
         tickets.write_checkpoint(run, ticket.round, replace(trained, extra={}), identity)
         earlier = [numbered("trained", number) for number in range(ticket.round) if keep == "last"]
+        recording.forget(run, earlier)
         for name in earlier:  # before the round counts as finished, so that none is left behind by a stop
             delete(run.saves / f"{name}.safetensors", run.fence)
         saves = [*([] if ticket.round else ["initial"]), numbered("ticket", ticket.round), *weights]
-        row = recording.write_round(run, ticket.round, ticket.masks, trained, self.cost, saves, earlier)
+        row = recording.write_round(run, ticket.round, ticket.masks, trained, self.cost, saves)
         empty = tuple(name for name, count in pruning.survivors(ticket.masks).items() if not count)
         self.tell(RoundDone(run, row, sum(trained.seconds.values()), empty))
 
@@ -171,8 +172,7 @@ class Experiment:
         arm, number = ARMS[run.arm], ticket.round + 1
         generator = torch.Generator().manual_seed(derive_seed(run.seed, "mask", number))
         if arm.mask_of:
-            found = self._mask_of(run.of_arm(arm.mask_of), number)
-            return pruning.shuffled(found, generator) if arm.shuffled else found
+            return self._borrowed(run, ticket, arm.mask_of)
         if arm.prunes == "given":
             return self._taken_over(run, ticket)
         if self.problem.rule is not None:
@@ -233,10 +233,25 @@ class Experiment:
             raise TrialError(f"--ticket has changed: its masks are not those that round {ticket.round} here had")
         return self._given(run, ticket.round + 1)[0]
 
-    def _mask_of(self, run: Run, number: int) -> Masks:
-        if not resume.has_ticket(run, number):
-            raise TrialError(f"round {number} has no ticket of {run.arm} to take its mask from")
-        return tickets.read_ticket(run, number, self._identity(run)).masks
+    def _borrowed(self, run: Run, ticket: Ticket, arm: str) -> Masks:
+        """The masks of the next round of another arm, if its last one still is what it was here."""
+        with suppress(FileNotFoundError, tickets.Damaged):  # the last one is not needed
+            before = self._mask_of(run, arm, ticket.round)
+            if ticket.round and any(not torch.equal(before[name], mask) for name, mask in ticket.masks.items()):
+                raise TrialError(
+                    f"{arm} has been trained anew: its mask of round {ticket.round} is not the one that was taken from "
+                    "it here; --overwrite trains both again"
+                )
+        if not resume.has_ticket(run.of_arm(arm), ticket.round + 1):
+            raise TrialError(f"round {ticket.round + 1} has no ticket of {arm} to take its mask from")
+        return self._mask_of(run, arm, ticket.round + 1)
+
+    def _mask_of(self, run: Run, arm: str, number: int) -> Masks:
+        other = run.of_arm(arm)
+        found = tickets.read_ticket(other, number, self._identity(other)).masks
+        if not ARMS[run.arm].shuffled:
+            return found
+        return pruning.shuffled(found, torch.Generator().manual_seed(derive_seed(run.seed, "mask", number)))
 
     def _go_on(self, run: Run, rounds: int) -> None:
         """Take the run up where its files say it stands; a new one begins with the dense ticket or --ticket's."""

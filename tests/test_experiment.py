@@ -16,11 +16,11 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from helpers import Told, assert_same, do, experiment, killed_at, results, settings, work
+from helpers import Killed, Told, assert_same, do, experiment, killed_at, results, settings, work
 
 from lth import pruning
 from lth.experiment import Experiment
-from lth.records import journal, tables, tickets
+from lth.records import journal, recording, tables, tickets
 from lth.records.events import Evaluated, RoundDone
 from lth.records.files import RecordError
 from lth.records.tables import Run
@@ -176,6 +176,41 @@ def test_controls_run_lt_first_or_take_its_rounds_from_disk(place: Path, arm: st
     assert {event.run.arm for event in told if isinstance(event, Evaluated)} == {arm}
     after = results(place)
     assert {name: after[name] for name in before} == before
+
+
+def test_controls_take_no_masks_of_another_lt_than_before(place: Path) -> None:
+    """As when it has been trained again on another kind of machine."""
+    arms = ("lt", "ticket_shuffle", "ticket_reinit")
+    lt, *controls = do(settings(place, prune_type=arms, prune_iterations=2))
+    do(settings(place, prune_type="lt"))
+    made = experiment(settings(place, prune_type=arms))
+    for ticket in [tickets.read_ticket(lt, number) for number in (1, 2)]:
+        flipped = {name: mask.flip(0) for name, mask in ticket.masks.items()}
+        tickets.write_ticket(lt, replace(ticket, masks=flipped), made._identity(lt))
+    work(made)
+    assert made.failed.keys() == set(controls) and [len(rounds(run)) for run in controls] == [2, 2]
+    assert "lt has been trained anew: its mask of round 1 is not the one" in made.failed[controls[0]]
+    (lt.saves / "ticket_01.safetensors").unlink()  # what they had cannot be told any more
+    do(settings(place, prune_type=arms))
+    assert [len(rounds(run)) for run in controls] == [3, 3]
+
+
+def test_weights_that_are_no_longer_kept_are_not_missed_after_a_stop(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(place, keep_weights="last")
+    (run,) = do(replace(config, prune_iterations=2))
+
+    def killed(*arguments: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(recording, "write_round", killed)
+        do(config)
+    assert not (run.saves / "trained_01.safetensors").exists()
+    told = Told()
+    do(config, told)
+    assert "lost" not in told.notes and len(rounds(run)) == 3
 
 
 # What is reset, rewinding, rates

@@ -43,11 +43,9 @@ def write_round(
     trained: Trained,
     cost: Cost | None = None,
     saves: Sequence[str] | None = None,
-    deleted: Collection[str] = (),
 ) -> dict[str, Any]:
     """Add a finished round to the tables and the journal; multiply-adds (macs) where the `cost` of a forward pass is
-    known. `saves` are the weights that are kept of it, by name, `deleted` those of earlier rounds that no longer are.
-    Gives its line in rounds.csv."""
+    known. `saves` are the weights that are kept of it, by name. Gives its line in rounds.csv."""
     best, counts = trained.early_stop, pruning.survivors(masks)
     row = {
         **{"round": number, "remaining": round(pruning.remaining(masks), 4), "ES": best.iteration},
@@ -77,13 +75,21 @@ def write_round(
         ],
         "rounds": [row],
     }
-    earlier = [
-        replace(entry, saves=[name for name in entry.saves if name not in deleted]) if entry.saves else entry
-        for entry in entries(run)[:number]
-    ]
     written = Entry(number, {name: _lines(name, rows) for name, rows in new.items()}, saves)
-    _write(run, [*earlier, written])
+    _write(run, [*entries(run)[:number], written])
     return row
+
+
+def forget(run: Run, weights: Collection[str]) -> None:
+    """Say in the journal that these weights, by name, are not kept any longer. They are deleted after it, so that who
+    is stopped in between misses none."""
+    known = entries(run)
+    kept = [
+        replace(entry, saves=[name for name in entry.saves if name not in weights]) if entry.saves else entry
+        for entry in known
+    ]
+    if kept != known:
+        journal.save(run.dumps, kept, run.fence)
 
 
 def write_connectivity(run: Run, number: int, points: Sequence[Mapping[str, Any]]) -> None:
