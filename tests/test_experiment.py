@@ -451,7 +451,7 @@ def test_tables_from_before_the_columns_supermask_and_macs_are_read_and_gone_on_
 @pytest.mark.parametrize("name", ["lt_reinit", "ticket_reinit_shuffle", "ticket_shuffle_reinit", "_reinit", "shuffle"])
 def test_controls_of_controls_are_no_arms(name: str) -> None:
     assert name not in ARMS
-    with pytest.raises(ConfigError, match=r"prune_type must be one of lt, .*, or one of them with _reinit or _shuffle"):
+    with pytest.raises(ConfigError, match=r"prune_type must be one of lt, .*, or one but lt with _reinit or _shuffle"):
         Config(prune_type=(name,))
 
 

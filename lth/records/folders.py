@@ -60,9 +60,8 @@ def runs_in(name: str, folder: Path) -> list[Run]:
             return [run]
     if not here.is_dir():
         raise ValueError(f"{name} must be a folder of a run, but there is no folder {folder}")
-    below = [
-        run for run in tables.find(root_of(name, folder)) if here in (run.root, *run.dumps.parents, *run.saves.parents)
-    ]
+    root = root_of(name, folder)
+    below = tables.find(root, among=lambda run: here in (run.root, *run.dumps.parents, *run.saves.parents))
     if not below:
         raise ValueError(f"{name} must be {RUN_FOLDER}, not {folder}, in which there is none")
     return below

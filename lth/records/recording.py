@@ -101,7 +101,10 @@ def write_connectivity(run: Run, number: int, points: Sequence[Mapping[str, Any]
 
 def share_connectivity(run: Run, sibling: Run) -> bool:
     """Take over what another arm's table knows of the dense round, if both have the same one."""
-    theirs, mine = entries(sibling), entries(run)
+    try:
+        theirs, mine = entries(sibling), entries(run)
+    except (RecordError, UnicodeDecodeError):  # the other one may be none of this command's
+        return False
     known = theirs[0].tables if theirs and mine else {}
     if "connectivity" not in known or known["rounds"][1:] != mine[0].tables["rounds"][1:]:
         return False

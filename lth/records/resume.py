@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from lth.records import recording, tables, tickets
-from lth.records.files import RecordError, delete, read_json, set_aside, share
+from lth.records.files import RecordError, Unreadable, delete, read_json, set_aside, share
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
 from lth.training.models import State
@@ -74,14 +74,22 @@ def share_dense(run: Run, identity: Callable[[Run], str], rewinds: bool) -> bool
     """Take over the dense round if another arm of this trial has it: the same seed, the same network."""
     for arm in ARMS:
         sibling = run.of_arm(arm)
-        if arm != run.arm and tables.finished_rounds(sibling):
+        if arm != run.arm and _sound(sibling):
             try:
                 adopt_dense(run, sibling, identity, rewinds)
                 tickets.read_ticket(run, 0, identity(run))
-            except (tickets.Damaged, FileNotFoundError):
+            except (tickets.Damaged, FileNotFoundError, Unreadable):
                 continue
             return True
     return False
+
+
+def _sound(run: Run) -> bool:
+    """Whether the run has a finished round, and says so undamaged: it may be none of this command's."""
+    try:
+        return bool(tables.finished_rounds(run) and recording.entries(run))
+    except (RecordError, UnicodeDecodeError):
+        return False
 
 
 def adopt_dense(run: Run, sibling: Run, identity: Callable[[Run], str], rewinds: bool) -> None:

@@ -82,8 +82,10 @@ def find(
     dataset: str | None = None,
     name: str | None = None,
     spoiled: Callable[[RecordError], object] | None = None,
+    among: Callable[[Run], bool] = lambda run: True,
 ) -> list[Run]:
-    """All runs under <root>/dumps with a finished round; those of one model, data set or settings if given.
+    """All runs under <root>/dumps with a finished round; those of one model, data set or settings if given, and of
+    which `among` is true.
 
     A run with a spoiled table, or with a file that cannot be read, raises RecordError, or is left out after `spoiled`
     was called with the error.
@@ -97,8 +99,8 @@ def find(
             want is None or want.lower() == have.lower()
             for want, have in ((arch_type, found_arch), (dataset, found_dataset), (name, settings))
         )
-        if run_of_seed and wanted:
-            run = Run(Path(root), found_arch, found_dataset, settings, arm, int(run_of_seed[1]))
+        run = Run(Path(root), found_arch, found_dataset, settings, arm, int(run_of_seed[1])) if run_of_seed else None
+        if run and wanted and among(run):
             try:
                 check(run)
                 read_json(run.dumps / "config.json")  # who reads the tables reads it too

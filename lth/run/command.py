@@ -173,10 +173,13 @@ def perform_all(asked: Mapping[Config, Mapping[str, str]], argv: Sequence[str]) 
 
 
 def _finished(config: Config) -> list[Run]:
-    """All runs of these settings with a finished round, also those of other commands."""
+    """All runs of these settings with a finished round, also those of other commands, but for those that are damaged:
+    these are said."""
     from lth.records import tables
     from lth.run import tasks
 
     one = tasks.runs_of(config)[0]
-    found = tables.find(config.root, one.arch_type, one.dataset, one.settings)
+    found = tables.find(
+        config.root, one.arch_type, one.dataset, one.settings, lambda error: _complain(f"warning: {error}")
+    )
     return [run for run in found if run.plots == one.plots]

@@ -14,9 +14,10 @@ import pytest
 import safetensors
 from helpers import Told, assert_same, do, lay_out, results, settings
 
-from lth.records import journal, tables, tickets
+from lth.records import folders, journal, tables, tickets
 from lth.records.files import RecordError
 from lth.records.tables import Run
+from lth.run import command
 from lth.run.tasks import runs_of
 from lth.settings.config import Config
 
@@ -142,3 +143,19 @@ def test_the_numbers_of_rounds_that_are_taken_back_are_kept(finished: Config, ru
     (copy,) = run.dumps.glob(f"{journal.NAME}.before-*")
     assert copy.read_bytes() == known and f"is kept in {copy.name}" in told.notes
     assert_same(results(run.root), results(finished.root.parent / "more"))
+
+
+def test_a_damaged_run_of_another_command_is_said_and_left_out(
+    finished: Config, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its dense round is not taken over, its tickets and numbers are not looked at, and the command does its work."""
+    (run.dumps / journal.NAME).write_text("hello\n")
+    config = replace(finished, root=run.root, prune_type=("reinit",), connectivity=True)
+    command.perform(config, [])
+    said = capsys.readouterr()
+    assert "warning:" in said.err and journal.NAME in said.err and len(said.err.splitlines()) < 5
+    (reinit,) = runs_of(config)
+    assert tables.finished_rounds(reinit) == ROUNDS and reinit.plots.joinpath("verdict.csv").exists()
+    assert folders.runs_in("--ticket", reinit.saves.parent) == [reinit]
+    with pytest.raises(RecordError, match=journal.NAME):
+        folders.runs_in("--ticket", run.saves.parent)
