@@ -252,6 +252,15 @@ def test_the_ticket_is_part_of_what_an_experiment_is(other: Path) -> None:
     assert_same(results(other), before)
 
 
+def test_overwrite_does_not_move_the_ticket_aside_that_it_starts_from(other: Path) -> None:
+    before = results(other)
+    for folder in (source(other), source(other, None), other / "dumps" / source(other).relative_to(other / "saves")):
+        with pytest.raises(ConfigError, match="is of a run that --overwrite would move aside: use another --name"):
+            session.run(settings(other, name="source", overwrite=True, ticket=f"{folder}:1"))
+    assert_same(results(other), before)
+    session.run(settings(other, name="mine", overwrite=True, ticket=f"{source(other)}:1", prune_iterations=1))
+
+
 def test_a_run_that_changes_beneath_transfer_ends_it(other: Path) -> None:
     """Round 0 of two runs may be the same while later ones are not."""
     config = transferred(other, f"{source(other)}:0", prune_type=("transfer",), prune_iterations=3)

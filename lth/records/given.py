@@ -118,6 +118,15 @@ def problem(config: Config, images: Images) -> Problem:
     return replace(made, given=given, prints=lambda: {**before(), **source.prints()})
 
 
+def refuse_moved(config: Config, runs: Iterable[Run]) -> None:
+    """ConfigError if the settings start from a ticket of one of these `runs`, which are to be moved aside."""
+    if config.ticket is None:
+        return
+    source, moved = Source.of(config), {run.saves.resolve() for run in runs}
+    if any(run.saves.resolve() in moved for run in source.runs.values()):
+        raise ConfigError(f"{source.named} is of a run that --overwrite would move aside: use another --name")
+
+
 def refuse_pruned(config: Config) -> None:
     """ConfigError if the settings say what shall be left in the end, and begin with less than a dense network: where
     rounds begin, settings alone do not tell."""

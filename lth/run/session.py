@@ -67,7 +67,7 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), words: Cal
 
     with jobs.signals() as signalled:
         runs = list(dict.fromkeys(run for config, about in asked.items() for run in runs_of(config, about)))
-        checks.together(*(partial(_refuse, config) for config in asked))
+        checks.together(*(partial(_refuse, config, runs) for config in asked))
         for config in asked:
             mend([] if config.overwrite else runs_of(config), first, _warn)
         unfinished = [_unfinished(config) for config in asked]
@@ -133,9 +133,12 @@ def _device(config: Config) -> tuple[torch.device, str]:
     return devices.choose(config.gpu)
 
 
-def _refuse(asked: Config) -> None:
-    """ConfigError if a folder holds results of other settings."""
-    if not asked.overwrite:
+def _refuse(asked: Config, runs: Sequence[Run]) -> None:
+    """ConfigError if a folder holds results of other settings, or if --overwrite would take away from one of all these
+    `runs` what another starts from."""
+    if asked.overwrite:
+        given.refuse_moved(asked, runs)
+    else:
         refuse_other_settings(settled(asked), runs_of(asked))
 
 
