@@ -135,6 +135,7 @@ def work(
                 busy, next_look = busy - 1, 0.0
     if signalled():
         raise Interrupted(signalled())
+    errors.sort(key=lambda error: not isinstance(error, FATAL))  # why it stopped before what went on without some runs
     if errors and isinstance(errors[0], BrokenProcessPool):
         raise TrialError("a worker process was killed, by lack of memory perhaps (--jobs lowers the need)") from None
     if errors:

@@ -105,6 +105,19 @@ def test_an_output_that_is_closed_is_no_fault_of_the_runs(place: Path) -> None:
     assert not list(place.rglob(FAILED))
 
 
+def test_what_stops_all_is_said_rather_than_what_failed_before(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(place, trials=2)
+    kinds = iter([TrialError("mlp failed"), OSError("the disk is full")])
+
+    def do(self: Any, claim: Claim) -> None:
+        raise next(kinds)
+
+    monkeypatch.setattr(processes.Experiments, "do", do)
+    with pytest.raises(OSError, match=r"^the disk is full$"):
+        jobs.work(Queue([config], lambda run: run), processes.workers(1, 1, {}, CPU, Told(), lambda: False), Told())
+    assert [run.seed for run in runs_of(config) if (run.dumps / FAILED).exists()] == [0]
+
+
 def test_a_model_that_is_half_saved_is_no_fault_of_the_runs(place: Path) -> None:
     config = settings(place, trials=3)
     at_hand = {config: (config, data.load("tiny", place / "data"))}
