@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import process as pools
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from helpers import CPU, Told, arrays, experiment, settings
@@ -248,17 +248,13 @@ def test_where_a_worker_is_killed_the_others_write_where_they_are_and_end(
     changes = {"arch_type": "fc1", "dataset": "small", "end_iter": "1000000it", "checkpoint_every": 1000, "trials": 2}
     config = settings(tmp_path, data=tmp_path, **changes)
     workers = processes.Processes(2, 1, {config: (config, data.load("small", tmp_path))}, lambda event: tell(event))
-    before, begun, errors = psutil.Process().children(), set[Run](), list[BaseException]()
+    begun, started, errors = set[Run](), list[BaseProcess](), list[BaseException]()
 
     def tell(event: Event) -> None:
         begun.update([event.run] if isinstance(event, Evaluated) else [])
-        if len(begun) == 2 and len(found := children()) == 2:
-            found[0].kill()
-
-    def children() -> list[psutil.Process]:
-        """The workers; the process that tracks resources goes on."""
-        new = [child for child in psutil.Process().children() if child not in before]
-        return [child for child in new if "spawn_main" in " ".join(child.cmdline())]
+        if len(begun) == 2 and not started:
+            started.extend(workers.pool._processes.values())
+            started[0].kill()
 
     def work() -> None:
         try:
@@ -268,10 +264,10 @@ def test_where_a_worker_is_killed_the_others_write_where_they_are_and_end(
 
     working = threading.Thread(target=work, daemon=True)
     working.start()
-    working.join(60)
-    left = children()
-    for child in left:
-        child.kill()
-    assert not working.is_alive() and not left, "it waits for workers that wait for it"
+    working.join(120)
+    left = [worker for worker in started or workers.pool._processes.values() if worker.is_alive()]
+    for worker in left:
+        worker.kill()
+    assert len(started) == 2 and not working.is_alive() and not left, "it waits for workers that wait for it"
     assert str(*errors).startswith("a worker process was killed")
     assert len(list(tmp_path.rglob("checkpoint.safetensors"))) == 1
