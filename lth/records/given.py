@@ -18,7 +18,7 @@ from lth.data.prints import of_arrays, of_texts
 from lth.pruning import Masks
 from lth.records import folders, tickets
 from lth.records.tables import Run
-from lth.records.tickets import Damaged, Ticket
+from lth.records.tickets import UNUSABLE, Ticket
 from lth.settings.combinations import takes_over
 from lth.settings.config import Config, ConfigError, derive_seed
 from lth.training.models import State, state_of
@@ -67,10 +67,10 @@ class Source:
         return cls(named, runs, first)
 
     def ticket(self, seed: int, number: int) -> Ticket:
-        """What round `number` of a trial starts from. ConfigError if its file is spoiled."""
+        """What round `number` of a trial starts from. ConfigError if its file cannot be used."""
         try:
             return tickets.read_ticket(self.runs[seed], self.first + number)
-        except (Damaged, FileNotFoundError) as error:
+        except UNUSABLE as error:
             raise ConfigError(f"{self.named}: {error}") from None
 
     def prints(self) -> dict[str, str]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from lth import pruning
 from lth.pruning import Masks
 from lth.records import same, tables
-from lth.records.files import GONE, NOWHERE, Fence, RecordError, Unreadable, problem, write
+from lth.records.files import GONE, NOWHERE, Fence, RecordError, Unreadable, problem, read, write
 from lth.records.tables import Run
 from lth.training.models import State
 from lth.training.train import Evaluation, Trained
@@ -86,7 +86,6 @@ def load_tensors(file: Path, identity: str | None = None) -> tuple[dict[str, Ten
     if what:
         raise Damaged(f"{file} {what}")
     try:
-        file.open("rb").close()  # of whatever is in the way of opening it, safetensors says that there is no file
         with safetensors.safe_open(file, framework="pt") as opened:
             about = opened.metadata() or {}
             if int(about.get("format", 0)) > FORMAT:
@@ -103,8 +102,9 @@ def load_tensors(file: Path, identity: str | None = None) -> tuple[dict[str, Ten
         if facts.get("name", file.stem) != file.stem:
             raise Damaged(f"{file} is a copy of {facts['name']}.safetensors")
         return tensors, facts
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:  # as safetensors calls whatever is in the way of opening it
+        read(file)  # says what it is
+        raise Unreadable(file, error) from None
     except OSError as error:
         raise Unreadable(file, error) from None
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, EOFError) as error:
