@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lth.experiment import Experiment, TrialError
+from lth.experiment import Experiment
 from lth.records import recording, resume, tables, tickets
 from lth.records.events import Connected
 from lth.records.files import delete
@@ -21,7 +21,7 @@ from lth.training import layout, line
 from lth.training.line import STABLE, Errors
 from lth.training.models import State
 from lth.training.network import Network
-from lth.training.train import Stopped
+from lth.training.train import Stopped, TrialError
 
 ENDS = ("first", "second")  # the two trainings; `first` has the order of the data that the round had
 

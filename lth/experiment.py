@@ -6,7 +6,7 @@ Every step reads and writes files, so that a stop anywhere loses nothing; lth/re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 
@@ -15,7 +15,7 @@ import torch
 from lth import chance, prune, pruning
 from lth.data.feed import Feed
 from lth.pruning import Masks
-from lth.records import recording, resume, same, tables, tickets
+from lth.records import borrowed, recording, resume, same, tables, tickets
 from lth.records.events import Evaluated, Event, Moved, Note, RoundDone
 from lth.records.files import RecordError, delete
 from lth.records.tables import Run
@@ -33,16 +33,12 @@ from lth.training.schedule import Plan, make_plan
 from lth.training.scores import SCORES, Batches
 from lth.training.selection import Candidates, select
 from lth.training.starts import STARTS
-from lth.training.train import Evaluation, Trained, Training
+from lth.training.train import Evaluation, Trained, Training, TrialError
 
 NOTHING_PRUNED = (
     "layers come to it with masks of torch.nn.utils.prune, their weights called weight_orig; fetch_layers names them"
 )
 UNSAVED = "something besides parameters and buffers from step to step: a round that is stopped begins again"
-
-
-class TrialError(Exception):
-    """One trial cannot go on; others can."""
 
 
 class Experiment:
@@ -170,11 +166,10 @@ class Experiment:
     def prune(self, run: Run, ticket: Ticket, final: State) -> Masks:
         """Which of the ticket's weights survive into the next round. `final` are the weights at the end of this one."""
         arm, number = ARMS[run.arm], ticket.round + 1
-        generator = torch.Generator().manual_seed(derive_seed(run.seed, "mask", number))
         if arm.mask_of:
-            return self._borrowed(run, ticket, arm.mask_of)
+            return borrowed.of_arm(run, ticket, self._identity)
         if arm.prunes == "given":
-            return self._taken_over(run, ticket)
+            return borrowed.of_ticket(ticket, lambda number: self._given(run, number)[0])
         if self.problem.rule is not None:
             seed = derive_seed(run.seed, "rule", number)
             masks = prune.by_rule(self.problem.rule, self.problem.make(), final, ticket.masks, seed)
@@ -187,6 +182,7 @@ class Experiment:
             weights = tickets.read_state(run, "dense" if arm.prunes == "dense" else self._original, identity)
         drawn = arm.prunes == "trained" and arm.start == "fresh"  # anew in this round
         initial = ticket.start if drawn else tickets.read_state(run, "initial", identity)
+        generator = torch.Generator().manual_seed(derive_seed(run.seed, "mask", number))
         candidates = Candidates(masks, weights, rounds, initial, lambda: self._score_batches(run), generator)
         try:
             return select(arm, self.config, self.problem, candidates)
@@ -225,33 +221,6 @@ class Experiment:
             return self.problem.given(run.seed, number)
         initial = self.problem.initial(derive_seed(run.seed, "weights", 0))
         return pruning.dense(pruning.prunable(self.problem.make(), self.config.prune_embeddings)), initial
-
-    def _taken_over(self, run: Run, ticket: Ticket) -> Masks:
-        """The masks of the next round of the run that --ticket names, if its last one still is what it was here."""
-        before = self._given(run, ticket.round)[0]
-        if any(not torch.equal(before[name], mask) for name, mask in ticket.masks.items()):
-            raise TrialError(f"--ticket has changed: its masks are not those that round {ticket.round} here had")
-        return self._given(run, ticket.round + 1)[0]
-
-    def _borrowed(self, run: Run, ticket: Ticket, arm: str) -> Masks:
-        """The masks of the next round of another arm, if its last one still is what it was here."""
-        with suppress(FileNotFoundError, tickets.Damaged):  # the last one is not needed
-            before = self._mask_of(run, arm, ticket.round)
-            if ticket.round and any(not torch.equal(before[name], mask) for name, mask in ticket.masks.items()):
-                raise TrialError(
-                    f"{arm} has been trained anew: its mask of round {ticket.round} is not the one that was taken from "
-                    "it here; --overwrite trains both again"
-                )
-        if not resume.has_ticket(run.of_arm(arm), ticket.round + 1):
-            raise TrialError(f"round {ticket.round + 1} has no ticket of {arm} to take its mask from")
-        return self._mask_of(run, arm, ticket.round + 1)
-
-    def _mask_of(self, run: Run, arm: str, number: int) -> Masks:
-        other = run.of_arm(arm)
-        found = tickets.read_ticket(other, number, self._identity(other)).masks
-        if not ARMS[run.arm].shuffled:
-            return found
-        return pruning.shuffled(found, torch.Generator().manual_seed(derive_seed(run.seed, "mask", number)))
 
     def _go_on(self, run: Run, rounds: int) -> None:
         """Take the run up where its files say it stands; a new one begins with the dense ticket or --ticket's."""

@@ -30,7 +30,6 @@ import torch
 
 from lth import data
 from lth.data.images import Images
-from lth.experiment import TrialError
 from lth.records import given, tables
 from lth.records.events import Event, Note
 from lth.records.files import RecordError
@@ -43,7 +42,7 @@ from lth.run.processes import Experiments
 from lth.run.queue import Claim, begin, gave_up
 from lth.settings import names
 from lth.settings.config import LTH, Config, ConfigError
-from lth.training.train import Stopped
+from lth.training.train import Stopped, TrialError
 
 MISSING = "--ray needs Ray, which is not installed here: pip install -r requirements-ray.txt"
 UNSEEN = 120.0  # seconds after which what a node has written must be seen here: NFS may hide it for one minute

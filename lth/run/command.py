@@ -120,8 +120,8 @@ def side_by_side(groups: Sequence[Sequence[Run]], folder: Path, format: str) -> 
 def perform(config: Config, argv: Sequence[str], words: Callable[[str], str] = str) -> int:
     """Run the experiment of these settings, which the command line `argv` gave, or go on with it, and show what came of
     it; `words` as in `session.run`."""
-    from lth.experiment import TrialError
     from lth.run import session, tensorboard  # PyTorch loads here, once the flags have been found good
+    from lth.training.train import TrialError
 
     failure: Exception | None = None
     try:
@@ -142,10 +142,10 @@ def perform(config: Config, argv: Sequence[str], words: Callable[[str], str] = s
 def perform_all(asked: Mapping[Config, Mapping[str, str]], argv: Sequence[str]) -> int:
     """The same for the experiments of a sweep, each with the values that tell it from the others: they end with the
     verdicts in words, one figure, and sweep.csv."""
-    from lth.experiment import TrialError
     from lth.records import files, sentences, verdict
     from lth.records import sweep as records
     from lth.run import session
+    from lth.training.train import TrialError
 
     first, failure = next(iter(asked)), None
     own = {config: {name: text for name, text in values.items() if name != "seed"} for config, values in asked.items()}

@@ -12,14 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from lth.experiment import TrialError
 from lth.records.events import Event, Note
 from lth.records.files import RecordError
 from lth.records.lock import Lost
 from lth.records.tables import Run
 from lth.run.device import DeviceError
 from lth.run.queue import Claim, Queue
-from lth.training.train import Stopped
+from lth.training.train import Stopped, TrialError
 
 POLL = 0.2  # seconds between looks at the workers
 SHARE = 20  # of the time that a look at the folder takes, others share it: so much longer until the next look

@@ -26,6 +26,10 @@ class Stopped(Exception):
     """The training was asked to stop; its checkpoint has been written."""
 
 
+class TrialError(Exception):
+    """One trial cannot go on; others can."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """One line of evals.csv. Losses are means an image; `val` and `test` are accuracies in percent, `test` NaN where

@@ -17,7 +17,7 @@ import main
 import utils
 from lth.api import own_rule
 from lth.data import stream
-from lth.experiment import TrialError
+from lth.training.train import TrialError
 
 
 class FailsLater(Mlp):

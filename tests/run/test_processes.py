@@ -21,7 +21,7 @@ from helpers import CPU, Told, arrays, experiment, settings
 import main
 import utils
 from lth import data
-from lth.experiment import Experiment, TrialError
+from lth.experiment import Experiment
 from lth.records import tables
 from lth.records.events import Evaluated, Event, Note
 from lth.records.files import RecordError
@@ -30,6 +30,7 @@ from lth.run import jobs, processes
 from lth.run.device import DeviceError
 from lth.run.queue import FAILED, Claim, Queue
 from lth.run.tasks import runs_of
+from lth.training.train import TrialError
 
 NAMES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
