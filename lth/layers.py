@@ -13,7 +13,7 @@ import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +98,16 @@ def left_alone(model: nn.Module, embeddings: bool = False) -> str:
     rest = sum(size for _, size in largest[4:])
     told += [f"{len(largest) - 4} others {100 * rest / total:.1f}%"] if rest else []
     return f"pruning leaves {100 * count / total:.1f}% of all {total:,} parameters alone: {', '.join(told)}"
+
+
+def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether it is a Linear layer of PyTorch's whose forward pass nobody has replaced."""
+    return type(module) is nn.Linear and "forward" not in vars(module)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether something else is called when the module is."""
+    return any(getattr(module, hooks) for hooks in HOOKS)
 
 
 def without_dropout(model: nn.Module) -> None:

@@ -6,12 +6,11 @@ import copy
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from lth.layers import HOOKS
+from lth import layers
 from lth.pruning import Masks
 from lth.records.files import explained, write
 from lth.settings.checks import first_line
@@ -54,7 +53,7 @@ def sparse(model: nn.Module, masks: Masks) -> nn.Module:
     for name, mask in masks.items():
         path = name.rpartition(".")[0]
         layer = made.get_submodule(path)
-        if _plain(layer) and not bool(mask.all()):
+        if layers.is_plain_linear(layer) and not layers.hooked(layer) and not bool(mask.all()):
             if not path:
                 return SparseLinear(layer).eval()
             above, _, child = path.rpartition(".")
@@ -62,12 +61,6 @@ def sparse(model: nn.Module, masks: Masks) -> nn.Module:
             if not (isinstance(parent, nn.TransformerEncoderLayer) and parent.self_attn.batch_first):
                 setattr(parent, child, SparseLinear(layer))
     return made
-
-
-def _plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether it is a Linear layer that does nothing beside what its class does."""
-    hooked = any(getattr(layer, hooks) for hooks in HOOKS)
-    return type(layer) is nn.Linear and "forward" not in vars(layer) and not hooked
 
 
 def export(model: nn.Module, file: Path, example: Tensor) -> Path:

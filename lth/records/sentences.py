@@ -84,9 +84,9 @@ def _no_winner(arm: str, rows: Sequence[Row]) -> str:
     if accurate:
         best = max(accurate, key=lambda row: row["difference"])
         late = "too late" if all(row["stop"] == LATER for row in accurate) else "perhaps too late"
-        who = "they are" if len(accurate) == len(rows) else f"those accurate enough, at {_shares(accurate)}, are"
-        what = f"accurate enough but {late}" if len(accurate) == len(rows) else late
-        return f"{start}: {who} {what} (the best: {_there(best)}, at {_share(best)})"
+        which = f"those accurate enough, at {_shares(accurate)}, are {late}"
+        told = f"they are accurate enough but {late}" if len(accurate) == len(rows) else which
+        return f"{start}: {told} (the best: {_there(best)}, at {_share(best)})"
     if all(row["accuracy"] == WORSE for row in rows):
         return f"{start}: they are too inaccurate (the best: {_there(best)}, at {_share(best)})"
     return (

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lth.data.feed import Feed
+from lth.layers import is_plain_linear
 from lth.pruning import Masks
 from lth.settings.config import Config
 from lth.training import kernels
@@ -81,7 +82,7 @@ def _plain_linear(model: nn.Module) -> list[str]:
     return [
         f"{path}.weight".lstrip(".")
         for path, layer in model.named_modules()
-        if type(layer) is nn.Linear and "forward" not in vars(layer) and layer._parameters.get("weight") is not None
+        if is_plain_linear(layer) and layer._parameters.get("weight") is not None
         if layer.weight.requires_grad and layer.weight.dtype == torch.float32 and times[id(layer.weight)] == 1
     ]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lth.layers import HOOKS
+from lth.layers import hooked
 from lth.pruning import Masks
 from lth.training import kernels
 
@@ -160,7 +160,7 @@ def _join(sequence: nn.Sequential) -> None:
     """Put each run of sparse layers and ReLUs in the place of its first layer; nothing is left in the others'."""
     run: list[int] = []
     for number, module in enumerate([*sequence, None]):
-        plain = module is not None and not any(getattr(module, hooks) for hooks in HOOKS)
+        plain = module is not None and not hooked(module)
         if plain and (type(module) is SparseLinear or (run and type(module) is nn.ReLU)):
             run.append(number)
             continue
