@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from lth.claims.judge import Records
 
-POINTS, TIMES = "points", "times"  # units: differences of accuracy in percent; ratios
+POINTS, TIMES, PERCENT = "points", "times", "percent"  # units: differences of accuracy; ratios; accuracies
 
 Measure = Callable[["Records"], "pd.Series"]  # a value a trial, by seed
 
@@ -71,7 +71,8 @@ class Statement:
     at: percent of the weights that the sentence is about; None gives `measure` all rounds.
     holds: the lowest and the highest value for which the sentence is true. `towards` makes it of a figure.
     published: the paper's figure, where it gives one.
-    unit: POINTS, or TIMES for ratios (their mean is the geometric one, and their interval that of the logarithms).
+    unit: POINTS; TIMES for ratios (their mean is the geometric one, and their interval that of the logarithms); PERCENT
+    for test accuracies before training, which the report's table of rounds then has, too.
     """
 
     says: str

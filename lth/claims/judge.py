@@ -37,13 +37,17 @@ class Records:
         )  # fmt: skip
 
     def near(self, remaining: float, factor: float = NEAR) -> Records:
-        """Only the round of each experiment that is nearest to that percent of the weights, if one is near enough."""
-        kept = []
-        for _, rounds in self.rounds[self.rounds["remaining"] > 0].groupby("experiment"):
-            apart = (rounds.groupby("round")["remaining"].mean() / remaining).map(math.log).abs()
-            if len(apart) and apart.min() <= math.log(factor):
-                kept.append(rounds[rounds["round"] == apart.idxmin()])
-        return Records(self.runs, pd.concat(kept) if kept else self.rounds.iloc[:0])
+        """Only the round of each experiment that is nearest to that percent of the weights, if one is near enough, and
+        if it is the sparsity of the nearest of all: experiments of other sparsities cannot be compared."""
+        means = self.rounds[self.rounds["remaining"] > 0].groupby(["experiment", "round"])["remaining"].mean()
+        apart = (means / remaining).map(math.log).abs()
+        if not len(apart) or apart.min() > math.log(factor):
+            return Records(self.runs, self.rounds.iloc[:0])
+        closest = means[apart.idxmin()]
+        nearest = apart.groupby("experiment").idxmin()
+        kept = [which for which in nearest if abs(math.log(means[which] / closest)) <= math.log(NEAR)]
+        rows = pd.MultiIndex.from_frame(self.rounds[["experiment", "round"]]).isin(kept)
+        return Records(self.runs, self.rounds[rows])
 
     def arm(self, which: str) -> pd.DataFrame:
         """The rows of an arm, by seed. `which` is `lt`, or `large_init/lt` where a claim has several experiments."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from lth.claims.claim import TIMES, Claim, Statement, accuracy, barrier, early_stop, towards, untrained
+from lth.claims.claim import PERCENT, TIMES, Claim, Statement, accuracy, barrier, early_stop, towards, untrained
 
 LTH = {"paper": "Frankle & Carbin 2019", "source": "arXiv:1803.03635"}
 ZHOU = {"paper": "Zhou et al. 2019", "source": "arXiv:1905.01067"}
@@ -213,13 +213,15 @@ _ALL = (
         statements=(
             Statement(
                 "kept where large and of the same sign, it reaches 86% at the best sparsity",
-                untrained("ticket_sign"), at=None, published=86.0, holds=towards(86.0, none=10.0),
+                untrained("ticket_sign"), at=None, published=86.0, holds=towards(86.0, none=10.0), unit=PERCENT,
             ),
             Statement(
-                "with the initial weights it is far above chance too", untrained("lt"), at=None, holds=(20, math.inf)
+                "with the initial weights it is far above chance too",
+                untrained("lt"), at=None, holds=(20, math.inf), unit=PERCENT,
             ),
             Statement(
-                "at random places it is not", untrained("ticket_shuffle"), at=None, holds=(-math.inf, 20)
+                "at random places it is not",
+                untrained("ticket_shuffle"), at=None, holds=(-math.inf, 20), unit=PERCENT,
             ),
         ),
         note="Accuracies in percent; chance is 10. The paper has the same network and prunes it otherwise.",
@@ -230,7 +232,8 @@ _ALL = (
         **FRANKLE,
         where="Section 4",
         experiments={
-            "": "--preset lenet --prune_type lt random ticket_reinit --prune_iterations 16 --trials 3"
+            "": "--preset lenet --end_iter 24000it --prune_type lt random ticket_reinit --prune_iterations 16 "
+            "--trials 3"
         },
         quick=f"{LENET_QUICK} --end_iter 2000it",
         statements=(
@@ -245,14 +248,16 @@ _ALL = (
                 "reinitialised, too", accuracy("ticket_reinit", "lt"), at=3.5, holds=WELL_BELOW
             ),
         ),
-        note="The paper trains 24,000 iterations. Well below is more than half a point here.",
+        note="Well below is more than half a point here.",
     ),
     Claim(
         name="stable_lenet",
         about="is a 300-100 network on MNIST, and are its tickets, stable to the order of the data from the start?",
         **FRANKLE,
         where="Sections 3 and 4",
-        experiments={"": "--preset lenet --prune_type lt --prune_iterations 16 --trials 3 --connectivity"},
+        experiments={
+            "": "--preset lenet --end_iter 24000it --prune_type lt --prune_iterations 16 --trials 3 --connectivity"
+        },
         quick=f"{TWO_ROUNDS} --end_iter 3000it",
         statements=(
             Statement(
@@ -262,7 +267,7 @@ _ALL = (
             Statement("so are its tickets: at 21.1%", barrier("lt"), at=21.1, holds=STABLE),
             Statement("and at 3.5%", barrier("lt"), at=3.5, holds=STABLE),
         ),
-        note="The paper trains 24,000 iterations. The barrier is the higher one of both errors, on 30 points.",
+        note="The barrier is the higher one of both errors, on 30 points.",
     ),
     Claim(
         name="stable_resnet20",
@@ -312,7 +317,8 @@ _ALL = (
                 accuracy("lt"), at=16.8, published=-3.2, holds=towards(-3.2, none=0),
             ),
         ),
-        note="Weights are rewound to iteration 2,000 of 63,000.",
+        note="Trained as in arXiv:1912.05671, 63,000 iterations, where this paper has 182 epochs; weights are "
+        "rewound to iteration 2,000.",
         needs="a GPU",
     ),
     Claim(

@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lth.claims.claim import TIMES
+from lth.claims.claim import PERCENT, POINTS
 from lth.claims.forms import Form
 from lth.claims.judge import Finding, runs_of
 from lth.plots.comparison import comparison
+from lth.plots.connectivity import connectivity
 from lth.records import files, labels, tables, verdict
 
 HEAD = ("the paper says", "weights", "paper", "here (95% interval)", "trials", "")
@@ -56,8 +57,8 @@ def summary(form: Form, findings: Sequence[Finding]) -> str:
 
 def cells(finding: Finding, form: Form) -> list[str]:
     """A finding as a row below HEAD."""
-    statement, times = finding.statement, finding.statement.unit == TIMES
-    number = (lambda value: f"{value:.2f}") if times else (lambda value: f"{value:+.2f}")
+    statement = finding.statement
+    number = (lambda value: f"{value:+.2f}") if statement.unit == POINTS else (lambda value: f"{value:.2f}")
     paper = "" if statement.published is None else number(statement.published)
     here = ""
     if finding.trials:
@@ -113,12 +114,12 @@ def renew(file: Path, form: Form, findings: Sequence[Finding]) -> list[Path]:
     form; everything else in the file stays. Gives the files written."""
     begin, end = (f"<!-- {word} of {form.slug}, written by reproduce.py -->" for word in ("begin", "end"))
     figures = _figures(form, file)
-    section = f"{begin}\n{markdown(form, findings, [figure.name for figure in figures.values()])}\n{end}"
+    section = f"{begin}\n{markdown(form, findings, [figure.name for figure in figures])}\n{end}"
     old = file.read_text(encoding="utf-8") if file.exists() else "# Published claims, measured\n"
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     new = pattern.sub(lambda _: section, old) if pattern.search(old) else f"{old.rstrip()}\n\n{section}\n"
     files.write(file, new.encode())
-    return [file, *figures.values()]
+    return [file, *figures]
 
 
 def markdown(form: Form, findings: Sequence[Finding], figures: Iterable[str] = ()) -> str:
@@ -135,24 +136,29 @@ def markdown(form: Form, findings: Sequence[Finding], figures: Iterable[str] = (
         measured_by(form),
         _rows(HEAD, [cells(finding, form) for finding in findings], "lrrrrl"),
         EXPLANATION[0].upper() + EXPLANATION[1:],
-        *(f"![{claim.about}]({figure})" for figure in figures),
+        *(f"![the rounds behind: {claim.about}]({figure})" for figure in figures),
     ]
+    before = any(statement.unit == PERCENT for statement in claim.statements)
     for name, runs in runs_of(form).items():
         if len(rounds := verdict.table(runs)):
-            parts.append((f"Experiment {name}, every round:" if name else "Every round:") + "\n\n" + by_round(rounds))
+            parts.append(
+                (f"Experiment {name}, every round:" if name else "Every round:") + "\n\n" + by_round(rounds, before)
+            )
     return "\n\n".join(part for part in parts if part)
 
 
-def by_round(rounds: pd.DataFrame) -> str:
-    """The table of lth.records.verdict in Markdown: a line a sparsity, the arms side by side."""
+def by_round(rounds: pd.DataFrame, before: bool) -> str:
+    """The table of lth.records.verdict in Markdown: a line a sparsity, the arms side by side; `before`: with test
+    accuracies before training."""
     arms = verdict.in_order(rounds["arm"])
-    head = ["weights", *(f"{arm}: {what}" for arm in arms for what in ("test", "vs dense", "ES / dense", "trials"))]
+    columns = [*["before training"] * before, "test", "vs dense", "ES / dense", "trials"]
+    head = ["weights", *(f"{arm}: {what}" for arm in arms for what in columns)]
     lines = []
     for _, group in rounds.groupby("round"):
         line = [f"{labels.percent(group['remaining'].mean(), 3)}%"]
         for arm in arms:
             found = group[group["arm"] == arm].to_dict("records")
-            line += _arm(found[0]) if found else [""] * 4
+            line += _arm(found[0])[-len(columns) :] if found else [""] * len(columns)
         lines.append(line)
     return _rows(head, lines, "r" * len(head))
 
@@ -160,7 +166,7 @@ def by_round(rounds: pd.DataFrame) -> str:
 def _arm(row: dict[str, Any]) -> list[str]:
     band = "" if math.isnan(row["low"]) else f" ± {(row['high'] - row['low']) / 2:.2f}"
     difference = f"{row['difference']:+.2f}{band}" if row["round"] else ""
-    return [f"{row['test']:.2f}", difference, f"{row['ES_ratio']:.2f}", str(row["trials"])]
+    return [f"{row['supermask']:.2f}", f"{row['test']:.2f}", difference, f"{row['ES_ratio']:.2f}", str(row["trials"])]
 
 
 def _rows(head: Sequence[str], lines: Iterable[Sequence[str]], align: str) -> str:
@@ -202,13 +208,16 @@ def measured_by(form: Form) -> str:
     )
 
 
-def _figures(form: Form, file: Path) -> dict[str, Path]:
-    """Accuracy and early stop by sparsity for each experiment, beside the report."""
-    drawn = {}
+def _figures(form: Form, file: Path) -> list[Path]:
+    """Accuracy and early stop by sparsity for each experiment, and the lines between trainings where they were
+    measured, beside the report."""
+    drawn = []
     for name, runs in runs_of(form).items():
         found = [run for run in runs if len(tables.table(run, "rounds"))]
         with tempfile.TemporaryDirectory() as folder:
-            for picture in comparison(found, Path(folder)) if found else []:
-                drawn[name] = file.parent / f"{form.slug}{'-' if name else ''}{name}{picture.suffix}"
-                files.write(drawn[name], picture.read_bytes())
+            pictures = [*comparison(found, Path(folder)), *connectivity(found, Path(folder))] if found else []
+            for picture in pictures:
+                what = [form.slug, name, "" if picture.stem == comparison.__name__ else picture.stem]
+                drawn.append(file.parent / ("-".join(filter(None, what)) + picture.suffix))
+                files.write(drawn[-1], picture.read_bytes())
     return drawn

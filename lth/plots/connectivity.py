@@ -57,7 +57,7 @@ def _drawn(lines: Lines, file: Path, runs: Sequence[Run]) -> list[Path]:
             for name, table in barriers.items():
                 by_round = table[table["remaining"] > 0].groupby("round")
                 x, values = by_round["remaining"].mean(), by_round[half]
-                axes.plot(x, values.mean(), label=name, **style.line(looks[name]))
+                axes.plot(x, values.mean(), label=style.named(name), **style.line(looks[name]))
                 if (values.count() > 1).any():
                     axes.fill_between(x, values.min(), values.max(), color=looks[name].color, alpha=0.18, linewidth=0)
             axes.axhline(STABLE, color=style.DARK, linestyle=(0, (4, 2)), linewidth=1, label=LIMIT)
@@ -67,9 +67,10 @@ def _drawn(lines: Lines, file: Path, runs: Sequence[Run]) -> list[Path]:
         first = next(iter(barriers))
         _along(panels[2], lines[first])
         panels[2].set_title(first if len(barriers) > 1 else "")
-        counts = pd.Series({name: table["seed"].nunique() for name, table in barriers.items()})
-        said = "barrier: highest error on the line above the mean of its ends"
-        said += f"; mean of {trials(counts)}, band from the lowest to the highest" if counts.max() > 1 else "; 1 trial"
+        everything = pd.concat([table.assign(arm=name) for name, table in barriers.items()])
+        many = f"mean of {trials(everything)}, band from the lowest to the highest"
+        said = "barrier: highest error on the line above the mean of its ends; "
+        said += many if everything["seed"].nunique() > 1 else "1 trial"
         style.legend(figure, panels[:1], said)
     return [file]
 

@@ -37,9 +37,8 @@ def grid(groups: Sequence[Sequence[Run]], folder: Path, format: str = "png") -> 
         for row, band in enumerate(bands):
             for (run, rounds, kind, arms), upper, lower in zip(band, axes[2 * row], axes[2 * row + 1], strict=False):
                 strip |= _panel(upper, lower, rounds, arms)
-                counts = rounds[rounds["round"] == 0].groupby("arm")["seed"].nunique()
                 about = [labels.title(run), *style.wrapped(own[run.plots], 34), *style.wrapped(kind, 34)]
-                upper.set_title("\n".join([*about, trials(counts)]), fontsize=7.5)
+                upper.set_title("\n".join([*about, trials(rounds[rounds["arm"].isin(arms)])]), fontsize=7.5)
                 uppers.append(upper)
             for unused in axes[2 * row : 2 * row + 2, len(band) :].flat:
                 unused.remove()
@@ -54,6 +53,9 @@ def _panel(upper: Axes, lower: Axes, rounds: pd.DataFrame, arms: Sequence[str]) 
     """One group of arms; gives whether its accuracy axis is compressed."""
     table = verdict.judged(rounds)
     dense = rounds[rounds["round"] == 0].groupby("seed")["test"].first().mean()
+    # As the table has it: mean by mean, which the mean of the trials' own ratios is not.
+    mean = rounds.groupby(["arm", "round"])["ES_dense"].transform("mean")
+    rounds = rounds.assign(ES_ratio=rounds["ES"] / mean)
     for axes, column, value in ((upper, "test", dense), (lower, "ES_ratio", 1.0)):
         arm_lines(axes, rounds, arms, column, value, scale=0.75)
         rings(axes, table[table["arm"].isin(arms)], column, scale=0.75)

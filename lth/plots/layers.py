@@ -143,7 +143,7 @@ def _lines(axes: Axes, found: Kept, groups: Sequence[Sequence[str]]) -> None:
                 found.percent.columns,
                 values.where(values > 0),
                 color=colors[index],
-                label="\n".join(map(found.label, here)),
+                label=style.named("\n".join(map(found.label, here))),
                 marker=MARKERS[index % len(MARKERS)],
                 markersize=4,
                 linestyle=style.DASHES[index % len(style.DASHES)],

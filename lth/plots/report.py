@@ -108,7 +108,13 @@ def _row(line: Mapping[str, Any]) -> dict[str, Any]:
             cells.append({"value": "", "shown": "", "text": False})
         else:
             sign = "+" if column in ("difference", "low", "high") else ""
-            cells.append({"value": f"{value:.10g}", "shown": f"{value:{sign},.{digits}f}", "text": False})
+            cells.append(
+                {
+                    "value": f"{value:.10g}".replace("inf", "Infinity"),
+                    "shown": f"{value:{sign},.{digits}f}",
+                    "text": False,
+                }
+            )
     return {"cells": cells, "winning": line["winning"]}
 
 
@@ -138,7 +144,7 @@ def _settings(given: Mapping[str, Any]) -> list[dict[str, Any]]:
             continue
         text = as_text(tuple(value)) if isinstance(value, list) else as_text(value)
         default = usual.get(name, "")
-        shown = {"value": text.replace("None", "-"), "default": default.replace("None", "-")}
+        shown = {what: "-" if told == as_text(None) else told for what, told in (("value", text), ("default", default))}
         rows.append({"name": name, **shown, "changed": text != default})
     return sorted(rows, key=lambda row: not row["changed"])
 

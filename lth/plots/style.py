@@ -72,6 +72,11 @@ def looks(arms: Sequence[str]) -> dict[str, Look]:
     return found
 
 
+def named(text: str) -> str:
+    """A name of the user's as a legend shows it: matplotlib leaves out those that begin with an underscore."""
+    return f" {text}" if text.startswith("_") else text
+
+
 def line(look: Look, scale: float = 1.0) -> dict[str, Any]:
     """A look as arguments of Axes.plot."""
     style = {"color": look.color, "marker": look.marker, "linestyle": look.dashes, "linewidth": 1.6 * scale}
@@ -131,13 +136,14 @@ def legend(
     figure: Figure, axes: Iterable[Axes], caption: str = "", columns: int = 5, leave_out: Iterable[str] = ()
 ) -> None:
     """One legend below everything, with each name once, headed by what its lines are."""
+    heading = textwrap.fill(caption, int(figure.get_figwidth() * 16))
     entries = {name: handle for name, handle in _entries(axes).items() if name not in set(leave_out)}
     order = sorted(entries, key=lambda name: LAST.index(name) if name in LAST else -1)
     for rows in range(math.ceil(len(order) / columns) or 1, len(order) + 1):
         drawn = figure.legend(
             [entries[name] for name in order],
             order,
-            title=caption or None,
+            title=heading or None,
             title_fontsize=8,
             loc="outside lower center",
             ncols=math.ceil(len(order) / rows),

@@ -112,6 +112,7 @@ def side_by_side(groups: Sequence[Sequence[Run]], folder: Path, format: str) -> 
                 print(f"another process is drawing the figure: {folder / f'grid.{format}'}")
                 return
             source = draw.fingerprint(runs)
+            (folder / f"connectivity.{format}").unlink(missing_ok=True)  # of settings that are no longer among these
             written = [*grid(groups, folder, format), *rewind_points(groups, folder, format)]
             draw.record(folder, format, source, written)
     print("\n".join(f"  {path}" for path in written))

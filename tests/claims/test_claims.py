@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import reproduce
 import utils
 from lth.claims import CLAIMS, Claim, Statement, cost, report
-from lth.claims.claim import TIMES, accuracy, barrier, early_stop, towards
+from lth.claims.claim import PERCENT, TIMES, accuracy, barrier, early_stop, towards, untrained
 from lth.claims.forms import Form, form
 from lth.claims.judge import Records, check, findings, judge
 from lth.records import verdict
@@ -111,6 +111,17 @@ def test_only_a_round_that_is_near_enough_counts(make_runs: MakeRuns) -> None:
     one = claim(Statement("more accurate", accuracy("lt"), at=41, holds=ABOVE))
     assert check(one, records)[0].verdict == "not measured"
     assert check(one, records, factor=1.3)[0].remaining == pytest.approx(51.2, abs=0.3)
+
+
+def test_experiments_of_other_sparsities_are_not_compared(make_runs: MakeRuns) -> None:
+    long = make_runs(arms=["lt"], settings="lr=1", rounds=5, percent=40, saves=False)  # down to 13%
+    short = make_runs(arms=["lt"], settings="lr=2", rounds=4, percent=40, saves=False)  # 22% is within twice 13%, too
+    records = Records.of({"long": long, "short": short})
+    own = Statement("more accurate than dense", accuracy("long/lt"), at=13, holds=ABOVE)
+    both = Statement("more accurate than short", accuracy("long/lt", "short/lt"), at=13, holds=ABOVE)
+    one, other = check(claim(own, both), records, factor=2.0)
+    assert one.remaining == pytest.approx(13, abs=0.3) and one.trials == 3
+    assert other.verdict == "not measured"
 
 
 def test_experiments_of_a_claim_are_told_apart(make_runs: MakeRuns) -> None:
@@ -251,6 +262,25 @@ def test_a_report_renews_its_own_section_and_leaves_the_rest(make_runs: MakeRuns
     assert "Nothing is finished yet" in text.split("After.")[1] and f"]({written[1].name})" in text
     assert str(tmp_path) not in text
     assert "python reproduce.py tiny --prune_percent 20 --end_iter 5 --trials 3 --precision fp32\n" in text
+
+
+def test_a_report_shows_what_its_statements_are_about(make_runs: MakeRuns, tmp_path: Path) -> None:
+    before = Statement(
+        "good before training", untrained("lt"), at=None, holds=(20, math.inf), published=86, unit=PERCENT
+    )
+    stable = Statement("stable", barrier("lt"), at=100, holds=(-math.inf, 2.0))
+    flags = ["--root", str(tmp_path), "--prune_percent", "20", "--end_iter", "5", "--trials", "3"]
+    asked_for = form(claim(before, stable), flags)
+    for run in make_runs(rounds=3):
+        for number in range(3):
+            write_connectivity(run, number, line((1.0, 1.0, 1.0), (1.0, 1.5, 1.0)))
+    _, comparison, lines = report.renew(tmp_path / "r.md", asked_for, findings(asked_for))
+    text = (tmp_path / "r.md").read_text()
+    assert "| good before training | | 86.00 | 12.00 [12.00, 12.00] |" in text, "a level, no difference"
+    assert "| stable | 100% | | +0.50 [+0.50, +0.50] |" in text
+    assert "| lt: before training | lt: test |" in text and "% | 12.00 | 98." in text
+    assert (comparison.name, lines.name) == (f"{asked_for.slug}.png", f"{asked_for.slug}-connectivity.png")
+    assert f"]({lines.name})" in text
 
 
 def test_changed_settings_are_never_printed_as_the_claim(make_runs: MakeRuns, tmp_path: Path) -> None:

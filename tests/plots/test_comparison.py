@@ -16,7 +16,8 @@ from lth.plots import axes as scales
 from lth.plots import style
 from lth.plots.comparison import comparison, grouped
 from lth.plots.grid import grid
-from lth.records import verdict
+from lth.plots.training import training
+from lth.records import tables, verdict
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
 from lth.training.cost import Cost
@@ -212,6 +213,29 @@ def test_a_grid_has_axes_of_its_own_in_every_panel_and_says_what_is_where(
         assert np.log(100 / remaining.min()) > 0.85 * np.log(first / last)  # in width too
     assert set(legends_of(figure)) - {BETTER, NO_WORSE} == {"lt", "reinit", "random", "dense network"}
     assert grid([groups[-1]], tmp_path / "plots") == []
+
+
+def test_a_grid_shows_the_early_stops_of_the_table(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
+    runs = make_runs(arms=["lt"], rounds=3, saves=False)
+    for run, dense in zip(runs, (7000, 5600, 2700), strict=True):  # a mean of ratios is no ratio of means
+        rounds = tables.table(run, "rounds")
+        rounds.assign(ES=[dense, 2000, 2100]).to_csv(run.dumps / "rounds.csv", index=False)
+    grid([runs], tmp_path)
+    (lower,) = panels(sheets["grid"], "early stop")
+    found = lines_in(lower)
+    np.testing.assert_allclose(found["lt"][1], verdict.table(runs)["ES_ratio"])
+    for name in {BETTER, NO_WORSE} & set(found):
+        assert all(np.isclose(found["lt"][1], ring).any() for ring in found[name][1]), "a ring beside its marker"
+    assert {BETTER, NO_WORSE} & set(found)
+
+
+def test_captions_count_the_trials_of_every_point(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
+    runs = [*make_runs(arms=["lt"], rounds=4, seeds=(0, 1)), *make_runs(arms=["lt"], rounds=2, seeds=(2,))]
+    for draw in (comparison, training):
+        draw(runs, tmp_path)
+        assert "mean of 2 to 3 trials" in caption_of(sheets[draw.__name__])
+    grid([runs], tmp_path)
+    assert panels(sheets["grid"])[0].get_title().endswith("2 to 3 trials")
 
 
 def test_a_grid_of_many_arms_and_settings_cuts_no_title(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:

@@ -16,6 +16,7 @@ from lth.plots.comparison import comparison
 from lth.records import files, tickets
 from lth.records.tables import Run
 from lth.records.tickets import Ticket
+from lth.run import command
 
 
 @contextmanager
@@ -68,6 +69,13 @@ def test_nothing_to_show_is_left_out_and_old_figures_of_it_go(tmp_path: Path, ma
     without_saves = make_runs(rounds=2, saves=False)
     assert [file.stem for file in draw.draw_all(without_saves, plots)] == ["comparison", "training"]
     assert sorted(file.name for file in plots.glob("*.png")) == ["comparison.png", "mine.png", "training.png"]
+
+
+def test_lines_of_an_earlier_sweep_go(tmp_path: Path, make_runs: MakeRuns) -> None:
+    groups = [make_runs(arms=["lt"], rounds=3, settings=f"lr={lr}", saves=False) for lr in (1, 2)]
+    files.write(tmp_path / "connectivity.png", b"of other settings")
+    command.side_by_side(groups, tmp_path, "png")
+    assert [file.name for file in tmp_path.glob("*.png")] == ["grid.png"]
 
 
 def test_figures_drawn_on_request_show_the_same_rounds_as_the_others(tmp_path: Path, make_runs: MakeRuns) -> None:

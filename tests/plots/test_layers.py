@@ -39,6 +39,12 @@ def test_few_layers_are_lines_and_arms_that_agree_share_a_panel(
     assert axes.get_yscale() == "log"
 
 
+def test_names_that_begin_with_an_underscore_are_named(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
+    shapes = {"_fc1.weight": (12, 64), "fc2.weight": (4, 12)}
+    layers(make_runs(rounds=5, arms=("lt",), scope="global", shapes=shapes), tmp_path)
+    assert [name.strip() for name in legends_of(sheets["layers"])] == ["_fc1 (768)", "fc2 (48)"]
+
+
 def test_a_line_means_the_same_layers_in_every_panel(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
     runs = make_runs(arms=["lt", "reinit", "finetune", "random"], seeds=[0], rounds=4, shapes=SOME)
     for index, run in enumerate(runs):  # `conv` and `fc1` agree in some arms only

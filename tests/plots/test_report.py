@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -41,6 +42,8 @@ def test_settings_other_than_the_default_come_first_and_are_marked(make_runs: Ma
     mark = ' class="changed"'
     assert names == [(mark, "prune_percent"), ("", "lr"), ("", "data")], "arms and trials may be of several commands"
     assert "python main.py --name &#39;two words&#39;" in said and "torch 9.9" in said and "a GPU" in said
+    files.write_json(runs[0].dumps / "config.json", {"settings": {"name": "None-1", "data": None}, **facts})
+    assert "None-1" in page(runs), "only a missing value is a dash"
     files.write_json(runs[0].dumps / "config.json", {**facts, "program": ["-m", "lth"]})
     assert "<pre>python -m lth --name" in page(runs)
 
@@ -61,6 +64,8 @@ def test_a_row_a_round_and_arm_with_the_winning_ones_marked(make_runs: MakeRuns)
     table = verdict.table(runs)
     rows = re.findall(r"<tr( class=\"winning\")?><td data-value", page(runs))
     assert len(rows) == len(table) and sum(map(bool, rows)) == int(table["winning"].sum()) > 0
+    endless = report.page(runs, table.assign(speedup=math.inf), (), {})
+    assert endless.count('data-value="Infinity"') == len(table), "as a browser writes it, which sorts by it"
 
 
 @pytest.mark.parametrize("content", [b"spoiled", None])

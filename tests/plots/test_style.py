@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from matplotlib.figure import Figure
 
 from lth.plots import style
@@ -31,6 +32,26 @@ def test_a_legend_stays_within_its_figure() -> None:
         for number, name in enumerate(shown):
             axes.plot([0, 1], label=f"{name}{' again' * (number // len(names))}")
         style.legend(figure, [axes], "mean of 2 trials")
-        figure.draw_without_rendering()
-        box = figure.legends[0].get_window_extent()
-        assert box.x0 >= 0 and box.x1 <= figure.bbox.width
+        stays_within(figure)
+
+
+@pytest.mark.parametrize("width", [style.WIDTH, 3.6])
+def test_a_long_caption_is_broken_and_the_legend_keeps_its_columns(width: float) -> None:
+    figure = Figure(figsize=(width, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name in ("lt", "reinit", "dense"):
+        axes.plot([0, 1], label=name)
+    said = (
+        "mean of 2 to 3 trials, band from the lowest to the highest; early stop is the last evaluation in most rounds; "
+    )
+    style.legend(figure, [axes], said + "shaded: the same axis, compressed")
+    stays_within(figure)
+    rows = {round(text.get_window_extent().y0) for text in figure.legends[0].get_texts()}
+    assert len(rows) == 1
+
+
+def stays_within(figure: Figure) -> None:
+    """Nothing of the legend below the figure is cut off at its sides."""
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width
