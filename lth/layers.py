@@ -110,6 +110,11 @@ def hooked(module: nn.Module) -> bool:
     return any(getattr(module, hooks) for hooks in HOOKS)
 
 
+def has_gradient_hooks(parameter: nn.Parameter) -> bool:
+    """Whether something else is called with its gradient. No copy has these hooks."""
+    return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
+
+
 def without_dropout(model: nn.Module) -> None:
     """Turn off the dropout of PyTorch's layers, also of those for which it is a number: attention, recurrent ones."""
     for module in model.modules():
@@ -123,23 +128,25 @@ def draw(module: nn.Module, init: str) -> None:
     """Draw the weights of one module of PyTorch's, `glorot` or `kaiming` (Gaussian), and set its biases to 0.
 
     Matrices that PyTorch stacks into one (the gates of recurrent layers; queries, keys and values of attention) are
-    drawn each as a matrix of its own. Embeddings, normalisation, and modules that are not PyTorch's keep what their
-    constructors drew, as do parametrised weights whose parametrisation cannot be inverted.
+    drawn each as a matrix of its own. Embeddings, normalisation, modules that are not PyTorch's, and values that do not
+    learn (without requires_grad) keep what their constructors drew, as do parametrised weights whose parametrisation
+    cannot be inverted.
     """
     if not isinstance(module, (*_LAYERS, *_RECURRENT, nn.MultiheadAttention)):
         return
+    made = getattr(module, "parametrizations", {})
     for name in _weight_names(module):
         if name in module._parameters:
             value = module._parameters[name]
-            if value is not None:
+            if value is not None and value.requires_grad:
                 _draw(value.detach(), _stacked(module, name), init)
-        elif name in getattr(module, "parametrizations", {}):
+        elif name in made and any(inner.requires_grad for inner in made[name].parameters()):
             with torch.no_grad(), contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
                 value = getattr(module, name).detach().clone()
                 _draw(value, _stacked(module, name), init)
                 setattr(module, name, value)
     for part in _parts_of(module):
-        if part.kind == BIAS:
+        if part.kind == BIAS and part.parameter.requires_grad:
             nn.init.zeros_(part.parameter)
 
 

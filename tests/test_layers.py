@@ -215,6 +215,17 @@ def test_what_is_no_layer_of_pytorchs_keeps_what_its_constructor_drew() -> None:
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 
+@pytest.mark.parametrize("init", ["glorot", "kaiming"])
+def test_what_does_not_learn_keeps_what_its_constructor_drew_and_is_pruned_as_others(init: str) -> None:
+    def make() -> nn.Module:
+        fixed, bounded = nn.Conv2d(1, 2, 3), spectral(nn.Linear(4, 3))
+        return nn.Sequential(fixed.requires_grad_(False), bounded.requires_grad_(False), nn.Linear(3, 2))
+
+    drawn, own = (models.state_of(models.build(make, which, 3)) for which in (init, "own"))
+    assert [name for name in own if not torch.equal(drawn[name], own[name])] == ["2.weight", "2.bias"]
+    assert "0.weight" in pruning.prunable(make())
+
+
 # Masks on the new kinds
 
 MAKERS: dict[str, Callable[..., nn.Module]] = {

@@ -68,8 +68,8 @@ class OwnNet:
         return copy.deepcopy(self.template)
 
     def fresh(self, seed: int) -> State:
-        """New random weights: those of the modules' `reset_parameters`, then of the network's `_initialize_weights`.
-        ValueError if that leaves prunable weights as they were."""
+        """New random weights: those of the modules' `reset_parameters`, where they learn, then of the network's
+        `_initialize_weights`. ValueError if that leaves prunable weights as they were."""
         net = self.make()
         with chance.seeded(seed), torch.no_grad():
             for module in _children_first(net):
@@ -77,11 +77,15 @@ class OwnNet:
                 if callable(reset):
                     reset()
                 layers.redraw_parametrised(module)
+            frozen = {name: parameter for name, parameter in net.named_parameters() if not parameter.requires_grad}
+            for name, parameter in frozen.items():
+                parameter.copy_(self.initial[name])
             own = getattr(net, "_initialize_weights", None)
             if callable(own):
                 own()
         drawn = models.state_of(net)
-        varied = [name for name in prunable(net) if (self.initial[name] != self.initial[name].flatten()[0]).any()]
+        learning = [name for name in prunable(net) if name not in frozen]
+        varied = [name for name in learning if (self.initial[name] != self.initial[name].flatten()[0]).any()]
         if same := [name for name in varied if torch.equal(drawn[name], self.initial[name])]:
             raise ValueError(
                 f"random=True needs new random weights, but nothing draws {same[0]} anew: give its module a "

@@ -151,11 +151,13 @@ def crop_and_flip(images: Tensor, down: Tensor, right: Tensor, flip: Tensor) -> 
 
 
 def normalisation(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Shift and scale (C, 1, 1) that give uint8 training images (N, C, H, W) mean 0 and deviation 1 in each channel."""
+    """Shift and scale (C, 1, 1) that give uint8 training images (N, C, H, W) mean 0 and deviation 1 in each channel.
+    One that is constant becomes 0, other levels than its own at most 1 away from that."""
     shape = (images.shape[1], 1, 1)
     counts = torch.stack([torch.bincount(images[:, c].reshape(-1), minlength=256) for c in range(images.shape[1])])
     levels = torch.arange(256, dtype=torch.float64)
     share = counts.double() / counts.sum(1, keepdim=True)
     mean = (share * levels).sum(1)
-    deviation = (share * (levels - mean[:, None]) ** 2).sum(1).sqrt().clamp(min=1e-6)
+    deviation = (share * (levels - mean[:, None]) ** 2).sum(1).sqrt()
+    deviation[deviation == 0] = 256  # a power of 2, so that the constant becomes exactly 0
     return (-mean / deviation).float().view(shape), (1 / deviation).float().view(shape)

@@ -39,7 +39,7 @@ from lth.settings.config import Config, ConfigError, usual_valid_size
 from lth.settings.values import as_text
 from lth.training import fit, models, sparse
 from lth.training.problem import Problem, stack_size
-from lth.training.schedule import check_plan, seldom
+from lth.training.schedule import check_plan, scarce, seldom
 
 
 class TrialsFailed(Exception):
@@ -177,7 +177,7 @@ def _alike(one: Prepared) -> str:
     if one.config.trials == 1 and not fresh:
         return ""
     weights = pruning.prunable(one.problem.make(), one.config.prune_embeddings)
-    fixed = fit.alike(one.problem.initial, weights)
+    fixed = fit.alike(one.problem.initial, [name for name, weight in weights.items() if weight.requires_grad])
     told = ", ".join(fixed[:3]) + (", ..." if len(fixed) > 3 else "")
     return f"{told}: drawn alike for every seed, so that trials and fresh weights do not differ there" if told else ""
 
@@ -317,7 +317,8 @@ def _announce(prepared: Sequence[Prepared], device: torch.device, place: str, sa
         remarks[layers.left_alone(one.problem.make(), config.prune_embeddings) or ""] = None
         remarks |= dict.fromkeys(combinations.unused(config))
         remarks[_alike(one)] = None
-        remarks[seldom(config, (len(one.images.train) - (config.valid_size or 0)) // config.batch_size)] = None
+        epoch_steps = (len(one.images.train) - (config.valid_size or 0)) // config.batch_size
+        remarks |= {seldom(config, epoch_steps): None, scarce(config, epoch_steps): None}
         if stack < (config.stack or 1):
             alone = f"--stack {config.stack}: torch.func.vmap cannot follow this model, each run is trained alone"
             remarks[alone] = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from lth.settings.arms import ARMS
+from lth.settings.arms import ARMS, Arm
 from lth.settings.values import as_text
 
 if TYPE_CHECKING:
@@ -50,13 +50,12 @@ def problems(config: Config) -> list[str]:
 
 def unused(config: Config) -> list[str]:
     """Sentences about settings that name a folder and that none of the arms asked for looks at."""
-    arms = [ARMS[name] for name in config.prune_type]
-    finders = [ARMS[arm.mask_of] if arm.mask_of else arm for arm in arms]
+    arms, finders = [ARMS[name] for name in config.prune_type], _finders(config)
     looked_at = {
         "random_rates": any(arm.compared == "layer" for arm in finders),
-        "score_batches": any(arm.scores in ("snip", "grasp") for arm in finders),
-        "prune_method": any(arm.scores == "criterion" for arm in finders),
-        "rewind": any(arm.schedule == "rewound" for arm in arms),
+        "score_batches": scores_batches(config),
+        "prune_method": any(arm.scores == "criterion" and arm.prunes != "given" for arm in finders),
+        "rewind": config.connectivity or any(arm.schedule == "rewound" for arm in [*arms, *finders]),
     }
     told = " ".join(config.prune_type)
     return [
@@ -64,6 +63,16 @@ def unused(config: Config) -> list[str]:
         for spec in dataclasses.fields(config)
         if not looked_at.get(spec.name, True) and (value := getattr(config, spec.name)) != spec.default
     ]
+
+
+def scores_batches(config: Config) -> bool:
+    """Whether one of the arms asked for has scores that training batches decide."""
+    return any(arm.scores in ("snip", "grasp") for arm in _finders(config))
+
+
+def _finders(config: Config) -> list[Arm]:
+    """The arms that find the masks of those asked for."""
+    return [ARMS[ARMS[name].mask_of or name] for name in config.prune_type]
 
 
 def takes_over(config: Config) -> list[str]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from lth import chance, pruning
 from lth.data.images import Images, Source
+from lth.layers import has_gradient_hooks
 from lth.prune import Rule
 from lth.pruning import Masks
 from lth.settings.config import Config
@@ -90,10 +91,12 @@ def stack_size(config: Config, problem: Problem, device: torch.device) -> int:
 
 def stackable(problem: Problem) -> bool:
     """Whether the model can be trained as one stacked network: torch.func.vmap cannot follow branches on values,
-    nor recurrent layers, nor new tensors in the places of buffers."""
+    nor recurrent layers, nor new tensors in the places of buffers, nor hooks on gradients."""
     model, images = problem.make(), torch.zeros(4, *problem.images.shape)
     state, masks = models.state_of(model), pruning.dense(pruning.prunable(model))
     buffers = list(model.buffers())
+    if any(map(has_gradient_hooks, model.parameters())):
+        return False  # stacked tensors have none
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what vmap does slowly is said when it is done

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lth.settings import combinations
 from lth.settings.config import Config
 from lth.settings.values import Duration
 
@@ -64,6 +65,13 @@ def seldom(config: Config, epoch_steps: int) -> str:
         f"--valid_freq {config.valid_freq}{what}: each round is evaluated once, at its end after {steps:,} iterations, "
         "so that early stop says nothing"
     )
+
+
+def scarce(config: Config, epoch_steps: int) -> str:
+    """A sentence about scores by more batches than an epoch has; nothing of others."""
+    if config.score_batches <= epoch_steps or not combinations.scores_batches(config):
+        return ""
+    return f"--score_batches {config.score_batches}: scores look at all of an epoch, which has {epoch_steps:,} batches"
 
 
 def check_plan(config: Config, epoch_steps: int) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lth.data.feed import Feed
-from lth.layers import is_plain_linear
+from lth.layers import has_gradient_hooks, is_plain_linear
 from lth.pruning import Masks
 from lth.settings.config import Config
 from lth.training import kernels
@@ -77,13 +77,15 @@ def _share(mask: Tensor) -> float:
 
 
 def _plain_linear(model: nn.Module) -> list[str]:
-    """The names of the weights of PyTorch's own Linear layers: float32, learning, and no other layer's too."""
+    """The names of the weights of PyTorch's own Linear layers: float32, learning, no other layer's too, and
+    without hooks on their gradients, which the survivors alone would not have."""
     times = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     return [
         f"{path}.weight".lstrip(".")
         for path, layer in model.named_modules()
         if is_plain_linear(layer) and layer._parameters.get("weight") is not None
         if layer.weight.requires_grad and layer.weight.dtype == torch.float32 and times[id(layer.weight)] == 1
+        if not any(map(has_gradient_hooks, layer.parameters(recurse=False)))
     ]
 
 

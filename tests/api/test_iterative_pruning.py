@@ -498,6 +498,13 @@ def test_fresh_weights_of_plain_layers_are_those_of_the_layers_one_after_another
     assert all(value.equal(fresh[name]) for name, value in net.state_dict().items())
 
 
+def test_fresh_weights_of_what_does_not_learn_are_those_it_has() -> None:
+    net = seeded(Conv)
+    net.conv.requires_grad_(False)
+    fresh = OwnNet(net, torch.device("cpu")).fresh(3)
+    assert fresh["conv.weight"].equal(net.conv.weight) and not fresh["fc.weight"].equal(net.fc.weight)
+
+
 def test_without_random_survivors_start_from_the_weights_the_net_had(tmp_path: Path) -> None:
     net = seeded()
     before = {name: value.detach().clone() for name, value in net.named_parameters()}

@@ -116,6 +116,15 @@ def test_normalisation_is_that_of_numpy_a_channel(shape: tuple[int, ...]) -> Non
     )
 
 
+def test_a_channel_that_is_constant_in_training_is_0_and_what_differs_from_it_stays_small() -> None:
+    images = make_images(shape=(8, 8, 2))
+    images.train[:, 1], images.test[:, 1] = 255, 250
+    made = Feed(images, (0,), 40, 10, CPU, augment=True)
+    assert not made.normalise(images.train)[:, 1].any()
+    batches = [made.fetch(batch)[0] for batch in made.epoch([(0, "order", 0)], 0)] + [x for x, _ in made.test()]
+    assert all(0 < batch[:, 1].abs().max() <= 1 for batch in batches), "the black border, and another level in the test"
+
+
 @pytest.mark.parametrize("pixels", ["unit", "norm"])
 def test_other_scalings_are_those_of_numpy_for_training_validation_and_test(pixels: str) -> None:
     images = replace(make_images(count=200, shape=(5, 9, 2)), pixels=pixels)

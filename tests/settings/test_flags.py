@@ -19,7 +19,7 @@ from lth.settings.arms import ARMS, CRITERIA
 from lth.settings.config import PROJECT, Config, ConfigError, nearest
 from lth.settings.flags import FIELDS, PRESETS, parse
 from lth.settings.values import Duration
-from lth.training.schedule import seldom
+from lth.training.schedule import scarce, seldom
 
 # Durations
 
@@ -528,11 +528,19 @@ def test_controls_of_lt_are_led_to_their_names(arm: str) -> None:
         ("--prune_type snip random --prune_method movement", ["--prune_method movement"]),
         ("--prune_type ticket_reinit --prune_method movement", []),
         ("--prune_type ticket_shuffle --rewind 5it", []),
+        ("--prune_type ticket_reinit --rewind 5it", []),
+        ("--prune_type reinit --rewind 5it --connectivity", []),
     ],
 )
 def test_settings_that_no_arm_looks_at_are_told(argv: str, unused: list[str]) -> None:
     told = combinations.unused(parse(argv.split()))
     assert sorted(sentence.split(" is in the")[0] for sentence in told) == sorted(unused)
+
+
+def test_a_criterion_beside_tickets_that_are_given_is_told(tmp_path: Path) -> None:
+    (folder := tmp_path / "saves" / "fc1" / "mnist" / "default" / "lt" / "seed0").mkdir(parents=True)
+    config = parse(["--prune_type", "transfer", "--ticket", str(folder), "--prune_method", "movement"])
+    assert [sentence.split(" is in the")[0] for sentence in combinations.unused(config)] == ["--prune_method movement"]
 
 
 def test_rounds_that_are_evaluated_once_are_told() -> None:
@@ -541,6 +549,13 @@ def test_rounds_that_are_evaluated_once_are_told() -> None:
         "--valid_freq 300 (epochs): each round is evaluated once, at its end after 4,500"
     )
     assert not seldom(parse(["--valid_freq", "300it", "--end_iter", "5"]), 900)
+
+
+def test_scores_by_more_batches_than_an_epoch_has_are_told() -> None:
+    argv = ["--score_batches", "1000", "--prune_type"]
+    told = scarce(parse([*argv, "snip_reinit"]), 916)
+    assert told == "--score_batches 1000: scores look at all of an epoch, which has 916 batches"
+    assert not scarce(parse([*argv, "snip"]), 1000) and not scarce(parse([*argv, "lt"]), 916)
 
 
 @pytest.mark.parametrize(

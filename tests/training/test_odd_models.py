@@ -99,6 +99,15 @@ def test_a_model_that_replaces_buffers_is_not_stacked(place: Path) -> None:
         assert stackable(Problem.of(config, session.prepare(config)[0])) == stacked
 
 
+def test_a_model_with_hooks_on_gradients_is_not_stacked(place: Path) -> None:
+    (place / "archs" / "tiny" / "hooked.py").write_text(
+        "from torch import nn\n\n\ndef hooked():\n    layer = nn.Linear(64, 4)\n"
+        "    layer.bias.register_hook(lambda gradient: 2 * gradient)\n    return nn.Sequential(nn.Flatten(), layer)\n"
+    )
+    config = settings(place, arch_type="hooked")
+    assert not stackable(Problem.of(config, session.prepare(config)[0]))
+
+
 def test_a_constructor_that_seeds_makes_no_two_trials_alike(place: Path) -> None:
     def seeding() -> nn.Module:
         torch.manual_seed(0)

@@ -347,6 +347,12 @@ class Others(nn.Module):
         return self.out(self.precise(self.frozen(self.own(x.flatten(1))).double()).float())
 
 
+class Hooked(Mlp):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1.bias.register_hook(lambda gradient: 2 * gradient)
+
+
 class Fails(Mlp):
     def forward(self, x: Tensor) -> Tensor:
         if len(x) < 10:
@@ -362,6 +368,7 @@ class Fails(Mlp):
         (lambda: Reads(False), ["fc2.weight"]),
         (Tied, ["out.weight"]),
         (Others, ["out.weight"]),
+        (Hooked, ["fc2.weight"]),
         (Fails, []),
         (lambda: nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(64, 4))), []),
         (lambda: nn.Sequential(nn.Flatten(), nn.utils.parametrizations.spectral_norm(nn.Linear(64, 4))), []),
@@ -372,6 +379,7 @@ class Fails(Mlp):
         "read in evaluation",
         "tied",
         "others",
+        "hooked",
         "fails",
         "weight_norm",
         "spectral_norm",
