@@ -269,8 +269,8 @@ class Experiment:
         for run in waiting:
             saved = resume.checkpoint(run, number, self._identity(run), again or "checkpoint")
             final = bool(number and self.config.meaning(run.arm))  # one plan serves a stack: its rates too
-            where = (self._plan(run, number, again).start, final, saved.iteration if saved else None)
-            alike.setdefault(where, []).append(run)
+            done = (saved.iteration, len(saved.evals)) if saved else None
+            alike.setdefault((self._plan(run, number, again).start, final, done), []).append(run)
         return next(iter(alike.values()))[: self.stack_size] if alike else []
 
     @cached_property

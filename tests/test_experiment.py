@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
@@ -193,6 +194,22 @@ def test_controls_take_no_masks_of_another_lt_than_before(place: Path) -> None:
     (lt.saves / "ticket_01.safetensors").unlink()  # what they had cannot be told any more
     do(settings(place, prune_type=arms))
     assert [len(rounds(run)) for run in controls] == [3, 3]
+
+
+@pytest.mark.parametrize("name", ["ticket_02", "initial"])
+def test_what_is_lost_of_a_finished_lt_costs_its_controls_alone(place: Path, name: str) -> None:
+    lt, control = runs_of(settings(place, prune_type="ticket_reinit"))
+    do(settings(place))
+    (lt.saves / f"{name}.safetensors").write_bytes(b"spoiled")
+    made = experiment(settings(place, prune_type=("ticket_reinit", "random")))
+    work(made)
+    if name == "initial":  # only masks are needed
+        assert not made.failed and len(rounds(control)) == 3
+    else:
+        assert made.failed.keys() == {control} and len(rounds(control)) == 2
+        assert "ticket_02.safetensors is damaged" in made.failed[control]
+        assert made.failed[control].endswith("; --overwrite trains lt and ticket_reinit again")
+    assert len(rounds(replace(lt, arm="random"))) == 3
 
 
 def test_weights_that_are_no_longer_kept_are_not_missed_after_a_stop(
@@ -853,6 +870,48 @@ def test_one_shot_pruning_gets_over_the_loss_of_the_dense_network(place: Path) -
     assert_same(results(place, ("dumps", "saves")), results(place / "whole"))
 
 
+@pytest.mark.parametrize("content", [None, b"spoiled"])
+def test_the_first_pruning_gets_over_the_loss_of_the_dense_network(place: Path, content: bytes | None) -> None:
+    """Its checkpoint has the same weights."""
+    config = settings(place)
+    do(replace(config, root=place / "whole"))
+    (run,) = do(replace(config, prune_iterations=1))
+    file, told = run.saves / "dense.safetensors", Told()
+    file.unlink()
+    if content:
+        file.write_bytes(content)
+    do(config, told)
+    assert {event.row["round"] for event in told if isinstance(event, RoundDone)} == {1, 2}
+    expected = {key: value for key, value in results(place / "whole").items() if "dense" not in key}
+    assert_same(results(place), expected)
+
+
+@pytest.mark.parametrize("arm", ["reinit", "finetune"])  # whose files are shared, or copied
+def test_weights_that_go_while_the_dense_round_is_shared_are_not_missed(
+    place: Path, arm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another process, with --keep_weights last, has just finished its next round."""
+    config = settings(place, keep_weights="last", lr_milestones="4it", prune_iterations=1)
+    (lt,) = do(config)
+    gone = lt.saves / "trained_00.safetensors"
+
+    def vanishing(read: Callable[..., Any]) -> Callable[..., Any]:
+        def reading(file: Path, *arguments: Any) -> Any:
+            if file == gone:
+                gone.unlink()
+            return read(file, *arguments)
+
+        return reading
+
+    told = Told()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", vanishing(os.link))
+        patch.setattr(tickets, "load_tensors", vanishing(tickets.load_tensors))
+        (run,) = do(replace(config, prune_type=arm), told)
+    assert len(rounds(run)) == 1 and not gone.exists() and recording.lost(run) == ""
+    assert not [event for event in told if isinstance(event, Evaluated)], "it was trained again"
+
+
 def test_an_arm_takes_no_damaged_dense_round_over(place: Path) -> None:
     config = settings(place, prune_type=("lt", "random"), rewind="3it")
     do(replace(config, root=place / "whole"))
@@ -964,6 +1023,31 @@ def test_a_stack_interrupted_before_its_first_step_keeps_its_trials_apart(place:
     for run in runs_of(more):
         whole = replace(run, root=place / "whole")
         assert rounds(run)["val_loss"].tolist() == pytest.approx(rounds(whole)["val_loss"].tolist(), rel=1e-3)
+
+
+def test_trials_of_which_one_was_evaluated_before_the_stop_are_no_stack(place: Path) -> None:
+    """As after Ctrl-C within an evaluation, and a kill between the next checkpoints of the two."""
+    config = settings(place, stack=2, trials=2, precision="fp32", prune_iterations=1)
+    one, other = runs_of(config)
+    within = b""
+    for turn in itertools.count():
+        turns = itertools.count()
+        with pytest.raises(Stopped):
+            do(config, stop=lambda turns=turns, turn=turn: next(turns) == turn)
+        _, saved = tickets.read_checkpoint(one)
+        if saved.iteration == 4 and not saved.evals:
+            within = (other.saves / "checkpoint.safetensors").read_bytes()
+        if saved.iteration == 4 and saved.evals:
+            break
+        shutil.rmtree(place / "saves")
+    assert within
+    (other.saves / "checkpoint.safetensors").write_bytes(within)
+    do(config)
+    do(replace(config, root=place / "whole"))
+    for run in (one, other):
+        found, whole = (tables.table(each, "evals") for each in (run, replace(run, root=place / "whole")))
+        assert found["iteration"].tolist() == whole["iteration"].tolist()
+        assert found["val_loss"].tolist() == pytest.approx(whole["val_loss"].tolist(), rel=1e-3)
 
 
 def test_a_session_writes_what_it_was_and_a_finished_one_says_so(

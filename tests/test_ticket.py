@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import LAYERS, MODELS, Told, arrays, assert_same, do, experiment, killed_at, results, settings
+from helpers import LAYERS, MODELS, Told, arrays, assert_same, do, experiment, killed_at, results, settings, work
 
 from lth import load_ticket, pruning
 from lth.records import given, tables, tickets
@@ -273,6 +273,16 @@ def test_a_run_that_changes_beneath_transfer_ends_it(other: Path) -> None:
     told = Told()
     do(config, told)
     assert "--ticket has changed: its masks are not those that round 1 here had" in told.notes
+
+
+def test_a_damaged_later_ticket_beneath_transfer_costs_that_run_alone(other: Path) -> None:
+    (source(other) / "ticket_01.safetensors").write_bytes(b"spoiled")
+    config = transferred(other, f"{source(other)}:0", prune_type=("transfer", "lt"), prune_iterations=2)
+    made = experiment(config)
+    work(made)
+    (why,) = made.failed.values()
+    assert [run.arm for run in made.failed] == ["transfer"] and "ticket_01.safetensors is damaged" in why
+    assert [tables.finished_rounds(run) for run in runs_of(config)] == [1, 2]
 
 
 def test_sweeps_over_tickets_in_folders_with_commas(other: Path) -> None:

@@ -12,11 +12,11 @@ import torch
 
 from lth import pruning
 from lth.pruning import Masks
-from lth.records import resume, tickets
+from lth.records import tickets
 from lth.records.tables import Run
 from lth.records.tickets import Ticket
 from lth.settings.arms import ARMS
-from lth.settings.config import derive_seed
+from lth.settings.config import ConfigError, derive_seed
 from lth.training.train import TrialError
 
 
@@ -27,7 +27,7 @@ def of_arm(run: Run, ticket: Ticket, identity: Callable[[Run], str]) -> Masks:
     other = run.of_arm(arm.mask_of)
 
     def found(number: int) -> Masks:
-        masks = tickets.read_ticket(other, number, identity(other)).masks
+        masks = tickets.read_masks(other, number, identity(other))
         generator = torch.Generator().manual_seed(derive_seed(run.seed, "mask", number))
         return pruning.shuffled(masks, generator) if arm.shuffled else masks
 
@@ -37,17 +37,24 @@ def of_arm(run: Run, ticket: Ticket, identity: Callable[[Run], str]) -> Masks:
                 f"{other.arm} has been trained anew: its mask of round {ticket.round} is not the one that was taken "
                 "from it here; --overwrite trains both again"
             )
-    if not resume.has_ticket(other, number):
-        raise TrialError(f"round {number} has no ticket of {other.arm} to take its mask from")
-    return found(number)
+    try:
+        return found(number)
+    except FileNotFoundError:
+        raise TrialError(f"round {number} has no ticket of {other.arm} to take its mask from") from None
+    except tickets.Damaged as error:
+        raise TrialError(f"{error}; --overwrite trains {other.arm} and {run.arm} again") from None
 
 
 def of_ticket(ticket: Ticket, given: Callable[[int], Masks]) -> Masks:
     """The masks of the round after `ticket` of the run that --ticket names, where `given` has them by round. TrialError
-    if those of `ticket` are not the ones that it has."""
-    if _differ(given(ticket.round), ticket.masks):
+    if one cannot be used, or those of `ticket` are not the ones that it has."""
+    try:
+        before, after = (given(number) for number in (ticket.round, ticket.round + 1))
+    except ConfigError as error:
+        raise TrialError(str(error)) from None
+    if _differ(before, ticket.masks):
         raise TrialError(f"--ticket has changed: its masks are not those that round {ticket.round} here had")
-    return given(ticket.round + 1)
+    return after
 
 
 def _differ(one: Masks, other: Masks) -> bool:

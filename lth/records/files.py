@@ -31,8 +31,10 @@ class Unreadable(RecordError):
     """A file is there, but cannot be read now: no right to, too many files open, a disk that does not answer. That
     says nothing of its content."""
 
-    def __init__(self, file: Path, error: OSError) -> None:
-        super().__init__(f"{file} cannot be read ({error.strerror or error})")
+    @classmethod
+    def of(cls, file: Path, error: OSError) -> Unreadable:
+        """That of a file, for what the system says. No __init__: it must come back whole from a worker's pickle."""
+        return cls(f"{file} cannot be read ({error.strerror or error})")
 
 
 class Fence(Protocol):
@@ -53,7 +55,7 @@ def problem(file: Path) -> str:
     except (FileNotFoundError, NotADirectoryError):  # the latter where a folder on the way is a file
         return NOWHERE if file.is_symlink() else GONE
     except OSError as error:
-        raise Unreadable(file, error) from None
+        raise Unreadable.of(file, error) from None
     return "" if stat.S_ISREG(mode) else f"is {KINDS.get(stat.S_IFMT(mode), 'no file')}"
 
 
@@ -70,7 +72,7 @@ def read(file: Path) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise Unreadable(file, error) from None
+        raise Unreadable.of(file, error) from None
 
 
 def set_aside(file: Path, fence: Fence | None = None) -> Path:

@@ -62,7 +62,7 @@ def checkpoint(run: Run, number: int, identity: str, name: str = "checkpoint") -
 
 def end_of_round(run: Run, number: int, identity: str) -> State:
     """The weights at the end of a finished round, which pruning looks at. FileNotFoundError if they are gone."""
-    if number == 0:
+    if number == 0 and (run.saves / "dense.safetensors").exists():
         return tickets.read_state(run, "dense", identity)
     saved = checkpoint(run, number, identity)
     if saved is None:
@@ -101,10 +101,14 @@ def adopt_dense(run: Run, sibling: Run, identity: Callable[[Run], str], rewinds:
         tickets.load_tensors(sibling.saves / f"{name}.safetensors", theirs)
     for name in (*needed, tickets.numbered("trained", 0)):
         source, target = sibling.saves / f"{name}.safetensors", run.saves / f"{name}.safetensors"
-        if source.exists() and theirs == mine:
-            share(source, target, run.fence)
-        elif source.exists():  # the dense round is the same also where the arm's later ones mean something else
-            tickets.copy_tensors(source, target, mine, run.fence)
+        try:
+            if theirs == mine:
+                share(source, target, run.fence)
+            else:  # the dense round is the same also where the arm's later ones mean something else
+                tickets.copy_tensors(source, target, mine, run.fence)
+        except (FileNotFoundError, RecordError):  # not kept, or no longer: the other arm may be past this round
+            if name in needed or source.exists():
+                raise
     recording.copy_dense(run, sibling)
 
 

@@ -104,9 +104,9 @@ def load_tensors(file: Path, identity: str | None = None) -> tuple[dict[str, Ten
         return tensors, facts
     except FileNotFoundError as error:  # as safetensors calls whatever is in the way of opening it
         read(file)  # says what it is
-        raise Unreadable(file, error) from None
+        raise Unreadable.of(file, error) from None
     except OSError as error:
-        raise Unreadable(file, error) from None
+        raise Unreadable.of(file, error) from None
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, EOFError) as error:
         raise Damaged(f"{file} is damaged: {error}") from None
 
@@ -189,12 +189,21 @@ def last_finished(run: Run) -> int:
 def read_ticket(run: Run, round: int, identity: str | None = None) -> Ticket:
     """The ticket that a round's training starts from."""
     tensors, facts = load_tensors(run.saves / f"{numbered('ticket', round)}.safetensors", identity)
-    masks = {name: pruning.unpack(tensors[f"mask/{name}"], tuple(shape)) for name, shape in facts["shapes"]}
+    masks = _masks(tensors, facts)
     if facts["origin"] == "own":
         start = {name.removeprefix("start/"): value for name, value in tensors.items() if name.startswith("start/")}
     else:
         start = read_state(run, facts["origin"], identity)
     return Ticket(round, masks, start, facts["origin"])
+
+
+def read_masks(run: Run, round: int, identity: str | None = None) -> Masks:
+    """The masks of that ticket, whatever has become of the weights that it starts from."""
+    return _masks(*load_tensors(run.saves / f"{numbered('ticket', round)}.safetensors", identity))
+
+
+def _masks(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Masks:
+    return {name: pruning.unpack(tensors[f"mask/{name}"], tuple(shape)) for name, shape in facts["shapes"]}
 
 
 _PARTS = ("final", "best", "kept", "extra")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import threading
 import time
 from collections.abc import Callable
@@ -24,9 +25,9 @@ from lth import data
 from lth.experiment import Experiment
 from lth.records import tables
 from lth.records.events import Evaluated, Event, Note
-from lth.records.files import RecordError
+from lth.records.files import RecordError, Unreadable
 from lth.records.tables import Run
-from lth.run import jobs, processes
+from lth.run import cluster, jobs, processes
 from lth.run.device import DeviceError
 from lth.run.queue import FAILED, Claim, Queue
 from lth.run.tasks import runs_of
@@ -55,6 +56,19 @@ class Threads(ThreadPoolExecutor):
 @pytest.fixture
 def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "ProcessPoolExecutor", Threads)
+
+
+def kinds_of(base: type[Exception]) -> set[type[Exception]]:
+    return {base}.union(*map(kinds_of, base.__subclasses__()))
+
+
+def test_what_workers_raise_travels_as_it_is(tmp_path: Path) -> None:
+    """An error that cannot be read again counts as a worker that was killed."""
+    ours = {kind for kind in kinds_of(Exception) if kind.__module__.startswith("lth.")} - {jobs.Interrupted}
+    assert {TrialError, RecordError, Unreadable, DeviceError, cluster.ClusterError} <= ours
+    for error in (*(kind("it broke") for kind in ours), Unreadable.of(tmp_path, OSError(40, "too many links"))):
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is type(error) and str(again) == str(error)
 
 
 @pytest.mark.parametrize("kind", [TrialError, RecordError, RuntimeError, DeviceError, BrokenPipeError])
