@@ -9,17 +9,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
 from lth import chance, layers
 from lth.api.own_rule import checked
 from lth.data.loaders import Taken
-from lth.prune import Rule, fetch_layers
+from lth.prune import Rule
 from lth.pruning import prunable
 from lth.settings.checks import first_line, network, shown
 from lth.settings.config import Config
-from lth.training import fingerprint, models
+from lth.training import fingerprint, fit, models
 from lth.training.models import State
 from lth.training.network import Criterion, Fused, Network, Optimizer, Wrapped
 from lth.training.problem import Problem
@@ -28,18 +27,13 @@ from lth.training.problem import Problem
 def check_net(net: Any, embeddings: bool = False) -> nn.Module:
     """TypeError or ValueError unless `net` is a network that can be copied, trained and pruned (its embeddings too if
     asked)."""
-    if any(isinstance(tensor, nn.parameter.UninitializedParameter) for tensor in network("net", net).parameters()):
-        raise ValueError("net must know its shapes: it has lazy layers, call it on a batch first")
-    if torch_prune.is_pruned(net):
-        raise ValueError("net must come without masks of torch.nn.utils.prune: take them off with prune.remove")
-    if not any(parameter.requires_grad for parameter in net.parameters()):
-        raise ValueError("net must have parameters that require gradients, or there is nothing to train")
-    if not fetch_layers(net, embeddings=embeddings):
-        raise ValueError(
-            "net must have weights to prune: of Linear, convolution, attention, recurrent or bilinear layers, or "
-            "matrices of its own"
-            + (" (its embeddings are pruned with prune_embeddings=True)" if fetch_layers(net, embeddings=True) else "")
-        )
+    if what := fit.unfit(network("net", net), embeddings):
+        raise ValueError(f"net {what}")
+    for name, parameter in net.named_parameters():
+        if layers.has_gradient_hooks(parameter):
+            raise ValueError(
+                f"net must come without hooks on gradients, but {name} has some: copies of it are trained, without them"
+            )
     return net
 
 
@@ -52,7 +46,7 @@ class OwnNet:
     """Copies of the user's network, with what it brings along: `optim`, `criterion` and `_initialize_weights`."""
 
     def __init__(self, net: nn.Module, device: torch.device, embeddings: bool = False) -> None:
-        check_net(net, embeddings)
+        self.net = check_net(net, embeddings)
         try:
             self.template = copy.deepcopy(net).cpu()
         except Exception as error:
@@ -141,6 +135,8 @@ class OwnNet:
         closure = inspect.signature(type(optim).step).parameters.get("closure")
         if closure is not None and closure.default is inspect.Parameter.empty:
             raise ValueError(f"net.optim must step without a closure, which {type(optim).__name__} cannot")
+        if optim._optimizer_step_pre_hooks or optim._optimizer_step_post_hooks:
+            raise ValueError("net.optim must come without hooks on its steps: every round makes it anew, without them")
         names = {id(parameter): name for name, parameter in net.named_parameters()}
         groups = []
         for group in optim.param_groups:
@@ -216,13 +212,40 @@ def try_out(own: OwnNet, data: Taken, device: torch.device) -> None:
                 f"net must give a logit for each of the {data.classes} classes of data (labels 0 to "
                 f"{data.classes - 1}), not {outputs.shape[1]}"
             )
+        again = chance.noted(device)
         try:
             loss = own.criterion(outputs, y)
         except Exception as error:
             raise ValueError(f"net.criterion must take (outputs, labels): {error}") from error
-    if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
-        got = tuple(loss.shape) if isinstance(loss, Tensor) else shown(loss)
-        raise ValueError(f"net.criterion must give one differentiable number for a batch, the mean loss, not {got}")
+        if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+            got = tuple(loss.shape) if isinstance(loss, Tensor) else shown(loss)
+            raise ValueError(f"net.criterion must give one differentiable number for a batch, the mean loss, not {got}")
+        again()
+        if _looks_at_net(own, loss, net, outputs, y):
+            raise ValueError(
+                "net.criterion must look at outputs and labels alone, not at net: copies of net are trained, and it "
+                "would see net itself, which stays as it is (net.optim can have a weight_decay)"
+            )
+
+
+def _looks_at_net(own: OwnNet, loss: Tensor, copied: nn.Module, outputs: Tensor, y: Tensor) -> bool:
+    """Whether the loss has a gradient for the user's own network or, as a method of it, is another one for a copy of
+    other weights that has just been called. `copied` is changed."""
+    leaves = [parameter for parameter in own.net.parameters() if parameter.requires_grad]
+    try:
+        found = torch.autograd.grad(loss, leaves, allow_unused=True, retain_graph=True)
+    except RuntimeError:  # of a step before: nothing is run backward but what leads to these
+        return True
+    if any(gradient is not None for gradient in found):
+        return True
+    method: Any = own.criterion
+    if getattr(method, "__self__", None) is not own.net:
+        return False
+    with torch.no_grad():
+        for parameter in filter(lambda parameter: parameter.requires_grad, copied.parameters()):
+            parameter.add_(1)
+    of_copy = method.__func__(copied.train(own.net.training), outputs, y)
+    return not torch.allclose(of_copy, loss, equal_nan=True)
 
 
 def problem(

@@ -25,13 +25,14 @@ def check_fit(
     """ConfigError unless `model` maps images of that shape (C, H, W) to one logit a class, alone too where it trains
     in batches of one, and has weights to prune."""
     shape = " x ".join(map(str, image_shape))
-    if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in model.parameters()):
-        raise ConfigError(f"{name} must know its shapes: it has lazy layers")
-    if torch_prune.is_pruned(model):
-        raise ConfigError(f"{name} must come without masks of torch.nn.utils.prune: pruning is the program's")
+    if what := unfit(model, embeddings):
+        raise ConfigError(f"{name} {what}")
     for called, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if what := _unfit(tensor):
-            raise ConfigError(f"{name} must have plain tensors, but {called} {what}")
+        if tensor.is_complex():
+            raise ConfigError(
+                f"{name} must have plain tensors, but {called} has complex numbers: torch.view_as_complex makes them "
+                "of plain ones"
+            )
     mode, known = model.training, {called for called, _ in model.named_parameters()}
     for training in (False, True):
         count = min(2, batch_size) if training else 2
@@ -56,19 +57,39 @@ def check_fit(
         )
     if not logits.requires_grad:
         raise ConfigError(f"{name} must give logits that depend on parameters that require gradients")
+
+
+def unfit(model: nn.Module, embeddings: bool = False) -> str:
+    """What keeps a model from being copied, trained and pruned (its embeddings too if asked), as the rest of a sentence
+    that begins with its name; nothing if it can be."""
+    parameters = dict(model.named_parameters())
+    tensors = {**parameters, **dict(model.named_buffers())}
+    if any(map(nn.parameter.is_lazy, tensors.values())):
+        return "must know its shapes: it has lazy layers, call it on a batch first"
+    if torch_prune.is_pruned(model):
+        return "must come without masks of torch.nn.utils.prune: take them off with prune.remove"
+    for called, tensor in tensors.items():
+        if what := _unfit(tensor):
+            return f"must have plain tensors, but {called} {what}"
+    places: dict[int, str] = {}
+    for called, parameter in parameters.items():
+        place = parameter.data_ptr()  # 0 without values
+        if place and (first := places.setdefault(place, called)) != called:
+            return f"must have tied weights as one Parameter, but {first} and {called} are two in the same memory"
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        return "must have parameters that require gradients, or there is nothing to train"
     if not pruning.prunable(model, embeddings):
-        raise ConfigError(
-            f"{name} has no weights to prune, no matrix or filter that multiplies activations"
-            + (": see --prune_embeddings" if pruning.prunable(model, True) else "")
+        return (
+            "must have weights to prune: of Linear, convolution, attention, recurrent or bilinear layers, or matrices "
+            "of its own" + (" (see prune_embeddings)" if pruning.prunable(model, True) else "")
         )
+    return ""
 
 
 def _unfit(tensor: Tensor) -> str:
     """What keeps a parameter or a buffer from being copied, hashed and trained; nothing if it can be."""
     if tensor.layout != torch.strided:
         return f"is {tensor.layout}: to_dense() makes a plain one"
-    if tensor.is_complex():
-        return "has complex numbers: torch.view_as_complex makes them of plain ones"
     if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
         return "shares memory between its elements, as after expand(): clone() makes a plain one"
     return ""

@@ -15,6 +15,7 @@ from own import (
     altered,
     batches,
     examples,
+    find,
     loader,
     nothing,
     seeded,
@@ -36,6 +37,58 @@ def pruned_net() -> nn.Module:
     net = seeded()
     torch_prune.l1_unstructured(net.fc1, "weight", amount=0.1)
     return net
+
+
+def net_of_views() -> nn.Module:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 4))
+    net[2].weight.data = net[1].weight.data.t()
+    return net
+
+
+def hooked_net(optim: bool) -> nn.Module:
+    net = WithOptim()
+    if optim:
+        net.optim.register_step_post_hook(lambda *arguments: None)
+    else:
+        net.fc1.bias.register_hook(torch.zeros_like)
+    return net
+
+
+def net_with_buffer(buffer: torch.Tensor) -> nn.Module:
+    net = seeded()
+    net.register_buffer("at", buffer)
+    return net
+
+
+def penalised_net() -> nn.Module:
+    net = seeded()
+    net.criterion = lambda logits, y: nn.functional.cross_entropy(logits, y) + net.fc1.weight.square().sum()
+    return net
+
+
+class Looking(Mlp):
+    """Its loss is a method, which looks at what `at` says: outputs, a buffer, weights, or what a forward pass left."""
+
+    def __init__(self, at: str) -> None:
+        super().__init__()
+        self.at = at
+        self.register_buffer("weights", torch.tensor([1.0, 2.0, 1.0, 1.0]))
+        with torch.no_grad():
+            self(examples()[0])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.fc1(x.flatten(1)).tanh()
+        self.left = hidden.square().mean()
+        return self.fc2(hidden)
+
+    def criterion(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        loss = nn.functional.cross_entropy(logits, y, self.weights if self.at == "buffer" else None)
+        looked = {
+            "weights": self.fc1.weight.square().sum(),
+            "values": self.fc1.weight.detach().norm(),
+            "left": self.left,
+        }
+        return loss + looked.get(self.at, 0.0)
 
 
 def other_net_returned(net: nn.Module) -> nn.Module:
@@ -83,6 +136,20 @@ WRONG = [
     ({"net": nn.Sequential(nn.Flatten(), nn.Linear(64, 3))}, ValueError, "net must give a logit .* 4 classes"),
     ({"net": nn.Conv2d(1, 4, 3)}, ValueError, r"net must give one row of logits .*not \(2, 4, 6, 6\)"),
     ({"net": pruned_net()}, ValueError, "net must come without masks"),
+    ({"net": net_of_views()}, ValueError, "net must have tied weights as one Parameter, but 1.weight and 2.weight are"),
+    (
+        {"net": net_with_buffer(torch.ones(1).expand(9))},
+        ValueError,
+        "net must have plain tensors, but at shares memory",
+    ),
+    ({"net": net_with_buffer(torch.eye(4).to_sparse())}, ValueError, "net must have plain tensors, but at is torch.sp"),
+    ({"net": hooked_net(optim=False)}, ValueError, "net must come without hooks on gradients, but fc1.bias has some"),
+    ({"net": hooked_net(optim=True)}, ValueError, "net.optim must come without hooks on its steps"),
+    ({"net": penalised_net()}, ValueError, "net.criterion must look at outputs and labels alone, not at net"),
+    *(
+        ({"net": seeded(lambda at=at: Looking(at))}, ValueError, "net.criterion must look at outputs and labels alone")
+        for at in ("weights", "values", "left")
+    ),
     ({"net": altered(optim="adam")}, TypeError, "net.optim must be a torch.optim.Optimizer, not 'adam'"),
     ({"net": altered(optim=torch.optim.SGD(Mlp().parameters(), lr=1))}, ValueError, "net.optim must hold parameters"),
     ({"net": WithOptim(torch.optim.LBFGS, lr=1)}, ValueError, "net.optim must step without a closure"),
@@ -160,3 +227,8 @@ def test_bad_input_is_named(changes: dict[str, Any], kind: type[Exception], word
         lth.iterative_pruning(**{"save": tmp_path / "results", **arguments, **changes})  # type: ignore[arg-type]
     if changes.get("prune_rule") is not other_net_returned:
         assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("at", ["outputs", "buffer"])
+def test_a_loss_that_is_a_method_of_the_network_and_looks_at_no_weights_is_none_of_it(at: str) -> None:
+    assert len(find(seeded(lambda: Looking(at)), rounds=0)) == 1

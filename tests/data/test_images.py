@@ -480,7 +480,7 @@ MISFITS = {
     "no batch": ("x = nn.Sequential(nn.Flatten(0), nn.Linear(128, 4))", r"not \(4,\)"),
     "nothing to prune": (
         "x = nn.Sequential(nn.Flatten(), nn.LayerNorm(64), nn.AdaptiveAvgPool1d(4))",
-        "no weights to prune",
+        "must have weights to prune",
     ),
     "lazy layers": ("x = nn.Sequential(nn.Flatten(), nn.LazyLinear(4))", "must know its shapes: it has lazy layers"),
     "masks": (
@@ -488,7 +488,8 @@ MISFITS = {
         "must come without masks",
     ),
     "nothing to train": (
-        "x = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).requires_grad_(False)",
+        "x = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).requires_grad_(False)\n"
+        "    x.w = nn.Parameter(torch.ones(1))",
         "must give logits that depend on parameters that require gradients",
     ),
     "another shape in training": (
@@ -512,6 +513,11 @@ MISFITS = {
     "an expanded buffer": (
         "x = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))\n    x.register_buffer('at', torch.ones(1).expand(8, 8))",
         r"but at shares memory between its elements, as after expand\(\)",
+    ),
+    "two parameters in one memory": (
+        "x = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 4))\n"
+        "    x[2].weight.data = x[1].weight.data.t()",
+        r"must have tied weights as one Parameter, but 1\.weight and 2\.weight are two in the same memory",
     ),
     "complex numbers": (
         "x = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))\n    x.w = nn.Parameter(torch.ones(4, dtype=torch.cfloat))",
