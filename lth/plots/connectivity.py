@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -89,7 +90,8 @@ def _along(axes: Axes, runs: Sequence[Run]) -> None:
     axes.set_ylabel("test error (%)")
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.35 * (high - low))  # room for its own legend
-    axes.legend(title="weights remaining", fontsize=6.5, title_fontsize=6.5, loc="upper center", ncols=3, frameon=False)
+    narrow: dict[str, Any] = {"handlelength": 1.6, "columnspacing": 1.2, "fontsize": 6.5, "title_fontsize": 6.5}
+    axes.legend(title="weights remaining", loc="upper center", ncols=3, frameon=False, **narrow)
 
 
 def _all(runs: Sequence[Run], of: Callable[[Run], pd.DataFrame]) -> pd.DataFrame:

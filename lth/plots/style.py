@@ -111,9 +111,9 @@ def sheet(
         save(figure, file)
 
 
-def wrapped(text: str, width: int) -> list[str]:
-    """A list of things in lines of at most `width` and about the same length, broken after commas where they can be."""
-    bound = ", ".join(part.replace(" ", "\xa0") for part in text.split(", "))
+def wrapped(text: str, width: int, between: str = ", ") -> list[str]:
+    """A list of things in lines of at most `width` and about the same length, broken between them where they can be."""
+    bound = between.join(part.replace(" ", "\xa0") for part in text.split(between))
     fewest = math.ceil(len(text) / width)
     for rows in (fewest, fewest + 1):
         for room in range(math.ceil(len(text) / max(rows, 1)), width + 1):
@@ -136,7 +136,7 @@ def legend(
     figure: Figure, axes: Iterable[Axes], caption: str = "", columns: int = 5, leave_out: Iterable[str] = ()
 ) -> None:
     """One legend below everything, with each name once, headed by what its lines are."""
-    heading = textwrap.fill(caption, int(figure.get_figwidth() * 16))
+    heading = "\n".join(wrapped(caption, int(figure.get_figwidth() * 17), "; "))
     entries = {name: handle for name, handle in _entries(axes).items() if name not in set(leave_out)}
     order = sorted(entries, key=lambda name: LAST.index(name) if name in LAST else -1)
     for rows in range(math.ceil(len(order) / columns) or 1, len(order) + 1):
@@ -151,6 +151,7 @@ def legend(
             handlelength=3.0,
             columnspacing=1.4,
         )
+        drawn.get_title().set_multialignment("center")
         if drawn.get_window_extent().width <= figure.bbox.width or rows == len(order):
             return
         drawn.remove()
