@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from lth.records.events import Evaluated, RoundDone
 from lth.records.files import RecordError
 from lth.records.tables import Run
 from lth.records.tickets import numbered
-from lth.run import session
+from lth.run import jobs, session
 from lth.run.tasks import runs_of
 from lth.settings.arms import ARMS, CRITERIA
 from lth.settings.config import Config, ConfigError, derive_seed
@@ -851,12 +852,13 @@ def test_damaged_files_are_named_and_set_aside_and_the_results_are_the_same(plac
             assert file.with_name(f"{file.name}.damaged").exists(), f"{kind}: not set aside"
         assert kind != "newer" or "newer version" in told.notes
         found, wanted = results(place / "run"), expected
-        if name == "dense" or (kind == "missing" and name.startswith("trained")):  # on which nothing is built
+        needless = name == "dense" or name.startswith("trained")  # nothing is built on it
+        if needless:
             wanted = {key: value for key, value in expected.items() if name not in key}
             found = {key: value for key, value in found.items() if name not in key}
         assert_same(found, wanted)
         again = [event.row["round"] for event in told if isinstance(event, RoundDone)]
-        assert name != "dense" or again == [2] or where == "between rounds", f"{kind}: finished rounds were lost"
+        assert not needless or again == [2], f"{kind}: finished rounds were lost"
         shutil.rmtree(place / "run")
         shutil.copytree(place / "stopped", place / "run")
 
@@ -1098,6 +1100,55 @@ def test_other_settings_are_refused_in_a_named_folder_and_overwrite_moves_old_re
     (old,) = run.dumps.parent.glob("seed0.old-*")
     assert (old / "rounds.csv").read_bytes() == first
     assert len(list(run.saves.parent.glob("seed0.old-*"))) == 1
+
+
+@pytest.mark.parametrize("rounds_now", [3, 4])  # nothing is left to do, or something is
+def test_without_its_config_json_a_named_run_is_not_gone_on_with_by_other_settings(
+    place: Path, rounds_now: int
+) -> None:
+    """A spoiled one is named; where there is none, the weights say what they are of."""
+    config = settings(place, name="mine")
+    (run,) = session.run(config)
+    file, before = run.dumps / "config.json", results(place)
+    more, other = (replace(config, prune_iterations=rounds_now, lr=lr) for lr in (config.lr, 0.02))
+    for content in (b'{,"deciding": {}}', b"[1]", b""):
+        file.write_bytes(content)
+        for asked in (more, other):
+            with pytest.raises(
+                ConfigError, match=r"config\.json is damaged: restore it or move it away, or use --over"
+            ):
+                session.run(asked)
+        assert file.read_bytes() == content
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"other settings, as its weights say, .* use another --name, or --overwrite"):
+        session.run(other)
+    assert results(place) == before and not file.exists() and not list(place.rglob("*.damaged"))
+    session.run(more)
+    after = results(place)
+    assert len(rounds(run)) == rounds_now and (rounds_now > 3 or after == before)
+    assert rounds_now == 3 or json.loads(file.read_text())["deciding"]["lr"] == "0.01"
+    session.run(replace(other, overwrite=True))
+
+
+def test_the_disk_is_that_of_the_weights(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where saves/ is a link to another one."""
+    (place / "saves").symlink_to(place / "another")
+    (place / "another").mkdir()
+    usage, asked = shutil.disk_usage, []
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: (asked.append(Path(folder).resolve()), usage(folder))[1])
+    session.run(settings(place, prune_iterations=1))
+    assert [folder.relative_to(place).parts[0] for folder in asked] == ["another"]
+
+
+def test_a_signal_during_the_checks_of_finished_runs_stops_the_command(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(place, prune_iterations=1)
+    session.run(config)
+    damage = tables.damage
+    monkeypatch.setattr(tables, "damage", lambda run: (signal.raise_signal(signal.SIGTERM), damage(run))[1])
+    with pytest.raises(jobs.Interrupted, match=r"^SIGTERM$"):
+        session.run(config)
 
 
 def test_fine_tuning_does_not_go_on_from_what_was_rewinding(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -76,8 +77,9 @@ def read(file: Path) -> bytes:
 
 
 def set_aside(file: Path, fence: Fence | None = None) -> Path:
-    """Rename a file that cannot be used, and give its new name."""
-    target = file.with_name(f"{file.name}.damaged")
+    """Rename a file that cannot be used, beside those that were renamed before, and give its new name."""
+    names = (f"{file.name}.damaged{count or ''}" for count in itertools.count())
+    target = next(free for name in names if not os.path.lexists(free := file.with_name(name)))
     with explained(file):
         if fence is not None:
             fence.check()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from lth.records import tables
+from lth.records.files import read_json
 from lth.records.tables import Run
 from lth.settings.config import Config
 from lth.settings.values import Duration, as_text
@@ -72,7 +72,7 @@ def settings(run: Run) -> str:
     told = _deciding(run)
     if not told:  # a folder from elsewhere still has its name
         return "default settings" if run.settings == "default" else run.settings.replace("_", " ").replace(",", ", ")
-    asked = tables.read_json(run.dumps / "config.json").get("settings", {})
+    asked = read_json(run.dumps / "config.json").get("settings", {})
     left = {name for name, value in asked.items() if value is None}  # to the data: --valid_size
     said = {name: x for name, x in told.items() if name in ALWAYS or (name not in left and _unusual(name, x))}
     return _listed(_name(run), said)
@@ -110,7 +110,7 @@ def told_apart(runs: Sequence[Run]) -> list[str]:
 
 def _deciding(run: Run) -> dict[str, str]:
     """The settings that decide a run's numbers, in the order of the flags; empty if it does not say them."""
-    chosen = tables.read_json(run.dumps / "config.json").get("deciding")
+    chosen = read_json(run.dumps / "config.json").get("deciding")
     if not isinstance(chosen, dict):
         return {}
     told = {**_usual(), **{str(name): str(value) for name, value in chosen.items()}}

@@ -32,8 +32,8 @@ def pick_up(run: Run, identity: str, rewinds: bool, tell: Callable[[str], object
     if sound < finished:
         kept = recording.keep_rounds(run, sound)
         tell(
-            f"{run}: going on from round {sound}, the first whose ticket is lost; what was known of it and the rounds "
-            f"behind it is kept in {kept.name}"
+            f"{run}: going on from round {sound}, the first that has to be trained again; what was known of it and the "
+            f"rounds behind it is kept in {kept.name}"
         )
     drop_rounds(run, sound)
     return sound
@@ -135,7 +135,8 @@ def sound_rounds(run: Run, finished: int, identity: str, rewinds: bool, tell: Ca
     if not all(found[name] for name in needed):
         finished = 0
     for number in range(finished):
-        if not usable(tickets.numbered("ticket", number)) or usable(tickets.numbered("trained", number)) is False:
+        usable(tickets.numbered("trained", number))  # nothing is built on these
+        if not usable(tickets.numbered("ticket", number)):
             finished = number
             break
     ended = [0] if found["dense"] else []  # the rounds whose last weights are there

@@ -32,11 +32,21 @@ def recorded(run: Run) -> dict[str, str]:
 
 def fingerprint_of(file: Path) -> dict[str, str]:
     """The fingerprints that a file says it belongs to; none if it does not say or cannot be read."""
+    return parsed(_said_of_itself(file).get("fingerprint", ""))
+
+
+def settings_of(file: Path) -> str:
+    """The hash of the settings that a file says it belongs to (lth.records.tickets.identity); nothing if it does not
+    say or cannot be read."""
+    return _said_of_itself(file).get("identity", "")
+
+
+def _said_of_itself(file: Path) -> dict[str, str]:
     try:
         if problem(file):
             return {}
         with safetensors.safe_open(file, framework="np") as opened:
-            return parsed((opened.metadata() or {}).get("fingerprint", ""))
+            return opened.metadata() or {}
     except (safetensors.SafetensorError, RecordError, OSError, ValueError):
         return {}
 

@@ -1,8 +1,10 @@
-"""What a command refuses before it writes anything: going on with results that are of another model or other data."""
+"""What a command refuses before it writes anything: going on with results that are of other settings, another model or
+other data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from torch import nn
@@ -15,7 +17,35 @@ from lth.records.same import Prints
 from lth.records.tables import Run
 from lth.settings import names
 from lth.settings.config import Config, ConfigError
+from lth.settings.values import as_text
 from lth.training import fingerprint, models
+
+
+def refuse_other_settings(config: Config, runs: Sequence[Run]) -> None:
+    """ConfigError if a folder of these runs holds results of other settings, which --name makes possible, or does not
+    say so any more."""
+    for run in runs:
+        file = run.dumps / "config.json"
+        if not (about := read_json(file)) and file.exists():
+            raise ConfigError(f"{file} is damaged: restore it or move it away, or use --overwrite")
+        if not about and (run.dumps / "rounds.csv").exists():
+            theirs = same.settings_of(run.saves / "initial.safetensors")
+            if theirs not in ("", tickets.identity({**config.deciding(), **config.meaning(run.arm)}, run)):
+                raise ConfigError(
+                    f"{run.dumps} holds results of other settings, as its weights say, since {file.name} is gone: use "
+                    "another --name, or --overwrite"
+                )
+        old = {**about.get("deciding", config.deciding()), **about.get("meaning", {})}
+        new = {**config.deciding(), **config.meaning(run.arm)} if about else old
+        usual = {spec.name: as_text(spec.default) for spec in fields(Config)}  # of a setting that one of them lacks
+        usual["finetune"] = "with the whole schedule again (now the arm lr_rewind)"
+        both = {key: (old.get(key, usual.get(key)), new.get(key, usual.get(key))) for key in {**new, **old}}
+        other = {key: pair for key, pair in both.items() if pair[0] != pair[1]}
+        if other:
+            differ = ", ".join(f"{key} {before}, now {now}" for key, (before, now) in other.items())
+            raise ConfigError(
+                f"{run.dumps} holds results of other settings ({differ}): use another --name, or --overwrite"
+            )
 
 
 def refuse_another_experiment(runs: Sequence[Run], now: Prints, model: nn.Module | None, config: Config) -> None:

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +22,7 @@ from lth import data, layers, pruning
 from lth.connectivity import ENDS
 from lth.data.images import Images
 from lth.records import given, labels, recording, resume, same, tables
-from lth.records.events import Event
+from lth.records.events import Event, Note
 from lth.records.lock import Locks, clear, clock, probe
 from lth.records.tables import Run
 from lth.run import cluster, jobs, processes, refusals
@@ -36,7 +36,6 @@ from lth.run.terminal import wrapped
 from lth.settings import checks, combinations, names
 from lth.settings.arms import ARMS
 from lth.settings.config import Config, ConfigError, usual_valid_size
-from lth.settings.values import as_text
 from lth.training import fit, models, sparse
 from lth.training.problem import Problem, stack_size
 from lth.training.schedule import check_plan, scarce, seldom
@@ -65,16 +64,21 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), words: Cal
         if not first.quiet:
             print(wrapped(words(text), sys.stdout), flush=True)
 
+    def warn(text: str) -> None:
+        _warn(words(text))
+
     with jobs.signals() as signalled:
         runs = list(dict.fromkeys(run for config, about in asked.items() for run in runs_of(config, about)))
         checks.together(*(partial(_refuse, config, runs) for config in asked))
         for config in asked:
-            mend([] if config.overwrite else runs_of(config), first, _warn)
+            mend([] if config.overwrite else runs_of(config), first, warn)
         unfinished = [_unfinished(config) for config in asked]
         todo = {config: asked[config] for config, left in zip(asked, unfinished, strict=True) if left}
         if not todo:
+            if signalled():
+                raise jobs.Interrupted(signalled())
             say("all rounds of these runs are finished: more --prune_iterations or --trials extend them")
-            _tidy(runs)
+            _tidy(runs, warn)
             return runs
         loaded: dict[tuple[object, ...], Images] = {}
         (device, remark), *prepared = checks.together(
@@ -96,6 +100,8 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), words: Cal
             board = Board() if first.tensorboard else None
 
             def tell(event: Event) -> None:
+                if isinstance(event, Note):
+                    event = replace(event, text=words(event.text))
                 progress(event)
                 if board:
                     board(event)
@@ -139,7 +145,7 @@ def _refuse(asked: Config, runs: Sequence[Run]) -> None:
     if asked.overwrite:
         given.refuse_moved(asked, runs)
     else:
-        refuse_other_settings(settled(asked), runs_of(asked))
+        refusals.refuse_other_settings(settled(asked), runs_of(asked))
 
 
 def _unfinished(asked: Config) -> bool:
@@ -153,12 +159,12 @@ def _unfinished(asked: Config) -> bool:
     return False
 
 
-def _tidy(runs: Sequence[Run]) -> None:
+def _tidy(runs: Sequence[Run], warn: Callable[[str], object]) -> None:
     """Clear up after the processes of finished runs, and say which of their weights are gone."""
     for run in runs:
         clear(run.dumps)
         if missing := recording.lost(run):
-            _warn(f"{missing}; no number depends on them, --overwrite trains the run again")
+            warn(f"{missing}; no number depends on them, --overwrite trains the run again")
 
 
 def _prepared(asked: Config, about: str, loaded: dict[tuple[object, ...], Images]) -> Prepared:
@@ -232,28 +238,11 @@ def prepare(config: Config, loaded: dict[tuple[object, ...], Images] | None = No
     return images, problem
 
 
-def refuse_other_settings(config: Config, runs: Sequence[Run]) -> None:
-    """ConfigError if a folder of these runs holds results of other settings, which --name makes possible."""
-    for run in runs:
-        about = tables.read_json(run.dumps / "config.json")
-        old = {**about.get("deciding", config.deciding()), **about.get("meaning", {})}
-        new = {**config.deciding(), **config.meaning(run.arm)} if about else old
-        usual = {spec.name: as_text(spec.default) for spec in fields(Config)}  # of a setting that one of them lacks
-        usual["finetune"] = "with the whole schedule again (now the arm lr_rewind)"
-        both = {key: (old.get(key, usual.get(key)), new.get(key, usual.get(key))) for key in {**new, **old}}
-        other = {key: pair for key, pair in both.items() if pair[0] != pair[1]}
-        if other:
-            differ = ", ".join(f"{key} {before}, now {now}" for key, (before, now) in other.items())
-            raise ConfigError(
-                f"{run.dumps} holds results of other settings ({differ}): use another --name, or --overwrite"
-            )
-
-
 def check_finished(config: Config) -> None:
     """ConfigError or RecordError if what is finished of these runs is not of one experiment with these settings, or
     its tables are not as they were written: for who only reads them."""
     runs = runs_of(config)
-    refuse_other_settings(settled(config), runs)
+    refusals.refuse_other_settings(settled(config), runs)
     if reason := same.mixed(runs):
         raise ConfigError(reason)
     for run in runs:
@@ -309,7 +298,8 @@ def _announce(prepared: Sequence[Prepared], device: torch.device, place: str, sa
     runs = [run for one in prepared for run in one.runs]
     rounds = max(one.config.prune_iterations for one in prepared)
     need = sum(disk_needed(one.config, one.problem, one.runs) for one in prepared) / 1e6
-    free = shutil.disk_usage(runs[0].root).free / 1e6
+    saves = next(folder for folder in (runs[0].saves, *runs[0].saves.parents) if folder.exists())  # a link, perhaps
+    free = shutil.disk_usage(saves).free / 1e6
     remarks: dict[str, None] = {}
     for one in prepared:
         config, stack = one.config, stack_size(one.config, one.problem, device)

@@ -140,13 +140,15 @@ def renamed(error: ConfigError, names: Mapping[str, str]) -> ConfigError:
 def in_words(text: str, names: Mapping[str, str]) -> str:
     """A sentence about flags of main.py in the words of a front door, whose arguments `names` gives for settings.
 
-    What stands after "or", or in brackets, is left out if it is about a flag that this door does not have.
+    What stands after "or", in brackets, or at the end, to say what a flag does, is left out if it is about one that
+    this door does not have.
     """
 
     def if_there(found: re.Match[str]) -> str:
         return found[0] if found[1] in names else ""
 
-    text = re.sub(r"(?:, or (?:use )?| or )--(\w+)", if_there, text)
+    text = re.sub(r"(?:[,;] or (?:use )?| or )--(\w+)", if_there, text)
+    text = re.sub(r"(?:[,;]|(?<=\?)) --(\w+) (?:begins|trains)[^,;]*$", if_there, text)
     text = re.sub(r" \([^()]*?--(\w+)[^()]*\)", if_there, text)
     return re.sub(r"--(\w+)", lambda found: names.get(found[1], found[1]), text)
 

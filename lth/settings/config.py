@@ -41,6 +41,11 @@ def cluster(text: str) -> str:
     raise ValueError("must be auto, local or the host:port of a Ray cluster")
 
 
+def again(overwrite: bool) -> str:
+    """What goes on after a stop, in words: with --overwrite it would move aside what has been done."""
+    return "the same command without --overwrite" if overwrite else "the same command again"
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """`: did you mean ...?` with the valid word nearest to a mistyped one, or nothing."""
     by_case = {choice.lower(): choice for choice in choices}

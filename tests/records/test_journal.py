@@ -333,7 +333,10 @@ def test_what_is_no_file_is_said(
     session.run(config)
     said = " ".join(capsys.readouterr().out.split())
     assert name in ("lock", "config.json") or f"{file.name} {INSTEAD[how]}" in said
-    assert_same(results(run.root), expected(finished, MORE))
+    wanted = expected(finished, MORE)
+    if name == "trained_01":  # nothing is built on it, so that no round is trained again for it
+        del wanted[str(file.relative_to(run.root))]
+    assert_same(results(run.root), wanted)
 
 
 def test_what_killed_processes_left_goes_also_where_all_is_finished(finished: Config, run: Run) -> None:

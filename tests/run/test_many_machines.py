@@ -197,7 +197,7 @@ def test_a_sweep_survives_its_driver_and_one_of_the_nodes(
     wait_for(lambda: under_way(root), "a task works")
     stopped.signal(signal.SIGINT)
     said = stopped.ends(130)
-    assert "stopped by SIGINT: finished rounds are kept, the same command goes on from here" in said
+    assert "stopped by SIGINT: finished rounds are kept, the same command again goes on from here" in said
     assert not holders(root) and list(root.rglob("checkpoint.safetensors"))
 
     killed, before = start(root, *more), finished(root)

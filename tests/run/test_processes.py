@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import process as pools
 from multiprocessing.process import BaseProcess
@@ -23,11 +24,11 @@ import main
 import utils
 from lth import data
 from lth.experiment import Experiment
-from lth.records import tables
+from lth.records import tables, tickets
 from lth.records.events import Evaluated, Event, Note
 from lth.records.files import RecordError, Unreadable
 from lth.records.tables import Run
-from lth.run import cluster, jobs, processes
+from lth.run import cluster, command, jobs, processes
 from lth.run.device import DeviceError
 from lth.run.queue import FAILED, Claim, Queue
 from lth.run.tasks import runs_of
@@ -56,6 +57,25 @@ class Threads(ThreadPoolExecutor):
 @pytest.fixture
 def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "ProcessPoolExecutor", Threads)
+
+
+@pytest.mark.parametrize("argv, goes_on", [([], "again"), (["--overwrite"], "without --overwrite")])
+def test_after_a_stop_the_advice_moves_nothing_aside(
+    argv: list[str], goes_on: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(argv: Sequence[str]) -> int:
+        raise jobs.Interrupted(signal.SIGTERM)
+
+    assert command.exit_code(stopped, argv) == 143
+    said = " ".join(capsys.readouterr().err.split())
+    assert said == f"stopped by SIGTERM: finished rounds are kept, the same command {goes_on} goes on from here"
+    made = experiment(settings(place, prune_iterations=1, overwrite=bool(argv)))
+    monkeypatch.setattr(made, "record", lambda run, *given: tickets.read_ticket(run, 1))
+    with pytest.raises(RecordError, match=rf"is gone: the same command {goes_on} goes on from the last good round$"):
+        made.run(runs_of(made.config), 1)
+    monkeypatch.setattr(processes.devices, "answers", lambda device: False)
+    with pytest.raises(DeviceError, match=rf"used by this process: the same command {goes_on} goes on from here$"):
+        processes.Experiments({}, CPU, Told(), lambda: False).do(Claim(made.config, (), 1))
 
 
 def kinds_of(base: type[Exception]) -> set[type[Exception]]:

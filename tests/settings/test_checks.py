@@ -23,6 +23,21 @@ from lth.settings.config import ConfigError
         ("lower --batch_size or --stack", "lower --batch_size", "lower batch_size or stack"),
         ("by lack of memory (--jobs lowers the need)", "by lack of memory", "by lack of memory (jobs lowers the need)"),
         ("--end_iter is too long", "--iter is too long", "iterations is too long"),
+        (
+            "nothing there: is its disk there? --overwrite begins anew",
+            *(f"nothing there: is its disk there?{end}" for end in ("", " overwrite begins anew")),
+        ),
+        ("writes it again; or use --overwrite", "writes it again", "writes it again; or use overwrite"),
+        (
+            "none depend on them, --overwrite trains the run again",
+            "none depend on them",
+            "none depend on them, overwrite trains the run again",
+        ),
+        (
+            "taken from it here; --overwrite trains both again",
+            "taken from it here",
+            "taken from it here; overwrite trains both again",
+        ),
         ("no flag here", "no flag here", "no flag here"),
     ],
 )
