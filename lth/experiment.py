@@ -147,6 +147,12 @@ class Experiment:
         """Write what came of a round; its line in the journal makes it finished."""
         if trained.failure is not None:
             raise TrialError(f"round {ticket.round} ended: {trained.failure}; earlier rounds are kept")
+        for name, mask in ticket.masks.items():
+            if trained.final[name][~mask].any():
+                raise TrialError(
+                    f"round {ticket.round} ended with pruned weights of {name} that are not 0: {run.arch_type} changes "
+                    "its weights when it is called, which voids the mask; earlier rounds are kept"
+                )
         identity, keep = self._identity(run), self.config.keep_weights
         weights = {} if keep == "none" else {numbered("trained", ticket.round): trained.best}
         if ticket.round == 0:

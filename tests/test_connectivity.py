@@ -93,6 +93,46 @@ def test_batch_norm_gets_statistics_of_its_own_at_every_point(place: Path) -> No
         assert found == line.measure(Network(made.problem.make(), [trained], [ticket.masks], CPU), feed, run.seed)
 
 
+class Normed(nn.Module):
+    """Running statistics of instance norm, and spectral norm of both makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4, track_running_stats=True)
+        self.first = nn.utils.parametrizations.spectral_norm(nn.Linear(4 * 36, 12))
+        self.second = nn.utils.spectral_norm(nn.Linear(12, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(self.norm(self.conv(x)).flatten(1)).relu())
+
+
+@pytest.mark.parametrize("also", [True, False])
+def test_other_statistics_are_those_of_every_point_too(place: Path, also: bool) -> None:
+    feed = experiment(settings(place))._feed(runs_of(settings(place)))
+
+    def make() -> nn.Module:
+        model = Normed()
+        if not also:
+            model.norm = nn.Identity()  # type: ignore[assignment]
+        return model
+
+    torch.manual_seed(0)
+    start = models.state_of(make())
+    spoiled = start | {name: torch.ones_like(x) for name, x in start.items() if name.endswith(("_u", "_v"))}
+    spoiled |= {name: x + 3 for name, x in start.items() if "running_" in name}
+    ends = []
+    for state in (start, spoiled):
+        network = Network(make(), [state], [{}], CPU)
+        for _ in range(4):  # as many passes as a training set of some size has
+            line.measure(network, feed, 0)
+        norms = [
+            torch.linalg.matrix_norm(layer.weight, 2).item() for layer in (network.model.first, network.model.second)
+        ]
+        assert norms == pytest.approx([1, 1], abs=0.02)
+        ends.append({name: x for name, x in network.state(0).items() if "running_" in name})
+    assert len(ends[0]) == 2 * also and all(torch.allclose(ends[1][name], x, atol=1e-5) for name, x in ends[0].items())
+
+
 class Frozen(nn.Module):
     """Batch norm that keeps its statistics in training, by either of two ways, before one that does not; functional
     dropout."""

@@ -8,7 +8,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from lth import chance, layers
 from lth.data.feed import Feed
@@ -18,7 +21,7 @@ from lth.training.network import Network
 
 POINTS = 30  # on the line, its ends among them
 STABLE = 2.0  # points of error that the barrier of a stable network stays below
-STATISTICS = 10_000  # training images that batch norm's statistics are taken from anew
+STATISTICS = 10_000  # training images that running statistics are taken from anew
 
 
 class Errors(NamedTuple):
@@ -49,8 +52,9 @@ def along(
 def measure(network: Network, feed: Feed, seed: int) -> Errors:
     """The errors of a network of one trial on its training images and the test images.
 
-    The running statistics of batch norm are taken anew from training batches that `seed` decides: the mean of two
-    networks' statistics is not that of the network between them. It decides too what the model draws.
+    The running statistics of batch and instance norm, and the vectors of spectral norm, are taken anew from training
+    batches that `seed` decides: the mean of two networks' is not that of the network between them. It decides too what
+    the model draws.
     """
     batches = feed.epoch([(seed, "statistics")], 0)[: math.ceil(STATISTICS / feed.batch_size)]
     with chance.seeded(derive_seed(seed, "line")):
@@ -61,8 +65,10 @@ def measure(network: Network, feed: Feed, seed: int) -> Errors:
 
 @torch.no_grad()
 def _renew_statistics(network: Network, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    norms = [m for m in network.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if not norms:
+    modules = list(network.model.modules())
+    norms = [m for m in modules if isinstance(m, _NormBase) and m.track_running_stats]
+    hooks = [hook for m in modules for hook in m._forward_pre_hooks.values()]
+    if not norms and not any(isinstance(each, (_SpectralNorm, SpectralNorm)) for each in [*modules, *hooks]):
         return
     network.model.train()
     for norm in norms:  # one that the model keeps in evaluation mode sees no batch, and keeps its statistics
@@ -70,7 +76,10 @@ def _renew_statistics(network: Network, batches: Iterable[tuple[Tensor, Tensor]]
         norm.num_batches_tracked.zero_()
         norm.momentum = None  # a plain mean over the batches, the first of which leaves nothing of what was there
     layers.without_dropout(network.model)
-    for images, labels in batches:
+    for number, (images, labels) in enumerate(batches, 1):
+        for norm in norms:
+            if isinstance(norm, _InstanceNorm):  # which takes no momentum for 0
+                norm.momentum = 1 / number
         network.losses(images, labels)  # of the whole batch at once, as in training
 
 

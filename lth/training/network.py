@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -122,6 +122,17 @@ class Network:
         own = dict(self.model.named_buffers())
         now = own if self.trials == 1 else self.tensors
         return {name: now[name] for name in own if name in self.tensors}
+
+    @torch.no_grad()
+    def put_back(self, before: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Give the model the tensors that `buffers` gave before, with the values that stand beside them: in place,
+        where a CUDA graph knows them."""
+        for name, (buffer, value) in before.items():
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
+            if self.trials == 1:
+                path, _, stem = name.rpartition(".")
+                self.model.get_submodule(path)._buffers[stem] = buffer
 
     def state(self, trial: int) -> State:
         """A copy of one trial's parameters and buffers, on the CPU."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lth import chance
 from lth.data.feed import Feed
+from lth.training import models
 from lth.training.capture import captured
 from lth.training.kernels import gradients
 from lth.training.models import State
@@ -191,7 +192,8 @@ class Training:
             test = [math.nan] * trials
             better = any(val_loss < least for (_, val_loss, _), least in zip(found, lowest, strict=True))
             if better or self.plan.tests(self.iteration, before):
-                with chance.kept(self.network.device):  # so that nothing depends on how often the test images come
+                # So that nothing depends on how often the test images come.
+                with chance.kept(self.network.device), self._buffers_kept():
                     _, correct, seen = self._measure(self.feed.test(), True, between)
                 test = [100 * count / seen for count in correct.tolist()]
         self.loss_sum.zero_()
@@ -229,20 +231,30 @@ class Training:
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """In evaluation mode. A stop within it leaves all as it was at its beginning, where what is gone on with begins
-        again: models may draw, and change buffers, in evaluation too."""
+        again: models may draw in evaluation too."""
         put_back = chance.noted(self.network.device)
-        before = {name: buffer.clone() for name, buffer in self.network.buffers().items()}
         self.network.model.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._buffers_kept():
                 yield
         except Stopped:
             put_back()
-            for name, buffer in self.network.buffers().items():
-                buffer.copy_(before[name])
             raise
         finally:
             self.network.model.train()
+
+    @contextmanager
+    def _buffers_kept(self) -> Iterator[None]:
+        """Buffers are afterwards as they were, which models may change in evaluation too: how often there is one, and
+        on which images, must decide nothing. Not so where attributes have changed as well, since buffers may belong to
+        these, as a table to the size that it was made for."""
+        before = {name: (buffer, buffer.clone()) for name, buffer in self.network.buffers().items()}
+        attributes = models.attributes(self.network.model) if before else {}
+        try:
+            yield
+        finally:
+            if before and models.attributes(self.network.model) == attributes:
+                self.network.put_back(before)
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import constant, random_masks, settings, training
+from helpers import Told, constant, do, random_masks, settings, training
 from torch import Tensor, nn
 
 import main
@@ -178,3 +178,16 @@ def test_weights_that_no_seed_changes_are_said(place: Path, capsys: pytest.Captu
     for trials in (1, 2):
         assert ran(place, "same", code, "--trials", str(trials)) == 0
         assert ("weight: drawn alike for every seed" in capsys.readouterr().out) == (trials == 2)
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_a_model_that_gives_pruned_weights_values_ends_with_a_sentence(place: Path, kind: str) -> None:
+    (place / "archs" / "tiny" / "centring.py").write_text(
+        "import torch\nfrom torch import nn\n\n\nclass _Centring(nn.Linear):\n    def forward(self, x):\n"
+        "        self.weight.data.sub_(self.weight.data.mean(1, keepdim=True))\n        return super().forward(x)\n\n\n"
+        "def centring():\n    return nn.Sequential(nn.Flatten(), _Centring(64, 12), nn.ReLU(), nn.Linear(12, 4))\n"
+    )
+    told = Told()
+    (run,) = do(settings(place, arch_type="centring", optimizer=kind), told)
+    assert "round 1 ended with pruned weights of 1.weight that are not 0: centring changes its weights" in told.notes
+    assert tables.finished_rounds(run) == 1

@@ -379,6 +379,47 @@ def test_the_test_images_can_be_left_out_and_nothing_else_changes(trials: int) -
         assert repr([trained.evals for trained in found]) == repr([trained.evals for trained in thinned])
 
 
+class Running(Mlp):
+    """Takes a mean of its images in evaluation too: in place, or as a new tensor. `once`: of the first ones alone."""
+
+    mean: Tensor
+
+    def __init__(self, replaced: bool = False, once: bool = False) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1))
+        self.replaced, self.once, self.taken = replaced, once, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = 0.9 * self.mean + 0.1 * x.detach().mean()
+        if self.replaced:
+            self.mean = mean
+        elif not self.taken:
+            self.mean.copy_(mean)
+        self.taken = self.once
+        return super().forward(x - self.mean)
+
+
+@pytest.mark.parametrize("replaced, trials", [(False, 1), (True, 1), (False, 2)])
+def test_evaluations_leave_buffers_as_they_were(replaced: bool, trials: int) -> None:
+    images = make_images()
+    images.test.add_(100)  # of another mean
+    ends = []
+    for plan in (Plan(20, 2, constant()), Plan(20, 2, constant(), test_every=20), Plan(20, 20, constant())):
+        made = training(lambda: Running(replaced), plan, images=images, seeds=tuple(range(trials)))
+        ends.append(made.run())
+        assert all(trained.final["mean"].abs() > 1e-3 for trained in ends[-1])
+    for often, tested_once, once in zip(*ends, strict=True):
+        assert states_equal(often.final, tested_once.final) and states_equal(often.final, once.final)
+        assert states_equal(often.best, tested_once.best)
+        assert [e.val_loss for e in often.evals] == [e.val_loss for e in tested_once.evals]
+        assert often.evals[-1].val_loss == once.evals[-1].val_loss
+
+
+def test_a_buffer_that_an_attribute_calls_made_stays() -> None:
+    (trained,) = training(lambda: Running(once=True), Plan(4, 2, constant())).run()
+    assert trained.final["mean"] != 0
+
+
 def test_training_loss_is_the_mean_since_the_evaluation_before() -> None:
     made = training(Mlp, Plan(7, 3, constant()))
     losses: list[float] = []
