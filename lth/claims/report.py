@@ -182,7 +182,7 @@ def measured_by(form: Form) -> str:
         for run in runs:
             if not (run.dumps / "rounds.csv").exists():
                 continue
-            config = tables.read_json(run.dumps / "config.json")
+            config = files.read_json(run.dumps / "config.json")
             device, processor = str(config.get("device", "?")), config.get("processor")
             about["where"][f"{processor} ({device})" if processor and device.startswith("cpu") else device] = None
             versions = [f"{library} {version}" for library, version in config.get("versions", {}).items()]

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from lth.records import files, tables
+from lth.records import files
 from lth.records.tables import Run
 
 RECORD = "figures.json"  # beside the figures: what they were drawn from, by file format
@@ -59,7 +59,7 @@ def fingerprint(runs: Iterable[Run]) -> str:
         digest.update(file.read_bytes())
     for run in runs:
         digest.update(str(run).encode())
-        digest.update(json.dumps(tables.read_json(run.dumps / "config.json").get("deciding")).encode())
+        digest.update(json.dumps(files.read_json(run.dumps / "config.json").get("deciding")).encode())
         for name in ("rounds", "evals", "layers", "connectivity"):
             file = run.dumps / f"{name}.csv"
             digest.update(files.read(file) if file.is_file() else b"-")
@@ -70,7 +70,7 @@ def fingerprint(runs: Iterable[Run]) -> str:
 
 def up_to_date(runs: Sequence[Run], folder: Path, format: str) -> list[Path] | None:
     """The figures of these runs, if they have been drawn from what the files say now; None if not."""
-    known = tables.read_json(folder / RECORD).get(format)
+    known = files.read_json(folder / RECORD).get(format)
     if not isinstance(known, dict) or known.get("source") != fingerprint(runs):
         return None
     figures = [folder / str(name) for name in known.get("figures", [])]
@@ -80,4 +80,4 @@ def up_to_date(runs: Sequence[Run], folder: Path, format: str) -> list[Path] | N
 def record(folder: Path, format: str, source: str, figures: Sequence[Path]) -> None:
     """Write down what these figures were drawn from."""
     drawn = {"source": source, "figures": [figure.name for figure in figures]}
-    files.write_json(folder / RECORD, {**tables.read_json(folder / RECORD), format: drawn})
+    files.write_json(folder / RECORD, {**files.read_json(folder / RECORD), format: drawn})
