@@ -22,7 +22,7 @@ from lth.records.tables import Run
 from lth.records.tickets import Ticket, numbered
 from lth.settings import checks
 from lth.settings.arms import ARMS
-from lth.settings.config import Config, again, derive_seed
+from lth.settings.config import Config, derive_seed, same_command
 from lth.training import layout, models, sparse
 from lth.training.cost import Cost
 from lth.training.models import State
@@ -258,7 +258,7 @@ class Experiment:
             self.failed[run] = str(error)
             self.tell(Note(f"{run}: {error}", failed=True))
         except (FileNotFoundError, tickets.Damaged) as error:  # all was well when the run was picked up
-            goes_on = f"{again(self.config.overwrite)} goes on from the last good round"
+            goes_on = f"{same_command(self.config.overwrite)} goes on from the last good round"
             raise RecordError(f"{error}: {goes_on}") from None
 
     def _next_stack(self, runs: Sequence[Run], number: int, rounds: int) -> list[Run]:

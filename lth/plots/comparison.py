@@ -129,12 +129,17 @@ def shown_values(rounds: pd.DataFrame, column: str) -> list[float]:
 
 def caption(rounds: pd.DataFrame, each: bool = False) -> str:
     """What lines and bands are, and what a logarithmic axis cannot show; `each`: panels say their own trials."""
-    many = f"mean of {'the trials' if each else trials(rounds)}, band from the lowest to the highest"
+    counts = per_point(rounds)
+    many = f"mean of {'the trials' if each else trials(counts)}, band from the lowest to the highest"
     gone = "; rounds with no weights left (0%) are not shown" if (rounds["remaining"] <= 0).any() else ""
-    return (many if rounds["seed"].nunique() > 1 else ONE_TRIAL) + gone
+    return (many if counts.max() > 1 else ONE_TRIAL) + gone
 
 
-def trials(rounds: pd.DataFrame) -> str:
-    """How many trials the points of the arms' lines are of: `3 trials`, or `1 to 3 trials` if rounds differ in it."""
-    counts = rounds.groupby(["arm", "round"])["seed"].nunique()
+def per_point(rounds: pd.DataFrame) -> pd.Series:
+    """How many trials each point of the arms' lines is of."""
+    return rounds.groupby(["arm", "round"])["seed"].nunique()
+
+
+def trials(counts: pd.Series) -> str:
+    """These counts in words: `3 trials`, `1 to 3 trials`."""
     return f"{counts.min()} to {labels.trials(counts.max())}" if counts.nunique() > 1 else labels.trials(counts.max())

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from lth.plots import axes as scales
 from lth.plots import style
-from lth.plots.comparison import trials
+from lth.plots.comparison import per_point, trials
 from lth.records import labels, tables, verdict
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
@@ -68,10 +68,9 @@ def _drawn(lines: Lines, file: Path, runs: Sequence[Run]) -> list[Path]:
         first = next(iter(barriers))
         _along(panels[2], lines[first])
         panels[2].set_title(first if len(barriers) > 1 else "")
-        everything = pd.concat([table.assign(arm=name) for name, table in barriers.items()])
-        many = f"mean of {trials(everything)}, band from the lowest to the highest"
-        said = "barrier: highest error on the line above the mean of its ends; "
-        said += many if everything["seed"].nunique() > 1 else "1 trial"
+        counts = per_point(pd.concat([table.assign(arm=name) for name, table in barriers.items()]))
+        said = "barrier: highest error on the line above the mean of its ends"
+        said += f"; mean of {trials(counts)}, band from the lowest to the highest" if counts.max() > 1 else "; 1 trial"
         style.legend(figure, panels[:1], said)
     return [file]
 

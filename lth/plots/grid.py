@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from lth.plots import axes as scales
 from lth.plots import style
-from lth.plots.comparison import arm_lines, caption, grouped, rings, shown_values, trials
+from lth.plots.comparison import arm_lines, caption, grouped, per_point, rings, shown_values, trials
 from lth.records import labels, verdict
 from lth.records.tables import Run
 
@@ -38,7 +38,7 @@ def grid(groups: Sequence[Sequence[Run]], folder: Path, format: str = "png") -> 
             for (run, rounds, kind, arms), upper, lower in zip(band, axes[2 * row], axes[2 * row + 1], strict=False):
                 strip |= _panel(upper, lower, rounds, arms)
                 about = [labels.title(run), *style.wrapped(own[run.plots], 34), *style.wrapped(kind, 34)]
-                upper.set_title("\n".join([*about, trials(rounds[rounds["arm"].isin(arms)])]), fontsize=7.5)
+                upper.set_title("\n".join([*about, trials(per_point(rounds[rounds["arm"].isin(arms)]))]), fontsize=7.5)
                 uppers.append(upper)
             for unused in axes[2 * row : 2 * row + 2, len(band) :].flat:
                 unused.remove()

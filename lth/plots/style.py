@@ -136,14 +136,14 @@ def legend(
     figure: Figure, axes: Iterable[Axes], caption: str = "", columns: int = 5, leave_out: Iterable[str] = ()
 ) -> None:
     """One legend below everything, with each name once, headed by what its lines are."""
-    heading = "\n".join(wrapped(caption, int(figure.get_figwidth() * 17), "; "))
+    title = "\n".join(wrapped(caption, int(figure.get_figwidth() * 17), "; "))
     entries = {name: handle for name, handle in _entries(axes).items() if name not in set(leave_out)}
     order = sorted(entries, key=lambda name: LAST.index(name) if name in LAST else -1)
     for rows in range(math.ceil(len(order) / columns) or 1, len(order) + 1):
         drawn = figure.legend(
             [entries[name] for name in order],
             order,
-            title=heading or None,
+            title=title or None,
             title_fontsize=8,
             loc="outside lower center",
             ncols=math.ceil(len(order) / rows),

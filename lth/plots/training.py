@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lth.plots import axes as scales
 from lth.plots import style
-from lth.plots.comparison import trials
+from lth.plots.comparison import per_point, trials
 from lth.records import labels, tables, verdict
 from lth.records.tables import Run
 
@@ -60,7 +60,8 @@ def training(runs: Sequence[Run], folder: Path, format: str = "png", lines: int 
         strip = scales.accuracy_axis(panels[0, 0], found["test"].tolist(), least=2.0)
         for axes in panels[:, 0]:
             axes.set_ylabel("test accuracy (%)")
-        said = f"weights remaining; {f'mean of {trials(found)}' if found['seed'].nunique() > 1 else '1 trial'}"
+        counts = per_point(found)
+        said = f"weights remaining; {f'mean of {trials(counts)}' if counts.max() > 1 else '1 trial'}"
         said += f", each point that of {window} evaluations" if window > 1 else ""
         said += f"; {scales.COMPRESSED}" if strip else ""
         style.legend(figure, panels.flat[: len(arms)], said, columns=lines)

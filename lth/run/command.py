@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lth.run.terminal import wrapped
 from lth.settings import sweep
-from lth.settings.config import Config, ConfigError, again
+from lth.settings.config import Config, ConfigError, same_command
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,7 @@ def exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
             return 2
         signum = getattr(error, "signum", None)
         if signum:
-            goes_on = f"{again('--overwrite' in argv)} goes on from here"
+            goes_on = f"{same_command('--overwrite' in argv)} goes on from here"
             _complain(f"stopped by {error}: finished rounds are kept, {goes_on}")
             return 128 + signum
         ours = type(error).__module__.startswith("lth.")

@@ -30,7 +30,7 @@ from lth.run import device as devices
 from lth.run.jobs import POLL, Outcome, Tell
 from lth.run.queue import Claim
 from lth.settings import checks
-from lth.settings.config import Config, ConfigError, again
+from lth.settings.config import Config, ConfigError, same_command
 
 Data = Mapping[Config, tuple[Config, Images]]  # of each experiment, the settings as the data settle them, and these
 
@@ -61,7 +61,7 @@ class Experiments:
         except Exception as error:
             if devices.answers(self.device):
                 raise
-            goes_on = f"{again(claim.config.overwrite)} goes on from here"
+            goes_on = f"{same_command(claim.config.overwrite)} goes on from here"
             dead = f"{self.device} can no longer be used by this process: {goes_on}"
             raise devices.DeviceError(f"{checks.first_line(error)}; {dead}") from error
 

@@ -41,7 +41,7 @@ def cluster(text: str) -> str:
     raise ValueError("must be auto, local or the host:port of a Ray cluster")
 
 
-def again(overwrite: bool) -> str:
+def same_command(overwrite: bool) -> str:
     """What goes on after a stop, in words: with --overwrite it would move aside what has been done."""
     return "the same command without --overwrite" if overwrite else "the same command again"
 

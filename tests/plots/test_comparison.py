@@ -236,6 +236,12 @@ def test_captions_count_the_trials_of_every_point(tmp_path: Path, make_runs: Mak
         assert "mean of 2 to 3 trials" in caption_of(sheets[draw.__name__])
     grid([runs], tmp_path)
     assert panels(sheets["grid"])[0].get_title().endswith("2 to 3 trials")
+    apart = [
+        *make_runs(arms=["lt"], settings="lr=1", seeds=(0,)),
+        *make_runs(arms=["reinit"], settings="lr=1", seeds=(1,)),
+    ]
+    comparison(apart, tmp_path)
+    assert caption_of(sheets["comparison"]).startswith("1 trial: "), "two trials, but a point is of one"
 
 
 def test_a_grid_of_many_arms_and_settings_cuts_no_title(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
