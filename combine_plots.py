@@ -14,18 +14,10 @@ import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import utils
 from lth.settings.config import ConfigError
-from lth.settings.flags import FIELDS
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports bad flags as main.py does: one message, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (--help lists the flags)")
+from lth.settings.flags import FIELDS, Parser, unknown_problems
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,7 +48,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Draw what the flags ask for. Runs that cannot be read are reported and left out; the exit code is then 2."""
-    flags = parser().parse_args(argv)
+    made = parser()
+    flags, unknown = made.parse_known_args(argv)
+    if problems := unknown_problems(made, unknown):
+        raise ConfigError(*problems)
 
     from lth.records import labels, same, tables  # with pandas; PyTorch and matplotlib only if something is to draw
 

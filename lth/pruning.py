@@ -86,8 +86,8 @@ def together(quotas: Sequence[Quota], percents: Mapping[str, float]) -> list[Quo
     """`quotas` that keep the same weights in all, with all layers competing that `percents` prunes at all."""
     spared = [quota for quota in quotas if not percents[quota.layers[0]]]
     pruned = [quota for quota in quotas if quota not in spared]
-    layers = [name for quota in pruned for name in quota.layers]
-    return [*spared, Quota(layers, sum(quota.keep for quota in pruned))] if layers else spared
+    names = [name for quota in pruned for name in quota.layers]
+    return [*spared, Quota(names, sum(quota.keep for quota in pruned))] if names else spared
 
 
 def keep_highest(scores: Weights, masks: Masks, quotas: Sequence[Quota]) -> Masks:
@@ -171,7 +171,7 @@ def random_scores(masks: Masks, generator: torch.Generator) -> dict[str, Tensor]
 
 def shuffled(masks: Masks, generator: torch.Generator) -> Masks:
     """The survivors of each layer of `masks` moved to random places of the same layer, drawn from `generator` (Frankle
-    & Carbin, Appendix F)."""
+    & Carbin, Appendix E)."""
     return {
         name: mask.flatten()[torch.randperm(mask.numel(), generator=generator)].view_as(mask)
         for name, mask in masks.items()

@@ -207,12 +207,14 @@ def _zeros(name: str, value: State, mask: Tensor, begun: State | None) -> list[s
 
 def _pruned_beside(value: State, masks: Masks) -> list[str]:
     """Masks on the model that the ticket knows nothing of."""
-    return [
-        f"the model has a mask on {name} that prunes {int((own == 0).sum())} weights, the ticket has none"
-        for key, own in value.items()
-        for name in [key.removesuffix("_mask")]
-        if key != name and name in value and name not in masks and not own.all()
-    ]
+    found = []
+    for key, own in value.items():
+        name = key.removesuffix("_mask")
+        if key != name and name in value and name not in masks and not own.all():
+            found.append(
+                f"the model has a mask on {name} that prunes {int((own == 0).sum())} weights, the ticket has none"
+            )
+    return found
 
 
 def _equal(value: State, masks: Masks, initial: State, whose: str) -> list[str]:

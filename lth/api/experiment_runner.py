@@ -67,7 +67,8 @@ class ExperimentRunner:
         device: "cpu", "cuda", "cuda:0", "mps" or a torch.device; None: a GPU where there is one, else the CPU.
         results_dir: gets dumps/ (all numbers), saves/ (tickets and weights) and the files of `save_results`.
         seed: of the initial weights, the validation split and the order of the data.
-        settings: any other setting of `lth.Config`, as optimizer="sgd", valid_freq="100it", quiet=True.
+        settings: any other setting of `lth.Config` but `trials` and `target_remaining`, as optimizer="sgd",
+            valid_freq="100it", quiet=True.
 
     Raises TypeError and ValueError that name the argument; what needs the data to be found wrong, `run` raises.
     """

@@ -36,6 +36,7 @@ from lth.settings.values import LONGEST, Duration
 from lth.training import models, sparse
 from lth.training.problem import Problem
 
+# Settings that `optim` stands in for.
 FIT = (
     "optimizer",
     "lr",
@@ -45,7 +46,7 @@ FIT = (
     "lr_milestones",
     "lr_gamma",
     "warmup",
-)  # not for `optim`
+)
 SETTINGS = (
     *FIT,
     "prune_embeddings",
@@ -147,19 +148,29 @@ def iterative_pruning(
             valid_size = checks.whole("valid_size", valid_size, 1)
         taken = take(data, place, in_memory, valid_size, iterations)
         own_network.try_out(brought, taken, place)
-        config = checks.config(
-            WORDS,
-            **{
-                **{"valid_freq": Duration(max(iterations // 10, 1), "it"), "batch_size": taken.batch_size or 60},
-                **({"lr": brought.lr} if brought.lr else {}),
-                **{"keep_weights": "all" if save or recover else "last", "quiet": checks.truth("quiet", quiet)},
-                **settings,
-                **{"arch_type": type(net).__name__, "dataset": taken.name, "init": "own", "seed": seed, "root": root},
-                **{"prune_type": "reinit" if random else "lt", "prune_iterations": rounds + 1, "rewind": reset_to},
-                **{"end_iter": Duration(iterations, "it"), "valid_size": taken.valid_size, "checkpoint_every": NEVER},
-                **{"stack": 1, "pixels": getattr(taken.source, "pixels", Config.pixels)},
-            },
-        )
+        usual = {
+            "valid_freq": Duration(max(iterations // 10, 1), "it"),
+            "batch_size": taken.batch_size or 60,
+            "lr": brought.lr or Config.lr,
+            "keep_weights": "all" if save or recover else "last",
+            "quiet": checks.truth("quiet", quiet),
+        }
+        decided = {
+            "arch_type": type(net).__name__,
+            "dataset": taken.name,
+            "init": "own",
+            "seed": seed,
+            "root": root,
+            "prune_type": "reinit" if random else "lt",
+            "prune_iterations": rounds + 1,
+            "rewind": reset_to,
+            "end_iter": Duration(iterations, "it"),
+            "valid_size": taken.valid_size,
+            "checkpoint_every": NEVER,
+            "stack": 1,
+            "pixels": getattr(taken.source, "pixels", Config.pixels),
+        }
+        config = checks.config(WORDS, **usual | settings | decided)
         _check_sizes(config, taken)
         run = Run(root, config.arch_type, config.dataset, config.folder(), config.prune_type[0], seed)
         about, prints = brought.about(taken), brought.prints(rule, taken)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -255,16 +255,15 @@ def problem(
     digest = hashlib.sha256(whose.encode())
     for name, tensor in sorted(initial.items()):
         digest.update(name.encode() + tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    build: Callable[[], nn.Module] = own.make
     return Problem(
-        data.source,
-        build,
-        lambda seed: initial,
-        own.fresh,
-        lambda network: own.optimizer(network, config),
-        own.criterion,
-        checked(rule),
-        digest.hexdigest()[:16],
-        lambda: prints,
+        images=data.source,
+        make=own.make,
+        initial=lambda seed: initial,
+        fresh=own.fresh,
+        optimizer=lambda network: own.optimizer(network, config),
+        criterion=own.criterion,
+        rule=checked(rule),
+        whose=digest.hexdigest()[:16],
+        prints=lambda: prints,
         whole=own.optim is not None,
     )

@@ -32,9 +32,8 @@ class Records:
     @classmethod
     def of(cls, runs: Mapping[str, Sequence[Run]]) -> Records:
         """What is finished of these runs, whose experiments are given by name."""
-        return cls(
-            runs, pd.concat([verdict.paired(found).assign(experiment=name) for name, found in runs.items()])
-        )  # fmt: skip
+        rounds = [verdict.paired(found).assign(experiment=name) for name, found in runs.items()]
+        return cls(runs, pd.concat(rounds))
 
     def near(self, remaining: float, factor: float = NEAR) -> Records:
         """Only the round of each experiment that is nearest to that percent of the weights, if one is near enough, and

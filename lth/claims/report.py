@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,18 @@ def frame(form: Form, findings: Sequence[Finding]) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                **{"claim": form.claim.name, "published_settings": form.published, "changes": "; ".join(form.changes)},
-                **{"says": found.statement.says, "remaining": found.remaining, "unit": found.statement.unit},
-                **{"published": found.statement.published, "mean": found.mean, "low": found.low, "high": found.high},
-                **{"trials": found.trials, "verdict": found.verdict},
+                "claim": form.claim.name,
+                "published_settings": form.published,
+                "changes": "; ".join(form.changes),
+                "says": found.statement.says,
+                "remaining": found.remaining,
+                "unit": found.statement.unit,
+                "published": found.statement.published,
+                "mean": found.mean,
+                "low": found.low,
+                "high": found.high,
+                "trials": found.trials,
+                "verdict": found.verdict,
             }
             for found in findings
         ]
@@ -114,16 +123,17 @@ def renew(file: Path, form: Form, findings: Sequence[Finding]) -> list[Path]:
     form; everything else in the file stays. Gives the files written."""
     begin, end = (f"<!-- {word} of {form.slug}, written by reproduce.py -->" for word in ("begin", "end"))
     figures = _figures(form, file)
-    section = f"{begin}\n{markdown(form, findings, [figure.name for figure in figures])}\n{end}"
+    section = f"{begin}\n{markdown(form, findings, figures)}\n{end}"
     old = file.read_text(encoding="utf-8") if file.exists() else "# Published claims, measured\n"
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     new = pattern.sub(lambda _: section, old) if pattern.search(old) else f"{old.rstrip()}\n\n{section}\n"
     files.write(file, new.encode())
-    return [file, *figures]
+    return [file, *itertools.chain(*figures.values())]
 
 
-def markdown(form: Form, findings: Sequence[Finding], figures: Iterable[str] = ()) -> str:
-    """A section of a report: the claim, how it was measured, the findings, the figures, the rounds they come from."""
+def markdown(form: Form, findings: Sequence[Finding], figures: Mapping[str, Sequence[Path]]) -> str:
+    """A section of a report: the claim, how it was measured, the findings, and of each experiment the figures beside
+    the report and the rounds."""
     claim = form.claim
     said = f"**{warning(form)}.**" if warning(form) else ""
     link = f"https://arxiv.org/abs/{claim.source.removeprefix('arXiv:')}"
@@ -136,14 +146,13 @@ def markdown(form: Form, findings: Sequence[Finding], figures: Iterable[str] = (
         measured_by(form),
         _rows(HEAD, [cells(finding, form) for finding in findings], "lrrrrl"),
         EXPLANATION[0].upper() + EXPLANATION[1:],
-        *(f"![the rounds behind: {claim.about}]({figure})" for figure in figures),
     ]
     before = any(statement.unit == PERCENT for statement in claim.statements)
     for name, runs in runs_of(form).items():
         if len(rounds := verdict.table(runs)):
-            parts.append(
-                (f"Experiment {name}, every round:" if name else "Every round:") + "\n\n" + by_round(rounds, before)
-            )
+            parts += [f"Experiment {name}:" if name else ""]
+            parts += [f"![{claim.about}, {figure.stem}]({figure.name})" for figure in figures.get(name, ())]
+            parts += ["Every round:", by_round(rounds, before)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -208,16 +217,17 @@ def measured_by(form: Form) -> str:
     )
 
 
-def _figures(form: Form, file: Path) -> list[Path]:
+def _figures(form: Form, file: Path) -> dict[str, list[Path]]:
     """Accuracy and early stop by sparsity for each experiment, and the lines between trainings where they were
     measured, beside the report."""
-    drawn = []
+    drawn: dict[str, list[Path]] = {}
     for name, runs in runs_of(form).items():
         found = [run for run in runs if len(tables.table(run, "rounds"))]
         with tempfile.TemporaryDirectory() as folder:
             pictures = [*comparison(found, Path(folder)), *connectivity(found, Path(folder))] if found else []
             for picture in pictures:
                 what = [form.slug, name, "" if picture.stem == comparison.__name__ else picture.stem]
-                drawn.append(file.parent / ("-".join(filter(None, what)) + picture.suffix))
-                files.write(drawn[-1], picture.read_bytes())
+                beside = file.parent / ("-".join(filter(None, what)) + picture.suffix)
+                files.write(beside, picture.read_bytes())
+                drawn.setdefault(name, []).append(beside)
     return drawn

@@ -147,9 +147,8 @@ def read(file: Path, classes: int | None = None) -> Images:
     for key, y in (("train", y_train), ("test", y_test)):
         if y.min() < 0 or y.max() >= classes:
             raise ConfigError(f"{file}: y_{key} must be labels 0 to {classes - 1}, not {y.min()} to {y.max()}")
-    return Images(
-        Path(file).stem, _planes(x_train), _labels(y_train), _planes(x_test), _labels(y_test), classes
-    )  # fmt: skip
+    train, test = (_planes(x_train), _labels(y_train)), (_planes(x_test), _labels(y_test))
+    return Images(Path(file).stem, *train, *test, classes)
 
 
 def _planes(x: np.ndarray) -> Tensor:

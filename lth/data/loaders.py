@@ -139,8 +139,17 @@ def _of_images(
     about = f"{count} training, {split}, {len(images.test_labels)} test examples of {tuple(images.train.shape[1:])}"
     x = images.train[:2] if images.as_is else images.train[:2].float()
     sample = (x, images.train_labels[:2])
-    known = (sample, images.classes, fingerprint or images.fingerprint)
-    return Taken(images, images.name, batch_size, count - held, held or VALID_SIZE, about, *known)
+    return Taken(
+        source=images,
+        name=images.name,
+        batch_size=batch_size,
+        largest_batch=count - held,
+        valid_size=held or VALID_SIZE,
+        about=about,
+        sample=sample,
+        classes=images.classes,
+        fingerprint=fingerprint or images.fingerprint,
+    )
 
 
 def _of_tensors(parts: Mapping[str, Batch], batch_size: int, fingerprint: str) -> Taken:
@@ -317,5 +326,14 @@ def _streamed(parts: Mapping[str, Iterable[Any]], iterations: int) -> Taken:
     stream = Stream(parts["train"], parts["validation"], parts["test"], steps, size, tuple(x.shape[1:]))
     drawn = [_twice(part, f"data.{name}") for name, part in parts.items()]
     told = [prints.of_arrays(one) if _equal(one, other) else "at random" for one, other in drawn]
-    known = ((x[:2], y[:2]), classes, prints.of_texts([about, *told]))
-    return Taken(stream, "own", size, size, VALID_SIZE, about, *known)
+    return Taken(
+        source=stream,
+        name="own",
+        batch_size=size,
+        largest_batch=size,
+        valid_size=VALID_SIZE,
+        about=about,
+        sample=(x[:2], y[:2]),
+        classes=classes,
+        fingerprint=prints.of_texts([about, *told]),
+    )

@@ -18,8 +18,11 @@ from lth.settings.arms import ARMS
 
 TOGETHER = 4  # arms that one panel can show; more are grouped, each group beside the first arm
 STARTS = {
-    **{"original": "original initial weights", "fresh": "new random weights", "trained": "trained weights"},
-    **{"sign": "constants of the initial signs", "shuffled_signs": "constants of shuffled signs"},
+    "original": "original initial weights",
+    "fresh": "new random weights",
+    "trained": "trained weights",
+    "sign": "constants of the initial signs",
+    "shuffled_signs": "constants of shuffled signs",
 }
 DENSE: dict[str, Any] = {"color": style.DARK, "linestyle": (0, (3, 2)), "linewidth": 1.0, "zorder": 1.5}
 ONE_TRIAL = "1 trial: no winning ticket can be told from luck"

@@ -96,11 +96,20 @@ def sheet(
     `file` at the end of the block."""
     theme: Any = {**seaborn.axes_style("darkgrid"), **seaborn.plotting_context("paper")}
     own: Any = {
-        **{"font.sans-serif": ["DejaVu Sans"], "font.size": 8.5, "axes.labelsize": 8.5, "axes.titlesize": 9},
-        **{"xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8, "figure.titlesize": 9.5},
-        **{"axes.titlepad": 4, "xtick.major.pad": 2, "ytick.major.pad": 2, "grid.linewidth": 0.8},
-        # Text stays text in PDF, and the same numbers give the same file.
-        **{"pdf.fonttype": 42, "svg.hashsalt": "lth"},
+        "font.sans-serif": ["DejaVu Sans"],
+        "font.size": 8.5,
+        "axes.labelsize": 8.5,
+        "axes.titlesize": 9,
+        "xtick.labelsize": 8,
+        "ytick.labelsize": 8,
+        "legend.fontsize": 8,
+        "figure.titlesize": 9.5,
+        "axes.titlepad": 4,
+        "xtick.major.pad": 2,
+        "ytick.major.pad": 2,
+        "grid.linewidth": 0.8,
+        "pdf.fonttype": 42,  # text stays text
+        "svg.hashsalt": "lth",  # the same numbers give the same file
     }
     with matplotlib.rc_context({**theme, **own}):
         figure = Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.05))

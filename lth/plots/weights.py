@@ -109,15 +109,14 @@ def _filters(drawer: Drawer, name: str, file: Path, most: int = 24) -> None:
     """The first filters as they begin in the first and in the last round, pruned weights hatched."""
     remaining = drawer.remaining()
     chosen = [drawer.rounds[0], drawer.rounds[-1]] if len(drawer.rounds) > 1 else drawer.rounds
-    drawn = {}
-    for number in chosen:
-        ticket = drawer.ticket(number)
-        drawn[number] = filter_sheet(ticket.start[name], ticket.masks[name], most)
+    begun = {number: drawer.ticket(number) for number in chosen}
+    drawn = {number: filter_sheet(ticket.start[name], ticket.masks[name], most) for number, ticket in begun.items()}
     first = drawn[chosen[0]]
     known = np.abs(first[np.isfinite(first) & (first != PRUNED)])
     limit = (float(np.quantile(known, 0.97)) if known.size else 0.0) or 1.0  # a few large ones would grey all others
-    channels, total = drawer.ticket(chosen[0]).masks[name].shape[1], drawer.ticket(chosen[0]).masks[name].shape[0]
-    across = "" if channels == 1 else f", {channels} input channels side by side"
+    total, channels = begun[chosen[0]].masks[name].shape[:2]
+    shown_channels = f"{channels}" if channels <= CHANNELS else f"{CHANNELS} of {channels}"
+    across = "" if channels == 1 else f", {shown_channels} input channels side by side"
     what = f"filters of the first layer at the start ({drawer.run.arm}, seed {drawer.run.seed})"
     high, wide = first.shape
     height = 1.1 + len(chosen) * (0.35 + 6.0 * high / wide)
@@ -125,7 +124,7 @@ def _filters(drawer: Drawer, name: str, file: Path, most: int = 24) -> None:
         panels = figure.subplots(len(chosen), 1, squeeze=False)[:, 0]
         for axes, number in zip(panels, chosen, strict=True):
             shown = _filter_panel(axes, drawn[number], limit)
-            kept = drawer.ticket(number).masks[name].float().mean().item()
+            kept = begun[number].masks[name].float().mean().item()
             axes.set_title(
                 f"round {number}, {labels.percent(remaining[number])}% of all weights remaining, "
                 f"{labels.percent(100 * kept)}% of this layer's",
@@ -137,12 +136,13 @@ def _filters(drawer: Drawer, name: str, file: Path, most: int = 24) -> None:
 
 
 PRUNED = 1e9  # marks pruned weights in a sheet of filters; the gaps between filters are NaN
+CHANNELS = 3  # of a filter that are drawn
 
 
 def filter_sheet(weight: Tensor, mask: Tensor, most: int) -> np.ndarray:
     """Filters (O, I, h, w) laid out on one sheet with gaps, channels side by side; NaN in gaps, PRUNED where pruned."""
     outputs, channels, high, wide = weight.shape
-    count, shown = min(outputs, most), min(channels, 3)
+    count, shown = min(outputs, most), min(channels, CHANNELS)
     values = np.where(mask[:count, :shown].numpy(), weight[:count, :shown].detach().float().numpy(), PRUNED)
     across = max(1, min(count, round(math.sqrt(count * 6 / shown))))
     rows = math.ceil(count / across)

@@ -185,6 +185,7 @@ def _sync(folder: Path) -> None:
 
 @contextlib.contextmanager
 def explained(file: Path) -> Iterator[None]:
+    """Within it, an OSError becomes a RecordError that names the file."""
     try:
         yield
     except OSError as error:

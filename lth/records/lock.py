@@ -191,14 +191,14 @@ def lock_file(folder: Path) -> Path:
 def clock(folder: Path) -> float:
     """The time by the clock of the folder's file system, which those of the machines that share it may differ from."""
     while True:
-        probe = folder / f"{uuid.uuid4().hex}.lock.now"
-        probe.touch()
+        mark = folder / f"{uuid.uuid4().hex}.lock.now"
+        mark.touch()
         try:
-            return probe.stat().st_mtime
+            return mark.stat().st_mtime
         except FileNotFoundError:  # somebody tidied up
             continue
         finally:
-            probe.unlink(missing_ok=True)
+            mark.unlink(missing_ok=True)
 
 
 def probe(root: Path) -> None:

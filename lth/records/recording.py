@@ -48,9 +48,15 @@ def write_round(
     known. `saves` are the weights that are kept of it, by name. Gives its line in rounds.csv."""
     best, counts = trained.early_stop, pruning.survivors(masks)
     row = {
-        **{"round": number, "remaining": round(pruning.remaining(masks), 4), "ES": best.iteration},
-        **{"val": best.val, "test": best.test, "val_loss": best.val_loss, "train_loss": best.train_loss},
-        **{"weights": sum(counts.values()), "supermask": trained.supermask},
+        "round": number,
+        "remaining": round(pruning.remaining(masks), 4),
+        "ES": best.iteration,
+        "val": best.val,
+        "test": best.test,
+        "val_loss": best.val_loss,
+        "train_loss": best.train_loss,
+        "weights": sum(counts.values()),
+        "supermask": trained.supermask,
         "macs": round(cost.total(counts)) if cost else None,
     }
     new = {
@@ -60,14 +66,13 @@ def write_round(
                 "round": number,
                 "layer": name,
                 "kind": cost.kind(name) if cost else None,
-                "remaining": round(100 * kept / total, 4),
+                "remaining": round(100 * kept / masks[name].numel(), 4),
                 "weights": kept,
-                "total": total,
+                "total": masks[name].numel(),
                 "macs": round(cost.of(name, kept)) if cost else None,
-                "dense_macs": round(cost.of(name, total)) if cost else None,
+                "dense_macs": round(cost.of(name, masks[name].numel())) if cost else None,
             }
             for name, kept in counts.items()
-            for total in [masks[name].numel()]
         ],
         "times": [
             {"round": number, "seconds": round(sum(trained.seconds.values()), 3)}

@@ -16,9 +16,11 @@ from lth.training.models import State
 from lth.training.train import Trained
 
 
-def pick_up(run: Run, identity: str, rewinds: bool, tell: Callable[[str], object]) -> int:
-    """Make sure that the run's files can be built upon, take back rounds that cannot, and give how many are left.
-    RecordError, before anything is taken back, if the weights are out of reach."""
+def pick_up(run: Run, identity: str, rewinds: bool, tell: Callable[[str], object]) -> None:
+    """Make sure that the run's files can be built upon, and take back rounds that cannot.
+
+    RecordError, before anything is taken back, if the weights are out of reach.
+    """
     recording.mend(run, tell)
     finished = tables.finished_rounds(run)
     if finished and not any(run.saves.glob("*.safetensors")):
@@ -36,7 +38,6 @@ def pick_up(run: Run, identity: str, rewinds: bool, tell: Callable[[str], object
             f"rounds behind it is kept in {kept.name}"
         )
     drop_rounds(run, sound)
-    return sound
 
 
 def has_ticket(run: Run, number: int) -> bool:

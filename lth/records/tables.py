@@ -177,7 +177,7 @@ def finished_rounds(run: Run) -> int:
 
 
 def connected_rounds(run: Run) -> int:
-    """From how many rounds on, of the first ones, the table `connectivity` knows nothing."""
+    """How many of the first rounds, without a gap, have their line measured."""
     known = set(table(run, "connectivity")["round"])
     return next(number for number in itertools.count() if number not in known)
 

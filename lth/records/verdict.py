@@ -21,9 +21,26 @@ from lth.records.tables import Run
 from lth.settings.arms import ARMS
 
 COLUMNS = (
-    *("round", "remaining", "speedup", "arm", "trials", "supermask", "test"),
-    *("difference", "low", "high", "margin", "accuracy"),
-    *("ES", "ES_ratio", "ES_low", "ES_high", "ES_dense", "ES_last", "stop", "winning"),
+    "round",
+    "remaining",
+    "speedup",
+    "arm",
+    "trials",
+    "supermask",
+    "test",
+    "difference",
+    "low",
+    "high",
+    "margin",
+    "accuracy",
+    "ES",
+    "ES_ratio",
+    "ES_low",
+    "ES_high",
+    "ES_dense",
+    "ES_last",
+    "stop",
+    "winning",
 )
 # In each round of each trial:
 MEASURED = [
@@ -163,10 +180,13 @@ def judged(rounds: pd.DataFrame) -> pd.DataFrame:
             has = ~np.isnan(gains[:, place])  # a trial that has a round has all before it
             gain, stop = gains[has, : place + 1], stops[has, : place + 1]
             row: dict[str, Any] = {
-                **{"round": int(number), "remaining": remaining[has, place].mean(), "arm": arm},
+                "round": int(number),
+                "remaining": remaining[has, place].mean(),
+                "arm": arm,
                 "speedup": _ratios(dense_macs[has, place], macs[has, place]).mean(),
                 "trials": int(has.sum()),
-                **{"supermask": supermask[has, place].mean(), "test": test[has, place].mean()},
+                "supermask": supermask[has, place].mean(),
+                "test": test[has, place].mean(),
                 **_accuracy(gain, float((test[has, place] - gain[:, -1]).mean())),
                 **_stop(stop),
                 "ES_last": int((stop[:, -1] >= last[has, place]).sum()),

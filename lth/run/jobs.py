@@ -18,6 +18,7 @@ from lth.records.lock import Lost
 from lth.records.tables import Run
 from lth.run.device import DeviceError
 from lth.run.queue import Claim, Queue
+from lth.settings.config import Config
 from lth.training.train import Stopped, TrialError
 
 POLL = 0.2  # seconds between looks at the workers
@@ -159,3 +160,8 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def side_by_side(config: Config) -> int:
+    """How many processes train beside each other on a CPU, if there is work for so many."""
+    return config.jobs or max(1, cores() // config.threads)

@@ -125,8 +125,8 @@ class Queue:
         only when they have changed."""
         connectivity = self.config[run].connectivity
         try:
-            files = [run.dumps / f"{name}.csv" for name in ("rounds", *["connectivity"] * connectivity)]
-            found = [file.stat() for file in files]
+            names = ("rounds", "connectivity") if connectivity else ("rounds",)
+            found = [(run.dumps / f"{name}.csv").stat() for name in names]
         except FileNotFoundError:
             return 0
         except OSError:

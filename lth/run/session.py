@@ -111,9 +111,9 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), words: Cal
                 workers: jobs.Workers = there
             else:
                 most = len(queue.tasks) if holding.together(next(iter(todo))) == 1 else len(todo)
-                size = min(first.jobs or max(1, jobs.cores() // first.threads), most)
-                data = {one.asked: (one.config, one.images) for one in prepared}
-                workers = processes.workers(size, first.threads, data, device, tell, lambda: bool(signalled()))
+                size = min(jobs.side_by_side(first), most)
+                inputs = {one.asked: (one.config, one.images) for one in prepared}
+                workers = processes.workers(size, first.threads, inputs, device, tell, lambda: bool(signalled()))
                 if size > 1:  # this process only waits from here on: what draws the figures can be loaded meanwhile
                     threading.Thread(target=import_module, args=["lth.plots.report"]).start()
             try:
@@ -255,9 +255,8 @@ def disk_needed(config: Config, problem: Problem, runs: Sequence[Run]) -> int:
     state = sum(tensor.numel() * tensor.element_size() for tensor in models.state_of(model).values())
     bits = sum(weight.numel() for weight in pruning.prunable(model, config.prune_embeddings).values()) // 8
     kept = {"all": config.prune_iterations, "last": 1, "none": 0}[config.keep_weights]
-    once = (
-        2 + bool(config.rewind.amount) + 5
-    )  # initial, dense, rewind; the checkpoint with its moments and best weights
+    # initial, dense, rewind; the checkpoint with its moments and best weights
+    once = 2 + bool(config.rewind.amount) + 5
     total = 0
     for run in runs:
         own = config.prune_iterations - 1 if ARMS[run.arm].start != "original" else 0

@@ -1,7 +1,7 @@
 """What can be compared: the arms (how a round's ticket is made) and the pruning criteria (what scores a weight).
 
 Both are tables. A new arm is one entry of ARMS, a new criterion one function in CRITERIA; flags, help texts,
-checks and figures read the tables. This module imports nothing, so that `--help` is quick.
+checks and figures read the tables. This module imports nothing that takes long, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Arms(dict[str, Arm]):
             return False
 
 
-# Sanity checks: Frankle & Carbin (Section 4, Appendix F); for any mask, Frankle et al. 2021 (arXiv:2009.08576).
+# Sanity checks: Frankle & Carbin (Section 2, Appendix E); for any mask, Frankle et al. 2021 (arXiv:2009.08576).
 CONTROLS: dict[str, Arm] = {
     "reinit": Arm(help="the masks that ARM found, fresh random weights", start="fresh", schedule="whole"),
     "shuffle": Arm(help="ARM's counts a layer, places shuffled, original initial weights", shuffled=True),

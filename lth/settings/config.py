@@ -18,7 +18,7 @@ from typing import Any
 from lth.settings import combinations
 from lth.settings.arms import ARMS, CONTROLS, CRITERIA
 from lth.settings.ticket import TicketName
-from lth.settings.values import PERCENT, Duration, as_text, device, duration, number, parse_value, plain_name
+from lth.settings.values import PERCENT, Duration, as_text, cluster, device, duration, number, parse_value, plain_name
 
 LTH = Path(__file__).resolve().parents[1]
 # Where archs/ and data/ lie: beside main.py in a clone, inside the library where it was installed.
@@ -31,14 +31,6 @@ class ConfigError(ValueError):
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
-
-
-def cluster(text: str) -> str:
-    """The address of a Ray cluster."""
-    host, _, port = text.rpartition(":")
-    if text in ("auto", "local") or (re.fullmatch(r"[\w.-]+|\[[\da-fA-F:.]+\]", host) and port.isdecimal()):
-        return text
-    raise ValueError("must be auto, local or the host:port of a Ray cluster")
 
 
 def same_command(overwrite: bool) -> str:
@@ -233,7 +225,7 @@ class Config:
     stack: int | None = side(
         None,
         MACHINE,
-        "runs trained at once as one stacked network (default: on a GPU as many as its rule allows, else 1)",
+        "runs trained at once as one stacked network (default: on a GPU as many as have 20 million weights, else 1)",
         number(int, 1),
     )
     data: Path = side(PROJECT / "data", MACHINE, "folder of the data sets", Path)
@@ -303,7 +295,7 @@ class Config:
 
     @property
     def round_percent(self) -> float:
-        """Percent of the survivors that a round prunes, where --target_remaining says it otherwise too."""
+        """Percent of the survivors that a round prunes, also where --target_remaining decides it."""
         if self.target_remaining is None:
             return self.prune_percent
         return 100 * (1 - (self.target_remaining / 100) ** (1 / (self.prune_iterations - 1)))

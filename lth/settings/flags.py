@@ -21,15 +21,15 @@ FIELDS = {spec.name: spec for spec in dataclasses.fields(Config)}
 # Figure 2 of Frankle & Carbin (arXiv:1803.03635), evaluated every 100 iterations as in their figures.
 _CONV = {"dataset": "cifar10", "batch_size": "60", "prune_percent": "20", "output_percent": "10"}
 _DEEP = {
-    **{
-        "dataset": "cifar10",
-        "optimizer": "sgd",
-        "lr": "0.1",
-        "momentum": "0.9",
-        "weight_decay": "1e-4",
-        "augment": True,
-    },
-    **{"prune_percent": "20", "output_percent": "0", "prune_scope": "global"},
+    "dataset": "cifar10",
+    "optimizer": "sgd",
+    "lr": "0.1",
+    "momentum": "0.9",
+    "weight_decay": "1e-4",
+    "augment": True,
+    "prune_percent": "20",
+    "output_percent": "0",
+    "prune_scope": "global",
 }
 _MNIST = {"dataset": "mnist", "batch_size": "60", "prune_percent": "20", "output_percent": "10"}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -63,13 +63,13 @@ def parser(prog: str = "main.py") -> argparse.ArgumentParser:
         "The same command again goes on where it stopped.",
         epilog="durations: 5 or 5ep is epochs, 500it iterations, 1% of a round.\n"
         "presets set (flags given beside them win):\n"
-        + "\n".join(_under(f"  {name:9} {_as_flags(settings)}") for name, settings in PRESETS.items()),
+        + "\n".join(_under(f"  {name:9} {' '.join(as_argv(settings))}") for name, settings in PRESETS.items()),
     )
     groups: dict[str, Any] = {}
     for spec in FIELDS.values():
         facts = spec.metadata
-        group = groups.setdefault(facts["group"], None) or made.add_argument_group(facts["group"])
-        groups[facts["group"]] = group
+        if facts["group"] not in groups:
+            groups[facts["group"]] = made.add_argument_group(facts["group"])
         shown = "" if spec.default in (None, ()) or spec.default is False else f" (default: {_shown(spec.default)})"
         options: dict[str, Any] = {
             "dest": spec.name,
@@ -85,7 +85,7 @@ def parser(prog: str = "main.py") -> argparse.ArgumentParser:
                 else spec.name.split("_")[-1].upper()
             )
             options["nargs"] = "+" if facts.get("many") else None
-        group.add_argument(f"--{spec.name}", *facts.get("aliases", ()), **options)
+        groups[facts["group"]].add_argument(f"--{spec.name}", *facts.get("aliases", ()), **options)
     suppressed: dict[str, Any] = {"default": argparse.SUPPRESS}
     run = groups["experiment"]
     run.add_argument(
@@ -202,10 +202,6 @@ def _shown(value: Any) -> str:
     )
 
 
-def _as_flags(settings: dict[str, Any]) -> str:
-    return " ".join(as_argv(settings))
-
-
 def as_argv(given: Mapping[str, Any]) -> list[str]:
     """Settings as the words of a command line; a bool is --name or --no-name."""
     argv: list[str] = []
@@ -234,11 +230,11 @@ def _config_file(path: str, given: Container[str]) -> dict[str, Any]:
         raise ConfigError(f"--config {path} has settings that this version does not know: {', '.join(unknown)}")
     if "data" not in settings and settings.get("gpu") == "0":  # in older files the default, which nobody asked for
         settings["gpu"] = None
-    data = settings.setdefault("data", None)
-    if data is None or "data" in given:
-        del settings["data"]
-    elif not Path(str(data)).is_dir():
-        raise ConfigError(f"--config {path} is of a run on the data in {data}, which is no folder here: say --data")
+    data = settings.pop("data", None)
+    if data is not None and "data" not in given:
+        if not Path(str(data)).is_dir():
+            raise ConfigError(f"--config {path} is of a run on the data in {data}, which is no folder here: say --data")
+        settings["data"] = data
     return settings
 
 

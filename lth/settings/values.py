@@ -78,6 +78,14 @@ def duration(*, zero: bool = False, percent: bool = False) -> Callable[[str], Du
     return parse
 
 
+def cluster(text: str) -> str:
+    """The address of a Ray cluster."""
+    host, _, port = text.rpartition(":")
+    if text in ("auto", "local") or (re.fullmatch(r"[\w.-]+|\[[\da-fA-F:.]+\]", host) and port.isdecimal()):
+        return text
+    raise ValueError("must be auto, local or the host:port of a Ray cluster")
+
+
 def device(text: str) -> str:
     """`cpu`, `mps` or the number of a GPU."""
     if text in ("cpu", "mps") or re.fullmatch(r"\d+", text):

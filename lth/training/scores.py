@@ -25,9 +25,8 @@ from lth.training.network import Criterion
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 Score = Callable[[nn.Module, Masks, Batches, Criterion], dict[str, Tensor]]
-TEMPERATURE = (
-    200.0  # by which GraSP's authors divide the logits (github.com/alecwangcq/GraSP), for a nearly even softmax
-)
+# By which GraSP's authors divide the logits (github.com/alecwangcq/GraSP), for a nearly even softmax.
+TEMPERATURE = 200.0
 
 SHORT = re.compile("DefaultCPUAllocator|_ALLOC_FAILED|out of memory|bad_alloc|not enough memory", re.IGNORECASE)
 

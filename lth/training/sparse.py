@@ -64,9 +64,10 @@ def choose(model: nn.Module, masks: Sequence[Masks], shares: Mapping[str, float]
     if not shares or len(masks) > 1 or feed.device.type != "cpu" or not available():
         return []
     plain = {name: masks[0][name] for name in _plain_linear(model) if name in masks[0]}
-    (small, beside), (_, most) = shares.items()
-    large = {name for name, mask in plain.items() if mask.numel() > int(small) and _share(mask) <= most}
-    few = {name for name, mask in plain.items() if large and mask.numel() <= int(small) and _share(mask) <= beside}
+    most = shares["more"]
+    small, beside = next((int(size), share) for size, share in shares.items() if size != "more")
+    large = {name for name, mask in plain.items() if mask.numel() > small and _share(mask) <= most}
+    few = {name for name, mask in plain.items() if large and mask.numel() <= small and _share(mask) <= beside}
     sparse = {name: mask for name, mask in plain.items() if name in large | few and mask.any()}
     unfit = _unfit(model, sparse, feed) if sparse else set()
     return [name for name in sparse if name not in unfit]

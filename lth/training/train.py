@@ -33,7 +33,7 @@ class TrialError(Exception):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One line of evals.csv. Losses are means an image; `val` and `test` are accuracies in percent, `test` NaN where
+    """One line of evals.csv. Losses are means per image; `val` and `test` are accuracies in percent, `test` NaN where
     the plan does without it."""
 
     iteration: int
@@ -86,13 +86,8 @@ class Training:
         random_seed: int,
         resume: Sequence[Trained] | None = None,
     ) -> None:
-        self.network, self.optimizer, self.feed, self.plan, self.order_seeds = (
-            network,
-            optimizer,
-            feed,
-            plan,
-            order_seeds,
-        )
+        self.network, self.optimizer = network, optimizer
+        self.feed, self.plan, self.order_seeds = feed, plan, order_seeds
         self.trials = range(network.trials)
         self.iteration = plan.start
         self.evals: list[list[Evaluation]] = [[] for _ in self.trials]
@@ -286,11 +281,9 @@ class Training:
     def _restore(self, saved: Sequence[Trained]) -> None:
         """Go on from what `state` gave: all of `saved` at the same iteration."""
         self.iteration = saved[0].iteration
-        self.evals, self.best, self.kept = (
-            [list(s.evals) for s in saved],
-            [s.best for s in saved],
-            [s.kept for s in saved],
-        )
+        self.evals = [list(s.evals) for s in saved]
+        self.best = [s.best for s in saved]
+        self.kept = [s.kept for s in saved]
         self.seconds = dict(saved[0].seconds)
         self.supermask = [s.supermask for s in saved]
         for name, tensor in self.network.tensors.items():

@@ -289,7 +289,7 @@ def test_changed_settings_are_never_printed_as_the_claim(make_runs: MakeRuns, tm
     text = report.text(changed, findings(changed), 100)
     assert "CHANGED SETTINGS, not the published experiment: end_iter=5, published 100" in text
     assert "(agrees)" in text and " agrees" not in text.split("here: mean")[0]
-    assert "CHANGED SETTINGS" in report.markdown(changed, findings(changed))
+    assert "CHANGED SETTINGS" in report.markdown(changed, findings(changed), {})
     assert all(len(line) <= 100 for line in text.splitlines())
 
 

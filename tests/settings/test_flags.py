@@ -506,7 +506,7 @@ def test_help_mentions_every_flag_every_arm_and_what_presets_set(capsys: pytest.
     assert [name for name in names if f"--{name}" not in text] == []
     assert [arm for arm in ARMS if f"{arm}: " not in text] == []
     for name, preset in PRESETS.items():
-        assert f"{name} {flags._as_flags(preset)}" in text
+        assert f"{name} {' '.join(flags.as_argv(preset))}" in text
     assert [name for name in CRITERIA if name not in text] == [] and "data order (default: 0)" in text
     undocumented = [name for name in FIELDS if not FIELDS[name].metadata["help"]]
     assert undocumented == []
