@@ -192,3 +192,27 @@ def test_what_has_changed_is_drawn_anew(
     told = capsys.readouterr().out
     assert told.index("written:") < told.index("up to date:")
     assert len(pd.read_csv(tmp_path / "plots" / "fc1" / "mnist" / conftest.SETTINGS / "verdict.csv")) == 3
+
+
+def test_a_stop_while_the_report_is_made_leaves_none_of_older_rounds(
+    tmp_path: Path, make_runs: MakeRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plots, flags = tmp_path / "plots" / "fc1" / "mnist" / conftest.SETTINGS, ["--root", str(tmp_path), "--quiet"]
+    make_runs(arms=["lt"], seeds=[0], rounds=2, saves=False)
+    assert utils.exit_code(combine_plots.main, flags) == 0
+    before = (plots / "report.html").read_bytes()
+    make_runs(arms=["lt"], seeds=[0], rounds=3, saves=False)
+    with monkeypatch.context() as patched:
+
+        def stop(*given: object) -> None:
+            raise KeyboardInterrupt
+
+        patched.setattr("lth.plots.report.write", stop)
+        assert utils.exit_code(combine_plots.main, flags) == 130
+    assert (plots / "report.html").read_bytes() == before
+    assert utils.exit_code(combine_plots.main, flags) == 0
+    assert (plots / "report.html").read_bytes() != before
+    table = (plots / "verdict.csv").read_bytes()
+    (plots / "verdict.csv").write_bytes(table.replace(b",", b";"))  # as a spreadsheet saves it
+    assert utils.exit_code(combine_plots.main, flags) == 0
+    assert (plots / "verdict.csv").read_bytes() == table

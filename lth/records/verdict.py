@@ -288,6 +288,15 @@ def late_stops(table: pd.DataFrame) -> tuple[int, int]:
 
 def write(table: pd.DataFrame, folder: Path) -> Path:
     """Write verdict.csv into a folder."""
+    files.write(folder / "verdict.csv", _text(table))
+    return folder / "verdict.csv"
+
+
+def written(table: pd.DataFrame, folder: Path) -> bool:
+    """Whether that folder's verdict.csv is of this table, and as it was written."""
     file = folder / "verdict.csv"
-    files.write(file, table.to_csv(index=False, float_format="%.10g", lineterminator="\n").encode())
-    return file
+    return file.is_file() and file.read_bytes() == _text(table)
+
+
+def _text(table: pd.DataFrame) -> bytes:
+    return table.to_csv(index=False, float_format="%.10g", lineterminator="\n").encode()

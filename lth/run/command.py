@@ -59,10 +59,10 @@ def conclude(runs: Sequence[Run], format: str, quiet: bool = False, about: str =
     from lth.records import labels, printed, sentences, verdict
 
     folder = runs[0].plots
-    table = verdict.table(runs)
     figures = draw.up_to_date(runs, folder, format)
+    table = verdict.table(runs)
     pages, told = [folder / "verdict.csv", folder / "report.html"], sentences.sentences(table)
-    current = figures is not None and all(file.is_file() for file in pages)
+    current = figures is not None and verdict.written(table, folder) and pages[1].is_file()
     if not quiet:
         print(wrapped(f"\n{labels.title(runs[0])}: {labels.settings(runs[0])}\n", sys.stdout))
         print(f"{printed.render(table, shutil.get_terminal_size((100, 24)).columns)}\n")
@@ -91,8 +91,9 @@ def _draw(runs: Sequence[Run], format: str, table: pd.DataFrame, told: Sequence[
         except Locked:
             return []
         files.drop_partials(folder)  # of one that was killed here
+        pages = [verdict.write(table, folder), report.write(runs, table, told, folder)]
         figures = draw.draw_all(runs, folder, format, lambda problem: _complain(f"warning: {problem}"))
-        return [*figures, verdict.write(table, folder), report.write(runs, table, told, folder)]
+        return [*figures, *pages]  # these were written first: who finds the figures recorded finds all there
 
 
 def side_by_side(groups: Sequence[Sequence[Run]], folder: Path, format: str) -> None:
