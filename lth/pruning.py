@@ -28,8 +28,8 @@ def prunable(model: nn.Module, embeddings: bool = False) -> dict[str, nn.Paramet
 
 
 def layer_kinds(model: nn.Module, embeddings: bool = False) -> dict[str, str]:
-    """`conv`, `fc` or `output` (the last Linear layer) for each prunable weight of `model`, of embeddings too with
-    `embeddings`; all that are no filters are `fc`."""
+    """`conv`, `fc` or `output` (the Linear layer that is defined last) for each prunable weight of `model`, of
+    embeddings too with `embeddings`; all that are no filters are `fc`."""
     found = _prunable(model, embeddings)
     inner = {id(module.out_proj) for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
     linear = [n for n, part in found.items() if isinstance(part.layer, nn.Linear) and id(part.layer) not in inner]
@@ -162,6 +162,20 @@ def percents(model: nn.Module, rates: Mapping[str, float], embeddings: bool = Fa
     """Percent of the survivors that a round prunes, for each prunable weight of `model` (of embeddings too with
     `embeddings`), from the `rates` of the kinds of layers."""
     return {name: rates[kind] for name, kind in layer_kinds(model, embeddings).items()}
+
+
+def odd_output(model: nn.Module, classes: int, embeddings: bool = False) -> str:
+    """A sentence if the Linear layer that counts as the output layer of `model` gives other outputs than one a class,
+    and another one gives these; else ""."""
+    given = {name: getattr(part.layer, "out_features", 0) for name, part in _prunable(model, embeddings).items()}
+    output = next((name for name, kind in layer_kinds(model, embeddings).items() if kind == "output"), None)
+    others = [name for name, count in given.items() if count == classes]
+    if output is None or given[output] == classes or not others:
+        return ""
+    return (
+        f"output_percent is for {output}, the Linear layer that the model defines last, with {given[output]} outputs; "
+        f"{others[-1]} has one for each of the {classes} classes: define it last if it is the output layer"
+    )
 
 
 def random_scores(masks: Masks, generator: torch.Generator) -> dict[str, Tensor]:

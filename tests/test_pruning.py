@@ -163,6 +163,18 @@ def test_only_weight_matrices_and_filters_are_prunable() -> None:
     assert pruning.layer_kinds(Kinds(), embeddings=True)["embedding.weight"] == "fc"
 
 
+def test_an_output_layer_that_is_not_defined_last_is_said() -> None:
+    class HeadFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.body = nn.Linear(64, 10), nn.Linear(784, 64)
+
+    assert pruning.layer_kinds(HeadFirst())["body.weight"] == "output"
+    told = pruning.odd_output(HeadFirst(), classes=10)
+    assert "for body.weight" in told and "64 outputs; head.weight has" in told
+    assert pruning.odd_output(HeadFirst(), classes=64) == "" == pruning.odd_output(HeadFirst(), classes=7)
+
+
 @pytest.mark.parametrize(
     "layer, count",
     [

@@ -303,7 +303,10 @@ def _announce(prepared: Sequence[Prepared], device: torch.device, place: str, sa
     for one in prepared:
         config, stack = one.config, stack_size(one.config, one.problem, device)
         remarks[names.assumed(config.arch_type, one.runs[0].dataset, config.data) or ""] = None
-        remarks[layers.left_alone(one.problem.make(), config.prune_embeddings) or ""] = None
+        model, rates = one.problem.make(), config.rates()
+        remarks[layers.left_alone(model, config.prune_embeddings)] = None
+        if rates["output"] != rates["fc"]:
+            remarks[pruning.odd_output(model, one.images.classes, config.prune_embeddings)] = None
         remarks |= dict.fromkeys(combinations.unused(config))
         remarks[_alike(one)] = None
         epoch_steps = (len(one.images.train) - (config.valid_size or 0)) // config.batch_size

@@ -119,7 +119,7 @@ class Config:
     fc_percent: float | None = setting(
         None, PRUNE, "the same for all other weights: of Linear, attention, recurrent, bilinear layers", PERCENT
     )
-    output_percent: float | None = setting(None, PRUNE, "the same for the last Linear layer", PERCENT)
+    output_percent: float | None = setting(None, PRUNE, "the same for the Linear layer that is defined last", PERCENT)
     target_remaining: float | None = setting(
         None,
         PRUNE,

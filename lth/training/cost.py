@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,13 +68,23 @@ def cost(model: nn.Module, example: Tensor, names: Iterable[str]) -> Cost:
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     named = layers.names(model)
     kinds = {named[id(part.parameter)]: part.kind for part in layers.parts(model)}
-    owners = {name: _nearest(name.rpartition(".")[0], {path for path, count in own.items() if count}) for name in names}
-    shared: dict[str | None, int] = {}
-    for name, owner in owners.items():
-        shared[owner] = shared.get(owner, 0) + sizes[name]
-    uses = {name: 0.0 if owner is None else own[owner] / 2 / shared[owner] for name, owner in owners.items()}
+    counted = {path for path, count in own.items() if count}
+    every = {found[0]: [name.rpartition(".")[0] for name in found] for found in layers.all_names(model).values()}
+    owners = {name: _owners(every[name], counted) for name in names}
+    shared: dict[str, int] = {}
+    for name, found in owners.items():
+        for owner in found:
+            shared[owner] = shared.get(owner, 0) + sizes[name]
+    uses = {name: sum(own[owner] / 2 / shared[owner] for owner in found) for name, found in owners.items()}
     rest = counter.get_total_flops() / 2 - sum(uses[name] * sizes[name] for name in uses)
     return Cost(uses, kinds, rest)
+
+
+def _owners(paths: Sequence[str], counted: Collection[str]) -> set[str]:
+    """The modules that multiply by a parameter of the modules `paths`: of a tied one, or of a module that is there
+    twice, those of them that have `counted` anything."""
+    direct = {path for path in paths if path in counted}
+    return direct or {found for found in [_nearest(paths[0], counted)] if found is not None}
 
 
 def _nearest(path: str, known: Iterable[str]) -> str | None:

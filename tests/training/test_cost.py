@@ -58,3 +58,21 @@ def test_attention_and_recurrent_matrices_multiply_once_a_token() -> None:
     found = cost(Net(), torch.zeros(1, 5, 8), names)
     assert found.uses == pytest.approx(dict.fromkeys(names, 5.0))
     assert 0 < found.rest < 2 * 5 * 5 * 16 + 1  # attention's own products: scores, and their sums over the values
+
+
+def test_tied_weights_multiply_wherever_they_stand() -> None:
+    """Also where a module stands in the network twice, under whichever name its products are counted."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+            self.second.weight = self.first.weight
+            self.blocks = nn.ModuleList([self.block, self.block])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for block in self.blocks:
+                x = block(x)
+            return self.second(self.first(x))
+
+    assert of(Net(), 6) == {"block.weight": 2.0, "first.weight": 2.0}
