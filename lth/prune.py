@@ -46,7 +46,7 @@ def random(amount: float, scope: str = "layer") -> Rule:
 
 
 def _rule(amount: float, scope: str, method: type[torch_prune.BasePruningMethod]) -> Rule:
-    if not isinstance(amount, (int, float)) or not 0 <= amount < 1:
+    if not hasattr(amount, "__float__") or not 0 <= float(amount) < 1:
         raise ValueError(f"amount must be a fraction from 0 to below 1, not {amount!r}")
     if scope not in ("layer", "global"):
         raise ValueError(f"scope must be 'layer' or 'global', not {scope!r}")

@@ -326,7 +326,7 @@ def _counts(masks: Masks, before: Masks, remaining: float | None, percent: Any) 
 
 
 def _percent(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a percentage, not {shown(value)}")
     if not 0 <= value <= 100:
         raise ValueError(f"{name} must be a percentage from 0 to 100, not {value}")

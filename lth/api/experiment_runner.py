@@ -94,7 +94,7 @@ class ExperimentRunner:
         kind = checks.word("pruning_type", pruning_type, ("magnitude", "random"))
         method = checks.word("reinit_method", reinit_method, ("rewind", "random", "none"))
         asked = (named("model_name", model_name, MODELS), named("dataset", dataset, DATASETS))
-        arch_type, name = checked_names(*asked, Path(settings.get("data", Config.data)))
+        arch_type, name = checked_names(*asked, checks.path("data", settings.get("data", Config.data)))
         self.config = checks.config(
             WORDS,
             **settings,

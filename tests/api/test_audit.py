@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.utils.prune as torch_prune
@@ -173,7 +174,7 @@ def test_statistics_that_were_not_reset() -> None:
 
 def test_counts_that_were_not_asked_for() -> None:
     start = masked(NET, MASKS)
-    assert found(start, MASKS, remaining=80) == "408 weights survive, but 653 should: 80% of 816"
+    assert found(start, MASKS, remaining=np.float32(80)) == "408 weights survive, but 653 should: 80% of 816"
     assert found(start, MASKS, percent=20) == "408 weights survive, but 653 should: 80% of 816"
     assert found(start, MASKS, percent={"fc1.weight": 50, "fc2.weight": 25}) == (
         "24 weights survive in fc2.weight, but 36 should: 75% of 48"

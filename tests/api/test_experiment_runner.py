@@ -108,6 +108,7 @@ def test_the_runner_knows_the_other_names() -> None:
         ({"batch_size": -1}, ValueError, "batch_size must be"),
         ({"device": "cuda:x"}, ValueError, "device must be"),
         ({"results_dir": None}, TypeError, "results_dir must be a path"),
+        ({"data": None}, TypeError, "data must be a path"),
         ({"seed": 0.5}, TypeError, "seed must be"),
         ({"bath_size": 3}, TypeError, "ExperimentRunner has no argument 'bath_size'"),
         ({"momentum": 0.9}, ValueError, "^momentum belongs to optimizer sgd"),

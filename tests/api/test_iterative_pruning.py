@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -201,7 +202,7 @@ def masks_off(net: nn.Module) -> nn.Module:
         (at_random, [816, 432, 240]),
         (nothing, [816, 816, 816]),
         (masks_off, [816, 816, 816]),
-        (lth_prune.magnitude(0.25, scope="global"), [816, 612, 459]),
+        (lth_prune.magnitude(np.float32(0.25), scope="global"), [816, 612, 459]),
         (lth_prune.random(0.25), [816, 612, 459]),
     ],
     ids=lambda value: getattr(value, "__name__", None),
