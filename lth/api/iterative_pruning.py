@@ -177,7 +177,7 @@ def iterative_pruning(
         if recover is not None:
             mend([run], config, print)
         initial = _initial(run, config, about, brought, going_on=recover is not None)
-        _check_same(run, prints, going_on=recover is not None)
+        _check_same(run, config, prints, going_on=recover is not None)
         problem = own_network.problem(brought, taken, rule, config, initial, str(about), prints)
         progress = Progress(rounds + 1 - tables.finished_rounds(run), config.print_freq, config.quiet, runs=[run])
         densely = config.sparse == "auto" and place.type == "cpu" and not problem.whole and not sparse.available()
@@ -250,8 +250,13 @@ def _initial(run: Run, config: Config, about: Mapping[str, str], brought: OwnNet
         return brought.initial
 
 
-def _check_same(run: Run, prints: Mapping[str, str], going_on: bool) -> None:
-    """ValueError if the results of this run, or of others beside it, are of another network, rule and so on."""
+def _check_same(run: Run, config: Config, prints: Mapping[str, str], going_on: bool) -> None:
+    """ValueError if the results of this run, or of others beside it, are of other settings, another network, rule and
+    so on."""
+    if changed := same.other_settings([run], config, anew=not going_on):
+        other, changes = changed
+        those = "; ".join(f"{ARGUMENTS.get(key, key)} was {was}, is {now}" for key, (was, now) in changes.items())
+        raise ValueError(f"name must be another one, since {other.dumps} holds results of other settings: {those}")
     found = same.other_results([run], prints, anew=not going_on)
     if found is None:
         return

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from lth.records import same
 from lth.records.files import read_json
 from lth.records.tables import Run
-from lth.settings.config import Config
-from lth.settings.values import Duration, as_text
+from lth.settings.values import Duration
 
 T = TypeVar("T")
 DATASETS = {"mnist": "MNIST", "fashionmnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
@@ -69,7 +68,7 @@ def title(run: Run) -> str:
 
 def settings(run: Run) -> str:
     """The settings of a run: how much is pruned and how long is trained, and what else is not as usual."""
-    told = _deciding(run)
+    told = same.deciding(run)
     if not told:  # a folder from elsewhere still has its name
         return "default settings" if run.settings == "default" else run.settings.replace("_", " ").replace(",", ", ")
     asked = read_json(run.dumps / "config.json").get("settings", {})
@@ -80,11 +79,11 @@ def settings(run: Run) -> str:
 
 def differing(runs: Sequence[Run]) -> tuple[str, dict[Path, str]]:
     """What the settings of these runs have in common, and what each has of its own, by its folder of plots."""
-    told = {run: _deciding(run) for run in runs}
+    told = {run: same.deciding(run) for run in runs}
     if not all(told.values()):
         return "", {run.plots: settings(run) for run in runs}
     names = list(dict.fromkeys(name for values in told.values() for name in values))
-    usual = _usual()
+    usual = same.usual()
     values = {name: {values.get(name, usual.get(name, "None")) for values in told.values()} for name in names}
     differ = [name for name in names if len(values[name]) > 1]
     common = {name: min(found) for name, found in values.items() if name not in differ}
@@ -108,24 +107,8 @@ def told_apart(runs: Sequence[Run]) -> list[str]:
     return apart
 
 
-def _deciding(run: Run) -> dict[str, str]:
-    """The settings that decide a run's numbers, in the order of the flags; empty if it does not say them."""
-    chosen = read_json(run.dumps / "config.json").get("deciding")
-    if not isinstance(chosen, dict):
-        return {}
-    told = {**_usual(), **{str(name): str(value) for name, value in chosen.items()}}
-    overruled = "prune_percent" if told.get("target_remaining", "None") != "None" else "prune_iterations"
-    return {name: value for name, value in told.items() if name != overruled}
-
-
-def _usual() -> dict[str, str]:
-    """The defaults of the settings that decide numbers."""
-    specs = [spec for spec in dataclasses.fields(Config) if spec.metadata.get("changes_numbers", True)]
-    return {**{spec.name: as_text(spec.default) for spec in specs}, **Config().deciding()}
-
-
 def _unusual(name: str, value: str) -> bool:
-    return _usual().get(name) != value
+    return same.usual().get(name) != value
 
 
 def _name(run: Run) -> str:

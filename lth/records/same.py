@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import safetensors
 
 from lth.records.files import RecordError, problem, read_json
 from lth.records.tables import Run
+from lth.settings.config import Config
+from lth.settings.values import as_text
 
 WORDS = {"model": "model", "data": "data", "rule": "pruning rule", "optimizer": "optimiser", "loss": "loss"}
 Prints = Mapping[str, str]  # fingerprints of the parts of an experiment, by their keys in WORDS
+Changes = Mapping[str, tuple[str, str]]  # settings by name: what they were, what they are
 
 
 def recorded(run: Run) -> dict[str, str]:
@@ -67,6 +71,11 @@ def neighbours(run: Run) -> list[Run]:
     return sorted(found, key=lambda run: (run.arm, run.seed))
 
 
+def around(runs: Sequence[Run]) -> list[Run]:
+    """These runs of one folder of settings, then all others that are there."""
+    return [*runs, *(other for other in neighbours(runs[0]) if other not in runs)]
+
+
 def differing(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """The parts of an experiment that have other fingerprints in `new` than in `old`; those that one lacks do not."""
     return [name for name in new if old.get(name, new[name]) != new[name]]
@@ -80,10 +89,46 @@ def another(run: Run, now: Prints) -> list[str]:
 def other_results(runs: Sequence[Run], now: Prints, anew: bool = False) -> tuple[Run, list[str]] | None:
     """The first run whose results are of another experiment than that of the fingerprints `now`, and what of it is
     another: one of `runs` (unless they begin anew), or another arm or trial beside them."""
-    for run in [*runs, *(other for other in neighbours(runs[0]) if other not in runs)]:
+    for run in around(runs):
         if (differ := another(run, now)) and not (anew and run in runs):
             return run, differ
     return None
+
+
+def other_settings(runs: Sequence[Run], config: Config, anew: bool = False) -> tuple[Run, Changes] | None:
+    """The first run, as in `other_results`, whose results are of other settings than these, and which: what deciding
+    ones were and are now. What the name of an arm means matters to its own results only."""
+    usual = {spec.name: as_text(spec.default) for spec in fields(Config)}  # of a setting that one of them lacks
+    usual["finetune"] = "with the whole schedule again (now the arm lr_rewind)"
+    arms = {run.arm for run in runs}
+    for run in around(runs):
+        about = {} if anew and run in runs else read_json(run.dumps / "config.json")
+        if not about:
+            continue
+        old, new = about.get("deciding", config.deciding()), config.deciding()
+        if run.arm in arms:
+            old, new = {**old, **about.get("meaning", {})}, {**new, **config.meaning(run.arm)}
+        both = {key: (old.get(key, usual.get(key, "")), new.get(key, usual.get(key, ""))) for key in {**new, **old}}
+        if differ := {key: pair for key, pair in both.items() if pair[0] != pair[1]}:
+            return run, differ
+    return None
+
+
+def usual() -> dict[str, str]:
+    """The defaults of the settings that decide numbers, in the order of the flags."""
+    specs = [spec for spec in fields(Config) if spec.metadata.get("changes_numbers", True)]
+    return {**{spec.name: as_text(spec.default) for spec in specs}, **Config().deciding()}
+
+
+def deciding(run: Run) -> dict[str, str]:
+    """The settings that decide a run's numbers, in the order of the flags, those that it does not name at their
+    defaults; empty if its config.json does not say them."""
+    chosen = read_json(run.dumps / "config.json").get("deciding")
+    if not isinstance(chosen, dict):
+        return {}
+    told = {**usual(), **{str(name): str(value) for name, value in chosen.items()}}
+    overruled = "prune_percent" if told.get("target_remaining", "None") != "None" else "prune_iterations"
+    return {name: value for name, value in told.items() if name != overruled}
 
 
 def said(differ: Sequence[str]) -> str:
@@ -95,14 +140,16 @@ def said(differ: Sequence[str]) -> str:
 
 def mixed(runs: Sequence[Run]) -> str:
     """Why these runs must not be averaged: what of them is not the same in all. Nothing if they may be."""
-    first: dict[str, tuple[str, Run]] = {}
+    first: dict[tuple[str, str], tuple[str, Run]] = {}
     for run in runs:
-        for name, value in recorded(run).items():
-            known, where = first.setdefault(name, (value, run))
+        prints = {("another", WORDS.get(name, name)): value for name, value in recorded(run).items()}
+        for part, value in {**prints, **{("", name): value for name, value in deciding(run).items()}}.items():
+            known, where = first.setdefault(part, (value, run))
             if known != value:
+                what = " ".join(part) if part[0] else f"{part[1]} {known} and {value}"
                 return (
-                    f"{where.dumps} and {run.dumps} are of different experiments (another "
-                    f"{WORDS.get(name, name)}) and are not averaged: move one of them away"
+                    f"{where.dumps} and {run.dumps} are of different experiments ({what}) and are not averaged: move "
+                    "one of them away"
                 )
     return ""
 

@@ -66,7 +66,7 @@ class Alone:
         for one in prepared:
             facts = _facts(one, device, command)
             for run in map(self.hold, one.runs):
-                _check_same(run, facts)
+                _check_same(run, one.config, facts)
                 _write_config(run, one.config, facts)
 
     def hold(self, run: Run) -> Run:
@@ -106,7 +106,7 @@ class Shared:
             return None
         held = replace(run, fence=fence)
         config, facts = self.about[run]
-        _check_same(held, facts)
+        _check_same(held, config, facts)
         _write_config(held, config, facts)
         return held
 
@@ -153,8 +153,13 @@ def _facts(one: Prepared, device: torch.device, command: Sequence[str]) -> dict[
     return {**about(one.asked, one.config, device, command), "stack": stack, **prints}
 
 
-def _check_same(run: Run, facts: Mapping[str, Any]) -> None:
-    """RecordError if its results, or others beside it, are of another experiment, begun since the command looked."""
+def _check_same(run: Run, config: Config, facts: Mapping[str, Any]) -> None:
+    """RecordError if its results, or others beside it, are of another experiment or of other settings, begun since the
+    command looked."""
+    if changed := same.other_settings([run], config):
+        other, changes = changed
+        those = ", ".join(f"{key} {theirs}, here {ours}" for key, (theirs, ours) in changes.items())
+        raise RecordError(f"{other.dumps} holds results of other settings since ({those})")
     if found := same.other_results([run], facts["fingerprint"]):
         other, differ = found
         raise RecordError(f"{other.dumps} holds results of another experiment, {same.said(differ)} since")

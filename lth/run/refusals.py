@@ -4,7 +4,6 @@ other data."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from torch import nn
@@ -16,36 +15,41 @@ from lth.records.files import read_json
 from lth.records.same import Prints
 from lth.records.tables import Run
 from lth.settings import names
+from lth.settings.arms import ARMS
 from lth.settings.config import Config, ConfigError
-from lth.settings.values import as_text
 from lth.training import fingerprint, models
 
 
 def refuse_other_settings(config: Config, runs: Sequence[Run]) -> None:
-    """ConfigError if a folder of these runs holds results of other settings, which --name makes possible, or does not
-    say so any more."""
-    for run in runs:
-        file = run.dumps / "config.json"
-        if not (about := read_json(file)) and file.exists():
+    """ConfigError if a folder of these runs (unless --overwrite), or other arms and trials beside them, hold results of
+    other settings, which --name makes possible, or do not say so any more."""
+    anew = config.overwrite
+    for run in same.around(runs):
+        file, ours = run.dumps / "config.json", run in runs
+        if (anew and ours) or read_json(file):
+            continue
+        if ours and file.exists():
             raise ConfigError(f"{file} is damaged: restore it or move it away, or use --overwrite")
-        if not about and (run.dumps / "rounds.csv").exists():
-            theirs = same.settings_of(run.saves / "initial.safetensors")
-            if theirs not in ("", tickets.identity({**config.deciding(), **config.meaning(run.arm)}, run)):
-                raise ConfigError(
-                    f"{run.dumps} holds results of other settings, as its weights say, since {file.name} is gone: use "
-                    "another --name, or --overwrite"
-                )
-        old = {**about.get("deciding", config.deciding()), **about.get("meaning", {})}
-        new = {**config.deciding(), **config.meaning(run.arm)} if about else old
-        usual = {spec.name: as_text(spec.default) for spec in fields(Config)}  # of a setting that one of them lacks
-        usual["finetune"] = "with the whole schedule again (now the arm lr_rewind)"
-        both = {key: (old.get(key, usual.get(key)), new.get(key, usual.get(key))) for key in {**new, **old}}
-        other = {key: pair for key, pair in both.items() if pair[0] != pair[1]}
-        if other:
-            differ = ", ".join(f"{key} {before}, now {now}" for key, (before, now) in other.items())
+        meaning = config.meaning(run.arm) if run.arm in ARMS else {}
+        theirs = same.settings_of(run.saves / "initial.safetensors") if (run.dumps / "rounds.csv").exists() else ""
+        if theirs not in ("", tickets.identity({**config.deciding(), **meaning}, run)):
+            beside, way = _beside(run, runs)
             raise ConfigError(
-                f"{run.dumps} holds results of other settings ({differ}): use another --name, or --overwrite"
+                f"{run.dumps}{beside} holds results of other settings, as its weights say, since {file.name} is "
+                f"{'damaged' if file.exists() else 'gone'}: use another --name, or {way}"
             )
+    if found := same.other_settings(runs, config, anew):
+        run, changes = found
+        beside, way = _beside(run, runs)
+        differ = ", ".join(f"{key} {before}, now {now}" for key, (before, now) in changes.items())
+        raise ConfigError(
+            f"{run.dumps}{beside} holds results of other settings ({differ}): use another --name, or {way}"
+        )
+
+
+def _beside(run: Run, runs: Sequence[Run]) -> tuple[str, str]:
+    """Where results are, seen from these runs, in words, and what can be done about them."""
+    return ("", "--overwrite") if run in runs else (", beside these runs,", "move them away")
 
 
 def refuse_another_experiment(runs: Sequence[Run], now: Prints, model: nn.Module | None, config: Config) -> None:
@@ -56,7 +60,7 @@ def refuse_another_experiment(runs: Sequence[Run], now: Prints, model: nn.Module
     if found is None:
         return
     run, differ = found
-    beside, way = ("", "--overwrite") if run in runs else (", beside these runs,", "move them away")
+    beside, way = _beside(run, runs)
     raise ConfigError(
         f"{run.dumps}{beside} holds results of another experiment, {same.said(differ)} since"
         f"{_from_elsewhere(run, config) if 'data' in differ else ''}: use another --name, or {way}"

@@ -144,8 +144,7 @@ def _refuse(asked: Config, runs: Sequence[Run]) -> None:
     `runs` what another starts from."""
     if asked.overwrite:
         given.refuse_moved(asked, runs)
-    else:
-        refusals.refuse_other_settings(settled(asked), runs_of(asked))
+    refusals.refuse_other_settings(settled(asked), runs_of(asked))
 
 
 def _unfinished(asked: Config) -> bool:

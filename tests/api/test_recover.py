@@ -92,6 +92,15 @@ def test_results_are_never_mixed(tmp_path: Path) -> None:
     assert lth.results(tmp_path).groupby("arm").size().to_dict() == {"lt": 3, "reinit": 3}
 
 
+def test_other_settings_of_the_same_name_are_refused_also_with_another_seed_or_arm(tmp_path: Path) -> None:
+    find(seeded(), save=tmp_path, name="mine", rounds=1)
+    for changes in ({"seed": 1}, {"random": True}):
+        with pytest.raises(ValueError, match=r"name must be another one, .*seed0 holds .* lr was 0\.0012, is 0\.1$"):
+            find(seeded(), save=tmp_path, name="mine", rounds=1, lr=0.1, **changes)
+        find(seeded(), save=tmp_path, name="mine", rounds=2, **changes)
+    assert len(lth.results(tmp_path)) == 8
+
+
 class Acting(Mlp):
     """Networks of equal shapes."""
 

@@ -184,6 +184,56 @@ def test_without_fingerprints_other_shapes_are_still_seen(place: Path) -> None:
     refused(replace(config, seed=1), "beside these runs")
 
 
+def test_other_settings_are_refused_beside_the_runs_of_the_same_name(place: Path) -> None:
+    config = settings(place, name="mine", prune_iterations=2)
+    (run,) = session.run(config)
+    words = ["beside these runs", "of other settings (lr 0.01, now 0.02): use another --name, or move them away"]
+    for other in (replace(config, seed=1), replace(config, prune_type=("reinit",))):
+        refused(replace(other, lr=0.02), str(run.dumps), *words)
+        refused(replace(other, lr=0.02, overwrite=True), str(run.dumps), *words)
+    runs = session.run(replace(config, trials=2, prune_iterations=3, prune_type=("lt", "reinit")))
+    assert verdict.table(runs)["trials"].tolist() == [2] * 6, "these may differ"
+    refused(replace(config, overwrite=True, lr=0.02), *words)
+    file = run.dumps / "config.json"
+    about = read_json(file)
+    lacks = {name: value for name, value in about["deciding"].items() if name != "augment"}
+    write_json(file, {**about, "deciding": lacks})  # as by a version that had no such setting
+    session.run(replace(config, seed=2))
+    refused(replace(config, seed=3, augment=True), "(augment False, now True)")
+    file.write_text("spoiled")
+    session.run(replace(config, seed=3))
+    file.unlink()
+    session.run(replace(config, seed=4))
+    for other in {*tables.find(place)} - {run}:
+        shutil.rmtree(other.dumps), shutil.rmtree(other.saves)
+    refused(replace(config, seed=1, lr=0.02), str(run.dumps), "beside these runs", "as its weights say", "is gone")
+
+
+@pytest.mark.parametrize("join", [False, True])
+def test_a_process_that_began_at_the_same_moment_with_other_settings_takes_no_run(
+    place: Path, monkeypatch: pytest.MonkeyPatch, join: bool
+) -> None:
+    config = settings(place, name="mine", join=join, prune_iterations=1)
+    (run,) = session.run(config)
+    monkeypatch.setattr(session.refusals, "refuse_other_settings", lambda *given: None)
+    before = everything(place)
+    with pytest.raises(RecordError, match=rf"{run.dumps} holds results of other settings since \(lr 0.01, here 0.02\)"):
+        session.run(replace(config, seed=1, lr=0.02))
+    assert everything(place) == before and not list(place.rglob("*.lock"))
+
+
+def test_results_of_different_settings_are_never_averaged(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As those that older versions let meet under one name, or that were copied."""
+    config = settings(place, name="mine", prune_iterations=1)
+    (one,) = session.run(config)
+    (two,) = session.run(replace(config, seed=1, lr=0.02, root=place / "elsewhere"))
+    shutil.copytree(two.dumps, replace(two, root=place).dumps)
+    with pytest.raises(ValueError, match=r"different experiments \(lr 0.01 and 0.02\) and are not averaged"):
+        verdict.table([one, replace(two, root=place)])
+    assert utils.exit_code(combine_plots.main, ["--root", str(place)]) == 2
+    assert "(lr 0.01 and 0.02)" in capsys.readouterr().err and not list(place.glob("plots/**/verdict.csv"))
+
+
 def test_a_model_edited_while_workers_start_is_not_trained_by_them(place: Path) -> None:
     """A worker finds the model's file itself: it must be the one of config.json, and sets nothing aside."""
     config = settings(place)
