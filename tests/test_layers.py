@@ -427,3 +427,23 @@ def test_attention_is_stacked_as_it_is_alone(place: Path) -> None:
         table, second = tables.table(one, "rounds"), tables.table(other, "rounds")
         assert second["val_loss"].tolist() == pytest.approx(table["val_loss"].tolist(), rel=1e-3)
         assert second["weights"].tolist() == table["weights"].tolist()
+
+
+def test_settings_that_a_model_makes_idle_or_gives_to_another_layer_are_said(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "archs/tiny/heads.py").write_text(
+        "from torch import nn\n\n\n"
+        "class Heads(nn.Module):\n"
+        "    def __init__(self, num_classes=4):\n"
+        "        super().__init__()\n"
+        "        self.head, self.body = nn.Linear(16, num_classes), nn.Linear(64, 16)\n\n"
+        "    def _initialize_weights(self):\n"
+        "        nn.init.normal_(self.head.weight), nn.init.normal_(self.body.weight)\n\n"
+        "    def forward(self, x):\n"
+        "        return self.head(self.body(x.flatten(1)).relu())\n"
+    )
+    session.run(settings(place, arch_type="heads", init="kaiming", output_percent=5, prune_iterations=1, quiet=False))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--init kaiming is in the folder's name and changes nothing: heads draws its weights" in said
+    assert "output_percent is for body.weight" in said and "head.weight has one for each of the 4 classes" in said

@@ -21,6 +21,7 @@ from lth.run import session
 from lth.run.tasks import runs_of
 from lth.settings import flags, sweep
 from lth.settings.config import Config, ConfigError
+from lth.settings.ticket import TicketName
 from lth.training.train import Stopped
 
 
@@ -332,3 +333,11 @@ def test_stopping_within_a_round_changes_nothing(other: Path) -> None:
 
 def test_prints_need_no_ticket(place: Path) -> None:
     assert given.prints(settings(place)) == {}
+
+
+def test_a_ticket_is_found_where_settings_are_called_as_a_folder_of_results(tmp_path: Path) -> None:
+    for name in ("saves", "dumps"):
+        folder = tmp_path / "dumps" / "home" / "saves" / "fc1" / "mnist" / name / "lt"
+        (folder / "seed0").mkdir(parents=True)
+        assert TicketName.parse(f"{folder / 'seed0'}:3").name == f"fc1/mnist/{name}/lt/seed0:3"
+        assert TicketName.parse(str(folder)).name == f"fc1/mnist/{name}/lt"

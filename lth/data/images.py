@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -251,8 +252,9 @@ def load_MNIST(folder: str | Path, batch_size: int = 60, valid_size: int = 5000,
 def holder(name: str, folder: Path) -> Path:
     """`folder`, or the project's data folder where only that has the data set `name`."""
     here = [entry.name.lower().replace("-", "") for entry in folder.iterdir()] if folder.is_dir() else []
+    forms = re.compile(re.escape(name.lower()) + r"(\.npz|batchespy|python(\.tar\.gz)?)?")  # own, and torchvision's
     ours = PROJECT / "data"
-    return ours if names.npz(ours, name).exists() and not any(n.startswith(name.lower()) for n in here) else folder
+    return ours if names.npz(ours, name).exists() and not any(map(forms.fullmatch, here)) else folder
 
 
 def check_sizes(images: Images, valid_size: int, batch_size: int) -> list[str]:

@@ -15,6 +15,9 @@ def written(folder: Path) -> Path:
     return here if {"dumps", "saves"} & {*here.parts[-6:]} and here.resolve() == there else there
 
 
+RUN_OR_ARM = (5, 4)  # folders below dumps/ or saves/: <model>/<data>/<settings>/<arm>/seed<k>, or without the last
+
+
 @dataclass(frozen=True)
 class TicketName:
     """`RUN` or `RUN:ROUND`; without a round the last finished one.
@@ -31,7 +34,7 @@ class TicketName:
         """What `text` names; ValueError if there is no such folder."""
         found = re.fullmatch(r"(.+?)(?::(\d{1,6}))?", text.strip())
         made = cls(written(Path(found[1])), int(found[2]) if found[2] else None) if found else cls(Path())
-        if not made.folder.is_dir() or len(made._parts) not in (4, 5):
+        if not made.folder.is_dir() or not made._parts:
             raise ValueError(
                 "must be the folder of a run that is there, saves/<model>/<data>/<settings>/<arm>/seed<k>, or that of "
                 "its arm, and may end in :ROUND"
@@ -40,9 +43,10 @@ class TicketName:
 
     @property
     def _parts(self) -> tuple[str, ...]:
-        """What follows dumps/ or saves/."""
+        """What follows dumps/ or saves/, which settings may be called too (--name saves)."""
         parts = self.folder.parts
-        return parts[max((at for at, part in enumerate(parts) if part in ("dumps", "saves")), default=len(parts)) + 1 :]
+        ends = [parts[at + 1 :] for at, part in enumerate(parts) if part in ("dumps", "saves")]
+        return next((end for end in reversed(ends) if len(end) in RUN_OR_ARM), ())
 
     @property
     def name(self) -> str:

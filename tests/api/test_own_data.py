@@ -213,7 +213,10 @@ def test_examples_of_any_type_reach_the_net_as_they_are() -> None:
 
 
 def test_load_MNIST_serves_the_projects_file_where_the_folder_has_none(tmp_path: Path) -> None:
-    parts = lth.data.load_MNIST(tmp_path / "nothing", batch_size=100)
+    folder = tmp_path / "datasets"
+    folder.mkdir()
+    (folder / "mnist1d.npz").touch()  # another data set, whose name only begins so
+    parts = lth.data.load_MNIST(folder, batch_size=100)
     assert [len(part) for part in parts] == [550, 50, 100]
     x, y = next(iter(parts.train))
     assert x.shape == (100, 1, 28, 28) and x.dtype == torch.float32 and y.dtype == torch.int64
