@@ -15,6 +15,8 @@ from helpers import LAYERS, MODELS, Told, arrays, assert_same, do, experiment, k
 
 from lth import load_ticket, pruning
 from lth.records import given, tables, tickets
+from lth.records import same as lth_same
+from lth.records.files import write_json
 from lth.records.tables import Run
 from lth.records.tickets import Ticket
 from lth.run import session
@@ -251,6 +253,29 @@ def test_the_ticket_is_part_of_what_an_experiment_is(other: Path) -> None:
         with pytest.raises(ConfigError, match="holds results of another experiment, the ticket of seed 0 has changed"):
             session.run(changed)
     assert_same(results(other), before)
+
+
+def test_further_trials_start_from_the_same_round_and_ticket(other: Path) -> None:
+    """A run without a round means its last finished one, which is another one when the run has gone on."""
+    named, old = (transferred(other, str(source(other)), name=name, prune_iterations=1) for name in ("new", "old"))
+    each = transferred(other, str(source(other, None)), name="each", prune_iterations=1)
+    ((run,), (before,), _) = (session.run(config) for config in (named, old, each))
+    assert {"ticket", "ticket_round", "ticket_of_seed_0"} < {*lth_same.recorded(run)}
+    session.run(replace(each, seed=1))  # with its own
+    about = tables.read_json(before.dumps / "config.json")
+    few = {name: value for name, value in about["fingerprint"].items() if name not in ("ticket", "ticket_round")}
+    write_json(before.dumps / "config.json", {**about, "fingerprint": few})  # as before these were recorded
+    session.run(replace(old, prune_iterations=2, trials=2))
+    assert lth_same.recorded(run).items() < lth_same.recorded(before).items()
+    do(settings(other, trials=2, name="source", prune_iterations=5))
+    files = results(other)
+    for config in (replace(named, seed=1), replace(named, prune_type=("reinit",)), replace(each, seed=1, trials=1)):
+        with pytest.raises(ConfigError, match="another experiment, the round of the ticket has changed since"):
+            session.run(config)
+    copied = do(settings(other, name="source", root=other / "again", prune_iterations=4, lr=0.1))[0]
+    with pytest.raises(ConfigError, match="another experiment, the ticket has changed since"):
+        session.run(replace(named, seed=1, ticket=f"{copied.saves}"))
+    assert_same(results(other), files)
 
 
 def test_overwrite_does_not_move_the_ticket_aside_that_it_starts_from(other: Path) -> None:

@@ -32,11 +32,13 @@ class Source:
     runs: whose, by the seed of the trial that starts from them. One run serves all trials; of the folder of an arm each
         trial takes the run with its own seed, so that trials stay independent.
     first: the round that round 0 here starts from.
+    alone: whether one run serves all trials.
     """
 
     named: str
     runs: Mapping[int, Run]
     first: int
+    alone: bool
 
     @classmethod
     def of(cls, config: Config) -> Source:
@@ -64,7 +66,7 @@ class Source:
                 rounds = f"those of rounds {have[0]} to {have[-1]}" if have else "none"
                 why = f", which --prune_iterations {needed} with {takes_over(config)[0]} needs" if needed > 1 else ""
                 raise ConfigError(f"{named} has no ticket of round {absent[0]}{why}: in {run.saves} there are {rounds}")
-        return cls(named, runs, first)
+        return cls(named, runs, first, alone)
 
     def ticket(self, seed: int, number: int) -> Ticket:
         """What round `number` of a trial starts from. ConfigError if its file cannot be used."""
@@ -74,12 +76,15 @@ class Source:
             raise ConfigError(f"{self.named}: {error}") from None
 
     def prints(self) -> dict[str, str]:
-        """A fingerprint of each ticket that round 0 starts from: of its masks and weights."""
-        found = {}
+        """A fingerprint of each ticket that round 0 starts from: of its masks and weights. Also what trials of other
+        seeds must have in common with these: its round, and the ticket itself where all start from the same."""
+        found = {"ticket_round": str(self.first)}
         for seed in self.runs:
             ticket = self.ticket(seed, 0)
             parts = ([tensors[name] for name in sorted(tensors)] for tensors in (ticket.masks, ticket.start))
             found[f"ticket_of_seed_{seed}"] = of_texts(map(of_arrays, parts))
+            if self.alone:
+                found["ticket"] = found[f"ticket_of_seed_{seed}"]
         return found
 
 

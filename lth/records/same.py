@@ -18,7 +18,10 @@ from lth.records.tables import Run
 from lth.settings.config import Config
 from lth.settings.values import as_text
 
-WORDS = {"model": "model", "data": "data", "rule": "pruning rule", "optimizer": "optimiser", "loss": "loss"}
+WORDS = {
+    **{"model": "model", "data": "data", "rule": "pruning rule", "optimizer": "optimiser", "loss": "loss"},
+    "ticket_round": "round of the ticket",
+}
 Prints = Mapping[str, str]  # fingerprints of the parts of an experiment, by their keys in WORDS
 Changes = Mapping[str, tuple[str, str]]  # settings by name: what they were, what they are
 
@@ -133,6 +136,8 @@ def deciding(run: Run) -> dict[str, str]:
 
 def said(differ: Sequence[str]) -> str:
     """`the model has changed`, `the data have changed`, `the model and the rule have changed`."""
+    of_ticket = sorted(name for name in differ if name.startswith("ticket"))  # the last says most
+    differ = [name for name in differ if name not in of_ticket[:-1]]
     names = [f"the {WORDS.get(name, name.replace('_', ' '))}" for name in differ]
     several = len(names) > 1 or "data" in differ
     return f"{', '.join(names[:-1])}{' and ' * (len(names) > 1)}{names[-1]} {'have' if several else 'has'} changed"

@@ -14,6 +14,7 @@ from lth.records.labels import percent, trials
 from lth.records.verdict import ACCURATE, LATER, NO_LATER, WORSE
 
 Row = dict[str, Any]  # of the table
+UNEVEN = 0.01  # by how much of what one keeps trials of a round may differ without a word
 
 
 def sentences(table: pd.DataFrame) -> list[str]:
@@ -25,7 +26,8 @@ def sentences(table: pd.DataFrame) -> list[str]:
         what = "the dense network" if dense["remaining"] > 99.9 else "round 0"
         return [
             f"Only {what} has been trained so far: {dense['test']:.2f}% test accuracy at "
-            f"iteration {dense['ES']:,.0f} ({_rests_on(table)})."
+            f"iteration {dense['ES']:,.0f} ({_rests_on(table)}).",
+            *(f"{sentence}." for sentence in _uneven(table)),
         ]
     first = table[table["round"] == 0].iloc[0]
     if not verdict.learned(first["remaining"], first["supermask"], first["test"]):
@@ -171,6 +173,7 @@ def _notes(table: pd.DataFrame) -> list[str]:
             f"{_rests_on(table).capitalize()}; ±: 95% interval; no worse: on average not below, and a loss of over "
             f"{table['margin'].mean():.2g} points excluded"
         )
+    told += _uneven(table)
     last, all_of = verdict.late_stops(table)
     if last > all_of / 2:
         told.append(
@@ -178,6 +181,20 @@ def _notes(table: pd.DataFrame) -> list[str]:
             "evaluated, for it to mean anything"
         )
     return told
+
+
+def _uneven(table: pd.DataFrame) -> list[str]:
+    """Where the trials whose means stand here differ most in what they keep, if it is more than some few weights: by a
+    rule of one's own, or since they began with other tickets."""
+    low, high = table["remaining_low"], table["remaining_high"]
+    apart = ((high - low) / high).fillna(0)
+    if apart.max() < UNEVEN:
+        return []
+    row = table.loc[apart.idxmax()]
+    return [
+        f"Trials of {row['arm']} do not keep equally many weights, and their means are of different sparsities: in "
+        f"round {row['round']} they keep {percent(row['remaining_low'], 3)}% to {percent(row['remaining_high'], 3)}%"
+    ]
 
 
 def _rests_on(table: pd.DataFrame) -> str:

@@ -23,6 +23,8 @@ from lth.settings.arms import ARMS
 COLUMNS = (
     "round",
     "remaining",
+    "remaining_low",
+    "remaining_high",
     "speedup",
     "arm",
     "trials",
@@ -134,9 +136,10 @@ def _dense_macs(run: Run, rounds: pd.DataFrame) -> float:
 def table(runs: Sequence[Run]) -> pd.DataFrame:
     """A row a round and arm, over the trials that have finished the round (columns COLUMNS).
 
-    test and ES are means, as is supermask, the test accuracy before training (NaN if not recorded). difference is the
-    mean, over trials, of test accuracy minus that of the trial's dense round; low and high are its 95% interval
-    (`interval`), NaN with fewer than two trials. accuracy says what that is:
+    remaining, test and ES are means, as is supermask, the test accuracy before training (NaN if not recorded); single
+    trials keep from remaining_low to remaining_high. difference is the mean, over trials, of test accuracy minus that
+    of the trial's dense round; low and high are its 95% interval (`interval`), NaN with fewer than two trials. accuracy
+    says what that is:
 
     - better: the whole interval lies above 0;
     - no worse: the mean is not below 0, and the interval excludes a loss of more than `margin` points;
@@ -182,6 +185,8 @@ def judged(rounds: pd.DataFrame) -> pd.DataFrame:
             row: dict[str, Any] = {
                 "round": int(number),
                 "remaining": remaining[has, place].mean(),
+                "remaining_low": remaining[has, place].min(),
+                "remaining_high": remaining[has, place].max(),
                 "arm": arm,
                 "speedup": _ratios(dense_macs[has, place], macs[has, place]).mean(),
                 "trials": int(has.sum()),

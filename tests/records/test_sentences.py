@@ -172,3 +172,16 @@ def test_trials_that_differ_are_said() -> None:
     told = sentences(verdict.judged(pd.concat([two, one], ignore_index=True)))
     assert told[1].startswith("reinit, in one trial, is below")
     assert told[2].startswith("Means of 1 to 2 trials")
+
+
+def test_trials_of_different_sparsities_are_not_averaged_without_a_word() -> None:
+    def told(kept: Sequence[float], rounds: int = 3) -> list[str]:
+        table = rounds_of(np.tile([98.0, 98.1, 98.0], (2, 1))[:, :rounds])
+        table.loc[table["round"] == rounds - 1, "remaining"] = kept
+        return [sentence for sentence in sentences(verdict.judged(table)) if "equally many" in sentence]
+
+    (said,) = told([64.0, 12.5])
+    assert said.startswith("Trials of lt do not keep equally many weights")
+    assert said.endswith("in round 2 they keep 12.5% to 64%.")
+    assert len(told([50.0, 12.5], rounds=1)) == len(told([0.5, 0.0])) == 1
+    assert told([64.0, 63.8]) == told([0.0, 0.0]) == told([100.0, 100.0], rounds=1) == [], "a few weights"
