@@ -100,7 +100,9 @@ def load(name: str, folder: Path, pixels: str = "standard") -> Images:
                 f"{', '.join(ARRAYS)}, not {name!r}"
             )
         _fetch(name, file)
-    return replace(read(file, KNOWN[name].classes if name in KNOWN else None), pixels=pixels)
+    images = read(file, KNOWN[name].classes if name in KNOWN else None)
+    called = name if name in KNOWN else images.name  # whatever the case of the file's name, digits are not mirrored
+    return replace(images, name=called, pixels=pixels)
 
 
 def training_count(name: str, folder: Path) -> int:
@@ -127,12 +129,18 @@ def read(file: Path, classes: int | None = None) -> Images:
             missing = [key for key in ARRAYS if key not in arrays]
             if missing:
                 raise ConfigError(f"{file} must hold the arrays {', '.join(ARRAYS)}; {', '.join(missing)} is missing")
-            x_train, y_train, x_test, y_test = (np.asarray(arrays[key]) for key in ARRAYS)
+            held = [np.asarray(arrays[key]) for key in ARRAYS]
     except ConfigError:
         raise
     except Exception as error:  # zipfile, zlib, tokenize and NumPy raise a dozen kinds of it on a spoiled file
         reason = checks.first_line(error)
         raise ConfigError(f"{file} is no readable .npz file ({reason}); put a complete one in its place") from None
+    return _checked(file, held, classes)
+
+
+def _checked(file: Path, arrays: Sequence[np.ndarray], classes: int | None) -> Images:
+    """The data set of these ARRAYS, which `file` holds or is to hold."""
+    x_train, y_train, x_test, y_test = arrays
     for key, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
         if x.dtype != np.uint8 or x.ndim not in (3, 4) or not x.size:
             raise ConfigError(
@@ -176,6 +184,7 @@ def _fetch(name: str, file: Path) -> None:
                 except RuntimeError:
                     halves = [kind(temporary, **half, download=True) for half in known.halves]
             (x_train, y_train), (x_test, y_test) = (_as_here(name, half) for half in halves)
+            _checked(file, (x_train, y_train, x_test, y_test), known.classes)
             partial = Path(temporary) / file.name
             np.savez_compressed(partial, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -193,6 +202,8 @@ def _as_here(name: str, half: Any) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.asarray(half.data), np.asarray(half.labels if name == "svhn" else half.targets)
     if name == "emnist":
         return x.transpose(0, 2, 1), y  # its files hold columns where the others hold rows
+    if name == "qmnist":
+        return x, y[:, 0]  # beside the label: the writer, the place in NIST's files, ...
     return (x.transpose(0, 2, 3, 1), y) if name == "svhn" else (x, y)
 
 

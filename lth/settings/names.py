@@ -156,9 +156,10 @@ def _size(image: tuple[int, ...]) -> str:
 
 
 def channels_first(size: tuple[int, ...]) -> bool:
-    """Whether images N x ? x ? x ? are N x C x H x W: with 1 or 3 channels, or else the fewer ones, in second place."""
-    _, second, _, last = size
-    return last not in (1, 3) and (second in (1, 3) or second <= 4 < last)
+    """Whether images N x ? x ? x ? are N x C x H x W: with 1 or 3 channels in second place, or else up to 4 there and
+    more in the last, or else square only so."""
+    _, second, third, last = size
+    return last not in (1, 3) and (second in (1, 3) or second <= 4 < last or second != third == last)
 
 
 def npz(folder: Path, of: str) -> Path:

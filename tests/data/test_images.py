@@ -217,6 +217,8 @@ def test_files_in_the_convention_of_keras(tmp_path: Path, shape: tuple[int, ...]
         ((8, 8, 4), 4),
         ((4, 4, 3), 3),
         ((8, 8, 12), 12),
+        ((6, 8, 8), 6),
+        ((8, 8, 6), 6),
     ],
 )
 def test_channels_may_come_first(tmp_path: Path, shape: tuple[int, int, int], channels: int) -> None:
@@ -419,6 +421,13 @@ def test_torchvisions_copy_is_taken_and_kept_as_one_file(tmp_path: Path, offline
     with np.load(tmp_path / "fashionmnist.npz") as kept:
         assert np.array_equal(kept["y_test"], made["y_test"])
     (tmp_path / "fashionmnist.npz").unlink()
+    labels = raw / "t10k-labels-idx1-ubyte"
+    sound = labels.read_bytes()
+    labels.write_bytes(sound[:-1] + b"\x0b")
+    with pytest.raises(ConfigError, match=r"there is no .*y_test must be labels 0 to 9, not 0 to 11"):
+        data.load("fashionmnist", tmp_path)
+    assert not list(tmp_path.glob("*.npz")), "later commands would take it for the data set"
+    labels.write_bytes(sound)
     spoiled = raw / "train-images-idx3-ubyte"
     spoiled.write_bytes(spoiled.read_bytes()[:100])
     with pytest.raises(ConfigError, match=r"there is no .*fashionmnist\.npz"):
@@ -426,7 +435,12 @@ def test_torchvisions_copy_is_taken_and_kept_as_one_file(tmp_path: Path, offline
 
 
 def test_sets_that_torchvision_holds_in_other_ways_come_the_right_way_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    """EMNIST's files hold columns where MNIST's hold rows; SVHN has channels first, and labels under another name."""
+    """EMNIST's files hold columns where MNIST's hold rows; SVHN has channels first, and labels under another name;
+    QMNIST has more of an image than its label."""
+    _, y = _as_here(
+        "qmnist", SimpleNamespace(data=np.zeros((2, 28, 28), np.uint8), targets=torch.arange(16).view(2, 8))
+    )
+    assert y.tolist() == [0, 8]
     upright = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28)
     x, _ = _as_here("emnist", SimpleNamespace(data=upright.transpose(0, 2, 1), targets=[1, 2]))
     assert np.array_equal(x, upright)
@@ -440,11 +454,11 @@ def test_sets_that_torchvision_holds_in_other_ways_come_the_right_way_round(monk
                 kind("nowhere", **half, download=False)
 
 
-@pytest.mark.parametrize("name, mirrors", [("svhn", False), ("cifar10", True), ("mine", True)])
-def test_house_numbers_are_not_mirrored(tmp_path: Path, name: str, mirrors: bool) -> None:
+@pytest.mark.parametrize("file, mirrors", [("svhn", False), ("SVHN", False), ("cifar10", True), ("mine", True)])
+def test_house_numbers_are_not_mirrored(tmp_path: Path, file: str, mirrors: bool) -> None:
     made = arrays(shape=(32, 32, 3))
-    np.savez(tmp_path / f"{name}.npz", **made)
-    feed = data.load(name, tmp_path).feed([0], 10, 10, CPU, augment=True)
+    np.savez(tmp_path / f"{file}.npz", **made)
+    feed = data.load(file.lower(), tmp_path).feed([0], 10, 10, CPU, augment=True)
     assert bool(feed.epoch([(0,)], 0)[..., 3].any()) == mirrors
 
 

@@ -131,6 +131,7 @@ def test_a_data_set_without_models_uses_those_for_images_of_its_size(
     [
         *[((9, 3, 20, 20), True), ((9, 1, 5, 5), True), ((9, 20, 20, 3), False), ((9, 20, 20, 1), False)],
         *[((9, 2, 20, 20), True), ((9, 4, 8, 8), True), ((9, 4, 8, 2), False), ((9, 8, 8, 8), False)],
+        *[((9, 6, 20, 20), True), ((9, 20, 20, 6), False), ((9, 6, 10, 20), False), ((9, 12, 8, 8), True)],
     ],
 )
 def test_which_axis_holds_the_channels(size: tuple[int, ...], first: bool) -> None:
