@@ -229,7 +229,10 @@ def prepare(config: Config, loaded: dict[tuple[object, ...], Images] | None = No
         problems += check_plan(config, (len(images.train) - held_back) // config.batch_size)
     try:
         name, embeddings = f"--arch_type {config.arch_type}", config.prune_embeddings
-        fit.check_fit(problem.make(), images.shape, images.classes, name, embeddings, config.batch_size)
+        model = problem.make()
+        fit.check_fit(model, images.shape, images.classes, name, embeddings, config.batch_size)
+        if models.draws_itself(model):
+            problem.initial(config.seed)  # the user's code may fail: now, and not after files are written
     except ConfigError as error:
         problems += error.problems
     if problems:

@@ -77,13 +77,23 @@ def build(maker: Build, init: str, seed: int) -> nn.Module:
 def initialise(model: nn.Module, init: str) -> None:
     """Draw initial weights: `glorot` is Gaussian Glorot with zero biases (Frankle & Carbin, Section 2), `kaiming` the
     same of He et al. (fan in), of the layers that lth.layers.draw names; `own` leaves what the constructor drew. A
-    model's `_initialize_weights()` goes first."""
-    own = getattr(model, "_initialize_weights", None)
-    if callable(own):
-        own()
+    model's `_initialize_weights()` goes first. ConfigError if that fails."""
+    if draws_itself(model):
+        try:
+            model._initialize_weights()  # type: ignore[operator]
+        except (Exception, SystemExit) as error:
+            raise ConfigError(
+                f"{type(model).__name__} cannot draw its initial weights: its _initialize_weights() fails with "
+                f"{said(error)}"
+            ) from error
     elif init != "own":
         for module in model.modules():
             layers.draw(module, init)
+
+
+def draws_itself(model: nn.Module) -> bool:
+    """Whether a model brings its own way of drawing initial weights."""
+    return callable(getattr(model, "_initialize_weights", None))
 
 
 def state_of(model: nn.Module) -> State:

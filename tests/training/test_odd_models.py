@@ -128,6 +128,31 @@ def ran(place: Path, name: str, code: str, *more: str) -> int:
     return utils.exit_code(main.main, [*words.split(), *where, *more])
 
 
+BAD_START = """
+
+class Biased(nn.Module):
+    def __init__(self, num_classes=4):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+
+    def _initialize_weights(self):
+        for parameter in self.parameters():
+            nn.init.kaiming_normal_(parameter)  # biases are no matrices
+
+    def forward(self, x):
+        return self.layers(x)
+"""
+
+
+def test_a_model_that_cannot_draw_its_weights_is_refused_before_anything_is_written(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ran(place, "biased", BAD_START) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Biased cannot draw its initial weights: its _initialize_weights() fails with ValueError" in said
+    assert not (place / "dumps").exists() and not (place / "saves").exists()
+
+
 def test_a_file_that_draws_or_goes_elsewhere_when_it_is_loaded(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
