@@ -156,7 +156,8 @@ def detach(model: nn.Module) -> Masks:
         for key, hook in list(module._forward_pre_hooks.items()):
             if hook is _masked_output:
                 del module._forward_pre_hooks[key]
-        for buffer in [name for name in module._buffers if name.endswith("_mask")]:
+        buffers = [name for name, _ in module.named_buffers(recurse=False, remove_duplicate=False)]
+        for buffer in [name for name in buffers if name.endswith("_mask")]:
             parameter = buffer.removesuffix("_mask")
             if f"{parameter}_orig" in module._parameters:
                 mask = module._buffers[buffer]

@@ -30,7 +30,7 @@ from lth.run.about import about as about_settings
 from lth.run.holding import mend
 from lth.run.progress import Progress
 from lth.run.session import TrialsFailed
-from lth.settings import checks
+from lth.settings import checks, values
 from lth.settings.config import Config, derive_seed
 from lth.settings.values import LONGEST, Duration
 from lth.training import models, sparse
@@ -157,7 +157,7 @@ def iterative_pruning(
         }
         decided = {
             "arch_type": type(net).__name__,
-            "dataset": taken.name,
+            "dataset": values.as_plain_name(taken.name),
             "init": "own",
             "seed": seed,
             "root": root,
@@ -281,6 +281,7 @@ def _write_config(run: Run, config: Config, about: Mapping[str, str], problem: P
             **facts,
             "sparse_up_to": {} if problem.whole else resume.sparse_up_to(run, facts["sparse_up_to"]),
             "own": dict(about),
+            **({"image_shape": list(shape)} if len(shape := problem.images.shape) == 3 else {}),
             "fingerprint": problem.fingerprint,
             "arm": run.arm,
             "seed": run.seed,

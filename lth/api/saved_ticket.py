@@ -68,7 +68,8 @@ class SavedTicket:
         Raises TypeError, ValueError: model is no module or has other parameters; these weights were not kept.
         """
         state = self._weights(weights)
-        checks.truth("as_pruned", as_pruned)
+        if checks.truth("as_pruned", as_pruned):
+            _plain(model)
         bare = models.state_of(_bare(checks.network("model", model)))
         wrong = [name for name in {**state, **bare} if name not in bare or name not in state]
         if wrong or any(bare[name].shape != state[name].shape for name in state):
@@ -148,8 +149,8 @@ class SavedTicket:
         Args:
             file: ends in .onnx (current opset, any batch size; needs the packages onnx and onnxscript) or .pt2
                 (torch.export).
-            example: two or more examples (B, ...) as the network takes them; None: of the shape of the run's data set,
-                where that is one known by name. The network takes images scaled as the run's `--pixels` says.
+            example: two or more examples (B, ...) as the network takes them; None: of the shape of the run's images,
+                where config.json or their name tells it. The network takes images scaled as the run's `--pixels` says.
             model: of the run's architecture, for runs of a network of your own; else it is found under archs/.
             weights: "trained" or "start".
 
@@ -157,9 +158,9 @@ class SavedTicket:
         there; lth.records.files.RecordError: the file cannot be written.
         """
         if example is None:
-            if names.dataset(self.run.dataset) not in KNOWN:
+            if not (image := self._image(read_json(self.run.dumps / "config.json"))):
                 raise ValueError(f"example must be given: the shape of the images of {self.run.dataset} is not known")
-            example = torch.zeros(2, *KNOWN[names.dataset(self.run.dataset)].shape)
+            example = torch.zeros(2, *image)
         if not isinstance(example, Tensor) or len(example) < 2:
             raise TypeError("example must be a tensor of two or more examples")
         return export.export(self._applied(model, weights), checks.path("file", file), example)
@@ -168,7 +169,7 @@ class SavedTicket:
         """The network in evaluation mode on the CPU, its pruned Linear layers with weights in CSR form: at 5% of the
         weights it is quicker than the dense one (benchmarks/README.md). Those of nn.TransformerEncoderLayer with
         batch_first stay dense, as its quick path wants them. `model` and `weights` as in `export`."""
-        return export.sparse(self._applied(model, weights), self.masks)
+        return export.sparse(_plain(self._applied(model, weights)), self.masks)
 
     def _applied(self, model: nn.Module | None, weights: str) -> nn.Module:
         """A network of its own with the ticket on it."""
@@ -198,15 +199,21 @@ class SavedTicket:
         why: object = "its shapes are others"
         known = KNOWN.get(names.dataset(self.run.dataset))
         about = read_json(self.run.dumps / "config.json")
+        own = "own" in about  # handed over, with whatever weights
+        image = () if own else self._image(about)
+        if not own and not image and not names.folders(self.run.dataset):
+            raise ValueError(
+                f"model must be given, since that for {self.run.dataset} was chosen by the size of its images, which "
+                f"are not in {_data_folder(about)} any more"
+            )
         for classes in [about.get("classes") or (known.classes if known else 10), *sizes]:
             try:
-                make = models.find(self.run.arch_type, self.run.dataset, classes)
+                make = models.find(self.run.arch_type, self.run.dataset, classes, image=image)
                 model = make()
             except ConfigError as error:
                 why = error
                 break
             if {name: x.shape for name, x in models.state_of(model).items()} == self._shapes():
-                own = "own" in about  # handed over, with whatever weights
                 now = own_network.fingerprint_of(model) if own else fingerprint.of_model(make)
                 if same.another(self.run, {"model": now}):
                     found = f"{self.run.arch_type} under archs/ has changed since this ticket was found"
@@ -214,14 +221,31 @@ class SavedTicket:
                 return model
         raise ValueError(f"model must be given, since {self.run.arch_type} is no model under archs/ ({why})")
 
+    def _image(self, about: Mapping[str, Any]) -> tuple[int, ...]:
+        """The shape (C, H, W) of the run's images, which its config.json says, or else their file; () if neither."""
+        return tuple(about.get("image_shape", ())) or names.shape(self.run.dataset, _data_folder(about))
+
     def _shapes(self) -> dict[str, torch.Size]:
         return {name: tensor.shape for name, tensor in self.start.items()}
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """`model`; ValueError if torch.jit.script has compiled it, after which its layers cannot be changed."""
+    if isinstance(model, nn.Module) and any(isinstance(part, torch.jit.ScriptModule) for part in model.modules()):
+        raise ValueError("model must be a plain network, not one of torch.jit.script: its layers cannot be changed")
+    return model
+
+
+def _data_folder(about: Mapping[str, Any]) -> Path:
+    """Where the run with that config.json had its data."""
+    return Path(about.get("settings", {}).get("data") or Config.data)
 
 
 def _bare(model: nn.Module) -> nn.Module:
     """A copy of `model` without masks of torch.nn.utils.prune."""
     for module in model.modules():
-        for name in [buffer.removesuffix("_mask") for buffer in module._buffers if buffer.endswith("_mask")]:
+        buffers = [name for name, _ in module.named_buffers(recurse=False, remove_duplicate=False)]  # scripted ones too
+        for name in [buffer.removesuffix("_mask") for buffer in buffers if buffer.endswith("_mask")]:
             if f"{name}_orig" in module._parameters:  # what a forward computes: with its history it cannot be copied
                 setattr(module, name, getattr(module, name).detach())
     bare = copy.deepcopy(model)

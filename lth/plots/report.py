@@ -76,7 +76,7 @@ def page(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], fig
     configs = [files.read_json(run.dumps / "config.json") for run in runs]
     maps, maps_of, kinds = list[dict[str, str]](), "", list[list[str]]()
     with contextlib.suppress(*UNUSABLE):
-        maps, maps_of = _maps(runs)
+        maps, maps_of = pixel_maps(runs)
     with contextlib.suppress(*UNUSABLE):
         kinds = _kinds(runs)
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
@@ -162,15 +162,15 @@ def _made_by(config: Mapping[str, Any]) -> list[str]:
     return [str(line) for line in said if line]
 
 
-def _maps(runs: Sequence[Run]) -> tuple[list[dict[str, str]], str]:
+def pixel_maps(runs: Sequence[Run]) -> tuple[list[dict[str, str]], str]:
     """A small picture a round of how many weights each pixel keeps, relative to the round's average, and whose."""
     drawer = weights.drawer_of(runs)
-    first = next(iter(drawer.ticket(drawer.rounds[0]).masks.items()), None) if drawer else None
-    if drawer is None or first is None or first[1].ndim != 2 or not weights.image_shape(first[1].shape[1]):
+    first = weights.reader(drawer) if drawer else None
+    if drawer is None or first is None or not first.image:
         return [], ""
     remaining, made = drawer.remaining(), []
     for number in labels.spread(drawer.rounds, MAPS):
-        kept = weights.pixel_map(drawer.ticket(number).masks[first[0]])
+        kept = weights.pixel_map(drawer.ticket(number).masks[first.name], first.image)
         said = f"round {number}: {labels.percent(remaining[number], 3)}% of the weights remaining"
         made.append({"image": _uri("image/png", _picture(kept / max(kept.mean(), 1e-12))), "said": said})
     return made, str(drawer.run)

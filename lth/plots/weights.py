@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lth.plots import style
 from lth.records import labels, tables, tickets, verdict
+from lth.records.files import read_json
 from lth.records.tables import Run
 from lth.records.tickets import Ticket
 from lth.settings.arms import ARMS
@@ -53,20 +54,45 @@ def drawer_of(runs: Sequence[Run], starts: Sequence[str] = ()) -> Drawer | None:
 def first_layer(runs: Sequence[Run], folder: Path, format: str = "png") -> list[Path]:
     """What the first layer looks at: how many weights each pixel keeps, or the filters with their masks."""
     drawer = drawer_of(runs)
-    if drawer is None:
+    first = reader(drawer) if drawer else None
+    if drawer is None or first is None:
         return []
-    first = next(iter(drawer.ticket(drawer.rounds[0]).masks.items()), None)
-    if first is None:
-        return []
-    name, mask = first
     file = folder / f"first_layer.{format}"
-    if mask.ndim == 4:
-        _filters(drawer, name, file)
-        return [file]
-    if mask.ndim == 2 and image_shape(mask.shape[1]):
-        _pixels(drawer, name, file)
-        return [file]
-    return []
+    if first.image:
+        _pixels(drawer, first, file)
+    else:
+        _filters(drawer, first.name, file)
+    return [file]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The layer of this name reads the images: with filters, or pixel by pixel of the shape `image` (C, H, W)."""
+
+    name: str
+    image: tuple[int, ...] = ()
+
+
+def reader(drawer: Drawer) -> Reader | None:
+    """The first layer, in the order of the model's constructor, whose inputs are those of the images that config.json
+    tells the shape of. Where it does not, the model's first layer, if it has filters or a square image's inputs. None
+    if there is none."""
+    masks = drawer.ticket(drawer.rounds[0]).masks
+    filters = [name for name, mask in masks.items() if mask.ndim == 4]
+    first = next(iter(masks), None)
+    if image := tuple(read_json(drawer.run.dumps / "config.json").get("image_shape", ())):
+        values = math.prod(image)
+        for name in filters:  # before a matrix, whose number of inputs may be that of pixels by chance
+            if masks[name].shape[1] == image[0]:
+                return Reader(name)
+        for name, mask in masks.items():
+            if mask.ndim == 2 and mask.shape[1] == values:
+                return Reader(name, image)
+        return Reader(filters[0]) if first in filters else None  # of groups of channels
+    if first in filters:
+        return Reader(filters[0])
+    square = image_shape(masks[first].shape[1]) if first and masks[first].ndim == 2 else None
+    return Reader(first, square) if first and square else None
 
 
 def image_shape(inputs: int) -> tuple[int, int, int] | None:
@@ -78,10 +104,10 @@ def image_shape(inputs: int) -> tuple[int, int, int] | None:
     return None
 
 
-def _pixels(drawer: Drawer, name: str, file: Path, most: int = 12) -> None:
+def _pixels(drawer: Drawer, first: Reader, file: Path, most: int = 12) -> None:
     """Small maps, a round each, on one scale: relative to the round's average, or the later ones would all be dark."""
     chosen, remaining = labels.spread(drawer.rounds, most), drawer.remaining()
-    maps = {number: pixel_map(drawer.ticket(number).masks[name]) for number in chosen}
+    maps = {number: pixel_map(drawer.ticket(number).masks[first.name], first.image) for number in chosen}
     maps = {number: kept / max(kept.mean(), 1e-12) for number, kept in maps.items()}
     rows = math.ceil(len(chosen) / 6)
     columns = math.ceil(len(chosen) / rows)
@@ -98,11 +124,10 @@ def _pixels(drawer: Drawer, name: str, file: Path, most: int = 12) -> None:
         figure.colorbar(shown, ax=panels, label=label, aspect=25, pad=0.01, extend="max")
 
 
-def pixel_map(mask: Tensor) -> np.ndarray:
-    """How many weights each pixel keeps (H, W), from the mask (outputs, C*H*W) of a layer that reads images."""
-    shape = image_shape(mask.shape[1])
-    assert shape is not None
-    return mask.sum(0).view(shape).sum(0).numpy()
+def pixel_map(mask: Tensor, image: tuple[int, ...]) -> np.ndarray:
+    """How many weights each pixel keeps (H, W), from the mask (outputs, C*H*W) of a layer that reads images of the
+    shape `image` (C, H, W)."""
+    return mask.sum(0).view(image).sum(0).numpy()
 
 
 def _filters(drawer: Drawer, name: str, file: Path, most: int = 24) -> None:

@@ -90,7 +90,7 @@ def _other_shapes(runs: Sequence[Run], model: nn.Module | None, anew: bool) -> t
 
 def facts(images: data.Images, config: Config) -> dict[str, object]:
     """What config.json says of the data beyond their fingerprint, so that a finished run need not read them again."""
-    return {"data_file": prints.of_file(_file(config)), "classes": images.classes}
+    return {"data_file": prints.of_file(_file(config)), "classes": images.classes, "image_shape": list(images.shape)}
 
 
 def at_hand(config: Config, run: Run) -> tuple[dict[str, str], nn.Module | None]:

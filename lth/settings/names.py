@@ -111,11 +111,12 @@ def available(of: str, data: Path | None = None) -> list[str]:
     return sorted({file.stem for folder in folders(of, data) for file in files(folder)}, key=str.lower)
 
 
-def folders(of: str, data: Path | None = None) -> list[Path]:
+def folders(of: str, data: Path | None = None, image: tuple[int, ...] = ()) -> list[Path]:
     """The folders under archs/ that have models for the data set `of`: its own, then the one that serves images of
-    that size, which for a set not known by name are looked for in the folder `data`."""
+    that size. Where their shape `image` (C, H, W) is not given and the set not known by name, they are looked for in
+    the folder `data`."""
     name = dataset(of)
-    places = dict.fromkeys([name, SERVES.get(shape(name, data))])
+    places = dict.fromkeys([name, SERVES.get(image or shape(name, data))])
     return [archs / one for one in places if one for archs in ARCHS if (archs / one).is_dir()]
 
 

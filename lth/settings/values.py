@@ -100,6 +100,12 @@ def plain_name(text: str) -> str:
     raise ValueError("must be a plain name: at most 100 letters (200 bytes), digits and . _ - + = ,")
 
 
+def as_plain_name(text: str) -> str:
+    """The plain name that is nearest to `text`: that itself where it is one."""
+    plain = re.sub(r"[^\w.+=,-]", "_", text)[:100].encode()[:200].decode(errors="ignore")
+    return plain if plain.strip(".") else plain.replace(".", "_") or "_"
+
+
 PERCENT = number(float, 0, 100, below=True)  # 100 would leave no network to train
 
 

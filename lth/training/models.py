@@ -43,15 +43,21 @@ GENERATORS: list[tuple[type, Callable[[Any], Any]]] = [  # of random numbers, an
 ]
 
 
-def find(arch_type: str, dataset: str, classes: int | None = None, data: Path | None = None) -> Build:
+def find(
+    arch_type: str,
+    dataset: str,
+    classes: int | None = None,
+    data: Path | None = None,
+    image: tuple[int, ...] = (),
+) -> Build:
     """A function that builds the model `arch_type` for `dataset`.
 
     It is the public function or class defined in a file of archs/<dataset>/ (or of the folder that serves images of
-    its size; `data` has the data sets) whose name matches, ignoring case, or the only model of the file whose name
-    matches. Called with `num_classes=` where it takes one. Raises ConfigError if there is none, if there are two, or if
-    the file cannot be loaded.
+    its size: of the shape `image`, (C, H, W), or as the data sets in `data` have them) whose name matches, ignoring
+    case, or the only model of the file whose name matches. Called with `num_classes=` where it takes one. Raises
+    ConfigError if there is none, if there are two, or if the file cannot be loaded.
     """
-    for folder in names.folders(dataset, data):
+    for folder in names.folders(dataset, data, image):
         files = [file for file in names.files(folder) if names.mentions(file, arch_type)]
         found = [model for file in files for model in _matching(file, arch_type)]
         if len(found) > 1:

@@ -29,6 +29,18 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Subse
 import lth
 from lth import chance, data
 from lth.data import loaders, stream
+from lth.records import tables
+from lth.records.files import read_json
+
+
+def test_a_file_with_any_name_is_a_data_set(place: Path) -> None:
+    file = (place / "data" / "tiny.npz").rename(place / "data" / "my set: 2.npz")
+    find(seeded(), file, save=place / "own", rounds=1)
+    (run,) = tables.find(place / "own")
+    assert run.dataset == "my_set__2" and len(tables.table(run, "rounds")) == 2
+    assert read_json(run.dumps / "config.json")["image_shape"] == [1, 8, 8]
+    find(seeded(), file, recover=place / "own", rounds=2)
+    assert len(tables.table(run, "rounds")) == 3
 
 
 class Augmented(Dataset[Any]):

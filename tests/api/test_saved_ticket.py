@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ from own import (
 
 import lth
 from lth import data
+from lth.api import export
 from lth.records import tables
+from lth.records.files import read_json
 from lth.run import session
 from lth.training import models
 
@@ -80,6 +83,48 @@ def test_a_ticket_is_evaluated_on_pixels_scaled_as_its_run_had_them(place: Path)
         answers = [model(pixels).argmax(1) for pixels in (x / x.norm(dim=1, keepdim=True), x / 255)]
     found, other = (100 * (given == tests.test_labels).float().mean().item() for given in answers)
     assert found == pytest.approx(ticket.row["test"]) != other
+
+
+def test_a_ticket_for_data_served_by_anothers_models_needs_neither_their_folder_nor_the_data(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "archs" / "tiny").rename(place / "archs" / "mnist")
+    for file in (place / "archs" / "mnist").glob("*.py"):
+        file.write_text(file.read_text().replace("nn.Linear(64,", "nn.Linear(784,"))
+    np.savez(place / "data" / "mine.npz", **arrays(shape=(28, 28)))
+    (run,) = session.run(settings(place, dataset="mine", prune_iterations=2))
+    ticket, file = lth.load_ticket(run.saves), run.dumps / "config.json"
+    assert read_json(file)["image_shape"] == [1, 28, 28]
+    monkeypatch.setattr(export, "export", lambda model, file, example: tuple(example.shape))
+
+    def works(data: Any) -> bool:
+        assert ticket.export("ticket.pt2") == (2, 1, 28, 28)
+        assert ticket.sparse()(torch.zeros(2, 1, 28, 28)).shape == (2, 4)
+        return float(f"{ticket.evaluate(data, device='cpu'):.10g}") == ticket.row["test"]
+
+    assert works("mine")
+    (place / "data").rename(place / "moved")
+    assert works(place / "moved" / "mine.npz")
+    file.write_text(file.read_text().replace("image_shape", "nothing"))  # as older versions wrote it
+    with pytest.raises(ValueError, match=rf"^model must be given, .* images, which are not in {place}/data any more"):
+        ticket.sparse()
+    (place / "moved").rename(place / "data")
+    assert works("mine")
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch would rather have other compilers used
+def test_a_scripted_model_is_evaluated_and_said_to_take_no_other_layers(place: Path) -> None:
+    layers = "nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, num_classes)"
+    made = f"def scripted(num_classes=4):\n    return torch.jit.script(nn.Sequential({layers}))\n"
+    (place / "archs" / "tiny" / "scripted.py").write_text(f"import torch\nfrom torch import nn\n\n\n{made}")
+    (run,) = do(settings(place, arch_type="scripted", prune_iterations=2))
+    ticket = lth.load_ticket(run.saves)
+    for model in (None, models.find("scripted", "tiny", 4)()):
+        found = ticket.evaluate(place / "data" / "tiny.npz", model, device="cpu")
+        assert float(f"{found:.10g}") == ticket.row["test"]
+    for change in (ticket.sparse, lambda: ticket.apply(models.find("scripted", "tiny", 4)(), as_pruned=True)):
+        with pytest.raises(ValueError, match=r"^model must be a plain network, not one of torch\.jit\.script"):
+            change()
 
 
 def test_a_ticket_of_an_own_net_evaluates_on_the_users_loaders(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -11,8 +14,9 @@ from conftest import MakeRuns
 from drawn import lines_in
 from matplotlib.figure import Figure
 
-from lth.plots import weights
+from lth.plots import report, weights
 from lth.records import tickets
+from lth.records.files import read_json, write_json
 from lth.records.tickets import Ticket
 
 Sheets = dict[str, Figure]
@@ -39,7 +43,7 @@ def test_pixel_map_counts_weights() -> None:
     mask[:2, 1] = mask[1, 17] = mask[4, 46] = True  # row 0, column 1 of channels 0 and 1; row 3, column 2 of channel 2
     expected = np.zeros((4, 4))
     expected[0, 1], expected[3, 2] = 3, 1
-    np.testing.assert_array_equal(weights.pixel_map(mask), expected)
+    np.testing.assert_array_equal(weights.pixel_map(mask, (3, 4, 4)), expected)
 
 
 def test_image_shape() -> None:
@@ -49,6 +53,44 @@ def test_image_shape() -> None:
     assert weights.image_shape(300) == (3, 10, 10)
     assert weights.image_shape(500) is None
     assert weights.image_shape(4) is None
+
+
+@pytest.mark.parametrize(
+    "shapes, image, drawn",
+    [
+        ({"fc1.weight": (12, 64), "fc2.weight": (4, 12)}, (1, 4, 16), ("fc1.weight", (4, 16))),
+        ({"head.weight": (4, 16), "body.weight": (16, 192)}, (3, 8, 8), ("body.weight", (8, 8))),
+        ({"head.weight": (4, 64), "conv.weight": (6, 1, 3, 3)}, (1, 8, 8), ("conv.weight", None)),
+        ({"block.weight": (6, 6, 3, 3), "conv.weight": (6, 3, 3, 3)}, (3, 8, 8), ("conv.weight", None)),
+        ({"groups.weight": (6, 2, 3, 3), "fc.weight": (4, 16)}, (4, 8, 8), ("groups.weight", None)),
+        ({"rows.weight": (9, 16), "fc.weight": (4, 9)}, (1, 16, 16), None),
+    ],
+)
+def test_the_layer_that_reads_the_images_is_drawn_in_their_shape(
+    tmp_path: Path,
+    make_runs: MakeRuns,
+    sheets: Sheets,
+    shapes: dict[str, tuple[int, ...]],
+    image: tuple[int, int, int],
+    drawn: tuple[str, tuple[int, int] | None] | None,
+) -> None:
+    (run,) = make_runs(arms=["lt"], seeds=[0], rounds=2, shapes=shapes)
+    write_json(run.dumps / "config.json", {**read_json(run.dumps / "config.json"), "image_shape": list(image)})
+    drawer = weights.drawer_of([run])
+    found = weights.reader(drawer) if drawer else None
+    assert (found and found.name) == (drawn and drawn[0])
+    weights.first_layer([run], tmp_path)
+    assert list(sheets) == ["first_layer"] * bool(drawn)
+    maps = report.pixel_maps([run])[0]
+    if drawn and drawn[1]:
+        high, wide = drawn[1]
+        (shown,) = sheets["first_layer"].axes[0].images
+        assert shown.get_array().shape == (high, wide)
+        png = base64.b64decode(maps[0]["image"].partition(",")[2])
+        assert plt.imread(io.BytesIO(png)).shape[:2] == (high, wide)
+    else:
+        assert not maps
+        assert not any(axes.images for sheet in sheets.values() for axes in sheet.axes)
 
 
 def test_filters_show_what_is_pruned(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zipfile
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import assert_same, do, results, settings
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 from numpy.lib import format
 
 import main
@@ -16,7 +20,7 @@ from lth import data
 from lth.records.folders import spelled
 from lth.run import command
 from lth.run.tasks import runs_of
-from lth.settings import names
+from lth.settings import names, values
 
 
 @pytest.mark.parametrize(
@@ -136,6 +140,15 @@ def test_a_data_set_without_models_uses_those_for_images_of_its_size(
 )
 def test_which_axis_holds_the_channels(size: tuple[int, ...], first: bool) -> None:
     assert names.channels_first(size) == first
+
+
+@examples(max_examples=200, deadline=None)
+@given(st.text(max_size=250))
+def test_any_name_has_a_plain_one(text: str) -> None:
+    plain = values.as_plain_name(text)
+    assert values.plain_name(plain) == plain
+    with contextlib.suppress(ValueError):
+        assert values.plain_name(text) == plain
 
 
 def test_a_file_that_is_no_data_set_has_no_size(tmp_path: Path) -> None:
