@@ -87,8 +87,8 @@ def find(
     """All runs under <root>/dumps with a finished round; those of one model, data set or settings if given, and of
     which `among` is true.
 
-    A run with a spoiled table, or with a file that cannot be read, raises RecordError, or is left out after `spoiled`
-    was called with the error.
+    A run with a spoiled table, or with a file that cannot be read, or that is a copy of another one, raises
+    RecordError, or is left out after `spoiled` was called with the error.
     """
     runs = []
     folders = {file.parent for name in ("rounds.csv", journal.NAME) for file in Path(root).glob(f"{FOLDERS}/{name}")}
@@ -103,7 +103,7 @@ def find(
         if run and wanted and among(run):
             try:
                 check(run)
-                read_json(run.dumps / "config.json")  # who reads the tables reads it too
+                _check_whose(run)
                 if len(table(run, "rounds")):
                     runs.append(run)
             except RecordError as error:
@@ -118,6 +118,16 @@ def check(run: Run) -> None:
     damaged, or one of them cannot be read. Nothing is known of tables that an older version wrote."""
     if wrong := damage(run):
         raise RecordError(f"{wrong}: the command that made it writes it again; or use --overwrite")
+
+
+def _check_whose(run: Run) -> None:
+    """RecordError if the run's config.json cannot be read, or is of another arm or seed than its folder: such a copy
+    is no further trial."""
+    about, named = read_json(run.dumps / "config.json"), {"arm": run.arm, "seed": run.seed}
+    if other := [f"{name} {about[name]}" for name, value in named.items() if about.get(name, value) != value]:
+        raise RecordError(
+            f"{run.dumps} is a copy of another run, as its config.json says ({', '.join(other)}): move it away"
+        )
 
 
 def damage(run: Run) -> str:
@@ -206,8 +216,9 @@ def barriers(run: Run) -> pd.DataFrame:
 
 
 def move_aside(run: Run, stamp: str) -> None:
-    """Rename the folders of a run's old results, so that nothing finds them."""
-    for folder in (run.dumps, run.saves):
+    """Rename the folders of a run's old results, so that nothing finds them. The weights first: without its tables a
+    run would begin anew among them, without its weights it says that they are gone."""
+    for folder in (run.saves, run.dumps):
         if folder.exists():
             with explained(folder):
                 if run.fence is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.torch
 from helpers import CPU, Told, arrays, assert_same, do, results, settings
@@ -309,6 +310,45 @@ def test_results_of_different_models_are_never_averaged(
     table = lth.results(place)
     assert table.groupby("fingerprint")["seed"].nunique().to_dict() == dict.fromkeys(table["fingerprint"], 1)
     assert "fingerprint" not in lth.results(place / "elsewhere") and len(table) == 6
+
+
+@pytest.mark.parametrize(("copy", "says"), [("lt/seed7", "seed 0"), ("reinit/seed0", "arm lt")])
+def test_a_copied_folder_is_no_further_trial_or_arm(
+    place: Path, capsys: pytest.CaptureFixture[str], copy: str, says: str
+) -> None:
+    (run,) = session.run(settings(place, prune_iterations=1))
+    copied = run.dumps.parent.parent / copy
+    shutil.copytree(run.dumps, copied)
+    assert utils.exit_code(combine_plots.main, ["--root", str(place)]) == 2
+    assert f"error: {copied} is a copy of another run, as its config.json says ({says})" in capsys.readouterr().err
+    written = pd.read_csv(run.plots / "verdict.csv")
+    assert (written["arm"].tolist(), written["trials"].tolist()) == (["lt"], [1])
+    with pytest.raises(RecordError, match="is a copy of another run"):
+        lth.results(place)
+
+
+def test_a_stop_between_the_folders_that_overwrite_moves_aside_loses_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(place, prune_iterations=2)
+    (run,) = session.run(config)
+    weights = sorted(file.read_bytes() for file in place.rglob("*.safetensors"))
+    rename, moved = Path.rename, []
+
+    def once(folder: Path, target: Path) -> Path:
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(folder)
+        return rename(folder, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", once)
+        session.run(replace(config, overwrite=True))
+    with pytest.raises(RecordError, match=r"2 rounds are finished, but there are no weights .* --overwrite"):
+        session.run(replace(config, prune_iterations=3))
+    assert sorted(file.read_bytes() for file in place.rglob("*.safetensors")) == weights
+    assert len(tables.table(run, "rounds")) == 2
+    session.run(replace(config, overwrite=True))
 
 
 def test_every_saved_file_says_what_it_belongs_to(place: Path) -> None:
