@@ -307,7 +307,7 @@ def _announce(prepared: Sequence[Prepared], device: torch.device, place: str, sa
         remarks[names.assumed(config.arch_type, one.runs[0].dataset, config.data) or ""] = None
         model, rates = one.problem.make(), config.rates()
         remarks[layers.left_alone(model, config.prune_embeddings)] = None
-        if config.init != Config.init and callable(getattr(model, "_initialize_weights", None)):
+        if config.init != Config.init and models.draws_itself(model):
             own = f"{config.arch_type} draws its weights by its own _initialize_weights()"
             remarks[f"--init {config.init} is in the folder's name and changes nothing: {own}"] = None
         if rates["output"] != rates["fc"]:
