@@ -130,7 +130,7 @@ class Network:
         for name, (buffer, value) in before.items():
             if not torch.equal(buffer, value):
                 buffer.copy_(value)
-            if self.trials == 1:
+            if self.trials == 1 and not isinstance(self.model, torch.jit.ScriptModule):  # which changes them in place
                 path, _, stem = name.rpartition(".")
                 self.model.get_submodule(path)._buffers[stem] = buffer
 

@@ -114,7 +114,7 @@ def test_a_ticket_for_data_served_by_anothers_models_needs_neither_their_folder_
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch would rather have other compilers used
 def test_a_scripted_model_is_evaluated_and_said_to_take_no_other_layers(place: Path) -> None:
-    layers = "nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, num_classes)"
+    layers = "nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, num_classes)"
     made = f"def scripted(num_classes=4):\n    return torch.jit.script(nn.Sequential({layers}))\n"
     (place / "archs" / "tiny" / "scripted.py").write_text(f"import torch\nfrom torch import nn\n\n\n{made}")
     (run,) = do(settings(place, arch_type="scripted", prune_iterations=2))
