@@ -161,9 +161,10 @@ def test_recover_goes_on_with_the_same_network_rule_optimiser_loss_and_data_only
     assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
     (config,) = tmp_path.glob("dumps/**/config.json")
     about = read_json(config)
-    assert set(about.pop("fingerprint")) == {"model", "data", "rule", "optimizer", "loss"} == set(same.WORDS)
+    prints = set(about.pop("fingerprint"))
+    assert prints == {"model", "data", "rule", "optimizer", "loss"} and prints <= set(same.WORDS)
     write_json(config, about)  # as older versions wrote it
     for file in tmp_path.glob("saves/**/*.safetensors"):
         file.write_bytes(file.read_bytes().replace(b'"fingerprint"', b'"fingerprunt"'))
     assert go_on(recover=tmp_path, rounds=3)[:3] == whole
-    assert set(read_json(config)["fingerprint"]) == set(same.WORDS)
+    assert set(read_json(config)["fingerprint"]) == prints
