@@ -70,7 +70,7 @@ def names(model: nn.Module) -> dict[int, str]:
 def all_names(model: nn.Module) -> dict[int, list[str]]:
     """The same with every name of a tied parameter."""
     found: dict[int, list[str]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in model.named_modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 stem = bare(module, name)

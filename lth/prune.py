@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ def random(amount: float, scope: str = "layer") -> Rule:
 
 
 def _rule(amount: float, scope: str, method: type[torch_prune.BasePruningMethod]) -> Rule:
-    if not hasattr(amount, "__float__") or not 0 <= float(amount) < 1:
+    if not isinstance(amount, (int, float, np.number)) or not 0 <= amount < 1:
         raise ValueError(f"amount must be a fraction from 0 to below 1, not {amount!r}")
     if scope not in ("layer", "global"):
         raise ValueError(f"scope must be 'layer' or 'global', not {scope!r}")

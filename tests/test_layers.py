@@ -445,5 +445,5 @@ def test_settings_that_a_model_makes_idle_or_gives_to_another_layer_are_said(
     )
     session.run(settings(place, arch_type="heads", init="kaiming", output_percent=5, prune_iterations=1, quiet=False))
     said = " ".join(capsys.readouterr().out.split())
-    assert "--init kaiming is in the folder's name and changes nothing: heads draws its weights" in said
+    assert "--init kaiming decides the folder and changes nothing: heads draws its weights" in said
     assert "output_percent is for body.weight" in said and "head.weight has one for each of the 4 classes" in said

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -326,7 +327,7 @@ def _counts(masks: Masks, before: Masks, remaining: float | None, percent: Any) 
 
 
 def _percent(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         raise TypeError(f"{name} must be a percentage, not {shown(value)}")
     if not 0 <= value <= 100:
         raise ValueError(f"{name} must be a percentage from 0 to 100, not {value}")

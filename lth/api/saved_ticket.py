@@ -223,7 +223,7 @@ class SavedTicket:
 
     def _image(self, about: Mapping[str, Any]) -> tuple[int, ...]:
         """The shape (C, H, W) of the run's images, which its config.json says, or else their file; () if neither."""
-        return tuple(about.get("image_shape", ())) or names.shape(self.run.dataset, _data_folder(about))
+        return tables.image_shape(self.run) or names.shape(self.run.dataset, _data_folder(about))
 
     def _shapes(self) -> dict[str, torch.Size]:
         return {name: tensor.shape for name, tensor in self.start.items()}
@@ -238,7 +238,8 @@ def _plain(model: nn.Module) -> nn.Module:
 
 def _data_folder(about: Mapping[str, Any]) -> Path:
     """Where the run with that config.json had its data."""
-    return Path(about.get("settings", {}).get("data") or Config.data)
+    settings = about.get("settings")
+    return Path((settings.get("data") if isinstance(settings, dict) else None) or Config.data)
 
 
 def _bare(model: nn.Module) -> nn.Module:

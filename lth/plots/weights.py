@@ -19,7 +19,6 @@ from torch import Tensor
 
 from lth.plots import style
 from lth.records import labels, tables, tickets, verdict
-from lth.records.files import read_json
 from lth.records.tables import Run
 from lth.records.tickets import Ticket
 from lth.settings.arms import ARMS
@@ -80,7 +79,7 @@ def reader(drawer: Drawer) -> Reader | None:
     masks = drawer.ticket(drawer.rounds[0]).masks
     filters = [name for name, mask in masks.items() if mask.ndim == 4]
     first = next(iter(masks), None)
-    if image := tuple(read_json(drawer.run.dumps / "config.json").get("image_shape", ())):
+    if image := tables.image_shape(drawer.run):
         values = math.prod(image)
         for name in filters:  # before a matrix, whose number of inputs may be that of pixels by chance
             if masks[name].shape[1] == image[0]:

@@ -9,20 +9,27 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import safetensors
 
 from lth.records.files import RecordError, problem, read_json
 from lth.records.tables import Run
+from lth.settings import combinations
+from lth.settings.arms import ARMS
 from lth.settings.config import Config
 from lth.settings.values import as_text
 
 WORDS = {
-    **{"model": "model", "data": "data", "rule": "pruning rule", "optimizer": "optimiser", "loss": "loss"},
+    "model": "model",
+    "data": "data",
+    "rule": "pruning rule",
+    "optimizer": "optimiser",
+    "loss": "loss",
     "ticket_round": "round of the ticket",
 }
-Prints = Mapping[str, str]  # fingerprints of the parts of an experiment, by their keys in WORDS
+Prints = Mapping[str, str]  # fingerprints of the parts of an experiment, by names such as those in WORDS
 Changes = Mapping[str, tuple[str, str]]  # settings by name: what they were, what they are
 
 
@@ -100,23 +107,38 @@ def other_results(runs: Sequence[Run], now: Prints, anew: bool = False) -> tuple
 
 def other_settings(runs: Sequence[Run], config: Config, anew: bool = False) -> tuple[Run, Changes] | None:
     """The first run, as in `other_results`, whose results are of other settings than these, and which: what deciding
-    ones were and are now. What the name of an arm means matters to its own results only."""
-    usual = {spec.name: as_text(spec.default) for spec in fields(Config)}  # of a setting that one of them lacks
-    usual["finetune"] = "with the whole schedule again (now the arm lr_rewind)"
-    arms = {run.arm for run in runs}
+    ones were and are now. What the name of an arm means matters to its own results only, and to those beside them no
+    setting that one of both does not look at."""
+    default = {spec.name: as_text(spec.default) for spec in fields(Config)}  # of a setting that one of them lacks
+    default["finetune"] = "with the whole schedule again (now the arm lr_rewind)"
+    arms, deciding_now = {run.arm for run in runs}, config.deciding()
+    idle_here = set[str].intersection(*map(_idle, arms))
     for run in around(runs):
         about = {} if anew and run in runs else read_json(run.dumps / "config.json")
         if not about:
             continue
-        old, new = about.get("deciding", config.deciding()), config.deciding()
+        old, new = _texts(about.get("deciding")) or deciding_now, deciding_now
         if run.arm in arms:
-            old, new = {**old, **about.get("meaning", {})}, {**new, **config.meaning(run.arm)}
-        both = {key: (old.get(key, usual.get(key, "")), new.get(key, usual.get(key, ""))) for key in {**new, **old}}
-        if differ := {key: pair for key, pair in both.items() if pair[0] != pair[1]}:
+            old, new = {**old, **_texts(about.get("meaning"))}, {**new, **config.meaning(run.arm)}
+        both = {key: (old.get(key, default.get(key, "")), new.get(key, default.get(key, ""))) for key in {**new, **old}}
+        spared = set[str]() if run in runs else idle_here | _idle(run.arm)
+        if differ := {key: pair for key, pair in both.items() if pair[0] != pair[1] and key not in spared}:
             return run, differ
     return None
 
 
+def _idle(arm: str) -> set[str]:
+    """The settings that decide a folder and that an arm does not look at, but for the point of --rewind, which
+    --connectivity looks at in all."""
+    return combinations.idle(arm) - {"rewind"} if arm in ARMS else set()
+
+
+def _texts(found: object) -> dict[str, str]:
+    """Settings as a config.json says them; none where somebody has put something else in their place."""
+    return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
+
+
+@cache
 def usual() -> dict[str, str]:
     """The defaults of the settings that decide numbers, in the order of the flags."""
     specs = [spec for spec in fields(Config) if spec.metadata.get("changes_numbers", True)]
@@ -126,10 +148,9 @@ def usual() -> dict[str, str]:
 def deciding(run: Run) -> dict[str, str]:
     """The settings that decide a run's numbers, in the order of the flags, those that it does not name at their
     defaults; empty if its config.json does not say them."""
-    chosen = read_json(run.dumps / "config.json").get("deciding")
-    if not isinstance(chosen, dict):
+    if not (chosen := _texts(read_json(run.dumps / "config.json").get("deciding"))):
         return {}
-    told = {**usual(), **{str(name): str(value) for name, value in chosen.items()}}
+    told = {**usual(), **chosen}
     overruled = "prune_percent" if told.get("target_remaining", "None") != "None" else "prune_iterations"
     return {name: value for name, value in told.items() if name != overruled}
 
@@ -145,18 +166,24 @@ def said(differ: Sequence[str]) -> str:
 
 def mixed(runs: Sequence[Run]) -> str:
     """Why these runs must not be averaged: what of them is not the same in all. Nothing if they may be."""
-    first: dict[tuple[str, str], tuple[str, Run]] = {}
+    prints: dict[str, tuple[str, Run]] = {}
+    settings: dict[str, tuple[str, Run]] = {}
     for run in runs:
-        prints = {("another", WORDS.get(name, name)): value for name, value in recorded(run).items()}
-        for part, value in {**prints, **{("", name): value for name, value in deciding(run).items()}}.items():
-            known, where = first.setdefault(part, (value, run))
+        for name, value in recorded(run).items():
+            known, other = prints.setdefault(name, (value, run))
             if known != value:
-                what = " ".join(part) if part[0] else f"{part[1]} {known} and {value}"
-                return (
-                    f"{where.dumps} and {run.dumps} are of different experiments ({what}) and are not averaged: move "
-                    "one of them away"
-                )
+                return _different(other, run, f"another {WORDS.get(name, name)}")
+        looked_at = {name: value for name, value in deciding(run).items() if name not in _idle(run.arm)}
+        for name, value in looked_at.items():
+            known, other = settings.setdefault(name, (value, run))
+            if known != value:
+                return _different(other, run, f"{name} {known} and {value}")
     return ""
+
+
+def _different(one: Run, other: Run, what: str) -> str:
+    those = f"{one.dumps} and {other.dumps} are of different experiments ({what})"
+    return f"{those} and are not averaged: move one of them away"
 
 
 def unmixed(groups: Sequence[list[Run]]) -> tuple[list[list[Run]], list[str]]:

@@ -124,7 +124,7 @@ def _check_whose(run: Run) -> None:
     """RecordError if the run's config.json cannot be read, or is of another arm or seed than its folder: such a copy
     is no further trial."""
     about, named = read_json(run.dumps / "config.json"), {"arm": run.arm, "seed": run.seed}
-    if other := [f"{name} {about[name]}" for name, value in named.items() if about.get(name, value) != value]:
+    if other := [f"{name} {about[name]}" for name, value in named.items() if str(about.get(name, value)) != str(value)]:
         raise RecordError(
             f"{run.dumps} is a copy of another run, as its config.json says ({', '.join(other)}): move it away"
         )
@@ -192,6 +192,14 @@ def connected_rounds(run: Run) -> int:
     return next(number for number in itertools.count() if number not in known)
 
 
+def image_shape(run: Run) -> tuple[int, ...]:
+    """The shape (C, H, W) of the images that the run was trained on; () where its config.json does not say it."""
+    found = read_json(run.dumps / "config.json").get("image_shape")
+    if not isinstance(found, list) or len(found) != 3 or not all(isinstance(size, int) and size > 0 for size in found):
+        return ()
+    return tuple(found)
+
+
 def done_rounds(run: Run, connectivity: bool) -> int:
     """How many rounds of the run are complete with all that is asked of them."""
     finished = finished_rounds(run)
@@ -230,7 +238,7 @@ def results(root: str | Path = ".") -> pd.DataFrame:
     """All rounds of all runs under `root`, tidy: a row a round; columns arch_type, dataset, settings, arm, seed, those
     of rounds.csv, one for every setting that differs between the runs, and `fingerprint` where runs of the same
     settings are of different models or data, which must not be averaged. TypeError or ValueError if `root` is no
-    folder; RecordError if a table is spoiled."""
+    folder; RecordError if a table is spoiled, or a run is a copy of another one."""
     folder = checks.path("root", root)
     if not folder.is_dir():
         raise ValueError(f"root must be the folder that has dumps/, but there is no folder {folder}")

@@ -65,8 +65,8 @@ class Alone:
             tables.move_aside(run, stamp)
         for one in prepared:
             facts = _facts(one, device, command)
+            _check_same(one.runs, one.config, facts)
             for run in map(self.hold, one.runs):
-                _check_same(run, one.config, facts)
                 _write_config(run, one.config, facts)
 
     def hold(self, run: Run) -> Run:
@@ -106,7 +106,7 @@ class Shared:
             return None
         held = replace(run, fence=fence)
         config, facts = self.about[run]
-        _check_same(held, config, facts)
+        _check_same([held], config, facts)
         _write_config(held, config, facts)
         return held
 
@@ -153,14 +153,14 @@ def _facts(one: Prepared, device: torch.device, command: Sequence[str]) -> dict[
     return {**about(one.asked, one.config, device, command), "stack": stack, **prints}
 
 
-def _check_same(run: Run, config: Config, facts: Mapping[str, Any]) -> None:
-    """RecordError if its results, or others beside it, are of another experiment or of other settings, begun since the
-    command looked."""
-    if changed := same.other_settings([run], config):
+def _check_same(runs: Sequence[Run], config: Config, facts: Mapping[str, Any]) -> None:
+    """RecordError if their results, or others beside them, are of another experiment or of other settings, begun since
+    the command looked."""
+    if changed := same.other_settings(runs, config):
         other, changes = changed
         those = ", ".join(f"{key} {theirs}, here {ours}" for key, (theirs, ours) in changes.items())
         raise RecordError(f"{other.dumps} holds results of other settings since ({those})")
-    if found := same.other_results([run], facts["fingerprint"]):
+    if found := same.other_results(runs, facts["fingerprint"]):
         other, differ = found
         raise RecordError(f"{other.dumps} holds results of another experiment, {same.said(differ)} since")
 

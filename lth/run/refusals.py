@@ -15,7 +15,6 @@ from lth.records.files import read_json
 from lth.records.same import Prints
 from lth.records.tables import Run
 from lth.settings import names
-from lth.settings.arms import ARMS
 from lth.settings.config import Config, ConfigError
 from lth.training import fingerprint, models
 
@@ -30,7 +29,7 @@ def refuse_other_settings(config: Config, runs: Sequence[Run]) -> None:
             continue
         if ours and file.exists():
             raise ConfigError(f"{file} is damaged: restore it or move it away, or use --overwrite")
-        meaning = config.meaning(run.arm) if run.arm in ARMS else {}
+        meaning = config.meaning(run.arm) if run.arm in {one.arm for one in runs} else {}
         theirs = same.settings_of(run.saves / "initial.safetensors") if (run.dumps / "rounds.csv").exists() else ""
         if theirs not in ("", tickets.identity({**config.deciding(), **meaning}, run)):
             beside, way = _beside(run, runs)

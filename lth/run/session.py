@@ -244,7 +244,7 @@ def check_finished(config: Config) -> None:
     """ConfigError or RecordError if what is finished of these runs is not of one experiment with these settings, or
     its tables are not as they were written: for who only reads them."""
     runs = runs_of(config)
-    refusals.refuse_other_settings(settled(config), runs)
+    refusals.refuse_other_settings(replace(settled(config), overwrite=False), runs)
     if reason := same.mixed(runs):
         raise ConfigError(reason)
     for run in runs:
@@ -309,7 +309,7 @@ def _announce(prepared: Sequence[Prepared], device: torch.device, place: str, sa
         remarks[layers.left_alone(model, config.prune_embeddings)] = None
         if config.init != Config.init and models.draws_itself(model):
             own = f"{config.arch_type} draws its weights by its own _initialize_weights()"
-            remarks[f"--init {config.init} is in the folder's name and changes nothing: {own}"] = None
+            remarks[f"--init {config.init} decides the folder and changes nothing: {own}"] = None
         if rates["output"] != rates["fc"]:
             remarks[pruning.odd_output(model, one.images.classes, config.prune_embeddings)] = None
         remarks |= dict.fromkeys(combinations.unused(config))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from lth.settings.arms import ARMS, Arm
+from lth.settings.arms import ARMS
 from lth.settings.values import as_text
 
 if TYPE_CHECKING:
@@ -49,30 +49,31 @@ def problems(config: Config) -> list[str]:
 
 
 def unused(config: Config) -> list[str]:
-    """Sentences about settings that name a folder and that none of the arms asked for looks at."""
-    arms, finders = [ARMS[name] for name in config.prune_type], _finders(config)
-    looked_at = {
-        "random_rates": any(arm.compared == "layer" for arm in finders),
-        "score_batches": scores_batches(config),
-        "prune_method": any(arm.scores == "criterion" and arm.prunes != "given" for arm in finders),
-        "rewind": config.connectivity or any(arm.schedule == "rewound" for arm in [*arms, *finders]),
-    }
+    """Sentences about settings that decide the folder and that none of the arms asked for looks at."""
+    of_none = set[str].intersection(*map(idle, config.prune_type)) - ({"rewind"} if config.connectivity else set())
     told = " ".join(config.prune_type)
     return [
-        f"--{spec.name} {as_text(value)} is in the folder's name and changes nothing: {told} does not use it"
+        f"--{spec.name} {as_text(value)} decides the folder and changes nothing: {told} does not use it"
         for spec in dataclasses.fields(config)
-        if not looked_at.get(spec.name, True) and (value := getattr(config, spec.name)) != spec.default
+        if spec.name in of_none and (value := getattr(config, spec.name)) != spec.default
     ]
+
+
+def idle(name: str) -> set[str]:
+    """The settings that decide a folder and that the arm of this name does not look at."""
+    arm, finder = ARMS[name], ARMS[ARMS[name].mask_of or name]  # which finds its masks
+    looked_at = {
+        "random_rates": finder.compared == "layer",
+        "score_batches": finder.scores in ("snip", "grasp"),
+        "prune_method": finder.scores == "criterion" and finder.prunes != "given",
+        "rewind": "rewound" in (arm.schedule, finder.schedule),
+    }
+    return {setting for setting, looks in looked_at.items() if not looks}
 
 
 def scores_batches(config: Config) -> bool:
     """Whether one of the arms asked for has scores that training batches decide."""
-    return any(arm.scores in ("snip", "grasp") for arm in _finders(config))
-
-
-def _finders(config: Config) -> list[Arm]:
-    """The arms that find the masks of those asked for."""
-    return [ARMS[ARMS[name].mask_of or name] for name in config.prune_type]
+    return any("score_batches" not in idle(name) for name in config.prune_type)
 
 
 def takes_over(config: Config) -> list[str]:

@@ -69,8 +69,12 @@ def cost(model: nn.Module, example: Tensor, names: Iterable[str]) -> Cost:
     named = layers.names(model)
     kinds = {named[id(part.parameter)]: part.kind for part in layers.parts(model)}
     counted = {path for path, count in own.items() if count}
-    every = {found[0]: [name.rpartition(".")[0] for name in found] for found in layers.all_names(model).values()}
-    owners = {name: _owners(every[name], counted) for name in names}
+    places: dict[str, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                places.setdefault(named[id(parameter)], []).append(path)
+    owners = {name: _owners(places[name], counted) for name in names}
     shared: dict[str, int] = {}
     for name, found in owners.items():
         for owner in found:

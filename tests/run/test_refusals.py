@@ -235,6 +235,38 @@ def test_results_of_different_settings_are_never_averaged(place: Path, capsys: p
     assert "(lr 0.01 and 0.02)" in capsys.readouterr().err and not list(place.glob("plots/**/verdict.csv"))
 
 
+def test_settings_that_an_arm_does_not_look_at_may_be_others_beside_it(place: Path) -> None:
+    config = settings(place, name="mine", prune_iterations=2)
+    session.run(config)
+    before = replace(config, prune_type=("random_init",), random_rates="erk")
+    session.run(before)
+    session.run(replace(config, prune_iterations=3))
+    assert len(verdict.table(tables.find(place))["arm"].unique()) == 2 and same.mixed(tables.find(place)) == ""
+    refused(replace(before, random_rates="uniform"), "random_rates erk, now uniform")
+    refused(replace(before, seed=1, random_rates="uniform"), "beside these runs", "random_rates erk, now uniform")
+    with pytest.raises(ConfigError, match="random_rates erk, now uniform"):
+        session.check_finished(replace(before, random_rates="uniform", overwrite=True))
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        {"deciding": ["lr"], "meaning": None, "seed": "0"},
+        {"image_shape": None},
+        {"image_shape": "1x28x28"},
+    ],
+)
+def test_odd_words_in_config_json_stop_nobody(place: Path, spoiled: dict[str, Any]) -> None:
+    config = settings(place, prune_iterations=2)
+    (run,) = session.run(config)
+    file = run.dumps / "config.json"
+    write_json(file, {**read_json(file), **spoiled})
+    session.run(replace(config, prune_type=("random",)))
+    utils.conclude(tables.find(place), "png", quiet=True)
+    assert (run.plots / "report.html").is_file()
+    assert lth.load_ticket(run.saves).sparse() is not None
+
+
 def test_a_model_edited_while_workers_start_is_not_trained_by_them(place: Path) -> None:
     """A worker finds the model's file itself: it must be the one of config.json, and sets nothing aside."""
     config = settings(place)

@@ -534,13 +534,13 @@ def test_controls_of_lt_are_led_to_their_names(arm: str) -> None:
 )
 def test_settings_that_no_arm_looks_at_are_told(argv: str, unused: list[str]) -> None:
     told = combinations.unused(parse(argv.split()))
-    assert sorted(sentence.split(" is in the")[0] for sentence in told) == sorted(unused)
+    assert sorted(sentence.split(" decides")[0] for sentence in told) == sorted(unused)
 
 
 def test_a_criterion_beside_tickets_that_are_given_is_told(tmp_path: Path) -> None:
     (folder := tmp_path / "saves" / "fc1" / "mnist" / "default" / "lt" / "seed0").mkdir(parents=True)
     config = parse(["--prune_type", "transfer", "--ticket", str(folder), "--prune_method", "movement"])
-    assert [sentence.split(" is in the")[0] for sentence in combinations.unused(config)] == ["--prune_method movement"]
+    assert [sentence.split(" decides")[0] for sentence in combinations.unused(config)] == ["--prune_method movement"]
 
 
 def test_rounds_that_are_evaluated_once_are_told() -> None:
