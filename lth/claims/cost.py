@@ -70,6 +70,6 @@ def minutes(form: Form, known: dict[tuple[object, ...], Cost]) -> float | None:
         steps = config.end_iter.iterations(cost.epoch)
         evaluations = -(-steps // config.valid_freq.iterations(cost.epoch, steps))
         seconds = trainings(config) * (steps * cost.step + evaluations * cost.evaluation)
-        together = min(jobs.side_by_side(config), config.trials)
+        together = min(jobs.at_once(config), config.trials)
         total += seconds / (together if devices.choose(config.gpu)[0].type == "cpu" else 1)
     return total / 60

@@ -109,8 +109,8 @@ def other_settings(runs: Sequence[Run], config: Config, anew: bool = False) -> t
     """The first run, as in `other_results`, whose results are of other settings than these, and which: what deciding
     ones were and are now. What the name of an arm means matters to its own results only, and to those beside them no
     setting that one of both does not look at."""
-    default = {spec.name: as_text(spec.default) for spec in fields(Config)}  # of a setting that one of them lacks
-    default["finetune"] = "with the whole schedule again (now the arm lr_rewind)"
+    finetune = "with the whole schedule again (now the arm lr_rewind)"
+    default = {**usual(), "finetune": finetune}  # of a setting that one of them lacks
     arms, deciding_now = {run.arm for run in runs}, config.deciding()
     idle_here = set[str].intersection(*map(_idle, arms))
     for run in around(runs):

@@ -162,6 +162,6 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def side_by_side(config: Config) -> int:
+def at_once(config: Config) -> int:
     """How many processes train beside each other on a CPU, if there is work for so many."""
     return config.jobs or max(1, cores() // config.threads)

@@ -111,7 +111,7 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), words: Cal
                 workers: jobs.Workers = there
             else:
                 most = len(queue.tasks) if holding.together(next(iter(todo))) == 1 else len(todo)
-                size = min(jobs.side_by_side(first), most)
+                size = min(jobs.at_once(first), most)
                 inputs = {one.asked: (one.config, one.images) for one in prepared}
                 workers = processes.workers(size, first.threads, inputs, device, tell, lambda: bool(signalled()))
                 if size > 1:  # this process only waits from here on: what draws the figures can be loaded meanwhile
