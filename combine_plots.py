@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     groups, reasons = same.unmixed(groups)
     for reason in reasons:
         print(f"error: {reason}", file=sys.stderr)
-    abouts = labels.told_apart([runs[0] for runs in groups]) if len(groups) > 1 else [""]
+    abouts = labels.told_apart(groups) if len(groups) > 1 else [""]
     for runs, about in zip(groups, abouts, strict=False):
         utils.conclude(runs, flags.format, flags.quiet, about)
         if flags.x != "remaining":

@@ -191,7 +191,7 @@ def measured_by(form: Form) -> str:
         for run in runs:
             if not (run.dumps / "rounds.csv").exists():
                 continue
-            config = files.read_json(run.dumps / "config.json")
+            config = tables.config_of(run)
             device, processor = str(config.get("device", "?")), config.get("processor")
             about["where"][f"{processor} ({device})" if processor and device.startswith("cpu") else device] = None
             versions = [f"{library} {version}" for library, version in config.get("versions", {}).items()]

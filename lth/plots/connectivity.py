@@ -33,9 +33,9 @@ def connectivity(runs: Sequence[Run], folder: Path, format: str = "png") -> list
 
 def rewind_points(groups: Sequence[Sequence[Run]], folder: Path, format: str = "png") -> list[Path]:
     """The same for several settings, as points to rewind to, a line each (an arm of each, if they have several)."""
-    names = labels.told_apart([runs[0] for runs in groups])
+    names = labels.told_apart(groups)
     if len({labels.title(runs[0]) for runs in groups}) == 1:  # the settings alone tell them apart
-        own = labels.differing([runs[0] for runs in groups])[1]
+        own = labels.differing(groups)[1]
         names = [own[runs[0].plots] or name for runs, name in zip(groups, names, strict=True)]
     lines = {}
     for title, runs in zip(names, groups, strict=True):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from lth.records import files
-from lth.records.tables import Run
+from lth.records.tables import Run, config_of
 
 RECORD = "figures.json"  # beside the figures: what they were drawn from, by file format
 CODE = Path(__file__).resolve().parents[1]
@@ -59,7 +59,7 @@ def fingerprint(runs: Iterable[Run]) -> str:
         digest.update(file.read_bytes())
     for run in runs:
         digest.update(str(run).encode())
-        digest.update(json.dumps(files.read_json(run.dumps / "config.json").get("deciding")).encode())
+        digest.update(json.dumps(config_of(run).get("deciding")).encode())
         for name in ("rounds", "evals", "layers", "connectivity"):
             file = run.dumps / f"{name}.csv"
             digest.update(files.read(file) if file.is_file() else b"-")

@@ -21,13 +21,13 @@ def grid(groups: Sequence[Sequence[Run]], folder: Path, format: str = "png") -> 
     """Groups of runs side by side, each of one model, data set and settings: accuracy above, early stop relative to
     the dense network below. Each has axes of its own, since data sets and depths of pruning differ; groups of many arms
     stand below each other. Writes grid.<format> into `folder`; nothing where no round is finished."""
-    found = [(runs[0], rounds) for runs in groups if len(rounds := verdict.paired(runs))]
+    found = [(runs, rounds) for runs in groups if len(rounds := verdict.paired(runs))]
     if not found:
         return []
-    panels = [(run, rounds, title, arms) for run, rounds in found for title, arms in grouped(list(rounds["arm"]))]
+    panels = [(run, rounds, title, arms) for (run, *_), rounds in found for title, arms in grouped(list(rounds["arm"]))]
     across = min(len(panels), ACROSS)
     bands = [panels[i : i + across] for i in range(0, len(panels), across)]
-    shared, own = labels.differing([run for run, _ in found])
+    shared, own = labels.differing([runs for runs, _ in found])
     width = max(3.6, style.WIDTH * across / ACROSS)
     file = folder / f"grid.{format}"
     everything = pd.concat([rounds for _, rounds in found])

@@ -21,7 +21,7 @@ import pandas as pd
 
 from lth.plots import comparison, connectivity, layers, training, weights
 from lth.records import files, labels, verdict
-from lth.records.tables import Run
+from lth.records.tables import Run, config_of
 from lth.records.tickets import UNUSABLE
 from lth.settings.config import Config
 from lth.settings.values import as_text
@@ -49,22 +49,31 @@ def write(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], fo
     """Write report.html into `folder` for runs of one model, data set and settings. `table` and `sentences` are the
     verdict's."""
     file = folder / "report.html"
-    files.write(file, page(runs, table, sentences, figures(runs)).encode())
+    files.write(file, page(runs, table, sentences, figures(runs, folder)).encode())
     return file
 
 
-def figures(runs: Sequence[Run]) -> dict[str, bytes]:
-    """The figures of these runs as SVG, by name, as many as the page has room for; those that cannot be drawn are left
-    out here, since drawing them for plots/ has said why."""
+def figures(runs: Sequence[Run], folder: Path) -> dict[str, bytes]:
+    """The figures of these runs as SVG, by name, as many as the page has room for; those whose numbers or weights
+    cannot be read are left out here, since drawing them for plots/ says why. They are drawn below `folder`; Unwritable
+    if that has no room for them."""
     drawn: dict[str, bytes] = {}
     drawings = (comparison.comparison, connectivity.connectivity, training.training, layers.layers)
-    with tempfile.TemporaryDirectory(prefix="lth-") as folder:
+    with files.explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        place = tempfile.TemporaryDirectory(suffix=".partial", dir=folder)
+    with place as inside:
         for draw in (*drawings, weights.initial_weights):
-            with contextlib.suppress(*UNUSABLE):
-                for file in draw(runs, Path(folder), "svg"):
-                    content = file.read_bytes()
-                    if sum(map(len, drawn.values())) + len(content) <= ROOM:
-                        drawn[file.stem] = content
+            try:
+                found = draw(runs, Path(inside), "svg")
+            except files.Unwritable:
+                raise
+            except UNUSABLE:
+                continue
+            for file in found:
+                content = file.read_bytes()
+                if sum(map(len, drawn.values())) + len(content) <= ROOM:
+                    drawn[file.stem] = content
     return drawn
 
 
@@ -73,7 +82,7 @@ def page(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], fig
     is left out, as in `figures`."""
     arms = verdict.in_order([run.arm for run in runs])
     runs = sorted(runs, key=lambda run: (arms.index(run.arm), run.seed))
-    configs = [files.read_json(run.dumps / "config.json") for run in runs]
+    configs = [config_of(run) for run in runs]
     maps, maps_of, kinds = list[dict[str, str]](), "", list[list[str]]()
     with contextlib.suppress(*UNUSABLE):
         maps, maps_of = pixel_maps(runs)
@@ -82,7 +91,7 @@ def page(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], fig
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     return environment.get_template("report.html").render(
         title=labels.title(runs[0]),
-        settings_said=labels.settings(runs[0]),
+        settings_said=labels.settings(*runs),
         sentences=sentences,
         figures=[(name, _uri("image/svg+xml", content)) for name, content in figures.items()],
         maps=maps,

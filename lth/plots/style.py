@@ -114,7 +114,7 @@ def sheet(
     with matplotlib.rc_context({**theme, **own}):
         figure = Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.05))
         lines = [f"{labels.title(runs[0])}: {what}"] if runs else [what]
-        lines += wrapped(labels.settings(runs[0]) if runs else about, int(width * 13))
+        lines += wrapped(labels.settings(*runs) if runs else about, int(width * 13))
         figure.suptitle("\n".join(lines), color=DARK)
         yield figure
         save(figure, file)

@@ -38,6 +38,10 @@ class Unreadable(RecordError):
         return cls(f"{file} cannot be read ({error.strerror or error})")
 
 
+class Unwritable(RecordError):
+    """A file cannot be written: there is no room, or no right to."""
+
+
 class Fence(Protocol):
     """The right to write, which may be lost (lth.records.lock.Held). Each has a higher number than those before."""
 
@@ -96,10 +100,13 @@ def delete(file: Path, fence: Fence | None = None) -> None:
 
 
 def drop_partials(folder: Path, fence: Fence | None = None) -> None:
-    """Delete the partial files of other processes: of killed ones, and of those that no longer may write."""
+    """Delete the partial files and folders of other processes: of killed ones, and of those that may not write any
+    more."""
     mine = None if fence is None else f".{fence.number}.partial"
     for file in folder.glob("*.partial"):
-        if mine is None or not file.name.endswith(mine):
+        if file.is_dir():
+            shutil.rmtree(file, ignore_errors=True)
+        elif mine is None or not file.name.endswith(mine):
             delete(file)
 
 
@@ -185,8 +192,8 @@ def _sync(folder: Path) -> None:
 
 @contextlib.contextmanager
 def explained(file: Path) -> Iterator[None]:
-    """Within it, an OSError becomes a RecordError that names the file."""
+    """Within it, an OSError becomes Unwritable, which names the file."""
     try:
         yield
     except OSError as error:
-        raise RecordError(f"cannot write {file}: {error.strerror or error}; what was finished before is safe") from None
+        raise Unwritable(f"cannot write {file}: {error.strerror or error}; what was finished before is safe") from None

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lth.records import same
-from lth.records.files import read_json
-from lth.records.tables import Run
+from lth.records.tables import Run, config_of
 from lth.settings.values import Duration
 
 T = TypeVar("T")
@@ -66,22 +65,23 @@ def title(run: Run) -> str:
     return f"{run.arch_type} on {DATASETS.get(run.dataset.lower(), run.dataset)}"
 
 
-def settings(run: Run) -> str:
-    """The settings of a run: how much is pruned and how long is trained, and what else is not as usual."""
-    told = same.deciding(run)
+def settings(*runs: Run) -> str:
+    """The settings of runs of one folder: how much is pruned and how long is trained, and what else is not as usual."""
+    run, told = runs[0], same.deciding(*runs)
     if not told:  # a folder from elsewhere still has its name
         return "default settings" if run.settings == "default" else run.settings.replace("_", " ").replace(",", ", ")
-    asked = read_json(run.dumps / "config.json").get("settings", {})
+    asked = config_of(run).get("settings", {})
     left = {name for name, value in asked.items() if value is None}  # to the data: --valid_size
     said = {name: x for name, x in told.items() if name in ALWAYS or (name not in left and _unusual(name, x))}
     return _listed(_name(run), said)
 
 
-def differing(runs: Sequence[Run]) -> tuple[str, dict[Path, str]]:
-    """What the settings of these runs have in common, and what each has of its own, by its folder of plots."""
-    told = {run: same.deciding(run) for run in runs}
+def differing(groups: Sequence[Sequence[Run]]) -> tuple[str, dict[Path, str]]:
+    """What the settings of these groups of runs, of one folder each, have in common, and what each has of its own, by
+    its folder of plots."""
+    told = {runs[0]: same.deciding(*runs) for runs in groups}
     if not all(told.values()):
-        return "", {run.plots: settings(run) for run in runs}
+        return "", {runs[0].plots: settings(*runs) for runs in groups}
     names = list(dict.fromkeys(name for values in told.values() for name in values))
     usual = same.usual()
     values = {name: {values.get(name, usual.get(name, "None")) for values in told.values()} for name in names}
@@ -96,13 +96,13 @@ def differing(runs: Sequence[Run]) -> tuple[str, dict[Path, str]]:
     return _listed("", {name: value for name, value in common.items() if name in ALWAYS or _unusual(name, value)}), own
 
 
-def told_apart(runs: Sequence[Run]) -> list[str]:
-    """Model and data set of each, with what else tells it from the others of these."""
-    titles = [title(run) for run in runs]
+def told_apart(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Model and data set of each group of runs, with what else tells it from the others of these."""
+    titles = [title(runs[0]) for runs in groups]
     apart = []
-    for run, own in zip(runs, titles, strict=True):
-        like = [other for other, name in zip(runs, titles, strict=True) if name == own]
-        said = differing(like)[1][run.plots] or run.settings if len(like) > 1 else ""
+    for runs, own in zip(groups, titles, strict=True):
+        like = [others for others, name in zip(groups, titles, strict=True) if name == own]
+        said = differing(like)[1][runs[0].plots] or runs[0].settings if len(like) > 1 else ""
         apart.append(f"{own} ({said})" if said else own)
     return apart
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from lth.records import recording, tables, tickets
-from lth.records.files import RecordError, Unreadable, delete, read_json, set_aside, share
+from lth.records.files import RecordError, Unreadable, delete, set_aside, share
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
 from lth.training.models import State
@@ -48,7 +48,7 @@ def has_ticket(run: Run, number: int) -> bool:
 def sparse_up_to(run: Run, usual: Mapping[str, float]) -> Mapping[str, float]:
     """The rule by which layers of the run train sparsely (lth.training.sparse.limits): the one it began with, since
     another one gives other numbers. Runs of before there was one go on densely; `usual` is that of a new run."""
-    begun = read_json(run.dumps / "config.json")
+    begun = tables.config_of(run)
     return begun.get("sparse_up_to", {}) if begun else usual
 
 

@@ -6,16 +6,16 @@ Results without any, which older versions wrote, are gone on with.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import safetensors
 
-from lth.records.files import RecordError, problem, read_json
-from lth.records.tables import Run
+from lth.records.files import RecordError, problem
+from lth.records.tables import SEED, Run, config_of
 from lth.settings import combinations
 from lth.settings.arms import ARMS
 from lth.settings.config import Config
@@ -35,8 +35,8 @@ Changes = Mapping[str, tuple[str, str]]  # settings by name: what they were, wha
 
 def recorded(run: Run) -> dict[str, str]:
     """The fingerprints that the results of a run say they are of; none where an older version wrote them."""
-    found = read_json(run.dumps / "config.json").get("fingerprint")
-    if isinstance(found, dict):
+    found = config_of(run).get("fingerprint")
+    if found is not None:
         return {str(key): str(value) for key, value in found.items()}
     for file in sorted(run.saves.glob("*.safetensors")):
         if prints := fingerprint_of(file):
@@ -75,7 +75,7 @@ def neighbours(run: Run) -> list[Run]:
     found = set()
     for kind, name in (("dumps", "config.json"), ("saves", "initial.safetensors")):
         for file in run.folder(kind).parent.parent.glob(f"*/seed*/{name}"):
-            if number := re.fullmatch(r"seed(\d+)", file.parent.name):
+            if number := SEED.fullmatch(file.parent.name):
                 place = (run.root, run.arch_type, run.dataset, run.settings, file.parent.parent.name)
                 found.add(Run(*place, int(number[1])))
     return sorted(found, key=lambda run: (run.arm, run.seed))
@@ -114,7 +114,7 @@ def other_settings(runs: Sequence[Run], config: Config, anew: bool = False) -> t
     arms, deciding_now = {run.arm for run in runs}, config.deciding()
     idle_here = set[str].intersection(*map(_idle, arms))
     for run in around(runs):
-        about = {} if anew and run in runs else read_json(run.dumps / "config.json")
+        about = {} if anew and run in runs else config_of(run)
         if not about:
             continue
         old, new = _texts(about.get("deciding")) or deciding_now, deciding_now
@@ -133,9 +133,9 @@ def _idle(arm: str) -> set[str]:
     return combinations.idle(arm) - {"rewind"} if arm in ARMS else set()
 
 
-def _texts(found: object) -> dict[str, str]:
-    """Settings as a config.json says them; none where somebody has put something else in their place."""
-    return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
+def _texts(found: Mapping[str, Any] | None) -> dict[str, str]:
+    """Settings as a config.json says them; none where it does not."""
+    return {name: str(value) for name, value in (found or {}).items()}
 
 
 @cache
@@ -145,12 +145,16 @@ def usual() -> dict[str, str]:
     return {**{spec.name: as_text(spec.default) for spec in specs}, **Config().deciding()}
 
 
-def deciding(run: Run) -> dict[str, str]:
-    """The settings that decide a run's numbers, in the order of the flags, those that it does not name at their
-    defaults; empty if its config.json does not say them."""
-    if not (chosen := _texts(read_json(run.dumps / "config.json").get("deciding"))):
+def deciding(*runs: Run) -> dict[str, str]:
+    """The settings that decide the numbers of runs of one folder, in the order of the flags, those that they do not
+    name at their defaults; empty if no config.json says them. Beside each other arms may differ in settings that one of
+    them does not look at: what an arm says that looks at them counts."""
+    found = [(_idle(run.arm), chosen) for run in runs if (chosen := _texts(config_of(run).get("deciding")))]
+    if not found:
         return {}
-    told = {**usual(), **chosen}
+    told = {**usual(), **found[0][1]}
+    for idle, chosen in reversed(found):
+        told |= {name: value for name, value in {**usual(), **chosen}.items() if name not in idle}
     overruled = "prune_percent" if told.get("target_remaining", "None") != "None" else "prune_iterations"
     return {name: value for name, value in told.items() if name != overruled}
 

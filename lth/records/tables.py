@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -29,6 +30,9 @@ TIMES = ("round", "seconds", "training", "evaluation")
 WORDS = ("layer", "kind")  # the columns that hold no numbers
 CONNECTIVITY = ("round", "remaining", "point", "train_error", "test_error")
 FOLDERS = "dumps/*/*/*/*/seed*"  # of runs
+SEED = re.compile(r"seed(0|[1-9]\d*)")  # the last of them; a run moved aside is called seed0.old-...
+OBJECTS = ("settings", "deciding", "meaning", "own", "fingerprint", "versions", "sparse_up_to")  # in a config.json
+LISTS = ("command", "program", "image_shape")
 TABLES = {"rounds": ROUNDS, "evals": EVALS, "layers": LAYERS, "times": TIMES, "connectivity": CONNECTIVITY}
 
 
@@ -94,7 +98,7 @@ def find(
     folders = {file.parent for name in ("rounds.csv", journal.NAME) for file in Path(root).glob(f"{FOLDERS}/{name}")}
     for folder in sorted(folders):
         found_arch, found_dataset, settings, arm, seed = folder.parts[-5:]
-        run_of_seed = re.fullmatch(r"seed(\d+)", seed)  # a run moved aside is called seed0.old-...
+        run_of_seed = SEED.fullmatch(seed)
         wanted = all(
             want is None or want.lower() == have.lower()
             for want, have in ((arch_type, found_arch), (dataset, found_dataset), (name, settings))
@@ -103,7 +107,8 @@ def find(
         if run and wanted and among(run):
             try:
                 check(run)
-                _check_whose(run)
+                if other := copied(run):
+                    raise RecordError(other)
                 if len(table(run, "rounds")):
                     runs.append(run)
             except RecordError as error:
@@ -113,6 +118,14 @@ def find(
     return sorted(runs, key=lambda run: (run.arch_type, run.dataset, run.settings, run.arm, run.seed))
 
 
+def config_of(run: Run) -> dict[str, Any]:
+    """What the run's config.json says (lth.run.about writes it), but for objects and lists in whose place somebody has
+    put something else; empty if there is none or it is spoiled. RecordError if it cannot be read."""
+    kinds = {**dict.fromkeys(OBJECTS, dict), **dict.fromkeys(LISTS, list)}
+    found = read_json(run.dumps / "config.json")
+    return {name: value for name, value in found.items() if isinstance(value, kinds.get(name, object))}
+
+
 def check(run: Run) -> None:
     """RecordError, saying which and what to do, if a table of the run is not as the run wrote it, or its journal is
     damaged, or one of them cannot be read. Nothing is known of tables that an older version wrote."""
@@ -120,14 +133,14 @@ def check(run: Run) -> None:
         raise RecordError(f"{wrong}: the command that made it writes it again; or use --overwrite")
 
 
-def _check_whose(run: Run) -> None:
-    """RecordError if the run's config.json cannot be read, or is of another arm or seed than its folder: such a copy
-    is no further trial."""
-    about, named = read_json(run.dumps / "config.json"), {"arm": run.arm, "seed": run.seed}
-    if other := [f"{name} {about[name]}" for name, value in named.items() if str(about.get(name, value)) != str(value)]:
-        raise RecordError(
-            f"{run.dumps} is a copy of another run, as its config.json says ({', '.join(other)}): move it away"
-        )
+def copied(run: Run) -> str:
+    """A sentence if the run's config.json is of another arm or seed than its folder: such a copy is no further trial.
+    RecordError if it cannot be read."""
+    about, named = config_of(run), {"arm": run.arm, "seed": run.seed}
+    other = [f"{name} {about[name]}" for name, value in named.items() if str(about.get(name, value)) != str(value)]
+    if not other:
+        return ""
+    return f"{run.dumps} is a copy of another run, as its config.json says ({', '.join(other)}): move it away"
 
 
 def damage(run: Run) -> str:
@@ -194,8 +207,8 @@ def connected_rounds(run: Run) -> int:
 
 def image_shape(run: Run) -> tuple[int, ...]:
     """The shape (C, H, W) of the images that the run was trained on; () where its config.json does not say it."""
-    found = read_json(run.dumps / "config.json").get("image_shape")
-    if not isinstance(found, list) or len(found) != 3 or not all(isinstance(size, int) and size > 0 for size in found):
+    found = config_of(run).get("image_shape", [])
+    if len(found) != 3 or not all(isinstance(size, int) and size > 0 for size in found):
         return ()
     return tuple(found)
 
@@ -244,10 +257,10 @@ def results(root: str | Path = ".") -> pd.DataFrame:
         raise ValueError(f"root must be the folder that has dumps/, but there is no folder {folder}")
     frames = []
     for run in find(folder):
-        about = read_json(run.dumps / "config.json")
-        settings, prints = about.get("deciding", {}), about.get("fingerprint")
+        about = config_of(run)
+        settings = about.get("deciding", {})
         whose = {name: getattr(run, name) for name in ("arch_type", "dataset", "settings", "arm", "seed")}
-        if isinstance(prints, dict):
+        if prints := about.get("fingerprint"):
             whose["fingerprint"] = " ".join(f"{name}={value}" for name, value in prints.items())
         frames.append(
             table(run, "rounds").assign(**{f"setting/{key}": value for key, value in settings.items()}, **whose)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -243,6 +244,21 @@ def test_all_mistakes_of_a_command_line_come_once(capsys: pytest.CaptureFixture[
 def asked(root: Path, *argv: str) -> Form:
     one = claim(Statement("more accurate", accuracy("lt"), at=51.2, holds=ABOVE, published=0.3), quick="--trials 2")
     return form(one, ["--root", str(root), "--prune_percent", "20", "--end_iter", "5", *argv])
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"), [("pipe", "a file or a new one, not "), ("text", "cannot be read as text: ")]
+)
+def test_a_report_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, says: str
+) -> None:
+    file = tmp_path / "r.md"
+    if kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.write_bytes("é".encode("latin-1"))
+    assert utils.exit_code(reproduce.main, ["lenet", "--quick", "--report", str(file), "--root", str(tmp_path)]) == 2
+    assert says in capsys.readouterr().err and list(tmp_path.iterdir()) == [file]
 
 
 def test_a_report_renews_its_own_section_and_leaves_the_rest(make_runs: MakeRuns, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_a_file_that_is_gone_costs_one_figure_and_is_reported(tmp_path: Path, ma
     names = [written.stem for written in draw.draw_all(runs, tmp_path / "plots", complain=complaints.append)]
     assert names[:2] == ["comparison", "training"] and "initial_weights" not in names
     assert complaints and all("rewind.safetensors is gone" in complaint for complaint in complaints), complaints
-    assert list(report.figures(runs))[:2] == ["comparison", "training"]
+    assert list(report.figures(runs, tmp_path))[:2] == ["comparison", "training"]
 
 
 def test_figures_are_up_to_date_until_what_they_show_changes(

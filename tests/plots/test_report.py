@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -90,6 +92,29 @@ def test_the_page_has_the_figures_and_stays_below_a_megabyte(make_runs: MakeRuns
     assert said.count("data:image/svg+xml") >= 3 and 'type="range"' in said and file.stat().st_size < 1_000_000
 
 
+def test_a_page_whose_figures_find_no_room_is_not_written(
+    make_runs: MakeRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be up to date without them for ever."""
+    runs, write = make_runs(rounds=2), files.write
+    table, folder = verdict.table(runs), tmp_path / "plots"
+
+    def full(file: Path, content: bytes, *rest: object) -> None:
+        with files.explained(file):
+            if file.suffix == ".svg":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(file, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "write", full)
+        with pytest.raises(files.Unwritable, match=r"cannot write .*comparison\.svg: No space left"):
+            report.write(runs, table, [], folder)
+    assert not list(folder.iterdir())
+    (folder / "killed.partial").mkdir()
+    files.drop_partials(folder)
+    assert report.write(runs, table, [], folder).is_file() and len(list(folder.iterdir())) == 1
+
+
 @pytest.fixture
 def browser() -> Iterator[Any]:
     """A headless Chromium."""
@@ -111,7 +136,7 @@ def test_in_a_browser_the_slider_moves_the_table_sorts_and_no_script_of_a_name_r
     runs = make_runs(rounds=5)
     files.write_json(runs[0].dumps / "config.json", {"settings": {"name": EVIL}, "command": [EVIL]})
     table = verdict.table(runs)
-    monkeypatch.setattr(report, "figures", lambda runs: {"comparison": SVG})
+    monkeypatch.setattr(report, "figures", lambda runs, folder: {"comparison": SVG})
     file = report.write(runs, table, [EVIL], tmp_path)
     tab, complaints = browser.new_page(viewport={"width": 400, "height": 800}), []
     tab.on("console", lambda message: complaints.append(message.text))

@@ -20,9 +20,9 @@ CHANGED = {
 }
 
 
-def run_with(root: Path, name: str, **deciding: str) -> Run:
+def run_with(root: Path, name: str, arm: str = "lt", **deciding: str) -> Run:
     """A run that has recorded its settings."""
-    run = Run(root, "fc1", "mnist", name, "lt", 0)
+    run = Run(root, "fc1", "mnist", name, arm, 0)
     files.write_json(run.dumps / "config.json", {"deciding": {**Config().deciding(), **deciding}})
     return run
 
@@ -54,38 +54,49 @@ def test_what_the_data_settled_is_no_choice_of_the_user(tmp_path: Path) -> None:
 def test_rounds_are_said_where_they_decide_what_each_prunes(tmp_path: Path) -> None:
     few, many = (run_with(tmp_path, f"a={n}", target_remaining="3.6", prune_iterations=n) for n in ("5", "15"))
     assert "pruned down to 3.6%" in labels.settings(few) and "5 rounds" in labels.settings(few)
-    assert list(labels.differing([few, many])[1].values()) == ["5 rounds", "15 rounds"]
+    assert list(labels.differing([[few], [many]])[1].values()) == ["5 rounds", "15 rounds"]
 
 
 def test_a_name_of_the_user_comes_first(tmp_path: Path) -> None:
     assert labels.settings(run_with(tmp_path, "mine")) == "mine: 10% pruned a round, 100 epochs a round"
 
 
+def test_settings_are_those_of_the_arms_that_look_at_them(tmp_path: Path) -> None:
+    """Under one name arms may differ in what one of them does not look at: SNIP prunes by its own scores."""
+    snip = run_with(tmp_path, "mine", "snip", prune_method="large_init", score_batches="3")
+    lt = run_with(tmp_path, "mine")
+    for runs in ([snip, lt], [lt, snip]):
+        assert labels.settings(*runs).endswith("a round, score batches 3")
+        shared, own = labels.differing([runs, [run_with(tmp_path, "theirs", prune_method="large_init")]])
+        assert "large" not in shared and own[lt.plots].startswith("mine: the smallest weights pruned")
+    assert labels.settings(run_with(tmp_path, "lone", prune_method="large_init")).endswith("pruned by large init")
+
+
 def test_what_differs_is_told_apart_from_what_is_shared(tmp_path: Path) -> None:
     first = run_with(tmp_path, "a=1", end_iter="5", lr="0.1", prune_scope="global")
     second = run_with(tmp_path, "a=2", end_iter="5", lr="0.1")
-    shared, own = labels.differing([first, second])
+    shared, own = labels.differing([[first], [second]])
     assert shared == "10% pruned a round, 5 epochs a round, learning rate 0.1"
     assert own == {first.plots: "compared over all layers", second.plots: "compared within layers"}
     first = run_with(tmp_path, "a=3", pixels="unit")  # a setting that older runs do not mention
-    assert labels.differing([first, run_with(tmp_path, "a=4")])[1] == {
+    assert labels.differing([[first], [run_with(tmp_path, "a=4")]])[1] == {
         first.plots: "pixels from 0 to 1",
         first.plots.with_name("a=4"): "pixels standardised",
     }
     named = [run_with(tmp_path, "one", end_iter="5"), run_with(tmp_path, "two", end_iter="5")]
-    assert list(labels.differing(named)[1].values()) == ["one", "two"]
-    assert labels.differing([first])[1] == {first.plots: ""}
+    assert list(labels.differing([[run] for run in named])[1].values()) == ["one", "two"]
+    assert labels.differing([[first]])[1] == {first.plots: ""}
 
 
 def test_verdicts_are_told_apart_by_model_data_and_settings(make_runs: MakeRuns) -> None:
     def run(**what: str) -> Run:
         return make_runs(arms=["lt"], seeds=[0], rounds=1, saves=False, **what)[0]
 
-    runs = [run(settings="lr=0.1"), run(settings="lr=0.2"), run(arch_type="lenet5")]
+    runs = [[run(settings="lr=0.1")], [run(settings="lr=0.2")], [run(arch_type="lenet5")]]
     assert labels.told_apart(runs) == [
         *("fc1 on MNIST (learning rate 0.1)", "fc1 on MNIST (learning rate 0.2)", "lenet5 on MNIST"),
     ]
-    same = [run(settings="default"), run(settings="mine")]
+    same = [[run(settings="default")], [run(settings="mine")]]
     assert labels.told_apart(same) == ["fc1 on MNIST (default)", "fc1 on MNIST (mine)"]
 
 
