@@ -1,8 +1,8 @@
 """Images and other examples: read, split, put on the device, batched. Uses lth.settings.
 
-images.py reads data sets; feed.py gives a training its batches; loaders.py takes data of the user's own; stream.py
-serves those that do not fit in memory; prints.py tells data from others. The names that a user needs are here:
-`lth.data.load_MNIST`.
+images.py reads data sets; feed.py gives a training its batches; loaders.py takes data of the user's own (passes.py:
+whether they come again as they were); stream.py serves those that do not fit in memory; prints.py tells data from
+others. The names that a user needs are here: `lth.data.load_MNIST`.
 """
 
 from lth.data.feed import Feed, crop_and_flip, normalisation, split

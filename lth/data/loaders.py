@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +13,10 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    DataLoader,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-    SubsetRandomSampler,
-)
 
-from lth import chance
-from lth.data import prints
+from lth.data import passes, prints
 from lth.data.images import Images, Loader, Loaders, Source, check_sizes, load, read
-from lth.data.stream import Batch, Stream, checked, draw, ended, has_length
+from lth.data.stream import Batch, Stream, draw, ended, has_length
 from lth.settings import checks
 from lth.settings.checks import shown
 from lth.settings.config import PROJECT, VALID_SIZE, ConfigError, usual_valid_size
@@ -36,7 +28,6 @@ EXPECTED = (
     "three, a dict or an object with these attributes) of re-iterable batches"
 )
 MANY_PASSES = 10  # rounds of training data that are read before they are streamed instead
-SAMPLES = 16  # examples that are drawn twice to see whether they are random (augmented)
 
 
 @dataclass(frozen=True)
@@ -86,13 +77,13 @@ def take(
         if isinstance(part, Iterator):
             raise TypeError(f"data.{name} must give its batches again and again, as a DataLoader or a list does, "
                             f"not once as {shown(part)}")  # fmt: skip
-    sizes = {name: len(_first(part, f"data.{name}")[1]) for name, part in parts.items()}
+    sizes = {name: len(passes.first(part, f"data.{name}")[1]) for name, part in parts.items()}
     if in_memory is not False:
         limit = None if in_memory else _free(device) // 2
         collected = _all_collected(parts, limit, None if in_memory else MANY_PASSES * iterations)
         if collected is not None:
             steady = None if in_memory else True  # it has been looked at already
-            told = [_print(part, f"data.{name}", collected[name], steady) for name, part in parts.items()]
+            told = [passes.fingerprint(part, f"data.{name}", collected[name], steady) for name, part in parts.items()]
             return _of_tensors(collected, sizes["train"], prints.of_texts(told))
     return _streamed(parts, iterations)
 
@@ -182,13 +173,6 @@ def _three(given: Any) -> tuple[Any, Any, Any]:
     return found  # type: ignore[return-value]
 
 
-def _first(loader: Iterable[Any], where: str, seed: int = 0) -> Batch:
-    """The first batch of a pass."""
-    for batch in draw(loader, where, seed):
-        return batch
-    raise ValueError(f"{where} must give at least one batch, but it is empty")
-
-
 def _free(device: torch.device) -> int:
     """Bytes of memory that are free, on the device and here (where everything passes through)."""
     here = int(psutil.virtual_memory().available)
@@ -200,7 +184,7 @@ def _all_collected(parts: Mapping[str, Iterable[Any]], limit: int | None, most: 
     data of unknown length have more than `most` batches."""
     collected: dict[str, Batch] = {}
     for name, part in parts.items():
-        if limit is not None and _changes(part, f"data.{name}"):
+        if limit is not None and passes.changes(part, f"data.{name}"):
             return None
         found = _collected(part, f"data.{name}", limit, most if name == "train" and not has_length(part) else None)
         if found is None:
@@ -212,7 +196,7 @@ def _all_collected(parts: Mapping[str, Iterable[Any]], limit: int | None, most: 
 
 
 def _collected(loader: Iterable[Any], where: str, limit: int | None, most: int | None = None) -> Batch | None:
-    ordered = _in_order(loader)
+    ordered = passes.in_order(loader)
     batches: list[Batch] = []
     size = 0
     for batch in ended(draw(loader if ordered is None else ordered, where), loader, where):
@@ -230,8 +214,7 @@ def _collected(loader: Iterable[Any], where: str, limit: int | None, most: int |
     if not batches or next(draw(loader, where), None) is None:
         raise TypeError(f"{where} must give its batches again and again, as a DataLoader or a list does, not once")
     x, y = torch.cat([x.cpu() for x, _ in batches]), torch.cat([y.cpu() for _, y in batches])
-    known = ordered is not None or isinstance(loader, (list, tuple, Loader))  # these do not change
-    if limit is not None and not known and not _same_again(loader, where, x):
+    if limit is not None and not passes.is_ordered(loader) and not passes.same_again(loader, where, (x, y)):
         return None
     return x, y
 
@@ -240,92 +223,44 @@ def _bytes(batch: Batch) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in batch)
 
 
-def _in_order(loader: Iterable[Any]) -> DataLoader[Any] | None:
-    """A DataLoader of the same examples, each once and in a fixed order; None where there is no knowing them."""
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
-        return None
-    sampler, dataset = loader.sampler, loader.dataset
-    if isinstance(sampler, SubsetRandomSampler):
-        dataset = Subset(dataset, sorted(int(i) for i in sampler.indices))
-    elif isinstance(sampler, RandomSampler):
-        if sampler.replacement or sampler.num_samples != len(dataset):  # type: ignore[arg-type]
-            return None
-    elif type(sampler) is not SequentialSampler:
-        return None
-    return DataLoader(
-        dataset,
-        batch_size=loader.batch_size,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        worker_init_fn=loader.worker_init_fn,
-        drop_last=loader.drop_last and isinstance(sampler, SequentialSampler),
-    )
-
-
-def _changes(loader: Iterable[Any], where: str) -> bool:
-    """Whether the data set of a DataLoader gives other examples a second time, as random augmentation does."""
-    ordered = _in_order(loader)
-    if ordered is None:
-        return False
-    one, other = _twice(loader, where)
-    return not _equal(one, other)
-
-
-def _twice(loader: Iterable[Any], where: str) -> tuple[Batch, Batch]:
-    """Some examples, drawn twice: the first ones, or those of the first batch."""
-    ordered = _in_order(loader)
-    if ordered is None:
-        return _first(loader, where, 0), _first(loader, where, 1)
-    with chance.Own(0).drawn():
-        places = range(min(SAMPLES, len(ordered.dataset)))  # type: ignore[arg-type]
-        one, other = (checked(ordered.collate_fn([ordered.dataset[i] for i in places]), where) for _ in range(2))
-    return one, other
-
-
-def _equal(one: Batch, other: Batch) -> bool:
-    return all(x.shape == y.shape and torch.equal(x, y) for x, y in zip(one, other, strict=True))
-
-
-def _print(loader: Iterable[Any], where: str, examples: Batch, steady: bool | None) -> str:
-    """What tells the examples of a part that was read into memory from others; only their labels do where they are
-    drawn at random, and not their order where that is."""
-    ordered = _in_order(loader) is not None or isinstance(loader, (list, tuple, Loader))
-    if steady is None:
-        steady = not _changes(loader, where) and (ordered or _same_again(loader, where, examples[0]))
-    if not steady:
-        return f"{tuple(examples[0].shape)} {examples[1].bincount().tolist()}"
-    return prints.of_arrays(examples) if ordered else prints.of_examples(*examples)
-
-
-def _same_again(loader: Iterable[Any], where: str, examples: Tensor) -> bool:
-    """Whether a second pass gives the examples of the first, in any order: compared by their sums."""
-
-    def sums(x: Tensor) -> Tensor:
-        weights = torch.linspace(1, 2, x[0].numel(), dtype=torch.float64)
-        return x.cpu().flatten(1).double() @ weights if x.ndim > 1 else x.cpu().double()
-
-    second = torch.cat([sums(x) for x, _ in draw(loader, where, seed=1)]).sort().values
-    first = torch.cat([sums(x) for x in examples.split(1000)]).sort().values
-    return first.shape == second.shape and torch.allclose(first, second, rtol=1e-9, equal_nan=True)
+def _usual_size(train: Iterable[Any], iterations: int) -> tuple[int, int]:
+    """The commonest size of the training batches, the larger one of equals, and how many of them a pass has: up to
+    `iterations`, since more than a round takes need not be known. Warned of are others than the last of the pass,
+    which are left out as that one is: every step must take as many examples."""
+    sizes: list[int] = []
+    found: Counter[int] = Counter()
+    for _, y in ended(draw(train, "data.train"), train, "data.train"):
+        sizes.append(len(y))
+        found[len(y)] += 1
+        if found[len(y)] == iterations:
+            break
+    usual = max(found, key=lambda size: (found[size], size))
+    if left_out := [size for size in sizes[:-1] if size != usual]:
+        warnings.warn(
+            f"data.train gives batches of {usual} examples and others, of {left_out[0]} for one: streamed, only those "
+            f"of {usual} are trained on, which leaves out {len(left_out)} of the first {len(sizes)} batches",
+            stacklevel=2,
+        )
+    return usual, found[usual]
 
 
 def _streamed(parts: Mapping[str, Iterable[Any]], iterations: int) -> Taken:
-    first = {name: _first(part, f"data.{name}") for name, part in parts.items()}
-    size, train = len(first["train"][1]), parts["train"]
-    ordered = _in_order(train)
+    first = {name: passes.first(part, f"data.{name}") for name, part in parts.items()}
+    train = parts["train"]
+    ordered = passes.in_order(train)
     if ordered is not None:
-        total = len(ordered.dataset)  # type: ignore[arg-type]
+        total, size = len(ordered.dataset), len(first["train"][1])  # type: ignore[arg-type]
         steps, counted = total // size, f"{total} training examples"
     else:
-        full = (y for _, y in ended(draw(train, "data.train"), train, "data.train") if len(y) == size)
-        steps = sum(1 for _ in itertools.islice(full, iterations))  # more than a round takes need not be known
+        size, steps = _usual_size(train, iterations)
         counted = f"{steps} training batches of {size}"
     classes = int(max(y.max() for _, y in first.values())) + 1  # of what was seen
     x, y = first["train"]
     about = f"{counted} of {tuple(x.shape[1:])}, streamed"
-    stream = Stream(parts["train"], parts["validation"], parts["test"], steps, size, tuple(x.shape[1:]))
-    drawn = [_twice(part, f"data.{name}") for name, part in parts.items()]
-    told = [prints.of_arrays(one) if _equal(one, other) else "at random" for one, other in drawn]
+    two = torch.cat([x, x])[:2]
+    stream = Stream(parts["train"], parts["validation"], parts["test"], steps, size, two)
+    drawn = [passes.twice(part, f"data.{name}") for name, part in parts.items()]
+    told = [prints.of_arrays(one) if passes.equal(one, other) else "at random" for one, other in drawn]
     return Taken(
         source=stream,
         name="own",

@@ -83,15 +83,20 @@ def has_length(loader: Iterable[Any]) -> bool:
 
 @dataclass(frozen=True)
 class Stream:
-    """Data that is read from the user's loaders, batch by batch; `steps` full training batches a pass, examples of
-    `shape`."""
+    """Data that is read from the user's loaders, batch by batch; `steps` full training batches a pass, two `examples`
+    of it."""
 
     train: Iterable[Any]
     validation: Iterable[Any]
     test: Iterable[Any]
     steps: int
     batch_size: int
-    shape: tuple[int, ...]
+    examples: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of an example."""
+        return tuple(self.examples.shape[1:])
 
     def feed(
         self, seeds: Sequence[int], valid_size: int | None, batch_size: int, device: torch.device, augment: bool = False
@@ -138,8 +143,8 @@ class StreamFeed(Feed):
         return x.to(self.device), y.to(self.device)
 
     def example(self) -> Tensor:
-        """Nothing of the loaders, whose passes count: two examples of zeros."""
-        return torch.zeros(2, *self.stream.shape, device=self.device)
+        """Two examples that were drawn before: of the loaders, passes count."""
+        return self.stream.examples.to(self.device, copy=True)
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The validation batches."""

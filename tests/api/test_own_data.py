@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,16 @@ from own import (
     tiny,
 )
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 import lth
 from lth import chance, data
@@ -83,6 +93,51 @@ class Noisy(Repeats):
         return iter(DataLoader(self.noise, batch_size=10))
 
 
+class Scaled(DataLoader[Any]):
+    """Makes its batches itself."""
+
+    def __iter__(self) -> Any:
+        return ((2 * x, y) for x, y in super().__iter__())
+
+
+class Renamed(DataLoader[Any]):
+    """Differs in its constructor alone."""
+
+    def __init__(self, data: Any) -> None:
+        super().__init__(data, batch_size=10, shuffle=True)
+
+
+class Even(RandomSampler):
+    def __iter__(self) -> Iterator[int]:
+        return (i for i in super().__iter__() if i % 2 == 0)
+
+    def __len__(self) -> int:
+        return len(self.data_source) // 2
+
+
+class LastClass(Dataset[Any]):
+    """Examples in the order of their classes, of which the last one alone, or its labels, are drawn anew."""
+
+    def __init__(self, labels: bool = False) -> None:
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return 120
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        x, label = EXAMPLES[0][index], index // 30
+        if label == 3 and self.labels:
+            return x, int(torch.randint(4, ()))
+        return (x + torch.randn(1, 8, 8) if label == 3 else x), label
+
+
+class Mislabelled(Repeats):
+    """Labels that are drawn anew in each pass."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((x, torch.randint(4, y.shape)) for x, y in batches())
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -110,6 +165,8 @@ def test_the_same_examples_give_the_same_numbers_whatever_they_come_in(given: An
         (loader(125, shuffle=True, drop_last=True), range(125)),  # each comes in one pass or another
         (loader(125, sampler=SubsetRandomSampler([*range(0, 60, 2)])), range(0, 60, 2)),
         (loader(125, sampler=SubsetRandomSampler([*range(20, 7, -1)]), drop_last=True), range(8, 21)),
+        (Renamed(TensorDataset(*examples(125))), range(125)),
+        (loader(125, sampler=SequentialSampler(range(60))), range(60)),
     ],
 )
 def test_in_memory_are_the_examples_that_the_loader_can_give_each_once(train: Any, kept: Any) -> None:
@@ -117,6 +174,31 @@ def test_in_memory_are_the_examples_that_the_loader_can_give_each_once(train: An
     x, y = examples(125)
     assert isinstance(source, data.Images)
     assert source.train.equal(x[[*kept]]) and source.train_labels.equal(y[[*kept]])
+
+
+def test_a_loader_or_a_sampler_of_another_class_is_asked_itself() -> None:
+    x, y = EXAMPLES
+    for in_memory in (None, True, False):
+        scaled = loaders.take({"train": Scaled(TensorDataset(x, y), 10), **REST}, torch.device("cpu"), in_memory).source
+        first = scaled.train[:10] if isinstance(scaled, data.Images) else None
+        if first is None:
+            feed = scaled.feed([0], 1, 10, torch.device("cpu"))
+            first = feed.fetch(feed.epoch([(0, "order")], 0)[0])[0]
+        assert first.equal(2 * x[:10]), in_memory
+    even = loaders.take({"train": loader(sampler=Even(range(120))), **REST}, torch.device("cpu")).source
+    assert isinstance(even, data.Images)
+    assert even.train_labels.bincount().tolist() == y[::2].bincount().tolist()
+
+
+def test_streamed_batches_are_of_the_commonest_size_and_others_are_said() -> None:
+    x, y = examples(125)
+    train = [(x[:5], y[:5]), *zip(x[5:].split(20), y[5:].split(20), strict=True)]
+    with pytest.warns(UserWarning, match="of 5 for one: streamed, only those of 20 .* leaves out 1 of the first 7"):
+        taken = loaders.take({"train": train, **REST}, torch.device("cpu"), False)
+    assert taken.batch_size == 20 and taken.source.feed([0], 1, 20, torch.device("cpu")).epoch_steps == 6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the last of a pass is left out as usual
+        assert loaders.take({"train": train[:0:-1] + train[:1], **REST}, torch.device("cpu"), False).batch_size == 20
 
 
 def test_batches_that_are_not_full_are_never_trained_on_wherever_they_come() -> None:
@@ -137,8 +219,11 @@ def test_batches_that_are_not_full_are_never_trained_on_wherever_they_come() -> 
         (Repeats(), False),
         (Noisy(), True),
         (DataLoader(Augmented(), batch_size=10), True),
+        (DataLoader(LastClass(), batch_size=10, shuffle=True), True),
+        (DataLoader(LastClass(labels=True), batch_size=10, shuffle=True), True),
+        (Mislabelled(), True),
     ],
-    ids=["list", "loader", "repeats", "noisy", "augmented"],
+    ids=["list", "loader", "repeats", "noisy", "augmented", "last_class", "its_labels", "mislabelled"],
 )
 def test_data_that_change_are_streamed(train: Any, streamed: bool) -> None:
     taken = loaders.take({"train": train, **REST}, torch.device("cpu"))
