@@ -23,7 +23,7 @@ from lth.records.tickets import Ticket, numbered
 from lth.settings import checks
 from lth.settings.arms import ARMS
 from lth.settings.config import Config, derive_seed, same_command
-from lth.training import layout, models, sparse
+from lth.training import layout, memory, models, sparse
 from lth.training.cost import Cost
 from lth.training.models import State
 from lth.training.network import Network
@@ -60,7 +60,7 @@ class Experiment:
     def run(self, runs: Sequence[Run], rounds: int) -> None:
         """Strategy 1 for several runs at once: `rounds` trainings of each, and a pruning and a reset after all but the
         last."""
-        with numerics(self.config.precision, self.config.threads), chance.kept(self.device):
+        with numerics(self.config.precision, self.config.threads), memory.kept(), chance.kept(self.device):
             for run in runs:
                 self._go_on(run, rounds)
             for number in range(rounds):

@@ -112,7 +112,12 @@ def hooked(module: nn.Module) -> bool:
 
 def has_gradient_hooks(parameter: nn.Parameter) -> bool:
     """Whether something else is called with its gradient. No copy has these hooks."""
-    return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
+    return bool(parameter._backward_hooks or waits_for_grad(parameter))
+
+
+def waits_for_grad(parameter: nn.Parameter) -> bool:
+    """Whether something else is called when its gradient has been stored, which no training does."""
+    return bool(getattr(parameter, "_post_accumulate_grad_hooks", None))
 
 
 def without_dropout(model: nn.Module) -> None:
@@ -246,7 +251,8 @@ def bare(module: nn.Module, name: str) -> str:
 
 def _keeps_zeros(listed: ParametrizationList) -> bool:
     """Whether just the zeros of the parameter are the zeros of the weight that is made of it, so that a mask on the one
-    is a mask on the other: so it is under spectral norm. Weight norm divides by the length of a row, which may be 0."""
+    is a mask on the other: so it is under spectral norm. Weight norm divides by the length of a row, which may be 0.
+    And whether they stay zeros of the weight when what else learns has moved: what is added may start at 0."""
     if "original_mask" in listed._buffers:
         return True
     if "original" not in listed._parameters:
@@ -255,6 +261,16 @@ def _keeps_zeros(listed: ParametrizationList) -> bool:
         tried = copy.deepcopy(listed).eval()
         kept = torch.arange(tried.original.numel()).view_as(tried.original) % 3 > 0
         kept[: len(kept) - 1][:1] = False  # a row of nothing, but for a single one
-        tried.original.copy_(kept * (1.5 + torch.arange(kept.numel()).view_as(kept).sin()))
-        return torch.equal(tried() != 0, kept) and bool(tried().isfinite().all())
+        tried.original.copy_(kept * _varied(tried.original))
+        if not torch.equal(tried() != 0, kept) or not tried().isfinite().all():
+            return False
+        for place, other in enumerate(tried.parameters()):
+            if other is not tried.original and other.requires_grad and other.is_floating_point():
+                other.copy_(_varied(other, place))
+        return not tried()[~kept].any()
     return False
+
+
+def _varied(like: Tensor, place: int = 0) -> Tensor:
+    """Values from 0.5 to 2.5 of this shape, others at another `place`."""
+    return 1.5 + (torch.arange(like.numel()).view_as(like) + place).sin()

@@ -102,6 +102,36 @@ class Centred(nn.Module):
         return weight - weight.mean()
 
 
+class LowRank(nn.Module):
+    """Adds a product of two matrices that starts at 0, as LoRA does."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(len(weight), 2)), nn.Parameter(torch.zeros(2, weight.shape[1]))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.a @ self.b
+
+
+class Scaled(nn.Module):
+    """A learned scale for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.scale
+
+
+def low_rank(layer: nn.Module) -> nn.Module:
+    return parametrize.register_parametrization(layer, "weight", LowRank(layer.weight))
+
+
+def scaled(layer: nn.Module) -> nn.Module:
+    return parametrize.register_parametrization(layer, "weight", Scaled())
+
+
 def spectral(layer: nn.Module) -> nn.Module:
     return parametrizations.spectral_norm(layer)
 
@@ -124,7 +154,7 @@ def old_style(kind: Callable[[nn.Module], nn.Module]) -> Callable[[nn.Module], n
 
 
 @pytest.mark.parametrize("make", [lambda: nn.Linear(5, 4), lambda: nn.Linear(5, 1), lambda: nn.Conv2d(2, 3, 3)])
-@pytest.mark.parametrize("wrap", [spectral, doubled])
+@pytest.mark.parametrize("wrap", [spectral, doubled, scaled])
 def test_a_parametrised_weight_is_pruned_where_a_zero_stays_a_zero(
     make: Callable[[], nn.Module], wrap: Callable[[nn.Module], nn.Module]
 ) -> None:
@@ -147,10 +177,11 @@ def test_a_parametrised_weight_is_pruned_where_a_zero_stays_a_zero(
         parametrizations.weight_norm,  # divides by the length of a row, which may have nothing left
         parametrizations.orthogonal,
         centred,
+        low_rank,
         old_style(nn.utils.weight_norm),
         old_style(nn.utils.spectral_norm),
     ],
-    ids=["weight_norm", "orthogonal", "centred", "old weight_norm", "old spectral_norm"],
+    ids=["weight_norm", "orthogonal", "centred", "low rank", "old weight_norm", "old spectral_norm"],
 )
 def test_other_parametrised_weights_are_left_alone_and_said(wrap: Callable[[nn.Module], nn.Module]) -> None:
     model = nn.ModuleDict({"plain": nn.Linear(5, 5), "odd": wrap(nn.Linear(5, 5))})
@@ -443,7 +474,11 @@ def test_settings_that_a_model_makes_idle_or_gives_to_another_layer_are_said(
         "    def forward(self, x):\n"
         "        return self.head(self.body(x.flatten(1)).relu())\n"
     )
-    session.run(settings(place, arch_type="heads", init="kaiming", output_percent=5, prune_iterations=1, quiet=False))
+    idle = {"init": "kaiming", "conv_percent": 5, "prune_embeddings": True}
+    session.run(settings(place, arch_type="heads", output_percent=5, prune_iterations=1, quiet=False, **idle))
     said = " ".join(capsys.readouterr().out.split())
     assert "--init kaiming decides the folder and changes nothing: heads draws its weights" in said
+    for flag in ("conv_percent", "prune_embeddings"):
+        assert f"--{flag} decides the folder and changes nothing: heads has no such layers" in said
+    assert said.count("has no such layers") == 2
     assert "output_percent is for body.weight" in said and "head.weight has one for each of the 4 classes" in said

@@ -13,6 +13,8 @@ import pytest
 import torch
 from helpers import LAYERS, MODELS, Told, arrays, assert_same, do, experiment, killed_at, results, settings, work
 
+import main
+import utils
 from lth import load_ticket, pruning
 from lth.records import given, tables, tickets
 from lth.records import same as lth_same
@@ -118,6 +120,31 @@ def test_without_a_round_it_is_the_last_finished_one(other: Path) -> None:
     (run,) = do(transferred(other, str(source(other)), prune_iterations=1))
     assert same(ticket_of(run, 0).masks, load_ticket(source(other)).masks)
     assert load_ticket(source(other)).round == 3
+
+
+def test_a_config_repeats_a_run_with_its_own_ticket_or_not_at_all(
+    other: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last finished round of the source may be a later one by now."""
+    (run,) = session.run(transferred(other, str(source(other)), prune_iterations=1))
+    again = ["--config", str(run.dumps / "config.json"), "--gpu", "cpu", "--data", str(other / "data")]
+    again += ["--root", str(other / "again")]
+    do(settings(other, trials=2, name="source", prune_iterations=5))
+    assert utils.exit_code(main.main, again) == 2
+    said = capsys.readouterr().err
+    assert "began with round 3 of --ticket" in said and f"add --ticket {source(other)}:3" in said
+    assert not (other / "again").exists()
+    assert utils.exit_code(main.main, [*again, "--ticket", f"{source(other)}:3"]) == 0
+    (new,) = tables.find(other / "again")
+    assert (new.dumps / "rounds.csv").read_bytes() == (run.dumps / "rounds.csv").read_bytes()
+
+
+def test_tickets_of_one_name_in_two_places_are_two_experiments(other: Path) -> None:
+    for kind in ("dumps", "saves"):
+        shutil.copytree(other / kind / "mlp/tiny/source", other / "there" / kind / "mlp/tiny/source")
+    asked = {transferred(other, str(source(place))): "" for place in (other, other / "there")}
+    with pytest.raises(ConfigError, match="have one name, so that their results would be in one folder"):
+        session.run_all(asked)
 
 
 def test_saves_may_be_a_link_to_another_disk(other: Path) -> None:

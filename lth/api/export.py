@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 import warnings
 from pathlib import Path
@@ -14,6 +13,7 @@ from lth import layers
 from lth.pruning import Masks
 from lth.records.files import explained, write
 from lth.settings.checks import first_line
+from lth.training import models
 
 SUFFIXES = (".onnx", ".pt2")
 
@@ -49,7 +49,7 @@ def sparse(model: nn.Module, masks: Masks) -> nn.Module:
     """A copy of `model`, in evaluation mode, whose pruned Linear layers are `SparseLinear`. Others stay as they are:
     PyTorch has no sparse convolutions, hooks of a layer would be lost, and nn.TransformerEncoderLayer with batch_first
     takes dense weights. Pruned weights must be 0."""
-    made = copy.deepcopy(model).cpu().eval()
+    made = models.copy_of(model).cpu().eval()
     for name, mask in masks.items():
         path = name.rpartition(".")[0]
         layer = made.get_submodule(path)
@@ -74,7 +74,7 @@ def export(model: nn.Module, file: Path, example: Tensor) -> Path:
         raise ValueError(f"file must end in {' or '.join(SUFFIXES)}, not {str(file)!r}")
     batch = torch.export.Dim("batch")
     try:
-        program = torch.export.export(copy.deepcopy(model).cpu().eval(), (example,), dynamic_shapes=({0: batch},))
+        program = torch.export.export(models.copy_of(model).cpu().eval(), (example,), dynamic_shapes=({0: batch},))
     except Exception as error:  # whatever tracing stumbles over in a model's own code
         raise ValueError(f"model cannot be exported: {first_line(error)}") from error
     with tempfile.TemporaryDirectory(prefix="lth-") as folder:

@@ -23,7 +23,7 @@ from lth.experiment import Experiment
 from lth.prune import Rule
 from lth.records import folders, resume, same, tables, tickets
 from lth.records.events import Event, Note
-from lth.records.files import read_json, write_json
+from lth.records.files import write_json
 from lth.records.lock import Locks
 from lth.records.tables import Run
 from lth.run.about import about as about_settings
@@ -222,7 +222,7 @@ def _check_sizes(config: Config, taken: Taken) -> None:
 def _initial(run: Run, config: Config, about: Mapping[str, str], brought: OwnNet, going_on: bool) -> models.State:
     """The initial weights: the network's own, or those of the call that is gone on with. ValueError if it cannot be,
     or if the folder holds results and going on was not asked for."""
-    old = read_json(run.dumps / "config.json")
+    old = tables.config_of(run)
     if not going_on:
         if tables.finished_rounds(run):
             raise ValueError(
@@ -232,7 +232,7 @@ def _initial(run: Run, config: Config, about: Mapping[str, str], brought: OwnNet
         return brought.initial
     if not old:  # the settings are part of the folder's name: the results there may be those of others
         for other in tables.find(run.root, run.arch_type):
-            old = {**read_json(other.dumps / "config.json"), "arm": other.arm, "seed": other.seed}
+            old = {**tables.config_of(other), "arm": other.arm, "seed": other.seed}
     if not old:
         raise ValueError(f"recover must hold results of {run.arch_type}, in {run.dumps.parent}, but there are none")
     was = {**old.get("deciding", {}), **old.get("own", {}), "arm": old.get("arm"), "seed": old.get("seed")}

@@ -55,6 +55,8 @@ class OwnNet:
             parameter.grad = None
         self.initial = models.state_of(net)
         self.optim, self.groups = self._optim(net)
+        if self.optim is None and (name := next((n for n, p in net.named_parameters() if p.is_complex()), None)):
+            raise ValueError(f"net {fit.has_complex(name)}")
         self.criterion = self._criterion(net, device)
 
     def make(self) -> nn.Module:
@@ -262,7 +264,7 @@ def problem(
         fresh=own.fresh,
         optimizer=lambda network: own.optimizer(network, config),
         criterion=own.criterion,
-        rule=checked(rule),
+        rule=checked(rule, own.net),
         whose=digest.hexdigest()[:16],
         prints=lambda: prints,
         whole=own.optim is not None,

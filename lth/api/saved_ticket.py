@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import os
 from collections.abc import Mapping
@@ -19,8 +18,7 @@ from lth.data.images import Images
 from lth.data.loaders import as_images, test_batches
 from lth.pruning import Masks
 from lth.records import folders, same, tables, tickets
-from lth.records.files import read_json
-from lth.records.tables import Run
+from lth.records.tables import Run, config_of
 from lth.records.tickets import numbered
 from lth.run import device as devices
 from lth.settings import checks, names
@@ -102,7 +100,7 @@ class SavedTicket:
             device: None: a GPU where there is one.
         """
         place = placed(device)[0]
-        about = read_json(self.run.dumps / "config.json")
+        about = config_of(self.run)
         settings = about.get("settings", {})
         images = self._images(data, about)
         model = self._applied(model, weights)
@@ -114,7 +112,7 @@ class SavedTicket:
             sparsely = choose(model, [self.masks], about.get("sparse_up_to", {}), feed) if feed else []
             parts = feed.test() if feed else test_batches(data, place)
             first = list(itertools.islice(parts, 1))
-            fast = bool(first) and channels_last(lambda: copy.deepcopy(model), first[0][0][:2])
+            fast = bool(first) and channels_last(lambda: models.copy_of(model), first[0][0][:2])
             network = Network(
                 model,
                 [state],
@@ -158,7 +156,7 @@ class SavedTicket:
         there; lth.records.files.RecordError: the file cannot be written.
         """
         if example is None:
-            if not (image := self._image(read_json(self.run.dumps / "config.json"))):
+            if not (image := self._image(config_of(self.run))):
                 raise ValueError(f"example must be given: the shape of the images of {self.run.dataset} is not known")
             example = torch.zeros(2, *image)
         if not isinstance(example, Tensor) or len(example) < 2:
@@ -198,7 +196,7 @@ class SavedTicket:
         sizes = sorted({len(tensor) for tensor in self.start.values() if tensor.ndim})
         why: object = "its shapes are others"
         known = KNOWN.get(names.dataset(self.run.dataset))
-        about = read_json(self.run.dumps / "config.json")
+        about = config_of(self.run)
         own = "own" in about  # handed over, with whatever weights
         image = () if own else self._image(about)
         if not own and not image and not names.folders(self.run.dataset):
@@ -209,7 +207,7 @@ class SavedTicket:
         for classes in [about.get("classes") or (known.classes if known else 10), *sizes]:
             try:
                 make = models.find(self.run.arch_type, self.run.dataset, classes, image=image)
-                model = make()
+                model = models.constant(make)()
             except ConfigError as error:
                 why = error
                 break
@@ -238,18 +236,12 @@ def _plain(model: nn.Module) -> nn.Module:
 
 def _data_folder(about: Mapping[str, Any]) -> Path:
     """Where the run with that config.json had its data."""
-    settings = about.get("settings")
-    return Path((settings.get("data") if isinstance(settings, dict) else None) or Config.data)
+    return Path(about.get("settings", {}).get("data") or Config.data)
 
 
 def _bare(model: nn.Module) -> nn.Module:
     """A copy of `model` without masks of torch.nn.utils.prune."""
-    for module in model.modules():
-        buffers = [name for name, _ in module.named_buffers(recurse=False, remove_duplicate=False)]  # scripted ones too
-        for name in [buffer.removesuffix("_mask") for buffer in buffers if buffer.endswith("_mask")]:
-            if f"{name}_orig" in module._parameters:  # what a forward computes: with its history it cannot be copied
-                setattr(module, name, getattr(module, name).detach())
-    bare = copy.deepcopy(model)
+    bare = models.copy_of(model)
     prune.detach(bare)
     return bare
 

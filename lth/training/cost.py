@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lth import layers
 
-PRODUCTS = ("addmm", "mm", "convolution")  # the operations that multiply by weights; attention's own are not among them
+PRODUCTS = ("addmm", "mm", "convolution", "_trilinear")  # the operations that multiply by weights
+BATCHED = ("bmm", "baddbmm")  # attention's own too, but where a module with weights has nothing else, as with einsum
 
 
 @dataclass(frozen=True)
@@ -47,41 +49,85 @@ def cost(model: nn.Module, example: Tensor, names: Iterable[str]) -> Cost:
     """The cost of `model` for `example` (1, ...), as PyTorch's flop counter counts it, by the parameters `names`.
 
     Parameters of one module that multiply together (attention's and recurrent matrices) share its count evenly.
+    ValueError where the logits depend on one of them by what that counter does not know, or where it does not know
+    which module has multiplied.
     """
-    mode, counter = model.training, FlopCounterMode(display=False)
+    mode, counter = model.training, FlopCounterMode(display=False, custom_mapping=BILINEAR)
     with warnings.catch_warnings(), torch.enable_grad():  # without gradients, attention's products would be hidden,
         warnings.simplefilter("ignore")
         # and with oneDNN those of recurrent layers; attention's own count only as plain products
         with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH), counter:
-            model.eval()(example)
+            logits = model.eval()(example)
     model.train(mode)
-    flops = {
-        path.partition(".")[2]: sum(count for op, count in ops.items() if str(op).split(".")[1] in PRODUCTS)
-        for path, ops in counter.get_flop_counts().items()
-        if path != "Global"
-    }
-    own = dict(flops)  # without what the modules below have counted
-    for path, count in flops.items():
-        above = _nearest(path.rpartition(".")[0], flops) if path else None
-        if above is not None:
-            own[above] -= count
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    _check_places(counter, model)
+    own, batched = _own(counter, PRODUCTS), _own(counter, BATCHED)
+    parameters = dict(model.named_parameters())
+    sizes = {name: parameter.numel() for name, parameter in parameters.items()}
     named = layers.names(model)
     kinds = {named[id(part.parameter)]: part.kind for part in layers.parts(model)}
-    counted = {path for path, count in own.items() if count}
     places: dict[str, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         for parameter in module._parameters.values():
             if parameter is not None:
                 places.setdefault(named[id(parameter)], []).append(path)
+    for path in {path for name in names for path in places[name]}:
+        own[path] = own.get(path) or batched.get(path, 0)
+    counted = {path for path, count in own.items() if count}
     owners = {name: _owners(places[name], counted) for name in names}
     shared: dict[str, int] = {}
     for name, found in owners.items():
         for owner in found:
             shared[owner] = shared.get(owner, 0) + sizes[name]
     uses = {name: sum(own[owner] / 2 / shared[owner] for owner in found) for name, found in owners.items()}
+    silent = [name for name, often in uses.items() if not often and kinds[name] != layers.EMBEDDING]
+    reached = _reached(logits) if silent else set()
+    if unknown := [name for name in silent if id(parameters[name]) in reached]:
+        raise ValueError(f"what is multiplied by {unknown[0]} is not known")
     rest = counter.get_total_flops() / 2 - sum(uses[name] * sizes[name] for name in uses)
     return Cost(uses, kinds, rest)
+
+
+def _trilinear(x: Sequence[int], weight: Sequence[int], *rest: object, **more: object) -> int:
+    """The operations of a bilinear layer for inputs of these shapes: a multiply-add a weight and example."""
+    return 2 * x[0] * math.prod(weight)
+
+
+BILINEAR = {torch.ops.aten._trilinear: _trilinear}
+
+
+def _check_places(counter: FlopCounterMode, model: nn.Module) -> None:
+    """ValueError unless all that multiplies has been called as a part of the model: a slice of a Sequential is another
+    module to the counter, and its layers that one's."""
+    known = {f"{type(model).__name__}.{path}".rstrip(".") for path, _ in model.named_modules(remove_duplicate=False)}
+    if strange := [path for path in counter.get_flop_counts() if path not in {*known, "Global"}]:
+        raise ValueError(f"{strange[0]} multiplies, but is no part of the model")
+
+
+def _own(counter: FlopCounterMode, operations: Collection[str]) -> dict[str, int]:
+    """What each module has counted of these operations, without what the modules below it have."""
+    flops = {
+        path.partition(".")[2]: sum(count for op, count in ops.items() if str(op).split(".")[1] in operations)
+        for path, ops in counter.get_flop_counts().items()
+        if path != "Global"
+    }
+    own = dict(flops)
+    for path, count in flops.items():
+        above = _nearest(path.rpartition(".")[0], flops) if path else None
+        if above is not None:
+            own[above] -= count
+    return own
+
+
+def _reached(logits: Tensor) -> set[int]:
+    """The ids of the parameters that they depend on."""
+    seen, found, ahead = set(), set(), [logits.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            found.add(id(getattr(node, "variable", None)))
+            ahead += [before for before, _ in node.next_functions]
+    return found
 
 
 def _owners(paths: Sequence[str], counted: Collection[str]) -> set[str]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
-from lth import chance, pruning
+from lth import chance, layers, pruning
 from lth.settings.checks import first_line
 from lth.settings.config import ConfigError
 from lth.training.models import State
@@ -29,9 +29,12 @@ def check_fit(
         raise ConfigError(f"{name} {what}")
     for called, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_complex():
+            raise ConfigError(f"{name} {has_complex(called)}")
+    for called, parameter in model.named_parameters():
+        if layers.waits_for_grad(parameter):
             raise ConfigError(
-                f"{name} must have plain tensors, but {called} has complex numbers: torch.view_as_complex makes them "
-                "of plain ones"
+                f"{name} must come without register_post_accumulate_grad_hook, which {called} has: no gradients are "
+                "stored; register_hook gets and changes each"
             )
     mode, known = model.training, {called for called, _ in model.named_parameters()}
     for training in (False, True):
@@ -57,6 +60,11 @@ def check_fit(
         )
     if not logits.requires_grad:
         raise ConfigError(f"{name} must give logits that depend on parameters that require gradients")
+
+
+def has_complex(called: str) -> str:
+    """What is said of a model with a tensor of complex numbers, behind its name."""
+    return f"must have plain tensors, but {called} has complex numbers: torch.view_as_complex makes them of plain ones"
 
 
 def unfit(model: nn.Module, embeddings: bool = False) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.util
 import inspect
@@ -70,6 +71,17 @@ def find(
     )
 
 
+def constant(make: Build) -> Build:
+    """`make`, whose constructor draws the same every time: what it keeps in attributes, which no ticket and no
+    checkpoint holds, is then the same in all trainings and evaluations."""
+
+    def made() -> nn.Module:
+        with chance.seeded(0):
+            return make()
+
+    return made
+
+
 def build(maker: Build, init: str, seed: int) -> nn.Module:
     """A model with initial weights drawn from `seed` alone: see `initialise`."""
     with chance.seeded(seed):
@@ -106,6 +118,13 @@ def state_of(model: nn.Module) -> State:
     """A copy of the parameters (tied ones once) and buffers of `model`, by name, on the CPU."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors}
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A copy, also of a model that holds what it has computed, as torch.nn.utils.weight_norm and masks do: that without
+    its history, with which PyTorch copies none."""
+    held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in held if value.grad_fn is not None})
 
 
 def load_state(model: nn.Module, state: State) -> nn.Module:

@@ -221,7 +221,7 @@ class Fused:
         if [leaf.data_ptr() for leaf in self.network.leaves] != self.places:  # a model has set its weight.data
             self._find_leaves()
         pairs = zip(gradients, self.leaves, strict=True)  # the kernels take for granted that both have one layout
-        gradients = [g if g.stride() == leaf.stride() else torch.empty_like(leaf).copy_(g) for g, leaf in pairs]
+        gradients = [g if g.stride() == leaf.stride() else _laid_out(g, leaf) for g, leaf in pairs]
         if self.kind == "sgd":
             momenta = self.moments[0] if self.moments else []
             kernels.sgd_(self.leaves, gradients, momenta, self._lr, self.decay, self.momentum, self.nesterov)
@@ -251,6 +251,11 @@ class Fused:
             for i, (name, tensor) in enumerate(zip(self.network.learning, moment, strict=True)):
                 self.network.restore(tensor, [state[f"{m}/{i}"] for state in states], name)
         self.steps.copy_(states[0]["steps"])
+
+
+def _laid_out(gradient: Tensor, leaf: Tensor) -> Tensor:
+    """A copy that lies in memory as `leaf` does, also of what nn.Embedding(sparse=True) gives."""
+    return torch.empty_like(leaf).copy_(gradient.to_dense())
 
 
 class Wrapped:

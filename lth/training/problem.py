@@ -34,7 +34,9 @@ class Problem:
     `whose` tells problems apart that the settings do not name: files of one are not used for another. `prints` gives
     fingerprints of what the numbers depend on beyond the settings. `whole` says that the optimiser must see weights in
     their shapes, with what is pruned, as one of the user's own may. `given`, if there is one, gives the tickets that
-    training starts from (--ticket).
+    training starts from (--ticket). `make` gives a network for a ticket to be put on: what no ticket holds, as an
+    attribute that the constructor draws, is the same in all of them. `build`, of a model file, gives one as a seed
+    draws it.
     """
 
     images: Source
@@ -48,6 +50,7 @@ class Problem:
     prints: Callable[[], Mapping[str, str]] = dict
     whole: bool = False
     given: Given | None = None
+    build: Callable[[int], nn.Module] | None = None
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
@@ -60,8 +63,11 @@ class Problem:
         """The problem that the settings name."""
         make = models.find(config.arch_type, config.dataset, images.classes, config.data)
 
+        def build(seed: int) -> nn.Module:
+            return models.build(make, config.init, seed)
+
         def weights(seed: int) -> State:
-            return models.state_of(models.build(make, config.init, seed))
+            return models.state_of(build(seed))
 
         def optimizer(network: Network) -> Optimizer:
             return Fused(config.optimizer, network, config.lr, config.weight_decay, config.momentum, config.nesterov)
@@ -69,7 +75,7 @@ class Problem:
         def prints() -> dict[str, str]:
             return {"model": fingerprint.of_model(make), "data": images.fingerprint}
 
-        return cls(images, make, weights, weights, optimizer, prints=prints)
+        return cls(images, models.constant(make), weights, weights, optimizer, prints=prints, build=build)
 
     def cost(self) -> Cost | None:
         """Multiply-adds of an example's forward pass; None where the model cannot be asked with an example of zeros."""

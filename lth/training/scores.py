@@ -179,5 +179,5 @@ def _gradients(
         if along is not None:
             slope = sum(((one * other).sum() for one, other in zip(slopes, along, strict=True)), loss.new_zeros(()))
             slopes = torch.autograd.grad(slope, list(weights.values()), materialize_grads=True)
-        torch._foreach_add_(found, [each.detach() for each in slopes])
+        torch._foreach_add_(found, [each.detach().to_dense() for each in slopes])
     return found

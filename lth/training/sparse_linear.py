@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -119,20 +119,30 @@ class SparseLinear(nn.Linear):
         return _run(x, [self], [(self.places, False)])
 
 
-class SparseLayers(nn.Module):
-    """Sparse layers and the ReLUs behind them as one: what autograd does about each takes as long as small products."""
-
-    def __init__(self, layers: Sequence[SparseLinear], rectified: Sequence[bool]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.how = [(layer.places, relu) for layer, relu in zip(layers, rectified, strict=True)]
+class SparseSequence(nn.Sequential):
+    """A Sequential that computes sparse layers, and ReLUs behind them, as one: what autograd does about each takes as
+    long as small products. Whoever takes its layers one by one, or some of them, gets the layers themselves."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in of the first) to (..., out of the last)."""
-        return _run(x, self.layers, self.how)
+        """What its modules give one after another."""
+        module: Any
+        run: list[SparseLinear] = []
+        how: list[tuple[Places, bool]] = []
+        for module in self._modules.values():
+            kind = type(module)
+            if kind is SparseLinear and not hooked(module):
+                run.append(module)
+                how.append((module.places, False))
+            elif run and kind is nn.ReLU and "forward" not in vars(module) and not hooked(module):
+                how[-1] = run[-1].places, True
+            else:
+                if run:
+                    x, run, how = _run(x, run, how), [], []
+                x = module(x)
+        return _run(x, run, how) if run else x
 
 
-def _run(x: Tensor, layers: Iterable[Any], how: Sequence[tuple[Places, bool]]) -> Tensor:
+def _run(x: Tensor, layers: Sequence[Any], how: Sequence[tuple[Places, bool]]) -> Tensor:
     parameters = [parameter for layer in layers for parameter in (layer.values, layer.bias)]
     out = _Products.apply(x if x.ndim == 2 else x.reshape(-1, x.shape[-1]), how, *parameters)
     return out if x.ndim == 2 else out.reshape(*x.shape[:-1], out.shape[-1])
@@ -142,8 +152,9 @@ def become_sparse(model: nn.Module, masks: Masks) -> dict[str, SparseLinear]:
     """Make the Linear layers with the weights that `masks` name sparse, in place. Gives these layers."""
     layers = {name: _become_sparse(model.get_submodule(name.rpartition(".")[0]), mask) for name, mask in masks.items()}
     for module in [*model.modules()]:
-        if type(module) is nn.Sequential:
-            _join(module)
+        inside = any(type(child) is SparseLinear for child in module.children())
+        if type(module) is nn.Sequential and inside and "forward" not in vars(module):
+            module.__class__ = SparseSequence
     return layers
 
 
@@ -154,21 +165,3 @@ def _become_sparse(layer: Any, mask: Tensor) -> SparseLinear:
     layer.places, layer.was_read = places, False
     layer.values = nn.Parameter(values)
     return layer
-
-
-def _join(sequence: nn.Sequential) -> None:
-    """Put each run of sparse layers and ReLUs in the place of its first layer; nothing is left in the others'."""
-    run: list[int] = []
-    for number, module in enumerate([*sequence, None]):
-        plain = module is not None and not hooked(module)
-        if plain and (type(module) is SparseLinear or (run and type(module) is nn.ReLU)):
-            run.append(number)
-            continue
-        if len(run) > 1:
-            modules: list[Any] = [sequence[i] for i in run]
-            layers = [i for i, module in enumerate(modules) if isinstance(module, SparseLinear)]
-            relus = [type(module) is nn.ReLU for module in [*modules[1:], None]]
-            joined = SparseLayers([modules[i] for i in layers], [relus[i] for i in layers])
-            for i in run:
-                sequence[i] = joined if i == run[0] else nn.Identity()
-        run = []

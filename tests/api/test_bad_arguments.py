@@ -143,6 +143,11 @@ WRONG = [
         "net must have plain tensors, but at shares memory",
     ),
     ({"net": net_with_buffer(torch.eye(4).to_sparse())}, ValueError, "net must have plain tensors, but at is torch.sp"),
+    (
+        {"net": nn.Sequential(nn.Flatten(), nn.Linear(64, 4, dtype=torch.complex64))},
+        ValueError,
+        "net must have plain tensors, but 1.weight has complex numbers",
+    ),
     ({"net": hooked_net(optim=False)}, ValueError, "net must come without hooks on gradients, but fc1.bias has some"),
     ({"net": hooked_net(optim=True)}, ValueError, "net.optim must come without hooks on its steps"),
     ({"net": penalised_net()}, ValueError, "net.criterion must look at outputs and labels alone, not at net"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from helpers import Mlp
 from own import batches, find, seeded, tiny
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import main
 import utils
@@ -108,6 +110,35 @@ def test_a_rule_that_fails_or_spoils_the_network_is_named(
     with pytest.raises(kind, match=f"^{said}") as caught:
         find(seeded(), prune_rule=rule)
     assert isinstance(caught.value.__cause__, AttributeError) == (rule is breaks)
+
+
+def masks(net: nn.Module) -> None:
+    prune.l1_unstructured(net.fc1, "weight", amount=0.3)
+
+
+def zeroes(net: nn.Module) -> None:
+    with torch.no_grad():
+        net.fc1.weight[:, :32] = 0  # type: ignore[index, union-attr, operator]
+
+
+@pytest.mark.parametrize("way", [masks, zeroes])
+def test_a_rule_that_prunes_the_users_own_net_is_refused_and_net_as_it_was(way: Callable[[nn.Module], None]) -> None:
+    net = seeded()
+    before, names = copy.deepcopy(net.state_dict()), set(vars(net.fc1))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^prune_rule must prune the network that it is given"):
+        find(net, prune_rule=lambda _: way(net))
+    assert list(net.state_dict()) == list(before) and all(net.state_dict()[name].equal(before[name]) for name in before)
+    assert set(vars(net.fc1)) == names and net(torch.ones(1, 64)).shape == (1, 4)  # type: ignore[arg-type]
+
+
+def test_a_rule_may_use_the_users_own_net_to_find_what_it_prunes() -> None:
+    net, other = seeded(), seeded()
+
+    def rule(given: nn.Module) -> None:
+        zeroes(net)
+        zeroes(given)
+
+    assert find(net, prune_rule=rule) == find(other, prune_rule=zeroes)
 
 
 def test_a_rule_that_never_runs_is_refused_before_any_training() -> None:

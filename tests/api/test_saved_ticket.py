@@ -127,6 +127,26 @@ def test_a_scripted_model_is_evaluated_and_said_to_take_no_other_layers(place: P
             change()
 
 
+@pytest.mark.filterwarnings("ignore")  # of what is old
+def test_a_model_that_holds_what_it_has_computed_is_evaluated_and_exported(place: Path) -> None:
+    (place / "archs" / "tiny" / "normed.py").write_text(
+        "from torch import nn\n\n\ndef normed(num_classes=4):\n"
+        "    first = nn.utils.weight_norm(nn.Linear(64, 12))\n"
+        "    return nn.Sequential(nn.Flatten(), first, nn.ReLU(), nn.Linear(12, num_classes))\n"
+    )
+    (run,) = do(settings(place, arch_type="normed", prune_iterations=2))
+    ticket, x = lth.load_ticket(run.saves), torch.randn(3, 1, 8, 8)
+    for model in (None, models.find("normed", "tiny", 4)()):
+        found = ticket.evaluate(place / "data" / "tiny.npz", model, device="cpu")
+        assert float(f"{found:.10g}") == ticket.row["test"]
+        applied = ticket.apply(models.find("normed", "tiny", 4)(), weights="trained")
+        torch.testing.assert_close(ticket.sparse(model)(x), applied(x))
+        assert ticket.export(place / "normed.pt2", torch.zeros(2, 1, 8, 8), model).is_file()
+    with torch.no_grad():
+        applied[1].weight_g.mul_(2)
+    assert not torch.allclose(models.copy_of(applied)(x), ticket.sparse()(x)), "a copy computes its weight anew"
+
+
 def test_a_ticket_of_an_own_net_evaluates_on_the_users_loaders(tmp_path: Path) -> None:
     history = find(seeded(Conv), save=tmp_path, iterations=30)
     ticket = lth.load_ticket(tmp_path, 2)

@@ -76,3 +76,76 @@ def test_tied_weights_multiply_wherever_they_stand() -> None:
             return self.second(self.first(x))
 
     assert of(Net(), 6) == {"block.weight": 2.0, "first.weight": 2.0}
+
+
+class Own(nn.Module):
+    """A layer of the user's own."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.weight, self.way = nn.Parameter(torch.randn(7, 6)), way
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.way == "einsum":
+            return torch.einsum("bti,oi->bto", x, self.weight)
+        if self.way == "baddbmm":
+            return torch.baddbmm(torch.zeros(1), x, self.weight.t().expand(len(x), 6, 7))
+        if self.way == "attention":
+            x = x @ self.weight.t()
+            return (x @ x.mT) @ x
+        return (x[..., None, :] * self.weight).sum(-1)
+
+
+@pytest.mark.parametrize("way", ["einsum", "baddbmm"])
+def test_products_in_batches_count_where_a_layer_has_no_others(way: str) -> None:
+    assert of(nn.Sequential(Own(way), nn.Linear(7, 2)), 5, 6) == {"0.weight": 5.0, "1.weight": 5.0}
+
+
+def test_attention_of_ones_own_is_the_rest() -> None:
+    found = cost(Own("attention"), torch.zeros(1, 5, 6), ["weight"])
+    assert found.uses == {"weight": 5.0} and found.rest == 2 * 5 * 5 * 7
+
+
+def test_a_bilinear_layer_multiplies_by_each_weight_once_an_example() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pair, self.out = nn.Bilinear(2, 3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.pair(x[..., :2], x[..., 2:]))
+
+    assert of(Net(), 5) == {"pair.weight": 1.0, "out.weight": 1.0}
+    assert of(Net(), 7, 5) == {"pair.weight": 7.0, "out.weight": 7.0}
+
+
+def test_where_a_product_is_unknown_so_is_the_cost() -> None:
+    with pytest.raises(ValueError, match=r"0\.weight is not known"):
+        of(nn.Sequential(Own("sum"), nn.Linear(7, 2)), 5, 6)
+
+
+def test_embeddings_and_what_only_training_needs_cost_nothing() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.out, self.beside = nn.Embedding(9, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.tokens(x)
+            return self.out(x) + self.beside(x) if self.training else self.out(x)
+
+    found = cost(Net(), torch.zeros(1, 5, dtype=torch.long), pruning.prunable(Net(), embeddings=True))
+    assert found.uses == {"tokens.weight": 0, "out.weight": 5, "beside.weight": 0} and found.rest == 0
+
+
+def test_where_it_is_unknown_which_layer_multiplies_so_is_the_cost() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.body = nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body[1:](self.body[:1](self.first(x)))
+
+    with pytest.raises(ValueError, match="no part of the model"):
+        of(Net(), 6)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers import Told, constant, do, random_masks, settings, training
+from own import find, seeded
 from torch import Tensor, nn
 
 import main
 import utils
 from lth.records import tables, tickets
 from lth.run import session
+from lth.settings.config import ConfigError
 from lth.training import models
 from lth.training.problem import Problem, stackable
 from lth.training.schedule import Plan
@@ -106,6 +109,16 @@ def test_a_model_with_hooks_on_gradients_is_not_stacked(place: Path) -> None:
     )
     config = settings(place, arch_type="hooked")
     assert not stackable(Problem.of(config, session.prepare(config)[0]))
+
+
+def test_a_model_that_waits_for_stored_gradients_is_refused(place: Path) -> None:
+    (place / "archs" / "tiny" / "waiting.py").write_text(
+        "from torch import nn\n\n\ndef waiting():\n    layer = nn.Linear(64, 4)\n"
+        "    layer.weight.register_post_accumulate_grad_hook(lambda weight: weight.grad.zero_())\n"
+        "    return nn.Sequential(nn.Flatten(), layer)\n"
+    )
+    with pytest.raises(ConfigError, match=r"without register_post_accumulate_grad_hook, which 1\.weight has"):
+        session.prepare(settings(place, arch_type="waiting"))
 
 
 def test_a_constructor_that_seeds_makes_no_two_trials_alike(place: Path) -> None:
@@ -216,3 +229,24 @@ def test_a_model_that_gives_pruned_weights_values_ends_with_a_sentence(place: Pa
     (run,) = do(settings(place, arch_type="centring", optimizer=kind), told)
     assert "round 1 ended with pruned weights of 1.weight that are not 0: centring changes its weights" in told.notes
     assert tables.finished_rounds(run) == 1
+
+
+class Words(nn.Module):
+    """Looks up each pixel, with gradients of the rows that it has looked up."""
+
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        self.words, self.out = nn.EmbeddingBag(8, 16, sparse=sparse), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.words((x.flatten(1) * 8).long().clamp(0, 7)))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_embeddings_with_sparse_gradients_train_as_others(optimizer: str) -> None:
+    options: dict[str, Any] = {"optimizer": optimizer, "lr": 0.01, "prune_embeddings": True}
+    losses = [
+        [row["train_loss"] for row in find(seeded(lambda each=sparse: Words(each)), **options)]
+        for sparse in (True, False)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

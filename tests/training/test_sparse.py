@@ -39,11 +39,11 @@ from lth.records.files import read_json
 from lth.run import session
 from lth.run.tasks import runs_of
 from lth.settings.config import Config
-from lth.training import kernels, models, sparse
+from lth.training import kernels, models, sparse, sparse_linear
 from lth.training.models import State
 from lth.training.network import Network
 from lth.training.schedule import Plan
-from lth.training.sparse_linear import Places, SparseLayers, SparseLinear, become_sparse
+from lth.training.sparse_linear import Places, SparseLinear, become_sparse
 from lth.training.train import Stopped, Trained, Training
 
 BOTH = ("fc1.weight", "fc2.weight")
@@ -165,6 +165,20 @@ def test_trainings_agree_with_dense_ones_to_rounding_over_hundreds_of_steps(kind
         assert (other.final[name][~mask] == 0).all()
 
 
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Gets how many layers are computed as one, each time that some are."""
+    made: list[int] = []
+    run = sparse_linear._run
+
+    def noted(x: Tensor, layers: Any, how: Any) -> Tensor:
+        made.append(len(how))
+        return run(x, layers, how)
+
+    monkeypatch.setattr(sparse_linear, "_run", noted)
+    return made
+
+
 def looks(state: State) -> dict[str, Any]:
     return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
 
@@ -179,7 +193,9 @@ def sequence(*between: nn.Module) -> nn.Module:
     [([], [3]), ([nn.Dropout(0.5)], [1, 2]), ([nn.BatchNorm1d(20)], [1, 2]), ([nn.Linear(20, 20)], [4])],
     ids=["plain", "dropout", "batch norm", "no ReLU"],
 )
-def test_layers_in_a_sequence_are_one_and_train_as_dense_ones(between: list[nn.Module], runs: list[int]) -> None:
+def test_layers_in_a_sequence_are_one_and_train_as_dense_ones(
+    between: list[nn.Module], runs: list[int], joined: list[int]
+) -> None:
     """Also under dropout, which draws the same, and whatever is a layer's neighbour."""
 
     def make() -> nn.Module:
@@ -190,8 +206,7 @@ def test_layers_in_a_sequence_are_one_and_train_as_dense_ones(between: list[nn.M
     one = training(make, plan, keep=0.2).run()[0]
     found = training(make, plan, keep=0.2, sparse=names)
     other = found.run()[0]
-    joined = [m for m in found.network.model.modules() if isinstance(m, SparseLayers)]
-    assert [len(module.layers) for module in joined] == runs
+    assert joined[: len(runs)] == runs
     for part in ("final", "best"):
         assert looks(getattr(one, part)) == looks(getattr(other, part))
         for name, tensor in getattr(one, part).items():
@@ -199,22 +214,65 @@ def test_layers_in_a_sequence_are_one_and_train_as_dense_ones(between: list[nn.M
 
 
 class Looks(nn.Module):
-    """Uses a sequence, and what is within it too."""
+    """Uses a sequence as a whole, in parts, one of its layers, or those that chance leaves; its head starts at 0."""
 
     def __init__(self, way: str) -> None:
         super().__init__()
-        self.way, self.layers = way, sequence()
+        self.way, self.layers, self.head = way, sequence(), nn.Linear(4, 4)
+        nn.init.zeros_(self.head.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.way == "whole":
+            return self.head(self.layers(x))
         if self.way == "parts":
-            return self.layers(x) + self.layers[:3](x).sum()
-        return self.layers(x)
+            low = self.layers[:3](x)
+            return self.head(self.layers[3:](low) + low.mean(1, keepdim=True))
+        if self.way == "one":
+            return self.head(self.layers(x)) + self.layers[1](x.flatten(1))[:, :4]
+        for layer in self.layers:
+            if isinstance(layer, nn.ReLU) and self.training and torch.rand(()) < 0.3:
+                continue
+            x = layer(x)
+        return self.head(x)
 
 
 @tiny_layers
-def test_a_sequence_is_left_in_parts_where_something_looks_into_it() -> None:
-    assert chosen(lambda: Looks("whole"), 0.2) == [f"layers.{i}.weight" for i in (1, 3, 5)]
-    assert chosen(lambda: Looks("parts"), 0.2) == [], "the sum of a layer's outputs would be another"
+@pytest.mark.parametrize("way", ["whole", "parts", "one", "chance"])
+def test_what_takes_parts_of_a_sequence_gets_the_layers_themselves(way: str) -> None:
+    def make() -> nn.Module:
+        return Looks(way)
+
+    names = [f"layers.{i}.weight" for i in (1, 3, 5)]
+    assert chosen(make, 0.2)[:3] == names
+    plan = Plan(40, 20, constant(0.003))
+    one, other = (training(make, plan, keep=0.2, sparse=each).run()[0] for each in ((), names))
+    for name, tensor in one.final.items():
+        torch.testing.assert_close(other.final[name], tensor, rtol=2e-3, atol=2e-4)
+
+
+class Penalised(nn.Module):
+    """Looks at its matrices by their shape, behind a scale that starts at 0."""
+
+    def __init__(self, scale: float, now_and_then: bool) -> None:
+        super().__init__()
+        self.layers, self.scale = sequence(), nn.Parameter(torch.tensor([scale]))
+        self.now_and_then = now_and_then
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.layers(x)
+        if self.now_and_then and torch.rand(()) < 0.5:
+            return out
+        return out + self.scale * sum(p.sum() for p in self.parameters() if p.ndim == 2)
+
+
+@tiny_layers
+@pytest.mark.parametrize("scale, now_and_then", [(1.0, False), (0.0, False), (1.0, True)])
+def test_a_model_that_computes_something_else_with_sparse_layers_has_none(scale: float, now_and_then: bool) -> None:
+    assert chosen(lambda: Penalised(scale, now_and_then), 0.2) == []
+
+
+@tiny_layers
+def test_layers_of_a_sequence_with_hooks_are_called() -> None:
     seen: list[Tensor] = []
     model = sequence()
     model[3].register_forward_hook(lambda module, inputs, output: seen.append(output))
@@ -584,6 +642,28 @@ def test_streamed_data_train_sparsely_and_their_loaders_do_not_notice(products: 
         find(seeded(Mlp), {**tiny(), "validation": Counted(batches(40, 1))}, in_memory=False, sparse=way, **few)
         counts.append(len(passes))
     assert products and counts[0] == counts[1]
+
+
+class Convolution(Mlp):
+    """Takes tokens, and views what its convolution gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.conv = nn.Embedding(5, 8), nn.Conv2d(1, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(self.tokens(x)[:, None])
+        return super().forward(x.view(len(x), -1)[:, :64])
+
+
+@tiny_layers
+def test_streamed_models_are_tried_on_examples_that_were_drawn(products: list[int]) -> None:
+    """Zeros of floating point are no tokens: a trial with those would fail whatever is asked."""
+    torch.manual_seed(0)
+    data = {part: [(torch.randint(5, (10, 8)), torch.arange(10) % 4)] * 3 for part in ("train", "validation", "test")}
+    few = {"rounds": 3, "prune_rule": prune.magnitude(0.5), "iterations": 4}
+    streamed, held = (find(seeded(Convolution), data, in_memory=way, **few) for way in (False, True))
+    assert products and [row["remaining"] for row in streamed] == [row["remaining"] for row in held]
 
 
 @tiny_layers
