@@ -55,8 +55,7 @@ def main(argv: Sequence[str]) -> int:
     ]
     if not names and not listing:
         problems.append(f"name a claim ({', '.join(CLAIMS)}), or give --list")
-    if file is not None and file.is_dir():
-        problems.append(f"--report must be a file, not the folder {file}")
+    problems += _report_problems(file) if file is not None else []
     asked = []
     for name in [name for name in names if name in CLAIMS] or CLAIMS:
         try:
@@ -65,7 +64,22 @@ def main(argv: Sequence[str]) -> int:
             problems += error.problems
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
-    return show(asked) if listing else ask(asked, finished, file, argv)
+    return show(asked) if listing else ask(asked, finished, file and file.resolve(), argv)
+
+
+def _report_problems(file: Path) -> list[str]:
+    """Why a section cannot be written into that file, which may be new."""
+    if file.is_dir():
+        return [f"--report must be a file, not the folder {file}"]
+    if not file.exists():
+        return []
+    if not file.is_file():  # a pipe would be waited for, for ever
+        return [f"--report must be a file or a new one, not {file}"]
+    try:
+        file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        return [f"--report {file} cannot be read as text: {error}"]
+    return []
 
 
 def show(asked: Sequence[Form]) -> int:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lth.run.terminal import wrapped
-from lth.settings import sweep
+from lth.settings import flags, sweep
 from lth.settings.config import Config, ConfigError, same_command
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 def exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Run a program; turn what it raises into one message and the exit code: 2 for bad input, 1 for a failure, 130 and
     143 for Ctrl-C and SIGTERM. Tracebacks only with --debug."""
+    _mend_output()
     try:
         return main(argv)
     except KeyboardInterrupt:
@@ -47,6 +50,14 @@ def exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
         return 1
 
 
+def _mend_output() -> None:
+    """Say things to nobody where a stream is closed, and with escapes where its encoding lacks a character."""
+    sys.stdout, sys.stderr = (stream or Path(os.devnull).open("w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _complain(text: str) -> None:
     print(wrapped(text, sys.stderr), file=sys.stderr)
 
@@ -64,7 +75,7 @@ def conclude(runs: Sequence[Run], format: str, quiet: bool = False, about: str =
     pages, told = [folder / "verdict.csv", folder / "report.html"], sentences.sentences(table)
     current = figures is not None and verdict.written(table, folder) and pages[1].is_file()
     if not quiet:
-        print(wrapped(f"\n{labels.title(runs[0])}: {labels.settings(runs[0])}\n", sys.stdout))
+        print(wrapped(f"\n{labels.title(runs[0])}: {labels.settings(*runs)}\n", sys.stdout))
         print(f"{printed.render(table, shutil.get_terminal_size((100, 24)).columns)}\n")
     for sentence in told:
         print(wrapped(f"{about}: {sentence}" if about else sentence, sys.stdout))
@@ -127,6 +138,7 @@ def perform(config: Config, argv: Sequence[str], words: Callable[[str], str] = s
     from lth.training.train import TrialError
 
     failure: Exception | None = None
+    _check_repeated([config], argv)
     try:
         session.run(config, argv, words)
     except (session.TrialsFailed, TrialError) as error:  # the others are complete and can be looked at
@@ -152,6 +164,7 @@ def perform_all(asked: Mapping[Config, Mapping[str, str]], argv: Sequence[str]) 
 
     first, failure = next(iter(asked)), None
     own = {config: {name: text for name, text in values.items() if name != "seed"} for config, values in asked.items()}
+    _check_repeated(asked, argv)
     try:
         session.run_all({config: sweep.label(values) for config, values in own.items()}, argv)
     except (session.TrialsFailed, TrialError) as error:
@@ -173,6 +186,17 @@ def perform_all(asked: Mapping[Config, Mapping[str, str]], argv: Sequence[str]) 
     if failure:
         raise failure
     return 0
+
+
+def _check_repeated(asked: Iterable[Config], argv: Sequence[str]) -> None:
+    """ConfigError if --config would repeat a run with another ticket than it had."""
+    if not any(word.split("=")[0] == "--config" for word in argv):
+        return
+    from lth.run import refusals
+
+    given = vars(flags.parser().parse_known_args(argv)[0])
+    for config in asked if "ticket" not in given else ():
+        refusals.refuse_later_ticket(given["config"], config)
 
 
 def _finished(config: Config) -> list[Run]:

@@ -59,7 +59,8 @@ class Alone:
         self.held: dict[Run, Run] = {}
         for run in dict.fromkeys(run for one in prepared for run in one.runs):
             self.held[run] = replace(run, fence=locks.take(run.dumps))
-        self.size = len(self.held) if device.type != "cpu" or prepared[0].config.stack else 1
+        stacked = any(stack_size(one.config, one.problem, device) > 1 for one in prepared)
+        self.size = len(self.held) if device.type != "cpu" or stacked else 1
         stamp = time.strftime("%Y%m%d-%H%M%S")
         for run in (self.hold(run) for one in prepared if one.config.overwrite for run in one.runs):
             tables.move_aside(run, stamp)
@@ -156,6 +157,9 @@ def _facts(one: Prepared, device: torch.device, command: Sequence[str]) -> dict[
 def _check_same(runs: Sequence[Run], config: Config, facts: Mapping[str, Any]) -> None:
     """RecordError if their results, or others beside them, are of another experiment or of other settings, begun since
     the command looked."""
+    for run in runs:
+        if copy := tables.copied(run):
+            raise RecordError(copy)
     if changed := same.other_settings(runs, config):
         other, changes = changed
         those = ", ".join(f"{key} {theirs}, here {ours}" for key, (theirs, ours) in changes.items())

@@ -3,19 +3,21 @@ other data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from torch import nn
 
 from lth import data
 from lth.data import prints
-from lth.records import given, same, tickets
+from lth.records import given, same, tables, tickets
 from lth.records.files import read_json
 from lth.records.same import Prints
-from lth.records.tables import Run
+from lth.records.tables import Run, config_of
+from lth.run.tasks import runs_of
 from lth.settings import names
 from lth.settings.config import Config, ConfigError
+from lth.settings.ticket import TicketName
 from lth.training import fingerprint, models
 
 
@@ -25,7 +27,11 @@ def refuse_other_settings(config: Config, runs: Sequence[Run]) -> None:
     anew = config.overwrite
     for run in same.around(runs):
         file, ours = run.dumps / "config.json", run in runs
-        if (anew and ours) or read_json(file):
+        if anew and ours:
+            continue
+        if ours and (copy := tables.copied(run)):
+            raise ConfigError(f"{copy}, or use --overwrite")
+        if read_json(file):
             continue
         if ours and file.exists():
             raise ConfigError(f"{file} is damaged: restore it or move it away, or use --overwrite")
@@ -43,6 +49,34 @@ def refuse_other_settings(config: Config, runs: Sequence[Run]) -> None:
         differ = ", ".join(f"{key} {before}, now {now}" for key, (before, now) in changes.items())
         raise ConfigError(
             f"{run.dumps}{beside} holds results of other settings ({differ}): use another --name, or {way}"
+        )
+
+
+def refuse_one_place(asked: Iterable[Config]) -> None:
+    """ConfigError if two of these experiments have the same folders and start from other tickets: those of one name in
+    two places."""
+    known: dict[Path, TicketName] = {}
+    for config in asked:
+        ticket, place = config.ticket, runs_of(config)[0].plots
+        if ticket and known.setdefault(place, ticket) != ticket:
+            raise ConfigError(
+                f"--ticket {known[place]} and --ticket {ticket} have one name, so that their results would be in one "
+                f"folder, {place.name}: ask for them with different --root"
+            )
+
+
+def refuse_later_ticket(path: str, config: Config) -> None:
+    """ConfigError if the run whose config.json is at `path` began with another round of the ticket than these settings,
+    which are its own, mean by now: the last that is finished."""
+    if config.ticket is None or config.ticket.round is not None:
+        return
+    began = read_json(Path(path)).get("fingerprint")
+    was = began.get("ticket_round") if isinstance(began, dict) else None
+    now = given.prints(config)["ticket_round"]
+    if was not in (None, now):
+        raise ConfigError(
+            f"--config {path} is of a run that began with round {was} of --ticket {config.ticket}, whose last finished "
+            f"round is {now} by now: add --ticket {config.ticket}:{was}"
         )
 
 
@@ -68,7 +102,7 @@ def refuse_another_experiment(runs: Sequence[Run], now: Prints, model: nn.Module
 
 def _from_elsewhere(run: Run, config: Config) -> str:
     """In brackets, the folder that the data of these results came from, if it is another."""
-    about = read_json(run.dumps / "config.json").get("settings", {})
+    about = config_of(run).get("settings", {})
     if "data" not in about:
         return ""
     old = Config.data if about["data"] is None else Path(about["data"])
@@ -96,7 +130,7 @@ def at_hand(config: Config, run: Run) -> tuple[dict[str, str], nn.Module | None]
     """The fingerprints of the experiment that the settings mean now, and its model, for a run that is finished: nothing
     is downloaded, and data are only read if their file is not the one that was used. Nothing where nothing is known of
     the results to compare them with."""
-    abouts = [read_json(other.dumps / "config.json") for other in same.neighbours(run)]
+    abouts = [config_of(other) for other in same.neighbours(run)]
     about = next((about for about in abouts if about.get("classes") and "data" in about.get("fingerprint", ())), None)
     if about is None:
         return {}, None

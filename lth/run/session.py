@@ -5,8 +5,6 @@ All front doors (main.py, `python lth`, ExperimentRunner) come through `run`.
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -14,31 +12,28 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 
 import torch
 
-from lth import data, layers, pruning
-from lth.connectivity import ENDS
+from lth import data
 from lth.data.images import Images
-from lth.records import given, labels, recording, resume, same, tables
+from lth.records import given, recording, same, tables
 from lth.records.events import Event, Note
 from lth.records.lock import Locks, clear, clock, probe
 from lth.records.tables import Run
-from lth.run import cluster, jobs, processes, refusals
+from lth.run import cluster, jobs, outlook, processes, refusals
 from lth.run import device as devices
 from lth.run.holding import Alone, Elsewhere, Prepared, Shared, mend
 from lth.run.progress import Progress
 from lth.run.queue import Queue
-from lth.run.tasks import by_run, plan, runs_of, tasks_of, trainings
+from lth.run.tasks import runs_of
 from lth.run.tensorboard import Board
 from lth.run.terminal import wrapped
-from lth.settings import checks, combinations, names
-from lth.settings.arms import ARMS
+from lth.settings import checks, names
 from lth.settings.config import Config, ConfigError, usual_valid_size
-from lth.training import fit, models, sparse
-from lth.training.problem import Problem, stack_size
-from lth.training.schedule import check_plan, scarce, seldom
+from lth.training import drawn, fit, models
+from lth.training.problem import Problem
+from lth.training.schedule import check_plan
 
 
 class TrialsFailed(Exception):
@@ -69,6 +64,7 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), words: Cal
 
     with jobs.signals() as signalled:
         runs = list(dict.fromkeys(run for config, about in asked.items() for run in runs_of(config, about)))
+        refusals.refuse_one_place(asked)
         checks.together(*(partial(_refuse, config, runs) for config in asked))
         for config in asked:
             mend([] if config.overwrite else runs_of(config), first, warn)
@@ -88,13 +84,13 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), words: Cal
         if remark:
             say(remark)
         if first.dry_run:
-            print("\n".join(_plan(prepared)))
+            print("\n".join(outlook.planned(prepared)))
             return runs
         probe(first.root)
         with cluster.connected(first) if first.ray else nullcontext() as there, Locks(first.lock_limit) as locks:
             device, since = there.device if there else device, clock(first.root)
             holding = (Elsewhere if there else Shared if first.join else Alone)(prepared, locks, device, command)
-            _announce(prepared, device, f"{there or devices.name(device)}", say)
+            outlook.announce(prepared, device, f"{there or devices.name(device)}", say, warn)
             queue = Queue(todo, holding.hold, holding.let_go, holding.together, since, elsewhere=there is not None)
             progress = Progress(queue.left(), first.print_freq, first.quiet, runs=runs)
             board = Board() if first.tensorboard else None
@@ -120,7 +116,7 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), words: Cal
                 jobs.work(queue, workers, tell, signalled, first.join or there is not None)
             except jobs.Interrupted:
                 progress.close()
-                _warn(f"the results so far are in {_where(runs)}")
+                _warn(f"the results so far are in {outlook.where(runs)}")
                 raise
             finally:
                 progress.close()
@@ -176,34 +172,6 @@ def _prepared(asked: Config, about: str, loaded: dict[tuple[object, ...], Images
     return Prepared(asked, config, runs, images, problem)
 
 
-def _alike(one: Prepared) -> str:
-    """A sentence about weights that no seed changes, where trials or fresh weights were asked for."""
-    fresh = any(ARMS[arm].start == "fresh" for arm in one.config.prune_type)
-    if one.config.trials == 1 and not fresh:
-        return ""
-    weights = pruning.prunable(one.problem.make(), one.config.prune_embeddings)
-    fixed = fit.alike(one.problem.initial, [name for name, weight in weights.items() if weight.requires_grad])
-    told = ", ".join(fixed[:3]) + (", ..." if len(fixed) > 3 else "")
-    return f"{told}: drawn alike for every seed, so that trials and fresh weights do not differ there" if told else ""
-
-
-def _densely(one: Prepared, device: torch.device) -> str | None:
-    """Why runs that could train sparsely by their settings will not."""
-    if one.config.sparse == "off" or device.type != "cpu":
-        return None
-    if not sparse.available():
-        return sparse.UNAVAILABLE
-    usual = sparse.limits(one.config)
-    if any(resume.sparse_up_to(run, usual) != usual for run in one.runs):
-        return "runs begun with another rule for sparse products (sparse_up_to in config.json) go on by that one"
-    return None
-
-
-def _where(runs: Sequence[Run]) -> Path:
-    """The folder under dumps/ that holds them all."""
-    return Path(os.path.commonpath([run.dumps.parent.parent for run in runs]))
-
-
 def settled(config: Config) -> Config:
     """The settings with what the data alone tell: the size of the validation split where none is given."""
     if config.valid_size is not None:
@@ -231,8 +199,8 @@ def prepare(config: Config, loaded: dict[tuple[object, ...], Images] | None = No
         name, embeddings = f"--arch_type {config.arch_type}", config.prune_embeddings
         model = problem.make()
         fit.check_fit(model, images.shape, images.classes, name, embeddings, config.batch_size)
-        if models.draws_itself(model):
-            problem.initial(config.seed)  # the user's code may fail: now, and not after files are written
+        assert problem.build
+        drawn.check_drawn(problem.build, name)  # the user's code may fail: now, and not after files are written
     except ConfigError as error:
         problems += error.problems
     if problems:
@@ -249,84 +217,6 @@ def check_finished(config: Config) -> None:
         raise ConfigError(reason)
     for run in runs:
         tables.check(run)
-
-
-def disk_needed(config: Config, problem: Problem, runs: Sequence[Run]) -> int:
-    """Bytes that the files of these runs will take at most, old ones included."""
-    model = problem.make()
-    state = sum(tensor.numel() * tensor.element_size() for tensor in models.state_of(model).values())
-    bits = sum(weight.numel() for weight in pruning.prunable(model, config.prune_embeddings).values()) // 8
-    kept = {"all": config.prune_iterations, "last": 1, "none": 0}[config.keep_weights]
-    # initial, dense, rewind; the checkpoint with its moments and best weights
-    once = 2 + bool(config.rewind.amount) + 5
-    total = 0
-    for run in runs:
-        own = config.prune_iterations - 1 if ARMS[run.arm].start != "original" else 0
-        again = 5 * len(ENDS) * config.connectivity  # checkpoints of further trainings
-        total += state * (once + kept + own + again) + bits * config.prune_iterations
-    return total
-
-
-def _plan(prepared: Sequence[Prepared]) -> list[str]:
-    """What --dry_run shows: the trainings of each setting, how many are left, the disk they take."""
-    lines: list[str] = []
-    count = left = again = again_left = 0
-    finished, connected = tables.finished_rounds, tables.connected_rounds
-    if prepared[0].asked.overwrite:  # it begins anew, whatever is there
-        finished = connected = lambda run: 0
-    folders = dict.fromkeys(one.runs[0].dumps.parent.parent for one in prepared)
-    for folder in folders:
-        here = [one for one in prepared if one.runs[0].dumps.parent.parent == folder]
-        rounds = by_run(task for one in here for task in tasks_of(one.asked))
-        graph = [task for tasks in rounds.values() for task in tasks]
-        lines.append(f"{labels.title(here[0].runs[0])}, results in {folder}")
-        lines += [f"  {line}" for line in plan(graph, finished)]
-        count += trainings(graph)
-        left += sum(not task.shared and task.round >= finished(task.run) for task in graph)
-        if here[0].asked.connectivity:
-            again += trainings(graph)
-            again_left += sum(not task.shared and task.round >= connected(task.run) for task in graph)
-    runs = len({run for one in prepared for run in one.runs})
-    need = sum(disk_needed(one.config, one.problem, one.runs) for one in prepared) / 1e6
-    total = f"{count} trainings, {left} of them left, up to {runs} at once"
-    if again:
-        total += f"; --connectivity trains {again} tickets once more, {again_left} of them left"
-    return [*lines, f"{total}; the weights under saves/ take up to {need:,.0f} MB"]
-
-
-def _announce(prepared: Sequence[Prepared], device: torch.device, place: str, say: Callable[[str], object]) -> None:
-    """Say at which `place` is trained, where things go, how much disk they take, and what may surprise."""
-    runs = [run for one in prepared for run in one.runs]
-    rounds = max(one.config.prune_iterations for one in prepared)
-    need = sum(disk_needed(one.config, one.problem, one.runs) for one in prepared) / 1e6
-    saves = next(folder for folder in (runs[0].saves, *runs[0].saves.parents) if folder.exists())  # a link, perhaps
-    free = shutil.disk_usage(saves).free / 1e6
-    remarks: dict[str, None] = {}
-    for one in prepared:
-        config, stack = one.config, stack_size(one.config, one.problem, device)
-        remarks[names.assumed(config.arch_type, one.runs[0].dataset, config.data) or ""] = None
-        model, rates = one.problem.make(), config.rates()
-        remarks[layers.left_alone(model, config.prune_embeddings)] = None
-        if config.init != Config.init and models.draws_itself(model):
-            own = f"{config.arch_type} draws its weights by its own _initialize_weights()"
-            remarks[f"--init {config.init} decides the folder and changes nothing: {own}"] = None
-        if rates["output"] != rates["fc"]:
-            remarks[pruning.odd_output(model, one.images.classes, config.prune_embeddings)] = None
-        remarks |= dict.fromkeys(combinations.unused(config))
-        remarks[_alike(one)] = None
-        epoch_steps = (len(one.images.train) - (config.valid_size or 0)) // config.batch_size
-        remarks |= {seldom(config, epoch_steps): None, scarce(config, epoch_steps): None}
-        if stack < (config.stack or 1):
-            alone = f"--stack {config.stack}: torch.func.vmap cannot follow this model, each run is trained alone"
-            remarks[alone] = None
-        remarks[_densely(one, device) or ""] = None
-    of = f"{len(prepared)} experiments, " if len(prepared) > 1 else ""
-    say(f"{of}{len(runs)} runs of {rounds} rounds on {place}, results in {_where(runs)}")
-    say(f"the weights under saves/ take up to {need:,.0f} MB of {free:,.0f} MB free (--keep_weights last: less)")
-    for remark in filter(None, remarks):
-        say(remark)
-    if need > free:
-        _warn("warning: the disk may become full; a stopped run can be taken up later")
 
 
 def _warn(text: str) -> None:

@@ -15,7 +15,6 @@ from tensorboardX import SummaryWriter
 
 from lth.records import tables, tickets
 from lth.records.events import Evaluated, Event, RoundDone
-from lth.records.files import read_json
 from lth.records.tables import Run
 
 
@@ -40,7 +39,7 @@ class Board:
         """Write what is still in memory, and each run's settings beside its last round (the HPARAMS view)."""
         for run, row in self.last.items():
             metrics = {f"last/{name}": float(row[name]) for name in ("remaining", "ES", "test")}
-            settings = read_json(run.dumps / "config.json").get("deciding", {})
+            settings = tables.config_of(run).get("deciding", {})
             whose = {name: getattr(run, name) for name in ("arch_type", "dataset", "arm", "seed")}
             self.writers[run].add_hparams({**settings, **whose}, metrics, name=".")
         for writer in self.writers.values():

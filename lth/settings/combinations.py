@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from lth.settings.arms import ARMS
@@ -16,15 +17,9 @@ def problems(config: Config) -> list[str]:
     """What is wrong with settings that are right one by one. Values may still be of the wrong type."""
     found = []
     given = {spec.name for spec in dataclasses.fields(config) if getattr(config, spec.name) != spec.default}
-    own_rates = given & {"prune_percent", "conv_percent", "fc_percent", "output_percent"}
-    if "target_remaining" in given:
-        if own_rates:
-            found.append(
-                "--target_remaining decides the percent of a round itself and cannot be given with "
-                f"--{' --'.join(sorted(own_rates))}"
-            )
-        if config.prune_iterations == 1:
-            found.append("--target_remaining needs at least 2 --prune_iterations: the first round is dense")
+    found += said_twice(given)
+    if "target_remaining" in given and config.prune_iterations == 1:
+        found.append("--target_remaining needs at least 2 --prune_iterations: the first round is dense")
     if config.optimizer != "sgd":
         found += [
             f"--{name} belongs to --optimizer sgd, not to {config.optimizer}"
@@ -46,6 +41,15 @@ def problems(config: Config) -> list[str]:
     if not config.prune_type:
         found.append(f"--prune_type needs at least one of {', '.join(ARMS)}")
     return found
+
+
+def said_twice(given: Collection[str]) -> list[str]:
+    """What is wrong with the names of settings that were given, whatever their values: the percent of a round twice."""
+    rates = [name for name in ("conv_percent", "fc_percent", "output_percent", "prune_percent") if name in given]
+    if "target_remaining" not in given or not rates:
+        return []
+    told = " --".join(rates)
+    return [f"--target_remaining decides the percent of a round itself and cannot be given with --{told}"]
 
 
 def unused(config: Config) -> list[str]:

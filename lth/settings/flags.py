@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lth.settings import names
+from lth.settings import combinations, names
 from lth.settings.config import Config, ConfigError, nearest
 from lth.settings.values import number, parse_value
 
@@ -152,13 +152,14 @@ def parse(argv: Sequence[str], prog: str = "main.py", swept: Mapping[str, Any] |
     except ConfigError as error:
         problems += error.problems
         config = Config()
+    problems += combinations.said_twice(given)
     if {"arch_type", "dataset"} & settings.keys() <= values.keys():
         arch_type, dataset, data = (
             values.get(name, getattr(config, name)) for name in ("arch_type", "dataset", "data")
         )
         problems += names.problems(arch_type, dataset, data=data)
     if problems:
-        raise ConfigError(*problems)
+        raise ConfigError(*dict.fromkeys(problems))
     return config
 
 

@@ -6,6 +6,7 @@ Files under archs/ are read as text here, so that a mistyped name is answered be
 from __future__ import annotations
 
 import ast
+import contextlib
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,8 +15,9 @@ from typing import Any
 
 from lth.settings.config import PROJECT, nearest
 
-# The folders of models: that of the folder in which the program was started, then the project's own.
-ARCHS = list(dict.fromkeys(folder.resolve() for folder in (Path("archs"), PROJECT / "archs")))
+ARCHS = [(PROJECT / "archs").resolve()]  # the folders of models: that where the program was started, then its own
+with contextlib.suppress(FileNotFoundError):  # a folder may be deleted while one is in it
+    ARCHS = list(dict.fromkeys([Path("archs").resolve(), *ARCHS]))
 
 
 @dataclass(frozen=True)

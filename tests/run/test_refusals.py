@@ -241,7 +241,8 @@ def test_settings_that_an_arm_does_not_look_at_may_be_others_beside_it(place: Pa
     before = replace(config, prune_type=("random_init",), random_rates="erk")
     session.run(before)
     session.run(replace(config, prune_iterations=3))
-    assert len(verdict.table(tables.find(place))["arm"].unique()) == 2 and same.mixed(tables.find(place)) == ""
+    runs = tables.find(place)
+    assert len(verdict.table(runs)["arm"].unique()) == 2 and same.mixed(runs) == ""
     refused(replace(before, random_rates="uniform"), "random_rates erk, now uniform")
     refused(replace(before, seed=1, random_rates="uniform"), "beside these runs", "random_rates erk, now uniform")
     with pytest.raises(ConfigError, match="random_rates erk, now uniform"):
@@ -254,6 +255,8 @@ def test_settings_that_an_arm_does_not_look_at_may_be_others_beside_it(place: Pa
         {"deciding": ["lr"], "meaning": None, "seed": "0"},
         {"image_shape": None},
         {"image_shape": "1x28x28"},
+        dict.fromkeys([*tables.OBJECTS, *tables.LISTS]),
+        dict.fromkeys([*tables.OBJECTS, *tables.LISTS], "many"),
     ],
 )
 def test_odd_words_in_config_json_stop_nobody(place: Path, spoiled: dict[str, Any]) -> None:
@@ -261,10 +264,11 @@ def test_odd_words_in_config_json_stop_nobody(place: Path, spoiled: dict[str, An
     (run,) = session.run(config)
     file = run.dumps / "config.json"
     write_json(file, {**read_json(file), **spoiled})
+    session.run(config)
     session.run(replace(config, prune_type=("random",)))
     utils.conclude(tables.find(place), "png", quiet=True)
     assert (run.plots / "report.html").is_file()
-    assert lth.load_ticket(run.saves).sparse() is not None
+    assert lth.load_ticket(run.saves).sparse() is not None and len(tables.results(place)) == 4
 
 
 def test_a_model_edited_while_workers_start_is_not_trained_by_them(place: Path) -> None:
@@ -357,6 +361,20 @@ def test_a_copied_folder_is_no_further_trial_or_arm(
     assert (written["arm"].tolist(), written["trials"].tolist()) == (["lt"], [1])
     with pytest.raises(RecordError, match="is a copy of another run"):
         lth.results(place)
+    before, arm, seed = everything(place), copied.parent.name, int(copied.name.removeprefix("seed"))
+    going_on = settings(place, prune_type=(arm,), seed=seed, prune_iterations=2)
+    with pytest.raises(ConfigError, match=rf"a copy of another run, .*\({says}\): move it away, or use --overwrite"):
+        session.run(going_on)
+    assert everything(place) == before
+    session.run(replace(going_on, overwrite=True))
+    assert len(lth.results(place)) == 3
+
+
+def test_each_run_has_one_folder(place: Path) -> None:
+    """Nothing else is called seed01."""
+    (run,) = session.run(settings(place, prune_iterations=1))
+    shutil.copytree(run.dumps, run.dumps.with_name("seed00"))
+    assert len(lth.results(place)) == 1 and same.neighbours(run) == [run]
 
 
 def test_a_stop_between_the_folders_that_overwrite_moves_aside_loses_nothing(

@@ -430,6 +430,7 @@ ONE: list[tuple[str, str]] = [
     ("--lr_milestones 5 0", "--lr_milestones must be longer than 0, not '5 0'"),
     # combinations
     ("--target_remaining 5 --prune_percent 20", "--target_remaining .* cannot be given with --prune_percent"),
+    ("--target_remaining 5 --prune_percent 10", "--target_remaining .* cannot be given with --prune_percent"),
     ("--target_remaining 5 --conv_percent 5 --fc_percent 9", "cannot be given with --conv_percent --fc_percent"),
     ("--target_remaining 5 --prune_iterations 1", "--target_remaining needs at least 2 --prune_iterations"),
     ("--momentum 0.9", "--momentum belongs to --optimizer sgd, not to adam"),

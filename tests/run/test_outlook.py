@@ -1,0 +1,38 @@
+"""What is said before a command begins."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers import settings
+
+from lth.run import session
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_overwrite_says_whose_masks_are_trained_anew_too(
+    place: Path, capsys: pytest.CaptureFixture[str], dry_run: bool
+) -> None:
+    config = settings(place, prune_type=("ticket_reinit",), prune_iterations=2, quiet=False, dry_run=dry_run)
+    told = "--overwrite begins lt anew too, whose masks ticket_reinit takes"
+    session.run(config)
+    assert told not in capsys.readouterr().out
+    session.run(replace(config, overwrite=True))
+    assert told in " ".join(capsys.readouterr().out.split())
+
+
+def test_stacks_of_one_leave_the_processes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--stack 1 is the default, said aloud."""
+    sizes = []
+
+    def workers(size: int, *rest: object) -> None:
+        sizes.append(size)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session.processes, "workers", workers)
+    for stack in (None, 1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            session.run(settings(place, trials=2, jobs=2, stack=stack))
+    assert sizes == [2, 2, 1]
