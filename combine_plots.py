@@ -17,7 +17,8 @@ from pathlib import Path
 
 import utils
 from lth.settings.config import ConfigError
-from lth.settings.flags import FIELDS, Parser, unknown_problems
+from lth.settings.flags import FIELDS, Parser, typed, unknown_problems
+from lth.settings.values import folder_path
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,7 +29,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("--root", type=Path, default=Path(), help="folder with dumps/ and plots/ (default: this one)")
+    where = "folder with dumps/ and plots/ (default: this one)"
+    made.add_argument("--root", type=typed(folder_path), default=Path(), metavar="ROOT", help=where)
     made.add_argument("--arch_type", metavar="NAME", help="only runs of this model")
     made.add_argument("--dataset", metavar="NAME", help="only runs on this data set")
     made.add_argument("--name", metavar="FOLDER", help="only runs in this folder of settings")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import utils
 from lth.claims import CLAIMS, forms
-from lth.settings import flags
+from lth.settings import flags, values
 from lth.settings.config import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--list", action="store_true", help="the known claims, and what they will take here")
     own.add_argument("--quick", action="store_true", help="a form of less than three minutes; not the published claim")
     own.add_argument("--finished", action="store_true", help="train nothing: judge by the rounds that are finished")
-    own.add_argument("--report", type=Path, metavar="FILE", help="write or renew each claim's section of this Markdown")
+    report = "write or renew each claim's section of this Markdown"
+    own.add_argument("--report", type=flags.typed(values.path), metavar="FILE", help=report)
     return made
 
 

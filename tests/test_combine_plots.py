@@ -146,6 +146,12 @@ def test_what_cannot_be_read_is_one_clear_line(
     assert file.is_symlink()
 
 
+def test_a_root_that_is_no_folder_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert utils.exit_code(combine_plots.main, ["--root", str(tmp_path / "file")]) == 2
+    assert "error: --root: must be a folder, or a new one, not" in capsys.readouterr().err
+
+
 def test_the_verdict_is_said_where_no_figure_can_be_written(
     tmp_path: Path, make_runs: MakeRuns, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,14 +8,15 @@ import json
 import re
 import shutil
 import textwrap
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from lth.settings import combinations, names
 from lth.settings.config import Config, ConfigError, nearest
 from lth.settings.values import number, parse_value
 
+T = TypeVar("T")
 FIELDS = {spec.name: spec for spec in dataclasses.fields(Config)}
 
 # Figure 2 of Frankle & Carbin (arXiv:1803.03635), evaluated every 100 iterations as in their figures.
@@ -51,6 +52,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(re.sub(r"^argument (\S+?)(/\S+)?: ", r"\1: ", message))
+
+
+def typed(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """A parser of values as argparse takes it, which says in its own words what is wrong."""
+
+    def parsed(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{error}, not {text!r}") from None
+
+    return parsed
 
 
 def parser(prog: str = "main.py") -> argparse.ArgumentParser:

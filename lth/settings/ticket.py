@@ -33,8 +33,12 @@ class TicketName:
     def parse(cls, text: str) -> TicketName:
         """What `text` names; ValueError if there is no such folder."""
         found = re.fullmatch(r"(.+?)(?::(\d{1,6}))?", text.strip())
-        made = cls(written(Path(found[1])), int(found[2]) if found[2] else None) if found else cls(Path())
-        if not made.folder.is_dir() or not made._parts:
+        try:
+            made = cls(written(Path(found[1])), int(found[2]) if found[2] else None) if found else cls(Path())
+            there = made.folder.is_dir() and bool(made._parts)
+        except (OSError, RuntimeError, ValueError):  # too long a name, links in a circle, a zero byte
+            there = False
+        if not there:
             raise ValueError(
                 "must be the folder of a run that is there, saves/<model>/<data>/<settings>/<arm>/seed<k>, or that of "
                 "its arm, and may end in :ROUND"

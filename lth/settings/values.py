@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lth.settings.ticket import TicketName
@@ -91,6 +94,25 @@ def device(text: str) -> str:
     if text in ("cpu", "mps") or re.fullmatch(r"\d+", text):
         return text
     raise ValueError("must be the number of a GPU, or cpu, or mps")
+
+
+def path(text: str) -> Path:
+    """A path at which something is or may be: no name in it is too long, and what it leads through are folders."""
+    try:
+        Path(text).stat()
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR):
+            raise ValueError(f"must be a possible path ({error.strerror})") from None
+    except ValueError:
+        raise ValueError("must be a possible path, without zero bytes") from None
+    return Path(text)
+
+
+def folder_path(text: str) -> Path:
+    """The path of a folder that is there or may be."""
+    if not path(text).is_dir() and os.path.lexists(text):
+        raise ValueError("must be a folder, or a new one")
+    return Path(text)
 
 
 def plain_name(text: str) -> str:

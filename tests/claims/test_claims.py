@@ -247,7 +247,12 @@ def asked(root: Path, *argv: str) -> Form:
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"), [("pipe", "a file or a new one, not "), ("text", "cannot be read as text: ")]
+    ("kind", "says"),
+    [
+        ("pipe", "a file or a new one, not "),
+        ("text", "cannot be read as text: "),
+        ("file for a folder", "must be a possible path "),
+    ],
 )
 def test_a_report_that_cannot_be_written_is_refused_before_any_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, says: str
@@ -257,7 +262,8 @@ def test_a_report_that_cannot_be_written_is_refused_before_any_work(
         os.mkfifo(file)
     else:
         file.write_bytes("é".encode("latin-1"))
-    assert utils.exit_code(reproduce.main, ["lenet", "--quick", "--report", str(file), "--root", str(tmp_path)]) == 2
+    named = file / "r.md" if kind == "file for a folder" else file
+    assert utils.exit_code(reproduce.main, ["lenet", "--quick", "--report", str(named), "--root", str(tmp_path)]) == 2
     assert says in capsys.readouterr().err and list(tmp_path.iterdir()) == [file]
 
 

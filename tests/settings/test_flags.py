@@ -465,6 +465,40 @@ def test_a_mistake_is_one_line_without_traceback_and_touches_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows, and its errors are others")
+@pytest.mark.parametrize(
+    "flag, value, problem",
+    [
+        ("--root", "circle", "must be a possible path"),
+        ("--root", "file/inside", "must be a possible path"),
+        ("--root", "file", "must be a folder, or a new one, not 'file'"),
+        ("--root", "dangling", "must be a folder"),
+        ("--root", "a" * 300, "must be a possible path"),
+        ("--data", "circle", "must be a possible path"),
+        ("--data", "file", "must be a folder"),
+        ("--ticket", "circle", "must be the folder of a run"),
+        ("--ticket", "a" * 300, "must be the folder of a run"),
+        ("--config", "circle", "cannot be read as the config.json of a run"),
+    ],
+)
+def test_a_path_where_nothing_can_be_is_said_before_anything_is_done(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flag: str,
+    value: str,
+    problem: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("circle").symlink_to("circle")
+    Path("dangling").symlink_to("nowhere")
+    Path("file").write_text("mine")
+    assert utils.exit_code(main.main, [flag, value]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and re.match(f"error: {flag} .*{problem}", said.err.replace("\n", " ")), said.err
+    assert {file.name for file in tmp_path.iterdir()} == {"circle", "dangling", "file"}
+
+
 def test_there_are_many_mistakes_to_make() -> None:
     assert len(ONE) >= 60
 
