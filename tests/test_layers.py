@@ -337,8 +337,9 @@ def test_pruned_weights_of_attention_and_recurrent_layers_stay_0_in_training(kin
     after = network.state(0)
     for name, mask in masks.items():
         assert not after[name][~mask].any() and (after[name] != state[name])[mask].all(), name
-    reference = models.load_state(Attending(), after)
-    assert torch.equal(network.logits(x, True)[0], reference(x)), "the recurrent layer computes with other weights"
+    logits = models.load_state(Attending(), after)(x)
+    same = torch.allclose(network.logits(x, True)[0], logits, rtol=1e-4, atol=1e-6)  # some processors round otherwise
+    assert same, "the recurrent layer computes with other weights"
 
 
 class Flat(nn.LSTM):
