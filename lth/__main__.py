@@ -140,6 +140,8 @@ def parse(argv: Sequence[str]) -> Config:
         except ValueError as error:
             problems.append(f"--{name} {error}, not {text!r}")
     arch_type, dataset = NETS.get(known.net.lower(), known.net), DATASETS.get(known.dataset.lower(), known.dataset)
+    if "data" in values:
+        values["data"] = names.holder(dataset, values["data"])
     problems += names.problems(arch_type, dataset, ("net", "dataset"), (NETS, DATASETS), values.get("data"))
     if {"iter", "rewind"} <= values.keys():
         try:
@@ -152,8 +154,6 @@ def parse(argv: Sequence[str]) -> Config:
         problems.append("--recover says where the results are and go on: leave out --save")
     if problems:
         raise ConfigError(*problems)
-
-    from lth import data  # PyTorch loads here, once the flags have been found good
 
     config = checks.config(
         SETTINGS,
@@ -170,7 +170,7 @@ def parse(argv: Sequence[str]) -> Config:
         optimizer=values["optim"],
         lr=values["learn_rate"],
         batch_size=values["batch_size"],
-        data=data.holder(dataset, values["data"]),
+        data=values["data"],
         root=values["save"] if values["recover"] is None else _recovered(values["recover"]),
         seed=values["seed"],
         gpu=values["gpu"],

@@ -6,7 +6,7 @@ Every step reads and writes files, so that a stop anywhere loses nothing; lth/re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 
@@ -282,8 +282,10 @@ class Experiment:
 
     @cached_property
     def cost(self) -> Cost | None:
-        """What a forward pass costs."""
-        return self.problem.cost()
+        """What a forward pass costs; None where that cannot be counted."""
+        with suppress(ValueError):
+            return self.problem.cost()
+        return None
 
     @cached_property
     def stack_size(self) -> int:

@@ -174,15 +174,15 @@ def iterative_pruning(
         _check_sizes(config, taken)
         run = Run(root, config.arch_type, config.dataset, config.folder(), config.prune_type[0], seed)
         about, prints = brought.about(taken), brought.prints(rule, taken)
-        if recover is not None:
-            mend([run], config, print)
         initial = _initial(run, config, about, brought, going_on=recover is not None)
         _check_same(run, config, prints, going_on=recover is not None)
+        if recover is not None:
+            mend([run], config, (lambda text: None) if quiet else print)
         problem = own_network.problem(brought, taken, rule, config, initial, str(about), prints)
         progress = Progress(rounds + 1 - tables.finished_rounds(run), config.print_freq, config.quiet, runs=[run])
         densely = config.sparse == "auto" and place.type == "cpu" and not problem.whole and not sparse.available()
         alone = layers.left_alone(net, config.prune_embeddings)
-        for said in (remark, alone, sparse.UNAVAILABLE if densely else ""):
+        for said in (remark, alone, sparse.UNAVAILABLE if densely else "", problem.uncounted()):
             if said and not quiet:
                 print(said)
         run = replace(run, fence=stack.enter_context(Locks(config.lock_limit)).take(run.dumps))
@@ -222,7 +222,6 @@ def _check_sizes(config: Config, taken: Taken) -> None:
 def _initial(run: Run, config: Config, about: Mapping[str, str], brought: OwnNet, going_on: bool) -> models.State:
     """The initial weights: the network's own, or those of the call that is gone on with. ValueError if it cannot be,
     or if the folder holds results and going on was not asked for."""
-    old = tables.config_of(run)
     if not going_on:
         if tables.finished_rounds(run):
             raise ValueError(
@@ -230,16 +229,19 @@ def _initial(run: Run, config: Config, about: Mapping[str, str], brought: OwnNet
                 f"recover={str(run.root)!r} goes on from them"
             )
         return brought.initial
-    if not old:  # the settings are part of the folder's name: the results there may be those of others
-        for other in tables.find(run.root, run.arch_type):
-            old = {**tables.config_of(other), "arm": other.arm, "seed": other.seed}
-    if not old:
+    there = [run] if tables.config_of(run) else tables.find(run.root, run.arch_type)  # settings are in a folder's name
+    if not there:
         raise ValueError(f"recover must hold results of {run.arch_type}, in {run.dumps.parent}, but there are none")
-    was = {**old.get("deciding", {}), **old.get("own", {}), "arm": old.get("arm"), "seed": old.get("seed")}
     now = {**config.deciding(), **about, "arm": run.arm, "seed": run.seed}
-    differ = [f"{ARGUMENTS.get(key, key)} was {was.get(key)}, is {now[key]}" for key in now if was.get(key) != now[key]]
-    if differ:
-        raise ValueError(f"recover must hold results of the same settings: {'; '.join(differ)}")
+    changed = {other: _changed(other, now) for other in there}
+    nearest = min(changed, key=lambda other: len(changed[other]))
+    if changed[nearest]:
+        raise ValueError(f"recover must hold results of the same settings: {'; '.join(changed[nearest])}")
+    if nearest != run:
+        raise ValueError(
+            f"name must be as in the call that is gone on with, whose results are in {nearest.dumps}: now they would "
+            f"go to {run.dumps}"
+        )
     try:
         return tickets.read_state(run, "initial")
     except (FileNotFoundError, tickets.Damaged):
@@ -248,6 +250,14 @@ def _initial(run: Run, config: Config, about: Mapping[str, str], brought: OwnNet
                 f"recover must hold the initial weights, but {run.saves} has none that are sound"
             ) from None
         return brought.initial
+
+
+def _changed(run: Run, now: Mapping[str, Any]) -> list[str]:
+    """What these settings were in the call whose results a run has, where they were others."""
+    old = tables.config_of(run)
+    whose = {"arm": old.get("arm", run.arm), "seed": old.get("seed", run.seed)}
+    was = {**old.get("deciding", {}), **old.get("own", {}), **whose}
+    return [f"{ARGUMENTS.get(key, key)} was {was.get(key)}, is {now[key]}" for key in now if was.get(key) != now[key]]
 
 
 def _check_same(run: Run, config: Config, prints: Mapping[str, str], going_on: bool) -> None:

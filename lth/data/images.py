@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from torch import Tensor
 from lth.data.feed import Feed, normalisation, split
 from lth.data.prints import of_arrays
 from lth.settings import checks, names
-from lth.settings.config import PROJECT, VALID_SIZE, ConfigError
+from lth.settings.config import VALID_SIZE, ConfigError
 from lth.settings.names import KNOWN
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -186,7 +186,10 @@ def _fetch(name: str, file: Path) -> None:
             (x_train, y_train), (x_test, y_test) = (_as_here(name, half) for half in halves)
             _checked(file, (x_train, y_train, x_test, y_test), known.classes)
             partial = Path(temporary) / file.name
-            np.savez_compressed(partial, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+            with partial.open("wb") as stream:
+                np.savez_compressed(stream, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+                stream.flush()
+                os.fsync(stream.fileno())
             file.parent.mkdir(parents=True, exist_ok=True)
             partial.replace(file)
     except Exception as error:  # of the network, of the disk, or of what a spoiled copy makes torchvision stumble on
@@ -247,7 +250,7 @@ def load_MNIST(folder: str | Path, batch_size: int = 60, valid_size: int = 5000,
 
     Raises TypeError and ValueError that name the argument (ConfigError, a ValueError, if the data cannot be read).
     """
-    images = load("mnist", holder("mnist", checks.path("folder", folder)))
+    images = load("mnist", names.holder("mnist", checks.path("folder", folder)))
     valid_size = checks.whole("valid_size", valid_size, 1, len(images.train) // 2)
     batch_size = checks.whole("batch_size", batch_size, 1, len(images.train) - valid_size)
     kept, held = split(len(images.train), valid_size, checks.whole("seed", seed, 0))
@@ -258,14 +261,6 @@ def load_MNIST(folder: str | Path, batch_size: int = 60, valid_size: int = 5000,
         for number, (x, y) in enumerate((*parts, (images.test, images.test_labels)))
     )
     return Loaders(train, validation, test)
-
-
-def holder(name: str, folder: Path) -> Path:
-    """`folder`, or the project's data folder where only that has the data set `name`."""
-    here = [entry.name.lower().replace("-", "") for entry in folder.iterdir()] if folder.is_dir() else []
-    forms = re.compile(re.escape(name.lower()) + r"(\.npz|batchespy|python(\.tar\.gz)?)?")  # own, and torchvision's
-    ours = PROJECT / "data"
-    return ours if names.npz(ours, name).exists() and not any(map(forms.fullmatch, here)) else folder
 
 
 def check_sizes(images: Images, valid_size: int, batch_size: int) -> list[str]:

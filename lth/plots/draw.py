@@ -6,6 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from lth.records import files
@@ -28,23 +29,27 @@ def draw_all(
     from lth.records.tickets import UNUSABLE
 
     source, whole, written = fingerprint(runs), True, []
-    drawings = (
-        *(comparison.comparison, training.training, layers.layers),
-        *(weights.first_layer, weights.initial_weights, connectivity.connectivity),
-    )
-    for draw in drawings:
+    drawings: dict[str, Callable[..., list[Path]]] = {
+        draw.__name__: draw
+        for draw in (
+            *(comparison.comparison, training.training, layers.layers),
+            *(weights.first_layer, weights.initial_weights, connectivity.connectivity),
+        )
+    }
+    for x in axes.SPARSITY:  # those that `combine_plots.py --x` has drawn are to show the same rounds
+        if x != "remaining" and (folder / f"comparison_{x}.{format}").exists():
+            drawings[f"comparison_{x}"] = partial(comparison.comparison, x=x)
+    for name, draw in drawings.items():
+        file = folder / f"{name}.{format}"
         try:
-            found = draw(runs, folder, format)
+            found = draw(runs, folder, format=format)
         except UNUSABLE as error:
-            complain(f"no {draw.__name__}.{format}: {error}")
+            complain(f"no {file.name}: {error}" + ("; the one that is there is older" if file.exists() else ""))
             whole = False
             continue
         if not found:
-            (folder / f"{draw.__name__}.{format}").unlink(missing_ok=True)  # of earlier settings or an earlier program
+            file.unlink(missing_ok=True)  # of earlier settings or an earlier program
         written += found
-    for x in axes.SPARSITY:  # those that `combine_plots.py --x` has drawn are to show the same rounds
-        if x != "remaining" and (folder / f"comparison_{x}.{format}").exists():
-            comparison.comparison(runs, folder, format, x)
     if whole and written:
         record(folder, format, source, written)
     return written

@@ -129,13 +129,7 @@ def write(file: Path, content: bytes, fence: Fence | None = None) -> None:
     """Write a file so that a crash or a full disk leaves the old one. RecordError says what went wrong, also that the
     right to write (`fence`) has been lost."""
 
-    def fill(partial: Path) -> None:
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-
-    _put(file, fill, fence)
+    _put(file, lambda partial: _fill(partial, content), fence)
 
 
 def share(source: Path, file: Path, fence: Fence | None = None) -> None:
@@ -152,9 +146,16 @@ def share(source: Path, file: Path, fence: Fence | None = None) -> None:
         except FileNotFoundError:
             raise
         except OSError:
-            shutil.copyfile(source, partial)
+            _fill(partial, source.read_bytes())
 
     _put(file, fill, fence)
+
+
+def _fill(file: Path, content: bytes) -> None:
+    with file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _put(file: Path, fill: Callable[[Path], None], fence: Fence | None) -> None:

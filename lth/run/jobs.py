@@ -58,6 +58,12 @@ def signals() -> Iterator[Callable[[], int]]:
             signal.signal(signum, handler)
 
 
+def stop_if(signalled: Callable[[], int]) -> None:
+    """Interrupted if a signal has come."""
+    if signalled():
+        raise Interrupted(signalled())
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How the work on a claim ended: the runs that failed, with the reason, or what stopped all of it."""
@@ -133,8 +139,7 @@ def work(
                                 tell(Note(f"{run}: {error}", failed=True))
                 queue.give_back(outcome.claim, failed)
                 busy, next_look = busy - 1, 0.0
-    if signalled():
-        raise Interrupted(signalled())
+    stop_if(signalled)
     errors.sort(key=lambda error: not isinstance(error, FATAL))  # why it stopped before what went on without some runs
     if errors and isinstance(errors[0], BrokenProcessPool):
         raise TrialError("a worker process was killed, by lack of memory perhaps (--jobs lowers the need)") from None

@@ -32,13 +32,14 @@ def announce(
     warn: Callable[[str], object],
 ) -> None:
     """Say at which `place` is trained, where things go, how much disk they take, and what may surprise."""
-    runs = [run for one in prepared for run in one.runs]
-    rounds = max(one.config.prune_iterations for one in prepared)
-    need = sum(_disk_needed(one.config, one.problem, one.runs) for one in prepared) / 1e6
+    runs = _runs(prepared)
+    rounds = sorted({one.config.prune_iterations for one in prepared})
+    need = _disk_needed(prepared) / 1e6
     saves = next(folder for folder in (runs[0].saves, *runs[0].saves.parents) if folder.exists())  # a link, perhaps
     free = shutil.disk_usage(saves).free / 1e6
     of = f"{len(prepared)} experiments, " if len(prepared) > 1 else ""
-    say(f"{of}{len(runs)} runs of {rounds} rounds on {place}, results in {where(runs)}")
+    upto = "up to " if len(rounds) > 1 else ""
+    say(f"{of}{len(runs)} runs of {upto}{rounds[-1]} rounds on {place}, results in {where(runs)}")
     say(f"the weights under saves/ take up to {need:,.0f} MB of {free:,.0f} MB free (--keep_weights last: less)")
     for remark in dict.fromkeys(remark for one in prepared for remark in _remarks(one, device) if remark):
         say(remark)
@@ -66,12 +67,10 @@ def planned(prepared: Sequence[Prepared]) -> list[str]:
         if here[0].asked.connectivity:
             again += trainings(graph)
             again_left += sum(not task.shared and task.round >= connected(task.run) for task in graph)
-    runs = len({run for one in prepared for run in one.runs})
-    need = sum(_disk_needed(one.config, one.problem, one.runs) for one in prepared) / 1e6
-    total = f"{count} trainings, {left} of them left, up to {runs} at once"
+    total = f"{count} trainings, {left} of them left, up to {len(_runs(prepared))} at once"
     if again:
         total += f"; --connectivity trains {again} tickets once more, {again_left} of them left"
-    return [*lines, f"{total}; the weights under saves/ take up to {need:,.0f} MB"]
+    return [*lines, f"{total}; the weights under saves/ take up to {_disk_needed(prepared) / 1e6:,.0f} MB"]
 
 
 def where(runs: Sequence[Run]) -> Path:
@@ -79,8 +78,19 @@ def where(runs: Sequence[Run]) -> Path:
     return Path(os.path.commonpath([run.dumps.parent.parent for run in runs]))
 
 
-def _disk_needed(config: Config, problem: Problem, runs: Sequence[Run]) -> int:
-    """Bytes that the files of these runs will take at most, old ones included."""
+def _runs(prepared: Sequence[Prepared]) -> list[Run]:
+    """All runs, each once: seeds that a sweep names may be trials of each other's."""
+    return list(dict.fromkeys(run for one in prepared for run in one.runs))
+
+
+def _disk_needed(prepared: Sequence[Prepared]) -> int:
+    """Bytes that the files of these experiments will take at most, old ones included."""
+    of_run = {run: one for one in reversed(prepared) for run in one.runs}
+    return sum(_disk_of(one.config, one.problem, [run for run in one.runs if of_run[run] is one]) for one in prepared)
+
+
+def _disk_of(config: Config, problem: Problem, runs: Sequence[Run]) -> int:
+    """The same of these runs of an experiment."""
     model = problem.make()
     state = sum(tensor.numel() * tensor.element_size() for tensor in models.state_of(model).values())
     bits = sum(weight.numel() for weight in pruning.prunable(model, config.prune_embeddings).values()) // 8
@@ -116,6 +126,7 @@ def _remarks(one: Prepared, device: torch.device) -> Iterator[str | None]:
     if stack_size(config, one.problem, device) < (config.stack or 1):
         yield f"--stack {config.stack}: torch.func.vmap cannot follow this model, each run is trained alone"
     yield _densely(one, device)
+    yield one.problem.uncounted()
 
 
 def _without_layers(config: Config, model: nn.Module) -> Iterator[str]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -64,15 +64,9 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), words: Cal
 
     with jobs.signals() as signalled:
         runs = list(dict.fromkeys(run for config, about in asked.items() for run in runs_of(config, about)))
-        refusals.refuse_one_place(asked)
-        checks.together(*(partial(_refuse, config, runs) for config in asked))
-        for config in asked:
-            mend([] if config.overwrite else runs_of(config), first, warn)
-        unfinished = [_unfinished(config) for config in asked]
-        todo = {config: asked[config] for config, left in zip(asked, unfinished, strict=True) if left}
+        todo = _todo(asked, runs, warn)
         if not todo:
-            if signalled():
-                raise jobs.Interrupted(signalled())
+            jobs.stop_if(signalled)
             say("all rounds of these runs are finished: more --prune_iterations or --trials extend them")
             _tidy(runs, warn)
             return runs
@@ -85,6 +79,8 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), words: Cal
             say(remark)
         if first.dry_run:
             print("\n".join(outlook.planned(prepared)))
+        jobs.stop_if(signalled)
+        if first.dry_run:
             return runs
         probe(first.root)
         with cluster.connected(first) if first.ray else nullcontext() as there, Locks(first.lock_limit) as locks:
@@ -92,39 +88,70 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), words: Cal
             holding = (Elsewhere if there else Shared if first.join else Alone)(prepared, locks, device, command)
             outlook.announce(prepared, device, f"{there or devices.name(device)}", say, warn)
             queue = Queue(todo, holding.hold, holding.let_go, holding.together, since, elsewhere=there is not None)
-            progress = Progress(queue.left(), first.print_freq, first.quiet, runs=runs)
-            board = Board() if first.tensorboard else None
-
-            def tell(event: Event) -> None:
-                if isinstance(event, Note):
-                    event = replace(event, text=words(event.text))
-                progress(event)
-                if board:
-                    board(event)
-
-            if there:
-                there.prepare(prepared, command, tell)
-                workers: jobs.Workers = there
-            else:
-                most = len(queue.tasks) if holding.together(next(iter(todo))) == 1 else len(todo)
-                size = min(jobs.at_once(first), most)
-                inputs = {one.asked: (one.config, one.images) for one in prepared}
-                workers = processes.workers(size, first.threads, inputs, device, tell, lambda: bool(signalled()))
-                if size > 1:  # this process only waits from here on: what draws the figures can be loaded meanwhile
-                    threading.Thread(target=import_module, args=["lth.plots.report"]).start()
-            try:
+            with _shown(first, queue.left(), runs, words) as tell:
+                workers: jobs.Workers
+                if there:
+                    there.prepare(prepared, command, tell)
+                    workers = there
+                else:
+                    most = len(queue.tasks) if holding.together(next(iter(todo))) == 1 else len(todo)
+                    workers = _processes(first, most, prepared, device, tell, signalled)
                 jobs.work(queue, workers, tell, signalled, first.join or there is not None)
-            except jobs.Interrupted:
-                progress.close()
-                _warn(f"the results so far are in {outlook.where(runs)}")
-                raise
-            finally:
-                progress.close()
-                if board:
-                    board.close()
         if queue.failed:
             raise TrialsFailed(f"{len(queue.failed)} of {len(runs)} runs ended early; what they finished is kept")
     return runs
+
+
+def _todo(asked: Mapping[Config, str], runs: Sequence[Run], warn: Callable[[str], object]) -> dict[Config, str]:
+    """Those of the experiments of which something is left to do, after a look at what is there: ConfigError if that is
+    of others, and what is damaged is mended."""
+    refusals.refuse_one_place(asked)
+    checks.together(*(partial(_refuse, config, runs) for config in asked))
+    for config in asked:
+        mend([] if config.overwrite else runs_of(config), config, warn)
+    return {config: about for config, about in asked.items() if _unfinished(config)}
+
+
+@contextmanager
+def _shown(config: Config, rounds: int, runs: Sequence[Run], words: Callable[[str], str]) -> Iterator[jobs.Tell]:
+    """Within it, the events of `rounds` trainings are shown on the terminal and, with --tensorboard, logged."""
+    progress = Progress(rounds, config.print_freq, config.quiet, runs=runs)
+    board = Board() if config.tensorboard else None
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Note):
+            event = replace(event, text=words(event.text))
+        progress(event)
+        if board:
+            board(event)
+
+    try:
+        yield tell
+    except jobs.Interrupted:
+        progress.close()
+        _warn(f"the results so far are in {outlook.where(runs)}")
+        raise
+    finally:
+        progress.close()
+        if board:
+            board.close()
+
+
+def _processes(
+    config: Config,
+    most: int,
+    prepared: Sequence[Prepared],
+    device: torch.device,
+    tell: jobs.Tell,
+    signalled: Callable[[], int],
+) -> jobs.Workers:
+    """Those who train on this machine, up to `most` at once."""
+    size = min(jobs.at_once(config), most)
+    inputs = {one.asked: (one.config, one.images) for one in prepared}
+    workers = processes.workers(size, config.threads, inputs, device, tell, lambda: bool(signalled()))
+    if size > 1:  # this process only waits from here on: what draws the figures can be loaded meanwhile
+        threading.Thread(target=import_module, args=["lth.plots.report"]).start()
+    return workers
 
 
 def _device(config: Config) -> tuple[torch.device, str]:
@@ -166,7 +193,7 @@ def _prepared(asked: Config, about: str, loaded: dict[tuple[object, ...], Images
     """An experiment, checked. `loaded` keeps the images for the next one."""
     config, runs = settled(asked), runs_of(asked, about)
     images, problem = prepare(config, loaded)
-    if config.overwrite or not any(map(tables.finished_rounds, runs)):  # versions before let it begin: it can end
+    if config.overwrite or not any(map(tables.finished_rounds, runs)):  # older versions began such runs: they may end
         given.refuse_pruned(config)
     refusals.refuse_another_experiment(runs, problem.fingerprint, problem.make(), config)
     return Prepared(asked, config, runs, images, problem)

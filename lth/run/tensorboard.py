@@ -6,6 +6,7 @@ line up in TensorBoard's views.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,15 +65,16 @@ class Board:
         run, row = event.run, event.row
         number, writer = int(row["round"]), self._writer(run)
         if (run, number) not in self.told:  # the dense round of another arm, or what another process has trained
-            evals = tables.table(run, "evals").query("round == @number")
-            for found in evals.to_dict("records"):
-                self._curves(run, number * int(evals["iteration"].max()) + int(found["iteration"]), found)
+            with contextlib.suppress(*tickets.UNUSABLE):  # who reads them next says so
+                evals = tables.table(run, "evals").query("round == @number")
+                for found in evals.to_dict("records"):
+                    self._curves(run, number * int(evals["iteration"].max()) + int(found["iteration"]), found)
         for name in ("remaining", "ES", "val", "test"):
             writer.add_scalar(f"round/{name}", row[name], number)
         try:
             trained = tickets.read_state(run, tickets.numbered("trained", number))
             masks = tickets.read_ticket(run, number).masks
-        except (FileNotFoundError, tickets.Damaged):  # --keep_weights none
+        except tickets.UNUSABLE:  # --keep_weights none, for one
             trained, masks = {}, {}
         for name in masks if trained else ():
             survivors = trained[name][masks[name]]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import re
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -171,6 +172,14 @@ def npz(folder: Path, of: str) -> Path:
     if exact.exists() or not folder.is_dir():
         return exact
     return next((other for other in sorted(folder.glob("*.npz")) if other.name.lower() == exact.name.lower()), exact)
+
+
+def holder(name: str, folder: Path) -> Path:
+    """`folder`, or the project's data folder where only that has the data set `name`."""
+    here = [entry.name.lower().replace("-", "") for entry in folder.iterdir()] if folder.is_dir() else []
+    forms = re.compile(re.escape(name.lower()) + r"(\.npz|batchespy|python(\.tar\.gz)?)?")  # own, and torchvision's
+    ours = PROJECT / "data"
+    return ours if npz(ours, name).exists() and not any(map(forms.fullmatch, here)) else folder
 
 
 def files(folder: Path) -> list[Path]:

@@ -53,9 +53,10 @@ def cost(model: nn.Module, example: Tensor, names: Iterable[str]) -> Cost:
     which module has multiplied.
     """
     mode, counter = model.training, FlopCounterMode(display=False, custom_mapping=BILINEAR)
-    with warnings.catch_warnings(), torch.enable_grad():  # without gradients, attention's products would be hidden,
+    # Without gradients attention's products would be hidden, and with oneDNN those of recurrent layers; attention's own
+    # count only as plain products.
+    with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
-        # and with oneDNN those of recurrent layers; attention's own count only as plain products
         with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH), counter:
             logits = model.eval()(example)
     model.train(mode)
@@ -100,7 +101,7 @@ def _check_places(counter: FlopCounterMode, model: nn.Module) -> None:
     module to the counter, and its layers that one's."""
     known = {f"{type(model).__name__}.{path}".rstrip(".") for path, _ in model.named_modules(remove_duplicate=False)}
     if strange := [path for path in counter.get_flop_counts() if path not in {*known, "Global"}]:
-        raise ValueError(f"{strange[0]} multiplies, but is no part of the model")
+        raise ValueError(f"{min(strange)} multiplies, but is no part of the model")
 
 
 def _own(counter: FlopCounterMode, operations: Collection[str]) -> dict[str, int]:

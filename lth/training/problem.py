@@ -15,6 +15,7 @@ from lth.data.images import Images, Source
 from lth.layers import has_gradient_hooks
 from lth.prune import Rule
 from lth.pruning import Masks
+from lth.settings.checks import first_line
 from lth.settings.config import Config
 from lth.training import fingerprint, models
 from lth.training.cost import Cost, cost
@@ -77,13 +78,22 @@ class Problem:
 
         return cls(images, models.constant(make), weights, weights, optimizer, prints=prints, build=build)
 
-    def cost(self) -> Cost | None:
-        """Multiply-adds of an example's forward pass; None where the model cannot be asked with an example of zeros."""
+    def cost(self) -> Cost:
+        """Multiply-adds of an example's forward pass; ValueError, which says why, where they cannot be counted: of what
+        is no layer of PyTorch's, or of a model that cannot be asked with an example of zeros."""
         model = self.make()
         try:
             return cost(model, torch.zeros(1, *self.images.shape), pruning.prunable(model, embeddings=True))
-        except Exception:  # whatever a model's own code raises for what is none of its examples
-            return None
+        except Exception as error:  # whatever a model's own code raises for what is none of its examples
+            raise ValueError(f"multiply-adds are not counted: {first_line(error)}") from error
+
+    def uncounted(self) -> str:
+        """Why multiply-adds are not counted, if so."""
+        try:
+            self.cost()
+        except ValueError as error:
+            return str(error)
+        return ""
 
 
 def stack_size(config: Config, problem: Problem, device: torch.device) -> int:

@@ -10,6 +10,19 @@ from helpers import settings
 
 from lth.run import session
 
+SLICED = """
+from torch import nn
+
+
+class Sliced(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 4))
+
+    def forward(self, x):
+        return self.body[2:](self.body[:2](x))
+"""
+
 
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_overwrite_says_whose_masks_are_trained_anew_too(
@@ -21,6 +34,15 @@ def test_overwrite_says_whose_masks_are_trained_anew_too(
     assert told not in capsys.readouterr().out
     session.run(replace(config, overwrite=True))
     assert told in " ".join(capsys.readouterr().out.split())
+
+
+def test_multiply_adds_that_cannot_be_counted_are_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "archs" / "tiny" / "sliced.py").write_text(SLICED)
+    session.run(settings(place, arch_type="sliced", quiet=False))
+    told = " ".join(capsys.readouterr().out.split())
+    assert "multiply-adds are not counted: Sequential multiplies, but is no part of the model" in told
+    session.run(settings(place, quiet=False))
+    assert "multiply-adds" not in capsys.readouterr().out
 
 
 def test_stacks_of_one_leave_the_processes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

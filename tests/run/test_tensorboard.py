@@ -32,6 +32,18 @@ def test_rounds_of_other_processes_have_their_curves(place: Path, monkeypatch: p
     assert rounded(logged) == rounded(as_they_came)
 
 
+def test_weights_and_curves_that_cannot_be_read_end_nothing(place: Path) -> None:
+    told: list[Event] = []
+    (run,) = do(settings(place), told.append)
+    for file in (run.dumps / "evals.csv", run.saves / "trained_01.safetensors"):
+        file.unlink()
+        file.symlink_to(file.name)  # a link to itself, which cannot be read
+    board = Board()
+    for row in tables.table(run, "rounds").to_dict("records"):
+        board(RoundDone(run, {str(key): value for key, value in row.items()}, 1.0, ()))
+    board.close()
+
+
 def rounded(scalars: Iterable[tuple[str, float, int]]) -> list[tuple[str, int, float]]:
     """In one order, and as exact as CSV files have them."""
     return sorted((name, step, round(float(value), 4)) for name, value, step in scalars)
