@@ -114,34 +114,14 @@ class Experiment:
                 if state.failure is None:
                     tickets.write_checkpoint(run, number, state, self._identity(run), into)
 
-        try:
-            model, masks = self.problem.make(), [ticket.masks for ticket in started]
-            network = Network(
-                model,
-                [ticket.start for ticket in started],
-                masks,
-                self.device,
-                self.problem.criterion,
-                autocast=self.config.precision == "bf16",
-                sparse=self._sparse(stack[0], model, masks, feed),
-                channels_last=len(stack) == 1 and layout.channels_last(self.problem.make, feed.example()),
-            )
+        with self._blamed(stack, number):
+            network = self._network(stack, started, feed)
             attributes = models.attributes(network.model)
             optimizer = self.problem.optimizer(network)
-            dropout = derive_seed(stack[0].seed, "dropout", number)
-            training = Training(network, optimizer, feed, plan, seeds, dropout, going_on)
-            return training.run(report, checkpoint, self.config.checkpoint_every, self.stop, moved)
-        except torch.OutOfMemoryError:
-            raise TrialError(
-                f"the memory of {self.device} is exhausted at batch size {self.config.batch_size} with {len(stack)} "
-                f"stacked trials: lower --batch_size{' or --stack' if len(stack) > 1 else ''}"
-            ) from None
-        except (OSError, RecordError):
-            raise
-        except (Exception, SystemExit) as error:
-            if checks.ours(error):
-                raise
-            raise TrialError(f"{stack[0].arch_type} failed in round {number} with {checks.said(error)}") from error
+            random_seed = derive_seed(stack[0].seed, "dropout", number)
+            training = Training(network, optimizer, feed, plan, seeds, random_seed, going_on)
+            trained = training.run(report, checkpoint, self.config.checkpoint_every, self.stop, moved)
+        return trained
 
     def record(self, run: Run, ticket: Ticket, trained: Trained) -> None:
         """Write what came of a round; its line in the journal makes it finished."""
@@ -248,6 +228,37 @@ class Experiment:
                 before = tickets.read_ticket(run, number - 1, identity)
                 final = resume.end_of_round(run, number - 1, identity)
                 self.reset(run, number, self.prune(run, before, final), final)
+
+    def _network(self, stack: Sequence[Run], started: Sequence[Ticket], feed: Feed) -> Network:
+        """The network that trains these tickets, one beside the other."""
+        model, masks = self.problem.make(), [ticket.masks for ticket in started]
+        return Network(
+            model,
+            [ticket.start for ticket in started],
+            masks,
+            self.device,
+            self.problem.criterion,
+            autocast=self.config.precision == "bf16",
+            sparse=self._sparse(stack[0], model, masks, feed),
+            channels_last=len(stack) == 1 and layout.channels_last(self.problem.make, feed.example()),
+        )
+
+    @contextmanager
+    def _blamed(self, stack: Sequence[Run], number: int) -> Iterator[None]:
+        """Within it, what the model's own code raises, or exhausts, ends these runs and says so."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise TrialError(
+                f"the memory of {self.device} is exhausted at batch size {self.config.batch_size} with {len(stack)} "
+                f"stacked trials: lower --batch_size{' or --stack' if len(stack) > 1 else ''}"
+            ) from None
+        except (OSError, RecordError):
+            raise
+        except (Exception, SystemExit) as error:
+            if checks.ours(error):
+                raise
+            raise TrialError(f"{stack[0].arch_type} failed in round {number} with {checks.said(error)}") from error
 
     @contextmanager
     def _alone(self, run: Run) -> Iterator[None]:
