@@ -15,15 +15,13 @@ from lth.records import recording, resume, tables, tickets
 from lth.records.events import Connected
 from lth.records.files import delete
 from lth.records.tables import Run
-from lth.records.tickets import Ticket
+from lth.records.tickets import ENDS, Ticket
 from lth.settings.arms import ARMS
 from lth.training import layout, line
 from lth.training.line import STABLE, Errors
 from lth.training.models import State
 from lth.training.network import Network
 from lth.training.train import Stopped, TrialError
-
-ENDS = ("first", "second")  # the two trainings; `first` has the order of the data that the round had
 
 
 class Connectivity(Experiment):

@@ -93,7 +93,7 @@ class Experiment:
         if going_on and going_on[0].complete(plan.steps):
             return going_on  # stopped between the round's end and its line in rounds.csv
         feed = self._feed(stack)
-        other = [again] if again not in ("", "first") else []
+        other = [again] if again not in ("", tickets.ENDS[0]) else []
         seeds = [(run.seed, "order", number, *other) for run in stack]
 
         def report(trial: int, evaluation: Evaluation) -> None:

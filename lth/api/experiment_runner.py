@@ -154,7 +154,7 @@ class ExperimentRunner:
         if name != Path(name).name or Path(name).suffix != ".csv":
             raise ValueError(f"name must be the name of a .csv file that results_dir gets, not {name!r}")
         file = self.config.root / name
-        files.write(file, self.results.to_csv(index=False, float_format="%.10g").encode())
+        files.write(file, self.results.to_csv(index=False, float_format="%.10g", lineterminator="\n").encode())
         return file
 
     def __repr__(self) -> str:

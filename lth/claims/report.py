@@ -35,7 +35,7 @@ EXPLANATION = (
 
 
 def heading(form: Form) -> str:
-    """Whose claim it is, and that it is not the published experiment where settings are changed."""
+    """What is claimed, and where it was published."""
     claim = form.claim
     return f"{claim.name}: {claim.about} ({claim.paper}, {claim.where}, {claim.source})"
 

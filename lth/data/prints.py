@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def of_arrays(arrays: Iterable[Tensor]) -> str:
-    """That of tensors, 16 hexadecimal digits: their types, shapes and all values (for MNIST 0.06 s)."""
+    """The fingerprint of tensors, 16 hexadecimal digits: their types, shapes and all values (for MNIST 0.06 s)."""
     digest = hashlib.sha256()
     for tensor in arrays:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
@@ -29,7 +29,7 @@ def of_examples(x: Tensor, y: Tensor) -> str:
 
 
 def of_texts(texts: Iterable[str]) -> str:
-    """That of several, or of words."""
+    """The fingerprint of several texts, in their order."""
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 

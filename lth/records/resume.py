@@ -120,18 +120,18 @@ def sound_rounds(run: Run, finished: int, identity: str, rewinds: bool, tell: Ca
     the checkpoint, or for round 0 in `dense`. Tickets start from `initial` or, where the settings say so, `rewind`.
     """
 
-    def usable(name: str) -> bool | None:
+    def usable(name: str) -> bool:
         file = run.saves / f"{name}.safetensors"
         try:
             tickets.load_tensors(file, identity)
         except FileNotFoundError:
-            return None
+            return False
         except tickets.Damaged as reason:
             tell(f"{reason}; kept as {set_aside(file, run.fence).name}, going on from the last good round")
             return False
         return True
 
-    found = {name: usable(name) for name in ("initial", "rewind", "dense", "checkpoint", "first", "second")}
+    found = {name: usable(name) for name in ("initial", "rewind", "dense", "checkpoint", *tickets.ENDS)}
     needed = ["initial", *(["rewind"] if rewinds else []), *(["dense"] if ARMS[run.arm].prunes == "dense" else [])]
     if not all(found[name] for name in needed):
         finished = 0
@@ -150,7 +150,7 @@ def sound_rounds(run: Run, finished: int, identity: str, rewinds: bool, tell: Ca
 
 def drop_rounds(run: Run, first: int) -> None:
     """Delete the tickets and trained weights of the rounds from number `first` on; they are about to be made again."""
-    for again in ("first", "second"):  # of rounds that will be trained anew
+    for again in tickets.ENDS:  # of rounds that will be trained anew
         file = run.saves / f"{again}.safetensors"
         if file.exists() and tickets.read_checkpoint(run, name=again)[0] >= first:
             delete(file, run.fence)

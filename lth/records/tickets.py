@@ -25,6 +25,7 @@ from lth.records.tables import Run
 from lth.training.models import State
 from lth.training.train import Evaluation, Trained
 
+ENDS = ("first", "second")  # files of --connectivity's two trainings; `first` has the round's order of the data
 FORMAT = 1  # of the files under saves/; raised when an older program could not read them
 
 

@@ -167,7 +167,7 @@ def compression(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def judged(rounds: pd.DataFrame) -> pd.DataFrame:
-    """The table of rounds as `paired` gives them."""
+    """What `table` gives, of rounds as `paired` gives them."""
     rows: list[dict[str, Any]] = []
     if "macs" not in rounds:  # not counted, or by an older version
         rounds = rounds.assign(macs=math.nan, dense_macs=math.nan)

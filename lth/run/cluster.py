@@ -1,6 +1,6 @@
 """--ray: the work of a queue as plain tasks of a Ray cluster. Placement, retries and dead nodes are Ray's.
 
-A task is a claim. Its node reads the data, takes the locks of the claim's runs, trains, and writes results into the
+A task is a piece. Its node reads the data, takes the locks of the piece's runs, trains, and writes results into the
 folder that all nodes share, as a process of --join does; what comes back is how it ended. All tasks of a command have
 one name for their locks: where Ray does a task again because its node has died, the lock of the first attempt is taken
 over at once, and the fence (lth.records.lock) keeps that attempt from writing should it still live.
@@ -39,7 +39,7 @@ from lth.run.about import about_command
 from lth.run.holding import Prepared, Shared
 from lth.run.jobs import FATAL, Outcome, Tell
 from lth.run.processes import Experiments
-from lth.run.queue import Claim, begin, gave_up
+from lth.run.queue import Piece, begin, gave_up
 from lth.settings import names
 from lth.settings.config import LTH, Config, ConfigError
 from lth.training.train import Stopped, TrialError
@@ -54,10 +54,10 @@ class ClusterError(RecordError):
 
 @dataclass(frozen=True)
 class Work:
-    """What a task is given: a claim with absolute paths, its settings as the data settle them, whether it has a GPU,
+    """What a task is given: a piece with absolute paths, its settings as the data settle them, whether it has a GPU,
     the name of its locks, and what config.json says of its experiment."""
 
-    claim: Claim
+    piece: Piece
     config: Config
     gpu: bool
     job: str
@@ -65,9 +65,9 @@ class Work:
 
 
 @dataclass(frozen=True)
-class State:
+class Answer:
     """What a task gives back: where it was done, how many rounds of each run are finished, the runs that ended early by
-    their place in the claim, or what stopped all of it, and what is to be said."""
+    their place in the piece, or what stopped all of it, and what is to be said."""
 
     host: str
     finished: tuple[int, ...] = ()
@@ -144,9 +144,9 @@ class Cluster:
         self.nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self.device = torch.device("cuda" if self.gpus else "cpu")
         self.job = uuid.uuid4().hex
-        self.running: dict[Any, Claim] = {}
+        self.running: dict[Any, Piece] = {}
         self.cancelled: set[Any] = set()
-        self.unseen: list[tuple[Claim, State, float]] = []  # what has ended, and until when it must be seen here
+        self.unseen: list[tuple[Piece, Answer, float]] = []  # what has ended, and until when it must be seen here
 
     def __str__(self) -> str:
         nodes = f"{len(self.nodes)} node{'s' if len(self.nodes) != 1 else ''}"
@@ -180,14 +180,14 @@ class Cluster:
         """Whether Ray may be given another task: always, but for --jobs."""
         return self.most is None or len(self.running) < self.most
 
-    def start(self, claim: Claim) -> None:
-        """Give a claim to Ray."""
-        config = _absolute(self.settled[claim.config])
-        runs = tuple(replace(run, root=config.root, fence=None) for run in claim.runs)
-        there = replace(claim, config=config, runs=runs)
-        name = f"{claim.runs[0]} to round {claim.rounds - 1}"
-        work = Work(there, config, bool(self.gpus), self.job, self.facts[claim.config])
-        self.running[self.task.options(name=name).remote(work)] = claim
+    def start(self, piece: Piece) -> None:
+        """Give a piece to Ray."""
+        config = _absolute(self.settled[piece.config])
+        runs = tuple(replace(run, root=config.root, fence=None) for run in piece.runs)
+        there = replace(piece, config=config, runs=runs)
+        name = f"{piece.runs[0]} to round {piece.rounds - 1}"
+        work = Work(there, config, bool(self.gpus), self.job, self.facts[piece.config])
+        self.running[self.task.options(name=name).remote(work)] = piece
 
     def ended(self, seconds: float) -> list[Outcome]:
         """What has ended, and can be seen here."""
@@ -196,30 +196,30 @@ class Cluster:
         done, _ = self.ray.wait(list(self.running), timeout=seconds) if self.running else ([], [])
         outcomes = []
         for task in done:
-            claim = self.running.pop(task)
+            piece = self.running.pop(task)
             try:
-                state = self.ray.get(task)
+                answer = self.ray.get(task)
             except (self.ray.exceptions.TaskCancelledError, self.ray.exceptions.RayTaskError) as error:
                 if task not in self.cancelled:
                     error = ClusterError(f"a task of the cluster failed: {' '.join(str(error).split())[-300:]}")
-                    outcomes.append(Outcome(claim, error=error))
+                    outcomes.append(Outcome(piece, error=error))
                 else:
-                    outcomes.append(Outcome(claim, error=Stopped()))
+                    outcomes.append(Outcome(piece, error=Stopped()))
             except self.ray.exceptions.RayError as error:
                 said = " ".join(str(error).split())
-                outcomes.append(Outcome(claim, error=ClusterError(f"the cluster could not do a task: {said[:300]}")))
+                outcomes.append(Outcome(piece, error=ClusterError(f"the cluster could not do a task: {said[:300]}")))
             else:
-                for note in state.notes:
+                for note in answer.notes:
                     self.tell(note)
-                self.unseen.append((claim, state, time.monotonic() + UNSEEN))
+                self.unseen.append((piece, answer, time.monotonic() + UNSEEN))
         waiting, self.unseen = self.unseen, []
-        for claim, state, until in waiting:
-            if self.cancelled or self._seen(claim, state):
-                outcomes.append(Outcome(claim, {claim.runs[i]: why for i, why in state.failed.items()}, state.error))
+        for piece, answer, until in waiting:
+            if self.cancelled or self._seen(piece, answer):
+                outcomes.append(Outcome(piece, {piece.runs[i]: why for i, why in answer.failed.items()}, answer.error))
             elif time.monotonic() < until:
-                self.unseen.append((claim, state, until))
+                self.unseen.append((piece, answer, until))
             else:
-                outcomes.append(Outcome(claim, error=ClusterError(_not_shared(claim.runs[0].root, state.host))))
+                outcomes.append(Outcome(piece, error=ClusterError(_not_shared(piece.runs[0].root, answer.host))))
         return outcomes
 
     def stop(self) -> None:
@@ -229,9 +229,9 @@ class Cluster:
                 self.cancelled.add(task)
                 self.ray.cancel(task)
 
-    def _seen(self, claim: Claim, state: State) -> bool:
-        found = (tables.finished_rounds(run) for run in claim.runs)
-        return all(here >= there for here, there in zip(found, state.finished, strict=False))
+    def _seen(self, piece: Piece, answer: Answer) -> bool:
+        found = (tables.finished_rounds(run) for run in piece.runs)
+        return all(here >= there for here, there in zip(found, answer.finished, strict=False))
 
 
 def _absolute(config: Config) -> Config:
@@ -245,8 +245,8 @@ def _not_shared(root: Path, host: str) -> str:
 # On the nodes
 
 
-def do(work: Work) -> State:
-    """The task: train what the claim says, if no other process holds it by then."""
+def do(work: Work) -> Answer:
+    """The task: train what the piece says, if no other process holds it by then."""
     notes: list[Note] = []
 
     def tell(event: Event) -> None:
@@ -255,32 +255,32 @@ def do(work: Work) -> State:
 
     with _asked() as asked:
         try:
-            state = _train(work, tell, asked)
+            answer = _train(work, tell, asked)
         except Exception as error:
-            state = State(socket.gethostname(), error=_portable(error))
-    return replace(state, notes=tuple(notes))
+            answer = Answer(socket.gethostname(), error=_portable(error))
+    return replace(answer, notes=tuple(notes))
 
 
-def _train(work: Work, tell: Tell, stop: Callable[[], bool]) -> State:
-    claim, config, host = work.claim, work.config, socket.gethostname()
-    if not claim.runs[0].dumps.parent.is_dir():  # made by the command when it looked who has the run
+def _train(work: Work, tell: Tell, stop: Callable[[], bool]) -> Answer:
+    piece, config, host = work.piece, work.config, socket.gethostname()
+    if not piece.runs[0].dumps.parent.is_dir():  # made by the command when it looked who has the run
         raise ClusterError(_not_shared(config.root, host))
     if not config.data.is_dir():
         raise ClusterError(f"{host} has no folder {config.data}: --data must be where all nodes of the cluster see it")
     device = torch.device("cuda:0" if work.gpu and torch.cuda.is_available() else "cpu")
     images = _images(config.dataset, config.data, config.pixels)
-    prepared = Prepared(claim.config, config, list(claim.runs), images, given.problem(config, images))
+    prepared = Prepared(piece.config, config, list(piece.runs), images, given.problem(config, images))
     with Locks(config.lock_limit, work.job) as locks:
         shared = Shared([prepared], locks, device, (), work.facts)
-        places = {run: place for place, run in enumerate(claim.runs)}
-        held = [run for run in map(shared.hold, claim.runs) if run is not None]
+        places = {run: place for place, run in enumerate(piece.runs)}
+        held = [run for run in map(shared.hold, piece.runs) if run is not None]
         for run in held:
             begin(run)
         failed: Mapping[Run, str] = {}
         if held:
-            experiments = Experiments({claim.config: (config, images)}, device, tell, stop)
+            experiments = Experiments({piece.config: (config, images)}, device, tell, stop)
             try:
-                failed = experiments.do(replace(claim, runs=tuple(held)))
+                failed = experiments.do(replace(piece, runs=tuple(held)))
             except (Stopped, *FATAL):
                 raise
             except Exception as error:
@@ -290,8 +290,8 @@ def _train(work: Work, tell: Tell, stop: Callable[[], bool]) -> State:
                 for run in held:
                     if run in failed:
                         gave_up(run, failed[run])
-        finished = tuple(tables.finished_rounds(run) for run in claim.runs)
-    return State(host, finished, {places[run]: why for run, why in failed.items()})
+        finished = tuple(tables.finished_rounds(run) for run in piece.runs)
+    return Answer(host, finished, {places[run]: why for run, why in failed.items()})
 
 
 @lru_cache(maxsize=2)

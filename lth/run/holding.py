@@ -56,19 +56,10 @@ class Alone:
     def __init__(
         self, prepared: Sequence[Prepared], locks: Locks, device: torch.device, command: Sequence[str]
     ) -> None:
-        self.held: dict[Run, Run] = {}
-        for run in dict.fromkeys(run for one in prepared for run in one.runs):
-            self.held[run] = replace(run, fence=locks.take(run.dumps))
+        self.held = _take_all(prepared, locks)
         stacked = any(stack_size(one.config, one.problem, device) > 1 for one in prepared)
         self.size = len(self.held) if device.type != "cpu" or stacked else 1
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        for run in (self.hold(run) for one in prepared if one.config.overwrite for run in one.runs):
-            tables.move_aside(run, stamp)
-        for one in prepared:
-            facts = _facts(one, device, command)
-            _check_same(one.runs, one.config, facts)
-            for run in map(self.hold, one.runs):
-                _write_config(run, one.config, facts)
+        _begin(prepared, self.held, device, command)
 
     def hold(self, run: Run) -> Run:
         """The run with the right to write it."""
@@ -130,7 +121,7 @@ class Elsewhere:
         self.stacks = {one.asked: stack_size(one.config, one.problem, device) for one in prepared}
         if prepared[0].config.overwrite:
             with Locks(locks.limit) as for_now:
-                Alone(prepared, for_now, device, command)
+                _begin(prepared, _take_all(prepared, for_now), device, command)
 
     def hold(self, run: Run) -> Run | None:
         """The run, or None if another process has it."""
@@ -145,6 +136,24 @@ class Elsewhere:
     def together(self, config: Config) -> int:
         """How many runs may be given to one worker."""
         return self.stacks[config]
+
+
+def _take_all(prepared: Sequence[Prepared], locks: Locks) -> dict[Run, Run]:
+    """Every run with the right to write it, by itself without."""
+    runs = dict.fromkeys(run for one in prepared for run in one.runs)
+    return {run: replace(run, fence=locks.take(run.dumps)) for run in runs}
+
+
+def _begin(prepared: Sequence[Prepared], held: Mapping[Run, Run], device: torch.device, command: Sequence[str]) -> None:
+    """Move old results aside where --overwrite asks for it, and say in every config.json what is trained."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for run in (held[run] for one in prepared if one.config.overwrite for run in one.runs):
+        tables.move_aside(run, stamp)
+    for one in prepared:
+        facts = _facts(one, device, command)
+        _check_same(one.runs, one.config, facts)
+        for run in one.runs:
+            _write_config(replace(run, fence=held[run].fence), one.config, facts)
 
 
 def _facts(one: Prepared, device: torch.device, command: Sequence[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from lth.records.files import RecordError
 from lth.records.lock import Lost
 from lth.records.tables import Run
 from lth.run.device import DeviceError
-from lth.run.queue import Claim, Queue
+from lth.run.queue import Piece, Queue
 from lth.settings.config import Config
 from lth.training.train import Stopped, TrialError
 
@@ -66,9 +66,9 @@ def stop_if(signalled: Callable[[], int]) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the work on a claim ended: the runs that failed, with the reason, or what stopped all of it."""
+    """How the work on a piece ended: the runs that failed, with the reason, or what stopped all of it."""
 
-    claim: Claim
+    piece: Piece
     failed: Mapping[Run, str] = field(default_factory=dict)
     error: BaseException | None = None
 
@@ -77,10 +77,10 @@ class Workers(Protocol):
     """Those who do the work, within `with`. They tell of it while `ended` waits."""
 
     def free(self) -> bool:
-        """Whether another claim can be started."""
+        """Whether another piece can be started."""
 
-    def start(self, claim: Claim) -> None:
-        """Begin with a claim."""
+    def start(self, piece: Piece) -> None:
+        """Begin with a piece."""
 
     def ended(self, seconds: float) -> list[Outcome]:
         """What has ended by now; waits for the first, but not longer than this."""
@@ -98,8 +98,8 @@ def work(
 ) -> None:
     """Do everything in the queue; where other processes have `joined` in it, wait for what they do.
 
-    Raises Interrupted once everything has stopped after a signal; what a claim raised after the others have ended. What
-    is FATAL stops them, and says nothing about the claim's runs: another process may do them.
+    Raises Interrupted once everything has stopped after a signal; what a piece raised after the others have ended. What
+    is FATAL stops them, and says nothing about the piece's runs: another process may do them.
     """
     errors: list[BaseException] = []
     busy, over, told, waiting, next_look = 0, False, False, False, 0.0
@@ -113,8 +113,8 @@ def work(
                 workers.stop()
             elif time.monotonic() >= next_look:
                 began = time.monotonic()
-                while workers.free() and (claim := queue.take()):
-                    workers.start(claim)
+                while workers.free() and (piece := queue.take()):
+                    workers.start(piece)
                     busy += 1
                 if joined:
                     for event in queue.news():
@@ -127,17 +127,7 @@ def work(
                 tell(Note("waiting: other processes have begun all that can be done now"))
             waiting = not busy
             for outcome in workers.ended(POLL):
-                failed, error = dict(outcome.failed), outcome.error
-                if isinstance(error, Lost):
-                    failed |= {} if joined else _lost(outcome.claim, tell)
-                elif error is not None and not isinstance(error, Stopped):
-                    errors.append(error)
-                    if not isinstance(error, FATAL):
-                        failed |= {run: str(error) for run in outcome.claim.runs}
-                        if len(queue.tasks) > len(failed):  # the others go on: now is the time to say it
-                            for run in outcome.claim.runs:
-                                tell(Note(f"{run}: {error}", failed=True))
-                queue.give_back(outcome.claim, failed)
+                errors += _settle(outcome, queue, tell, joined)
                 busy, next_look = busy - 1, 0.0
     stop_if(signalled)
     errors.sort(key=lambda error: not isinstance(error, FATAL))  # why it stopped before what went on without some runs
@@ -147,10 +137,27 @@ def work(
         raise errors[0]
 
 
-def _lost(claim: Claim, tell: Tell) -> dict[Run, str]:
-    """The runs of a claim that another process has taken over, with the reason, which is told."""
+def _settle(outcome: Outcome, queue: Queue, tell: Tell, joined: bool) -> list[BaseException]:
+    """Give a piece back to the queue, with the runs of it that failed. Gives what stopped the work on it, if that is to
+    be raised in the end."""
+    failed, error, raised = dict(outcome.failed), outcome.error, list[BaseException]()
+    if isinstance(error, Lost):
+        failed |= {} if joined else _lost(outcome.piece, tell)
+    elif error is not None and not isinstance(error, Stopped):
+        raised.append(error)
+        if not isinstance(error, FATAL):
+            failed |= {run: str(error) for run in outcome.piece.runs}
+            if len(queue.tasks) > len(failed):  # the others go on: now is the time to say it
+                for run in outcome.piece.runs:
+                    tell(Note(f"{run}: {error}", failed=True))
+    queue.give_back(outcome.piece, failed)
+    return raised
+
+
+def _lost(piece: Piece, tell: Tell) -> dict[Run, str]:
+    """The runs of a piece that another process has taken over, with the reason, which is told."""
     lost = {}
-    for run in claim.runs:
+    for run in piece.runs:
         try:
             if run.fence:
                 run.fence.check()

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from lth import layers, pruning
-from lth.connectivity import ENDS
 from lth.records import labels, resume, tables
 from lth.records.tables import Run
+from lth.records.tickets import ENDS
 from lth.run.holding import Prepared
 from lth.run.tasks import by_run, plan, tasks_of, trainings
 from lth.settings import combinations, names

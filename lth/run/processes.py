@@ -28,7 +28,7 @@ from lth.records.files import RecordError
 from lth.records.tables import Run
 from lth.run import device as devices
 from lth.run.jobs import POLL, Outcome, Tell
-from lth.run.queue import Claim
+from lth.run.queue import Piece
 from lth.settings import checks
 from lth.settings.config import Config, ConfigError, same_command
 
@@ -51,28 +51,28 @@ class Experiments:
         self.data, self.device, self.tell, self.stop = data, device, tell, stop
         self.of: Config | None = None
 
-    def do(self, claim: Claim) -> dict[Run, str]:
-        """Train what the claim says; gives those of its runs that ended early, with the reason. DeviceError if the
+    def do(self, piece: Piece) -> dict[Run, str]:
+        """Train what the piece says; gives those of its runs that ended early, with the reason. DeviceError if the
         device died of it; RecordError if files that the settings name have been spoiled since the command began."""
         try:
-            return self._do(claim)
+            return self._do(piece)
         except ConfigError as error:
             raise RecordError(f"{error} (all was well when the command began)") from None
         except Exception as error:
             if devices.answers(self.device):
                 raise
-            goes_on = f"{same_command(claim.config.overwrite)} goes on from here"
+            goes_on = f"{same_command(piece.config.overwrite)} goes on from here"
             dead = f"{self.device} can no longer be used by this process: {goes_on}"
             raise devices.DeviceError(f"{checks.first_line(error)}; {dead}") from error
 
-    def _do(self, claim: Claim) -> dict[Run, str]:
-        if self.of != claim.config:
-            config, images = self.data[claim.config]
+    def _do(self, piece: Piece) -> dict[Run, str]:
+        if self.of != piece.config:
+            config, images = self.data[piece.config]
             kind = Connectivity if config.connectivity else Experiment
             self.experiment = kind(config, given.problem(config, images), self.device, self.tell, self.stop)
-            self.of = claim.config  # only now: what raised above raises again
-        self.experiment.run(claim.runs, claim.rounds)
-        return {run: why for run, why in self.experiment.failed.items() if run in claim.runs}
+            self.of = piece.config  # only now: what raised above raises again
+        self.experiment.run(piece.runs, piece.rounds)
+        return {run: why for run, why in self.experiment.failed.items() if run in piece.runs}
 
 
 class Here:
@@ -80,7 +80,7 @@ class Here:
 
     def __init__(self, data: Data, device: torch.device, tell: Tell, stop: Callable[[], bool]) -> None:
         self.experiments = Experiments(data, device, tell, stop)
-        self.claim: Claim | None = None
+        self.piece: Piece | None = None
 
     def __enter__(self) -> Here:
         return self
@@ -89,22 +89,22 @@ class Here:
 
     def free(self) -> bool:
         """Whether there is nothing to do."""
-        return self.claim is None
+        return self.piece is None
 
-    def start(self, claim: Claim) -> None:
+    def start(self, piece: Piece) -> None:
         """Note what to do next."""
-        self.claim = claim
+        self.piece = piece
 
     def ended(self, seconds: float) -> list[Outcome]:
         """Do it."""
-        if self.claim is None:
+        if self.piece is None:
             time.sleep(seconds)
             return []
-        claim, self.claim = self.claim, None
+        piece, self.piece = self.piece, None
         try:
-            return [Outcome(claim, self.experiments.do(claim))]
+            return [Outcome(piece, self.experiments.do(piece))]
         except Exception as error:
-            return [Outcome(claim, error=error)]
+            return [Outcome(piece, error=error)]
 
     def stop(self) -> None:
         """What is under way asks for itself; what is not begun is left."""
@@ -122,9 +122,9 @@ class Processes:
         self.events, self.asked, self.over = context.Queue(), context.Event(), context.Event()
         arguments = data, self.events, self.asked, self.over
         self.pool = ProcessPoolExecutor(size, context, _start_worker, arguments)
-        self.running: dict[Future[dict[Run, str]], tuple[int, Claim]] = {}
+        self.running: dict[Future[dict[Run, str]], tuple[int, Piece]] = {}
         self.started = 0
-        self.told: set[int] = set()  # the claims whose last word was heard, which may be before their ends are known
+        self.told: set[int] = set()  # the pieces whose last word was heard, which may be before their ends are known
 
     def __enter__(self) -> Processes:
         with _undisturbed(self.threads):  # all workers load PyTorch now, not when there is work for them
@@ -145,16 +145,16 @@ class Processes:
         """Whether a process is free."""
         return len(self.running) < self.size
 
-    def start(self, claim: Claim) -> None:
+    def start(self, piece: Piece) -> None:
         """Hand it to a process."""
         self.started += 1
         try:
             with _undisturbed(self.threads):
-                future = self.pool.submit(_work, claim, self.started)
+                future = self.pool.submit(_work, piece, self.started)
         except BrokenProcessPool as error:
             future = Future()
             future.set_exception(error)
-        self.running[future] = self.started, claim
+        self.running[future] = self.started, piece
 
     def ended(self, seconds: float) -> list[Outcome]:
         """What the processes have done, and told."""
@@ -163,8 +163,8 @@ class Processes:
         ended, _ = wait(self.running, seconds, FIRST_COMPLETED)
         outcomes, tellers = [], frozenset[int]()
         for future in ended:
-            (number, claim), error = self.running.pop(future), future.exception()
-            outcomes.append(Outcome(claim, {} if error else future.result(), error))
+            (number, piece), error = self.running.pop(future), future.exception()
+            outcomes.append(Outcome(piece, {} if error else future.result(), error))
             if not isinstance(error, BrokenProcessPool):
                 tellers |= {number}
         self._hear(tellers)
@@ -183,7 +183,7 @@ class Processes:
 
     def _hear(self, tellers: frozenset[int] = frozenset(), seconds: float = POLL) -> None:
         """Tell what the processes told, for so long at most where more and more comes, but to the last word of these
-        claims."""
+        pieces."""
         until = time.monotonic() + seconds
         while (waiting := bool(tellers - self.told)) or time.monotonic() < until:
             try:
@@ -217,7 +217,7 @@ def _undisturbed(threads: int) -> Iterator[None]:
 
 
 class _Worker:
-    """What a worker process keeps between claims."""
+    """What a worker process keeps between pieces."""
 
     experiments: Experiments
     tell: Callable[[Event | int], None]
@@ -245,11 +245,11 @@ def _start_worker(data: Data, events: Any, stop: Any, over: Any) -> None:
     _Worker.experiments = Experiments(data, torch.device("cpu"), events.put, asked.is_set)
 
 
-def _work(claim: Claim, number: int) -> dict[Run, str]:
-    """Do a claim; gives those of its runs that ended early. The last thing told is the claim's number."""
+def _work(piece: Piece, number: int) -> dict[Run, str]:
+    """Do a piece; gives those of its runs that ended early. The last thing told is the piece's number."""
     _Worker.busy = True
     try:
-        return _Worker.experiments.do(claim)
+        return _Worker.experiments.do(piece)
     finally:
         _Worker.tell(number)
         _Worker.busy = False

@@ -18,7 +18,7 @@ FAILED = "failed.txt"  # in a run's folder: why it ended early, until somebody t
 
 
 @dataclass(frozen=True)
-class Claim:
+class Piece:
     """Work for one worker: runs of one experiment, held by this process, to be trained up to a number of rounds."""
 
     config: Config
@@ -72,7 +72,7 @@ class Queue:
         self._told = {run: self.finished(run) for run in self.tasks}
         self._news: list[Event] = []
 
-    def take(self) -> Claim | None:
+    def take(self) -> Piece | None:
         """Work that can be done now, if there is any that no other process holds."""
         for runs, rounds in self._ready():
             held = [run for run in map(self.hold, runs) if run is not None]
@@ -86,12 +86,12 @@ class Queue:
                     if not self.elsewhere:
                         begin(run)
                 self.busy.update(able)
-                return Claim(self.config[able[0]], tuple(able), rounds)
+                return Piece(self.config[able[0]], tuple(able), rounds)
         return None
 
-    def give_back(self, claim: Claim, failed: Mapping[Run, str]) -> None:
+    def give_back(self, piece: Piece, failed: Mapping[Run, str]) -> None:
         """Work has ended, done or not. What `failed`, with the reason, is not tried again."""
-        for run in claim.runs:
+        for run in piece.runs:
             if run in failed:
                 self.failed[run] = failed[run]
                 if not self.elsewhere:

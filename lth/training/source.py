@@ -44,8 +44,8 @@ def installed(thing: Any) -> bool:
 
 
 def definitions(function: types.FunctionType) -> list[ast.AST]:
-    """The syntax tree that a function was compiled from (all lambdas of its line, if it is one). None where the source
-    cannot be read, or is no longer what was compiled."""
+    """The syntax tree that a function was compiled from (all lambdas of its line, if it is one); none where
+    the source cannot be read, or is no longer what was compiled."""
     code = function.__code__
     linecache.checkcache(code.co_filename)
     text = "".join(linecache.getlines(code.co_filename, function.__globals__))

@@ -23,7 +23,7 @@ from lth.run import cluster, session
 from lth.run.about import about_command
 from lth.run.cluster import ClusterError, Work
 from lth.run.holding import Elsewhere
-from lth.run.queue import FAILED, Claim, Queue
+from lth.run.queue import FAILED, Piece, Queue
 from lth.run.tasks import runs_of
 from lth.settings.config import Config, ConfigError
 from lth.training.train import Stopped
@@ -34,7 +34,7 @@ def work(config: Config, rounds: int = 3, job: str = "a") -> Work:
     runs = runs_of(config)[:1]
     runs[0].dumps.parent.mkdir(parents=True, exist_ok=True)
     facts = about_command(config, config, ["--ray", "auto"])
-    return Work(Claim(config, tuple(runs), rounds), session.settled(config), False, job, facts)
+    return Work(Piece(config, tuple(runs), rounds), session.settled(config), False, job, facts)
 
 
 def test_a_task_does_what_the_plain_command_does_and_gives_back_states(place: Path) -> None:
@@ -76,7 +76,7 @@ def test_an_error_of_the_experiment_is_a_state_and_not_tried_again(place: Path) 
 def test_what_is_wrong_with_a_node_is_no_fault_of_the_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(place)
 
-    def full(self: Any, claim: Any) -> None:
+    def full(self: Any, piece: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(cluster.Experiments, "do", full)
@@ -113,7 +113,7 @@ def test_a_node_that_does_not_share_the_folder_is_named(place: Path, tmp_path: P
     config = settings(place)
     wrong = work(config)
     without_data = cluster.do(replace(wrong, config=replace(config, data=tmp_path / "none"))).error
-    wrong.claim.runs[0].dumps.parent.rmdir()
+    wrong.piece.runs[0].dumps.parent.rmdir()
     for error, expected in (
         (cluster.do(wrong).error, "does not write into the"),
         (without_data, "--data must be where all nodes"),
@@ -128,12 +128,12 @@ def test_what_is_done_elsewhere_is_news_while_it_is_under_way(place: Path) -> No
         prepared = session.Prepared(config, config, runs_of(config), *session.prepare(config))
         there = Elsewhere([prepared], locks, CPU, ())
         queue = Queue([config], there.hold, there.let_go, there.together, elsewhere=True)
-        claim = queue.take()
-        assert claim is not None and not list(place.rglob("*.lock")), "the task takes the lock"
-        assert cluster.do(replace(work(config, rounds=2), claim=replace(claim, rounds=2))).finished == (2,)
+        piece = queue.take()
+        assert piece is not None and not list(place.rglob("*.lock")), "the task takes the lock"
+        assert cluster.do(replace(work(config, rounds=2), piece=replace(piece, rounds=2))).finished == (2,)
         assert [event.row["round"] for event in queue.news() if isinstance(event, RoundDone)] == [0, 1]
-        cluster.do(replace(work(config), claim=claim))
-        queue.give_back(claim, {})
+        cluster.do(replace(work(config), piece=piece))
+        queue.give_back(piece, {})
         assert [event.row["round"] for event in queue.news() if isinstance(event, RoundDone)] == [2]
         put_lock(runs_of(config)[1].dumps, place="elsewhere")
         assert queue.take() is None and not queue.over(), "another command has it"

@@ -30,7 +30,7 @@ from lth.records.files import RecordError, Unreadable
 from lth.records.tables import Run
 from lth.run import cluster, command, jobs, processes
 from lth.run.device import DeviceError
-from lth.run.queue import FAILED, Claim, Queue
+from lth.run.queue import FAILED, Piece, Queue
 from lth.run.tasks import runs_of
 from lth.training.train import TrialError
 
@@ -75,7 +75,7 @@ def test_after_a_stop_the_advice_moves_nothing_aside(
         made.run(runs_of(made.config), 1)
     monkeypatch.setattr(processes.devices, "answers", lambda device: False)
     with pytest.raises(DeviceError, match=rf"used by this process: the same command {goes_on} goes on from here$"):
-        processes.Experiments({}, CPU, Told(), lambda: False).do(Claim(made.config, (), 1))
+        processes.Experiments({}, CPU, Told(), lambda: False).do(Piece(made.config, (), 1))
 
 
 def kinds_of(base: type[Exception]) -> set[type[Exception]]:
@@ -102,21 +102,21 @@ def test_what_a_worker_raises_is_raised_once_the_others_have_ended(
     )
     tries = []
 
-    def do(claim: Claim) -> dict[Any, str]:
-        tries.append(claim)
-        if claim.runs[0].seed == 0 and len(tries) < 9:  # if it is swallowed, the claim is tried again and again
+    def do(piece: Piece) -> dict[Any, str]:
+        tries.append(piece)
+        if piece.runs[0].seed == 0 and len(tries) < 9:  # if it is swallowed, the piece is tried again and again
             raise kind("it broke")
-        experiment(config).run(claim.runs, claim.rounds)
+        experiment(config).run(piece.runs, piece.rounds)
         return {}
 
-    def in_worker(claim: Claim, number: int) -> dict[Any, str]:
+    def in_worker(piece: Piece, number: int) -> dict[Any, str]:
         try:
-            return do(claim)
+            return do(piece)
         finally:
             workers.events.put(number)
 
     monkeypatch.setattr(processes, "_work", in_worker)
-    monkeypatch.setattr(processes.Experiments, "do", lambda self, claim: do(claim))
+    monkeypatch.setattr(processes.Experiments, "do", lambda self, piece: do(piece))
     with pytest.raises(kind, match=r"^it broke$"):
         jobs.work(Queue([config], lambda run: run), workers, Told())
     broken, whole = runs_of(config)
@@ -144,7 +144,7 @@ def test_what_stops_all_is_said_rather_than_what_failed_before(place: Path, monk
     config = settings(place, trials=2)
     kinds = iter([TrialError("mlp failed"), OSError("the disk is full")])
 
-    def do(self: Any, claim: Claim) -> None:
+    def do(self: Any, piece: Piece) -> None:
         raise next(kinds)
 
     monkeypatch.setattr(processes.Experiments, "do", do)
@@ -189,11 +189,11 @@ def test_processes_start_with_so_many_threads_and_nothing_stays_of_it(
     monkeypatch.setenv(NAMES[0], "7")
     monkeypatch.delenv(NAMES[1], raising=False)
     config = settings(place, threads=3)
-    monkeypatch.setattr(processes, "_work", lambda claim, number: {})
+    monkeypatch.setattr(processes, "_work", lambda piece, number: {})
     workers = processes.workers(2, config.threads, {}, CPU, Told(), lambda: False)
     with workers:
-        workers.start(Claim(config, tuple(runs_of(config)), 1))
-    assert len(Threads.started) == 3, "two that load PyTorch at once, and the claim"
+        workers.start(Piece(config, tuple(runs_of(config)), 1))
+    assert len(Threads.started) == 3, "two that load PyTorch at once, and the piece"
     assert all(environment[name] == "3" for environment in Threads.started for name in NAMES)
     assert os.environ[NAMES[0]] == "7" and NAMES[1] not in os.environ
 
@@ -205,13 +205,13 @@ def test_a_set_up_that_failed_leaves_no_other_experiment_in_its_place(
     first, second = (settings(place, lr=lr, prune_iterations=1) for lr in (0.1, 0.2))
     at_hand = {config: (config, data.load("tiny", place / "data")) for config in (first, second)}
     experiments = processes.Experiments(at_hand, CPU, Told(), lambda: False)
-    claims = [Claim(config, tuple(runs_of(config)), 1) for config in (first, second)]
-    experiments.do(claims[0])
+    pieces = [Piece(config, tuple(runs_of(config)), 1) for config in (first, second)]
+    experiments.do(pieces[0])
     with monkeypatch.context() as broken:
         broken.setattr(processes.given, "problem", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            experiments.do(claims[1])
-    experiments.do(claims[1])
+            experiments.do(pieces[1])
+    experiments.do(pieces[1])
     assert experiments.experiment.config.lr == 0.2
 
 
@@ -237,7 +237,7 @@ def test_a_claim_whose_last_word_came_before_its_end_was_known_is_not_waited_for
     """Else its worker has nothing to do for as long as others tell of theirs."""
     config = settings(place)
     monkeypatch.setattr(processes, "POLL", 0.05)
-    monkeypatch.setattr(processes, "_work", lambda claim, number: {})
+    monkeypatch.setattr(processes, "_work", lambda piece, number: {})
     workers, until = processes.Processes(2, 1, {}, Told()), time.monotonic() + 5
     words: list[Any] = [1]
 
@@ -248,8 +248,8 @@ def test_a_claim_whose_last_word_came_before_its_end_was_known_is_not_waited_for
     monkeypatch.setattr(workers, "events", SimpleNamespace(get=get))
     with workers:
         workers._hear()
-        workers.start(Claim(config, tuple(runs_of(config)), 1))
-        assert [outcome.claim.config for outcome in workers.ended(1)] == [config]
+        workers.start(Piece(config, tuple(runs_of(config)), 1))
+        assert [outcome.piece.config for outcome in workers.ended(1)] == [config]
         monkeypatch.setattr(workers, "_hear", lambda seconds: None)
 
 

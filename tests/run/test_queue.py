@@ -12,7 +12,7 @@ from lth.records import files, tables
 from lth.records.events import Note, RoundDone
 from lth.records.lock import clock
 from lth.records.tables import Run
-from lth.run.queue import FAILED, Claim, Queue
+from lth.run.queue import FAILED, Piece, Queue
 from lth.run.tasks import Task, by_run, runs_of, tasks_of, trainings
 from lth.settings.config import Config
 
@@ -22,17 +22,17 @@ def free(run: Run) -> Run:
     return run
 
 
-def train(config: Config, claim: Claim, rounds: int | None = None) -> None:
-    """Do a claim, or the first of its rounds."""
-    experiment(config).run(claim.runs, claim.rounds if rounds is None else rounds)
+def train(config: Config, piece: Piece, rounds: int | None = None) -> None:
+    """Do a piece, or the first of its rounds."""
+    experiment(config).run(piece.runs, piece.rounds if rounds is None else rounds)
 
 
 def taken(queue: Queue) -> list[tuple[str, int]]:
     """All that can be taken now, as the runs' names and the rounds they can go to."""
-    claims = []
-    while claim := queue.take():
-        claims.append((" ".join(map(str, claim.runs)), claim.rounds))
-    return claims
+    pieces = []
+    while piece := queue.take():
+        pieces.append((" ".join(map(str, piece.runs)), piece.rounds))
+    return pieces
 
 
 def test_the_graph_is_data(tmp_path: Path) -> None:
@@ -58,11 +58,11 @@ def test_work_is_given_out_as_soon_as_it_has_what_it_needs(place: Path) -> None:
     config = settings(place, prune_type=("lt", "reinit", "ticket_reinit"), prune_iterations=4, trials=2)
     queue = Queue([config], free)
     lt, other = queue.take(), queue.take()
-    assert lt == Claim(config, (runs_of(config)[0],), 4) and other is not None and str(other.runs[0]) == "lt seed1"
+    assert lt == Piece(config, (runs_of(config)[0],), 4) and other is not None and str(other.runs[0]) == "lt seed1"
     assert queue.take() is None, "the other arms need the dense rounds"
     train(config, lt, rounds=1)
     assert taken(queue) == [("reinit seed0", 4), ("ticket_reinit seed0", 1)], "lt has not made the next ticket yet"
-    queue.give_back(Claim(config, (runs_of(config)[2],), 1), {})
+    queue.give_back(Piece(config, (runs_of(config)[2],), 1), {})
     train(config, lt, rounds=3)
     assert taken(queue) == [("ticket_reinit seed0", 3)], "it follows lt, whose work goes on"
     assert queue.left() == 21 and not queue.over()
@@ -70,7 +70,7 @@ def test_work_is_given_out_as_soon_as_it_has_what_it_needs(place: Path) -> None:
 
 def test_a_finished_run_without_the_tickets_that_others_need_holds_nothing_up(place: Path) -> None:
     config = settings(place, prune_type=("lt", "ticket_reinit"))
-    train(config, Claim(config, (runs_of(config)[0],), 3))
+    train(config, Piece(config, (runs_of(config)[0],), 3))
     (runs_of(config)[0].saves / "ticket_02.safetensors").unlink()
     assert taken(Queue([config], free)) == [("ticket_reinit seed0", 3)], "its own training says what is missing"
 
@@ -78,24 +78,24 @@ def test_a_finished_run_without_the_tickets_that_others_need_holds_nothing_up(pl
 def test_what_failed_is_not_tried_again_and_what_needs_it_is_not_waited_for(place: Path) -> None:
     config = settings(place, prune_type=("lt", "ticket_reinit"))
     queue = Queue([config], free)
-    claim = queue.take()
-    assert claim is not None
-    train(config, claim, rounds=1)
-    queue.give_back(claim, {claim.runs[0]: "the loss became nan"})
+    piece = queue.take()
+    assert piece is not None
+    train(config, piece, rounds=1)
+    queue.give_back(piece, {piece.runs[0]: "the loss became nan"})
     assert taken(queue) == [("ticket_reinit seed0", 3)] and not queue.over()
-    queue.give_back(Claim(config, (runs_of(config)[1],), 3), {runs_of(config)[1]: "no ticket"})
+    queue.give_back(Piece(config, (runs_of(config)[1],), 3), {runs_of(config)[1]: "no ticket"})
     assert queue.take() is None and queue.over() and len(queue.failed) == 2
-    assert (claim.runs[0].dumps / FAILED).read_text() == "the loss became nan\n"
+    assert (piece.runs[0].dumps / FAILED).read_text() == "the loss became nan\n"
 
 
 def test_stacks_are_given_out_together_and_those_that_need_others_after_them(place: Path) -> None:
     config = settings(place, prune_type=("lt", "reinit", "ticket_reinit"), trials=2, stack=2)
     queue = Queue([config], free, together=lambda config: 99)
-    claim = queue.take()
-    assert claim is not None and queue.take() is None and claim.rounds == 3
-    assert list(map(str, claim.runs)) == ["lt seed0", "reinit seed0", "lt seed1", "reinit seed1"]
-    train(config, claim)
-    queue.give_back(claim, {})
+    piece = queue.take()
+    assert piece is not None and queue.take() is None and piece.rounds == 3
+    assert list(map(str, piece.runs)) == ["lt seed0", "reinit seed0", "lt seed1", "reinit seed1"]
+    train(config, piece)
+    queue.give_back(piece, {})
     assert taken(queue) == [("ticket_reinit seed0 ticket_reinit seed1", 3)]
     assert taken(Queue([config], free, together=lambda config: 1)) == [
         ("ticket_reinit seed0", 3),
@@ -120,32 +120,32 @@ def test_what_another_process_holds_is_left_to_it(place: Path) -> None:
 
     def hold(run: Run) -> Run | None:
         if run == second:
-            train(config, Claim(config, (second,), 3))  # another finishes it at this moment
+            train(config, Piece(config, (second,), 3))  # another finishes it at this moment
         return None if run == first else run
 
     queue = Queue([config], hold, let_go.append)
     assert taken(queue) == [("lt seed2", 3)] and let_go == [second]
     assert not queue.over(), "one is still another's"
-    train(config, Claim(config, (third,), 3))
-    queue.give_back(Claim(config, (third,), 3), {})
+    train(config, Piece(config, (third,), 3))
+    queue.give_back(Piece(config, (third,), 3), {})
     assert let_go == [second, third] and not queue.over()
-    train(config, Claim(config, (first,), 3))
+    train(config, Piece(config, (first,), 3))
     assert queue.over()
 
 
 def test_what_others_do_is_news_once(place: Path) -> None:
     config = settings(place, prune_type=("lt", "reinit"))
     lt, reinit = runs_of(config)
-    train(config, Claim(config, (lt,), 1))
+    train(config, Piece(config, (lt,), 1))
     queue = Queue([config], lambda run: run if run == lt else None)
     assert queue.news() == [] and taken(queue) == [("lt seed0", 3)]
-    train(config, Claim(config, (reinit,), 2))
-    train(config, Claim(config, (lt,), 2))
+    train(config, Piece(config, (reinit,), 2))
+    train(config, Piece(config, (lt,), 2))
     dense, pruned = queue.news()
     assert isinstance(dense, RoundDone) and dense.run == reinit and dense.row["round"] == 0 and dense.seconds == 0
     assert isinstance(pruned, RoundDone) and pruned.row == tables.table(reinit, "rounds").to_dict("records")[1]
     assert pruned.seconds == tables.table(reinit, "times")["seconds"][1] > 0
-    queue.give_back(Claim(config, (lt,), 3), {})
+    queue.give_back(Piece(config, (lt,), 3), {})
     assert queue.news() == [], "what this process does it tells itself"
 
 
