@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -77,14 +77,16 @@ def take(
         if isinstance(part, Iterator):
             raise TypeError(f"data.{name} must give its batches again and again, as a DataLoader or a list does, "
                             f"not once as {shown(part)}")  # fmt: skip
-    sizes = {name: len(passes.first(part, f"data.{name}")[1]) for name, part in parts.items()}
+    for name, part in parts.items():
+        passes.first(part, f"data.{name}")  # what is wrong with it is said before all is read
     if in_memory is not False:
         limit = None if in_memory else _free(device) // 2
         collected = _all_collected(parts, limit, None if in_memory else MANY_PASSES * iterations)
         if collected is not None:
             steady = None if in_memory else True  # it has been looked at already
-            told = [passes.fingerprint(part, f"data.{name}", collected[name], steady) for name, part in parts.items()]
-            return _of_tensors(collected, sizes["train"], prints.of_texts(told))
+            wholes = {name: found.examples for name, found in collected.items()}
+            told = [passes.fingerprint(part, f"data.{name}", wholes[name], steady) for name, part in parts.items()]
+            return _of_tensors(wholes, collected["train"].batch_size, prints.of_texts(told))
     return _streamed(parts, iterations)
 
 
@@ -179,10 +181,19 @@ def _free(device: torch.device) -> int:
     return min(here, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else here
 
 
-def _all_collected(parts: Mapping[str, Iterable[Any]], limit: int | None, most: int | None) -> dict[str, Batch] | None:
+class Collected(NamedTuple):
+    """All examples of a part, with their labels, and the commonest size of its batches."""
+
+    examples: Batch
+    batch_size: int
+
+
+def _all_collected(
+    parts: Mapping[str, Iterable[Any]], limit: int | None, most: int | None
+) -> dict[str, Collected] | None:
     """All examples of each part; None if they change from pass to pass, take more than `limit` bytes, or if training
     data of unknown length have more than `most` batches."""
-    collected: dict[str, Batch] = {}
+    collected: dict[str, Collected] = {}
     for name, part in parts.items():
         if limit is not None and passes.changes(part, f"data.{name}"):
             return None
@@ -190,16 +201,17 @@ def _all_collected(parts: Mapping[str, Iterable[Any]], limit: int | None, most: 
         if found is None:
             return None
         if limit is not None:
-            limit -= _bytes(found)
+            limit -= _bytes(found.examples)
         collected[name] = found
     return collected
 
 
-def _collected(loader: Iterable[Any], where: str, limit: int | None, most: int | None = None) -> Batch | None:
+def _collected(loader: Iterable[Any], where: str, limit: int | None, most: int | None = None) -> Collected | None:
     ordered = passes.in_order(loader)
     batches: list[Batch] = []
     size = 0
-    for batch in ended(draw(loader if ordered is None else ordered, where), loader, where):
+    drawn = draw(loader if ordered is None else ordered, where)
+    for batch in drawn if most is not None else ended(drawn, loader, where):  # `most` may be of data without an end
         if most is not None and len(batches) == most:
             return None
         if batches and batch[0].shape[1:] != batches[0][0].shape[1:]:
@@ -216,7 +228,12 @@ def _collected(loader: Iterable[Any], where: str, limit: int | None, most: int |
     x, y = torch.cat([x.cpu() for x, _ in batches]), torch.cat([y.cpu() for _, y in batches])
     if limit is not None and not passes.is_ordered(loader) and not passes.same_again(loader, where, (x, y)):
         return None
-    return x, y
+    return Collected((x, y), _commonest(Counter(len(y) for _, y in batches)))
+
+
+def _commonest(sizes: Counter[int]) -> int:
+    """The commonest of some batches' sizes; the larger one of equals."""
+    return max(sizes, key=lambda size: (sizes[size], size))
 
 
 def _bytes(batch: Batch) -> int:
@@ -224,17 +241,17 @@ def _bytes(batch: Batch) -> int:
 
 
 def _usual_size(train: Iterable[Any], iterations: int) -> tuple[int, int]:
-    """The commonest size of the training batches, the larger one of equals, and how many of them a pass has: up to
-    `iterations`, since more than a round takes need not be known. Warned of are others than the last of the pass,
-    which are left out as that one is: every step must take as many examples."""
+    """The commonest size of the training batches, and how many of them a pass has: up to `iterations`, since more than
+    a round takes need not be known, nor that the pass ends. Warned of are others than the last of the pass, which are
+    left out as that one is: every step must take as many examples."""
     sizes: list[int] = []
     found: Counter[int] = Counter()
-    for _, y in ended(draw(train, "data.train"), train, "data.train"):
+    for _, y in draw(train, "data.train"):
         sizes.append(len(y))
         found[len(y)] += 1
         if found[len(y)] == iterations:
             break
-    usual = max(found, key=lambda size: (found[size], size))
+    usual = _commonest(found)
     if left_out := [size for size in sizes[:-1] if size != usual]:
         warnings.warn(
             f"data.train gives batches of {usual} examples and others, of {left_out[0]} for one: streamed, only those "
@@ -257,7 +274,7 @@ def _streamed(parts: Mapping[str, Iterable[Any]], iterations: int) -> Taken:
     classes = int(max(y.max() for _, y in first.values())) + 1  # of what was seen
     x, y = first["train"]
     about = f"{counted} of {tuple(x.shape[1:])}, streamed"
-    two = torch.cat([x, x])[:2]
+    two = torch.cat([x[:2], x[:2]])[:2].clone()  # of one example, that twice
     stream = Stream(parts["train"], parts["validation"], parts["test"], steps, size, two)
     drawn = [passes.twice(part, f"data.{name}") for name, part in parts.items()]
     told = [prints.of_arrays(one) if passes.equal(one, other) else "at random" for one, other in drawn]

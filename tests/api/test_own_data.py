@@ -201,6 +201,14 @@ def test_streamed_batches_are_of_the_commonest_size_and_others_are_said() -> Non
         assert loaders.take({"train": train[:0:-1] + train[:1], **REST}, torch.device("cpu"), False).batch_size == 20
 
 
+@pytest.mark.parametrize("in_memory", [None, True, False])
+def test_the_commonest_size_of_batches_is_the_batch_size_in_memory_and_streamed(in_memory: bool | None) -> None:
+    train = [(x[:size], y[:size]) for (x, y), size in zip(batches(60), (3, 10, 10, 9, 10, 1), strict=True)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert loaders.take({"train": train, **REST}, torch.device("cpu"), in_memory).batch_size == 10
+
+
 def test_batches_that_are_not_full_are_never_trained_on_wherever_they_come() -> None:
     train = [(x[:size], y[:size]) for (x, y), size in zip(batches(60), (10, 3, 10, 9, 10, 1), strict=True)]
     source = loaders.take({"train": train, **REST}, torch.device("cpu"), False).source

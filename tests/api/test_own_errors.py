@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,18 @@ class Endless:
 def test_training_data_without_an_end_are_streamed() -> None:
     found = find(seeded(), {**tiny(), "train": Endless()})
     assert len(found) == 3 and found == find(seeded(), {**tiny(), "train": Endless()}, in_memory=False)
+
+
+def test_a_round_of_training_data_without_an_end_may_be_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "ENDLESS", 50)  # examples; a round takes 120, and ten rounds are looked at
+    monkeypatch.setattr(stream, "PATIENCE", -1.0)
+    parts = tiny()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for in_memory in (None, False):
+            assert len(find(seeded(), {**parts, "train": Endless()}, in_memory=in_memory, rounds=0)) == 1
+    with pytest.raises(ValueError, match=r"^data\.train must end, or have a __len__"):
+        find(seeded(), {**parts, "train": Endless()}, in_memory=True)
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
