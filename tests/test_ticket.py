@@ -134,6 +134,9 @@ def test_a_config_repeats_a_run_with_its_own_ticket_or_not_at_all(
     said = capsys.readouterr().err
     assert "began with round 3 of --ticket" in said and f"add --ticket {source(other)}:3" in said
     assert not (other / "again").exists()
+    for seed in (0, 1):  # of a ticket of its own
+        swept = [*again, "--sweep", f"ticket={source(other, seed)}", "--dry_run"]
+        assert utils.exit_code(main.main, swept) == 0, capsys.readouterr().err
     assert utils.exit_code(main.main, [*again, "--ticket", f"{source(other)}:3"]) == 0
     (new,) = tables.find(other / "again")
     assert (new.dumps / "rounds.csv").read_bytes() == (run.dumps / "rounds.csv").read_bytes()

@@ -41,6 +41,7 @@ def checked(rule: Rule, own: nn.Module) -> Rule:
         try:
             result = rule(net)
         except Exception as error:
+            put_back()
             raise RuntimeError(f"prune_rule failed with {said(error)}") from error
         masked = dict(own.named_parameters()).keys() != parameters.keys()
         if masked or (_print(own) != values and _print(net) == before):

@@ -164,7 +164,7 @@ def perform_all(asked: Mapping[Config, Mapping[str, str]], argv: Sequence[str]) 
 
     first, failure = next(iter(asked)), None
     own = {config: {name: text for name, text in values.items() if name != "seed"} for config, values in asked.items()}
-    _check_repeated(asked, argv)
+    _check_repeated([config for config, values in asked.items() if "ticket" not in values], argv)
     try:
         session.run_all({config: sweep.label(values) for config, values in own.items()}, argv)
     except (session.TrialsFailed, TrialError) as error:
@@ -192,10 +192,12 @@ def _check_repeated(asked: Iterable[Config], argv: Sequence[str]) -> None:
     """ConfigError if --config would repeat a run with another ticket than it had."""
     if not any(word.split("=")[0] == "--config" for word in argv):
         return
+    given = vars(flags.parser().parse_known_args(argv)[0])
+    if "ticket" in given:
+        return
     from lth.run import refusals
 
-    given = vars(flags.parser().parse_known_args(argv)[0])
-    for config in asked if "ticket" not in given else ():
+    for config in asked:
         refusals.refuse_later_ticket(given["config"], config)
 
 

@@ -66,13 +66,13 @@ def refuse_one_place(asked: Iterable[Config]) -> None:
 
 
 def refuse_later_ticket(path: str, config: Config) -> None:
-    """ConfigError if the run whose config.json is at `path` began with another round of the ticket than these settings,
-    which are its own, mean by now: the last that is finished."""
+    """ConfigError if the run whose config.json is at `path` began with another round of its ticket, that of these
+    settings, than they mean by now: the last that is finished."""
     if config.ticket is None or config.ticket.round is not None:
         return
     began = read_json(Path(path)).get("fingerprint")
     was = began.get("ticket_round") if isinstance(began, dict) else None
-    now = given.prints(config)["ticket_round"]
+    now = str(given.Source.of(config).first)
     if was not in (None, now):
         raise ConfigError(
             f"--config {path} is of a run that began with round {was} of --ticket {config.ticket}, whose last finished "

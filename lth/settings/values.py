@@ -97,11 +97,12 @@ def device(text: str) -> str:
 
 
 def path(text: str) -> Path:
-    """A path at which something is or may be: no name in it is too long, and what it leads through are folders."""
+    """A path at which something is or may be: no name in it is too long, and what it leads through are folders that may
+    be entered."""
     try:
         Path(text).stat()
     except OSError as error:
-        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR):
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES):
             raise ValueError(f"must be a possible path ({error.strerror})") from None
     except ValueError:
         raise ValueError("must be a possible path, without zero bytes") from None

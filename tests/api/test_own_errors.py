@@ -132,6 +132,19 @@ def test_a_rule_that_prunes_the_users_own_net_is_refused_and_net_as_it_was(way: 
     assert set(vars(net.fc1)) == names and net(torch.ones(1, 64)).shape == (1, 4)  # type: ignore[arg-type]
 
 
+def test_a_rule_that_fails_leaves_the_users_own_net_as_it_was() -> None:
+    net = seeded()
+    before = copy.deepcopy(net.state_dict())
+
+    def rule(given: nn.Module) -> None:
+        masks(net)
+        breaks(given)
+
+    with pytest.raises(RuntimeError, match=r"^prune_rule failed"):
+        find(net, prune_rule=rule)
+    assert list(net.state_dict()) == list(before) and all(net.state_dict()[name].equal(before[name]) for name in before)
+
+
 def test_a_rule_may_use_the_users_own_net_to_find_what_it_prunes() -> None:
     net, other = seeded(), seeded()
 
