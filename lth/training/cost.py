@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lth import layers
 
 PRODUCTS = ("addmm", "mm", "convolution", "_trilinear")  # the operations that multiply by weights
-BATCHED = ("bmm", "baddbmm")  # attention's own too, but where a module with weights has nothing else, as with einsum
+BATCHED = ("bmm", "baddbmm")  # which multiply by weights in einsum, and not in attention
 
 
 @dataclass(frozen=True)
@@ -45,23 +48,16 @@ class Cost:
         return self.kinds.get(name, layers.OTHER)
 
 
-def cost(model: nn.Module, example: Tensor, names: Iterable[str]) -> Cost:
+def cost(model: nn.Module, example: Tensor, names: Collection[str]) -> Cost:
     """The cost of `model` for `example` (1, ...), as PyTorch's flop counter counts it, by the parameters `names`.
 
     Parameters of one module that multiply together (attention's and recurrent matrices) share its count evenly.
     ValueError where the logits depend on one of them by what that counter does not know, or where it does not know
     which module has multiplied.
     """
-    mode, counter = model.training, FlopCounterMode(display=False, custom_mapping=BILINEAR)
-    # Without gradients attention's products would be hidden, and with oneDNN those of recurrent layers; attention's own
-    # count only as plain products.
-    with warnings.catch_warnings(), torch.enable_grad():
-        warnings.simplefilter("ignore")
-        with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH), counter:
-            logits = model.eval()(example)
-    model.train(mode)
+    logits, counter, batched = _counted(model, example)
     _check_places(counter, model)
-    own, batched = _own(counter, PRODUCTS), _own(counter, BATCHED)
+    own, in_batches = _own(counter, PRODUCTS), _own(counter, BATCHED)
     parameters = dict(model.named_parameters())
     sizes = {name: parameter.numel() for name, parameter in parameters.items()}
     named = layers.names(model)
@@ -71,21 +67,34 @@ def cost(model: nn.Module, example: Tensor, names: Iterable[str]) -> Cost:
         for parameter in module._parameters.values():
             if parameter is not None:
                 places.setdefault(named[id(parameter)], []).append(path)
-    for path in {path for name in names for path in places[name]}:
-        own[path] = own.get(path) or batched.get(path, 0)
     counted = {path for path, count in own.items() if count}
-    owners = {name: _owners(places[name], counted) for name in names}
+    unclear = {path for path, count in in_batches.items() if count} - counted
+    owners = {name: _owners(places[name], counted, unclear) for name in names if not batched.found[name]}
     shared: dict[str, int] = {}
     for name, found in owners.items():
         for owner in found:
             shared[owner] = shared.get(owner, 0) + sizes[name]
-    uses = {name: sum(own[owner] / 2 / shared[owner] for owner in found) for name, found in owners.items()}
+    uses = {name: batched.found[name] / sizes[name] for name in names if batched.found[name]}
+    uses |= {name: sum(own[owner] / 2 / shared[owner] for owner in found) for name, found in owners.items()}
     silent = [name for name, often in uses.items() if not often and kinds[name] != layers.EMBEDDING]
     reached = _reached(logits) if silent else set()
     if unknown := [name for name in silent if id(parameters[name]) in reached]:
         raise ValueError(f"what is multiplied by {unknown[0]} is not known")
     rest = counter.get_total_flops() / 2 - sum(uses[name] * sizes[name] for name in uses)
     return Cost(uses, kinds, rest)
+
+
+def _counted(model: nn.Module, example: Tensor) -> tuple[Tensor, FlopCounterMode, _Batched]:
+    """The logits for `example`, and what was multiplied for them."""
+    mode, counter, batched = model.training, FlopCounterMode(display=False, custom_mapping=BILINEAR), _Batched(model)
+    # Without gradients attention's products would be hidden, and with oneDNN those of recurrent layers; attention's own
+    # count only as plain products.
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH), counter, batched:
+            logits = model.eval()(example)
+    model.train(mode)
+    return logits, counter, batched
 
 
 def _trilinear(x: Sequence[int], weight: Sequence[int], *rest: object, **more: object) -> int:
@@ -104,10 +113,34 @@ def _check_places(counter: FlopCounterMode, model: nn.Module) -> None:
         raise ValueError(f"{min(strange)} multiplies, but is no part of the model")
 
 
+class _Batched(TorchDispatchMode):
+    """Counts the multiply-adds of products in batches by what lies in a parameter's memory: `found`, by its name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.names = {value.untyped_storage().data_ptr(): name for name, value in model.named_parameters()}
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call the operation `func`, and look at its factors."""
+        if _called(func) in BATCHED:
+            one, other = args[-2:]
+            for place in {factor.untyped_storage().data_ptr() for factor in (one, other)} & self.names.keys():
+                self.found[self.names[place]] += one.numel() * other.shape[-1]
+        return func(*args, **(kwargs or {}))
+
+
+def _called(operation: Any) -> str:
+    """The name of an operation of PyTorch's: `mm` of aten.mm.default."""
+    return str(operation).split(".")[1]
+
+
 def _own(counter: FlopCounterMode, operations: Collection[str]) -> dict[str, int]:
     """What each module has counted of these operations, without what the modules below it have."""
     flops = {
-        path.partition(".")[2]: sum(count for op, count in ops.items() if str(op).split(".")[1] in operations)
+        path.partition(".")[2]: sum(count for op, count in ops.items() if _called(op) in operations)
         for path, ops in counter.get_flop_counts().items()
         if path != "Global"
     }
@@ -131,11 +164,13 @@ def _reached(logits: Tensor) -> set[int]:
     return found
 
 
-def _owners(paths: Sequence[str], counted: Collection[str]) -> set[str]:
+def _owners(paths: Sequence[str], counted: Collection[str], unclear: Collection[str]) -> set[str]:
     """The modules that multiply by a parameter of the modules `paths`: of a tied one, or of a module that is there
-    twice, those of them that have `counted` anything."""
+    twice, those of them that have `counted` anything, or else the next one above; none if that is `unclear`: what it
+    multiplies in batches may be this."""
     direct = {path for path in paths if path in counted}
-    return direct or {found for found in [_nearest(paths[0], counted)] if found is not None}
+    above = _nearest(paths[0], {*counted, *unclear})
+    return direct or ({above} if above is not None and above in counted else set())
 
 
 def _nearest(path: str, known: Iterable[str]) -> str | None:

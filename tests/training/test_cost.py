@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -99,6 +102,53 @@ class Own(nn.Module):
 @pytest.mark.parametrize("way", ["einsum", "baddbmm"])
 def test_products_in_batches_count_where_a_layer_has_no_others(way: str) -> None:
     assert of(nn.Sequential(Own(way), nn.Linear(7, 2)), 5, 6) == {"0.weight": 5.0, "1.weight": 5.0}
+
+
+class Top(nn.Module):
+    """Multiplies by a matrix of its own beside what a layer does, whose weight stands in `held`."""
+
+    def __init__(self, held: nn.Module, layer: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.held, self.layer, self.weight = held, layer, nn.Parameter(torch.randn(3, 7))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(self.layer(self.held, x), self.weight)
+
+
+def einsum(held: Any, x: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("bti,oi->bto", x, held["one"])
+
+
+def both(held: Any, x: torch.Tensor) -> torch.Tensor:
+    return nn.functional.linear(einsum(held, x), held["two"])
+
+
+def test_products_in_batches_count_beside_other_products() -> None:
+    held = nn.ParameterDict({"one": torch.randn(7, 6), "two": torch.randn(7, 7)})
+    names = ["held.one", "held.two", "weight"]
+    found = cost(Top(held, both), torch.zeros(1, 5, 6), names)
+    assert found.uses == dict.fromkeys(names, 5.0) and found.rest == 0
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.weight_norm])
+def test_products_in_batches_by_what_is_made_of_weights_are_unknown(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = Top(wrap(Own("einsum")), lambda layer, x: layer(x))
+    with pytest.raises(ValueError, match="is not known"):
+        cost(model, torch.zeros(1, 5, 6), [name for name, _ in model.named_parameters()])
+
+
+def test_a_matrix_that_is_not_multiplied_by_has_none_of_attentions_products() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(5, 6))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x * self.weight
+            return (x @ x.mT) @ x
+
+    with pytest.raises(ValueError, match="what is multiplied by weight is not known"):
+        cost(Scaled(), torch.zeros(1, 5, 6), ["weight"])
 
 
 def test_attention_of_ones_own_is_the_rest() -> None:
