@@ -259,6 +259,8 @@ def test_a_report_that_cannot_be_written_is_refused_before_any_work(
 ) -> None:
     file = tmp_path / "r.md"
     if kind == "pipe":
+        if os.name != "posix":
+            pytest.skip("needs named pipes")
         os.mkfifo(file)
     else:
         file.write_bytes("é".encode("latin-1"))
