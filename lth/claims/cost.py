@@ -10,6 +10,7 @@ from lth.run import device as devices
 from lth.run import jobs, session
 from lth.settings import names
 from lth.settings.config import Config
+from lth.training import memory
 from lth.training.layout import channels_last
 from lth.training.network import Network
 from lth.training.numerics import numerics
@@ -32,7 +33,7 @@ def measured(config: Config) -> Cost:
     """Train the settings' dense network for a moment. Nothing is written."""
     images, problem = session.prepare(config)
     device, _ = devices.choose(config.gpu)
-    with numerics(config.precision, config.threads):
+    with numerics(config.precision, config.threads), memory.kept():
         feed = images.feed([0], config.valid_size, config.batch_size, device, config.augment)
         masks = pruning.dense(pruning.prunable(problem.make()))
         network = Network(

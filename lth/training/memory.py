@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +19,10 @@ def kept() -> Iterator[None]:
 
     glibc returns large blocks to the system as soon as they are freed, so that every step takes them anew, page by
     page, if they lie at the end of its heap: of two workers that trained conv2 it cost one 30% of its time, the other
-    nothing. Where there is no glibc nothing changes.
+    nothing. Nothing changes where there is no glibc, or where its user has told it what to do.
     """
-    if sys.platform != "linux" or not hasattr(library := ctypes.CDLL(None), "mallopt"):
+    told = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if told or sys.platform != "linux" or not hasattr(library := ctypes.CDLL(None), "mallopt"):
         yield
         return
     for parameter, value in KEEPING.items():
