@@ -172,17 +172,17 @@ def _made_by(config: Mapping[str, Any]) -> list[str]:
 
 
 def pixel_maps(runs: Sequence[Run]) -> tuple[list[dict[str, str]], str]:
-    """A small picture a round of how many weights each pixel keeps, relative to the round's average, and whose."""
-    drawer = weights.drawer_of(runs)
-    first = weights.reader(drawer) if drawer else None
-    if drawer is None or first is None or not first.image:
+    """A small picture a round of how many weights each pixel keeps, relative to the round's average, and source."""
+    source = weights.ticket_run(runs)
+    first = weights.input_layer(source) if source else None
+    if source is None or first is None or not first.image:
         return [], ""
-    remaining, made = drawer.remaining(), []
-    for number in labels.spread(drawer.rounds, MAPS):
-        kept = weights.pixel_map(drawer.ticket(number).masks[first.name], first.image)
+    remaining, made = source.remaining(), []
+    for number in labels.spread(source.rounds, MAPS):
+        kept = weights.pixel_map(source.ticket(number).masks[first.name], first.image)
         said = f"round {number}: {labels.percent(remaining[number], 3)}% of the weights remaining"
         made.append({"image": _uri("image/png", _picture(kept / max(kept.mean(), 1e-12))), "said": said})
-    return made, str(drawer.run)
+    return made, str(source.run)
 
 
 def _picture(values: np.ndarray) -> bytes:

@@ -25,7 +25,7 @@ from lth.settings.arms import ARMS
 
 
 @dataclass(frozen=True)
-class Drawer:
+class TicketRun:
     """A run whose tickets are kept, and the rounds they are kept of."""
 
     run: Run
@@ -39,59 +39,59 @@ class Drawer:
         return dict(zip(found["round"], found["remaining"], strict=True))
 
 
-def drawer_of(runs: Sequence[Run], starts: Sequence[str] = ()) -> Drawer | None:
+def ticket_run(runs: Sequence[Run], starts: Sequence[str] = ()) -> TicketRun | None:
     """The first run of the first arm (of those that begin with such weights) that has tickets of finished rounds."""
     arms = [arm for arm in verdict.in_order([run.arm for run in runs]) if not starts or arm in starts]
     for run in sorted((run for run in runs if run.arm in arms), key=lambda run: (arms.index(run.arm), run.seed)):
         done = range(tables.finished_rounds(run))
         rounds = [n for n in done if (run.saves / f"{tickets.numbered('ticket', n)}.safetensors").exists()]
         if rounds and (run.saves / "initial.safetensors").exists():
-            return Drawer(run, rounds)
+            return TicketRun(run, rounds)
     return None
 
 
 def first_layer(runs: Sequence[Run], folder: Path, format: str = "png") -> list[Path]:
     """What the first layer looks at: how many weights each pixel keeps, or the filters with their masks."""
-    drawer = drawer_of(runs)
-    first = reader(drawer) if drawer else None
-    if drawer is None or first is None:
+    source = ticket_run(runs)
+    first = input_layer(source) if source else None
+    if source is None or first is None:
         return []
     file = folder / f"first_layer.{format}"
     if first.image:
-        _pixels(drawer, first, file)
+        _pixels(source, first, file)
     else:
-        _filters(drawer, first.name, file)
+        _filters(source, first.name, file)
     return [file]
 
 
 @dataclass(frozen=True)
-class Reader:
+class InputLayer:
     """The layer of this name reads the images: with filters, or pixel by pixel of the shape `image` (C, H, W)."""
 
     name: str
     image: tuple[int, ...] = ()
 
 
-def reader(drawer: Drawer) -> Reader | None:
+def input_layer(source: TicketRun) -> InputLayer | None:
     """The first layer, in the order of the model's constructor, whose inputs are those of the images that config.json
     tells the shape of. Where it does not, the model's first layer, if it has filters or a square image's inputs. None
     if there is none."""
-    masks = drawer.ticket(drawer.rounds[0]).masks
+    masks = source.ticket(source.rounds[0]).masks
     filters = [name for name, mask in masks.items() if mask.ndim == 4]
     first = next(iter(masks), None)
-    if image := tables.image_shape(drawer.run):
+    if image := tables.image_shape(source.run):
         values = math.prod(image)
         for name in filters:  # before a matrix, whose number of inputs may be that of pixels by chance
             if masks[name].shape[1] == image[0]:
-                return Reader(name)
+                return InputLayer(name)
         for name, mask in masks.items():
             if mask.ndim == 2 and mask.shape[1] == values:
-                return Reader(name, image)
-        return Reader(filters[0]) if first in filters else None  # of groups of channels
+                return InputLayer(name, image)
+        return InputLayer(filters[0]) if first in filters else None  # of groups of channels
     if first in filters:
-        return Reader(filters[0])
+        return InputLayer(filters[0])
     square = image_shape(masks[first].shape[1]) if first and masks[first].ndim == 2 else None
-    return Reader(first, square) if first and square else None
+    return InputLayer(first, square) if first and square else None
 
 
 def image_shape(inputs: int) -> tuple[int, int, int] | None:
@@ -103,16 +103,16 @@ def image_shape(inputs: int) -> tuple[int, int, int] | None:
     return None
 
 
-def _pixels(drawer: Drawer, first: Reader, file: Path, most: int = 12) -> None:
+def _pixels(source: TicketRun, first: InputLayer, file: Path, most: int = 12) -> None:
     """Small maps, a round each, on one scale: relative to the round's average, or the later ones would all be dark."""
-    chosen, remaining = labels.spread(drawer.rounds, most), drawer.remaining()
-    maps = {number: pixel_map(drawer.ticket(number).masks[first.name], first.image) for number in chosen}
+    chosen, remaining = labels.spread(source.rounds, most), source.remaining()
+    maps = {number: pixel_map(source.ticket(number).masks[first.name], first.image) for number in chosen}
     maps = {number: kept / max(kept.mean(), 1e-12) for number, kept in maps.items()}
     rows = math.ceil(len(chosen) / 6)
     columns = math.ceil(len(chosen) / rows)
     limit = min(max(1.5, *(float(np.quantile(kept, 0.995)) for kept in maps.values())), 6.0)
-    what = f"weights that each pixel keeps in the first layer ({drawer.run.arm}, seed {drawer.run.seed})"
-    with style.sheet(file, 0.7 + 1.17 * rows, [drawer.run], what) as figure:
+    what = f"weights that each pixel keeps in the first layer ({source.run.arm}, seed {source.run.seed})"
+    with style.sheet(file, 0.7 + 1.17 * rows, [source.run], what) as figure:
         panels = figure.subplots(rows, columns, squeeze=False)
         for axes in panels.flat:
             axes.set_axis_off()
@@ -129,11 +129,11 @@ def pixel_map(mask: Tensor, image: tuple[int, ...]) -> np.ndarray:
     return mask.sum(0).view(image).sum(0).numpy()
 
 
-def _filters(drawer: Drawer, name: str, file: Path, most: int = 24) -> None:
+def _filters(source: TicketRun, name: str, file: Path, most: int = 24) -> None:
     """The first filters as they begin in the first and in the last round, pruned weights hatched."""
-    remaining = drawer.remaining()
-    chosen = [drawer.rounds[0], drawer.rounds[-1]] if len(drawer.rounds) > 1 else drawer.rounds
-    begun = {number: drawer.ticket(number) for number in chosen}
+    remaining = source.remaining()
+    chosen = [source.rounds[0], source.rounds[-1]] if len(source.rounds) > 1 else source.rounds
+    begun = {number: source.ticket(number) for number in chosen}
     drawn = {number: filter_sheet(ticket.start[name], ticket.masks[name], most) for number, ticket in begun.items()}
     first = drawn[chosen[0]]
     known = np.abs(first[np.isfinite(first) & (first != PRUNED)])
@@ -141,10 +141,10 @@ def _filters(drawer: Drawer, name: str, file: Path, most: int = 24) -> None:
     total, channels = begun[chosen[0]].masks[name].shape[:2]
     shown_channels = f"{channels}" if channels <= CHANNELS else f"{CHANNELS} of {channels}"
     across = "" if channels == 1 else f", {shown_channels} input channels side by side"
-    what = f"filters of the first layer at the start ({drawer.run.arm}, seed {drawer.run.seed})"
+    what = f"filters of the first layer at the start ({source.run.arm}, seed {source.run.seed})"
     high, wide = first.shape
     height = 1.1 + len(chosen) * (0.35 + 6.0 * high / wide)
-    with style.sheet(file, min(height, 9.0), [drawer.run], what) as figure:
+    with style.sheet(file, min(height, 9.0), [source.run], what) as figure:
         panels = figure.subplots(len(chosen), 1, squeeze=False)[:, 0]
         for axes, number in zip(panels, chosen, strict=True):
             shown = _filter_panel(axes, drawn[number], limit)
@@ -194,17 +194,17 @@ def _filter_panel(axes: Axes, sheet: np.ndarray, limit: float) -> Any:
 def initial_weights(runs: Sequence[Run], folder: Path, format: str = "png", lines: int = 5) -> list[Path]:
     """How the weights that survive until a round were distributed at the start, a line a round (Frankle & Carbin,
     Appendix F): a panel a layer, or, of models with many layers, all together in units of their layer's spread."""
-    drawer = drawer_of(runs, [arm for arm, facts in ARMS.items() if facts.start == "original"])
-    if drawer is None or len(drawer.rounds) < 2:
+    source = ticket_run(runs, [arm for arm, facts in ARMS.items() if facts.start == "original"])
+    if source is None or len(source.rounds) < 2:
         return []
-    chosen, remaining = labels.spread(drawer.rounds, lines), drawer.remaining()
-    weights = list(drawer.ticket(chosen[0]).masks)  # later rounds may have more: biases that a rule prunes
-    samples = {number: _starts(drawer.ticket(number), weights) for number in chosen}
+    chosen, remaining = labels.spread(source.rounds, lines), source.remaining()
+    weights = list(source.ticket(chosen[0]).masks)  # later rounds may have more: biases that a rule prunes
+    samples = {number: _starts(source.ticket(number), weights) for number in chosen}
     names = list(samples[chosen[0]])
     file = folder / f"initial_weights.{format}"
-    rewound = drawer.ticket(chosen[0]).origin == "rewind"
-    what = f"{'rewound' if rewound else 'initial'} weights of the survivors ({drawer.run.arm}, seed {drawer.run.seed})"
-    with style.sheet(file, 3.3, [drawer.run], what) as figure:
+    rewound = source.ticket(chosen[0]).origin == "rewind"
+    what = f"{'rewound' if rewound else 'initial'} weights of the survivors ({source.run.arm}, seed {source.run.seed})"
+    with style.sheet(file, 3.3, [source.run], what) as figure:
         panels = figure.subplots(1, len(names), squeeze=False)[0]
         for axes, name in zip(panels, names, strict=True):
             limit = widest([samples[number][name] for number in chosen])

@@ -76,8 +76,8 @@ def test_the_layer_that_reads_the_images_is_drawn_in_their_shape(
 ) -> None:
     (run,) = make_runs(arms=["lt"], seeds=[0], rounds=2, shapes=shapes)
     write_json(run.dumps / "config.json", {**read_json(run.dumps / "config.json"), "image_shape": list(image)})
-    drawer = weights.drawer_of([run])
-    found = weights.reader(drawer) if drawer else None
+    source = weights.ticket_run([run])
+    found = weights.input_layer(source) if source else None
     assert (found and found.name) == (drawn and drawn[0])
     weights.first_layer([run], tmp_path)
     assert list(sheets) == ["first_layer"] * bool(drawn)
