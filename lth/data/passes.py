@@ -60,6 +60,7 @@ def in_order(loader: Iterable[Any]) -> DataLoader[Any] | None:
 
 
 def _length(things: Any) -> int:
+    """How many there are: PyTorch does not declare that data sets and samplers can say it."""
     return len(things)
 
 

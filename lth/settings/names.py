@@ -16,7 +16,7 @@ from typing import Any
 
 from lth.settings.config import PROJECT, nearest
 
-ARCHS = [(PROJECT / "archs").resolve()]  # the folders of models: that where the program was started, then its own
+ARCHS = [(PROJECT / "archs").resolve()]  # of models: archs/ where the program was started, then the project's
 with contextlib.suppress(FileNotFoundError):  # a folder may be deleted while one is in it
     ARCHS = list(dict.fromkeys([Path("archs").resolve(), *ARCHS]))
 
