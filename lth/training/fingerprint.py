@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from lth import chance, layers
 from lth.data.prints import of_arrays
-from lth.training import source
+from lth.training import memory, source
 
 Seen = dict[int, Any]  # what has been described already, by its id; held, so that no id is given twice
 SHOWN = ("__repr__", "__str__", "extra_repr")  # methods that only print
@@ -42,7 +42,7 @@ def of(*things: Any) -> str:
 def of_model(make: Callable[[], nn.Module]) -> str:
     """That of the networks that `make` builds, of their code and of what made them. What differs from one to the next,
     as the weights that they draw, does not count."""
-    with chance.seeded(0):
+    with memory.filled(), chance.seeded(0):  # memory that no one has written to is other memory in each process
         one = make()
         chance.seed(1)
         other = make()
