@@ -115,9 +115,9 @@ class Feed:
         parts = (part.to(self.device) for part in indices.split(self.chunk))
         return ((self.normalise(self.images.index_select(0, part)), self.labels[part]) for part in parts)
 
-    def example(self) -> Tensor:
-        """Two examples as a model gets them, to try it on."""
-        return self._own(self.images[:2])
+    def example(self, count: int = 2) -> Tensor:
+        """Examples, at most so many, as a model gets them, to try it on."""
+        return self._own(self.images[:count])
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Chunks of validation images, (T * n, C, H, W) with the trials one after another, and labels (T * n,)."""

@@ -27,6 +27,7 @@ EXPECTED = (
     "the name of a data set, an .npz file, lth.data.Images, or train, validation and test (a named tuple, a tuple of "
     "three, a dict or an object with these attributes) of re-iterable batches"
 )
+FEW = 64  # examples that are kept of a stream, to try a network on
 MANY_PASSES = 10  # rounds of training data that are read before they are streamed instead
 
 
@@ -274,8 +275,8 @@ def _streamed(parts: Mapping[str, Iterable[Any]], iterations: int) -> Taken:
     classes = int(max(y.max() for _, y in first.values())) + 1  # of what was seen
     x, y = first["train"]
     about = f"{counted} of {tuple(x.shape[1:])}, streamed"
-    two = torch.cat([x[:2], x[:2]])[:2].clone()  # of one example, that twice
-    stream = Stream(parts["train"], parts["validation"], parts["test"], steps, size, two)
+    some = x[:FEW].clone() if len(x) > 1 else torch.cat([x, x])
+    stream = Stream(parts["train"], parts["validation"], parts["test"], steps, size, some)
     drawn = [passes.twice(part, f"data.{name}") for name, part in parts.items()]
     told = [prints.of_arrays(one) if passes.equal(one, other) else "at random" for one, other in drawn]
     return Taken(

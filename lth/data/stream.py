@@ -83,8 +83,8 @@ def has_length(loader: Iterable[Any]) -> bool:
 
 @dataclass(frozen=True)
 class Stream:
-    """Data that is read from the user's loaders, batch by batch; `steps` full training batches a pass, two `examples`
-    of it."""
+    """Data that is read from the user's loaders, batch by batch; `steps` full training batches a pass, some `examples`
+    of it, at least two."""
 
     train: Iterable[Any]
     validation: Iterable[Any]
@@ -142,9 +142,9 @@ class StreamFeed(Feed):
         self._next = int(batch) + 1
         return x.to(self.device), y.to(self.device)
 
-    def example(self) -> Tensor:
-        """Two examples that were drawn before: of the loaders, passes count."""
-        return self.stream.examples.to(self.device, copy=True)
+    def example(self, count: int = 2) -> Tensor:
+        """Examples, at most so many, that were drawn before: of the loaders, passes count."""
+        return self.stream.examples[:count].to(self.device, copy=True)
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The validation batches."""

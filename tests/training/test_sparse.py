@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import random
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import (
@@ -31,8 +34,9 @@ from own import WithOptim, accuracy, batches, find, seeded, tiny
 from torch import Tensor, nn
 
 import lth
-from lth import prune
+from lth import chance, prune
 from lth.data.feed import Feed
+from lth.data.loaders import take
 from lth.pruning import Masks
 from lth.records import tables, tickets
 from lth.records.files import read_json
@@ -213,6 +217,13 @@ def test_layers_in_a_sequence_are_one_and_train_as_dense_ones(
             torch.testing.assert_close(getattr(other, part)[name], tensor, rtol=2e-3, atol=2e-4)
 
 
+CHANCES: dict[str, Callable[[], float]] = {  # after the seed 0, all give less than 0.5
+    "chance": lambda: float(torch.rand(())),
+    "chance of Python": lambda: 1 - random.random(),
+    "chance of NumPy": lambda: 1 - np.random.rand(),
+}
+
+
 class Looks(nn.Module):
     """Uses a sequence as a whole, in parts, one of its layers, or those that chance leaves; its head starts at 0."""
 
@@ -230,45 +241,79 @@ class Looks(nn.Module):
         if self.way == "one":
             return self.head(self.layers(x)) + self.layers[1](x.flatten(1))[:, :4]
         for layer in self.layers:
-            if isinstance(layer, nn.ReLU) and self.training and torch.rand(()) < 0.3:
+            if isinstance(layer, nn.ReLU) and self.training and CHANCES[self.way]() < 0.3:
                 continue
             x = layer(x)
         return self.head(x)
 
 
 @tiny_layers
-@pytest.mark.parametrize("way", ["whole", "parts", "one", "chance"])
+@pytest.mark.parametrize("way", ["whole", "parts", "one", *CHANCES])
 def test_what_takes_parts_of_a_sequence_gets_the_layers_themselves(way: str) -> None:
     def make() -> nn.Module:
         return Looks(way)
 
     names = [f"layers.{i}.weight" for i in (1, 3, 5)]
     assert chosen(make, 0.2)[:3] == names
-    plan = Plan(40, 20, constant(0.003))
-    one, other = (training(make, plan, keep=0.2, sparse=each).run()[0] for each in ((), names))
+    plan, trained = Plan(40, 20, constant(0.003)), []
+    for each in ((), names):
+        chance.seed(0)
+        trained.append(training(make, plan, keep=0.2, sparse=each).run()[0])
+    one, other = trained
     for name, tensor in one.final.items():
         torch.testing.assert_close(other.final[name], tensor, rtol=2e-3, atol=2e-4)
 
 
 class Penalised(nn.Module):
-    """Looks at its matrices by their shape, behind a scale that starts at 0."""
+    """Looks at its matrices by their shape, behind a scale that starts at 0, or now and then."""
 
-    def __init__(self, scale: float, now_and_then: bool) -> None:
+    def __init__(self, scale: float, way: str = "") -> None:
         super().__init__()
         self.layers, self.scale = sequence(), nn.Parameter(torch.tensor([scale]))
-        self.now_and_then = now_and_then
+        self.way = way
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.layers(x)
-        if self.now_and_then and torch.rand(()) < 0.5:
+        if self.way and CHANCES[self.way]() < 0.5:
             return out
         return out + self.scale * sum(p.sum() for p in self.parameters() if p.ndim == 2)
 
 
 @tiny_layers
-@pytest.mark.parametrize("scale, now_and_then", [(1.0, False), (0.0, False), (1.0, True)])
-def test_a_model_that_computes_something_else_with_sparse_layers_has_none(scale: float, now_and_then: bool) -> None:
-    assert chosen(lambda: Penalised(scale, now_and_then), 0.2) == []
+@pytest.mark.parametrize("scale, way", [(1.0, ""), (0.0, ""), *((1.0, way) for way in CHANCES)])
+def test_a_model_that_computes_something_else_with_sparse_layers_has_none(scale: float, way: str) -> None:
+    assert chosen(lambda: Penalised(scale, way), 0.2) == []
+
+
+def normed(depth: int = 8, width: int = 200) -> nn.Module:
+    sizes = itertools.pairwise([64] + depth * [width])
+    layers = [layer for pair in sizes for layer in (nn.Linear(*pair), nn.BatchNorm1d(width), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(width, 4))
+
+
+@tiny_layers
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_what_batch_norm_makes_of_rounding_is_no_other_function(in_memory: bool) -> None:
+    """Two examples may differ by little more than that."""
+    data = {part: batches(40, seed) for seed, part in enumerate(("train", "validation", "test"))}
+    x = data["train"][0][0]
+    x[1] = x[0]
+    x[1, 0, 3, 3] += 0.01
+    feed = take(data, CPU, in_memory=in_memory).source.feed([0], 40, 10, CPU)
+    model, masks = seeded(normed), random_masks(normed(), 0.2)
+    assert len(sparse.choose(model, [masks], sparse.limits(Config()), feed)) == 9
+
+
+@tiny_layers
+def test_a_layer_that_cannot_be_copied_as_it_is_leaves_others_sparse() -> None:
+    def make() -> nn.Module:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return nn.Sequential(
+                nn.Flatten(), nn.Linear(64, 20), nn.utils.weight_norm(nn.Linear(20, 20)), nn.Linear(20, 4)
+            )
+
+    assert chosen(make, {"1.weight": torch.arange(64 * 20).view(20, 64) % 10 == 0}) == ["1.weight"]
 
 
 @tiny_layers
@@ -450,9 +495,9 @@ def test_only_layers_whose_weight_nothing_else_uses_are_sparse(
     model = make()
     before = models.state_of(model)
     masks = {name: torch.arange(x.numel()).view(x.shape) % 20 == 0 for name, x in before.items() if x.ndim == 2}
-    state, mode = torch.get_rng_state(), model.training
+    state, mode = chance.state(CPU), model.training
     assert sparse.choose(model, [masks], sparse.limits(Config()), Feed(make_images(), [0], 40, 10, CPU)) == expected
-    assert torch.equal(torch.get_rng_state(), state) and model.training == mode
+    assert all(torch.equal(now, state[name]) for name, now in chance.state(CPU).items()) and model.training == mode
     after = models.state_of(model)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items()), "the trial changed the model"
 
@@ -662,8 +707,12 @@ def test_streamed_models_are_tried_on_examples_that_were_drawn(products: list[in
     torch.manual_seed(0)
     data = {part: [(torch.randint(5, (10, 8)), torch.arange(10) % 4)] * 3 for part in ("train", "validation", "test")}
     few = {"rounds": 3, "prune_rule": prune.magnitude(0.5), "iterations": 4}
-    streamed, held = (find(seeded(Convolution), data, in_memory=way, **few) for way in (False, True))
-    assert products and [row["remaining"] for row in streamed] == [row["remaining"] for row in held]
+    remaining = []
+    for in_memory in (False, True):
+        products.clear()
+        remaining.append([row["remaining"] for row in find(seeded(Convolution), data, in_memory=in_memory, **few)])
+        assert products, f"in_memory={in_memory}"
+    assert remaining[0] == remaining[1]
 
 
 @tiny_layers
