@@ -21,9 +21,12 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrize import ParametrizationList
 
+from lth import chance
+
 CONV, FC, EMBEDDING, BIAS, OTHER = "conv", "fc", "embedding", "bias", "other"
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # of a module, by attribute
 WORTH_SAYING = 0.01  # of all parameters, left alone
+MOVED = 1e-3  # how far a step may move a parameter, about
 
 _LAYERS = (_ConvNd, nn.Linear, nn.Bilinear)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -257,20 +260,21 @@ def _keeps_zeros(listed: ParametrizationList) -> bool:
         return True
     if "original" not in listed._parameters:
         return False
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), contextlib.suppress(Exception):  # of a user's own code
+    device = listed.original.device
+    with chance.kept(device), torch.no_grad(), contextlib.suppress(Exception):  # of a user's own code
         tried = copy.deepcopy(listed).eval()
-        kept = torch.arange(tried.original.numel()).view_as(tried.original) % 3 > 0
+        kept = torch.arange(tried.original.numel(), device=device).view_as(tried.original) % 3 > 0
         kept[: len(kept) - 1][:1] = False  # a row of nothing, but for a single one
         tried.original.copy_(kept * _varied(tried.original))
         if not torch.equal(tried() != 0, kept) or not tried().isfinite().all():
             return False
         for place, other in enumerate(tried.parameters()):
             if other is not tried.original and other.requires_grad and other.is_floating_point():
-                other.copy_(_varied(other, place))
+                other.add_(MOVED * _varied(other, place))
         return not tried()[~kept].any()
     return False
 
 
 def _varied(like: Tensor, place: int = 0) -> Tensor:
     """Values from 0.5 to 2.5 of this shape, others at another `place`."""
-    return 1.5 + (torch.arange(like.numel()).view_as(like) + place).sin()
+    return 1.5 + (torch.arange(like.numel(), device=like.device).view_as(like) + place).sin()

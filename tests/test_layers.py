@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.utils.prune as torch_prune
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from lth import layers, prune, pruning
+from lth import chance, layers, prune, pruning
 from lth.records import tables, tickets
 from lth.run import session
 from lth.training import models
@@ -124,6 +126,40 @@ class Scaled(nn.Module):
         return weight * self.scale
 
 
+class Bounded(nn.Module):
+    """A learned scale by a function that has no values for every number."""
+
+    def __init__(self, scale: Callable[[Tensor], Tensor], start: float) -> None:
+        super().__init__()
+        self.of, self.scale = scale, nn.Parameter(torch.tensor([start]))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.of(self.scale)
+
+
+class Gated(nn.Module):
+    """Adds what learns to be added, from nothing on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.gate.relu()
+
+
+def by_root(layer: nn.Module) -> nn.Module:
+    return parametrize.register_parametrization(layer, "weight", Bounded(lambda s: (1 - s**2).sqrt(), 0.0))
+
+
+def by_angle(layer: nn.Module) -> nn.Module:
+    return parametrize.register_parametrization(layer, "weight", Bounded(torch.acos, 0.9))
+
+
+def gated(layer: nn.Module) -> nn.Module:
+    return parametrize.register_parametrization(layer, "weight", Gated())
+
+
 def low_rank(layer: nn.Module) -> nn.Module:
     return parametrize.register_parametrization(layer, "weight", LowRank(layer.weight))
 
@@ -154,7 +190,7 @@ def old_style(kind: Callable[[nn.Module], nn.Module]) -> Callable[[nn.Module], n
 
 
 @pytest.mark.parametrize("make", [lambda: nn.Linear(5, 4), lambda: nn.Linear(5, 1), lambda: nn.Conv2d(2, 3, 3)])
-@pytest.mark.parametrize("wrap", [spectral, doubled, scaled])
+@pytest.mark.parametrize("wrap", [spectral, doubled, scaled, by_root, by_angle])
 def test_a_parametrised_weight_is_pruned_where_a_zero_stays_a_zero(
     make: Callable[[], nn.Module], wrap: Callable[[nn.Module], nn.Module]
 ) -> None:
@@ -178,15 +214,27 @@ def test_a_parametrised_weight_is_pruned_where_a_zero_stays_a_zero(
         parametrizations.orthogonal,
         centred,
         low_rank,
+        gated,
         old_style(nn.utils.weight_norm),
         old_style(nn.utils.spectral_norm),
     ],
-    ids=["weight_norm", "orthogonal", "centred", "low rank", "old weight_norm", "old spectral_norm"],
+    ids=["weight_norm", "orthogonal", "centred", "low rank", "gated", "old weight_norm", "old spectral_norm"],
 )
 def test_other_parametrised_weights_are_left_alone_and_said(wrap: Callable[[nn.Module], nn.Module]) -> None:
     model = nn.ModuleDict({"plain": nn.Linear(5, 5), "odd": wrap(nn.Linear(5, 5))})
     assert list(pruning.prunable(model)) == ["plain.weight"]
     assert "odd." in layers.left_alone(model)
+
+
+def test_looking_at_parametrised_weights_draws_nothing() -> None:
+    class Drawing(Doubled):
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight * (1 + np.random.rand() + random.random() + float(torch.rand(())))
+
+    model = parametrize.register_parametrization(nn.Linear(5, 4), "weight", Drawing())
+    before = chance.state(CPU)
+    assert list(pruning.prunable(model)) == ["parametrizations.weight.original"]
+    assert all(torch.equal(now, before[name]) for name, now in chance.state(CPU).items())
 
 
 # What is left alone
