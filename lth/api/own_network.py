@@ -48,7 +48,7 @@ class OwnNet:
     def __init__(self, net: nn.Module, device: torch.device, embeddings: bool = False) -> None:
         self.net = check_net(net, embeddings)
         try:
-            self.template = copy.deepcopy(net).cpu()
+            self.template = models.copy_of(net).cpu()
         except Exception as error:
             raise ValueError(f"net must be a network that copy.deepcopy can copy: {error}") from error
         for parameter in self.template.parameters():
@@ -80,7 +80,7 @@ class OwnNet:
             if callable(own):
                 own()
         drawn = models.state_of(net)
-        learning = [name for name in prunable(net) if name not in frozen]
+        learning = [name for name in [*prunable(net), *_normed(drawn)] if name not in frozen]
         varied = [name for name in learning if (self.initial[name] != self.initial[name].flatten()[0]).any()]
         if same := [name for name in varied if torch.equal(drawn[name], self.initial[name])]:
             raise ValueError(
@@ -170,6 +170,17 @@ class OwnNet:
         if any(True for _ in criterion.parameters()):
             raise ValueError("net.criterion must have no parameters of its own: those of net are trained")
         return copy.deepcopy(criterion).to(device)
+
+
+def _normed(state: State) -> list[str]:
+    """What torch.nn.utils.weight_norm and spectral_norm make weights of: those are only what the last call made."""
+    ends = {"_v": "_g", "_orig": "_u"}
+    return [
+        name
+        for end, other in ends.items()
+        for name in state
+        if name.endswith(end) and name.removesuffix(end) + other in state
+    ]
 
 
 def _children_first(net: nn.Module) -> list[nn.Module]:

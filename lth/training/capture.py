@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -84,7 +83,7 @@ def _decides(network: Network, images: Tensor) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model, start = copy.deepcopy(network.model), chance.state(cpu)
+            model, start = models.copy_of(network.model), chance.state(cpu)
             (first, _, buffers), (second, drawn, after) = passed(model), passed(model)
     except torch.OutOfMemoryError:
         raise

@@ -7,7 +7,6 @@ pruned. A new score is one function in SCORES.
 
 from __future__ import annotations
 
-import copy
 import functools
 import re
 import warnings
@@ -21,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lth import layers
 from lth.pruning import Masks
 from lth.settings.checks import first_line, said
+from lth.training import models
 from lth.training.network import Criterion
 
 Batches = Sequence[tuple[Tensor, Tensor]]
@@ -106,7 +106,7 @@ def _tried(
     method: str, model: nn.Module, masks: Masks, batches: Batches, criterion: Criterion, exact: bool, plain: bool
 ) -> dict[str, Tensor]:
     """The scores in double precision, if `exact`, and with products that can be derived twice, if `plain`."""
-    made = copy.deepcopy(model).train()
+    made = models.copy_of(model).train()
     layers.without_dropout(made)
     with _plain_products() if plain else nullcontext():
         found = SCORES[method](made.double() if exact else made, masks, batches, criterion)

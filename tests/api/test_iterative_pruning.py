@@ -506,6 +506,23 @@ def test_fresh_weights_of_what_does_not_learn_are_those_it_has() -> None:
     assert fresh["conv.weight"].equal(net.conv.weight) and not fresh["fc.weight"].equal(net.fc.weight)
 
 
+def normed(kind: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """A net that holds a weight that it has computed, which copy.deepcopy refuses."""
+    net = nn.Sequential(nn.Flatten(), kind(nn.Linear(64, 12)), nn.ReLU(), nn.Linear(12, 4))
+    net(torch.ones(2, 64))
+    return net
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("kind", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_a_net_that_holds_what_it_has_computed_is_trained_and_pruned(kind: Callable[[nn.Module], nn.Module]) -> None:
+    net = seeded(lambda: normed(kind))
+    history = find(net, rounds=3)
+    assert history[-1]["weights"] < 48 and accuracy(net, tiny()["test"]) == pytest.approx(history[-1]["test"])
+    with pytest.raises(ValueError, match=r"^random=True needs new random weights, but nothing draws 1\.weight_"):
+        find(seeded(lambda: normed(kind)), random=True)
+
+
 def test_without_random_survivors_start_from_the_weights_the_net_had(tmp_path: Path) -> None:
     net = seeded()
     before = {name: value.detach().clone() for name, value in net.named_parameters()}

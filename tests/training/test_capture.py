@@ -75,6 +75,14 @@ class TorchNoise(nn.Sequential):
         return super().forward(x * torch.rand(1).item())
 
 
+class Normed(Net):
+    """Holds a weight that it has computed, which copy.deepcopy refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.utils.weight_norm(self[1])
+
+
 class NoCopy(Net):
     def __deepcopy__(self, memo: object) -> NoReturn:
         raise RuntimeError("no copy")
@@ -170,6 +178,14 @@ def test_a_captured_training_equals_a_plain_one(graphs: list[Any], gpu_draws: No
     captured._run_step = capture_step(captured)
     assert same(captured.run(), plain)
     assert len(graphs) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_a_step_of_a_model_that_holds_what_it_has_computed_is_captured(graphs: list[Any], gpu_draws: None) -> None:
+    plain = small_training(make=Normed, trials=1).run()
+    captured = small_training(make=Normed, trials=1)
+    captured._run_step = capture_step(captured)
+    assert same(captured.run(), plain) and len(graphs) == 1
 
 
 @pytest.mark.parametrize("make", [Depth, NumpyNoise, Generator, Annealed, Begins, NoCopy])

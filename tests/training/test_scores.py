@@ -208,6 +208,15 @@ def test_no_layer_of_pytorch_drops_anything(name: str) -> None:
     assert models[1].encoder.self_attn.dropout == 0.5, "in a copy"
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("name", SCORES)
+def test_a_model_that_holds_what_it_has_computed_is_scored(name: str) -> None:
+    """No copy.deepcopy can copy one."""
+    model = nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(64, 12)), nn.ReLU(), nn.Linear(12, 4))
+    found = scored(name, model, everything(model), batches(), cross_entropy)
+    assert list(found) == ["3.weight"] and found["3.weight"].ne(0).any()
+
+
 def test_scores_that_are_no_numbers_are_a_failure() -> None:
     model = built(Mlp)
     with torch.no_grad():
