@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 
@@ -25,15 +26,26 @@ def pages_taken() -> int:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have rules of their own")
-def test_what_a_step_frees_serves_the_next_and_is_given_back_at_the_end() -> None:
+def test_what_a_step_frees_serves_the_next_and_is_given_back_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     import resource  # other systems have none
 
+    for name in [name for name in os.environ if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"]:
+        monkeypatch.delenv(name)
     process = psutil.Process()
     with memory.kept():
         first, *later = [pages_taken() for _ in range(4)]
         held = process.memory_info().rss
     assert all(pages < MB // resource.getpagesize() for pages in later), (first, later)
     assert held - process.memory_info().rss > 60 * MB
+
+
+@pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
+def test_what_a_user_has_told_glibc_is_left_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setenv(name, "1")
+    monkeypatch.setattr(memory.ctypes, "CDLL", asked.append)
+    with memory.kept():
+        assert not asked
 
 
 @pytest.mark.parametrize("system", ["darwin", "win32"])
