@@ -116,7 +116,7 @@ class Feed:
         return ((self.normalise(self.images.index_select(0, part)), self.labels[part]) for part in parts)
 
     def example(self, count: int = 2) -> Tensor:
-        """Examples, at most so many, as a model gets them, to try it on."""
+        """Up to `count` examples as a model gets them, to try it on."""
         return self._own(self.images[:count])
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -143,7 +143,7 @@ class StreamFeed(Feed):
         return x.to(self.device), y.to(self.device)
 
     def example(self, count: int = 2) -> Tensor:
-        """Examples, at most so many, that were drawn before: of the loaders, passes count."""
+        """Up to `count` examples that were drawn before: of the loaders, passes count."""
         return self.stream.examples[:count].to(self.device, copy=True)
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
