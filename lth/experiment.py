@@ -6,7 +6,7 @@ Every step reads and writes files, so that a stop anywhere loses nothing; lth/re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 
@@ -24,7 +24,6 @@ from lth.settings import checks
 from lth.settings.arms import ARMS
 from lth.settings.config import Config, derive_seed, same_command
 from lth.training import layout, memory, models, sparse
-from lth.training.cost import Cost
 from lth.training.models import State
 from lth.training.network import Network
 from lth.training.numerics import numerics
@@ -145,7 +144,7 @@ class Experiment:
         for name in earlier:  # before the round counts as finished, so that none is left behind by a stop
             delete(run.saves / f"{name}.safetensors", run.fence)
         saves = [*([] if ticket.round else ["initial"]), numbered("ticket", ticket.round), *weights]
-        row = recording.write_round(run, ticket.round, ticket.masks, trained, self.cost, saves)
+        row = recording.write_round(run, ticket.round, ticket.masks, trained, self.problem.cost[0], saves)
         empty = tuple(name for name, count in pruning.survivors(ticket.masks).items() if not count)
         self.tell(RoundDone(run, row, sum(trained.seconds.values()), empty))
 
@@ -290,13 +289,6 @@ class Experiment:
             done = (saved.iteration, len(saved.evals)) if saved else None
             alike.setdefault((self._plan(run, number, again).start, final, done), []).append(run)
         return next(iter(alike.values()))[: self.stack_size] if alike else []
-
-    @cached_property
-    def cost(self) -> Cost | None:
-        """What a forward pass costs; None where that cannot be counted."""
-        with suppress(ValueError):
-            return self.problem.cost()
-        return None
 
     @cached_property
     def stack_size(self) -> int:

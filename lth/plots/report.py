@@ -172,7 +172,7 @@ def _made_by(config: Mapping[str, Any]) -> list[str]:
 
 
 def pixel_maps(runs: Sequence[Run]) -> tuple[list[dict[str, str]], str]:
-    """A small picture a round of how many weights each pixel keeps, relative to the round's average, and source."""
+    """A small picture a round of how many weights each pixel keeps, relative to the round's average, and whose."""
     source = weights.ticket_run(runs)
     first = weights.input_layer(source) if source else None
     if source is None or first is None or not first.image:

@@ -1,9 +1,9 @@
 """--ray: the work of a queue as plain tasks of a Ray cluster. Placement, retries and dead nodes are Ray's.
 
-A task is a piece. Its node reads the data, takes the locks of the piece's runs, trains, and writes results into the
-folder that all nodes share, as a process of --join does; what comes back is how it ended. All tasks of a command have
-one name for their locks: where Ray does a task again because its node has died, the lock of the first attempt is taken
-over at once, and the fence (lth.records.lock) keeps that attempt from writing should it still live.
+A task is a piece of the work. Its node reads the data, takes the locks of the piece's runs, trains, and writes results
+into the folder that all nodes share, as a process of --join does; what comes back is how it ended. All tasks of a
+command have one name for their locks: where Ray does a task again because its node has died, the lock of the first
+attempt is taken over at once, and the fence (lth.records.lock) keeps that attempt from writing should it still live.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class ClusterError(RecordError):
 
 @dataclass(frozen=True)
 class Work:
-    """What a task is given: a piece with absolute paths, its settings as the data settle them, whether it has a GPU,
-    the name of its locks, and what config.json says of its experiment."""
+    """What a task is given: a piece of the work with absolute paths, its settings as the data settle them, whether it
+    has a GPU, the name of its locks, and what config.json says of its experiment."""
 
     piece: Piece
     config: Config

@@ -139,7 +139,7 @@ class Elsewhere:
 
 
 def _take_all(prepared: Sequence[Prepared], locks: Locks) -> dict[Run, Run]:
-    """Every run with the right to write it, by itself without."""
+    """Each run, and the same with the right to write it."""
     runs = dict.fromkeys(run for one in prepared for run in one.runs)
     return {run: replace(run, fence=locks.take(run.dumps)) for run in runs}
 

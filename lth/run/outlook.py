@@ -126,7 +126,7 @@ def _remarks(one: Prepared, device: torch.device) -> Iterator[str | None]:
     if stack_size(config, one.problem, device) < (config.stack or 1):
         yield f"--stack {config.stack}: torch.func.vmap cannot follow this model, each run is trained alone"
     yield _densely(one, device)
-    yield one.problem.uncounted()
+    yield one.problem.cost[1]
 
 
 def _without_layers(config: Config, model: nn.Module) -> Iterator[str]:

@@ -15,21 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lth.settings import combinations
+from lth.settings import combinations, values
 from lth.settings.arms import ARMS, CONTROLS, CRITERIA
 from lth.settings.ticket import TicketName
-from lth.settings.values import (
-    PERCENT,
-    Duration,
-    as_text,
-    cluster,
-    device,
-    duration,
-    folder_path,
-    number,
-    parse_value,
-    plain_name,
-)
+from lth.settings.values import PERCENT, Duration, as_text, cluster, device, duration, number, parse_value, plain_name
 
 LTH = Path(__file__).resolve().parents[1]
 # Where archs/ and data/ lie: beside main.py in a clone, inside the library where it was installed.
@@ -239,8 +228,8 @@ class Config:
         "runs trained at once as one stacked network (default: on a GPU as many as have 20 million weights, else 1)",
         number(int, 1),
     )
-    data: Path = side(PROJECT / "data", MACHINE, "folder of the data sets", folder_path)
-    root: Path = side(Path(), MACHINE, "folder that gets dumps/, saves/ and plots/", folder_path)
+    data: Path = side(PROJECT / "data", MACHINE, "folder of the data sets", values.folder_path)
+    root: Path = side(Path(), MACHINE, "folder that gets dumps/, saves/ and plots/", values.folder_path)
     join: bool = side(
         False, MACHINE, "share the work with all other processes, on any machine, that are given the same command"
     )

@@ -78,22 +78,15 @@ class Problem:
 
         return cls(images, models.constant(make), weights, weights, optimizer, prints=prints, build=build)
 
-    def cost(self) -> Cost:
-        """Multiply-adds of an example's forward pass; ValueError, which says why, where they cannot be counted: of what
-        is no layer of PyTorch's, or of a model that cannot be asked with an example of zeros."""
+    @cached_property
+    def cost(self) -> tuple[Cost | None, str]:
+        """Multiply-adds of an example's forward pass; None, and a sentence that says why, where they cannot be counted:
+        of what is no layer of PyTorch's, or of a model that cannot be asked with an example of zeros."""
         model = self.make()
         try:
-            return cost(model, torch.zeros(1, *self.images.shape), pruning.prunable(model, embeddings=True))
+            return cost(model, torch.zeros(1, *self.images.shape), pruning.prunable(model, embeddings=True)), ""
         except Exception as error:  # whatever a model's own code raises for what is none of its examples
-            raise ValueError(f"multiply-adds are not counted: {first_line(error)}") from error
-
-    def uncounted(self) -> str:
-        """Why multiply-adds are not counted, if so."""
-        try:
-            self.cost()
-        except ValueError as error:
-            return str(error)
-        return ""
+            return None, f"multiply-adds are not counted: {first_line(error)}"
 
 
 def stack_size(config: Config, problem: Problem, device: torch.device) -> int:
