@@ -9,18 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lth import data, experiment, prune, pruning, records
+    from lth import data, prune, pruning, records
     from lth.api.audit import AuditError, audit
     from lth.api.experiment_runner import ExperimentRunner
     from lth.api.iterative_pruning import iterative_pruning
     from lth.api.saved_ticket import SavedTicket, load_ticket
-    from lth.records import tickets
     from lth.records.tables import results
-    from lth.run import session
-    from lth.settings import arms
     from lth.settings.config import Config, ConfigError
     from lth.settings.values import Duration
-    from lth.training import models, network, train
 
 _HOMES = {  # of each public name
     "AuditError": "api.audit",
@@ -34,19 +30,7 @@ _HOMES = {  # of each public name
     "load_ticket": "api.saved_ticket",
     "results": "records.tables",
 }
-_MODULES = {  # and of each public module
-    "arms": "settings.arms",
-    "data": "data",
-    "experiment": "experiment",
-    "models": "training.models",
-    "network": "training.network",
-    "prune": "prune",
-    "pruning": "pruning",
-    "records": "records",
-    "session": "run.session",
-    "tickets": "records.tickets",
-    "train": "training.train",
-}
+_MODULES = ("data", "prune", "pruning", "records")
 
 __all__ = [
     "AuditError",
@@ -55,21 +39,14 @@ __all__ = [
     "Duration",
     "ExperimentRunner",
     "SavedTicket",
-    "arms",
     "audit",
     "data",
-    "experiment",
     "iterative_pruning",
     "load_ticket",
-    "models",
-    "network",
     "prune",
     "pruning",
     "records",
     "results",
-    "session",
-    "tickets",
-    "train",
 ]
 
 
@@ -77,7 +54,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         value = getattr(importlib.import_module(f"lth.{_HOMES[name]}"), name)
     elif name in _MODULES:
-        value = importlib.import_module(f"lth.{_MODULES[name]}")
+        value = importlib.import_module(f"lth.{name}")
     else:
         raise AttributeError(f"module 'lth' has no attribute {name!r}")
     globals()[name] = value

@@ -57,16 +57,6 @@ class Quota:
     keep: int
 
 
-def prune_lowest(scores: Weights, masks: Masks, percents: Mapping[str, float], scope: str = "layer") -> Masks:
-    """New masks without the lowest-scored `percents` percent of the survivors (Frankle & Carbin, Section 2): one round.
-    Experiments prune by `quotas` and `keep_highest` themselves, for as many rounds at once as an arm asks for.
-
-    Exactly round(survivors * percent / 100) go, also where scores tie: then the first in memory order goes first,
-    as in torch.nn.utils.prune. Under scope "global" the layers that share a percentage compete with each other.
-    """
-    return keep_highest(scores, masks, quotas(masks, percents, scope))
-
-
 def quotas(masks: Masks, percents: Mapping[str, float], scope: str = "layer", rounds: int = 1) -> list[Quota]:
     """What is to be left of the survivors of `masks` after so many rounds that each prune `percents` percent of them.
     Under scope "global" the layers that share a percentage compete with each other."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from nets import prune_lowest
 
 from lth import pruning
 from lth.records import files, recording, tickets
@@ -97,7 +98,7 @@ def _write(
     masks = pruning.dense(weights)
     for number in range(rounds):
         if number or ticket:
-            masks = pruning.prune_lowest(scores, masks, dict.fromkeys(masks, percent), scope)
+            masks = prune_lowest(scores, masks, dict.fromkeys(masks, percent), scope)
         if saves:
             tickets.write_ticket(run, Ticket(number, masks, weights), "test")
         best = accuracy(run.arm, number, run.seed)

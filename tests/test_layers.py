@@ -16,6 +16,7 @@ from helpers import do, random_masks, settings
 from hypothesis import given
 from hypothesis import settings as quick
 from hypothesis import strategies as st
+from nets import prune_lowest
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -337,7 +338,7 @@ def test_rules_and_masks_agree_on_every_kind_of_weight(spec: Any, amount: float,
     scores = {name: before[name].abs() for name in masks}
     prune.attach(model, masks)
     for _ in range(3):
-        masks = pruning.prune_lowest(scores, masks, dict.fromkeys(masks, 100 * amount), scope)
+        masks = prune_lowest(scores, masks, dict.fromkeys(masks, 100 * amount), scope)
         prune.magnitude(amount, scope)(model)
         counts = {name: int(mask.sum()) for name, mask in masks.items()}
         assert pruning.prunable(model, embeddings=True).keys() == masks.keys()

@@ -13,6 +13,7 @@ import torch.nn.utils.prune as torch_prune
 from helpers import Conv, Mlp, random_masks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nets import prune_lowest
 from torch import Tensor, nn
 
 from lth import prune, pruning
@@ -43,7 +44,7 @@ def test_each_layer_loses_exactly_its_percentage_in_every_round(
     counts = pruning.survivors(masks)
     for number in range(8):
         before, scores = masks, scores_of(shapes, seed + number, levels)
-        masks = pruning.prune_lowest(scores, before, percents)
+        masks = prune_lowest(scores, before, percents)
         counts = {name: n - round(n * percents[name] / 100) for name, n in counts.items()}
         assert pruning.survivors(masks) == counts
         for name in masks:
@@ -62,7 +63,7 @@ def test_globally_exactly_the_percentage_of_all_goes_and_the_lowest_of_all(
     count = sum(pruning.survivors(masks).values())
     for number in range(8):
         before, scores = masks, scores_of(shapes, seed + number, levels)
-        masks = pruning.prune_lowest(scores, before, dict.fromkeys(before, percent), "global")
+        masks = prune_lowest(scores, before, dict.fromkeys(before, percent), "global")
         count -= round(count * percent / 100)
         assert sum(pruning.survivors(masks).values()) == count
         assert not any((masks[name] & ~before[name]).any() for name in masks)
@@ -74,12 +75,12 @@ def test_globally_exactly_the_percentage_of_all_goes_and_the_lowest_of_all(
 
 def test_globally_layers_of_another_percentage_keep_out_of_the_competition() -> None:
     scores = {"a": 1 + torch.arange(100.0), "b": torch.arange(100.0) / 1000, "output": torch.zeros(50)}
-    masks = pruning.prune_lowest(scores, pruning.dense(scores), {"a": 20.0, "b": 20.0, "output": 0.0}, "global")
+    masks = prune_lowest(scores, pruning.dense(scores), {"a": 20.0, "b": 20.0, "output": 0.0}, "global")
     assert pruning.survivors(masks) == {"a": 100, "b": 60, "output": 50}
 
 
 def test_of_equal_scores_the_first_in_memory_order_goes_first() -> None:
-    masks = pruning.prune_lowest({"w": torch.ones(2, 5)}, {"w": torch.ones(2, 5, dtype=torch.bool)}, {"w": 30.0})
+    masks = prune_lowest({"w": torch.ones(2, 5)}, {"w": torch.ones(2, 5, dtype=torch.bool)}, {"w": 30.0})
     assert masks["w"].flatten().tolist() == [False] * 3 + [True] * 7
 
 
@@ -87,7 +88,7 @@ def test_of_equal_scores_the_first_in_memory_order_goes_first() -> None:
 def test_pruning_leaves_what_it_was_given_alone(scope: str) -> None:
     scores = scores_of([(7, 5), (4, 3)], 0)
     before = pruning.dense(scores)
-    masks = pruning.prune_lowest(scores, before, dict.fromkeys(scores, 50.0), scope)
+    masks = prune_lowest(scores, before, dict.fromkeys(scores, 50.0), scope)
     assert pruning.remaining(before) == 100
     masks["layer0"].fill_(False)
     assert pruning.survivors(masks)["layer1"] > 0, "masks share memory"
@@ -97,8 +98,8 @@ def test_scores_may_have_any_layout() -> None:
     """A convolution in channels_last is scored as in the usual layout, ties included."""
     score = torch.randint(0, 3, (4, 3, 3, 3)).float()
     masks = pruning.dense({"w": score})
-    usual = pruning.prune_lowest({"w": score}, masks, {"w": 40.0})
-    other = pruning.prune_lowest({"w": score.to(memory_format=torch.channels_last)}, masks, {"w": 40.0})
+    usual = prune_lowest({"w": score}, masks, {"w": 40.0})
+    other = prune_lowest({"w": score.to(memory_format=torch.channels_last)}, masks, {"w": 40.0})
     assert torch.equal(usual["w"], other["w"])
 
 
@@ -140,7 +141,7 @@ def test_rates_by_kind_of_layer(flags: dict[str, float], conv: float, fc: float,
     found = percents(**flags)
     assert found == expected
     masks = pruning.dense(pruning.prunable(Kinds()))
-    once = pruning.prune_lowest(pruning.random_scores(masks, torch.Generator()), masks, found)
+    once = prune_lowest(pruning.random_scores(masks, torch.Generator()), masks, found)
     for name, mask in once.items():
         assert int(mask.sum()) == mask.numel() - round(mask.numel() * expected[name] / 100)
 
@@ -239,7 +240,7 @@ def test_at_once_as_many_go_as_round_by_round(
     masks = dense = pruning.dense(scores)
     percents = {name: data.draw(st.sampled_from([0.0, 20.0, 33.3])) for name in masks}
     for _ in range(rounds):
-        masks = pruning.prune_lowest(scores, masks, percents, scope)
+        masks = prune_lowest(scores, masks, percents, scope)
     quotas = pruning.quotas(dense, percents, scope, rounds)
     assert [quota.keep for quota in quotas] == [sum(int(masks[n].sum()) for n in q.layers) for q in quotas]
     at_once = pruning.keep_highest(scores, dense, quotas)
@@ -330,7 +331,7 @@ def test_shuffling_and_random_pruning_are_uniform() -> None:
     for _ in range(400):
         hits += pruning.shuffled({"w": mask}, generator)["w"]
         scores = pruning.random_scores({"w": mask}, generator)
-        cut += pruning.prune_lowest(scores, {"w": torch.ones_like(mask)}, {"w": 20.0})["w"]
+        cut += prune_lowest(scores, {"w": torch.ones_like(mask)}, {"w": 20.0})["w"]
     assert hits.sum() == 400 * 80 and abs(hits / 400 - 0.2).max() < 0.1
     assert cut.sum() == 400 * 320 and abs(cut / 400 - 0.8).max() < 0.1
 
@@ -363,9 +364,7 @@ def test_pruning_is_that_of_torch_round_after_round(make: Callable[[], nn.Module
     weights = {name: weight.detach().clone() for name, weight in pruning.prunable(theirs).items()}
     masks = pruning.dense(weights)
     for _ in range(5):
-        masks = pruning.prune_lowest(
-            pruning.score("magnitude", weights, weights), masks, dict.fromkeys(masks, 20.0), scope
-        )
+        masks = prune_lowest(pruning.score("magnitude", weights, weights), masks, dict.fromkeys(masks, 20.0), scope)
         layers = [(module, "weight") for module in theirs.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
         if scope == "global":
             torch_prune.global_unstructured(layers, torch_prune.L1Unstructured, amount=0.2)
@@ -386,7 +385,7 @@ def test_rules_prune_as_torch_does(scope: str) -> None:
         assert rule(mine) is mine
     masks = pruning.dense(weights)
     for _ in range(2):
-        masks = pruning.prune_lowest({n: w.abs() for n, w in weights.items()}, masks, dict.fromkeys(masks, 25.0), scope)
+        masks = prune_lowest({n: w.abs() for n, w in weights.items()}, masks, dict.fromkeys(masks, 25.0), scope)
     found = prune.detach(mine)
     assert all(torch.equal(masks[name], found[name]) for name in masks)
     assert sum(pruning.survivors(prune.detach(prune.random(0.25, scope)(Mlp()))).values()) == 816 - 204

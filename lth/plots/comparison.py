@@ -61,7 +61,7 @@ def comparison(runs: Sequence[Run], folder: Path, format: str = "png", x: str = 
                 arm_lines(axes, rounds, arms, column, dense)
                 rings(axes, table[table["arm"].isin(arms[1:] if row else arms)], column)
                 scales.remaining_axis(axes, rounds["remaining"], label=row == len(groups) - 1, kind=x)
-            if scales.accuracy_axis(left, shown_values(rounds, "test")) and not row:
+            if scales.accuracy_axis(left, shown_accuracies(rounds)) and not row:
                 said += f"; {scales.COMPRESSED}"
             left.set_ylabel("test accuracy (%)")
             right.set_ylabel("early stop (iteration)")
@@ -74,11 +74,11 @@ def comparison(runs: Sequence[Run], folder: Path, format: str = "png", x: str = 
     return [file]
 
 
-def grouped(arms: Sequence[str], most: int = TOGETHER) -> list[tuple[str, list[str]]]:
+def grouped(arms: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Arms in groups that a panel each can show, with what a group has in common: all together if they are few, else
     by whose masks they take or what survivors start from. The first arm (lt, if it is there) is in every group."""
     first, *others = verdict.in_order(arms)
-    if len(others) < most:
+    if len(others) < TOGETHER:
         return [("", [first, *others])]
     finders = {ARMS[arm].mask_of for arm in others if arm in ARMS} - {"", first}
     kinds: dict[str, list[str]] = {}
@@ -89,10 +89,10 @@ def grouped(arms: Sequence[str], most: int = TOGETHER) -> list[tuple[str, list[s
         kinds.setdefault(f"masks of {of}" if of in finders else start, []).append(arm)
     groups: list[tuple[list[str], list[str]]] = []
     for title, members in kinds.items():
-        rows = math.ceil(len(members) / (most - 1))
+        rows = math.ceil(len(members) / (TOGETHER - 1))
         size = math.ceil(len(members) / rows)
         for part in (members[i : i + size] for i in range(0, len(members), size)):
-            if groups and len(groups[-1][1]) + len(part) < most:
+            if groups and len(groups[-1][1]) + len(part) < TOGETHER:
                 groups[-1][0].append(title)
                 groups[-1][1].extend(part)
             else:
@@ -125,9 +125,9 @@ def rings(axes: Axes, table: pd.DataFrame, column: str, scale: float = 1.0) -> N
             axes.plot(wins["remaining"], wins[column], "o", **ring, label=name, zorder=4)
 
 
-def shown_values(rounds: pd.DataFrame, column: str) -> list[float]:
-    """The values that a logarithmic axis of weights remaining has room for."""
-    return rounds[rounds["remaining"] > 0][column].tolist()
+def shown_accuracies(rounds: pd.DataFrame) -> list[float]:
+    """The accuracies that a logarithmic axis of weights remaining has room for."""
+    return rounds[rounds["remaining"] > 0]["test"].tolist()
 
 
 def caption(rounds: pd.DataFrame, each: bool = False) -> str:

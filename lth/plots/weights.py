@@ -103,9 +103,12 @@ def image_shape(inputs: int) -> tuple[int, int, int] | None:
     return None
 
 
-def _pixels(source: TicketRun, first: InputLayer, file: Path, most: int = 12) -> None:
+MAPS = 12  # rounds whose pixels are drawn
+
+
+def _pixels(source: TicketRun, first: InputLayer, file: Path) -> None:
     """Small maps, a round each, on one scale: relative to the round's average, or the later ones would all be dark."""
-    chosen, remaining = labels.spread(source.rounds, most), source.remaining()
+    chosen, remaining = labels.spread(source.rounds, MAPS), source.remaining()
     maps = {number: pixel_map(source.ticket(number).masks[first.name], first.image) for number in chosen}
     maps = {number: kept / max(kept.mean(), 1e-12) for number, kept in maps.items()}
     rows = math.ceil(len(chosen) / 6)
@@ -129,12 +132,12 @@ def pixel_map(mask: Tensor, image: tuple[int, ...]) -> np.ndarray:
     return mask.sum(0).view(image).sum(0).numpy()
 
 
-def _filters(source: TicketRun, name: str, file: Path, most: int = 24) -> None:
+def _filters(source: TicketRun, name: str, file: Path) -> None:
     """The first filters as they begin in the first and in the last round, pruned weights hatched."""
     remaining = source.remaining()
     chosen = [source.rounds[0], source.rounds[-1]] if len(source.rounds) > 1 else source.rounds
     begun = {number: source.ticket(number) for number in chosen}
-    drawn = {number: filter_sheet(ticket.start[name], ticket.masks[name], most) for number, ticket in begun.items()}
+    drawn = {number: filter_sheet(ticket.start[name], ticket.masks[name]) for number, ticket in begun.items()}
     first = drawn[chosen[0]]
     known = np.abs(first[np.isfinite(first) & (first != PRUNED)])
     limit = (float(np.quantile(known, 0.97)) if known.size else 0.0) or 1.0  # a few large ones would grey all others
@@ -155,18 +158,19 @@ def _filters(source: TicketRun, name: str, file: Path, most: int = 24) -> None:
                 fontsize=8,
             )
         figure.colorbar(shown, ax=list(panels), label="weight (hatched: pruned)", aspect=25, pad=0.01, extend="both")
-        how_many = f"{most} of {total} filters" if total > most else f"all {total} filters"
+        how_many = f"{FILTERS} of {total} filters" if total > FILTERS else f"all {total} filters"
         figure.supxlabel(f"{how_many}{across}", fontsize=8)
 
 
 PRUNED = 1e9  # marks pruned weights in a sheet of filters; the gaps between filters are NaN
+FILTERS = 24  # of a layer that are drawn
 CHANNELS = 3  # of a filter that are drawn
 
 
-def filter_sheet(weight: Tensor, mask: Tensor, most: int) -> np.ndarray:
-    """Filters (O, I, h, w) laid out on one sheet with gaps, channels side by side; NaN in gaps, PRUNED where pruned."""
+def filter_sheet(weight: Tensor, mask: Tensor) -> np.ndarray:
+    """The first filters (O, I, h, w), laid out with gaps, channels side by side; NaN in gaps, PRUNED where pruned."""
     outputs, channels, high, wide = weight.shape
-    count, shown = min(outputs, most), min(channels, CHANNELS)
+    count, shown = min(outputs, FILTERS), min(channels, CHANNELS)
     values = np.where(mask[:count, :shown].numpy(), weight[:count, :shown].detach().float().numpy(), PRUNED)
     across = max(1, min(count, round(math.sqrt(count * 6 / shown))))
     rows = math.ceil(count / across)
@@ -191,13 +195,13 @@ def _filter_panel(axes: Axes, sheet: np.ndarray, limit: float) -> Any:
     return shown
 
 
-def initial_weights(runs: Sequence[Run], folder: Path, format: str = "png", lines: int = 5) -> list[Path]:
+def initial_weights(runs: Sequence[Run], folder: Path, format: str = "png") -> list[Path]:
     """How the weights that survive until a round were distributed at the start, a line a round (Frankle & Carbin,
     Appendix F): a panel a layer, or, of models with many layers, all together in units of their layer's spread."""
     source = ticket_run(runs, [arm for arm, facts in ARMS.items() if facts.start == "original"])
     if source is None or len(source.rounds) < 2:
         return []
-    chosen, remaining = labels.spread(source.rounds, lines), source.remaining()
+    chosen, remaining = labels.spread(source.rounds, LINES), source.remaining()
     weights = list(source.ticket(chosen[0]).masks)  # later rounds may have more: biases that a rule prunes
     samples = {number: _starts(source.ticket(number), weights) for number in chosen}
     names = list(samples[chosen[0]])
@@ -225,6 +229,7 @@ def initial_weights(runs: Sequence[Run], folder: Path, format: str = "png", line
 
 
 POOLED = "all layers"
+LINES = 5  # rounds whose weights are drawn
 
 
 def _starts(ticket: Ticket, weights: Sequence[str]) -> dict[str, np.ndarray]:
@@ -246,13 +251,16 @@ def widest(samples: Sequence[np.ndarray]) -> float:
     return 1.1 * reach or 1.0
 
 
-def smooth_density(values: np.ndarray, limit: float, bins: int = 401) -> tuple[np.ndarray, np.ndarray]:
+BINS = 401  # of the histogram below a smooth density
+
+
+def smooth_density(values: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
     """The density of `values` from -limit to limit and a little beyond: a fine histogram smoothed by a Gaussian. Its
     width follows the spread of the magnitudes, since pruning leaves two humps with a gap around zero."""
-    counts, edges = np.histogram(values, bins=bins, range=(-1.3 * limit, 1.3 * limit))
+    counts, edges = np.histogram(values, bins=BINS, range=(-1.3 * limit, 1.3 * limit))
     step = edges[1] - edges[0]
     width = max(1.06 * float(np.abs(values).std()) * len(values) ** -0.2, step)
     reach = np.arange(-math.ceil(4 * width / step), math.ceil(4 * width / step) + 1) * step
     kernel = np.exp(-0.5 * (reach / width) ** 2)
-    density = np.convolve(counts, kernel / kernel.sum())[len(reach) // 2 :][:bins] / (len(values) * step)
+    density = np.convolve(counts, kernel / kernel.sum())[len(reach) // 2 :][:BINS] / (len(values) * step)
     return (edges[:-1] + edges[1:]) / 2, density

@@ -45,12 +45,6 @@ class Arm:
     start: str = "original"
     schedule: str = "rewound"
 
-    @property
-    def needs(self) -> str:
-        """What the ticket of a round is made of beside the dense round, which all arms of a trial share: "" nothing,
-        "rounds" this arm's earlier ones, or the name of the arm whose ticket of the same round it takes."""
-        return self.mask_of or ("rounds" if "trained" in (self.prunes, self.start) else "")
-
 
 class Arms(dict[str, Arm]):
     """Arms by name. Beside those listed, every arm that finds a mask has its controls, such as `random_shuffle`; those

@@ -40,12 +40,10 @@ def between(one: State, other: State, share: float) -> State:
     }
 
 
-def along(
-    one: State, other: State, errors: Callable[[State], Errors], points: int = POINTS
-) -> Iterator[tuple[float, Errors]]:
-    """The errors at `points` points from `one` to `other`, evenly apart, with the share of the way."""
-    for number in range(points):
-        share = number / (points - 1)
+def along(one: State, other: State, errors: Callable[[State], Errors]) -> Iterator[tuple[float, Errors]]:
+    """The errors at POINTS points from `one` to `other`, evenly apart, with the share of the way."""
+    for number in range(POINTS):
+        share = number / (POINTS - 1)
         yield share, errors(between(one, other, share))
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.utils.prune as torch_prune
 from helpers import Conv, do, settings
+from nets import prune_lowest
 from own import batches, find, seeded
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
@@ -30,7 +31,7 @@ def masks_of(net: nn.Module, percent: float = 50.0, before: Masks | None = None,
     if seed is not None:
         weights = pruning.random_scores(masks, torch.Generator().manual_seed(seed))  # type: ignore[assignment]
     scores = {name: weight.abs() for name, weight in weights.items()}
-    return pruning.prune_lowest(scores, masks, dict.fromkeys(masks, percent))
+    return prune_lowest(scores, masks, dict.fromkeys(masks, percent))
 
 
 def masked(net: nn.Module, masks: Masks) -> nn.Module:

@@ -99,7 +99,7 @@ def test_filters_show_what_is_pruned(tmp_path: Path, make_runs: MakeRuns, sheets
     assert [title.split(",")[0] for title in titles] == ["round 0", "round 4"]
     weight, mask = torch.arange(54.0).view(3, 2, 3, 3), torch.ones(3, 2, 3, 3, dtype=torch.bool)
     mask[0, 1, 2, 0] = False
-    sheet = weights.filter_sheet(weight, mask, most=24)
+    sheet = weights.filter_sheet(weight, mask)
     assert (sheet == weights.PRUNED).sum() == 1
     assert sheet[2, 3] == weights.PRUNED
     np.testing.assert_array_equal(sheet[:3, :3], weight[0, 0])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import CPU
+from nets import prune_lowest
 from torch import Tensor, nn
 
 from lth import chance, data, pruning
@@ -96,7 +97,7 @@ def small_training(kind: str = "adam", make: Callable[[], nn.Module] = Net, tria
 
     states = [models.state_of(models.build(make, "glorot", seed)) for seed in range(trials)]
     masks = pruning.dense(pruning.prunable(make()))
-    masks = pruning.prune_lowest({name: states[0][name].abs() for name in masks}, masks, dict.fromkeys(masks, 50.0))
+    masks = prune_lowest({name: states[0][name].abs() for name in masks}, masks, dict.fromkeys(masks, 50.0))
     feed = data.Feed(images, range(trials), 50, 10, CPU)
     network = Network(make(), states, [masks] * trials, CPU)
     optimizer = Fused(kind, network, 0.01, momentum=0.9 if kind == "sgd" else 0.0)
