@@ -3,7 +3,7 @@
 
     python main.py --prune_type lt reinit --prune_percent 20 --prune_iterations 10 --end_iter 5
 
-The flags are declared in lth/settings/config.py; the method is lth/experiment.py.
+The flags are declared in lth/settings/config.py; the method is lth/experiment/strategy.py.
 """
 
 from __future__ import annotations

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from lth import data, pruning
-from lth.connectivity import Connectivity
 from lth.data.feed import Feed
 from lth.data.images import Images
-from lth.experiment import Experiment
+from lth.experiment import Experiment, start_tickets
+from lth.experiment.mode_connectivity import Connectivity
 from lth.pruning import Masks
-from lth.records import given, lock
+from lth.records import lock
 from lth.records.events import Event, Note
 from lth.records.tables import Run
 from lth.run.queue import Queue
@@ -159,7 +159,7 @@ class Told(list[Event]):
 
 def experiment(config: Config, tell: Callable[[Event], None] | None = None, **options: Any) -> Experiment:
     """The experiment of these settings on the CPU."""
-    problem = given.problem(config, data.load(config.dataset, config.data, config.pixels))
+    problem = start_tickets.problem(config, data.load(config.dataset, config.data, config.pixels))
     kind = Connectivity if config.connectivity else Experiment
     return kind(config, problem, CPU, Told() if tell is None else tell, **options)
 

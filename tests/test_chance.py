@@ -13,7 +13,7 @@ import torch
 from helpers import Told, assert_same, do, results, settings
 
 from lth import chance
-from lth.experiment import UNSAVED
+from lth.experiment.strategy import UNSAVED
 from lth.records import tables
 from lth.training.train import Stopped
 

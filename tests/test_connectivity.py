@@ -14,14 +14,14 @@ import torch
 from helpers import CPU, Told, assert_same, do, experiment, killed_at, results, settings
 from torch import Tensor, nn
 
-from lth.experiment import Experiment
+from lth.experiment import Experiment, line
+from lth.experiment.line import Errors
 from lth.records import tables, tickets
 from lth.records.events import Connected, Evaluated, Moved
 from lth.records.tables import Run
 from lth.run import session
 from lth.run.tasks import runs_of
-from lth.training import line, models
-from lth.training.line import Errors
+from lth.training import models
 from lth.training.models import State
 from lth.training.network import Network
 from lth.training.train import Stopped
@@ -227,7 +227,7 @@ def test_every_ticket_is_trained_twice_in_different_orders(place: Path, monkeypa
 
 def test_everything_but_the_order_is_equal(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the same order the second training ends where the first one did, to the bit; with dropout and rewinding."""
-    monkeypatch.setattr("lth.connectivity.ENDS", ("first", "first"))
+    monkeypatch.setattr("lth.experiment.mode_connectivity.ENDS", ("first", "first"))
     for rewind in ("0", "3it"):
         config = settings(place, arch_type="drop", rewind=rewind, connectivity=True, root=place / rewind)
         for run in do(config):

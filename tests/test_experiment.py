@@ -22,6 +22,7 @@ from helpers import Killed, Told, assert_same, do, experiment, killed_at, result
 
 from lth import pruning
 from lth.experiment import Experiment
+from lth.experiment.starts import STARTS
 from lth.records import journal, recording, tables, tickets
 from lth.records.events import Evaluated, RoundDone
 from lth.records.files import RecordError
@@ -34,7 +35,6 @@ from lth.settings.config import Config, ConfigError, derive_seed
 from lth.training import models
 from lth.training.models import State
 from lth.training.scores import scored
-from lth.training.starts import STARTS
 from lth.training.train import Stopped
 
 FOUND_HERE = tuple(arm for arm in ARMS if ARMS[arm].prunes != "given")  # which needs the ticket of another run

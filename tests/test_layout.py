@@ -20,7 +20,6 @@ LAYERS = (
     "training",
     "records",
     "experiment",
-    "connectivity",
     "plots",
     "run",
     "claims",

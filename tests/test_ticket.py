@@ -16,8 +16,9 @@ from helpers import LAYERS, MODELS, Told, arrays, assert_same, do, experiment, k
 import main
 import utils
 from lth import load_ticket, pruning
-from lth.records import given, tables, tickets
+from lth.experiment import start_tickets
 from lth.records import same as lth_same
+from lth.records import tables, tickets
 from lth.records.files import write_json
 from lth.records.tables import Run
 from lth.records.tickets import Ticket
@@ -387,7 +388,7 @@ def test_stopping_within_a_round_changes_nothing(other: Path) -> None:
 
 
 def test_prints_need_no_ticket(place: Path) -> None:
-    assert given.prints(settings(place)) == {}
+    assert start_tickets.fingerprints(settings(place)) == {}
 
 
 def test_a_ticket_is_found_where_settings_are_called_as_a_folder_of_results(tmp_path: Path) -> None:

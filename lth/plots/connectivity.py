@@ -10,13 +10,13 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
+from lth.experiment.line import STABLE
 from lth.plots import axes as scales
 from lth.plots import style
 from lth.plots.comparison import per_point, trials
 from lth.records import labels, tables, verdict
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
-from lth.training.line import STABLE
 
 SPARSITIES = 6  # of which the whole line is shown
 LIMIT = f"stable below {STABLE:g} points"

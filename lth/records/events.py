@@ -52,7 +52,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Connected:
-    """Tells of the error barriers, in points, between two trainings of a round's ticket (lth/connectivity.py)."""
+    """Tells of the error barriers, in points, between two trainings of a round's ticket (--connectivity)."""
 
     run: Run
     round: int

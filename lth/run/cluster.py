@@ -30,7 +30,8 @@ import torch
 
 from lth import data
 from lth.data.images import Images
-from lth.records import given, tables
+from lth.experiment import start_tickets
+from lth.records import tables
 from lth.records.events import Event, Note
 from lth.records.files import RecordError
 from lth.records.lock import Locks
@@ -269,7 +270,7 @@ def _train(work: Work, tell: Tell, stop: Callable[[], bool]) -> Answer:
         raise ClusterError(f"{host} has no folder {config.data}: --data must be where all nodes of the cluster see it")
     device = torch.device("cuda:0" if work.gpu and torch.cuda.is_available() else "cpu")
     images = _images(config.dataset, config.data, config.pixels)
-    prepared = Prepared(piece.config, config, list(piece.runs), images, given.problem(config, images))
+    prepared = Prepared(piece.config, config, list(piece.runs), images, start_tickets.problem(config, images))
     with Locks(config.lock_limit, work.job) as locks:
         shared = Shared([prepared], locks, device, (), work.facts)
         places = {run: place for place, run in enumerate(piece.runs)}

@@ -19,10 +19,9 @@ from typing import Any
 import torch
 import torch.multiprocessing  # teaches pickle to share tensors between processes
 
-from lth.connectivity import Connectivity
 from lth.data.images import Images
-from lth.experiment import Experiment
-from lth.records import given
+from lth.experiment import Experiment, start_tickets
+from lth.experiment.mode_connectivity import Connectivity
 from lth.records.events import Event
 from lth.records.files import RecordError
 from lth.records.tables import Run
@@ -69,7 +68,7 @@ class Experiments:
         if self.of != piece.config:
             config, images = self.data[piece.config]
             kind = Connectivity if config.connectivity else Experiment
-            self.experiment = kind(config, given.problem(config, images), self.device, self.tell, self.stop)
+            self.experiment = kind(config, start_tickets.problem(config, images), self.device, self.tell, self.stop)
             self.of = piece.config  # only now: what raised above raises again
         self.experiment.run(piece.runs, piece.rounds)
         return {run: why for run, why in self.experiment.failed.items() if run in piece.runs}

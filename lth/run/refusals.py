@@ -10,7 +10,8 @@ from torch import nn
 
 from lth import data
 from lth.data import prints
-from lth.records import given, same, tables, tickets
+from lth.experiment import start_tickets
+from lth.records import same, tables, tickets
 from lth.records.files import read_json
 from lth.records.same import Prints
 from lth.records.tables import Run, config_of
@@ -72,7 +73,7 @@ def refuse_later_ticket(path: str, config: Config) -> None:
         return
     began = read_json(Path(path)).get("fingerprint")
     was = began.get("ticket_round") if isinstance(began, dict) else None
-    now = str(given.Source.of(config).first)
+    now = str(start_tickets.StartTickets.of(config).first)
     if was not in (None, now):
         raise ConfigError(
             f"--config {path} is of a run that began with round {was} of --ticket {config.ticket}, whose last finished "
@@ -139,7 +140,7 @@ def at_hand(config: Config, run: Run) -> tuple[dict[str, str], nn.Module | None]
     if file.exists():
         alike = about["data_file"] == prints.of_file(file)
         found["data"] = about["fingerprint"]["data"] if alike else data.load(config.dataset, config.data).fingerprint
-    return {**found, **given.prints(config)}, make()
+    return {**found, **start_tickets.fingerprints(config)}, make()
 
 
 def _file(config: Config) -> Path:

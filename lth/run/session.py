@@ -17,7 +17,8 @@ import torch
 
 from lth import data
 from lth.data.images import Images
-from lth.records import given, recording, same, tables
+from lth.experiment import start_tickets
+from lth.records import recording, same, tables
 from lth.records.events import Event, Note
 from lth.records.lock import Locks, clear, clock, probe
 from lth.records.tables import Run
@@ -166,7 +167,7 @@ def _refuse(asked: Config, runs: Sequence[Run]) -> None:
     """ConfigError if a folder holds results of other settings, or if --overwrite would take away from one of all these
     `runs` what another starts from."""
     if asked.overwrite:
-        given.refuse_moved(asked, runs)
+        start_tickets.refuse_moved(asked, runs)
     refusals.refuse_other_settings(settled(asked), runs_of(asked))
 
 
@@ -194,7 +195,7 @@ def _prepared(asked: Config, about: str, loaded: dict[tuple[object, ...], Images
     config, runs = settled(asked), runs_of(asked, about)
     images, problem = prepare(config, loaded)
     if config.overwrite or not any(map(tables.finished_rounds, runs)):  # older versions began such runs: they may end
-        given.refuse_pruned(config)
+        start_tickets.refuse_pruned(config)
     refusals.refuse_another_experiment(runs, problem.fingerprint, problem.make(), config)
     return Prepared(asked, config, runs, images, problem)
 
@@ -217,7 +218,7 @@ def prepare(config: Config, loaded: dict[tuple[object, ...], Images] | None = No
             raise ConfigError(f"--dry_run neither downloads nor converts images, and there is no {file}")
         loaded[what] = data.load(*what)
     images = loaded[what]
-    problem = given.problem(config, images)
+    problem = start_tickets.problem(config, images)
     held_back = usual_valid_size(len(images.train)) if config.valid_size is None else config.valid_size
     problems = data.check_sizes(images, held_back, config.batch_size)
     if not problems:

@@ -30,7 +30,7 @@ class Arm:
     shuffled: whether its survivors are then moved to random places of their layer.
     start: the values that survivors start from: "original" (the initial weights, or those of --rewind), "fresh" (new
         random ones every round), "trained" (no reset), "given" (those of --ticket), or a function of
-        lth/training/starts.py.
+        lth/experiment/starts.py.
     schedule: the learning rates of a round: "rewound" (the schedule from the point that --rewind says), "whole", or
         "final" (its last rate throughout).
     """

@@ -208,7 +208,7 @@ def test_a_set_up_that_failed_leaves_no_other_experiment_in_its_place(
     pieces = [Piece(config, tuple(runs_of(config)), 1) for config in (first, second)]
     experiments.do(pieces[0])
     with monkeypatch.context() as broken:
-        broken.setattr(processes.given, "problem", lambda *arguments: 1 / 0)
+        broken.setattr(processes.start_tickets, "problem", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             experiments.do(pieces[1])
     experiments.do(pieces[1])

@@ -14,8 +14,11 @@ import torch
 
 from lth import chance, prune, pruning
 from lth.data.feed import Feed
+from lth.experiment import borrowed
+from lth.experiment.selection import Candidates, select
+from lth.experiment.starts import STARTS
 from lth.pruning import Masks
-from lth.records import borrowed, recording, resume, same, tables, tickets
+from lth.records import recording, resume, same, tables, tickets
 from lth.records.events import Evaluated, Event, Moved, Note, RoundDone
 from lth.records.files import RecordError, delete
 from lth.records.tables import Run
@@ -30,8 +33,6 @@ from lth.training.numerics import numerics
 from lth.training.problem import Problem, stack_size
 from lth.training.schedule import Plan, make_plan
 from lth.training.scores import SCORES, Batches
-from lth.training.selection import Candidates, select
-from lth.training.starts import STARTS
 from lth.training.train import Evaluation, Trained, Training, TrialError
 
 NOTHING_PRUNED = (
@@ -75,7 +76,7 @@ class Experiment:
                 self.look_back(runs, number)
 
     def look_back(self, runs: Sequence[Run], number: int) -> None:
-        """What is to be found out about round `number` before the next one begins: lth/connectivity.py does."""
+        """What is to be found out about round `number` before the next one begins: mode_connectivity.py does."""
 
     def ticket(self, run: Run, number: int) -> Ticket:
         """What round `number` starts from: the survivors of the last pruning, as they were reset."""

@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lth.experiment import Experiment
+from lth.experiment import line
+from lth.experiment.line import STABLE, Errors
+from lth.experiment.strategy import Experiment
 from lth.records import recording, resume, tables, tickets
 from lth.records.events import Connected
 from lth.records.files import delete
 from lth.records.tables import Run
 from lth.records.tickets import ENDS, Ticket
 from lth.settings.arms import ARMS
-from lth.training import layout, line
-from lth.training.line import STABLE, Errors
+from lth.training import layout
 from lth.training.models import State
 from lth.training.network import Network
 from lth.training.train import Stopped, TrialError

@@ -26,7 +26,7 @@ from lth.training.problem import Problem
 
 
 @dataclass(frozen=True)
-class Source:
+class StartTickets:
     """The tickets that --ticket names.
 
     runs: whose, by the seed of the trial that starts from them. One run serves all trials; of the folder of an arm each
@@ -41,7 +41,7 @@ class Source:
     alone: bool
 
     @classmethod
-    def of(cls, config: Config) -> Source:
+    def of(cls, config: Config) -> StartTickets:
         """Those of the settings; ConfigError, in one sentence, if they are not there."""
         assert config.ticket is not None
         named, folder = f"--ticket {config.ticket}", config.ticket.folder
@@ -75,7 +75,7 @@ class Source:
         except UNUSABLE as error:
             raise ConfigError(f"{self.named}: {error}") from None
 
-    def prints(self) -> dict[str, str]:
+    def fingerprints(self) -> dict[str, str]:
         """A fingerprint of each ticket that round 0 starts from: of its masks and weights. Also what trials of other
         seeds must have in common with these: its round, and the ticket itself where all start from the same."""
         found = {"ticket_round": str(self.first)}
@@ -99,9 +99,9 @@ def _last_finished(named: str, runs: Iterable[Run]) -> int:
     return last.pop()
 
 
-def prints(config: Config) -> dict[str, str]:
+def fingerprints(config: Config) -> dict[str, str]:
     """Fingerprints of the tickets that the settings start from, if any."""
-    return Source.of(config).prints() if config.ticket else {}
+    return StartTickets.of(config).fingerprints() if config.ticket else {}
 
 
 def problem(config: Config, images: Images) -> Problem:
@@ -110,7 +110,7 @@ def problem(config: Config, images: Images) -> Problem:
     made = Problem.of(config, images)
     if config.ticket is None:
         return made
-    source, dense = Source.of(config), pruning.dense(pruning.prunable(made.make(), config.prune_embeddings))
+    source, dense = StartTickets.of(config), pruning.dense(pruning.prunable(made.make(), config.prune_embeddings))
     for seed in source.runs:
         new = _new_layer(source, seed, config, made.make())
 
@@ -120,14 +120,14 @@ def problem(config: Config, images: Images) -> Problem:
         return masks, {name: own[name] if name in new else ticket.start[name] for name in own}
 
     before = made.prints
-    return replace(made, given=given, prints=lambda: {**before(), **source.prints()})
+    return replace(made, given=given, prints=lambda: {**before(), **source.fingerprints()})
 
 
 def refuse_moved(config: Config, runs: Iterable[Run]) -> None:
     """ConfigError if the settings start from a ticket of one of these `runs`, which are to be moved aside."""
     if config.ticket is None:
         return
-    source, moved = Source.of(config), {run.saves.resolve() for run in runs}
+    source, moved = StartTickets.of(config), {run.saves.resolve() for run in runs}
     if any(run.saves.resolve() in moved for run in source.runs.values()):
         raise ConfigError(f"{source.named} is of a run that --overwrite would move aside: use another --name")
 
@@ -137,7 +137,7 @@ def refuse_pruned(config: Config) -> None:
     rounds begin, settings alone do not tell."""
     if config.ticket is None or config.target_remaining is None:
         return
-    source = Source.of(config)
+    source = StartTickets.of(config)
     for seed in source.runs:
         left = pruning.remaining(source.ticket(seed, 0).masks)
         if left < 100:
@@ -147,7 +147,7 @@ def refuse_pruned(config: Config) -> None:
             )
 
 
-def _new_layer(source: Source, seed: int, config: Config, model: nn.Module) -> list[str]:
+def _new_layer(source: StartTickets, seed: int, config: Config, model: nn.Module) -> list[str]:
     """The parameters of the output layer, where the ticket is of a network with another number of classes. ConfigError
     if anything else is not as in the ticket."""
     ticket, state = source.ticket(seed, 0), state_of(model)
