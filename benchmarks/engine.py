@@ -112,7 +112,7 @@ class Engine:
         with numerics(precision, threads):
             feed = Feed(problem.images, seeds, valid, batch_size, self.device)
             model = problem.make()
-            names = choose(model, masks, limits(config), feed)
+            names = choose(model, masks, limits(config), feed.example())
             network = Network(
                 model,
                 states,

@@ -108,11 +108,12 @@ class SavedTicket:
         right = seen = 0
         with numerics(precision, settings.get("threads", 1)), torch.no_grad():
             feed = images.feed([self.run.seed], 1, 1, place) if images else None
-            # By the products that found the accuracy in rounds.csv.
-            sparsely = choose(model, [self.masks], about.get("sparse_up_to", {}), feed) if feed else []
             parts = feed.test() if feed else test_batches(data, place)
             first = list(itertools.islice(parts, 1))
-            fast = bool(first) and channels_last(lambda: models.copy_of(model), first[0][0][:2])
+            example = first[0][0][:2] if first else torch.empty(0)
+            # By the products that found the accuracy in rounds.csv.
+            sparsely = choose(model, [self.masks], about.get("sparse_up_to", {}), example)
+            fast = channels_last(lambda: models.copy_of(model), example)
             network = Network(
                 model,
                 [state],

@@ -322,7 +322,7 @@ class Experiment:
 
     def _sparse(self, run: Run, model: torch.nn.Module, masks: Sequence[Masks], feed: Feed) -> list[str]:
         rule = {} if self.problem.whole else resume.sparse_up_to(run, sparse.limits(self.config))
-        return sparse.choose(model, masks, rule, feed)
+        return sparse.choose(model, masks, rule, feed.example())
 
     def _feed(self, runs: Sequence[Run]) -> Feed:
         seeds = tuple(run.seed for run in runs)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lth import chance
-from lth.data.feed import Feed
 from lth.layers import has_gradient_hooks, is_plain_linear
 from lth.pruning import Masks
 from lth.settings.config import Config
 from lth.training import kernels, models
-from lth.training.sparse_linear import Places, SparseLinear, become_sparse
+from lth.training.sparse_linear import Places
 
 # A layer is trained sparsely where at most this share of its weights survives. Measured by benchmarks/sparsity.py
 # --layers (AMD EPYC without AMX, one thread, PyTorch 2.15, --precision fast): time of a layer's forward, backward and
@@ -37,12 +38,7 @@ BELOW = ((256, 0.27), (math.inf, 0.17))  # for batches up to so many examples
 # 48% (28%), and 0.55 (0.46) with that sparse too; 1.1 with that one sparse alone.
 SMALL, BESIDE = 4096, 0.6
 AMX_FACTOR = 0.5  # of the share, where `fast` means bfloat16 tiles, about twice as quick. An estimate, not measured.
-# With how many examples a model is tried. In a batch of two, batch norm divides differences that may be as small as
-# rounding by themselves: of 8 layers each with batch norm, the logits of most draws differ without being others.
-EXAMPLES = (2, 64)
-CPU = torch.device("cpu")
-DRAWS = 3  # random states in which a model that draws is tried
-SAME = 0.01  # the most by which values differ that are about the same
+HARMLESS = {torch.Tensor.device.__get__, torch.Tensor.dtype.__get__}  # of a sparse weight they are the same
 UNAVAILABLE = "this PyTorch has no quick sparse products: sparse rounds take as long as dense ones"
 
 
@@ -60,23 +56,24 @@ def limits(config: Config) -> dict[str, float]:
     return {str(SMALL): BESIDE * factor, "more": share * factor}
 
 
-def choose(model: nn.Module, masks: Sequence[Masks], shares: Mapping[str, float], feed: Feed) -> list[str]:
-    """The names of the weights of `model` that are to be trained sparsely with the masks of these trials, on `feed`, by
-    the rule that `limits` gives.
+def choose(model: nn.Module, masks: Sequence[Masks], shares: Mapping[str, float], example: Tensor) -> list[str]:
+    """The names of the weights of `model` that are trained sparsely with the masks of these trials.
 
-    They belong to plain Linear layers that are sparse enough and whose weight the model uses in no other way: a trial
-    of a copy of it shows that. None on a GPU, and none in a stack of trials.
+    They belong to plain Linear layers that are sparse enough by `shares` (see `limits`) and whose weight nothing but
+    the layer itself uses when the model is called with `example`, two or more examples (B, ...). Empty on a GPU and for
+    stacked trials. The values of weights and examples play no part, nor does the precision, so that whoever evaluates a
+    ticket finds the layers that its training found.
     """
-    if not shares or len(masks) > 1 or feed.device.type != "cpu" or not available():
+    if not shares or len(masks) > 1 or example.device.type != "cpu" or not available():
         return []
     plain = {name: masks[0][name] for name in _plain_linear(model) if name in masks[0]}
     most = shares["more"]
     small, beside = next((int(size), share) for size, share in shares.items() if size != "more")
     large = {name for name, mask in plain.items() if mask.numel() > small and _share(mask) <= most}
     few = {name for name, mask in plain.items() if large and mask.numel() <= small and _share(mask) <= beside}
-    sparse = {name: mask for name, mask in plain.items() if name in large | few and mask.any()}
-    unfit = _unfit(model, sparse, feed) if sparse else set()
-    return [name for name in sparse if name not in unfit]
+    sparse = [name for name, mask in plain.items() if name in large | few and mask.any()]
+    used = _used_elsewhere(model, sparse, example) if sparse else set()
+    return [name for name in sparse if name not in used]
 
 
 def _share(mask: Tensor) -> float:
@@ -84,8 +81,8 @@ def _share(mask: Tensor) -> float:
 
 
 def _plain_linear(model: nn.Module) -> list[str]:
-    """The names of the weights of PyTorch's own Linear layers: float32, learning, no other layer's too, and
-    without hooks on their gradients, which the survivors alone would not have."""
+    """The names of the weights of PyTorch's own Linear layers: float32, trainable, in one layer only, and in layers
+    without hooks on gradients, which would see the gradients of the survivors alone."""
     times = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     return [
         f"{path}.weight".lstrip(".")
@@ -96,68 +93,43 @@ def _plain_linear(model: nn.Module) -> list[str]:
     ]
 
 
-def _unfit(model: nn.Module, masks: Masks, feed: Feed) -> set[str]:
-    """Which of the weights the model reads by itself, as for a penalty or a norm; all where it computes something else
-    with sparse layers, or not at all."""
-    for count in EXAMPLES:
-        try:
-            return _read(model, masks, partial(feed.example, count))
-        except AssertionError:
-            continue
-        except Exception:  # whatever a model's own code raises
-            break
-    return set(masks)
+class _Watched(nn.Parameter):
+    """A weight that remembers whether any function has read or changed it."""
+
+    used = False
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call `func`, and mark the watched weights among its arguments."""
+        if func not in HARMLESS:
+            for part in tree_leaves((args, kwargs)):
+                if isinstance(part, _Watched):
+                    part.used = True
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
 
 
-def _read(model: nn.Module, masks: Masks, example: Callable[[], Tensor]) -> set[str]:
-    """Which of the weights the model reads by itself. AssertionError where it computes something else with sparse
-    layers."""
-    dense, sparse = models.copy_of(model), models.copy_of(model)
+def _used_elsewhere(model: nn.Module, names: Sequence[str], example: Tensor) -> set[str]:
+    """Which of the weights the model uses outside their layers' own products, in training or in evaluation, as for a
+    penalty or to clip them; all of them where it cannot be called with `example`."""
     with chance.seeded(0), torch.no_grad():
-        for name, mask in masks.items():
-            dense.get_parameter(name).mul_(mask)
-        layers = become_sparse(sparse, masks)
-        _compare(dense, sparse, example)
-        if _fill(dense, sparse, layers):
-            _compare(dense, sparse, example)
-    return {name for name, layer in layers.items() if layer.was_read}
+        try:
+            copy = models.copy_of(model)
+            layers: dict[str, Any] = {name: copy.get_submodule(name.rpartition(".")[0]) for name in names}
+            weights = {name: layer.weight for name, layer in layers.items()}
+            for layer in layers.values():
+                layer.weight.__class__ = _Watched
+                layer.forward = partial(_unwatched, layer)
+            for training in (True, False):
+                copy.train(training)(example.clone())
+            return {name for name in names if weights[name].used or layers[name].weight is not weights[name]}
+        except Exception:  # whatever a model's own code raises
+            return set(names)
 
 
-def _compare(dense: nn.Module, sparse: nn.Module, example: Callable[[], Tensor]) -> None:
-    """AssertionError unless both compute the same, in both modes and whatever they draw."""
-    for training in (True, False):
-        for seed in range(DRAWS):
-            chance.seed(seed)
-            before = chance.state(CPU)
-            expected = dense.train(training)(example())
-            after = chance.state(CPU)
-            chance.seed(seed)
-            found = sparse.train(training)(example())
-            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4, equal_nan=True)
-            if all(torch.equal(before[name], after[name]) for name in before):
-                break  # it draws nothing
-
-
-def _fill(dense: nn.Module, sparse: nn.Module, layers: Mapping[str, SparseLinear]) -> bool:
-    """Give the parameters of both that are about the same everywhere other values, the same in both: a layer or a scale
-    that starts at 0 hides what comes before it. Whether there are any."""
-    random, filled = torch.Generator().manual_seed(0), False
-    for name, parameter in dense.named_parameters():
-        layer = layers.get(name)
-        kept = parameter if layer is None else layer.places.survivors(parameter)
-        if not parameter.is_floating_point() or not kept.numel() or kept.max() - kept.min() > SAME:
-            continue
-        noise = torch.rand(kept.shape, generator=random).sub_(0.5).to(kept.dtype)
-        size = math.sqrt(parameter.numel() / len(parameter)) if parameter.ndim > 1 else 1.0
-        kept = kept + noise / size
-        if layer is None:
-            parameter.copy_(kept)
-            sparse.get_parameter(name).copy_(kept)
-        else:
-            parameter.copy_(layer.places.full(kept))
-            layer.values.copy_(kept)
-        filled = True
-    return filled
+def _unwatched(layer: nn.Linear, x: Tensor) -> Tensor:
+    with torch._C.DisableTorchFunctionSubclass():
+        return nn.functional.linear(x, layer.weight, layer.bias)
 
 
 @cache
@@ -168,14 +140,14 @@ def available() -> bool:
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(5, 7, generator=generator), torch.randn(7, 3, generator=generator)
     mask = weight > 0
-    places = Places(mask)
+    places, exact, wide = Places(mask), (weight * mask).double(), x.double()  # float32 may compute in bfloat16
     try:
         values = places.survivors(weight)
-        right = [
-            torch.allclose(places.product(values, x), (weight * mask) @ x, atol=1e-5),
-            torch.allclose(places.transposed_product(values, x[:5]), (weight * mask).t() @ x[:5], atol=1e-5),
-            torch.allclose(places.gradient(x[:5], x), (x[:5] @ x.t())[mask], atol=1e-5),
+        pairs = [
+            (places.product(values, x), exact @ wide),
+            (places.transposed_product(values, x[:5]), exact.t() @ wide[:5]),
+            (places.gradient(x[:5], x), (wide[:5] @ wide.t())[mask]),
         ]
+        return all(torch.allclose(found.double(), expected, atol=1e-5) for found, expected in pairs)
     except (AttributeError, TypeError, RuntimeError, NotImplementedError):
         return False
-    return all(right)

@@ -106,12 +106,14 @@ class SparseLinear(nn.Linear):
 
     places: Places
     values: nn.Parameter
-    was_read: bool  # whether anything but this layer has asked for its weight
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """The weight (out, in), 0 where pruned, as a function of `values`."""
-        self.was_read = True
+        """The weight (out, in), 0 where pruned, as a function of `values`. RuntimeError in training: what writes to it
+        would be lost."""
+        if self.training:
+            raise RuntimeError("a forward pass in training uses a Linear layer's weight, the first one did not: train "
+                               "this model with --sparse off")  # fmt: skip
         return self.places.full(self.values)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -149,7 +151,7 @@ def _run(x: Tensor, layers: Sequence[Any], how: Sequence[tuple[Places, bool]]) -
 
 
 def become_sparse(model: nn.Module, masks: Masks) -> dict[str, SparseLinear]:
-    """Make the Linear layers with the weights that `masks` name sparse, in place. Gives these layers."""
+    """Make the Linear layers whose weights `masks` names sparse, in place, and return them by the weights' names."""
     layers = {name: _become_sparse(model.get_submodule(name.rpartition(".")[0]), mask) for name, mask in masks.items()}
     for module in [*model.modules()]:
         inside = any(type(child) is SparseLinear for child in module.children())
@@ -162,6 +164,5 @@ def _become_sparse(layer: Any, mask: Tensor) -> SparseLinear:
     places = Places(mask)
     values = places.survivors(layer._parameters.pop("weight").detach())
     layer.__class__ = SparseLinear
-    layer.places, layer.was_read = places, False
-    layer.values = nn.Parameter(values)
+    layer.places, layer.values = places, nn.Parameter(values)
     return layer
