@@ -21,7 +21,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrize import ParametrizationList
 
-from lth import chance
+from lth import rng
 
 CONV, FC, EMBEDDING, BIAS, OTHER = "conv", "fc", "embedding", "bias", "other"
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # of a module, by attribute
@@ -261,7 +261,7 @@ def _keeps_zeros(listed: ParametrizationList) -> bool:
     if "original" not in listed._parameters:
         return False
     device = listed.original.device
-    with chance.kept(device), torch.no_grad(), contextlib.suppress(Exception):  # of a user's own code
+    with rng.preserved(device), torch.no_grad(), contextlib.suppress(Exception):  # of a user's own code
         tried = copy.deepcopy(listed).eval()
         kept = torch.arange(tried.original.numel(), device=device).view_as(tried.original) % 3 > 0
         kept[: len(kept) - 1][:1] = False  # a row of nothing, but for a single one

@@ -13,7 +13,7 @@ import torch
 import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
-from lth import chance, layers
+from lth import layers, rng
 from lth.layers import BIAS, CONV, EMBEDDING, FC
 from lth.pruning import Masks, Weights
 
@@ -78,7 +78,7 @@ def by_rule(rule: Rule, model: nn.Module, final: Weights, masks: Masks, seed: in
     attach(model, masks)
     before = _standing(model)
     laid = {name: _mask_of(model, name) for name in before}
-    with chance.seeded(seed):
+    with rng.seeded(seed):
         result = rule(model)
     if isinstance(result, nn.Module) and result is not model:
         raise TypeError("prune_rule must prune the network that it is given, but returns another one")

@@ -28,10 +28,11 @@ from lth.records.events import Evaluated, RoundDone
 from lth.records.files import RecordError
 from lth.records.tables import Run
 from lth.records.tickets import numbered
+from lth.rng import derive_seed
 from lth.run import jobs, session
 from lth.run.tasks import runs_of
 from lth.settings.arms import ARMS, CRITERIA
-from lth.settings.config import Config, ConfigError, derive_seed
+from lth.settings.config import Config, ConfigError
 from lth.training import models
 from lth.training.models import State
 from lth.training.scores import scored

@@ -20,7 +20,7 @@ from nets import prune_lowest
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from lth import chance, layers, prune, pruning
+from lth import layers, prune, pruning, rng
 from lth.records import tables, tickets
 from lth.run import session
 from lth.training import models
@@ -233,9 +233,9 @@ def test_looking_at_parametrised_weights_draws_nothing() -> None:
             return weight * (1 + np.random.rand() + random.random() + float(torch.rand(())))
 
     model = parametrize.register_parametrization(nn.Linear(5, 4), "weight", Drawing())
-    before = chance.state(CPU)
+    before = rng.state(CPU)
     assert list(pruning.prunable(model)) == ["parametrizations.weight.original"]
-    assert all(torch.equal(now, before[name]) for name, now in chance.state(CPU).items())
+    assert all(torch.equal(now, before[name]) for name, now in rng.state(CPU).items())
 
 
 # What is left alone

@@ -11,8 +11,8 @@ import pytest
 
 LTH = Path(__file__).resolve().parents[1] / "lth"
 LAYERS = (
+    "rng",
     "settings",
-    "chance",
     "layers",
     "pruning",
     "prune",

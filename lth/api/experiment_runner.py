@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pandas as pd
 import torch
 
-from lth import chance
+from lth import rng
 from lth.api.saved_ticket import placed
 from lth.records import files, tables
 from lth.records.tables import Run
@@ -121,7 +121,7 @@ class ExperimentRunner:
         """
         try:
             place = placed(self.config.gpu)[0]
-            with chance.kept(place):
+            with rng.preserved(place):
                 words = partial(checks.in_words, names=WORDS)
                 self._run = session.run(self.config, words=words)[0]
         except jobs.Interrupted:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lth import chance, layers
+from lth import layers, rng
 from lth.api import own_network, own_rule
 from lth.api.own_network import OwnNet
 from lth.api.saved_ticket import placed
@@ -26,12 +26,13 @@ from lth.records.events import Event, Note
 from lth.records.files import write_json
 from lth.records.lock import Locks
 from lth.records.tables import Run
+from lth.rng import derive_seed
 from lth.run.about import about as about_settings
 from lth.run.holding import mend
 from lth.run.progress import Progress
 from lth.run.session import TrialsFailed
 from lth.settings import checks, values
-from lth.settings.config import Config, derive_seed
+from lth.settings.config import Config
 from lth.settings.values import LONGEST, Duration
 from lth.training import models, sparse
 from lth.training.problem import Problem
@@ -141,7 +142,7 @@ def iterative_pruning(
         raise ValueError(f"{given[0]} must be left to net.optim, which says how net is trained")
     if random:
         brought.fresh(derive_seed(seed, "weights", 1))  # refused now where that cannot be, and not after a round
-    with ExitStack() as stack, chance.kept(place):
+    with ExitStack() as stack, rng.preserved(place):
         root = _root(save, recover) or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lth-")))
         valid_size = settings.pop("valid_size", None)
         if valid_size is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lth import chance, layers
+from lth import layers, rng
 from lth.api.own_rule import checked
 from lth.data.loaders import Taken
 from lth.prune import Rule
@@ -67,7 +67,7 @@ class OwnNet:
         """New random weights: those of the modules' `reset_parameters`, where they learn, then of the network's
         `_initialize_weights`. ValueError if that leaves prunable weights as they were."""
         net = self.make()
-        with chance.seeded(seed), torch.no_grad():
+        with rng.seeded(seed), torch.no_grad():
             for module in _children_first(net):
                 reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
                 if callable(reset):
@@ -210,7 +210,7 @@ def try_out(own: OwnNet, data: Taken, device: torch.device) -> None:
     """ValueError unless the network takes the examples and its loss the labels."""
     net, (x, y) = own.make().to(device), (tensor.to(device) for tensor in data.sample)
     shape = tuple(x.shape[1:])
-    with chance.kept(device):
+    with rng.preserved(device):
         for training in (False, True) if len(x) > 1 else (False,):  # batch norm cannot train on one example
             try:
                 outputs = net.train(training)(x.clone())
@@ -225,7 +225,7 @@ def try_out(own: OwnNet, data: Taken, device: torch.device) -> None:
                 f"net must give a logit for each of the {data.classes} classes of data (labels 0 to "
                 f"{data.classes - 1}), not {outputs.shape[1]}"
             )
-        again = chance.noted(device)
+        before = rng.state(device)
         try:
             loss = own.criterion(outputs, y)
         except Exception as error:
@@ -233,7 +233,7 @@ def try_out(own: OwnNet, data: Taken, device: torch.device) -> None:
         if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
             got = tuple(loss.shape) if isinstance(loss, Tensor) else shown(loss)
             raise ValueError(f"net.criterion must give one differentiable number for a batch, the mean loss, not {got}")
-        again()
+        rng.restore(before, device)
         if _looks_at_net(own, loss, net, outputs, y):
             raise ValueError(
                 "net.criterion must look at outputs and labels alone, not at net: copies of net are trained, and it "

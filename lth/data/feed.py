@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lth.settings.config import derive_seed, usual_valid_size
+from lth.rng import derive_seed
+from lth.settings.config import usual_valid_size
 
 if TYPE_CHECKING:
     from lth.data.images import Images

@@ -16,7 +16,7 @@ from torch.utils.data import (
     SubsetRandomSampler,
 )
 
-from lth import chance
+from lth import rng
 from lth.data import prints
 from lth.data.images import Loader
 from lth.data.stream import Batch, checked, draw
@@ -93,7 +93,7 @@ def twice(loader: Iterable[Any], where: str) -> tuple[Batch, Batch]:
 
 
 def _drawn_twice(ordered: DataLoader[Any], places: Iterable[int], where: str) -> tuple[Batch, Batch]:
-    with chance.Own(0).drawn():
+    with rng.Generators(0).active():
         one, other = (checked(ordered.collate_fn([ordered.dataset[i] for i in places]), where) for _ in range(2))
     return one, other
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lth import chance
+from lth import rng
 from lth.data.feed import Feed
+from lth.rng import derive_seed
 from lth.settings.checks import said, shown
-from lth.settings.config import derive_seed
 
 Batch = tuple[Tensor, Tensor]
 ENDLESS = 2_000_000  # examples that a part without a length may give before it is said never to end
@@ -42,7 +42,7 @@ def checked(batch: Any, where: str) -> Batch:
 
 def draw(loader: Iterable[Any], where: str, seed: int = 0) -> Iterator[Batch]:
     """The checked batches of one pass, whose random draws `seed` decides; draws elsewhere are not disturbed."""
-    drawn = nullcontext if type(loader) in (list, tuple) else chance.Own(seed).drawn
+    drawn = nullcontext if type(loader) in (list, tuple) else rng.Generators(seed).active
     batches: Iterator[Any] | None = None
     while True:
         try:

@@ -15,8 +15,9 @@ from lth.pruning import Masks
 from lth.records import tickets
 from lth.records.tables import Run
 from lth.records.tickets import Ticket
+from lth.rng import derive_seed
 from lth.settings.arms import ARMS
-from lth.settings.config import ConfigError, derive_seed
+from lth.settings.config import ConfigError
 from lth.training.train import TrialError
 
 

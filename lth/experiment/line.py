@@ -13,9 +13,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from lth import chance, layers
+from lth import layers, rng
 from lth.data.feed import Feed
-from lth.settings.config import derive_seed
+from lth.rng import derive_seed
 from lth.training.models import State
 from lth.training.network import Network
 
@@ -55,7 +55,7 @@ def measure(network: Network, feed: Feed, seed: int) -> Errors:
     the model draws.
     """
     batches = feed.epoch([(seed, "statistics")], 0)[: math.ceil(STATISTICS / feed.batch_size)]
-    with chance.seeded(derive_seed(seed, "line")):
+    with rng.seeded(derive_seed(seed, "line")):
         _renew_statistics(network, (feed.fetch(batch) for batch in batches))
         network.model.eval()
         return Errors(*(_error(network, chunks) for chunks in (feed.training(), feed.test())))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lth import chance, pruning
+from lth import pruning, rng
 from lth.pruning import Masks, Quota, Weights
 from lth.settings.arms import Arm
 from lth.settings.config import Config
@@ -64,7 +64,7 @@ def _scorer(arm: Arm, config: Config, problem: Problem, candidates: Candidates) 
         with torch.no_grad():
             for name, mask in masks.items():
                 weights[name].mul_(mask.to(weights[name].device))
-        with chance.seeded(candidates.generator.initial_seed()):  # for models that draw random numbers
+        with rng.seeded(candidates.generator.initial_seed()):  # for models that draw random numbers
             return scored(arm.scores, model, masks, batches, problem.criterion)
 
     return score

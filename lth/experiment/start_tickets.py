@@ -19,8 +19,9 @@ from lth.pruning import Masks
 from lth.records import folders, tickets
 from lth.records.tables import Run
 from lth.records.tickets import UNUSABLE, Ticket
+from lth.rng import derive_seed
 from lth.settings.combinations import takes_over
-from lth.settings.config import Config, ConfigError, derive_seed
+from lth.settings.config import Config, ConfigError
 from lth.training.models import State, state_of
 from lth.training.problem import Problem
 

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import torch
 
-from lth import chance, prune, pruning
+from lth import prune, pruning, rng
 from lth.data.feed import Feed
 from lth.experiment import borrowed
 from lth.experiment.selection import Candidates, select
@@ -23,9 +23,10 @@ from lth.records.events import Evaluated, Event, Moved, Note, RoundDone
 from lth.records.files import RecordError, delete
 from lth.records.tables import Run
 from lth.records.tickets import Ticket, numbered
+from lth.rng import derive_seed
 from lth.settings import checks
 from lth.settings.arms import ARMS
-from lth.settings.config import Config, derive_seed, same_command
+from lth.settings.config import Config, same_command
 from lth.training import layout, memory, models, sparse
 from lth.training.models import State
 from lth.training.network import Network
@@ -60,7 +61,7 @@ class Experiment:
     def run(self, runs: Sequence[Run], rounds: int) -> None:
         """Strategy 1 for several runs at once: `rounds` trainings of each, and a pruning and a reset after all but the
         last."""
-        with numerics(self.config.precision, self.config.threads), memory.kept(), chance.kept(self.device):
+        with numerics(self.config.precision, self.config.threads), memory.kept(), rng.preserved(self.device):
             for run in runs:
                 self._go_on(run, rounds)
             for number in range(rounds):

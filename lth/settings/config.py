@@ -50,11 +50,6 @@ def usual_valid_size(count: int) -> int:
     return max(min(VALID_SIZE, count // 10), 1)
 
 
-def derive_seed(*parts: object) -> int:
-    """A seed for one purpose: the same parts always give the same one, others an unrelated one."""
-    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:7], "big")
-
-
 def setting(default: Any, group: str, help: str, parse: Callable[[str], Any] = str, **more: Any) -> Any:
     """A field of Config. `more`: choices (and or_else, words about further ones); many (takes several values);
     changes_numbers (False for settings that leave the results of a run alone and so are not part of its folder's name);

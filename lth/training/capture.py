@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lth import chance
+from lth import rng
 from lth.training import models
 from lth.training.network import Network
 
@@ -69,27 +70,31 @@ def captured(training: Training) -> Callable[[Tensor], None]:
 
 
 def _decides(network: Network, images: Tensor) -> bool:
-    """Whether the same forward and backward pass, done twice, is not the same for Python, whose decisions of one step a
-    graph would repeat in all. A copy of the model tries it: what a first pass leaves for later ones, as a grid that is
-    made once, is no decision, unless it changes weights."""
-    cpu = torch.device("cpu")
+    """Whether a forward and backward pass draws on the CPU, replaces buffers, changes weights, or leaves something else
+    in Python than the pass before it: a graph would repeat in all steps what Python did in one. A copy of the model
+    tries it; what only the first pass makes, such as a grid, is no decision."""
     part = images[:2]
 
-    def passed(model: nn.Module) -> tuple[dict[str, str], dict[str, Tensor], list[Tensor]]:
-        with chance.kept(network.device):
+    def passed() -> tuple[dict[str, str], bytes, list[Tensor]]:
+        with rng.preserved(network.device):
             network.forward(model, part.clone()).sum().backward()
-            return models.attributes(model), chance.state(cpu), list(model.buffers())
+            return models.attributes(model), _cpu_state(), list(model.buffers())
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model, start = models.copy_of(network.model), chance.state(cpu)
-            (first, _, buffers), (second, drawn, after) = passed(model), passed(model)
+            model, start = models.copy_of(network.model), _cpu_state()
+            (first, _, buffers), (second, drawn, after) = passed(), passed()
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # whatever a model's own code raises: the step itself will say it
+    except Exception:  # whatever a model's own code raises: the step itself will report it
         return True
-    weights = zip(network.model.parameters(), model.parameters(), strict=True)
-    pairs = [*weights, *((start[name], drawn[name]) for name in start)]
+    moved = any(
+        not torch.equal(one, other) for one, other in zip(network.model.parameters(), model.parameters(), strict=True)
+    )
     replaced = any(one is not other for one, other in zip(buffers, after, strict=True))
-    return first != second or replaced or not all(torch.equal(one, other) for one, other in pairs)
+    return drawn != start or moved or replaced or first != second
+
+
+def _cpu_state() -> bytes:
+    return pickle.dumps(rng.on_cpu())

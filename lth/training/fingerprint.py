@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lth import chance, layers
+from lth import layers, rng
 from lth.data.prints import of_arrays
 from lth.training import memory, source
 
@@ -42,9 +42,9 @@ def of(*things: Any) -> str:
 def of_model(make: Callable[[], nn.Module]) -> str:
     """That of the networks that `make` builds, of their code and of what made them. What differs from one to the next,
     as the weights that they draw, does not count."""
-    with memory.filled(), chance.seeded(0):  # memory that no one has written to is other memory in each process
+    with memory.filled(), rng.seeded(0):  # memory that no one has written to is other memory in each process
         one = make()
-        chance.seed(1)
+        rng.seed(1)
         other = make()
     pairs = zip(_tensors(one), _tensors(other), strict=False)
     fixed = {name for (name, x), (_, y) in pairs if x.shape == y.shape and torch.equal(x, y)}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
-from lth import chance, layers, pruning
+from lth import layers, pruning, rng
 from lth.settings.checks import first_line
 from lth.settings.config import ConfigError
 from lth.training.models import State
@@ -41,7 +41,7 @@ def check_fit(
         count = min(2, batch_size) if training else 2
         when = f", in training{' one at a time' if count == 1 else ''}" if training else ""
         try:
-            with chance.kept(torch.device("cpu")), torch.set_grad_enabled(training):
+            with rng.preserved(torch.device("cpu")), torch.set_grad_enabled(training):
                 model.train(training)
                 logits = model(torch.zeros(count, *image_shape, dtype=torch.float32))
         except (Exception, SystemExit) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lth import chance
+from lth import rng
 from lth.training.models import Build
 
 
@@ -16,7 +16,7 @@ def channels_last(make: Build, example: Tensor) -> bool:
     Not those whose own code needs the usual one, as `x.view(len(x), -1)` behind a convolution does: they fail in this
     layout alone, forward or backward, in training or in evaluation. Nor those with convolutions of three dimensions.
     """
-    with chance.kept(example.device):
+    with rng.preserved(example.device):
         model = make()
         tensors = [*model.parameters(), *model.buffers()]
         if any(tensor.ndim == 5 for tensor in tensors) or all(weight.ndim != 4 for weight in model.parameters()):

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lth import chance, layers
+from lth import layers, rng
 from lth.data.prints import of_arrays, of_texts
 from lth.settings import names
 from lth.settings.checks import first_line, said
@@ -76,7 +76,7 @@ def constant(make: Build) -> Build:
     checkpoint holds, is then the same in all trainings and evaluations."""
 
     def made() -> nn.Module:
-        with chance.seeded(0):
+        with rng.seeded(0):
             return make()
 
     return made
@@ -84,10 +84,10 @@ def constant(make: Build) -> Build:
 
 def build(maker: Build, init: str, seed: int) -> nn.Module:
     """A model with initial weights drawn from `seed` alone: see `initialise`."""
-    with chance.seeded(seed):
+    with rng.seeded(seed):
         model = maker()
         if torch.initial_seed() != seed:  # the constructor has seeded, which would make all trials alike
-            chance.seed(seed)
+            rng.seed(seed)
         initialise(model, init)
     return model
 
@@ -233,7 +233,7 @@ def _load(file: Path) -> ModuleType:
     assert spec and spec.loader
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try:
-        with chance.seeded(0), _staying():  # it is loaded again in every process: what it draws must be the same
+        with rng.seeded(0), _staying():  # it is loaded again in every process: what it draws must be the same
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise ConfigError(f"{_shown(file)} cannot be loaded: {said(error)}") from error

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from lth import chance, pruning
+from lth import pruning, rng
 from lth.data.images import Images, Source
 from lth.layers import has_gradient_hooks
 from lth.prune import Rule
@@ -109,7 +109,7 @@ def stackable(problem: Problem) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what vmap does slowly is said when it is done
-            with chance.kept(torch.device("cpu")), torch.no_grad():
+            with rng.preserved(torch.device("cpu")), torch.no_grad():
                 model.train()(images)
             if any(one is not other for one, other in zip(buffers, model.buffers(), strict=True)):
                 return False  # what it puts in a buffer's place would be lost

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lth import chance
+from lth import rng
 from lth.layers import has_gradient_hooks, is_plain_linear
 from lth.pruning import Masks
 from lth.settings.config import Config
@@ -112,7 +112,7 @@ class _Watched(nn.Parameter):
 def _used_elsewhere(model: nn.Module, names: Sequence[str], example: Tensor) -> set[str]:
     """Which of the weights the model uses outside their layers' own products, in training or in evaluation, as for a
     penalty or to clip them; all of them where it cannot be called with `example`."""
-    with chance.seeded(0), torch.no_grad():
+    with rng.seeded(0), torch.no_grad():
         try:
             copy = models.copy_of(model)
             layers: dict[str, Any] = {name: copy.get_submodule(name.rpartition(".")[0]) for name in names}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lth import chance
+from lth import rng
 from lth.data.feed import Feed
 from lth.training import models
 from lth.training.capture import captured
@@ -97,7 +97,7 @@ class Training:
         self.supermask: list[float | None] = [None for _ in self.trials]
         self.loss_sum = torch.zeros(() if network.trials == 1 else network.trials, device=network.device)
         self.seconds = {"training": 0.0, "evaluation": 0.0}
-        chance.seed(random_seed)  # for dropout, and what else a model draws
+        rng.seed(random_seed)  # for dropout, and what else a model draws
         if resume:
             self._restore(resume)
         capture = network.device.type == "cuda" and feed.capturable and optimizer.capturable
@@ -188,7 +188,7 @@ class Training:
             better = any(val_loss < least for (_, val_loss, _), least in zip(found, lowest, strict=True))
             if better or self.plan.tests(self.iteration, before):
                 # So that nothing depends on how often the test images come.
-                with chance.kept(self.network.device), self._buffers_kept():
+                with rng.preserved(self.network.device), self._buffers_kept():
                     _, correct, seen = self._measure(self.feed.test(), True, between)
                 test = [100 * count / seen for count in correct.tolist()]
         self.loss_sum.zero_()
@@ -227,13 +227,13 @@ class Training:
     def _evaluating(self) -> Iterator[None]:
         """In evaluation mode. A stop within it leaves all as it was at its beginning, where what is gone on with begins
         again: models may draw in evaluation too."""
-        put_back = chance.noted(self.network.device)
+        before = rng.state(self.network.device)
         self.network.model.eval()
         try:
             with torch.no_grad(), self._buffers_kept():
                 yield
         except Stopped:
-            put_back()
+            rng.restore(before, self.network.device)
             raise
         finally:
             self.network.model.train()
@@ -264,7 +264,7 @@ class Training:
         return [self._state(trial) for trial in self.trials]
 
     def _state(self, trial: int) -> Trained:
-        extra = {"loss_sum": self.network.of(self.loss_sum, trial), **chance.state(self.network.device)}
+        extra = {"loss_sum": self.network.of(self.loss_sum, trial), **rng.state(self.network.device)}
         extra |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.state(trial).items()}
         return Trained(
             iteration=self.iteration,
@@ -293,4 +293,4 @@ class Training:
         self.optimizer.restore(
             [{key.removeprefix(own): x for key, x in s.extra.items() if key.startswith(own)} for s in saved]
         )
-        chance.restore(saved[0].extra, self.network.device)
+        rng.restore(saved[0].extra, self.network.device)

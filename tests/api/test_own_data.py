@@ -37,7 +37,7 @@ from torch.utils.data import (
 )
 
 import lth
-from lth import chance, data
+from lth import data, rng
 from lth.data import loaders, stream
 from lth.records import tables
 from lth.records.files import read_json
@@ -289,9 +289,9 @@ def test_the_seed_decides_what_loaders_draw_wherever_they_draw_it(train: Any, in
 
     histories = []
     for number in (3, 4):
-        chance.seed(number)
+        rng.seed(number)
         expected = [drawn() for _ in range(3)]
-        chance.seed(number)
+        rng.seed(number)
         assert drawn() == expected[0]  # a second normal number waits
         histories.append(find(seeded(), {"train": train, **REST}, in_memory=in_memory))
         assert [drawn(), drawn()] == expected[1:]

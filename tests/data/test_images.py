@@ -24,8 +24,9 @@ from torchvision import datasets
 from lth import data
 from lth.data.feed import CROP, Feed, crop_and_flip, split
 from lth.data.images import _as_here
+from lth.rng import derive_seed
 from lth.run import session
-from lth.settings.config import PROJECT, ConfigError, derive_seed
+from lth.settings.config import PROJECT, ConfigError
 from lth.settings.names import KNOWN
 
 SEEDS = (0, 1, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
@@ -15,7 +16,8 @@ from helpers import CPU
 from nets import prune_lowest
 from torch import Tensor, nn
 
-from lth import chance, data, pruning
+from lth import data, pruning, rng
+from lth.training import capture as capturing
 from lth.training import models, train
 from lth.training.capture import captured as capture_step
 from lth.training.network import Fused, Network
@@ -158,8 +160,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @pytest.fixture
 def gpu_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """What PyTorch draws is drawn on the GPU that the CPU plays."""
-    state = chance.state
-    monkeypatch.setattr(chance, "state", lambda device: {"random_others": state(device)["random_others"]})
+    monkeypatch.setattr(capturing, "_cpu_state", lambda: pickle.dumps(rng.on_cpu()[1:]))
 
 
 def same(one: Sequence[train.Trained], other: Sequence[train.Trained]) -> bool:

@@ -10,7 +10,7 @@ from helpers import Conv, Mlp, do, make_images, settings
 from torch import Tensor, nn
 
 import lth
-from lth import chance
+from lth import rng
 from lth.records import tables
 from lth.training import models
 from lth.training.layout import channels_last
@@ -82,9 +82,9 @@ def test_the_models_that_come_with_the_program_have_it(name: str) -> None:
 
 def test_asking_disturbs_no_draws_and_no_example() -> None:
     torch.manual_seed(0)
-    before, example = chance.state(EXAMPLE.device), EXAMPLE.clone()
+    before, example = rng.state(EXAMPLE.device), EXAMPLE.clone()
     channels_last(lambda: Conv(dropout=0.5), example)
-    assert all(torch.equal(one, before[name]) for name, one in chance.state(EXAMPLE.device).items())
+    assert all(torch.equal(one, before[name]) for name, one in rng.state(EXAMPLE.device).items())
     assert torch.equal(example, EXAMPLE)
 
 

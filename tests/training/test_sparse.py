@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, weight_norm
 
 import lth
-from lth import chance, prune
+from lth import prune, rng
 from lth.data.feed import Feed
 from lth.pruning import Masks
 from lth.records import tables, tickets
@@ -200,7 +200,7 @@ def test_what_takes_parts_of_a_sequence_gets_the_layers_themselves(way: str) -> 
     assert chosen(lambda: TakesParts(sequence(), way), 0.2)[:3] == names
     trained = []
     for each in ((), names):
-        chance.seed(0)
+        rng.seed(0)
         made = training(lambda: TakesParts(sequence(), way), Plan(40, 20, constant(0.003)), keep=0.2, sparse=each)
         trained.append(made.run()[0].final)
     agree(*trained)
@@ -308,12 +308,12 @@ def test_only_layers_whose_weight_nothing_else_uses_are_sparse(
     model = seeded(make)
     before = models.state_of(model)
     masks = {name: torch.arange(x.numel()).view(x.shape) % 20 == 0 for name, x in before.items() if x.ndim == 2}
-    state, mode = chance.state(CPU), model.training
+    state, mode = rng.state(CPU), model.training
     with numerics(precision, 1):
         example = Feed(make_images(), [0], 40, 10, CPU).example()
         assert sparse.available()
         assert sparse.choose(model, [masks], sparse.limits(Config()), example) == expected
-    assert all(torch.equal(now, state[name]) for name, now in chance.state(CPU).items()) and model.training == mode
+    assert all(torch.equal(now, state[name]) for name, now in rng.state(CPU).items()) and model.training == mode
     after = models.state_of(model)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items()), "the trial changed the model"
 

@@ -1,0 +1,96 @@
+"""Seeds, and the random number generators that models, pruning rules and loaders draw from.
+
+PyTorch's generators, of the CPU and of the training's device, are seeded, saved in checkpoints and restored. Python's
+and NumPy's are seeded with them at the start of each round, but are not saved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed for one purpose: equal parts always give the same seed, different parts unrelated ones."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:7], "big")
+
+
+def seed(number: int) -> None:
+    """Seed the generators of PyTorch (on all devices), NumPy and Python."""
+    torch.manual_seed(number)
+    np.random.seed(number % 2**32)
+    random.seed(number)
+
+
+def on_cpu() -> tuple[Any, Any, Any]:
+    """The states of the generators of PyTorch (CPU), NumPy and Python."""
+    return torch.get_rng_state(), np.random.get_state(), random.getstate()
+
+
+@contextmanager
+def preserved(device: torch.device | None = None) -> Iterator[None]:
+    """Restore all generators on exit, those of GPUs only where `device` is one, or is None and GPUs are in use."""
+    if device is None:
+        gpus: list[Any] = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    else:
+        gpus = [device] if device.type == "cuda" else []
+    before = on_cpu()
+    with torch.random.fork_rng(devices=gpus):
+        try:
+            yield
+        finally:
+            _restore_on_cpu(before)
+
+
+@contextmanager
+def seeded(number: int) -> Iterator[None]:
+    """Seed all generators within the context and restore them on exit."""
+    with preserved():
+        seed(number)
+        yield
+
+
+class Generators:
+    """The generators of the CPU in a state of their own, which starts from a seed and advances from one `active` block
+    to the next; code outside of these blocks does not notice."""
+
+    def __init__(self, number: int) -> None:
+        own = torch.Generator().manual_seed(number).get_state()
+        self._state = own, np.random.RandomState(number % 2**32).get_state(), random.Random(number).getstate()
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Draws within the context come from these generators."""
+        outside = on_cpu()
+        _restore_on_cpu(self._state)
+        try:
+            yield
+        finally:
+            self._state = on_cpu()
+            _restore_on_cpu(outside)
+
+
+def state(device: torch.device) -> dict[str, Tensor]:
+    """The states of PyTorch's generators of the CPU and of `device`, for a checkpoint."""
+    on_gpu = {"random_cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    return {"random": torch.get_rng_state(), **on_gpu}
+
+
+def restore(saved: Mapping[str, Tensor], device: torch.device) -> None:
+    """Restore what `state` returned."""
+    torch.set_rng_state(saved["random"])
+    if "random_cuda" in saved and device.type == "cuda":
+        torch.cuda.set_rng_state(saved["random_cuda"], device)
+
+
+def _restore_on_cpu(states: tuple[Any, Any, Any]) -> None:
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])
+    random.setstate(states[2])
