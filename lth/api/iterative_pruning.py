@@ -180,7 +180,7 @@ def iterative_pruning(
         if recover is not None:
             mend([run], config, (lambda text: None) if quiet else print)
         problem = own_network.problem(brought, taken, rule, config, initial, str(about), prints)
-        progress = Progress(rounds + 1 - tables.finished_rounds(run), config.print_freq, config.quiet, runs=[run])
+        progress = Progress({run: rounds + 1 - tables.finished_rounds(run)}, 1, config.print_freq, config.quiet)
         densely = config.sparse == "auto" and place.type == "cpu" and not problem.whole and not sparse.available()
         alone = layers.left_alone(net, config.prune_embeddings)
         for said in (remark, alone, sparse.UNAVAILABLE if densely else "", problem.cost[1]):

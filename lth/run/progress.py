@@ -1,177 +1,172 @@
-"""What the terminal shows while rounds are trained: one bar a running round, or plain lines where it is no terminal."""
+"""What is shown while rounds are trained: one bar over all iterations, or plain lines where there is no terminal."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Mapping
+from threading import RLock
 from typing import TextIO
 
-from rich.console import Console
-from rich.progress import TaskID
+import tqdm.auto
 
 from lth.records.events import Connected, Evaluated, Event, Moved, Note, RoundDone
 from lth.records.tables import Run
-from lth.run.bars import Bars
-from lth.run.terminal import fill, wrapped
+from lth.run.terminal import columns, wrapped
 
-HEADS = {  # of the columns of a round's line: how wide, and which go first where the terminal is narrow
-    "round": (5, 9),
-    "remaining": (9, 9),
-    "ES": (7, 4),
-    "val": (6, 2),
-    "test": (6, 9),
-    "seconds": (8, 1),
-    "time left": (9, 3),
-}
-REFRESH = 0.1  # seconds between two pictures of the bars
+WIDTHS = {"round": 5, "remaining": 9, "ES": 7, "val": 6, "test": 6, "seconds": 8, "time left": 9}
+REFRESH = 0.1  # seconds between two drawings of the bar
+BAR, ECHO = 8, 4  # columns that it has at least; those left free at its right, where the terminal writes ^C
+NOTEBOOK = tqdm.auto.notebook_tqdm is not tqdm.auto.std_tqdm
+
+
+class _Bar(tqdm.auto.tqdm):
+    monitor_interval = 0  # Progress decides when it is drawn
+    _lock = RLock()  # tqdm's own is shared by processes, and this one alone draws
 
 
 class Progress:
-    """Shows events. `rounds` is how many rounds are to be trained in all, for the time left; `runs` are trained."""
+    """Shows events.
 
-    def __init__(
-        self,
-        rounds: int,
-        print_freq: int,
-        quiet: bool,
-        out: TextIO | None = None,
-        runs: Sequence[Run] = (),
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.rounds, self.print_freq, self.quiet, self.clock = rounds, print_freq, quiet, clock
-        self.out = out or sys.stdout
-        self.done, self.began = 0, clock()
-        self.shown: dict[Run, int] = {}  # the epochs, in units of print_freq, at which a run's last line was due
-        console = Console(file=self.out, highlight=False, markup=False, emoji=False)
-        self.live = self.out.isatty() and console.is_terminal and not console.is_dumb_terminal
-        both = self.live and sys.stderr.isatty()  # what others say then stands above the bars
-        self.bars = Bars(console=console, auto_refresh=False, transient=True, redirect_stderr=both, get_time=clock)
-        self.tasks: dict[Run, tuple[str, TaskID]] = {}  # what each run is at, and its bar
-        self.drawn = 0.0
-        self.name_width = max((len(str(run)) for run in runs), default=24)
-        self.heads = self._heads(console.width if self.live else sys.maxsize)
-        if not quiet:
-            self._row("run", {name: name for name in HEADS})
+    left: the number of trainings that each run still needs.
+    at_once: how many runs train at the same time.
+    print_freq, quiet: the settings of these names.
+    """
+
+    def __init__(self, left: Mapping[Run, int], at_once: int, print_freq: int, quiet: bool) -> None:
+        self.left, self.at_once, self.print_freq, self.quiet = Counter(left), at_once, print_freq, quiet
+        self.finished = Counter[Run]()
+        self.steps: dict[Run, int] = {}  # iterations of one training
+        self.running: dict[Run, tuple[str, int, float]] = {}  # round, iteration, and when that was reported
+        self.seconds = self.iterations = 0.0  # their quotient is the pace of one run
+        self.printed: dict[Run, int] = {}  # the epochs, in units of print_freq, of a run's last line
+        self.out, self.drawn = sys.stdout, 0.0
+        self.bar: _Bar | None = None
+        self.live = NOTEBOOK or self.out.isatty()
+        self.name_width = max((len(str(run)) for run in left), default=24)
+        whole = self.name_width + sum(WIDTHS.values()) + len(WIDTHS)
+        shown = len(WIDTHS) if not self.live else len(WIDTHS) - 1 if whole - 10 <= columns(self.out) else 5
+        self.heads = list(WIDTHS)[:shown]
+        self._row("run", {head: head for head in WIDTHS})
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
         if isinstance(event, Note):
             if event.failed:
-                self._aside(event.text)
-            elif not self.quiet:
+                for run in [run for run in self.left if event.text.startswith(f"{run}: ")]:  # it trains no more
+                    del self.left[run]
+                    self.running.pop(run, None)
+                self._write(event.text, sys.stderr)
+            else:
                 self._line(event.text)
         elif isinstance(event, RoundDone):
+            self._ended(event.run, event.seconds)
             self._round(event)
         elif isinstance(event, Connected):
-            self._connected(event)
-        elif not self.quiet and self.live:
-            self._bar(event)
-        elif not self.quiet and isinstance(event, Evaluated):
-            self._evaluation(event)
+            self._ended(event.run, 0)
+            barriers = f"error barrier of round {event.round} {event.test:.2f} points (test), {event.train:.2f} (train)"
+            self._line(f"{event.run}: {barriers}: {'stable' if event.stable else 'not stable'}")
+        else:
+            self._moved(event)
+        known = self.steps or self.finished
+        if self.live and not self.quiet and known and time.monotonic() >= self.drawn + REFRESH:
+            self._draw()
 
     def close(self) -> None:
-        """Take the bars off the screen."""
-        for _, task in self.tasks.values():
-            self.bars.remove_task(task)
-        self.tasks.clear()
-        self._stop()
+        """Take the bar off the screen."""
+        if self.bar is not None:
+            self.bar.close()
+        self.bar = None
 
-    def _bar(self, event: Evaluated | Moved) -> None:
-        """Move the bar of a run to where its round is; a round that begins gets a new one, with its name."""
+    def time_left(self) -> float:
+        """Seconds until all is trained, by the pace of the last rounds; 0 as long as that is unknown."""
+        remaining = [n * self._steps(run) - self._iteration(run) for run, n in self.left.items() if n > 0]
+        at_once = min(max(self.at_once, len(self.running)), len(remaining))
+        longest = max(max(remaining), sum(remaining) / at_once) if remaining else 0
+        return longest * self.seconds / self.iterations if self.iterations else 0
+
+    def _moved(self, event: Moved | Evaluated) -> None:
         iteration = event.iteration if isinstance(event, Moved) else event.evaluation.iteration
-        what = f"{event.round} again" if isinstance(event, Moved) and event.again else f"{event.round}"
-        shown, task = self.tasks.get(event.run, ("", None))
-        if task is None or shown != what:
-            self._remove(event.run)
-            name = f"{event.run} round {what}"
-            task = self.bars.add_task(name, total=event.steps, completed=iteration, loss="", val="")
-            self.tasks[event.run] = (what, task)
-            self.bars.start()
-        self.bars.update(task, completed=iteration)
-        if isinstance(event, Evaluated):
-            found = event.evaluation
-            self.bars.update(task, loss=f"loss {found.train_loss:.4f}", val=f"val {found.val:.2f}%")
-        if not self.drawn <= self.clock() < self.drawn + REFRESH:
-            self.drawn = self.clock()
-            self.bars.refresh()
+        number, now, before = f"r{event.round}", time.monotonic(), self.running.get(event.run)
+        if before and before[0] == number and iteration >= before[1]:
+            self.iterations += iteration - before[1]
+            self.seconds += now - before[2]
+        self.running[event.run], self.steps[event.run] = (number, iteration, now), event.steps
+        if isinstance(event, Evaluated) and not self.live:
+            self._evaluation(event)
 
-    def _remove(self, run: Run) -> None:
-        if run in self.tasks:
-            self.bars.remove_task(self.tasks.pop(run)[1])
+    def _ended(self, run: Run, seconds: float) -> None:
+        """A training has ended, or none was needed. `seconds` count where it ran out of sight, on another machine."""
+        if self.running.pop(run, None) or seconds:
+            self.finished[run] += 1
+            self.left[run] -= 1
+            self.seconds, self.iterations = self.seconds / 2, self.iterations / 2  # sparse rounds have another pace
+        if run not in self.steps and seconds:
+            self.seconds, self.iterations = self.seconds + seconds, self.iterations + self._steps(run)
+
+    def _steps(self, run: Run) -> float:
+        """Iterations of a training of a run: the mean of the others as long as none has begun."""
+        return self.steps.get(run) or (sum(self.steps.values()) / len(self.steps) if self.steps else 1)
+
+    def _iteration(self, run: Run) -> int:
+        return self.running[run][1] if run in self.running else 0
+
+    def _draw(self) -> None:
+        if self.bar is None:
+            form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
+            self.bar = _Bar(total=1, leave=False, file=self.out, bar_format=form)
+        done = sum(n * self._steps(run) for run, n in self.finished.items())
+        total = done + sum(n * self._steps(run) for run, n in self.left.items())
+        self.bar.n, self.bar.total = round(done + sum(map(self._iteration, self.running))), max(round(total), 1)
+        told = ", ".join(f"{run} {place[0]}" for run, place in self.running.items())
+        told = f"{duration(left)} left, {told}" if (left := self.time_left()) else told
+        if not NOTEBOOK:
+            self.bar.ncols = columns(self.out) - ECHO
+            room = self.bar.ncols - BAR - len(f"100%|| {self.bar.n}/{self.bar.total}, ")
+            told = told if len(told) <= room else f"{told[: max(room - 3, 0)]}..."
+        self.bar.set_postfix_str(told, refresh=False)
+        self.bar.refresh()
+        self.drawn = time.monotonic()
 
     def _evaluation(self, event: Evaluated) -> None:
-        found = event.evaluation
-        epochs, last = found.iteration // event.epoch, found.iteration == event.steps
-        due = last or epochs // self.print_freq > self.shown.get(event.run, 0)
-        self.shown[event.run] = 0 if last else max(self.shown.get(event.run, 0), epochs // self.print_freq)
-        if due:
-            whole = event.steps % event.epoch == 0
-            place = (
-                f"epoch {epochs} of {event.steps // event.epoch}" if whole else f"{found.iteration} of {event.steps}"
-            )
-            text = f"loss {found.train_loss:.4f}  val {found.val:.2f}%"
-            self._line(f"{event.run!s:{self.name_width}} {event.round:5}   {place}: {text}")
+        """A line per evaluation, at most one in `print_freq` epochs; the last always."""
+        found, epochs = event.evaluation, event.evaluation.iteration // event.epoch // self.print_freq
+        if found.iteration == event.steps or epochs > self.printed.get(event.run, 0):
+            self.printed[event.run] = 0 if found.iteration == event.steps else epochs
+            text = f"iteration {found.iteration} of {event.steps}: loss {found.train_loss:.4f}  val {found.val:.2f}%"
+            self._line(f"{event.run!s:{self.name_width}} {event.round:5}   {text}")
 
     def _round(self, event: RoundDone) -> None:
-        self._remove(event.run)
-        self.done += 1
-        if self.quiet:
-            return
-        row, left = event.row, (self.clock() - self.began) / self.done * (self.rounds - self.done)
+        row = event.row
         cells = {
-            "round": f"{int(row['round'])}",
+            "round": f"{row['round']:.0f}",
             "remaining": f"{row['remaining']:.2f}%",
-            "ES": f"{int(row['ES'])}",
+            "ES": f"{row['ES']:.0f}",
             "val": f"{row['val']:.2f}",
             "test": f"{row['test']:.2f}",
             "seconds": f"{event.seconds:.1f}" if event.seconds else "shared",
-            "time left": _duration(left),
+            "time left": duration(self.time_left()),
         }
         self._row(str(event.run), cells)
         if event.empty:
             self._line(f"{event.run}: no weights left in {', '.join(event.empty)}")
 
-    def _connected(self, event: Connected) -> None:
-        self._remove(event.run)
-        if not self.quiet:
-            self._line(
-                f"{event.run}: error barrier of round {event.round} {event.test:.2f} points (test), {event.train:.2f} "
-                f"(train): {'stable' if event.stable else 'not stable'}"
-            )
-
-    def _heads(self, columns: int) -> list[str]:
-        """The columns of a round's line that fit."""
-        heads = list(HEADS)
-        for name in sorted(HEADS, key=lambda name: HEADS[name][1]):
-            if self.name_width + sum(HEADS[head][0] + 1 for head in heads) > columns and HEADS[name][1] < 9:
-                heads.remove(name)
-        return heads
-
-    def _row(self, name: str, cells: dict[str, str]) -> None:
-        found = (f"{cells[head]:>{HEADS[head][0]}}" for head in self.heads)
-        self._line(" ".join([f"{name:{self.name_width}}", *found]))
+    def _row(self, name: str, cells: Mapping[str, str]) -> None:
+        self._line(" ".join([f"{name:{self.name_width}}", *(f"{cells[head]:>{WIDTHS[head]}}" for head in self.heads)]))
 
     def _line(self, text: str) -> None:
-        if self.live:
-            self.bars.console.print(fill(text, self.bars.console.width), soft_wrap=True)
-        else:
-            print(text, file=self.out, flush=True)
+        if not self.quiet:
+            self._write(text, self.out)
 
-    def _aside(self, text: str) -> None:
-        """Say something on stderr, which may be no terminal or another."""
-        started = self.bars.live.is_started
-        self._stop()
-        print(wrapped(text, sys.stderr), file=sys.stderr, flush=True)
-        if started:
-            self.bars.start()
-
-    def _stop(self) -> None:
-        if self.bars.live.is_started:  # else rich ends a line that was never begun
-            self.bars.stop()
+    def _write(self, text: str, stream: TextIO) -> None:
+        """Write a line, above the bar where there is one."""
+        _Bar.write(wrapped(text, stream), file=stream)
+        stream.flush()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Hours and minutes, or minutes and seconds."""
     minutes, seconds = divmod(round(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"

@@ -136,9 +136,12 @@ class Queue:
             self._tables[run] = mark, tables.done_rounds(run, connectivity)
         return self._tables[run][1]
 
-    def left(self) -> int:
-        """How many rounds of all runs are not finished."""
-        return sum(max(0, len(tasks) - self.finished(run)) for run, tasks in self.tasks.items())
+    def left(self) -> dict[Run, int]:
+        """How many trainings each run still needs: two per round with --connectivity, none for a shared round."""
+        return {
+            run: sum(not task.shared for task in tasks[self.finished(run) :]) * (1 + self.config[run].connectivity)
+            for run, tasks in self.tasks.items()
+        }
 
     def _catch_up(self, run: Run) -> None:
         """Note the rounds that another process has finished."""

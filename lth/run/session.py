@@ -89,7 +89,8 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), words: Cal
             holding = (Elsewhere if there else Shared if first.join else Alone)(prepared, locks, device, command)
             outlook.announce(prepared, device, f"{there or devices.name(device)}", say, warn)
             queue = Queue(todo, holding.hold, holding.let_go, holding.together, since, elsewhere=there is not None)
-            with _shown(first, queue.left(), runs, words) as tell:
+            at_once = max(jobs.at_once(first), holding.together(next(iter(todo))))
+            with _shown(first, queue.left(), at_once, runs, words) as tell:
                 workers: jobs.Workers
                 if there:
                     there.prepare(prepared, command, tell)
@@ -114,9 +115,11 @@ def _todo(asked: Mapping[Config, str], runs: Sequence[Run], warn: Callable[[str]
 
 
 @contextmanager
-def _shown(config: Config, rounds: int, runs: Sequence[Run], words: Callable[[str], str]) -> Iterator[jobs.Tell]:
-    """Within it, the events of `rounds` trainings are shown on the terminal and, with --tensorboard, logged."""
-    progress = Progress(rounds, config.print_freq, config.quiet, runs=runs)
+def _shown(
+    config: Config, left: Mapping[Run, int], at_once: int, runs: Sequence[Run], words: Callable[[str], str]
+) -> Iterator[jobs.Tell]:
+    """Within it, the events of the trainings that are `left` are shown and, with --tensorboard, logged."""
+    progress = Progress(left, at_once, config.print_freq, config.quiet)
     board = Board() if config.tensorboard else None
 
     def tell(event: Event) -> None:

@@ -1,15 +1,16 @@
-"""Sentences on a terminal: broken between words, not within them."""
+"""Sentences on a terminal: broken between words, and without control characters."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import textwrap
 from typing import TextIO
 
 
-def width(stream: TextIO) -> int:
-    """The columns of the terminal that `stream` writes to."""
+def columns(stream: TextIO) -> int:
+    """The width of the terminal that `stream` writes to."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or 80
     except (OSError, ValueError):
@@ -17,14 +18,14 @@ def width(stream: TextIO) -> int:
 
 
 def wrapped(text: str, stream: TextIO) -> str:
-    """`text`, broken between words at the width of the terminal that `stream` is; as it is elsewhere."""
+    """`text`, broken between words where `stream` is a terminal; a longer word, such as a path, stays whole. Control
+    characters, as a folder's name or a model's error may have them, are escaped."""
+    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: ascii(found[0])[1:-1], text)
     if not stream.isatty():
         return text
-    return "\n".join(fill(line, width(stream)) for line in text.split("\n"))
-
-
-def fill(line: str, columns: int) -> str:
-    """One line broken between words; a word that is longer, as a path may be, stays whole."""
-    if len(line) <= columns:
-        return line
-    return textwrap.fill(line, columns, break_long_words=False, break_on_hyphens=False)
+    width = columns(stream)
+    lines = (
+        line if len(line) <= width else textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
+    return "\n".join(lines)

@@ -1,18 +1,19 @@
-"""What a terminal shows: bars of any number of runs at any width, and sentences broken between words."""
+"""What a terminal shows while rounds are trained: one bar at any width, and sentences broken between words."""
 
 from __future__ import annotations
 
 import io
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from helpers import Mlp, settings, training
 
-from lth.records.events import Evaluated, Event, Moved, Note, RoundDone
+from lth.records.events import Connected, Evaluated, Event, Moved, Note, RoundDone
 from lth.records.tables import Run
-from lth.run import session
+from lth.run import progress, session
 from lth.run.progress import Progress
 from lth.run.terminal import wrapped
 from lth.training import train
@@ -32,21 +33,14 @@ class Terminal(io.StringIO):
 
     @property
     def screen(self) -> list[str]:
-        lines, row, column = [""], 0, 0
-        for part in re.findall(r"\x1b\[[?\d;]*[A-Za-z]|[\r\n]|[^\x1b\r\n]", self.getvalue()):
-            if part == "\n":
-                row, column = row + 1, 0
-                lines += [""] * (row + 1 - len(lines))
-            elif part == "\r":
+        lines, column = [""], 0
+        for character in self.getvalue():
+            if character == "\n" or (column == self.columns and character != "\r"):
+                lines, column = [*lines, ""], 0
+            if character == "\r":
                 column = 0
-            elif part.startswith("\x1b"):
-                row -= int(part[2:-1] or 1) if part[-1] == "A" else 0
-                lines[row] = "" if part == "\x1b[2K" else lines[row]
-            else:
-                if column == self.columns:
-                    row, column = row + 1, 0
-                    lines += [""] * (row + 1 - len(lines))
-                lines[row] = f"{lines[row][:column]:{column}}{part}{lines[row][column + 1 :]}"
+            elif character != "\n":
+                lines[-1] = f"{lines[-1][:column]:{column}}{character}{lines[-1][column + 1 :]}"
                 column += 1
         return [line.rstrip() for line in lines]
 
@@ -54,114 +48,108 @@ class Terminal(io.StringIO):
 RUNS = [Run(Path(), "fc1", "mnist", "default", arm, seed) for arm in ("lt", "random_finetune") for seed in (0, 1)]
 
 
-class Clock:
-    """Time that passes when it is told to."""
-
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def evaluated(run: Run, number: int, iteration: int, steps: int = 5000) -> Evaluated:
     return Evaluated(run, number, Evaluation(iteration, 0.1234, 0.2, 97.5, 97.25), steps, 500)
 
 
-def done(run: Run, number: int) -> RoundDone:
-    return RoundDone(run, {"round": number, "remaining": 80.0, "ES": 4500, "val": 97.5, "test": 97.25}, 61.5, ())
+def done(run: Run, number: int, seconds: float = 61.5) -> RoundDone:
+    return RoundDone(run, {"round": number, "remaining": 80.0, "ES": 4500, "val": 97.5, "test": 97.25}, seconds, ())
 
 
 @pytest.fixture(params=[60, 80, 120])
 def terminal(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Terminal:
     monkeypatch.setenv("COLUMNS", str(request.param))
-    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(progress, "REFRESH", 0)
     return Terminal(request.param)
 
 
-def shown(terminal: Terminal, events: list[Event], runs: list[Run]) -> tuple[Progress, Clock]:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Time that stands still: its one item is the time."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def shown(progress: Progress, *events: Event, clock: list[float] | None = None) -> None:
     """A second before each event."""
-    clock = Clock()
-    progress = Progress(8, 1, False, terminal, runs, clock)
     for event in events:
-        clock.now += 1
+        if clock:
+            clock[0] += 1
         progress(event)
-    return progress, clock
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_each_run_has_one_bar_in_a_line_of_its_own(terminal: Terminal, count: int) -> None:
-    runs = RUNS[:count]
-    events: list[Event] = [Moved(run, 3, 0, 5000) for run in runs]
-    for iteration in (400, 500, 600):
-        events += [Moved(run, 3, iteration, 5000) for run in runs]
-        events += [evaluated(run, 3, iteration) for run in runs[:1]]
-    progress, clock = shown(terminal, events, runs)
-    bars = terminal.screen[1:]
-    assert len(bars) == count
-    for run, line in zip(runs, bars, strict=True):
-        assert line.startswith(f"{run} round 3 ") and "━" * 5 in line
-        assert len(line) <= terminal.columns - 4, "there must be room for the ^C of the terminal"
-    if count < 4:
-        assert all("600/5000" in line and " it/s" in line for line in bars)
-        assert "val 97.50%" in bars[0]
-    assert ("loss 0.1234" in bars[0]) == (terminal.columns > (60 if count < 3 else 80))
-    clock.now += 1
-    progress(done(runs[0], 3))
-    progress(Moved(runs[0], 4, 0, 5000))
-    heads, row, *bars = terminal.screen
-    assert row.split()[:4] == [*str(runs[0]).split(), "3", "80.00%"] and "97.25" in row
-    if heads.endswith("time left"):
-        seconds = round((clock() - progress.began) * 7)  # one of eight rounds is done
-        assert row.split()[-1] == f"{seconds // 60}m{seconds % 60:02}s"
-    assert heads.endswith("time left") or (terminal.columns == 60 and count == 4)
-    assert len(bars) == count and f"{runs[0]} round 4" in bars[-1]
-    progress.close()
-    assert not any(terminal.screen[2:]), "the bars are gone"
+def test_one_bar_with_the_running_rounds_and_finished_ones_above(
+    terminal: Terminal, clock: list[float], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", terminal)
+    made = Progress(dict.fromkeys(RUNS[:count], 2), count, 1, False)
+    moves = [Moved(run, 3, iteration, 5000) for iteration in (0, 500) for run in RUNS[:count]]
+    shown(made, *moves, clock=clock)
+    heads, bar = terminal.screen
+    assert heads.split()[:3] == ["run", "round", "remaining"]
+    assert re.match(rf"  [56]%\|.{{8,}}\| {500 * count}/{10_000 * count}, \dm\d\ds left, ", bar)
+    assert len(bar) <= terminal.columns - 4, "there must be room for the ^C of the terminal"
+    assert (bar.count(" r3") == count) == (count < {60: 1, 80: 2, 120: 4}[terminal.columns] + 1) or bar.endswith("...")
+    shown(made, done(RUNS[0], 3), Moved(RUNS[0], 4, 0, 5000))
+    heads, row, bar = terminal.screen
+    assert row.split()[:4] == [*str(RUNS[0]).split(), "3", "80.00%"] and "97.25" in row
+    assert f"| {5000 + 500 * (count - 1)}/{10_000 * count}, " in bar
+    made.close()
+    assert not any(terminal.screen[2:]), "the bar is gone"
 
 
-def test_bars_have_their_names_from_the_beginning_and_move_between_evaluations(terminal: Terminal) -> None:
-    progress, clock = shown(terminal, [Moved(RUNS[0], 0, 0, 5000)], RUNS[:2])
-    assert terminal.screen[1].startswith("lt seed0 round 0 ") and "0/5000" in terminal.screen[1]
-    clock.now += 1
-    progress(Moved(RUNS[0], 0, 250, 5000))
-    assert "250/5000" in terminal.screen[1]
-    progress.close()
+def test_time_left_counts_trainings_alone_from_the_first_step(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Start-up, a shared round and what is done of rounds under way made it two to three times too long."""
+    lt, other = RUNS[:2]
+    made = Progress({lt: 3, other: 2}, 2, 1, False)
+    clock[0] += 1000  # processes start
+    shown(made, Moved(lt, 0, 0, 100), done(other, 0, seconds=0.0))
+    assert made.time_left() == 0, "unknown"
+    clock[0] += 5
+    shown(made, Moved(lt, 0, 50, 100))  # 10 iterations per second; 250 and 200 are left, side by side
+    assert made.time_left() == pytest.approx(25)
+    clock[0] += 5
+    shown(made, done(lt, 0, seconds=10.0), Moved(lt, 1, 0, 100))
+    assert made.time_left() == pytest.approx(20)
+    shown(made, Note(f"{other}: it broke", failed=True))
+    assert made.time_left() == pytest.approx(20), "the run that needs most decides"
+    shown(Progress({lt: 2}, 1, 1, True), Connected(lt, 0, 1.0, 1.0, True))
+    alone = Progress({lt: 3, other: 2}, 1, 1, False)
+    shown(alone, Moved(lt, 2, 40, 100))
+    clock[0] += 1
+    shown(alone, Moved(lt, 2, 50, 100))  # taken up at 40, of which this process has made none
+    assert alone.time_left() == pytest.approx(45)
+    elsewhere = Progress({lt: 3}, 1, 1, False)  # nothing is heard of it but its finished rounds
+    shown(elsewhere, done(lt, 0, seconds=60.0))
+    assert elsewhere.time_left() == pytest.approx(120)
+    assert capsys.readouterr().out.splitlines()[-1].split()[-1] == "2m00s"
 
 
-def test_speed_counts_what_was_done_since_the_bar_began(terminal: Terminal) -> None:
-    """A run that is taken up at iteration 4000 has not done them in this second."""
-    events: list[Event] = [Moved(RUNS[0], 0, iteration, 50000) for iteration in (4000, 4150, 4300, 4450)]
-    progress, _ = shown(terminal, events, RUNS[:1])
-    assert re.search(r"\b150 it/s", terminal.screen[1])
-    progress.close()
+def test_a_failure_goes_to_stderr_also_with_quiet(
+    terminal: Terminal, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", terminal)
+    for quiet in (False, True):
+        made = Progress({RUNS[0]: 1}, 1, 1, quiet)
+        shown(made, Moved(RUNS[0], 0, 0, 5000), Note("lt seed1: it broke", failed=True), Moved(RUNS[0], 0, 100, 5000))
+        made.close()
+        assert capsys.readouterr().err == "lt seed1: it broke\n" and "it broke" not in terminal.getvalue()
+        assert ("100/5000" in terminal.getvalue()) != quiet
+        terminal.truncate(0)
+    assert not terminal.getvalue()
 
 
-def test_a_failure_goes_to_stderr_and_the_bars_stay(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
-    progress, clock = shown(terminal, [Moved(RUNS[0], 0, 0, 5000), Note("lt seed1: it broke", failed=True)], RUNS)
-    clock.now += 1
-    progress(Moved(RUNS[0], 0, 100, 5000))
-    assert "it broke" in capsys.readouterr().err and "it broke" not in terminal.getvalue()
-    assert ["100/5000" in line for line in terminal.screen if line] == [False, True]
-    progress.close()
-
-
-def test_quiet_shows_nothing_and_files_get_plain_lines(terminal: Terminal) -> None:
-    events = [Moved(RUNS[0], 0, 0, 5000), evaluated(RUNS[0], 0, 5000), done(RUNS[0], 0)]
-    quiet = Progress(1, 1, True, terminal, RUNS)
-    file = io.StringIO()
-    plain = Progress(1, 1, False, file, RUNS)
-    for event in events:
-        quiet(event)
-        plain(event)
-    quiet.close()
-    plain.close()
-    silent = io.StringIO()
-    Progress(1, 1, True, silent, RUNS).close()
-    assert silent.getvalue() == ""
-    assert terminal.getvalue() == "" and "\x1b" not in file.getvalue()
-    head, line, row = file.getvalue().splitlines()
+def test_files_get_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluations = [evaluated(RUNS[0], 0, iteration, 5000) for iteration in (200, 1000, 1200, 4900, 5000)]
+    shown(Progress({RUNS[0]: 1}, 1, 2, False), Moved(RUNS[0], 0, 0, 5000), *evaluations, done(RUNS[0], 0))
+    head, *lines, row = capsys.readouterr().out.splitlines()
     assert head.split() == ["run", "round", "remaining", "ES", "val", "test", "seconds", "time", "left"]
-    assert "epoch 10 of 10: loss 0.1234  val 97.50%" in line and "61.5" in row
+    assert [line.split()[4] for line in lines] == ["1000", "4900", "5000"], "every two epochs, and the last"
+    assert "of 5000: loss 0.1234  val 97.50%" in lines[-1] and "61.5" in row and "\r" not in row
 
 
 def test_a_training_says_where_it_is_between_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,16 +167,15 @@ def test_a_whole_run_on_a_terminal(place: Path, terminal: Terminal, monkeypatch:
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setattr(train, "BEAT", 0)
     session.run(settings(place, quiet=False, prune_type=("lt", "reinit"), prune_iterations=2))
-    text = terminal.getvalue()
-    assert text.index("lt seed0 round 1 ") < text.index("reinit seed0 round 1 ")
+    assert "24/24" in terminal.getvalue(), "three trainings of 8 iterations: the second dense round is shared"
     rows = [line.split()[:3] for line in terminal.screen if re.match(r"(lt|reinit) seed0 ", line)]
     assert sorted(rows) == [[arm, "seed0", number] for arm in ("lt", "reinit") for number in "01"]
-    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") > 0, "the cursor is back"
 
 
-def test_sentences_are_broken_between_words(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sentences_are_broken_between_words_and_have_no_control_characters(terminal: Terminal) -> None:
     text = f"the weights under saves/ take up to 1,234 MB: {'/a-long-path' * 12} and a few-words-more\n\n  indented"
     assert wrapped(text, io.StringIO()) == text
     lines = wrapped(text, terminal).split("\n")
     assert " ".join(" ".join(lines).split()) == " ".join(text.split()) and lines[-2:] == ["", "  indented"]
     assert all(len(line) <= terminal.columns or " " not in line for line in lines)
+    assert wrapped("\x1b[2Jred\x07\tü\n", io.StringIO()) == "\\x1b[2Jred\\x07\tü\n"
