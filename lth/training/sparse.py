@@ -38,7 +38,8 @@ BELOW = ((256, 0.27), (math.inf, 0.17))  # for batches up to so many examples
 # 48% (28%), and 0.55 (0.46) with that sparse too; 1.1 with that one sparse alone.
 SMALL, BESIDE = 4096, 0.6
 AMX_FACTOR = 0.5  # of the share, where `fast` means bfloat16 tiles, about twice as quick. An estimate, not measured.
-HARMLESS = {torch.Tensor.device.__get__, torch.Tensor.dtype.__get__}  # of a sparse weight they are the same
+TENSOR: Any = Tensor
+HARMLESS = {TENSOR.device.__get__, TENSOR.dtype.__get__}  # of a sparse weight they are the same
 UNAVAILABLE = "this PyTorch has no quick sparse products: sparse rounds take as long as dense ones"
 
 
