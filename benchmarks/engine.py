@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from timing import synchronise
 
 from lth import pruning
-from lth.data.feed import Feed
-from lth.data.images import Images, load
+from lth.data.images import Feed, Images
+from lth.data.sets import load
 from lth.pruning import Masks
 from lth.settings.config import PROJECT, Config
 from lth.settings.names import KNOWN

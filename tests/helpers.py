@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lth import data, pruning
-from lth.data.feed import Feed
-from lth.data.images import Images
+from lth.data.images import Feed, Images
 from lth.experiment import Experiment, start_tickets
 from lth.experiment.mode_connectivity import Connectivity
 from lth.pruning import Masks

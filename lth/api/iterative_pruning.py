@@ -183,7 +183,8 @@ def iterative_pruning(
         progress = Progress({run: rounds + 1 - tables.finished_rounds(run)}, 1, config.print_freq, config.quiet)
         densely = config.sparse == "auto" and place.type == "cpu" and not problem.whole and not sparse.available()
         alone = layers.left_alone(net, config.prune_embeddings)
-        for said in (remark, alone, sparse.UNAVAILABLE if densely else "", problem.cost[1]):
+        odd = getattr(taken.source, "remark", "")
+        for said in (remark, odd, alone, sparse.UNAVAILABLE if densely else "", problem.cost[1]):
             if said and not quiet:
                 print(said)
         run = replace(run, fence=stack.enter_context(Locks(config.lock_limit)).take(run.dumps))

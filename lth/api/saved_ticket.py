@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from lth import prune, pruning
 from lth.api import export, own_network
 from lth.data.images import Images
-from lth.data.loaders import as_images, test_batches
+from lth.data.loaders import test_batches
+from lth.data.sets import as_images
 from lth.pruning import Masks
 from lth.records import folders, same, tables, tickets
 from lth.records.tables import Run, config_of

@@ -1,28 +1,23 @@
-"""Data sets as tensors: reading and checking them, and MNIST as loaders for loops of the user's own."""
+"""Images in memory, and what a training sees of them: each trial's split and order of batches, made on the device."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lth.data.feed import Feed, normalisation, split
 from lth.data.prints import of_arrays
-from lth.settings import checks, names
-from lth.settings.config import VALID_SIZE, ConfigError
+from lth.rng import derive_seed
+from lth.settings.config import usual_valid_size
 from lth.settings.names import KNOWN
 
-ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+CROP = 4  # pixels that a random crop may shift an image by, as in He et al. (arXiv:1512.03385, Section 4.2)
+EVALUATION_CHUNK = 1000  # images of a trial evaluated at once; larger ones leave the processor's cache
+STACK_CHUNK = 5000  # images of all trials together, for the memory of a GPU
 
 
 @dataclass(frozen=True)
@@ -56,6 +51,19 @@ class Images:
         """Whether an image means the same in a mirror, as digits do not: colour pictures do, where it is not known."""
         return KNOWN[self.name].mirrors if self.name in KNOWN else self.shape[:1] == (3,)
 
+    @cached_property
+    def remark(self) -> str:
+        """What is odd about the labels, in a sentence; "" if nothing is."""
+        trained, tested = (torch.bincount(y, minlength=self.classes) > 0 for y in (self.train_labels, self.test_labels))
+        if trained.sum() == 1:
+            return f"all training examples have the label {int(trained.nonzero())}: there is nothing to tell apart"
+        untrained, absent = ((~trained & tested).nonzero().flatten(), (~trained & ~tested).nonzero().flatten())
+        if len(untrained):
+            return f"only the test set has examples of {_classes(untrained)}, which no network can learn then"
+        if len(absent):
+            return f"no example is of {_classes(absent)}: labels count from 0, so that there are {self.classes} classes"
+        return ""
+
     def tensors(self) -> list[Tensor]:
         """All tensors, to be moved or shared."""
         return [self.train, self.train_labels, self.test, self.test_labels, *(self.validation or ())]
@@ -73,204 +81,163 @@ class Images:
         return Feed(self, seeds, valid_size, batch_size, device, augment)
 
 
+def _classes(labels: Tensor) -> str:
+    found = labels.tolist()
+    more = ", ..." if len(found) > 5 else ""
+    return f"class {found[0]}" if len(found) == 1 else f"classes {', '.join(map(str, found[:5]))}{more}"
+
+
 class Source(Protocol):
-    """Anything that trials can be fed from: `Images`, or data that is streamed."""
+    """What trials can be fed from: `Images`, or data that are streamed."""
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of an example."""
+    def shape(self) -> tuple[int, ...]: ...
 
     def feed(
         self, seeds: Sequence[int], valid_size: int | None, batch_size: int, device: torch.device, augment: bool = False
-    ) -> Feed:
-        """What trials of these `seeds` train and evaluate on: see lth.data.Feed, which has the other arguments too:
-        `valid_size`, `batch_size`, `device`, `augment`."""
+    ) -> Feed: ...
 
 
-def load(name: str, folder: Path, pixels: str = "standard") -> Images:
-    """The data set `<folder>/<name>.npz` (Keras's convention: x_train, y_train, x_test, y_test), or else the one that
-    torchvision has in `folder` or downloads, which is then kept as such a file. Models see it as `pixels` says
-    (--pixels). ConfigError if neither is to be had."""
-    name = names.dataset(name)
-    file = names.npz(Path(folder), name)
-    if not file.exists():
-        if name not in KNOWN:
-            raise ConfigError(
-                f"--dataset must be one of {', '.join(KNOWN)} or have a file {file} with the arrays "
-                f"{', '.join(ARRAYS)}, not {name!r}"
-            )
-        _fetch(name, file)
-    images = read(file, KNOWN[name].classes if name in KNOWN else None)
-    called = name if name in KNOWN else images.name  # whatever the case of the file's name, digits are not mirrored
-    return replace(images, name=called, pixels=pixels)
+class Feed:
+    """What T trials train and evaluate on: the images on the device, each trial's own split and order of batches.
 
+    A batch is a tensor of draws, (T, B) image indices or, with augmentation, (T, B, 4): index, shift down, shift
+    right, flip. `fetch` turns one into normalised images (T * B, C, H, W) and labels (T * B,).
 
-def training_count(name: str, folder: Path) -> int:
-    """How many training images the data set `name` that `load` would give from `folder` has, without reading them. One
-    that is not there or is spoiled, of which `load` says so, counts as having as many as those that are downloaded."""
-    file = names.npz(Path(folder), names.dataset(name))
-    if not file.is_file():
-        return 10 * VALID_SIZE
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return len(arrays["y_train"])
-    except Exception:  # as many kinds as in `read`
-        return 10 * VALID_SIZE
-
-
-def read(file: Path, classes: int | None = None) -> Images:
-    """The data set in an .npz file, checked. `classes`: how many labels there must be at most."""
-    if file.exists() and not file.is_file():  # opening a named pipe would wait for ever
-        raise ConfigError(
-            f"{file} is no readable .npz file (it is a folder, a pipe or a device); put a complete one in its place"
-        )
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            missing = [key for key in ARRAYS if key not in arrays]
-            if missing:
-                raise ConfigError(f"{file} must hold the arrays {', '.join(ARRAYS)}; {', '.join(missing)} is missing")
-            held = [np.asarray(arrays[key]) for key in ARRAYS]
-    except ConfigError:
-        raise
-    except Exception as error:  # zipfile, zlib, tokenize and NumPy raise a dozen kinds of it on a spoiled file
-        reason = checks.first_line(error)
-        raise ConfigError(f"{file} is no readable .npz file ({reason}); put a complete one in its place") from None
-    return _checked(file, held, classes)
-
-
-def _checked(file: Path, arrays: Sequence[np.ndarray], classes: int | None) -> Images:
-    """The data set of these ARRAYS, which `file` holds or is to hold."""
-    x_train, y_train, x_test, y_test = arrays
-    for key, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
-        if x.dtype != np.uint8 or x.ndim not in (3, 4) or not x.size:
-            raise ConfigError(
-                f"{file}: x_{key} must be uint8 of N x H x W, N x H x W x C or N x C x H x W, not {x.dtype} {x.shape}"
-            )
-        if y.dtype.kind not in "iu" or y.reshape(-1).shape != (len(x),):
-            raise ConfigError(
-                f"{file}: y_{key} must hold one integer label for each of {len(x)} images, not {y.dtype} {y.shape}"
-            )
-    if x_train.shape[1:] != x_test.shape[1:]:
-        raise ConfigError(f"{file}: x_train and x_test differ in size: {x_train.shape[1:]} and {x_test.shape[1:]}")
-    classes = classes or min(int(y_train.max()) + 1, len(y_train))  # labels that skip most numbers are no labels
-    for key, y in (("train", y_train), ("test", y_test)):
-        if y.min() < 0 or y.max() >= classes:
-            raise ConfigError(f"{file}: y_{key} must be labels 0 to {classes - 1}, not {y.min()} to {y.max()}")
-    train, test = (_planes(x_train), _labels(y_train)), (_planes(x_test), _labels(y_test))
-    return Images(Path(file).stem, *train, *test, classes)
-
-
-def _planes(x: np.ndarray) -> Tensor:
-    channels = x[:, None] if x.ndim == 3 else x if names.channels_first(x.shape) else x.transpose(0, 3, 1, 2)
-    return torch.from_numpy(np.ascontiguousarray(channels))
-
-
-def _labels(y: np.ndarray) -> Tensor:
-    return torch.from_numpy(y.reshape(-1).astype(np.int64))
-
-
-def _fetch(name: str, file: Path) -> None:
-    """Write `file` from torchvision's copy of the data set, downloading it if there is none. All or nothing."""
-    from torchvision import datasets
-
-    known = KNOWN[name]
-    kind = getattr(datasets, known.kind)
-    try:
-        there = next(folder for folder in file.resolve().parents if folder.exists())
-        with tempfile.TemporaryDirectory(dir=there, prefix=".download-") as temporary:
-            with contextlib.redirect_stdout(io.StringIO()):
-                try:
-                    halves = [kind(str(file.parent), **half, download=False) for half in known.halves]
-                except RuntimeError:
-                    halves = [kind(temporary, **half, download=True) for half in known.halves]
-            (x_train, y_train), (x_test, y_test) = (_as_here(name, half) for half in halves)
-            _checked(file, (x_train, y_train, x_test, y_test), known.classes)
-            partial = Path(temporary) / file.name
-            with partial.open("wb") as stream:
-                np.savez_compressed(stream, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
-                stream.flush()
-                os.fsync(stream.fileno())
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial.replace(file)
-    except Exception as error:  # of the network, of the disk, or of what a spoiled copy makes torchvision stumble on
-        reason = checks.first_line(error)
-        raise ConfigError(
-            f"there is no {file} and {name} could not be downloaded ({reason}): "
-            f"put an .npz file with the arrays {', '.join(ARRAYS)} there, or name its folder with --data"
-        ) from None
-
-
-def _as_here(name: str, half: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The images, N x H x W or N x H x W x C, and the labels of a half of torchvision's data set."""
-    x, y = np.asarray(half.data), np.asarray(half.labels if name == "svhn" else half.targets)
-    if name == "emnist":
-        return x.transpose(0, 2, 1), y  # its files hold columns where the others hold rows
-    if name == "qmnist":
-        return x, y[:, 0]  # beside the label: the writer, the place in NIST's files, ...
-    return (x.transpose(0, 2, 3, 1), y) if name == "svhn" else (x, y)
-
-
-class Loader:
-    """Re-iterable batches of normalised images (B, C, H, W) and labels (B,); in a new order each pass if `shuffle`.
-
-    The data set is called `name`, a batch has `batch_size` images, the last one of a pass perhaps fewer.
-    `images` (N, C, H, W) are uint8, `shift` and `scale` (C, 1, 1) what `normalisation` of the training images gave.
+    `images` are those of all trials, `seeds` one a trial; `valid_size` training images are held back for validation
+    (None: the usual number); a trial's batch has `batch_size` images; `device` is where all is put; `augment` shifts
+    and mirrors training images at random.
     """
 
     def __init__(
-        self, name: str, images: Tensor, labels: Tensor, batch_size: int, shuffle: bool, shift: Tensor, scale: Tensor
+        self,
+        images: Images,
+        seeds: Sequence[int],
+        valid_size: int | None,
+        batch_size: int,
+        device: torch.device,
+        augment: bool = False,
     ) -> None:
-        self.name, self.images, self.labels, self.batch_size, self.shuffle = name, images, labels, batch_size, shuffle
-        self.shift, self.scale = shift, scale
+        self.batch_size, self.device, self.augment = batch_size, device, augment
+        self.chunk = max(100, min(EVALUATION_CHUNK, STACK_CHUNK // len(seeds)))
+        self.images, self.labels, self._test, self._test_labels = (x.to(device) for x in images.tensors()[:4])
+        self.flip = images.mirrors
+        self.as_is = images.as_is or images.train.is_floating_point()
+        self.by_norm = images.pixels == "norm"
+        if images.scaling is not None:
+            self.shift, self.scale = images.scaling
+        elif self.as_is or images.pixels != "standard":
+            self.shift, self.scale = torch.zeros(1), torch.full((1,), 1 / 255)
+        else:
+            self.shift, self.scale = normalisation(images.train)
+        self.shift, self.scale = self.shift.to(device), self.scale.to(device)
+        if images.validation is None:
+            held_back = usual_valid_size(len(images.train)) if valid_size is None else valid_size
+            splits = [split(len(images.train), held_back, seed) for seed in seeds]
+            self.train_indices = [train for train, _ in splits]
+            held = torch.stack([held for _, held in splits], dim=1)  # (V, T), so that chunks cut all trials alike
+            self._valid = [
+                (self.images.index_select(0, chunk), self.labels.index_select(0, chunk))
+                for chunk in (part.T.reshape(-1).to(device) for part in held.split(self.chunk))
+            ]
+        else:
+            self.train_indices = [torch.arange(len(images.train)) for _ in seeds]
+            own, own_labels = (x.to(device) for x in images.validation)
+            pairs = zip(own.split(self.chunk), own_labels.split(self.chunk), strict=True)
+            times = len(self.train_indices)
+            self._valid = [(torch.cat([x] * times), torch.cat([y] * times)) for x, y in pairs]
+        self.epoch_steps = len(self.train_indices[0]) // batch_size  # the last partial batch is dropped
+        self._drawn: tuple[object, Tensor] = (None, torch.empty(0))  # the epoch drawn last
 
-    def __len__(self) -> int:
-        return -(-len(self.labels) // self.batch_size)
+    capturable = True  # by a CUDA graph: all batches have one shape and come from the same memory
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.labels)) if self.shuffle else torch.arange(len(self.labels))
-        for batch in order.split(self.batch_size):
-            yield self.images[batch].float().mul_(self.scale).add_(self.shift), self.labels[batch]
+    def epoch(self, seeds: Sequence[Sequence[object]], epoch: int) -> Tensor:
+        """The draws of one epoch, (steps, T, B) or (steps, T, B, 4), decided by each trial's seeds and by `epoch`."""
+        if self._drawn[0] != (seeds, epoch):
+            draws = [
+                self._draws(indices, derive_seed(*seed, epoch))
+                for indices, seed in zip(self.train_indices, seeds, strict=True)
+            ]
+            self._drawn = ((seeds, epoch), torch.stack(draws, dim=1).to(self.device))
+        return self._drawn[1]
+
+    def _draws(self, indices: Tensor, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        count = self.epoch_steps * self.batch_size
+        order = indices[torch.randperm(len(indices), generator=generator)[:count]]
+        if not self.augment:
+            return order.view(self.epoch_steps, self.batch_size)
+        shifts = torch.randint(0, 2 * CROP + 1, (count, 2), generator=generator)
+        flips = torch.randint(0, 2, (count, 1), generator=generator) * int(self.flip)
+        return torch.cat([order[:, None], shifts, flips], dim=1).view(self.epoch_steps, self.batch_size, 4)
+
+    def fetch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """The images and labels that a batch of draws means."""
+        if not self.augment:
+            indices = batch.reshape(-1)
+            return self.normalise(self.images.index_select(0, indices)), self.labels.index_select(0, indices)
+        indices, down, right, flip = batch.reshape(-1, 4).unbind(1)
+        return self.normalise(self.images.index_select(0, indices), (down, right, flip)), self.labels[indices]
+
+    def normalise(self, images: Tensor, crop: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
+        """Float images, scaled as `pixels` of the data set says; first cropped and flipped as `crop` says (black
+        outside)."""
+        if crop is not None:
+            images = crop_and_flip(images, *crop)
+        if self.as_is:
+            return images
+        scaled = images.float().mul_(self.scale).add_(self.shift)
+        return torch.nn.functional.normalize(scaled.flatten(1)).view_as(scaled) if self.by_norm else scaled
+
+    def training(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Chunks of the training images of a single trial, as they are, (n, C, H, W), and labels (n,)."""
+        (indices,) = self.train_indices
+        parts = (part.to(self.device) for part in indices.split(self.chunk))
+        return ((self.normalise(self.images.index_select(0, part)), self.labels[part]) for part in parts)
+
+    def example(self, count: int = 2) -> Tensor:
+        """Up to `count` examples as a model gets them, to try it on."""
+        return self._own(self.images[:count])
+
+    def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Chunks of validation images, (T * n, C, H, W) with the trials one after another, and labels (T * n,)."""
+        return ((self._own(x), y) for x, y in self._valid)
+
+    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Chunks of test images (n, C, H, W), the same for all trials, and labels (n,)."""
+        chunks = zip(self._test.split(self.chunk), self._test_labels.split(self.chunk), strict=True)
+        return ((self._own(x), y) for x, y in chunks)
+
+    def _own(self, images: Tensor) -> Tensor:
+        """A normalised copy: models may change in place what they get."""
+        return images.clone() if self.as_is else self.normalise(images)
 
 
-class Loaders(NamedTuple):
-    """A data set as three loaders: `train`, in another order each pass, `validation` and `test`."""
-
-    train: Loader
-    validation: Loader
-    test: Loader
+def split(count: int, valid_size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of a trial's training and validation images: `valid_size` of `count` chosen by the seed, in order."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed(seed, "split")))
+    return order[valid_size:].sort().values, order[:valid_size].sort().values
 
 
-def load_MNIST(folder: str | Path, batch_size: int = 60, valid_size: int = 5000, seed: int = 0) -> Loaders:
-    """MNIST as loaders of training, validation and test batches.
-
-    Args:
-        folder: has `mnist.npz` or torchvision's copy of the set; where it has neither, the project's own file serves.
-        batch_size: images a batch.
-        valid_size: training images kept for validation, at most half of the 60000; which ones, `seed` decides.
-
-    Raises TypeError and ValueError that name the argument (ConfigError, a ValueError, if the data cannot be read).
-    """
-    images = load("mnist", names.holder("mnist", checks.path("folder", folder)))
-    valid_size = checks.whole("valid_size", valid_size, 1, len(images.train) // 2)
-    batch_size = checks.whole("batch_size", batch_size, 1, len(images.train) - valid_size)
-    kept, held = split(len(images.train), valid_size, checks.whole("seed", seed, 0))
-    shift, scale = normalisation(images.train)
-    parts = ((images.train[kept], images.train_labels[kept]), (images.train[held], images.train_labels[held]))
-    train, validation, test = (
-        Loader("mnist", x, y, batch_size, number == 0, shift, scale)
-        for number, (x, y) in enumerate((*parts, (images.test, images.test_labels)))
-    )
-    return Loaders(train, validation, test)
+def crop_and_flip(images: Tensor, down: Tensor, right: Tensor, flip: Tensor) -> Tensor:
+    """`images` (N, C, H, W) padded by CROP zeros, cut at rows `down` and columns `right` (N,), mirrored if `flip`."""
+    count, _, height, width = images.shape
+    padded = torch.nn.functional.pad(images, (CROP,) * 4)
+    rows = down[:, None] + torch.arange(height, device=images.device)
+    columns = torch.arange(width, device=images.device).expand(count, width)
+    columns = torch.where(flip[:, None].bool(), width - 1 - columns, columns) + right[:, None]
+    numbers = torch.arange(count, device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[numbers, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def check_sizes(images: Images, valid_size: int, batch_size: int) -> list[str]:
-    """What is wrong with a validation split of `valid_size` and batches of `batch_size` for these `images`."""
-    count, problems = len(images.train), []
-    if images.validation is None and valid_size > count // 2:
-        problems.append(
-            f"--valid_size must leave at least half of the {count} training images for training: "
-            f"at most {count // 2}, not {valid_size}"
-        )
-    elif batch_size > count - valid_size:
-        problems.append(f"--batch_size must be at most {count - valid_size}, the training images, not {batch_size}")
-    return problems
+def normalisation(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Shift and scale (C, 1, 1) that give uint8 training images (N, C, H, W) mean 0 and deviation 1 in each channel.
+    One that is constant becomes 0, other levels than its own at most 1 away from that."""
+    shape = (images.shape[1], 1, 1)
+    counts = torch.stack([torch.bincount(images[:, c].reshape(-1), minlength=256) for c in range(images.shape[1])])
+    levels = torch.arange(256, dtype=torch.float64)
+    share = counts.double() / counts.sum(1, keepdim=True)
+    mean = (share * levels).sum(1)
+    deviation = (share * (levels - mean[:, None]) ** 2).sum(1).sqrt()
+    deviation[deviation == 0] = 256  # a power of 2, so that the constant becomes exactly 0
+    return (-mean / deviation).float().view(shape), (1 / deviation).float().view(shape)

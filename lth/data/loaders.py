@@ -1,4 +1,4 @@
-"""Data of the user's own, as anything that gives batches: taken into memory once where it fits, streamed where not."""
+"""Data of the user's own: kept in memory if they fit and stay the same from pass to pass, streamed otherwise."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset, SubsetRandomSampler
 
-from lth.data import passes, prints
-from lth.data.images import Images, Loader, Loaders, Source, check_sizes, load, read
-from lth.data.stream import Batch, Stream, draw, ended, has_length
+from lth.data.images import Images, Source
+from lth.data.prints import of_arrays, of_texts
+from lth.data.sets import Loaders, as_images, check_sizes
+from lth.data.stream import Batch, Stream, draw, has_length
 from lth.settings import checks
 from lth.settings.checks import shown
-from lth.settings.config import PROJECT, VALID_SIZE, ConfigError, usual_valid_size
+from lth.settings.config import VALID_SIZE, ConfigError, usual_valid_size
 from lth.settings.values import LONGEST
 
 PARTS = ("train", "validation", "test")
@@ -27,26 +28,22 @@ EXPECTED = (
     "the name of a data set, an .npz file, lth.data.Images, or train, validation and test (a named tuple, a tuple of "
     "three, a dict or an object with these attributes) of re-iterable batches"
 )
-FEW = 64  # examples that are kept of a stream, to try a network on
-MANY_PASSES = 10  # rounds of training data that are read before they are streamed instead
+SAMPLES = 64  # examples of a part that are drawn twice to see whether they change, and kept of a stream
 
 
 @dataclass(frozen=True)
 class Taken:
-    """Data ready for training: where trials are fed from, the size of its batches (None if it is in none), how many
-    training examples a batch may have, how many are held back for validation where there are no others, the sizes in
-    words, two examples to try a network on, the number of classes (of those seen so far, if it is streamed), and what
-    tells the data from others."""
+    """Data ready for training."""
 
-    source: Source
+    source: Source  # of what trials train on
     name: str
-    batch_size: int | None
-    largest_batch: int
-    valid_size: int
-    about: str
-    sample: Batch
-    classes: int
-    fingerprint: str
+    batch_size: int | None  # that of the data, if they are in batches
+    largest_batch: int  # training examples that a batch may have
+    valid_size: int  # training examples held back for validation, where the data bring no others
+    about: str  # the sizes in words
+    sample: Batch  # two examples to try a network on
+    classes: int  # among the examples seen so far, if they are streamed
+    fingerprint: str  # tells the data from others
 
 
 def take(
@@ -58,55 +55,31 @@ def take(
 ) -> Taken:
     """The data that a user handed over: the name of a data set, `Images`, or training, validation and test batches.
 
-    A batch is (examples (B, ...), labels (B,)). What fits in half of the free memory is read once, put on `device`
-    and shuffled there; what does not, or whose examples change from pass to pass (random augmentation), is streamed.
-    `in_memory` decides that instead: True reads each example once, False streams. `valid_size` is how many training
-    examples are held back for validation where data bring no others, as a data set by name or file does not. A round
-    takes `iterations` batches: training data without a length that are much longer, perhaps endless, are streamed.
+    A batch is (examples (B, ...), labels (B,)). Batches are read once and kept on `device` if each part has a length,
+    drawing some of its examples twice gives the same and all fit in half of the free memory; otherwise they are
+    streamed. `in_memory` decides it instead. `valid_size` training examples are held back for validation where the data
+    bring no others. A round takes `iterations` batches.
 
     Raises TypeError and ValueError that say which part of `data` is wrong.
     """
     images = as_images(given)
+    if valid_size is not None and (images is None or images.validation):
+        raise ValueError("valid_size must be left out: data bring validation examples of their own")
     if images is not None and not (in_memory is False and isinstance(given, Loaders)):
         return _of_images(images, given.train.batch_size if isinstance(given, Loaders) else None, valid_size)
-    if valid_size is not None:
-        raise ValueError("valid_size must be left out: data bring validation examples of their own")
-    parts = dict(zip(PARTS, _three(given), strict=True))
+    parts = _three(given)
     for name, part in parts.items():
         if not isinstance(part, Iterable) or isinstance(part, (str, bytes, Tensor, Mapping)):
             raise TypeError(f"data.{name} must be a DataLoader or another re-iterable of batches, not {shown(part)}")
         if isinstance(part, Iterator):
-            raise TypeError(f"data.{name} must give its batches again and again, as a DataLoader or a list does, "
-                            f"not once as {shown(part)}")  # fmt: skip
-    for name, part in parts.items():
-        passes.first(part, f"data.{name}")  # what is wrong with it is said before all is read
-    if in_memory is not False:
-        limit = None if in_memory else _free(device) // 2
-        collected = _all_collected(parts, limit, None if in_memory else MANY_PASSES * iterations)
-        if collected is not None:
-            steady = None if in_memory else True  # it has been looked at already
-            wholes = {name: found.examples for name, found in collected.items()}
-            told = [passes.fingerprint(part, f"data.{name}", wholes[name], steady) for name, part in parts.items()]
-            return _of_tensors(wholes, collected["train"].batch_size, prints.of_texts(told))
-    return _streamed(parts, iterations)
-
-
-def as_images(given: object) -> Images | None:
-    """The data set that a name, a file, `Images` or loaders of `lth.data` stand for; None if it is something else."""
-    if isinstance(given, Images):
-        return given
-    if isinstance(given, (str, Path)):
-        file = Path(given)
-        try:
-            return read(file) if file.suffix == ".npz" else load(str(given), PROJECT / "data")
-        except ConfigError as error:
-            raise checks.renamed(error, {"dataset": "data"}) from error.__cause__
-    if isinstance(given, Loaders) and all(isinstance(part, Loader) for part in given):
-        (train, y), (test, z), held = *((part.images, part.labels) for part in (given[0], given[2])), given[1]
-        classes = int(max(part.labels.max() for part in given)) + 1
-        scaling = (given.train.shift, given.train.scale)
-        return Images(given.train.name, train, y, test, z, classes, (held.images, held.labels), scaling=scaling)
-    return None
+            raise TypeError(f"data.{name} must give its batches again in each pass, as a list does, not {shown(part)}")
+    first = {name: _first(part, f"data.{name}") for name, part in parts.items()}
+    steady = {name: _drawn_twice(part, f"data.{name}") for name, part in parts.items()}
+    if in_memory or (in_memory is None and all(steady.values()) and all(map(has_length, parts.values()))):
+        kept = _read_all(parts, None if in_memory else _free(device) // 2)
+        if kept is not None:
+            return _of_batches(kept, steady)
+    return _streamed(parts, first, steady, iterations)
 
 
 def test_batches(given: Any, device: torch.device) -> Iterator[Batch]:
@@ -114,66 +87,84 @@ def test_batches(given: Any, device: torch.device) -> Iterator[Batch]:
     pair = isinstance(given, (tuple, list)) and given and isinstance(given[0], (tuple, list)) and len(given[0]) == 2
     in_batches = pair and isinstance(given[0][0], (Tensor, np.ndarray))
     if isinstance(given, Mapping) or hasattr(given, "test") or (isinstance(given, (tuple, list)) and not in_batches):
-        given = _three(given)[2]
+        given = _three(given)["test"]
     if not isinstance(given, Iterable) or isinstance(given, (bytes, Tensor)):
         raise TypeError(f"data must be a DataLoader or other batches, or {EXPECTED}, not {shown(given)}")
     return ((x.to(device), y.to(device)) for x, y in draw(given, "data"))
 
 
-def _of_images(
-    images: Images, batch_size: int | None = None, valid_size: int | None = None, fingerprint: str = ""
-) -> Taken:
+def _three(given: Any) -> dict[str, Any]:
+    """The training, validation and test part of `given`."""
+    if isinstance(given, Mapping):
+        found = {name: given.get(name) for name in PARTS}
+    elif all(hasattr(given, name) for name in PARTS):
+        found = {name: getattr(given, name) for name in PARTS}
+    elif isinstance(given, (tuple, list)) and len(given) == 3:
+        found = dict(zip(PARTS, given, strict=True))
+    else:
+        raise TypeError(f"data must be {EXPECTED}, not {shown(given)}")
+    if missing := next((name for name, part in found.items() if part is None), None):
+        raise TypeError(f"data must be {EXPECTED}; its {missing} is missing")
+    return found
+
+
+def _of_images(images: Images, batch_size: int | None, valid_size: int | None = None, fingerprint: str = "") -> Taken:
     count = len(images.train_labels)
-    if images.validation and valid_size is not None:
-        raise ValueError("valid_size must be left out: data bring validation examples of their own")
     held = 0 if images.validation else usual_valid_size(count) if valid_size is None else valid_size
     if problems := check_sizes(images, held, 1):
         raise checks.renamed(ConfigError(*problems), {"valid_size": "valid_size"})
     split = f"{held} held back" if not images.validation else f"{len(images.validation[1])} validation"
-    about = f"{count} training, {split}, {len(images.test_labels)} test examples of {tuple(images.train.shape[1:])}"
     x = images.train[:2] if images.as_is else images.train[:2].float()
-    sample = (x, images.train_labels[:2])
     return Taken(
         source=images,
         name=images.name,
         batch_size=batch_size,
         largest_batch=count - held,
         valid_size=held or VALID_SIZE,
-        about=about,
-        sample=sample,
+        about=f"{count} training, {split}, {len(images.test_labels)} test examples of {images.shape}",
+        sample=(x, images.train_labels[:2]),
         classes=images.classes,
         fingerprint=fingerprint or images.fingerprint,
     )
 
 
-def _of_tensors(parts: Mapping[str, Batch], batch_size: int, fingerprint: str) -> Taken:
-    (x, y), validation, (test, z) = (parts[name] for name in PARTS)
-    classes = int(max(labels.max() for _, labels in parts.values())) + 1
-    for name, (examples, _) in parts.items():
-        if examples.shape[1:] != x.shape[1:]:
-            raise ValueError(
-                f"data.{name} must give examples of the shape {tuple(x.shape[1:])} that those of data.train have, "
-                f"not {tuple(examples.shape[1:])}"
-            )
-    return _of_images(
-        Images("own", x, y, test, z, classes, validation, as_is=True), batch_size, fingerprint=fingerprint
-    )
+def _of_batches(kept: Mapping[str, list[Batch]], steady: Mapping[str, str]) -> Taken:
+    """Data of which all batches were read; of parts that change, the fingerprint knows the shape and the labels."""
+    wholes = {name: (torch.cat([x for x, _ in part]), torch.cat([y for _, y in part])) for name, part in kept.items()}
+    prints = [
+        of_arrays((x, y)) if steady[name] else f"{tuple(x.shape)} {y.bincount().tolist()}"
+        for name, (x, y) in wholes.items()
+    ]
+    classes = int(max(y.max() for _, y in wholes.values())) + 1
+    usual = Counter(len(y) for _, y in kept["train"]).most_common(1)[0][0]
+    images = Images("own", *wholes["train"], *wholes["test"], classes, wholes["validation"], as_is=True)
+    return _of_images(images, usual, fingerprint=of_texts(prints))
 
 
-def _three(given: Any) -> tuple[Any, Any, Any]:
-    """The training, validation and test part of `given`."""
-    if isinstance(given, Mapping):
-        found = tuple(given.get(name) for name in PARTS)
-    elif all(hasattr(given, name) for name in PARTS):
-        found = tuple(getattr(given, name) for name in PARTS)
-    elif isinstance(given, (tuple, list)) and len(given) == 3:
-        found = tuple(given)
+def _streamed(
+    parts: Mapping[str, Iterable[Any]], first: Mapping[str, Batch], steady: Mapping[str, str], iterations: int
+) -> Taken:
+    x, y = first["train"]
+    ordered = _in_order(parts["train"])
+    if ordered is not None:
+        size, total = len(y), len(ordered.dataset)  # type: ignore[arg-type]
+        steps, counted = total // size, f"{total} training examples"
     else:
-        raise TypeError(f"data must be {EXPECTED}, not {shown(given)}")
-    for name, part in zip(PARTS, found, strict=True):
-        if part is None:
-            raise TypeError(f"data must be {EXPECTED}; its {name} is missing")
-    return found  # type: ignore[return-value]
+        size, steps = _usual_batches(parts["train"], iterations)
+        counted = f"{steps} training batches of {size}"
+    about = f"{counted} of {tuple(x.shape[1:])}, streamed"
+    some = x[:SAMPLES].clone() if len(x) > 1 else torch.cat([x, x])
+    return Taken(
+        source=Stream(parts["train"], parts["validation"], parts["test"], steps, size, some),
+        name="own",
+        batch_size=size,
+        largest_batch=size,
+        valid_size=VALID_SIZE,
+        about=about,
+        sample=(x[:2], y[:2]),
+        classes=int(max(labels.max() for _, labels in first.values())) + 1,
+        fingerprint=of_texts([about, *(found or "at random" for found in steady.values())]),
+    )
 
 
 def _free(device: torch.device) -> int:
@@ -182,111 +173,76 @@ def _free(device: torch.device) -> int:
     return min(here, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else here
 
 
-class Collected(NamedTuple):
-    """All examples of a part, with their labels, and the commonest size of its batches."""
-
-    examples: Batch
-    batch_size: int
+def _first(loader: Iterable[Any], where: str, seed: int = 0) -> Batch:
+    return next(draw(loader, where, seed))
 
 
-def _all_collected(
-    parts: Mapping[str, Iterable[Any]], limit: int | None, most: int | None
-) -> dict[str, Collected] | None:
-    """All examples of each part; None if they change from pass to pass, take more than `limit` bytes, or if training
-    data of unknown length have more than `most` batches."""
-    collected: dict[str, Collected] = {}
-    for name, part in parts.items():
-        if limit is not None and passes.changes(part, f"data.{name}"):
-            return None
-        found = _collected(part, f"data.{name}", limit, most if name == "train" and not has_length(part) else None)
-        if found is None:
-            return None
-        if limit is not None:
-            limit -= _bytes(found.examples)
-        collected[name] = found
-    return collected
-
-
-def _collected(loader: Iterable[Any], where: str, limit: int | None, most: int | None = None) -> Collected | None:
-    ordered = passes.in_order(loader)
-    batches: list[Batch] = []
-    size = 0
-    drawn = draw(loader if ordered is None else ordered, where)
-    for batch in drawn if most is not None else ended(drawn, loader, where):  # `most` may be of data without an end
-        if most is not None and len(batches) == most:
-            return None
-        if batches and batch[0].shape[1:] != batches[0][0].shape[1:]:
-            raise ValueError(
-                f"{where} must give examples of one shape, not {tuple(batches[0][0].shape[1:])} and then "
-                f"{tuple(batch[0].shape[1:])}"
-            )
-        batches.append(batch)
-        size += _bytes(batch)
-        if limit is not None and 2 * size > limit:  # joining them needs as much again
-            return None
-    if not batches or next(draw(loader, where), None) is None:
-        raise TypeError(f"{where} must give its batches again and again, as a DataLoader or a list does, not once")
-    x, y = torch.cat([x.cpu() for x, _ in batches]), torch.cat([y.cpu() for _, y in batches])
-    if limit is not None and not passes.is_ordered(loader) and not passes.same_again(loader, where, (x, y)):
+def _in_order(loader: Iterable[Any]) -> DataLoader[Any] | None:
+    """A DataLoader of the same examples, each once and in a fixed order; None where they cannot be had so."""
+    if (
+        not isinstance(loader, DataLoader)
+        or type(loader).__iter__ is not DataLoader.__iter__
+        or isinstance(loader.dataset, IterableDataset)
+        or loader.batch_size is None
+    ):
         return None
-    return Collected((x, y), _commonest(Counter(len(y) for _, y in batches)))
+    sampler, dataset = loader.sampler, loader.dataset
+    if type(sampler) is SequentialSampler:
+        return loader
+    if type(sampler) is SubsetRandomSampler:
+        dataset = Subset(dataset, sorted(int(i) for i in sampler.indices))
+    elif type(sampler) is not RandomSampler or sampler.replacement or len(sampler) != len(dataset):  # type: ignore[arg-type]
+        return None
+    options = {name: getattr(loader, name) for name in ("batch_size", "num_workers", "collate_fn", "worker_init_fn")}
+    return DataLoader(dataset, **options)
 
 
-def _commonest(sizes: Counter[int]) -> int:
-    """The commonest of some batches' sizes; the larger one of equals."""
-    return max(sizes, key=lambda size: (sizes[size], size))
+def _drawn_twice(loader: Iterable[Any], where: str) -> str:
+    """A fingerprint of some examples; "" if they are others when they are drawn again, as with random augmentation.
+
+    They are spread over the data set of a DataLoader, since one class alone may be augmented; of anything else, they
+    are the first batch.
+    """
+    ordered = _in_order(loader)
+    if ordered is not None:
+        last = len(ordered.sampler) - 1  # type: ignore[arg-type]
+        places = sorted({last * i // (SAMPLES - 1) for i in range(SAMPLES)})
+        loader = DataLoader(Subset(ordered.dataset, places), batch_size=SAMPLES, collate_fn=ordered.collate_fn)
+    one, again = (of_arrays(_first(loader, where, seed)) for seed in (0, 1))
+    return one if one == again else ""
 
 
-def _bytes(batch: Batch) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in batch)
+def _read_all(parts: Mapping[str, Iterable[Any]], limit: int | None) -> dict[str, list[Batch]] | None:
+    """All batches of each part; None if they take more than `limit` bytes."""
+    kept: dict[str, list[Batch]] = {name: [] for name in parts}
+    size = 0
+    for name, part in parts.items():
+        where, ordered, batches = f"data.{name}", _in_order(part), kept[name]
+        for x, y in draw(part if ordered is None else ordered, where, endless=False):
+            batches.append((x.cpu(), y.cpu()))
+            if x.shape[1:] != (shape := kept["train"][0][0].shape[1:]):
+                raise ValueError(f"{where} must give examples of one shape, {tuple(shape)}, not {tuple(x.shape[1:])}")
+            size += x.nbytes + y.nbytes
+            if limit is not None and 2 * size > limit:  # joining them needs as much again
+                return None
+        _first(part, where)  # there must be a second pass
+    return kept
 
 
-def _usual_size(train: Iterable[Any], iterations: int) -> tuple[int, int]:
-    """The commonest size of the training batches, and how many of them a pass has: up to `iterations`, since more than
-    a round takes need not be known, nor that the pass ends. Warned of are others than the last of the pass, which are
-    left out as that one is: every step must take as many examples."""
-    sizes: list[int] = []
-    found: Counter[int] = Counter()
+def _usual_batches(train: Iterable[Any], iterations: int) -> tuple[int, int]:
+    """The commonest size of the training batches, and how many of them a pass has: up to `iterations`, since a round
+    takes no more. Warns if others are left out, but for one of a pass, which usually is its last: every step must take
+    as many examples."""
+    sizes: Counter[int] = Counter()
     for _, y in draw(train, "data.train"):
-        sizes.append(len(y))
-        found[len(y)] += 1
-        if found[len(y)] == iterations:
+        sizes[len(y)] += 1
+        if sizes[len(y)] == iterations:
             break
-    usual = _commonest(found)
-    if left_out := [size for size in sizes[:-1] if size != usual]:
+    usual = sizes.most_common(1)[0][0]
+    if (others := sizes.total() - sizes[usual]) > 1:
         warnings.warn(
-            f"data.train gives batches of {usual} examples and others, of {left_out[0]} for one: streamed, only those "
-            f"of {usual} are trained on, which leaves out {len(left_out)} of the first {len(sizes)} batches",
+            f"data.train gives batches of several sizes, and only those of {usual} examples are used when streamed: "
+            f"{others} of the first {sizes.total()} are left out",
             stacklevel=2,
         )
-    return usual, found[usual]
-
-
-def _streamed(parts: Mapping[str, Iterable[Any]], iterations: int) -> Taken:
-    first = {name: passes.first(part, f"data.{name}") for name, part in parts.items()}
-    train = parts["train"]
-    ordered = passes.in_order(train)
-    if ordered is not None:
-        total, size = len(ordered.dataset), len(first["train"][1])  # type: ignore[arg-type]
-        steps, counted = total // size, f"{total} training examples"
-    else:
-        size, steps = _usual_size(train, iterations)
-        counted = f"{steps} training batches of {size}"
-    classes = int(max(y.max() for _, y in first.values())) + 1  # of what was seen
-    x, y = first["train"]
-    about = f"{counted} of {tuple(x.shape[1:])}, streamed"
-    some = x[:FEW].clone() if len(x) > 1 else torch.cat([x, x])
-    stream = Stream(parts["train"], parts["validation"], parts["test"], steps, size, some)
-    drawn = [passes.twice(part, f"data.{name}") for name, part in parts.items()]
-    told = [prints.of_arrays(one) if passes.equal(one, other) else "at random" for one, other in drawn]
-    return Taken(
-        source=stream,
-        name="own",
-        batch_size=size,
-        largest_batch=size,
-        valid_size=VALID_SIZE,
-        about=about,
-        sample=(x[:2], y[:2]),
-        classes=classes,
-        fingerprint=prints.of_texts([about, *told]),
-    )
+    return usual, sizes[usual]

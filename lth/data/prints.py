@@ -21,13 +21,6 @@ def of_arrays(arrays: Iterable[Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def of_examples(x: Tensor, y: Tensor) -> str:
-    """That of examples (N, ...) with labels (N,), in whatever order they come."""
-    labelled = zip(x, y.tolist(), strict=True)
-    each = [hashlib.sha256(_bytes(one)).digest() + label.to_bytes(8, "big") for one, label in labelled]
-    return hashlib.sha256(b"".join(sorted(each))).hexdigest()[:16]
-
-
 def of_texts(texts: Iterable[str]) -> str:
     """The fingerprint of several texts, in their order."""
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]

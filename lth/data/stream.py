@@ -1,10 +1,8 @@
-"""Batches of the user's own: what they must be, and training on them as they come, without holding them in memory."""
+"""Batches of the user's own: what they must be, and training on them as they come, without keeping them in memory."""
 
 from __future__ import annotations
 
 import itertools
-import time
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,13 +13,12 @@ import torch
 from torch import Tensor
 
 from lth import rng
-from lth.data.feed import Feed
+from lth.data.images import Feed
 from lth.rng import derive_seed
 from lth.settings.checks import said, shown
 
 Batch = tuple[Tensor, Tensor]
-ENDLESS = 2_000_000  # examples that a part without a length may give before it is said never to end
-PATIENCE = 20.0  # seconds of reading after which it is said that a part has not ended
+ENDLESS = 2_000_000  # examples after which a pass over data without a length is taken to be endless
 
 
 def checked(batch: Any, where: str) -> Batch:
@@ -40,51 +37,44 @@ def checked(batch: Any, where: str) -> Batch:
     return x.detach(), y.detach().long()
 
 
-def draw(loader: Iterable[Any], where: str, seed: int = 0) -> Iterator[Batch]:
-    """The checked batches of one pass, whose random draws `seed` decides; draws elsewhere are not disturbed."""
+def draw(loader: Iterable[Any], where: str, seed: int = 0, endless: bool = True) -> Iterator[Batch]:
+    """The checked batches of one pass, at least one. What the loader draws at random is decided by `seed`, and no draws
+    elsewhere are disturbed. Unless it may be `endless`, a pass without a known length must end."""
     drawn = nullcontext if type(loader) in (list, tuple) else rng.Generators(seed).active
     batches: Iterator[Any] | None = None
+    seen = 0
     while True:
         try:
             with drawn():
                 batches = iter(loader) if batches is None else batches
                 batch = next(batches)
         except StopIteration:
+            if not seen:
+                raise ValueError(f"{where} must give its batches again in each pass, but gave none") from None
             return
         except Exception as error:
             raise RuntimeError(f"{where} failed with {said(error)}") from error
-        yield checked(batch, where)
-
-
-def ended(batches: Iterator[Batch], loader: Iterable[Any], where: str) -> Iterator[Batch]:
-    """The batches of a pass that must come to an end. ValueError if one without a length seems to have none; warned of
-    before."""
-    seen, began, warned = 0, time.monotonic(), has_length(loader)
-    for batch in batches:
-        seen += len(batch[1])
-        if seen > ENDLESS and not has_length(loader):
-            raise ValueError(f"{where} must end, or have a __len__, but has given {seen} examples and goes on")
-        if not warned and time.monotonic() - began > PATIENCE:
-            warned = True
-            warnings.warn(
-                f"{where} has given {seen} examples in {PATIENCE:.0f} seconds and goes on: a pass must come to an end",
-                stacklevel=2,
-            )
-        yield batch
+        x, y = checked(batch, where)
+        seen += len(y)
+        if seen > ENDLESS and not endless and not has_length(loader):
+            raise ValueError(f"{where} must end or have a __len__, but a pass has given {seen} examples without an end")
+        yield x, y
 
 
 def has_length(loader: Iterable[Any]) -> bool:
-    """Whether it is known how many batches a pass has."""
+    """Whether the number of batches per pass is known."""
     try:
-        return hasattr(loader, "__len__") and len(loader) >= 0  # type: ignore[arg-type]
-    except TypeError:  # a DataLoader of an IterableDataset
+        return len(loader) >= 0  # type: ignore[arg-type]
+    except TypeError:
         return False
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Data that is read from the user's loaders, batch by batch; `steps` full training batches a pass, some `examples`
-    of it, at least two."""
+    """Data that are read from the user's loaders batch by batch.
+
+    `steps` training batches of `batch_size` make a pass; `examples` are some of them, at least two.
+    """
 
     train: Iterable[Any]
     validation: Iterable[Any]
@@ -117,7 +107,7 @@ class StreamFeed(Feed):
         self._next = 0
 
     def epoch(self, seeds: Sequence[Sequence[object]], epoch: int) -> Tensor:
-        """The numbers of the batches of one pass, (steps,); what random draws it makes, seeds and `epoch` decide."""
+        """The numbers of the batches of one pass, (steps,). Its random draws are decided by seeds and `epoch`."""
         if self._pass[0] != (seeds, epoch):
             self._pass = ((seeds, epoch), self._full(derive_seed(*seeds[0], epoch)))
             self._next = 0
@@ -133,7 +123,7 @@ class StreamFeed(Feed):
                     yield batch
             if not found:
                 raise ValueError(
-                    f"data.train must give its batches again and again, but gives none of {self.batch_size} any more"
+                    f"data.train must give its batches again in each pass, but gave none of {self.batch_size} examples"
                 )
 
     def fetch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,21 +133,15 @@ class StreamFeed(Feed):
         return x.to(self.device), y.to(self.device)
 
     def example(self, count: int = 2) -> Tensor:
-        """Up to `count` examples that were drawn before: of the loaders, passes count."""
+        """Up to `count` examples that were drawn before, so that no pass is begun for them."""
         return self.stream.examples[:count].to(self.device, copy=True)
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The validation batches."""
-        return self._evaluated(self.stream.validation, "data.validation")
+        batches = draw(self.stream.validation, "data.validation", endless=False)
+        return ((x.to(self.device), y.to(self.device)) for x, y in batches)
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The test batches."""
-        return self._evaluated(self.stream.test, "data.test")
-
-    def _evaluated(self, loader: Iterable[Any], where: str) -> Iterator[tuple[Tensor, Tensor]]:
-        found = False
-        for x, y in ended(draw(loader, where), loader, where):
-            found = True
-            yield x.to(self.device), y.to(self.device)
-        if not found:
-            raise ValueError(f"{where} must give its batches again and again, but gives none any more")
+        batches = draw(self.stream.test, "data.test", endless=False)
+        return ((x.to(self.device), y.to(self.device)) for x, y in batches)

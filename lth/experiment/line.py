@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from lth import layers, rng
-from lth.data.feed import Feed
+from lth.data.images import Feed
 from lth.rng import derive_seed
 from lth.training.models import State
 from lth.training.network import Network

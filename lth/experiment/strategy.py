@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 
 from lth import prune, pruning, rng
-from lth.data.feed import Feed
+from lth.data.images import Feed
 from lth.experiment import borrowed
 from lth.experiment.selection import Candidates, select
 from lth.experiment.starts import STARTS

@@ -109,6 +109,7 @@ def _remarks(one: Prepared, device: torch.device) -> Iterator[str | None]:
     """What may surprise in one experiment, a sentence each, or nothing."""
     config, model, rates = one.config, one.problem.make(), one.config.rates()
     epoch_steps = (len(one.images.train) - (config.valid_size or 0)) // config.batch_size
+    yield one.images.remark
     yield names.assumed(config.arch_type, one.runs[0].dataset, config.data)
     yield layers.left_alone(model, config.prune_embeddings)
     if config.init != Config.init and models.draws_itself(model):

@@ -33,6 +33,7 @@ class Known:
     mirrors: bool = False
 
 
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")  # of a data set's .npz file, as Keras names them
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 KNOWN = {
     "mnist": Known("MNIST", 10, GREY),
@@ -81,8 +82,10 @@ def problems(
         file = npz(Path(data), of) if data else None
         if file is not None and file.is_file():
             size = shape(of, data)
-            what = f"has images of {_size(size)}" if size else "cannot be read as a data set's"
-            return [f"{arguments[1]} must have models in archs/{of}/, or images of 28x28x1 or 32x32x3: {file} {what}"]
+            if size:
+                must = f"{arguments[1]} must have models in archs/{of}/, or images of 28x28x1 or 32x32x3"
+                return [f"{must}: {file} has images of {_size(size)}"]
+            return [other_arrays(file)]
         have = (name for name in (*KNOWN, *(folder.name for folder in _all_folders())) if available(name))
         choices = list(dict.fromkeys((*have, *aliases[1])))
         return [
@@ -152,6 +155,19 @@ def shape(of: str, data: Path | None = None) -> tuple[int, ...]:
     if len(size) == 4:
         return tuple(size[1:]) if channels_first(size) else (size[3], *size[1:3])
     return (1, *size[1:]) if len(size) == 3 else ()
+
+
+def other_arrays(file: Path) -> str:
+    """The sentence that an .npz file does not hold the ARRAYS of a data set, with the names of what it does hold."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            held = [name.removesuffix(".npy") for name in archive.namelist()]
+    except (OSError, zipfile.BadZipFile):
+        held = list(ARRAYS)
+    if set(ARRAYS) <= set(held):
+        return f"{file} is no readable .npz file; put a complete one in its place"
+    has = ", ".join(held[:8]) + (f" and {len(held) - 8} more" if len(held) > 8 else "")
+    return f"{file} must hold the arrays {', '.join(ARRAYS)}, but holds {has or 'none'}"
 
 
 def _size(image: tuple[int, ...]) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lth import rng
-from lth.data.feed import Feed
+from lth.data.images import Feed
 from lth.training import models
 from lth.training.capture import captured
 from lth.training.kernels import gradients

@@ -13,17 +13,8 @@ import helpers
 import numpy as np
 import pytest
 import torch
-from helpers import make_images
-from own import (
-    EXAMPLES,
-    REST,
-    batches,
-    examples,
-    find,
-    loader,
-    seeded,
-    tiny,
-)
+from helpers import CPU, make_images
+from own import EXAMPLES, REST, batches, examples, find, loader, seeded, tiny
 from torch import Tensor, nn
 from torch.utils.data import (
     DataLoader,
@@ -54,43 +45,39 @@ def test_a_file_with_any_name_is_a_data_set(place: Path) -> None:
 
 
 class Augmented(Dataset[Any]):
-    """Examples with other noise each time."""
+    """Examples of which those of the class `label` (or all) have other noise each time."""
+
+    def __init__(self, label: int | None = None) -> None:
+        self.label = label
 
     def __len__(self) -> int:
         return 120
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        x, y = EXAMPLES
-        return x[index] + 0.1 * torch.randn(1, 8, 8), int(y[index])
+        x, y = EXAMPLES[0][index], int(EXAMPLES[1][index])
+        return (x + 0.1 * torch.randn(1, 8, 8) if self.label in (None, y) else x), y
 
 
 class Jittered(Augmented):
-    """Examples with noise of NumPy's and Python's, an odd number of normal draws each."""
+    """Noise of NumPy's and Python's, an odd number of normal draws each."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        x, y = EXAMPLES
-        return x[index] + float(np.random.randn()) + random.gauss(0, 0.1), int(y[index])
+        return EXAMPLES[0][index] + float(np.random.randn()) + random.gauss(0, 0.1), int(EXAMPLES[1][index])
 
 
 class Rows(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
-        x, y = EXAMPLES
-        return iter([(a, int(b)) for a, b in zip(x, y, strict=True)])
+        return iter([(a, int(b)) for a, b in zip(*EXAMPLES, strict=True)])
 
 
-class Repeats:
-    """A re-iterable without a length, in another order each time."""
+class Passes:
+    """A re-iterable without a length: the batches of a new DataLoader in each pass."""
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(DataLoader(TensorDataset(*EXAMPLES), batch_size=10, shuffle=True))
-
-
-class Noisy(Repeats):
-    def __init__(self, noise: Augmented | None = None) -> None:
-        self.noise = noise or Augmented()
+    def __init__(self, dataset: Dataset[Any], **options: Any) -> None:
+        self.dataset, self.options = dataset, options
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(DataLoader(self.noise, batch_size=10))
+        return iter(DataLoader(self.dataset, batch_size=10, **self.options))
 
 
 class Scaled(DataLoader[Any]):
@@ -100,39 +87,11 @@ class Scaled(DataLoader[Any]):
         return ((2 * x, y) for x, y in super().__iter__())
 
 
-class Renamed(DataLoader[Any]):
-    """Differs in its constructor alone."""
-
-    def __init__(self, data: Any) -> None:
-        super().__init__(data, batch_size=10, shuffle=True)
-
-
-class Even(RandomSampler):
-    def __iter__(self) -> Iterator[int]:
-        return (i for i in super().__iter__() if i % 2 == 0)
-
-    def __len__(self) -> int:
-        return len(self.data_source) // 2
-
-
-class LastClass(Dataset[Any]):
-    """Examples in the order of their classes, of which the last one alone, or its labels, are drawn anew."""
-
-    def __init__(self, labels: bool = False) -> None:
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return 120
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        x, label = EXAMPLES[0][index], index // 30
-        if label == 3 and self.labels:
-            return x, int(torch.randint(4, ()))
-        return (x + torch.randn(1, 8, 8) if label == 3 else x), label
-
-
-class Mislabelled(Repeats):
+class Mislabelled:
     """Labels that are drawn anew in each pass."""
+
+    def __len__(self) -> int:
+        return 12
 
     def __iter__(self) -> Iterator[Any]:
         return ((x, torch.randint(4, y.shape)) for x, y in batches())
@@ -145,12 +104,11 @@ class Mislabelled(Repeats):
         {"train": loader(shuffle=True, drop_last=True), **REST},
         {"train": loader(sampler=SubsetRandomSampler(range(120))), **REST},
         {"train": DataLoader(Subset(TensorDataset(*EXAMPLES), range(120)), batch_size=10, shuffle=True), **REST},
-        {"train": DataLoader(Rows(), batch_size=10), **REST},
         (batches(), REST["validation"], REST["test"]),
         SimpleNamespace(**tiny()),
         {**tiny(), "train": [(x.numpy(), y.numpy()) for x, y in batches()]},
     ],
-    ids=["loader", "drop_last", "subset_sampler", "subset", "iterable", "tuple", "object", "numpy"],
+    ids=["loader", "drop_last", "subset_sampler", "subset", "tuple", "object", "numpy"],
 )
 def test_the_same_examples_give_the_same_numbers_whatever_they_come_in(given: Any) -> None:
     assert find(seeded(), given) == find(seeded())
@@ -159,64 +117,44 @@ def test_the_same_examples_give_the_same_numbers_whatever_they_come_in(given: An
 @pytest.mark.parametrize(
     ("train", "kept"),
     [
-        (loader(125), range(125)),
         (loader(125, drop_last=True), range(120)),  # the last five never come
-        (loader(125, shuffle=True), range(125)),
         (loader(125, shuffle=True, drop_last=True), range(125)),  # each comes in one pass or another
-        (loader(125, sampler=SubsetRandomSampler([*range(0, 60, 2)])), range(0, 60, 2)),
         (loader(125, sampler=SubsetRandomSampler([*range(20, 7, -1)]), drop_last=True), range(8, 21)),
-        (Renamed(TensorDataset(*examples(125))), range(125)),
         (loader(125, sampler=SequentialSampler(range(60))), range(60)),
     ],
 )
 def test_in_memory_are_the_examples_that_the_loader_can_give_each_once(train: Any, kept: Any) -> None:
-    source = loaders.take({"train": train, **REST}, torch.device("cpu")).source
+    source = loaders.take({"train": train, **REST}, CPU).source
     x, y = examples(125)
     assert isinstance(source, data.Images)
     assert source.train.equal(x[[*kept]]) and source.train_labels.equal(y[[*kept]])
 
 
-def test_a_loader_or_a_sampler_of_another_class_is_asked_itself() -> None:
-    x, y = EXAMPLES
-    for in_memory in (None, True, False):
-        scaled = loaders.take({"train": Scaled(TensorDataset(x, y), 10), **REST}, torch.device("cpu"), in_memory).source
-        first = scaled.train[:10] if isinstance(scaled, data.Images) else None
-        if first is None:
-            feed = scaled.feed([0], 1, 10, torch.device("cpu"))
-            first = feed.fetch(feed.epoch([(0, "order")], 0)[0])[0]
-        assert first.equal(2 * x[:10]), in_memory
-    even = loaders.take({"train": loader(sampler=Even(range(120))), **REST}, torch.device("cpu")).source
-    assert isinstance(even, data.Images)
-    assert even.train_labels.bincount().tolist() == y[::2].bincount().tolist()
-
-
-def test_streamed_batches_are_of_the_commonest_size_and_others_are_said() -> None:
-    x, y = examples(125)
-    train = [(x[:5], y[:5]), *zip(x[5:].split(20), y[5:].split(20), strict=True)]
-    with pytest.warns(UserWarning, match="of 5 for one: streamed, only those of 20 .* leaves out 1 of the first 7"):
-        taken = loaders.take({"train": train, **REST}, torch.device("cpu"), False)
-    assert taken.batch_size == 20 and taken.source.feed([0], 1, 20, torch.device("cpu")).epoch_steps == 6
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # the last of a pass is left out as usual
-        assert loaders.take({"train": train[:0:-1] + train[:1], **REST}, torch.device("cpu"), False).batch_size == 20
-
-
 @pytest.mark.parametrize("in_memory", [None, True, False])
-def test_the_commonest_size_of_batches_is_the_batch_size_in_memory_and_streamed(in_memory: bool | None) -> None:
-    train = [(x[:size], y[:size]) for (x, y), size in zip(batches(60), (3, 10, 10, 9, 10, 1), strict=True)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert loaders.take({"train": train, **REST}, torch.device("cpu"), in_memory).batch_size == 10
+def test_a_loader_of_another_class_is_asked_itself(in_memory: bool | None) -> None:
+    source = loaders.take({"train": Scaled(TensorDataset(*EXAMPLES), 10), **REST}, CPU, in_memory).source
+    feed = source.feed([0], 1, 10, CPU)
+    first = source.train[:10] if isinstance(source, data.Images) else feed.fetch(feed.epoch([(0, "order")], 0)[0])[0]
+    assert first.equal(2 * EXAMPLES[0][:10])
 
 
-def test_batches_that_are_not_full_are_never_trained_on_wherever_they_come() -> None:
-    train = [(x[:size], y[:size]) for (x, y), size in zip(batches(60), (10, 3, 10, 9, 10, 1), strict=True)]
-    source = loaders.take({"train": train, **REST}, torch.device("cpu"), False).source
-    feed = source.feed([0], 1, 10, torch.device("cpu"))
-    assert feed.epoch_steps == 3
+@pytest.mark.parametrize(
+    ("sizes", "warned"), [((3, 10, 10, 9, 10, 1), True), ((10, 10, 10, 4), False), ((10, 3, 10, 9, 10, 1), True)]
+)
+def test_streamed_batches_are_of_the_commonest_size_and_others_are_reported(sizes: Any, warned: bool) -> None:
+    train = [(x[:size], y[:size]) for (x, y), size in zip(batches(60), sizes, strict=False)]
+    full = [batch for batch in train if len(batch[1]) == 10]
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        taken = loaders.take({"train": train, **REST}, CPU, False)
+    assert [str(one.message) for one in found if "only those of 10 examples" in str(one.message)] == [
+        str(one.message) for one in found
+    ] and bool(found) == warned
+    assert taken.batch_size == loaders.take({"train": train, **REST}, CPU).batch_size == 10
+    feed = taken.source.feed([0], 1, 10, CPU)
     for epoch in (0, 1):
-        found = [feed.fetch(batch) for batch in feed.epoch([(0, "order")], epoch)]
-        assert all(x.equal(train[2 * i][0]) and y.equal(train[2 * i][1]) for i, (x, y) in enumerate(found))
+        fetched = [feed.fetch(batch) for batch in feed.epoch([(0, "order")], epoch)]
+        assert all(x.equal(a) and y.equal(b) for (x, y), (a, b) in zip(fetched, full, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -224,31 +162,41 @@ def test_batches_that_are_not_full_are_never_trained_on_wherever_they_come() -> 
     [
         (batches(), False),
         (loader(shuffle=True), False),
-        (Repeats(), False),
-        (Noisy(), True),
         (DataLoader(Augmented(), batch_size=10), True),
-        (DataLoader(LastClass(), batch_size=10, shuffle=True), True),
-        (DataLoader(LastClass(labels=True), batch_size=10, shuffle=True), True),
+        (DataLoader(Augmented(label=3), batch_size=10, shuffle=True), True),
         (Mislabelled(), True),
+        (Passes(TensorDataset(*EXAMPLES), shuffle=True), True),
+        (DataLoader(Rows(), batch_size=10), True),
+        (loader(sampler=RandomSampler(range(120), replacement=True)), True),
     ],
-    ids=["list", "loader", "repeats", "noisy", "augmented", "last_class", "its_labels", "mislabelled"],
+    ids=["list", "loader", "augmented", "one_class", "mislabelled", "passes", "no_length", "replacement"],
 )
-def test_data_that_change_are_streamed(train: Any, streamed: bool) -> None:
-    taken = loaders.take({"train": train, **REST}, torch.device("cpu"))
-    assert isinstance(taken.source, stream.Stream) == streamed
-    assert not isinstance(loaders.take({"train": train, **REST}, torch.device("cpu"), True).source, stream.Stream)
-    assert isinstance(loaders.take({"train": train, **REST}, torch.device("cpu"), False).source, stream.Stream)
+def test_data_that_change_or_have_no_length_are_streamed_unless_asked(train: Any, streamed: bool) -> None:
+    for in_memory, expected in ((None, streamed), (True, False), (False, True)):
+        taken = loaders.take({"train": train, **REST}, CPU, in_memory)
+        assert isinstance(taken.source, stream.Stream) == expected, in_memory
 
 
 def test_what_does_not_fit_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaders, "_free", lambda device: 100_000)
-    taken = loaders.take(tiny(), torch.device("cpu"))
+    taken = loaders.take(tiny(), CPU)
     assert isinstance(taken.source, stream.Stream) and "streamed" in taken.about
 
 
+def test_other_examples_have_another_fingerprint() -> None:
+    def of(train: Any, in_memory: bool | None = None) -> str:
+        return loaders.take({"train": train, **REST}, CPU, in_memory).fingerprint
+
+    for in_memory in (None, False):
+        assert of(loader(), in_memory) == of(loader(), in_memory) != of(loader(seed=7), in_memory)
+    noise = DataLoader(Augmented(), batch_size=10)
+    assert of(noise, True) == of(noise, True) and of(noise) == of(noise) != of(loader(), False)
+    assert of(loader(), True) == of(loader())
+
+
 def test_a_stream_gives_full_batches_epoch_after_epoch_and_goes_on_anywhere() -> None:
-    source = loaders.take({"train": loader(125, shuffle=True), **REST}, torch.device("cpu"), False).source
-    feed = source.feed([0], 1, 10, torch.device("cpu"))
+    source = loaders.take({"train": loader(125, shuffle=True), **REST}, CPU, False).source
+    feed = source.feed([0], 1, 10, CPU)
     assert feed.epoch_steps == 12
 
     def labels(epoch: int, start: int = 0) -> list[list[int]]:
@@ -272,17 +220,17 @@ def test_a_network_may_change_its_input_in_place() -> None:
     assert find(seeded(Shifts)) == find(seeded(Shifted))
 
 
-@pytest.mark.parametrize("train", [loader(shuffle=True), DataLoader(Augmented(), batch_size=10, shuffle=True), Noisy()])
-def test_streams_train_and_go_on_by_whole_rounds(train: Any, tmp_path: Path) -> None:
-    given = {"train": train, **REST}
-    whole = find(seeded(), given, in_memory=False, iterations=30, rewind=5)
+@pytest.mark.parametrize("train", [DataLoader(Augmented(), batch_size=10, shuffle=True), Passes(Augmented())])
+def test_streams_train_and_continue_by_whole_rounds(train: Any, tmp_path: Path) -> None:
+    given, options = {"train": train, **REST}, {"in_memory": False, "iterations": 30, "rewind": 5}
+    whole = find(seeded(), given, **options)
     assert whole[0]["test"] > 60
-    find(seeded(), given, in_memory=False, iterations=30, rewind=5, rounds=1, save=tmp_path)
-    assert find(seeded(), given, in_memory=False, iterations=30, rewind=5, recover=tmp_path) == whole
+    find(seeded(), given, rounds=1, save=tmp_path, **options)
+    assert find(seeded(), given, recover=tmp_path, **options) == whole
 
 
 @pytest.mark.parametrize("in_memory", [None, True])
-@pytest.mark.parametrize("train", [DataLoader(Jittered(), batch_size=10, shuffle=True), Noisy(Jittered())])
+@pytest.mark.parametrize("train", [DataLoader(Jittered(), batch_size=10, shuffle=True), Passes(Jittered())])
 def test_the_seed_decides_what_loaders_draw_wherever_they_draw_it(train: Any, in_memory: bool | None) -> None:
     def drawn() -> list[float]:
         return [torch.rand(()).item(), float(np.random.randn()), random.gauss(0, 1)]
@@ -298,7 +246,8 @@ def test_the_seed_decides_what_loaders_draw_wherever_they_draw_it(train: Any, in
     assert histories[0] == histories[1]
 
 
-def test_examples_of_any_type_reach_the_net_as_they_are() -> None:
+@pytest.mark.parametrize("in_memory", [None, False])
+def test_examples_of_any_type_reach_the_net_as_they_are(in_memory: bool | None) -> None:
     class Words(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -313,8 +262,7 @@ def test_examples_of_any_type_reach_the_net_as_they_are() -> None:
         (torch.randint(0, 50, (10, 6), generator=generator), torch.randint(0, 3, (10,), generator=generator))
         for _ in range(6)
     ]
-    assert len(find(seeded(Words), (words, words, words))) == 3
-    assert len(find(seeded(Words), (words, words, words), in_memory=False)) == 3
+    assert len(find(seeded(Words), (words, words, words), in_memory=in_memory)) == 3
 
 
 def test_load_MNIST_serves_the_projects_file_where_the_folder_has_none(tmp_path: Path) -> None:
@@ -343,23 +291,25 @@ def test_loaders_of_the_library_train_as_their_batches_do() -> None:
     assert len(find(seeded(), given, in_memory=False)) == 3
 
 
-def test_load_MNIST_names_bad_arguments() -> None:
-    for arguments, kind, words in (
+@pytest.mark.parametrize(
+    ("arguments", "kind", "words"),
+    [
         ({"folder": 3}, TypeError, "folder must be a path, not 3"),
         ({"folder": "x", "valid_size": 50000}, ValueError, "valid_size must be .*at most 30000, not 50000"),
         ({"folder": "x", "batch_size": 0}, ValueError, "batch_size must be"),
         ({"folder": "x", "seed": None}, TypeError, "seed must be"),
-    ):
-        with pytest.raises(kind, match=words):
-            lth.data.load_MNIST(**arguments)
+    ],
+)
+def test_load_MNIST_names_bad_arguments(arguments: dict[str, Any], kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind, match=words):
+        lth.data.load_MNIST(**arguments)
 
 
 def test_a_file_holds_back_as_many_images_as_is_asked_for(place: Path) -> None:
     file = place / "data" / "tiny.npz"
-    cpu = torch.device("cpu")
     for given in (file, str(file), make_images()):
-        assert loaders.take(given, cpu).about.startswith("120 training, 12 held back"), "a tenth"
-        taken = loaders.take(given, cpu, None, 30)
+        assert loaders.take(given, CPU).about.startswith("120 training, 12 held back"), "a tenth"
+        taken = loaders.take(given, CPU, None, 30)
         assert taken.about.startswith("120 training, 30 held back") and taken.largest_batch == 90
     histories = [find(seeded(), file, iterations=24, **options) for options in ({}, {"valid_size": 30})]
     assert histories[0] != histories[1]
@@ -372,3 +322,9 @@ def test_a_file_holds_back_as_many_images_as_is_asked_for(place: Path) -> None:
     ):
         with pytest.raises(ValueError, match=f"^{words}$"):
             find(seeded(), given, valid_size=value)
+
+
+def test_what_is_odd_about_labels_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    find(seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 5))), [[(x, y + 1) for x, y in batches()]] * 3,
+         rounds=0, quiet=False)  # fmt: skip
+    assert "no example is of class 0: labels count from 0, so that there are 5 classes\n" in capsys.readouterr().out

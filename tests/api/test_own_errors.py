@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -172,47 +171,26 @@ class Endless:
             yield from batches()
 
 
-def test_training_data_without_an_end_are_streamed() -> None:
-    found = find(seeded(), {**tiny(), "train": Endless()})
-    assert len(found) == 3 and found == find(seeded(), {**tiny(), "train": Endless()}, in_memory=False)
-
-
-def test_a_round_of_training_data_without_an_end_may_be_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "ENDLESS", 50)  # examples; a round takes 120, and ten rounds are looked at
-    monkeypatch.setattr(stream, "PATIENCE", -1.0)
-    parts = tiny()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for in_memory in (None, False):
-            assert len(find(seeded(), {**parts, "train": Endless()}, in_memory=in_memory, rounds=0)) == 1
-    with pytest.raises(ValueError, match=r"^data\.train must end, or have a __len__"):
-        find(seeded(), {**parts, "train": Endless()}, in_memory=True)
+def test_training_data_without_an_end_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "ENDLESS", 50)  # examples; a round takes 120
+    given = {**tiny(), "train": Endless()}
+    assert find(seeded(), given) == find(seeded(), given, in_memory=False)
+    with pytest.raises(ValueError, match=r"^data\.train must end or have a __len__"):
+        find(seeded(), given, in_memory=True)
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
-@pytest.mark.parametrize("in_memory", [None, False])
-def test_other_data_without_an_end_are_refused_and_warned_of_before(
-    part: str, in_memory: bool | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stream, "ENDLESS", 5000)
-    monkeypatch.setattr(stream, "PATIENCE", -1.0)
-    warned = pytest.warns(UserWarning, match=f"data.{part} has given 10 examples .* a pass must come to an end")
-    refused = pytest.raises(
-        ValueError, match=rf"^data\.{part} must end, or have a __len__, but has given 5010 examples"
-    )
-    with warned, refused:
-        find(seeded(), {**tiny(), part: Endless()}, in_memory=in_memory)
-
-
-def test_data_with_a_length_may_be_as_long_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "ENDLESS", 5)
-    assert len(find(seeded())) == 3
+def test_other_data_without_an_end_are_refused(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "ENDLESS", 100)
+    with pytest.raises(ValueError, match=rf"^data\.{part} must end or have a __len__, .* given 110 examples"):
+        find(seeded(), {**tiny(), part: Endless()})
+    assert len(find(seeded(), rounds=0)) == 1, "data with a length may be as long as they are"
 
 
 def test_streamed_data_that_fail_or_run_dry_are_named() -> None:
     with pytest.raises(RuntimeError, match=r"^data\.validation failed with OSError: disk gone$"):
         find(seeded(), {**tiny(), "validation": Failing(4)}, in_memory=False)
-    with pytest.raises(ValueError, match=r"^data\.validation must give its batches again and again, but gives none"):
+    with pytest.raises(ValueError, match=r"^data\.validation must give its batches again in each pass, but gave none"):
         find(seeded(), {**tiny(), "validation": Emptying(4)}, in_memory=False)
 
 

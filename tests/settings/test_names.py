@@ -156,7 +156,7 @@ def test_a_file_that_is_no_data_set_has_no_size(tmp_path: Path) -> None:
         (tmp_path / "mine.npz").write_bytes(content)
         assert names.folders("mine", tmp_path) == []
         (said,) = names.problems("fc1", "mine", data=tmp_path)
-        assert said.endswith(f"{tmp_path}/mine.npz cannot be read as a data set's"), said
+        assert said.endswith(f"{tmp_path}/mine.npz is no readable .npz file; put a complete one in its place"), said
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs named pipes")

@@ -23,7 +23,7 @@ from torch.nn.utils import parametrizations, weight_norm
 
 import lth
 from lth import prune, rng
-from lth.data.feed import Feed
+from lth.data.images import Feed
 from lth.pruning import Masks
 from lth.records import tables, tickets
 from lth.run import session

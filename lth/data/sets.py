@@ -1,0 +1,226 @@
+"""Data sets by name or file: reading and checking them, and MNIST as loaders for loops of the user's own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lth.data.images import Images, normalisation, split
+from lth.settings import checks, names
+from lth.settings.config import PROJECT, VALID_SIZE, ConfigError
+from lth.settings.names import ARRAYS, KNOWN
+
+
+def load(name: str, folder: Path, pixels: str = "standard") -> Images:
+    """The data set `<folder>/<name>.npz` (Keras's convention: x_train, y_train, x_test, y_test), or else the one that
+    torchvision has in `folder` or downloads, which is then kept as such a file. Models see it as `pixels` says
+    (--pixels). ConfigError if neither is to be had."""
+    name = names.dataset(name)
+    file = names.npz(Path(folder), name)
+    if not file.exists():
+        if name not in KNOWN:
+            raise ConfigError(
+                f"--dataset must be one of {', '.join(KNOWN)} or have a file {file} with the arrays "
+                f"{', '.join(ARRAYS)}, not {name!r}"
+            )
+        _fetch(name, file)
+    images = read(file, KNOWN[name].classes if name in KNOWN else None)
+    called = name if name in KNOWN else images.name  # whatever the case of the file's name, digits are not mirrored
+    return replace(images, name=called, pixels=pixels)
+
+
+def training_count(name: str, folder: Path) -> int:
+    """How many training images the data set `name` that `load` would give from `folder` has, without reading them. One
+    that is not there or is spoiled, of which `load` says so, counts as having as many as those that are downloaded."""
+    file = names.npz(Path(folder), names.dataset(name))
+    if not file.is_file():
+        return 10 * VALID_SIZE
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return len(arrays["y_train"])
+    except Exception:  # as many kinds as in `read`
+        return 10 * VALID_SIZE
+
+
+def read(file: Path, classes: int | None = None) -> Images:
+    """The data set in an .npz file, checked. `classes`: how many labels there must be at most."""
+    if file.exists() and not file.is_file():  # opening a named pipe would wait for ever
+        raise ConfigError(
+            f"{file} is no readable .npz file (it is a folder, a pipe or a device); put a complete one in its place"
+        )
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            if not set(ARRAYS) <= set(arrays):
+                raise ConfigError(names.other_arrays(file))
+            held = [np.asarray(arrays[key]) for key in ARRAYS]
+    except ConfigError:
+        raise
+    except Exception as error:  # zipfile, zlib, tokenize and NumPy raise a dozen kinds of it on a spoiled file
+        reason = checks.first_line(error)
+        raise ConfigError(f"{file} is no readable .npz file ({reason}); put a complete one in its place") from None
+    return _checked(file, held, classes)
+
+
+def _checked(file: Path, arrays: Sequence[np.ndarray], classes: int | None) -> Images:
+    """The data set of these ARRAYS, which `file` holds or is to hold."""
+    x_train, y_train, x_test, y_test = arrays
+    for key, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
+        if x.dtype != np.uint8 or x.ndim not in (3, 4) or not x.size:
+            raise ConfigError(
+                f"{file}: x_{key} must be uint8 of N x H x W, N x H x W x C or N x C x H x W, not {x.dtype} {x.shape}"
+            )
+        if y.dtype.kind not in "iu" or y.reshape(-1).shape != (len(x),):
+            raise ConfigError(
+                f"{file}: y_{key} must hold one integer label for each of {len(x)} images, not {y.dtype} {y.shape}"
+            )
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise ConfigError(f"{file}: x_train and x_test differ in size: {x_train.shape[1:]} and {x_test.shape[1:]}")
+    classes = classes or min(int(y_train.max()) + 1, len(y_train))  # labels that skip most numbers are no labels
+    for key, y in (("train", y_train), ("test", y_test)):
+        if y.min() < 0 or y.max() >= classes:
+            among = f"0 to {classes - 1}{', as in y_train' if key == 'test' else ''}"
+            raise ConfigError(f"{file}: y_{key} must be labels {among}, not {y.min()} to {y.max()}")
+    train, test = (_planes(x_train), _labels(y_train)), (_planes(x_test), _labels(y_test))
+    return Images(Path(file).stem, *train, *test, classes)
+
+
+def _planes(x: np.ndarray) -> Tensor:
+    channels = x[:, None] if x.ndim == 3 else x if names.channels_first(x.shape) else x.transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(channels))
+
+
+def _labels(y: np.ndarray) -> Tensor:
+    return torch.from_numpy(y.reshape(-1).astype(np.int64))
+
+
+def _fetch(name: str, file: Path) -> None:
+    """Write `file` from torchvision's copy of the data set, downloading it if there is none. All or nothing."""
+    from torchvision import datasets
+
+    known = KNOWN[name]
+    kind = getattr(datasets, known.kind)
+    try:
+        there = next(folder for folder in file.resolve().parents if folder.exists())
+        with tempfile.TemporaryDirectory(dir=there, prefix=".download-") as temporary:
+            with contextlib.redirect_stdout(io.StringIO()):
+                try:
+                    halves = [kind(str(file.parent), **half, download=False) for half in known.halves]
+                except RuntimeError:
+                    halves = [kind(temporary, **half, download=True) for half in known.halves]
+            (x_train, y_train), (x_test, y_test) = (_as_here(name, half) for half in halves)
+            _checked(file, (x_train, y_train, x_test, y_test), known.classes)
+            partial = Path(temporary) / file.name
+            with partial.open("wb") as stream:
+                np.savez_compressed(stream, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+                stream.flush()
+                os.fsync(stream.fileno())
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial.replace(file)
+    except Exception as error:  # of the network, of the disk, or of what a spoiled copy makes torchvision stumble on
+        reason = checks.first_line(error)
+        raise ConfigError(
+            f"there is no {file} and {name} could not be downloaded ({reason}): "
+            f"put an .npz file with the arrays {', '.join(ARRAYS)} there, or name its folder with --data"
+        ) from None
+
+
+def _as_here(name: str, half: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The images, N x H x W or N x H x W x C, and the labels of a half of torchvision's data set."""
+    x, y = np.asarray(half.data), np.asarray(half.labels if name == "svhn" else half.targets)
+    if name == "emnist":
+        return x.transpose(0, 2, 1), y  # its files hold columns where the others hold rows
+    if name == "qmnist":
+        return x, y[:, 0]  # beside the label: the writer, the place in NIST's files, ...
+    return (x.transpose(0, 2, 3, 1), y) if name == "svhn" else (x, y)
+
+
+def as_images(given: object) -> Images | None:
+    """The data set that a name, a file, `Images` or Loaders stand for; None if it is something else."""
+    if isinstance(given, (str, Path)):
+        file = Path(given)
+        try:
+            return read(file) if file.suffix == ".npz" else load(str(given), PROJECT / "data")
+        except ConfigError as error:
+            raise checks.renamed(error, {"dataset": "data"}) from error.__cause__
+    if isinstance(given, Loaders) and all(isinstance(part, Loader) for part in given):
+        (train, y), (test, z), held = *((part.images, part.labels) for part in (given[0], given[2])), given[1]
+        classes = int(max(part.labels.max() for part in given)) + 1
+        scaling = (given.train.shift, given.train.scale)
+        return Images(given.train.name, train, y, test, z, classes, (held.images, held.labels), scaling=scaling)
+    return given if isinstance(given, Images) else None
+
+
+class Loader:
+    """Re-iterable batches of normalised images (B, C, H, W) and labels (B,); in a new order each pass if `shuffle`.
+
+    The data set is called `name`, a batch has `batch_size` images, the last one of a pass perhaps fewer.
+    `images` (N, C, H, W) are uint8, `shift` and `scale` (C, 1, 1) what `normalisation` of the training images gave.
+    """
+
+    def __init__(
+        self, name: str, images: Tensor, labels: Tensor, batch_size: int, shuffle: bool, shift: Tensor, scale: Tensor
+    ) -> None:
+        self.name, self.images, self.labels, self.batch_size, self.shuffle = name, images, labels, batch_size, shuffle
+        self.shift, self.scale = shift, scale
+
+    def __len__(self) -> int:
+        return -(-len(self.labels) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.labels)) if self.shuffle else torch.arange(len(self.labels))
+        for batch in order.split(self.batch_size):
+            yield self.images[batch].float().mul_(self.scale).add_(self.shift), self.labels[batch]
+
+
+class Loaders(NamedTuple):
+    """A data set as three loaders: `train`, in another order each pass, `validation` and `test`."""
+
+    train: Loader
+    validation: Loader
+    test: Loader
+
+
+def load_MNIST(folder: str | Path, batch_size: int = 60, valid_size: int = 5000, seed: int = 0) -> Loaders:
+    """MNIST as loaders of training, validation and test batches.
+
+    Args:
+        folder: has `mnist.npz` or torchvision's copy of the set; where it has neither, the project's own file serves.
+        batch_size: images a batch.
+        valid_size: training images kept for validation, at most half of the 60000; which ones, `seed` decides.
+
+    Raises TypeError and ValueError that name the argument (ConfigError, a ValueError, if the data cannot be read).
+    """
+    images = load("mnist", names.holder("mnist", checks.path("folder", folder)))
+    valid_size = checks.whole("valid_size", valid_size, 1, len(images.train) // 2)
+    batch_size = checks.whole("batch_size", batch_size, 1, len(images.train) - valid_size)
+    kept, held = split(len(images.train), valid_size, checks.whole("seed", seed, 0))
+    shift, scale = normalisation(images.train)
+    parts = ((images.train[kept], images.train_labels[kept]), (images.train[held], images.train_labels[held]))
+    train, validation, test = (
+        Loader("mnist", x, y, batch_size, number == 0, shift, scale)
+        for number, (x, y) in enumerate((*parts, (images.test, images.test_labels)))
+    )
+    return Loaders(train, validation, test)
+
+
+def check_sizes(images: Images, valid_size: int, batch_size: int) -> list[str]:
+    """What is wrong with a validation split of `valid_size` and batches of `batch_size` for these `images`."""
+    count, problems = len(images.train), []
+    if images.validation is None and valid_size > count // 2:
+        problems.append(
+            f"--valid_size must leave at least half of the {count} training images for training: "
+            f"at most {count // 2}, not {valid_size}"
+        )
+    elif batch_size > count - valid_size:
+        problems.append(f"--batch_size must be at most {count - valid_size}, the training images, not {batch_size}")
+    return problems
