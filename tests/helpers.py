@@ -214,6 +214,8 @@ def training(
     resume: Any = None,
     feed: Mapping[str, Any] | None = None,
     sparse: Sequence[str] = (),
+    device: torch.device = CPU,
+    autocast: bool = False,
     **options: Any,
 ) -> Training:
     """A training of one trial a seed, at its beginning; pruned at random to `keep` if given, the weights `sparse`
@@ -223,8 +225,8 @@ def training(
         random_masks(make(), keep, seed) if keep is not None else pruning.dense(pruning.prunable(make()))
         for seed in seeds
     ]
-    network = Network(make(), states, masks, CPU, sparse=sparse, channels_last=True)
-    made = Feed(images or make_images(), seeds, 40, 10, CPU, **(feed or {}))
+    network = Network(make(), states, masks, device, autocast=autocast, sparse=sparse, channels_last=True)
+    made = Feed(images or make_images(), seeds, 40, 10, device, **(feed or {}))
     optimizer = Fused(kind, network, lr, **options)
     return Training(network, optimizer, made, plan, [(seed, "order", 0) for seed in seeds], 7, resume)
 
