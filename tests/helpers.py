@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import stat
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from lth.data.images import Feed, Images
 from lth.experiment import Experiment, start_tickets
 from lth.experiment.mode_connectivity import Connectivity
 from lth.pruning import Masks
-from lth.records import lock
+from lth.records import files, lock
 from lth.records.events import Event, Note
 from lth.records.tables import Run
 from lth.run.queue import Queue
@@ -269,11 +267,15 @@ def killed_at(operation: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[
             yield count
 
 
-def put_lock(folder: Path, age: float = 0.0, **changes: object) -> Path:
-    """A lock file as this very process would write it, with changes, refreshed `age` seconds ago."""
-    file = lock.lock_file(folder)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({**lock.whoami(), "number": 1, "limit": lock.LIMIT, **changes}))
-    when = time.time() - age
-    os.utime(file, (when, when))
-    return file
+@contextlib.contextmanager
+def held(folder: Path, pid: int = 77, host: str = "elsewhere") -> Iterator[None]:
+    """Within it, another process has the lock of a folder."""
+    with lock.Locks() as locks:
+        locks.take(folder)
+        files.write_json(lock.holder_file(folder), {"host": host, "pid": pid, "token": "another's"})
+        yield
+
+
+def assert_released(root: Path) -> None:
+    """No lock under `root` is held."""
+    assert not [file for file in root.rglob("*.lock") if lock.is_held(file.with_suffix(""))]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from helpers import assert_same, results
+from helpers import assert_released, assert_same, results
 
 import main
 import utils
@@ -98,7 +98,8 @@ def test_the_main_job_ends_with_figures_tables_and_weights(
         assert layers.query("round == 2")["weights"].tolist() == [190512, 24300, 810]
         assert rounds["test"].min() > 50, "it learned nothing"
         assert tables.table(found, "evals")["iteration"].tolist() == [10, 20, 30] * 3
-    assert not list(root.rglob("*.lock")) and not list(root.rglob("*.partial"))
+    assert_released(root)
+    assert not list(root.rglob("*.partial"))
 
 
 def test_piped_output_is_plain_lines(whole: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -195,7 +196,8 @@ def test_signals_leave_a_checkpoint_and_no_process(
     assert f"stopped by {signal.Signals(signum).name}" in err and "the results so far are in" in err
     assert "Traceback" not in err and len(err.splitlines()) == 2 and plain(out + err)
     assert not psutil.wait_procs(children, timeout=5)[1], "children outlive their parent"
-    assert len(list(tmp_path.rglob("checkpoint.safetensors"))) >= 1 and not list(tmp_path.rglob("*.lock"))
+    assert_released(tmp_path)
+    assert len(list(tmp_path.rglob("checkpoint.safetensors"))) >= 1
     assert 0 < lines_of(tmp_path, "rounds") < 8, "it was stopped too late to test anything"
     done_here(tmp_path, LONG)
     assert_same(results(tmp_path), long_results)
@@ -273,7 +275,8 @@ def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_when_there_is_room(
         name = "initial" if size < 1_200_000 else "checkpoint"
         said = rf"error: cannot write .*{name}\.safetensors: File too large; what was finished before is safe\n"
         assert re.fullmatch(said, capsys.readouterr().err)
-        assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("*.lock"))
+        assert_released(tmp_path)
+        assert not list(tmp_path.rglob("*.partial"))
     done_here(tmp_path, LONG)
     assert_same(results(tmp_path), long_results)
 

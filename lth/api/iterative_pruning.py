@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +186,7 @@ def iterative_pruning(
         for said in (remark, odd, alone, sparse.UNAVAILABLE if densely else "", problem.cost[1]):
             if said and not quiet:
                 print(said)
-        run = replace(run, fence=stack.enter_context(Locks(config.lock_limit)).take(run.dumps))
+        stack.enter_context(Locks(alone=True)).take(run.dumps)
         if recover is None:  # what a call left that was stopped in its first round
             tables.move_aside(run, time.strftime("%Y%m%d-%H%M%S"))
         _write_config(run, config, about, problem, place)
@@ -297,9 +296,7 @@ def _write_config(run: Run, config: Config, about: Mapping[str, str], problem: P
             "fingerprint": problem.fingerprint,
             "arm": run.arm,
             "seed": run.seed,
-            "taken": run.fence.number if run.fence else 0,
         },
-        run.fence,
     )
 
 

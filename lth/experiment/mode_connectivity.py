@@ -106,7 +106,7 @@ class Connectivity(Experiment):
             for share, found in line.along(one, other, errors)
         ]
         for end in ENDS:  # before the round counts as measured, so that none is left behind by a stop
-            delete(run.saves / f"{end}.safetensors", run.fence)
+            delete(run.saves / f"{end}.safetensors")
         recording.write_connectivity(run, number, points)
         found = tables.barriers(run).iloc[number]
         stable = max(found["train"], found["test"]) < STABLE

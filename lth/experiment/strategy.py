@@ -144,7 +144,7 @@ class Experiment:
         earlier = [numbered("trained", number) for number in range(ticket.round) if keep == "last"]
         recording.forget(run, earlier)
         for name in earlier:  # before the round counts as finished, so that none is left behind by a stop
-            delete(run.saves / f"{name}.safetensors", run.fence)
+            delete(run.saves / f"{name}.safetensors")
         saves = [*([] if ticket.round else ["initial"]), numbered("ticket", ticket.round), *weights]
         row = recording.write_round(run, ticket.round, ticket.masks, trained, self.problem.cost[0], saves)
         empty = tuple(name for name, count in pruning.survivors(ticket.masks).items() if not count)

@@ -12,7 +12,7 @@ import stat
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 GONE, NOWHERE = "is gone", "is a link that leads nowhere"
 KINDS = {
@@ -40,16 +40,6 @@ class Unreadable(RecordError):
 
 class Unwritable(RecordError):
     """A file cannot be written: there is no room, or no right to."""
-
-
-class Fence(Protocol):
-    """The right to write, which may be lost (lth.records.lock.Held). Each has a higher number than those before."""
-
-    @property
-    def number(self) -> int: ...
-
-    def check(self) -> None:
-        """Raise RecordError if the right is lost."""
 
 
 def problem(file: Path) -> str:
@@ -80,39 +70,33 @@ def read(file: Path) -> bytes:
         raise Unreadable.of(file, error) from None
 
 
-def set_aside(file: Path, fence: Fence | None = None) -> Path:
+def set_aside(file: Path) -> Path:
     """Rename a file that cannot be used, beside those that were renamed before, and give its new name."""
     names = (f"{file.name}.damaged{count or ''}" for count in itertools.count())
     target = next(free for name in names if not os.path.lexists(free := file.with_name(name)))
     with explained(file):
-        if fence is not None:
-            fence.check()
         file.replace(target)
     return target
 
 
-def delete(file: Path, fence: Fence | None = None) -> None:
+def delete(file: Path) -> None:
     """Delete a file, if it is there."""
     with explained(file):
-        if fence is not None:
-            fence.check()
         file.unlink(missing_ok=True)
 
 
-def drop_partials(folder: Path, fence: Fence | None = None) -> None:
-    """Delete the partial files and folders of other processes: of killed ones, and of those that may not write any
-    more."""
-    mine = None if fence is None else f".{fence.number}.partial"
+def drop_partials(folder: Path) -> None:
+    """Delete the partial files and folders of processes that were killed."""
     for file in folder.glob("*.partial"):
         if file.is_dir():
             shutil.rmtree(file, ignore_errors=True)
-        elif mine is None or not file.name.endswith(mine):
+        else:
             delete(file)
 
 
-def write_json(file: Path, content: Mapping[str, Any], fence: Fence | None = None) -> None:
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file that people read."""
-    write(file, (json.dumps(content, indent=2) + "\n").encode(), fence)
+    write(file, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -125,14 +109,12 @@ def read_json(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def write(file: Path, content: bytes, fence: Fence | None = None) -> None:
-    """Write a file so that a crash or a full disk leaves the old one. RecordError says what went wrong, also that the
-    right to write (`fence`) has been lost."""
-
-    _put(file, lambda partial: _fill(partial, content), fence)
+def write(file: Path, content: bytes) -> None:
+    """Write a file so that a crash or a full disk leaves the old one. RecordError says what went wrong."""
+    _put(file, lambda partial: _fill(partial, content))
 
 
-def share(source: Path, file: Path, fence: Fence | None = None) -> None:
+def share(source: Path, file: Path) -> None:
     """Make `file` the same as `source`, in the same place on the disk where the file system can: files are only ever
     replaced, never changed."""
 
@@ -148,7 +130,7 @@ def share(source: Path, file: Path, fence: Fence | None = None) -> None:
         except OSError:
             _fill(partial, source.read_bytes())
 
-    _put(file, fill, fence)
+    _put(file, fill)
 
 
 def _fill(file: Path, content: bytes) -> None:
@@ -158,23 +140,18 @@ def _fill(file: Path, content: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def _put(file: Path, fill: Callable[[Path], None], fence: Fence | None) -> None:
-    """Fill a partial file and rename it, after a last look at the fence: see lth.records.lock."""
-    own = fence.number if fence else uuid.uuid4().hex[:8]  # another process may be writing the same file
-    partial = file.with_name(f"{file.name}.{own}.partial")
+def _put(file: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a partial file and rename it."""
+    partial = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.partial")  # another process may write the same file
     with explained(file):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             fill(partial)
-            if fence is not None:
-                fence.check()
             partial.replace(file)
             _sync(file.parent)
-        except (OSError, RecordError) as error:
+        except (OSError, RecordError):
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
-            if fence is not None and isinstance(error, FileNotFoundError):
-                fence.check()  # another process has deleted the partial file: say so rather than that it is gone
             raise
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from lth.records.files import GONE, Fence, RecordError, Unreadable, problem, read, write
+from lth.records.files import GONE, RecordError, Unreadable, problem, read, write
 
 NAME = "journal.jsonl"  # as the run wrote its tables, a line of JSON a round
 WRITTEN_AFTER = ("rounds", "connectivity")  # the journal; the other tables before it
@@ -48,9 +48,9 @@ def load(folder: Path) -> tuple[dict[int, Entry], str]:
     return entries, "" if sound else f"{folder / NAME} is damaged"
 
 
-def save(folder: Path, entries: Sequence[Entry], fence: Fence | None = None) -> None:
+def save(folder: Path, entries: Sequence[Entry]) -> None:
     """Write the journal."""
-    write(folder / NAME, "".join(f"{_line(entry)}\n" for entry in entries).encode(), fence)
+    write(folder / NAME, "".join(f"{_line(entry)}\n" for entry in entries).encode())
 
 
 def text(name: str, entries: Sequence[Entry]) -> str | None:

@@ -1,41 +1,32 @@
-"""One process a run, over shared storage: a lock file names the holder, and a fence keeps a late one from writing.
+"""One process per run: the operating system's lock on a file beside the run's folder.
 
-A lock is `seed0.lock` beside the run's folder; its modification time is the holder's last sign of life. Of a holder
-that is dead, or silent for longer than it promised, another may take the lock over; but a silent one may only be paused
-or cut off, and wake. So every holder has a number, higher than those before, and everything it writes is written under
-a name with that number, then the lock is read once more, and only then is the file renamed to its place
-(lth.records.files.write). Whoever takes over deletes the files with other numbers before it reads anything: a holder
-that wakes between its last look at the lock and its rename has nothing left to rename.
+`seed0.lock` is locked by the process that trains the run, and is free the moment that process is gone, however it
+ended: by flock() on Unix, which NFSv4, Lustre and GPFS hand on to their servers, and LockFileEx on Windows. The file is
+never deleted, since two processes could then lock two files of one name. A forked child (a DataLoader's worker)
+inherits the open file, so that the lock is free once it is gone too; spawned ones do not.
 
-filelock's SoftFileLease is the nearest kept library; this stays own code because that has no fencing number, and each
-process would have to watch a lock for the whole limit before it could take it.
+`seed0.holder` names the process that has the lock, or had it last. A machine that was cut off from its file server may
+have lost a lock without noticing: `check` sees it there, before each line of the journal.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
+import errno
 import os
 import re
 import socket
-import threading
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
 
-import psutil
+from filelock import lock_descriptor  # with neither soft locks nor deleted files, unlike filelock.FileLock
 
-from lth.records.files import RecordError, explained, read, read_json
-from lth.settings.config import Config
+from lth.records.files import RecordError, explained, read_json, write_json
 
-LIMIT: float = Config.lock_limit
-SIGNS = 5  # of life within the limit: NFS may hide one for a minute
-TRIES = 30  # to take a lock that is being written, or taken, at this moment
-MOMENT = 60.0  # seconds that a file for a moment can be there while its process lives
-BEING_WRITTEN = 1.0  # seconds that a lock may be without content
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # how a file system says that it has none
+LOCAL = ("nolock", "localflock", "nobrl", "local_lock=all", "local_lock=flock")  # mount options
+PATIENCE = 0.5  # seconds: somebody may only be looking whether a lock is held
 
 
 class Locked(RecordError):
@@ -46,141 +37,99 @@ class Lost(RecordError):
     """Another process has taken over the run."""
 
 
-@dataclass(frozen=True)
-class Held:
-    """The right to write what belongs to one lock, as long as the lock says `content`. Can be sent to workers."""
-
-    file: Path
-    content: str
-    number: int
-
-    def check(self) -> None:
-        """Lost if the lock is another's by now, or gone."""
-        now = _read(self.file)
-        if now != self.content:
-            holder = _parsed(now or "")
-            other = f"process {holder['pid']} on {holder['host']} has it now" if _named(holder) else "its lock is gone"
-            raise Lost(f"{_folder(self.file)} is no longer this process's: {other}, and goes on with it")
-
-
 class Locks:
-    """The locks that this process holds: `with Locks() as locks: fence = locks.take(folder)`.
+    """The locks that this process holds, all of them released at the end of `with`.
 
-    limit: seconds without a sign of life after which another machine may take over a lock of these.
-    job: name of a job whose processes may take over each other's locks at once (something else knows that they ended).
+    alone: whether a file system without locks will do, since no other process is expected to share the work.
     """
 
-    def __init__(self, limit: float = LIMIT, job: str = "") -> None:
-        self.limit, self.job = limit, job
-        self._held: dict[Path, Held] = {}
-        self._alive: dict[Path, float] = {}  # until when a holder that gave a sign of life is not judged again
-        self._done = threading.Event()
+    def __init__(self, alone: bool = False) -> None:
+        self.alone = alone
+        self._held: dict[Path, int] = {}  # the descriptors of the locked files
 
     def __enter__(self) -> Locks:
-        threading.Thread(target=self._refresh, daemon=True).start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._done.set()
         for folder in list(self._held):
             self.release(folder)
 
-    def take(self, folder: Path) -> Held:
+    def take(self, folder: Path) -> None:
         """Take the lock of a folder. Locked, naming the holder, if another process has it."""
+        until = time.monotonic() + PATIENCE
+        while not self.try_take(folder):
+            if time.monotonic() > until:
+                raise Locked(f"{folder} is in use by {holder(folder)}: wait for it or stop it")
+            time.sleep(0.05)
+
+    def try_take(self, folder: Path) -> bool:
+        """Take the lock of a folder, unless another process (or other Locks of this one) has it; tells which."""
         file = lock_file(folder)
         with explained(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            for _ in range(TRIES):
-                before, taken = _read(file), None
-                if before is None:
-                    taken = self._create(file, file, _last(folder))
-                elif self._abandoned(file, before):
-                    taken = self._succeed(file, before)
-                elif _named(holder := _parsed(before)) and _read(file) == before:
-                    who = f"process {holder['pid']} on {holder['host']}"
-                    raise Locked(f"{folder} is in use by {who}: wait for it or stop it")
-                if taken is not None and _read(file) == taken.content:
-                    self._held[folder] = taken
-                    _tidy(file)
-                    return taken
-                time.sleep(0.05)
-        raise Locked(f"{folder} is being taken by another process right now")
-
-    def try_take(self, folder: Path) -> Held | None:
-        """Take the lock of a folder if nobody has it. Cheap where somebody has: a lock is judged once in a while."""
-        if time.monotonic() < self._alive.get(folder, 0.0) and lock_file(folder).exists():
-            return None
-        try:
-            return self.take(folder)
-        except Locked:
-            self._alive[folder] = time.monotonic() + self.limit / SIGNS
-            return None
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                taken = self._lock(descriptor)
+                if taken:
+                    write_json(holder_file(folder), {**_whoami(), "token": _token(os.getpid())})
+                    self._held[folder] = descriptor
+            finally:
+                if folder not in self._held or self._held[folder] != descriptor:
+                    os.close(descriptor)
+        return taken
 
     def release(self, folder: Path) -> None:
-        """Give a lock back, if it is still this process's."""
-        held = self._held.pop(folder, None)
-        with contextlib.suppress(OSError, RecordError):
-            if held is not None and _read(held.file) == held.content:
-                held.file.unlink()
-                _tidy(held.file)
+        """Release a lock, if it is held here."""
+        if (descriptor := self._held.pop(folder, None)) is not None:
+            os.close(descriptor)
 
-    def _create(self, file: Path, path: Path, number: int) -> Held | None:
-        """The lock `file` with the number after `number`, written to `path`; None if that exists."""
-        me = {**whoami(), "number": number + 1, "limit": self.limit, "job": self.job, "token": uuid.uuid4().hex}
-        held = Held(file, json.dumps(me), number + 1)
+    def _lock(self, descriptor: int) -> bool:
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            return None
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(held.content)
-        return held
-
-    def _succeed(self, file: Path, before: str) -> Held | None:
-        """Replace the abandoned lock that says `before`; None if another process is doing so or has done so."""
-        number = max(_number(_parsed(before), "number"), _last(_folder(file)))
-        # Only who has made this file may replace the lock, and only the one that was judged: else, of two that find it
-        # abandoned, the slower one could replace the lock that the quicker one has made since.
-        claim = file.with_name(f"{file.name}.{number}.next")
-        held = self._create(file, claim, number)
-        if held is None:
-            claimed = _read(claim)
-            if claimed is not None and self._abandoned(claim, claimed):
-                claim.unlink(missing_ok=True)
-            return None
-        if _read(file) != before:
-            claim.unlink(missing_ok=True)
-            return None
-        with contextlib.suppress(FileNotFoundError):
-            claim.replace(file)
-        return held
-
-    def _abandoned(self, file: Path, content: str) -> bool:
-        """Whether the holder that a lock names is dead, or silent for longer than it promised not to be."""
-        age = clock(file.parent) - _modified(file)
-        holder = _parsed(content)
-        if not _named(holder):
-            return age > BEING_WRITTEN
-        if self.job and holder.get("job") == self.job:
-            return True
-        silent = age > holder.get("limit", LIMIT)
-        if holder.get("place") != place():
-            return silent
-        return not _lives(holder, silent)
-
-    def _refresh(self) -> None:
-        while not self._done.wait(self.limit / SIGNS):
-            for held in list(self._held.values()):
-                with contextlib.suppress(OSError, RecordError):  # a lost lock is noticed at the next write
-                    if _read(held.file) == held.content:
-                        os.utime(held.file)
+            return lock_descriptor(descriptor, blocking=False)
+        except OSError as error:
+            if self.alone and error.errno in NO_LOCKS:
+                return True
+            raise
 
 
-def clear(folder: Path) -> None:
-    """Delete the lock of a folder, and what was beside it, if a dead process has left them."""
-    if any(folder.parent.glob(f"{folder.name}.lock*")) or any(folder.parent.glob("*.lock.now")):
-        with contextlib.suppress(RecordError), Locks() as locks:
-            locks.take(folder)
+def check(folder: Path) -> None:
+    """Lost if the last process that took the lock of a folder is another one. Nothing is known of a folder that nobody
+    has locked, as when an Experiment is used by itself."""
+    last = read_json(holder_file(folder))
+    ours = [{**_whoami(), "pid": pid} for pid in (os.getpid(), os.getppid())]  # a worker's parent has its locks
+    if last and {name: last.get(name) for name in ("host", "pid")} not in ours:
+        raise Lost(f"{folder} is no longer this process's: {holder(folder)} has it now, and goes on with it")
+
+
+def holder(folder: Path) -> str:
+    """Who has the lock of a folder, or had it last, as `process 4711 on node03`."""
+    last = read_json(holder_file(folder))
+    return f"process {last.get('pid')} on {last.get('host')}" if last else "another process"
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process has the lock of a folder at this moment."""
+    try:
+        descriptor = os.open(lock_file(folder), os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        return not lock_descriptor(descriptor, blocking=False)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def clock(folder: Path) -> float:
+    """The time by the clock of the folder's file system, which those of the machines that share it may differ from."""
+    mark = folder / f"{uuid.uuid4().hex}.probe"
+    with explained(mark):
+        mark.touch()
+        try:
+            return mark.stat().st_mtime
+        finally:
+            mark.unlink(missing_ok=True)
 
 
 def lock_file(folder: Path) -> Path:
@@ -188,141 +137,56 @@ def lock_file(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
 
 
-def clock(folder: Path) -> float:
-    """The time by the clock of the folder's file system, which those of the machines that share it may differ from."""
-    while True:
-        mark = folder / f"{uuid.uuid4().hex}.lock.now"
-        mark.touch()
-        try:
-            return mark.stat().st_mtime
-        except FileNotFoundError:  # somebody tidied up
-            continue
-        finally:
-            mark.unlink(missing_ok=True)
+def holder_file(folder: Path) -> Path:
+    """Where the name of its holder is."""
+    return folder.with_name(f"{folder.name}.holder")
 
 
-def probe(root: Path) -> None:
-    """RecordError unless files under `root` can be created exclusively, renamed and read back, as locks need it."""
-    first, second = (root / f"{uuid.uuid4().hex}.probe" for _ in range(2))
+def probe(root: Path, alone: bool) -> str:
+    """What must be known of the locks under `root`, in a sentence: that there are none, or that they hold on one
+    machine only; nothing if all is well. RecordError if there are none and several processes are to share the work."""
+    mark = root / f"{uuid.uuid4().hex}.probe"
     with explained(root):
         root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(mark, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            with first.open("x") as stream:
-                stream.write("first")
-            _sweep(root, first.stat().st_mtime)
-            second.write_text("second")
-            kept = _fails(FileExistsError, lambda: os.open(first, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-            first.replace(second)
-            renamed = second.read_text() == "first" and not first.exists()
+            lock_descriptor(descriptor, blocking=False)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            without = f"the file system of {root.resolve()} has no locks ({error.strerror})"
+            if not alone:
+                raise RecordError(f"{without}, which several processes need to share the work: use --jobs 1") from None
+            return f"warning: {without}: nothing keeps a second command from writing the same runs"
         finally:
-            for file in (first, second):
-                file.unlink(missing_ok=True)
-    if not (kept and renamed):
-        what = "create a file exclusively" if not kept else "rename a file onto another"
-        raise RecordError(
-            f"the storage of {root} cannot {what}, which several processes need to share it: use another --root"
+            os.close(descriptor)
+            mark.unlink(missing_ok=True)
+    if option := _local(root.resolve(), Path("/proc/mounts")):
+        return (
+            f"warning: the file system of {root.resolve()} is mounted with {option}: locks hold on one machine only, "
+            "nothing keeps other machines from writing the same runs"
         )
+    return ""
 
 
-def _sweep(root: Path, now: float) -> None:
-    """Delete the files for a moment that processes have left in `root` that were killed then."""
-    for left in root.iterdir():
-        if re.fullmatch(r"[0-9a-f]{32}\.(probe|lock\.now)", left.name):
-            with contextlib.suppress(OSError):
-                if now - left.stat().st_mtime > MOMENT:
-                    left.unlink()
-
-
-def _fails(kind: type[OSError], call: Callable[[], int]) -> bool:
+def _local(root: Path, mounts: Path) -> str:
+    """The mount option by which locks under `root` do not reach the file server; nothing if none is known."""
     try:
-        os.close(call())
-    except kind:
-        return True
-    return False
+        lines = mounts.read_text(errors="replace").splitlines()
+    except OSError:  # Linux alone has it
+        return ""
+    found: dict[Path, str] = {}  # what is mounted later lies above
+    for _, place, _, options, *_ in (line.split(" ") for line in lines if line.count(" ") >= 3):
+        found[Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), place))] = options
+    options = next((found[folder] for folder in (root, *root.parents) if folder in found), "")
+    return next((option for option in LOCAL if option in options.split(",")), "")
 
 
-def whoami() -> dict[str, Any]:
-    """This process, as a lock names it."""
-    return {
-        "host": socket.gethostname(),
-        "place": place(),
-        "pid": os.getpid(),
-        "started": _started(psutil.Process()),
-    }
+def _whoami() -> dict[str, str | int]:
+    return {"host": socket.gethostname(), "pid": os.getpid()}
 
 
-def place() -> str:
-    """Where a process number means the same process: the host since its start and, on Linux, the container."""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
-    return socket.gethostname()
-
-
-def _started(process: psutil.Process) -> float:
-    """Seconds from the start of the machine to that of the process, which no change of the clock alters."""
-    boot = psutil.boot_time()
-    return process.create_time() - boot
-
-
-def _lives(holder: dict[str, Any], silent: bool) -> bool:
-    """Whether a process of this machine still works: it is there, and not stopped for too long."""
-    try:
-        process = psutil.Process(int(holder["pid"]))
-        status = process.status()
-        if status == psutil.STATUS_ZOMBIE or (silent and status == psutil.STATUS_STOPPED):
-            return False
-        return abs(_started(process) - float(holder["started"])) < 1.0
-    except psutil.AccessDenied:  # another user's
-        return True
-    except (psutil.NoSuchProcess, TypeError, ValueError, KeyError):
-        return False
-
-
-def _tidy(file: Path) -> None:
-    """Delete what processes have left beside a lock that were killed while they judged or took it."""
-    for left in file.parent.glob("*.lock.*"):
-        if left.name.startswith(f"{file.name}.") or left.name.endswith(".lock.now"):
-            with contextlib.suppress(OSError):
-                left.unlink()
-
-
-def _folder(file: Path) -> Path:
-    return file.with_suffix("")
-
-
-def _last(folder: Path) -> int:
-    """The number of the last holder that worked on the run, by its config.json; 0 if none did."""
-    return _number(read_json(folder / "config.json"), "taken")
-
-
-def _read(file: Path) -> str | None:
-    """What a lock says; None if there is none."""
-    try:
-        return read(file).decode(errors="replace")
-    except FileNotFoundError:
-        return None
-
-
-def _modified(file: Path) -> float:
-    try:
-        return file.stat().st_mtime
-    except FileNotFoundError:
-        return float("inf")  # gone meanwhile: that is not old
-
-
-def _parsed(content: str) -> dict[str, Any]:
-    try:
-        holder = json.loads(content)
-    except ValueError:
-        return {}
-    return holder if isinstance(holder, dict) else {}
-
-
-def _named(holder: dict[str, Any]) -> bool:
-    return {"host", "pid"} <= holder.keys()
-
-
-def _number(content: dict[str, Any], name: str) -> int:
-    number = content.get(name, 0)
-    return number if isinstance(number, int) else 0
+@cache
+def _token(pid: int) -> str:
+    """What tells this process from others of the same number, on this host or another of its name."""
+    return uuid.uuid4().hex

@@ -16,7 +16,7 @@ from typing import Any
 
 from lth import pruning
 from lth.pruning import Masks
-from lth.records import files, journal, tables
+from lth.records import files, journal, lock, tables
 from lth.records.files import RecordError
 from lth.records.journal import Entry
 from lth.records.tables import TABLES, Run
@@ -94,7 +94,7 @@ def forget(run: Run, weights: Collection[str]) -> None:
         for entry in known
     ]
     if kept != known:
-        journal.save(run.dumps, kept, run.fence)
+        _save(run, kept)
 
 
 def write_connectivity(run: Run, number: int, points: Sequence[Mapping[str, Any]]) -> None:
@@ -121,11 +121,11 @@ def keep_rounds(run: Run, rounds: int) -> Path:
     """Take everything of the rounds from number `rounds` on off the tables, rounds.csv first. Gives the copy of the
     journal that still has them."""
     kept, copy = entries(run)[:rounds], run.dumps / f"{journal.NAME}.before-{time.strftime('%Y%m%d-%H%M%S')}"
-    files.share(run.dumps / journal.NAME, copy, run.fence)
+    files.share(run.dumps / journal.NAME, copy)
     for name in TABLES:
         if (run.dumps / f"{name}.csv").exists():
             _write_table(run, name, kept)
-    journal.save(run.dumps, kept, run.fence)  # last: who is stopped before finds all rounds again, and takes them back
+    _save(run, kept)  # last: who is stopped before finds all rounds again, and takes them back
     return copy
 
 
@@ -141,15 +141,15 @@ def mend(run: Run, tell: Callable[[str], object]) -> None:
     """Make the tables say what the journal says, and of rounds that are damaged in the journal the journal what the
     tables say; `tell` gets a sentence for each file that was not so. A run that has no journal, because an older
     version wrote it, gets one."""
-    for folder in (run.dumps, run.saves):  # before anything is read: see lth.records.lock
-        files.drop_partials(folder, run.fence)
+    for folder in (run.dumps, run.saves):
+        files.drop_partials(folder)
     try:
         found, wrong = journal.load(run.dumps)
     except FileNotFoundError:
         for name in TABLES:
             tables.table(run, name)  # a spoiled one is better said now than after hours of training
         if known := entries(run):
-            journal.save(run.dumps, known, run.fence)
+            _save(run, known)
         return
     known = []
     while entry := found.get(len(known)) or _unknown(run, len(known)):
@@ -160,7 +160,7 @@ def mend(run: Run, tell: Callable[[str], object]) -> None:
         lost = f"; going on from round {len(known)}" if len(known) < len(found) + len(added) else ""
         said = wrong or f"{run.dumps / journal.NAME} has lost a line"
         tell(f"{said}: written again{of_tables}{lost}{_aside(run, journal.NAME)}")
-        journal.save(run.dumps, known, run.fence)
+        _save(run, known)
     for name in TABLES:
         file, expected = run.dumps / f"{name}.csv", journal.text(name, known) or f"{','.join(TABLES[name])}\n"
         of_this = any(name in entry.tables for entry in known)
@@ -222,26 +222,32 @@ def _aside(run: Run, name: str) -> str:
     file = run.dumps / name
     if not file.exists() and not file.is_symlink():
         return ""
-    return f", the old one kept as {files.set_aside(file, run.fence).name}"
+    return f", the old one kept as {files.set_aside(file).name}"
+
+
+def _save(run: Run, known: Sequence[Entry]) -> None:
+    """Write the journal, if the run is still this process's (lth.records.lock)."""
+    lock.check(run.dumps)
+    journal.save(run.dumps, known)
 
 
 def _write(run: Run, known: Sequence[Entry]) -> None:
     for name in ("evals", "layers", "times"):
         _write_table(run, name, known)
-    journal.save(run.dumps, known, run.fence)
+    _save(run, known)
     _write_table(run, "rounds", known)
 
 
 def _connect(run: Run, number: int, lines: Sequence[str]) -> None:
     known = entries(run)
     known[number] = replace(known[number], tables={**known[number].tables, "connectivity": lines})
-    journal.save(run.dumps, known, run.fence)
+    _save(run, known)
     _write_table(run, "connectivity", known)
 
 
 def _write_table(run: Run, name: str, known: Sequence[Entry]) -> None:
     content = journal.text(name, known) or f"{','.join(TABLES[name])}\n"
-    files.write(run.dumps / f"{name}.csv", content.encode(), run.fence)
+    files.write(run.dumps / f"{name}.csv", content.encode())
 
 
 def _lines(name: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:

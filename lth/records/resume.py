@@ -104,9 +104,9 @@ def adopt_dense(run: Run, sibling: Run, identity: Callable[[Run], str], rewinds:
         source, target = sibling.saves / f"{name}.safetensors", run.saves / f"{name}.safetensors"
         try:
             if theirs == mine:
-                share(source, target, run.fence)
+                share(source, target)
             else:  # the dense round is the same also where the arm's later ones mean something else
-                tickets.copy_tensors(source, target, mine, run.fence)
+                tickets.copy_tensors(source, target, mine)
         except (FileNotFoundError, RecordError):  # not kept, or no longer: the other arm may be past this round
             if name in needed or source.exists():
                 raise
@@ -127,7 +127,7 @@ def sound_rounds(run: Run, finished: int, identity: str, rewinds: bool, tell: Ca
         except FileNotFoundError:
             return False
         except tickets.Damaged as reason:
-            tell(f"{reason}; kept as {set_aside(file, run.fence).name}, going on from the last good round")
+            tell(f"{reason}; kept as {set_aside(file).name}, going on from the last good round")
             return False
         return True
 
@@ -153,8 +153,8 @@ def drop_rounds(run: Run, first: int) -> None:
     for again in tickets.ENDS:  # of rounds that will be trained anew
         file = run.saves / f"{again}.safetensors"
         if file.exists() and tickets.read_checkpoint(run, name=again)[0] >= first:
-            delete(file, run.fence)
+            delete(file)
     for kind, kept in (("ticket", first + 1), ("trained", first)):
         for number, file in tickets.of_rounds(run, kind).items():
             if number >= kept:
-                delete(file, run.fence)
+                delete(file)

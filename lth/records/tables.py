@@ -17,8 +17,8 @@ from typing import Any
 import pandas as pd
 
 from lth.records import journal
-from lth.records.files import Fence, RecordError, explained, read, read_json
-from lth.records.lock import lock_file
+from lth.records.files import RecordError, explained, read, read_json
+from lth.records.lock import is_held
 from lth.settings import checks
 
 ROUNDS = ("round", "remaining", "ES", "val", "test", "val_loss", "train_loss", "weights", "supermask", "macs")
@@ -40,8 +40,7 @@ TABLES = {"rounds": ROUNDS, "evals": EVALS, "layers": LAYERS, "times": TIMES, "c
 class Run:
     """One arm of one trial. Its results: <root>/<kind>/<arch_type>/<dataset>/<settings>/<arm>/seed<k>/.
 
-    No part of what the run is: `fence`, the right to write it, where somebody holds it; `about`, what tells it from the
-    runs of other settings that are named beside it.
+    `about` is no part of what the run is: it tells it from the runs of other settings that are named beside it.
     """
 
     root: Path
@@ -50,7 +49,6 @@ class Run:
     settings: str
     arm: str
     seed: int
-    fence: Fence | None = field(default=None, compare=False, repr=False)
     about: str = field(default="", compare=False, repr=False)
 
     def folder(self, kind: str) -> Path:
@@ -74,7 +72,7 @@ class Run:
 
     def of_arm(self, arm: str) -> Run:
         """The same trial's run of another arm."""
-        return replace(self, arm=arm, fence=None)
+        return replace(self, arm=arm)
 
     def __str__(self) -> str:
         return f"{self.about} {self.arm} seed{self.seed}".lstrip()
@@ -146,7 +144,7 @@ def copied(run: Run) -> str:
 def damage(run: Run) -> str:
     """Which of a run's tables is not as the run wrote it, and how; nothing if all are. RecordError if one cannot be
     read, which is no damage."""
-    working = lock_file(run.dumps).exists()  # before anything is read: a process may be between two files
+    working = is_held(run.dumps)  # before anything is read: a process may be between two files
     try:
         found, wrong = journal.load(run.dumps)
     except FileNotFoundError:
@@ -242,8 +240,6 @@ def move_aside(run: Run, stamp: str) -> None:
     for folder in (run.saves, run.dumps):
         if folder.exists():
             with explained(folder):
-                if run.fence is not None:
-                    run.fence.check()
                 folder.rename(folder.with_name(f"{folder.name}.old-{stamp}"))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from lth import pruning
 from lth.pruning import Masks
 from lth.records import same, tables
-from lth.records.files import GONE, NOWHERE, Fence, RecordError, Unreadable, problem, read, write
+from lth.records.files import GONE, NOWHERE, RecordError, Unreadable, problem, read, write
 from lth.records.tables import Run
 from lth.training.models import State
 from lth.training.train import Evaluation, Trained
@@ -49,9 +49,7 @@ class Ticket:
     origin: str = "initial"
 
 
-def save_tensors(
-    file: Path, tensors: Mapping[str, Tensor], identity: str, fence: Fence | None = None, **facts: Any
-) -> None:
+def save_tensors(file: Path, tensors: Mapping[str, Tensor], identity: str, **facts: Any) -> None:
     """Write tensors and `facts` (anything JSON holds) to a .safetensors file that `load_tensors` can check."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({"name": file.stem, **facts}, sort_keys=True)
@@ -59,13 +57,13 @@ def save_tensors(
     about = {"format": str(FORMAT), "identity": settings, "facts": text, "checksum": _checksum(tensors, text)}
     if prints:
         about["fingerprint"] = prints
-    write(file, _serialised(tensors, about), fence)
+    write(file, _serialised(tensors, about))
 
 
-def copy_tensors(source: Path, file: Path, identity: str, fence: Fence | None = None) -> None:
+def copy_tensors(source: Path, file: Path, identity: str) -> None:
     """Write what another file holds as belonging to `identity`."""
     tensors, facts = load_tensors(source)
-    save_tensors(file, tensors, identity, fence, **facts)
+    save_tensors(file, tensors, identity, **facts)
 
 
 def _serialised(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
@@ -140,7 +138,7 @@ def shapes_of(run: Run, name: str) -> dict[str, tuple[int, ...]]:
 
 def write_state(run: Run, name: str, state: State, identity: str) -> None:
     """Write a set of weights: `initial`, `rewind`, `dense` or `trained_07`."""
-    save_tensors(run.saves / f"{name}.safetensors", state, identity, run.fence)
+    save_tensors(run.saves / f"{name}.safetensors", state, identity)
 
 
 def read_state(run: Run, name: str, identity: str | None = None) -> State:
@@ -160,7 +158,7 @@ def write_ticket(run: Run, ticket: Ticket, identity: str) -> None:
         tensors |= {f"start/{name}": value for name, value in ticket.start.items()}
     shapes = [[name, list(mask.shape)] for name, mask in ticket.masks.items()]  # in the order of the layers
     file = run.saves / f"{numbered('ticket', ticket.round)}.safetensors"
-    save_tensors(file, tensors, identity, run.fence, round=ticket.round, shapes=shapes, origin=ticket.origin)
+    save_tensors(file, tensors, identity, round=ticket.round, shapes=shapes, origin=ticket.origin)
 
 
 def of_rounds(run: Run, kind: str) -> dict[int, Path]:
@@ -216,8 +214,7 @@ def write_checkpoint(run: Run, round: int, trained: Trained, identity: str, name
     tensors["evals"] = torch.tensor([list(asdict(e).values()) for e in trained.evals], dtype=torch.float64)
     facts = {"round": round, "iteration": trained.iteration, "seconds": trained.seconds}
     facts |= {} if trained.supermask is None else {"supermask": trained.supermask}
-    holder = run.fence.number if run.fence else None
-    save_tensors(run.saves / f"{name}.safetensors", tensors, identity, run.fence, holder=holder, **facts)
+    save_tensors(run.saves / f"{name}.safetensors", tensors, identity, **facts)
 
 
 def read_checkpoint(run: Run, identity: str | None = None, name: str = "checkpoint") -> tuple[int, Trained]:

@@ -1,9 +1,8 @@
 """--ray: the work of a queue as plain tasks of a Ray cluster. Placement, retries and dead nodes are Ray's.
 
 A task is a piece of the work. Its node reads the data, takes the locks of the piece's runs, trains, and writes results
-into the folder that all nodes share, as a process of --join does; what comes back is how it ended. All tasks of a
-command have one name for their locks: where Ray does a task again because its node has died, the lock of the first
-attempt is taken over at once, and the fence (lth.records.lock) keeps that attempt from writing should it still live.
+into the folder that all nodes share, as a process of --join does; what comes back is how it ended. Where
+Ray does a task again because its node has died, the locks of the first attempt are free.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import socket
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -56,12 +54,11 @@ class ClusterError(RecordError):
 @dataclass(frozen=True)
 class Work:
     """What a task is given: a piece of the work with absolute paths, its settings as the data settle them, whether it
-    has a GPU, the name of its locks, and what config.json says of its experiment."""
+    has a GPU, and what config.json says of its experiment."""
 
     piece: Piece
     config: Config
     gpu: bool
-    job: str
     facts: Mapping[str, Any]
 
 
@@ -144,7 +141,6 @@ class Cluster:
         self.cpus, self.gpus = int(has.get("CPU", 0)), 0 if config.gpu == "cpu" else int(has.get("GPU", 0))
         self.nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self.device = torch.device("cuda" if self.gpus else "cpu")
-        self.job = uuid.uuid4().hex
         self.running: dict[Any, Piece] = {}
         self.cancelled: set[Any] = set()
         self.unseen: list[tuple[Piece, Answer, float]] = []  # what has ended, and until when it must be seen here
@@ -184,10 +180,10 @@ class Cluster:
     def start(self, piece: Piece) -> None:
         """Give a piece to Ray."""
         config = _absolute(self.settled[piece.config])
-        runs = tuple(replace(run, root=config.root, fence=None) for run in piece.runs)
+        runs = tuple(replace(run, root=config.root) for run in piece.runs)
         there = replace(piece, config=config, runs=runs)
         name = f"{piece.runs[0]} to round {piece.rounds - 1}"
-        work = Work(there, config, bool(self.gpus), self.job, self.facts[piece.config])
+        work = Work(there, config, bool(self.gpus), self.facts[piece.config])
         self.running[self.task.options(name=name).remote(work)] = piece
 
     def ended(self, seconds: float) -> list[Outcome]:
@@ -271,7 +267,7 @@ def _train(work: Work, tell: Tell, stop: Callable[[], bool]) -> Answer:
     device = torch.device("cuda:0" if work.gpu and torch.cuda.is_available() else "cpu")
     images = _images(config.dataset, config.data, config.pixels)
     prepared = Prepared(piece.config, config, list(piece.runs), images, start_tickets.problem(config, images))
-    with Locks(config.lock_limit, work.job) as locks:
+    with Locks() as locks:
         shared = Shared([prepared], locks, device, (), work.facts)
         places = {run: place for place, run in enumerate(piece.runs)}
         held = [run for run in map(shared.hold, piece.runs) if run is not None]

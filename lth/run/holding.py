@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,13 +29,12 @@ def mend(runs: Sequence[Run], config: Config, warn: Callable[[str], object]) -> 
         if config.dry_run:
             warn(f"{wrong}: it would be written again")
             continue
-        with Locks(config.lock_limit) as locks:
-            fence = locks.try_take(run.dumps) if config.join else locks.take(run.dumps)
-            if fence is None:
+        with Locks(alone=not config.join) as locks:
+            if config.join and not locks.try_take(run.dumps):
                 continue
-            if about := read_json(run.dumps / "config.json"):
-                write_json(run.dumps / "config.json", {**about, "taken": fence.number}, fence)
-            recording.mend(replace(run, fence=fence), warn)
+            if not config.join:
+                locks.take(run.dumps)
+            recording.mend(run, warn)
 
 
 @dataclass(frozen=True)
@@ -59,11 +58,11 @@ class Alone:
         self.held = _take_all(prepared, locks)
         stacked = any(stack_size(one.config, one.problem, device) > 1 for one in prepared)
         self.size = len(self.held) if device.type != "cpu" or stacked else 1
-        _begin(prepared, self.held, device, command)
+        _begin(prepared, device, command)
 
     def hold(self, run: Run) -> Run:
         """The run with the right to write it."""
-        return replace(run, fence=self.held[run].fence)
+        return run
 
     def let_go(self, run: Run) -> None:
         """Nothing: until the end it is this process's."""
@@ -93,14 +92,12 @@ class Shared:
 
     def hold(self, run: Run) -> Run | None:
         """The run with the right to write it, or None if another process has that."""
-        fence = self.locks.try_take(run.dumps)
-        if fence is None:
+        if not self.locks.try_take(run.dumps):
             return None
-        held = replace(run, fence=fence)
         config, facts = self.about[run]
-        _check_same([held], config, facts)
-        _write_config(held, config, facts)
-        return held
+        _check_same([run], config, facts)
+        _write_config(run, config, facts)
+        return run
 
     def let_go(self, run: Run) -> None:
         """Give that right back."""
@@ -120,12 +117,13 @@ class Elsewhere:
         self.locks = locks
         self.stacks = {one.asked: stack_size(one.config, one.problem, device) for one in prepared}
         if prepared[0].config.overwrite:
-            with Locks(locks.limit) as for_now:
-                _begin(prepared, _take_all(prepared, for_now), device, command)
+            with Locks() as for_now:
+                _take_all(prepared, for_now)
+                _begin(prepared, device, command)
 
     def hold(self, run: Run) -> Run | None:
         """The run, or None if another process has it."""
-        if self.locks.try_take(run.dumps) is None:
+        if not self.locks.try_take(run.dumps):
             return None
         self.locks.release(run.dumps)
         return run
@@ -138,22 +136,24 @@ class Elsewhere:
         return self.stacks[config]
 
 
-def _take_all(prepared: Sequence[Prepared], locks: Locks) -> dict[Run, Run]:
-    """Each run, and the same with the right to write it."""
-    runs = dict.fromkeys(run for one in prepared for run in one.runs)
-    return {run: replace(run, fence=locks.take(run.dumps)) for run in runs}
+def _take_all(prepared: Sequence[Prepared], locks: Locks) -> list[Run]:
+    """Take the locks of all runs."""
+    runs = list(dict.fromkeys(run for one in prepared for run in one.runs))
+    for run in runs:
+        locks.take(run.dumps)
+    return runs
 
 
-def _begin(prepared: Sequence[Prepared], held: Mapping[Run, Run], device: torch.device, command: Sequence[str]) -> None:
+def _begin(prepared: Sequence[Prepared], device: torch.device, command: Sequence[str]) -> None:
     """Move old results aside where --overwrite asks for it, and say in every config.json what is trained."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    for run in (held[run] for one in prepared if one.config.overwrite for run in one.runs):
+    for run in (run for one in prepared if one.config.overwrite for run in one.runs):
         tables.move_aside(run, stamp)
     for one in prepared:
         facts = _facts(one, device, command)
         _check_same(one.runs, one.config, facts)
         for run in one.runs:
-            _write_config(replace(run, fence=held[run].fence), one.config, facts)
+            _write_config(run, one.config, facts)
 
 
 def _facts(one: Prepared, device: torch.device, command: Sequence[str]) -> dict[str, Any]:
@@ -179,11 +179,10 @@ def _check_same(runs: Sequence[Run], config: Config, facts: Mapping[str, Any]) -
 
 
 def _write_config(run: Run, config: Config, facts: Mapping[str, Any]) -> None:
-    """Say in config.json by whom the run is held now, and, unless it is finished, what it is trained with."""
-    file, taken = run.dumps / "config.json", run.fence.number if run.fence else 0
-    if (of_run := read_json(file)) and tables.done_rounds(run, config.connectivity) >= config.prune_iterations:
-        write_json(file, {**of_run, "taken": taken}, run.fence)
+    """Say in config.json what the run is trained with, unless it is finished."""
+    file = run.dumps / "config.json"
+    if read_json(file) and tables.done_rounds(run, config.connectivity) >= config.prune_iterations:
         return
-    own = {"meaning": config.meaning(run.arm), "arm": run.arm, "seed": run.seed, "taken": taken}
+    own = {"meaning": config.meaning(run.arm), "arm": run.arm, "seed": run.seed}
     own["sparse_up_to"] = resume.sparse_up_to(run, facts["sparse_up_to"])
-    write_json(file, {**facts, **own}, run.fence)
+    write_json(file, {**facts, **own})

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from lth.records import lock
 from lth.records.events import Event, Note
 from lth.records.files import RecordError
 from lth.records.lock import Lost
@@ -159,8 +160,7 @@ def _lost(piece: Piece, tell: Tell) -> dict[Run, str]:
     lost = {}
     for run in piece.runs:
         try:
-            if run.fence:
-                run.fence.check()
+            lock.check(run.dumps)
         except Lost as error:
             lost[run] = str(error)
             tell(Note(f"{run}: {error}", failed=True))

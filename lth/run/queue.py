@@ -28,13 +28,13 @@ class Piece:
 
 def begin(run: Run) -> None:
     """Somebody tries a run again that may have ended early."""
-    files.delete(run.dumps / FAILED, run.fence)
+    files.delete(run.dumps / FAILED)
 
 
 def gave_up(run: Run, why: str) -> None:
     """Tell all processes that a run ended early."""
     with contextlib.suppress(RecordError):
-        files.write(run.dumps / FAILED, f"{why}\n".encode(), run.fence)
+        files.write(run.dumps / FAILED, f"{why}\n".encode())
 
 
 class Queue:

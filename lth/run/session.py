@@ -20,7 +20,7 @@ from lth.data.images import Images
 from lth.experiment import start_tickets
 from lth.records import recording, same, tables
 from lth.records.events import Event, Note
-from lth.records.lock import Locks, clear, clock, probe
+from lth.records.lock import Locks, clock, probe
 from lth.records.tables import Run
 from lth.run import cluster, jobs, outlook, processes, refusals
 from lth.run import device as devices
@@ -83,8 +83,12 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), words: Cal
         jobs.stop_if(signalled)
         if first.dry_run:
             return runs
-        probe(first.root)
-        with cluster.connected(first) if first.ray else nullcontext() as there, Locks(first.lock_limit) as locks:
+        if of_locks := probe(first.root, alone=not (first.join or first.ray)):
+            warn(of_locks)
+        with (
+            cluster.connected(first) if first.ray else nullcontext() as there,
+            Locks(alone=not (first.join or first.ray)) as locks,
+        ):
             device, since = there.device if there else device, clock(first.root)
             holding = (Elsewhere if there else Shared if first.join else Alone)(prepared, locks, device, command)
             outlook.announce(prepared, device, f"{there or devices.name(device)}", say, warn)
@@ -186,9 +190,8 @@ def _unfinished(asked: Config) -> bool:
 
 
 def _tidy(runs: Sequence[Run], warn: Callable[[str], object]) -> None:
-    """Clear up after the processes of finished runs, and say which of their weights are gone."""
+    """Say which of the weights of finished runs are gone."""
     for run in runs:
-        clear(run.dumps)
         if missing := recording.lost(run):
             warn(f"{missing}; no number depends on them, --overwrite trains the run again")
 

@@ -235,12 +235,6 @@ class Config:
         "for this command), or host:port",
         cluster,
     )
-    lock_limit: float = side(
-        300.0,
-        MACHINE,
-        "seconds of silence after which another machine's run counts as abandoned and may be taken over",
-        number(float, 0, 1_000_000, above=True),
-    )
     checkpoint_every: float = side(
         30.0,
         MACHINE,

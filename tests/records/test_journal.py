@@ -6,14 +6,13 @@ import json
 import os
 import shutil
 import socket
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers import assert_same, do, lay_out, put_lock, results, settings
+from helpers import assert_same, do, held, lay_out, results, settings
 
 import lth
 from lth.records import journal, recording, tables
@@ -222,10 +221,8 @@ def test_a_dry_run_names_damages_and_leaves_them(
 
 def test_what_another_process_works_on_is_not_written_again(finished: Config, run: Run) -> None:
     damage(run.dumps / "evals.csv", "digit")
-    lock = put_lock(run.dumps)
-    with pytest.raises(Locked, match="is in use by process"):
+    with held(run.dumps), pytest.raises(Locked, match="is in use by process"):
         go(finished, run)
-    lock.unlink()
     go(finished, run)
     assert_same(results(run.root), expected(finished))
 
@@ -235,19 +232,19 @@ def test_a_reader_beside_a_working_process_sees_no_damage(finished: Config, run:
     more = replace(run, root=run.root.parent / "more")
     shutil.copytree(run.root, more.root)
     go(finished, more, MORE)
-    put_lock(run.dumps)
     names = [*("evals.csv", "layers.csv", "times.csv"), journal.NAME, "rounds.csv", journal.NAME, "connectivity.csv"]
     whole = (more.dumps / journal.NAME).read_text().splitlines()
     unconnected = json.loads(whole[-1])
     del unconnected["tables"]["connectivity"], unconnected["checksum"]
     last = journal.Entry(**unconnected)
     known = [*journal.load(run.dumps)[0].values(), last]
-    for turn, name in enumerate(names):
-        if name == journal.NAME and turn == 3:
-            journal.save(run.dumps, known)
-        else:
-            shutil.copyfile(more.dumps / name, run.dumps / name)
-        assert tables.damage(run) == "", f"after {name} was written"
+    with held(run.dumps):
+        for turn, name in enumerate(names):
+            if name == journal.NAME and turn == 3:
+                journal.save(run.dumps, known)
+            else:
+                shutil.copyfile(more.dumps / name, run.dumps / name)
+            assert tables.damage(run) == "", f"after {name} was written"
         assert len(tables.find(run.root)) == 1
 
 
@@ -314,42 +311,26 @@ def test_weights_that_were_not_kept_are_not_missed(finished: Config, tmp_path: P
     "name, how",
     [
         *(("ticket_01", "pipe"), ("trained_01", "device"), ("checkpoint", "socket"), ("checkpoint", "folder")),
-        *(("config.json", "pipe"), ("config.json", "device"), ("lock", "pipe"), ("lock", "folder")),
+        *(("config.json", "pipe"), ("config.json", "device")),
     ],
 )
 def test_what_is_no_file_is_said(
     finished: Config, run: Run, name: str, how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if name == "lock":
-        file = put_lock(run.dumps)
-    else:
-        file = run.dumps / name if name == "config.json" else run.saves / f"{name}.safetensors"
+    file = run.dumps / name if name == "config.json" else run.saves / f"{name}.safetensors"
     instead(file, how)
     config = replace(finished, root=run.root, prune_iterations=MORE, quiet=False)
-    if name in ("lock", "config.json"):
+    if name == "config.json":
         with pytest.raises(RecordError, match=rf"{file.name} {INSTEAD[how]}: move it away"):
             session.run(config)
         file.rmdir() if how == "folder" else file.unlink()
     session.run(config)
     said = " ".join(capsys.readouterr().out.split())
-    assert name in ("lock", "config.json") or f"{file.name} {INSTEAD[how]}" in said
+    assert name == "config.json" or f"{file.name} {INSTEAD[how]}" in said
     wanted = expected(finished, MORE)
     if name == "trained_01":  # nothing is built on it, so that no round is trained again for it
         del wanted[str(file.relative_to(run.root))]
     assert_same(results(run.root), wanted)
-
-
-def test_what_killed_processes_left_goes_also_where_all_is_finished(finished: Config, run: Run) -> None:
-    left = ["seed0.lock.clearing", "seed0.lock.123.now", f"{'0' * 32}.lock.now", "seed0.lock.1.next"]
-    for name in left:
-        (run.dumps.parent / name).write_text("")
-    for name in (f"{'0' * 32}.lock.now", f"{'1' * 32}.probe"):
-        (run.root / name).write_text("")
-        os.utime(run.root / name, (time.time() - 300,) * 2)
-    go(finished, run)
-    assert [file.name for file in run.dumps.parent.iterdir()] == ["seed0"]
-    go(finished, run, MORE)
-    assert sorted(file.name for file in run.root.iterdir()) == ["dumps", "saves"]
 
 
 # How they are written

@@ -9,17 +9,15 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from helpers import assert_same, do, put_lock, results, settings
+from helpers import assert_released, assert_same, do, held, results, settings
 
 import main
 import utils
-from lth.records import lock, tables, tickets
+from lth.records import tables
 from lth.records.events import Evaluated, Event
 from lth.records.lock import Locks
-from lth.records.tables import Run
 from lth.run import jobs, session
 from lth.run.progress import Progress
 from lth.run.tasks import runs_of
@@ -34,7 +32,7 @@ def whole(place: Path) -> tuple[Config, dict[str, bytes]]:
     """Settings to join in, and what must come of them."""
     undisturbed = place / "undisturbed"
     do(settings(place, root=undisturbed, **ARMS))
-    return settings(place, root=place / "joined", join=True, lock_limit=1, **ARMS), results(undisturbed)
+    return settings(place, root=place / "joined", join=True, **ARMS), results(undisturbed)
 
 
 def test_what_another_holds_is_waited_for_and_then_done(
@@ -60,7 +58,7 @@ def test_what_another_holds_is_waited_for_and_then_done(
     assert out.index("lt seed1 ") < out.index("waiting: other processes have begun all that can be done now")
     assert out.count("waiting: ") == 1
     assert_same(results(config.root), expected)
-    assert not list(config.root.rglob("*.lock"))
+    assert_released(config.root)
 
 
 def test_what_a_silent_machine_leaves_is_taken_up(whole: tuple[Config, dict[str, bytes]]) -> None:
@@ -69,11 +67,10 @@ def test_what_a_silent_machine_leaves_is_taken_up(whole: tuple[Config, dict[str,
     alone = replace(config, join=False, trials=1, prune_type=("lt",))
     with pytest.raises(TimeoutError):
         do(alone, stop_at(4))
-    put_lock(lt.dumps, place="elsewhere", host="elsewhere", limit=1)
+    with held(lt.dumps):
+        pass
     session.run(config)
     assert_same(results(config.root), expected)
-    assert tables.read_json(lt.dumps / "config.json")["taken"] == 2
-    assert tickets.load_tensors(lt.saves / "checkpoint.safetensors")[1]["holder"] == 2
 
 
 def stop_at(evaluation: int) -> Callable[[Event], None]:
@@ -85,36 +82,6 @@ def stop_at(evaluation: int) -> Callable[[Event], None]:
             raise TimeoutError
 
     return tell
-
-
-def test_a_run_that_is_taken_over_is_left_to_the_one_that_has_it(
-    whole: tuple[Config, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In a joined command another process finishes it; alone, it counts as ended early."""
-    config, expected = whole
-    lt, other = runs_of(config)[0], Locks()
-    write, robbed = tickets.write_state, list[str]()
-
-    def rob(run: Run, name: str, *more: Any) -> None:
-        if run == lt and name == "trained_01" and not robbed:
-            robbed.append(name)
-            lock.lock_file(run.dumps).unlink()
-            other.take(run.dumps)
-            threading.Timer(0.5, lambda: other.release(lt.dumps)).start()
-        write(run, name, *more)
-
-    monkeypatch.setattr(tickets, "write_state", rob)
-    session.run(config)
-    assert robbed
-    assert_same(results(config.root), expected)
-
-    robbed.clear()
-    alone = replace(config, root=config.root.parent / "alone", join=False)
-    lt = runs_of(alone)[0]
-    with pytest.raises(session.TrialsFailed, match="1 of 4 runs ended early"):
-        session.run(alone)
-    assert len(tables.table(lt, "rounds")) == 1, "the robbed one wrote on"
-    assert [len(tables.table(run, "rounds")) for run in runs_of(alone)[1:]] == [3, 3, 3]
 
 
 def test_sigterm_writes_a_checkpoint_and_releases_at_once(
@@ -133,7 +100,8 @@ def test_sigterm_writes_a_checkpoint_and_releases_at_once(
     with pytest.raises(jobs.Interrupted) as caught:
         session.run(config)
     assert caught.value.signum == signal.SIGTERM
-    assert list(config.root.rglob("checkpoint.safetensors")) and not list(config.root.rglob("*.lock"))
+    assert list(config.root.rglob("checkpoint.safetensors"))
+    assert_released(config.root)
     assert any(len(tables.table(run, "rounds")) < 3 for run in runs_of(config))
     session.run(config)
     assert_same(results(config.root), expected)
@@ -144,8 +112,7 @@ def test_the_second_time_there_is_nothing_to_do_and_dead_locks_go(
 ) -> None:
     config, _ = whole
     session.run(config)
-    left = put_lock(runs_of(config)[0].dumps, pid=2**22 + 1)
-    before = {file: file.stat().st_mtime_ns for file in config.root.rglob("*") if file.is_file() and file != left}
+    before = {file: file.stat().st_mtime_ns for file in config.root.rglob("*") if file.is_file()}
     session.run(replace(config, quiet=False))
     assert "all rounds of these runs are finished" in capsys.readouterr().out
     assert {file: file.stat().st_mtime_ns for file in config.root.rglob("*") if file.is_file()} == before
@@ -178,7 +145,7 @@ def test_one_process_draws(place: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert f"another process is drawing the figures: {run.plots}" in capsys.readouterr().out
     assert not list(place.rglob("*.png"))
     assert utils.exit_code(main.main, argv) == 0
-    assert (run.plots / "comparison.png").exists() and not list(place.rglob("*.lock"))
+    assert (run.plots / "comparison.png").exists()
 
 
 def test_overwriting_is_for_one(tmp_path: Path) -> None:
