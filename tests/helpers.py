@@ -154,11 +154,13 @@ class Told(list[Event]):
         return "\n".join(event.text for event in self if isinstance(event, Note))
 
 
-def experiment(config: Config, tell: Callable[[Event], None] | None = None, **options: Any) -> Experiment:
-    """The experiment of these settings on the CPU."""
+def experiment(
+    config: Config, tell: Callable[[Event], None] | None = None, device: torch.device = CPU, **options: Any
+) -> Experiment:
+    """The experiment of these settings on `device`."""
     problem = start_tickets.problem(config, data.load(config.dataset, config.data, config.pixels))
     kind = Connectivity if config.connectivity else Experiment
-    return kind(config, problem, CPU, Told() if tell is None else tell, **options)
+    return kind(config, problem, device, Told() if tell is None else tell, **options)
 
 
 def do(config: Config, tell: Callable[[Event], None] | None = None, **options: Any) -> list[Run]:

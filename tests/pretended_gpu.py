@@ -276,6 +276,7 @@ def gpu() -> Iterator[Machine]:
     with pytest.MonkeyPatch.context() as patch:
         for name, fake in fakes.items():
             patch.setattr(torch.cuda, name, fake)
+        patch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda optimizer: None)
         patch.setattr(torch, "autocast", lambda device, *args: autocast("cpu", *args))
         with machine, Dispatch(machine):
             yield machine

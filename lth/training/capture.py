@@ -97,4 +97,5 @@ def _decides(network: Network, images: Tensor) -> bool:
 
 
 def _cpu_state() -> bytes:
-    return pickle.dumps(rng.on_cpu())
+    torch_state, *others = rng.on_cpu()
+    return pickle.dumps([torch_state.numpy().tobytes(), others])  # of a tensor, pickle would give its address too

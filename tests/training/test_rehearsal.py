@@ -9,15 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CPU, Conv, Mlp, assert_same, results, settings, training, work
+from helpers import CPU, Conv, Mlp, assert_same, do, results, settings, training
 from own import WithOptim, find, seeded
 from pretended_gpu import CUDA, gpu
 from torch import Tensor, nn
 
-from lth import data
-from lth.connectivity import Connectivity
-from lth.experiment import Experiment
-from lth.records import given
 from lth.training.schedule import Plan
 from lth.training.train import Stopped, Trained, Training
 
@@ -111,19 +107,12 @@ EXPERIMENTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("changes", EXPERIMENTS, ids=lambda changes: "-".join(changes))
 def test_experiments_write_the_files_of_the_cpu(place: Path, changes: dict[str, Any]) -> None:
-    found = []
-    for device in (CPU, CUDA):
-        config = settings(place, root=place / device.type, sparse="off", stack=1, **changes)
-        problem = given.problem(config, data.load(config.dataset, config.data, config.pixels))
-        kind = Connectivity if config.connectivity else Experiment
-        if device.type == "cpu":
-            work(kind(config, problem, device))
-        else:
-            with gpu() as machine:
-                work(kind(config, problem, device))
-                assert machine.graphs and all(graph.replays for graph in machine.graphs)
-        found.append(results(config.root))
-    assert_same(*found)
+    configs = [settings(place, root=place / where, sparse="off", stack=1, **changes) for where in ("cpu", "gpu")]
+    do(configs[0])
+    with gpu() as machine:
+        do(configs[1], device=CUDA)
+        assert machine.graphs and all(graph.replays for graph in machine.graphs)
+    assert_same(results(configs[1].root), results(configs[0].root))
 
 
 def test_a_network_of_ones_own_comes_back_as_on_the_cpu() -> None:
