@@ -22,10 +22,14 @@ TICKET = "a ticket (with .masks and .start) or a dict of masks by the names of p
 ROUNDED = 5  # weights a layer that rounding may add up to over the rounds (half a weight each, 10% pruned)
 FEW = 0.01  # of a layer's survivors: what may be 0, or equal, by chance
 CHANCE = 6.0  # standard deviations from what chance gives: one audit in a thousand million is wrong
+SHOWN = 3  # layers that a sentence about several names
+LOST = ": the masks were lost, in saving perhaps"
+
+Problem = tuple[str, str, str]  # a sentence: its beginning, what is said of one layer, its end
 
 
 class AuditError(Exception):
-    """What an audit found, a sentence a line; `problems` has them apart."""
+    """What an audit found, one sentence per line; `problems` is a tuple of them."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
@@ -80,7 +84,7 @@ def audit(
     masks, begun = _masks("ticket", ticket), _start(ticket)
     known, value = _state("initial", initial) if initial is not None else begun, _state("model", model)
     before = _masks("previous", previous) if previous is not None else pruning.dense(masks)
-    found = _consistent(value, masks)
+    found = list(_consistent(value, masks))
     if not found:  # else nothing can be compared
         every = {**masks, **_tied(masks, value, known)}
         were = known if begun is None else begun
@@ -92,12 +96,24 @@ def audit(
             found += _at_random(masks, _masks("original", original), counted=control == "shuffle")
         meant = begun if control == "reinit" else known
         if meant is not None:
-            found += [] if trained else _equal(value, masks, meant, "model")
-            found += [] if begun is None or begun is meant else _equal(begun, masks, meant, "ticket")
+            found += () if trained else _equal(value, masks, meant, "model")
+            found += () if begun is None or begun is meant else _equal(begun, masks, meant, "ticket")
         found += _nothing_back(masks, before)
         found += _counts(masks, before, remaining, percent)
     if found:
-        raise AuditError(*found)
+        raise AuditError(*_sentences(found))
+
+
+def _sentences(problems: Sequence[Problem]) -> list[str]:
+    """The problems in words, those of one kind in one sentence."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for begin, layer, end in problems:
+        groups.setdefault((begin, end), []).append(layer)
+    return [
+        f"{begin}{'; '.join(layers[:SHOWN])}{f'; and {more} more' * (more > 0)}{end}"
+        for (begin, end), layers in groups.items()
+        for more in [len(layers) - SHOWN]
+    ]
 
 
 def _masks(where: str, given: Any) -> Masks:
@@ -155,16 +171,14 @@ def _evaluated(parametrisation: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _consistent(value: State, masks: Masks) -> list[str]:
+def _consistent(value: State, masks: Masks) -> Iterator[Problem]:
     """Whether the masks are of these parameters at all."""
-    found = []
     for name, mask in masks.items():
         if name not in value:
-            found.append(f"the ticket has a mask for {name}, but the model has no such parameter")
+            yield "the ticket has a mask for ", name, ", but the model has no such parameter"
         elif value[name].shape != mask.shape:
-            has = f"{tuple(mask.shape)} in the ticket and {tuple(value[name].shape)} in the model"
-            found.append(f"the mask of {name} must have the shape of the parameter, but it is {has}")
-    return found
+            shapes = f"{tuple(mask.shape)} in the ticket and {tuple(value[name].shape)} in the model"
+            yield "a mask must have the shape of its parameter, but ", f"{name} has {shapes}", ""
 
 
 def _tied(masks: Masks, value: State, initial: State | None) -> Masks:
@@ -178,51 +192,42 @@ def _tied(masks: Masks, value: State, initial: State | None) -> Masks:
     }
 
 
-def _zeros(name: str, value: State, mask: Tensor, begun: State | None) -> list[str]:
+def _zeros(name: str, value: State, mask: Tensor, begun: State | None) -> Iterator[Problem]:
     """Whether one parameter is 0 where it is pruned, and only there."""
-    own = value.get(f"{name}_mask")
+    own, kept = value.get(f"{name}_mask"), int(mask.sum())
     if own is not None:
         if own.shape != mask.shape:
-            return [f"the model's mask of {name} has the shape {tuple(own.shape)}, not that of the parameter"]
+            yield "a mask must have the shape of its parameter, but ", f"{name} has one of {tuple(own.shape)}", ""
+            return
         lost, more = int((own.bool() & ~mask).sum()), int((~own.bool() & mask).sum())
         if lost or more:
-            keeps = f"keeps {lost} weights that the ticket prunes, and prunes {more} that it keeps"
-            why = ": the masks were lost, in saving perhaps" if own.bool().all() else ""
-            return [f"the model's mask of {name} is not the ticket's: it {keeps}{why}"]
-        if soft := int(((own != 0) & (own != 1)).sum()):
-            return [f"the model's mask of {name} must be 0 and 1, but {soft} of its values are others"]
-        return []
-    found = []
+            keeps = f"that of {name} keeps {lost} weights that the ticket prunes, and prunes {more} that it keeps"
+            yield "the model's masks are not the ticket's: ", keeps, LOST if own.bool().all() else ""
+        elif soft := int(((own != 0) & (own != 1)).sum()):
+            yield "the model's masks must be 0 and 1, but ", f"{soft} values of that of {name}", " are others"
+        return
     if count := int((value[name][~mask] != 0).sum()):
-        pruned = int((~mask).sum())
-        why = "the masks were lost, in saving perhaps, or are not applied after every step"
-        found.append(f"{count} of the {pruned} pruned weights of {name} are not 0 in the model: {why}")
+        of = f"{count} of the {mask.numel() - kept} pruned weights of {name}"
+        yield "", of, f" are not 0 in the model{LOST}, or are not applied after every step"
     zero = (value[name] == 0) & mask
     if begun is not None and name in begun and begun[name].shape == mask.shape:
         zero &= begun[name] != 0
-    if int(zero.sum()) > FEW * int(mask.sum()):
-        of = f"{int(zero.sum())} of the {int(mask.sum())} weights of {name} that the ticket keeps"
-        found.append(f"{of} are 0 in the model: it is pruned further, or by another mask")
-    return found
+    if (count := int(zero.sum())) > FEW * kept:
+        of = f"{count} of the {kept} weights of {name} that the ticket keeps"
+        yield "", of, " are 0 in the model: it is pruned further, or by another mask"
 
 
-def _pruned_beside(value: State, masks: Masks) -> list[str]:
+def _pruned_beside(value: State, masks: Masks) -> Iterator[Problem]:
     """Masks on the model that the ticket knows nothing of."""
-    found = []
     for key, own in value.items():
         name = key.removesuffix("_mask")
         if key != name and name in value and name not in masks and not own.all():
-            found.append(
-                f"the model has a mask on {name} that prunes {int((own == 0).sum())} weights, the ticket has none"
-            )
-    return found
+            yield "the model has masks that the ticket has not: ", f"on {name}, of {int((own == 0).sum())} weights", ""
 
 
-def _equal(value: State, masks: Masks, initial: State, whose: str) -> list[str]:
+def _equal(value: State, masks: Masks, initial: State, whose: str) -> Iterator[Problem]:
     """Whether all that survives is what it was initially, bit by bit."""
-    found = []
-    missing = [name for name in masks if name not in initial]
-    if missing:
+    if missing := [name for name in masks if name not in initial]:
         raise ValueError(f"initial must have all parameters under masks, but has no {missing[0]}")
     masks = {**masks, **_tied(masks, value, initial)}
     for name, was in initial.items():
@@ -230,17 +235,15 @@ def _equal(value: State, masks: Masks, initial: State, whose: str) -> list[str]:
         if now is None or (name.removesuffix("_mask") in masks and name not in masks):
             continue
         if now.shape != was.shape or now.dtype != was.dtype:
-            has = f"{tuple(now.shape)} of {now.dtype}, not {tuple(was.shape)} of {was.dtype}"
-            found.append(f"the {whose} starts from another {name} than the initial one: {has}")
+            has = f"{name}: {tuple(now.shape)} of {now.dtype}, not {tuple(was.shape)} of {was.dtype}"
+            yield f"the {whose} starts from tensors of another kind than the initial ones: ", has, ""
             continue
         kept = masks.get(name, torch.ones_like(now, dtype=torch.bool))
         differ = ~_same_bits(now, was) & kept
         if count := int(differ.sum()):
-            what = f"surviving weights of {name}" if name in masks else f"values of {name}"
+            what = f"{count} of the {int(kept.sum())} {'surviving weights' if name in masks else 'values'} of {name}"
             by = f"by up to {float((now.double() - was.double())[differ].abs().max()):.3g}"
-            of = f"{count} of the {int(kept.sum())} {what}, which differ from the initial ones {by}"
-            found.append(f"the {whose} starts from {of}: they were not reset, or to other values")
-    return found
+            yield f"the {whose} was not reset, or to other values: ", f"{what} differ {by} from the initial ones", ""
 
 
 def _same_bits(a: Tensor, b: Tensor) -> Tensor:
@@ -250,80 +253,74 @@ def _same_bits(a: Tensor, b: Tensor) -> Tensor:
     return (bits[0] == bits[1]).all(1).view(a.shape)
 
 
-def _reinitialised(masks: Masks, value: State | None, original: Any, initial: State | None) -> list[str]:
+def _reinitialised(masks: Masks, value: State | None, original: Any, initial: State | None) -> Iterator[Problem]:
     """Whether this is the ticket `original` with other weights."""
     theirs, old = _masks("original", original), _start(original)
     old = initial if old is None else old
     if old is None:
         raise ValueError("original must be a ticket with .start, or initial be given, for control='reinit'")
     if theirs.keys() != masks.keys() or any(not torch.equal(theirs[name], mask) for name, mask in masks.items()):
-        return ["the masks are not the original's, which a reinitialised ticket must have"]
-    if value is None:  # trained, and the ticket does not say what it started from
-        return []
-    found = []
+        yield "", "the masks are not the original's, which a reinitialised ticket must have", ""
+        return
     for name, mask in masks.items():
-        if name in old and name in value:
-            same = int((_same_bits(value[name], old[name]) & mask).sum())
-            if same > FEW * int(mask.sum()):
-                of = f"{same} of the {int(mask.sum())} surviving weights of {name}"
-                found.append(f"{of} start as in the original ticket: it is no control, its weights are not new")
-    return found
+        if value is not None and name in old and name in value:  # one that was trained may not say its start
+            same, kept = int((_same_bits(value[name], old[name]) & mask).sum()), int(mask.sum())
+            if same > FEW * kept:
+                of = f"{same} of the {kept} surviving weights of {name}"
+                yield "", of, " start as in the original ticket: it is no control, its weights are not new"
 
 
-def _at_random(masks: Masks, original: Masks, counted: bool) -> list[str]:
+def _at_random(masks: Masks, original: Masks, counted: bool) -> Iterator[Problem]:
     """Whether no more survivors stand where the original's do than chance puts there (hypergeometric), layer by
     layer, and, if `counted`, whether there are as many."""
     if masks.keys() != original.keys() or any(masks[name].shape != mask.shape for name, mask in original.items()):
-        return ["the masks are of other parameters than the original's, which a control must not be"]
-    found = []
+        yield "", "the masks are of other parameters than the original's, which a control must not be", ""
+        return
     for name, mask in masks.items():
         total, mine, theirs = mask.numel(), int(mask.sum()), int(original[name].sum())
         if counted and mine != theirs:
-            found.append(f"{name} keeps {mine} weights, but {theirs} in the original: shuffling must not change that")
+            keeps = f"{name} keeps {mine} weights, but {theirs} in the original"
+            yield "", keeps, ": shuffling must not change that"
         both, expected = int((mask & original[name]).sum()), mine * theirs / total
         deviation = math.sqrt(expected * (1 - theirs / total) * (total - mine) / max(total - 1, 1))
         if abs(both - expected) > CHANCE * deviation and abs(both - expected) > 1:
             of = f"{both} of the {mine} survivors of {name} are the original's, by chance {expected:.0f} would be"
-            found.append(f"{of}: the control is not random")
-    return found
+            yield "", of, ": the control is not random"
 
 
-def _nothing_back(masks: Masks, before: Masks) -> list[str]:
+def _nothing_back(masks: Masks, before: Masks) -> Iterator[Problem]:
     """Whether everything that survives has survived the round before."""
-    found = []
     for name, mask in masks.items():
         earlier = before.get(name)
         if earlier is None or earlier.shape != mask.shape:
-            found.append(f"previous must have a mask of the shape {tuple(mask.shape)} for {name}, but has none")
+            yield "previous must have a mask ", f"of the shape {tuple(mask.shape)} for {name}", ", but has none"
         elif back := int((mask & ~earlier).sum()):
-            found.append(f"{back} weights of {name} survive that the round before had pruned: they came back")
-    return found
+            yield "", f"{back} weights of {name}", " survive that the round before had pruned: they came back"
 
 
-def _counts(masks: Masks, before: Masks, remaining: float | None, percent: Any) -> list[str]:
+def _counts(masks: Masks, before: Masks, remaining: float | None, percent: Any) -> Iterator[Problem]:
     """Whether as many weights survive as was asked for."""
-    found, kept = [], pruning.survivors(masks)
+    kept = pruning.survivors(masks)
 
-    def compare(names: Sequence[str], share: float, of: int, slack: int, what: str) -> None:
+    def compare(names: Sequence[str], share: float, of: int, slack: int, what: str) -> Iterator[Problem]:
         have, goal = sum(kept[name] for name in names), of * share / 100
         if abs(have - goal) > slack * len(names):
-            found.append(f"{have} weights survive{what}, but {goal:.0f} should: {share:g}% of {of}")
+            yield "", f"{have} weights survive{what}, but {goal:.0f} should: {share:g}% of {of}", ""
 
     if remaining is not None:
-        share = _percent("remaining", remaining)
-        compare([*masks], share, sum(mask.numel() for mask in masks.values()), ROUNDED, "")
-    was = {name: int(before[name].sum()) for name in masks if name in before}
-    if percent is not None and len(was) == len(masks):
-        each = percent if isinstance(percent, Mapping) else None
-        for name in each or ():
-            if name not in masks:
-                raise ValueError(f"percent must be of layers of the ticket, {', '.join(masks)}, not of {name}")
-        groups = (
-            [([*masks], percent, "")] if each is None else [([name], one, f" in {name}") for name, one in each.items()]
+        yield from compare(
+            [*masks], _percent("remaining", remaining), sum(mask.numel() for mask in masks.values()), ROUNDED, ""
         )
-        for names, value, where in groups:
-            compare(names, 100 - _percent("percent", value), sum(was[name] for name in names), 1, where)
-    return found
+    was = {name: int(before[name].sum()) for name in masks if name in before}
+    if percent is None or len(was) < len(masks):
+        return
+    if not isinstance(percent, Mapping):
+        yield from compare([*masks], 100 - _percent("percent", percent), sum(was.values()), 1, "")
+        return
+    for name, value in percent.items():
+        if name not in masks:
+            raise ValueError(f"percent must be of layers of the ticket, {', '.join(masks)}, not of {name}")
+        yield from compare([name], 100 - _percent("percent", value), was[name], 1, f" in {name}")
 
 
 def _percent(name: str, value: Any) -> float:

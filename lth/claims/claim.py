@@ -1,4 +1,4 @@
-"""What a claim is: a published experiment, the sentences that the paper says of it, and how each is measured.
+"""What a claim is: a published experiment, the statements that the paper makes of it, and how each is measured.
 
 This module and published.py load neither PyTorch nor pandas, so that a mistyped name is answered at once.
 """
@@ -8,22 +8,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lth.claims.judge import Records
-
 POINTS, TIMES, PERCENT = "points", "times", "percent"  # units: differences of accuracy; ratios; accuracies
 
-Measure = Callable[["Records"], "pd.Series"]  # a value a trial, by seed
+
+class Measured(Protocol):
+    """What measures ask (lth.claims.judge.Records is one)."""
+
+    def arm(self, which: str) -> pd.DataFrame:
+        """The rows of an arm, by seed. `which` is `lt`, or `large_init/lt` where a claim has several experiments."""
+
+    def barriers(self, which: str) -> pd.Series:
+        """The error barriers of an arm, by seed."""
+
+
+Measure = Callable[[Measured], "pd.Series"]  # one value per trial, by seed
 
 
 def early_stop(which: str, beside: str = "dense") -> Measure:
     """How late an arm stops early, as a share of the trial's dense network, or of another arm in the same round."""
 
-    def measure(records: Records) -> pd.Series:
+    def measure(records: Measured) -> pd.Series:
         rows = records.arm(which)
         return rows["ES_ratio"] if beside == "dense" else rows["ES"] / records.arm(beside)["ES"]
 
@@ -33,7 +42,7 @@ def early_stop(which: str, beside: str = "dense") -> Measure:
 def accuracy(which: str, beside: str = "dense") -> Measure:
     """An arm's test accuracy, in points above that of the trial's dense network, or of another arm in that round."""
 
-    def measure(records: Records) -> pd.Series:
+    def measure(records: Measured) -> pd.Series:
         rows = records.arm(which)
         return rows["difference"] if beside == "dense" else rows["test"] - records.arm(beside)["test"]
 
@@ -49,7 +58,7 @@ def barrier(which: str) -> Measure:
 def untrained(which: str) -> Measure:
     """The test accuracy, in percent, of an arm's best ticket before any training; that of round 0 does not count."""
 
-    def measure(records: Records) -> pd.Series:
+    def measure(records: Measured) -> pd.Series:
         rows = records.arm(which)
         return rows[rows["round"] > 0].groupby("seed")["supermask"].max()
 

@@ -55,8 +55,14 @@ def measured(config: Config) -> Cost:
 def told(form: Form, known: dict[tuple[object, ...], Cost]) -> str:
     """`18 trainings, at most 3 minutes here`."""
     needed = minutes(form, known)
-    time = f"its images ({form.dataset}) are not here" if needed is None else f"at most {needed:,.0f} minutes here"
+    time = f"its images ({form.dataset}) are not here" if needed is None else f"at most {in_words(needed)} here"
     return f"{form.trainings} trainings, {time}"
+
+
+def in_words(minutes: float) -> str:
+    """`1 minute`, `90 minutes`, `3 hours`: rounded, at least a minute."""
+    number, unit = (minutes / 60, "hour") if minutes > 120 else (max(minutes, 1), "minute")
+    return f"{number:,.0f} {unit}{'s' * (round(number) != 1)}"
 
 
 def minutes(form: Form, known: dict[tuple[object, ...], Cost]) -> float | None:

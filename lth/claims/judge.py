@@ -1,4 +1,4 @@
-"""What the records of runs say to a claim: values a trial, intervals, and whether they agree with the paper."""
+"""What the records of runs say about a claim: values per trial, intervals, and whether they agree with the paper."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROUGHLY = 2.0  # the same where settings were changed, as for quick forms, whose
 class Records:
     """What the runs of a claim left: the runs of each of its experiments, and their rounds.
 
-    `rounds` has a row a round of a run with the columns of rounds.csv and experiment, arm, seed, and, beside the
+    `rounds` has a row per round of a run, with the columns of rounds.csv and experiment, arm, seed, and, against the
     trial's own dense round, difference (points of test accuracy), ES_ratio and ES_dense.
     """
 
@@ -49,7 +49,7 @@ class Records:
         return Records(self.runs, self.rounds[rows])
 
     def arm(self, which: str) -> pd.DataFrame:
-        """The rows of an arm, by seed. `which` is `lt`, or `large_init/lt` where a claim has several experiments."""
+        """The rows of an arm, by seed."""
         experiment, _, arm = which.rpartition("/")
         rows = self.rounds
         return rows[(rows["experiment"] == experiment) & (rows["arm"] == arm)].set_index("seed")
@@ -80,7 +80,7 @@ class Finding:
 
 
 def check(claim: Claim, records: Records, factor: float = NEAR) -> list[Finding]:
-    """What the records say to each statement. `factor`: how far a round's sparsity may be from the statement's."""
+    """What the records say about each statement. `factor`: how far a round's sparsity may be from the statement's."""
     return [_finding(statement, records, factor) for statement in claim.statements]
 
 
@@ -115,5 +115,5 @@ def runs_of(form: Form) -> dict[str, list[Run]]:
 
 
 def findings(form: Form) -> list[Finding]:
-    """What the rounds that are finished say to each statement."""
+    """What the finished rounds say about each statement."""
     return check(form.claim, Records.of(runs_of(form)), NEAR if form.published else ROUGHLY)

@@ -31,36 +31,22 @@ TWO_ROUNDS = "--prune_percent 81 --output_percent 57 --prune_iterations 3 --tria
 LENET_QUICK = "--end_iter 3000it --prune_percent 56.7 --output_percent 34 --prune_iterations 5 --trials 2"
 
 _WINNING = (
-    Statement(
-        "winning tickets stop early 38% earlier than the dense network",
-        early_stop("lt"), at=21.1, published=0.62, holds=towards(0.62, none=1), unit=TIMES,
-    ),
-    Statement(
-        "their test accuracy is more than 0.3 points higher",
-        accuracy("lt"), at=13.5, published=0.3, holds=towards(0.3, none=0),
-    ),
-    Statement(
-        "at 3.6% they are back at the dense network's accuracy",
-        accuracy("lt"), at=3.6, published=0.0, holds=SAME,
-    ),
-    Statement(
-        "and back at its early stop",
-        early_stop("lt"), at=3.6, published=1.0, holds=(0.81, 1 / 0.81), unit=TIMES,
-    ),
+    Statement("winning tickets stop early 38% earlier than the dense network",
+              early_stop("lt"), at=21.1, published=0.62, holds=towards(0.62, none=1), unit=TIMES),
+    Statement("their test accuracy is more than 0.3 points higher",
+              accuracy("lt"), at=13.5, published=0.3, holds=towards(0.3, none=0)),
+    Statement("at 3.6% they are back at the dense network's accuracy",
+              accuracy("lt"), at=3.6, published=0.0, holds=SAME),
+    Statement("and back at its early stop",
+              early_stop("lt"), at=3.6, published=1.0, holds=(0.81, 1 / 0.81), unit=TIMES),
 )  # fmt: skip
 _REINITIALISED = (
-    Statement(
-        "reinitialised, they stop early 2.51 times as late as winning tickets",
-        early_stop("ticket_reinit", "lt"), at=21.1, published=2.51, holds=towards(2.51, none=1), unit=TIMES,
-    ),
-    Statement(
-        "and are half a point less accurate than winning tickets",
-        accuracy("ticket_reinit", "lt"), at=21.1, published=-0.5, holds=towards(-0.5, none=0),
-    ),
-    Statement(
-        "they fall below the dense accuracy from about 21% on: at 13.5%",
-        accuracy("ticket_reinit"), at=13.5, holds=BELOW,
-    ),
+    Statement("reinitialised, they stop early 2.51 times as late as winning tickets",
+              early_stop("ticket_reinit", "lt"), at=21.1, published=2.51, holds=towards(2.51, none=1), unit=TIMES),
+    Statement("and are half a point less accurate than winning tickets",
+              accuracy("ticket_reinit", "lt"), at=21.1, published=-0.5, holds=towards(-0.5, none=0)),
+    Statement("they fall below the dense accuracy from about 21% on: at 13.5%",
+              accuracy("ticket_reinit"), at=13.5, holds=BELOW),
     Statement("and at 3.6%", accuracy("ticket_reinit"), at=3.6, holds=BELOW),
 )  # fmt: skip
 
@@ -70,9 +56,7 @@ _ALL = (
         about="winning tickets of a 300-100 network on MNIST, and the same reinitialised",
         **LTH,
         where="Section 2, Figures 3 and 4",
-        experiments={
-            "": "--preset lenet --prune_type lt ticket_reinit --prune_iterations 17 --trials 5"
-        },
+        experiments={"": "--preset lenet --prune_type lt ticket_reinit --prune_iterations 17 --trials 5"},
         quick=LENET_QUICK,
         statements=(*_WINNING, *_REINITIALISED),
         note="The paper has five trials too.",
@@ -89,13 +73,10 @@ _ALL = (
         statements=(
             Statement("winning tickets stop early earlier", early_stop("lt"), at=21.1, holds=(0, 1), unit=TIMES),
             Statement("and are more accurate", accuracy("lt"), at=13.5, holds=ABOVE),
-            Statement(
-                "reinitialised, they stop early later than winning tickets",
-                early_stop("ticket_reinit", "lt"), at=21.1, holds=(1, math.inf), unit=TIMES,
-            ),
-            Statement(
-                "and are less accurate than winning tickets", accuracy("ticket_reinit", "lt"), at=13.5, holds=BELOW
-            ),
+            Statement("reinitialised, they stop early later than winning tickets",
+                      early_stop("ticket_reinit", "lt"), at=21.1, holds=(1, math.inf), unit=TIMES),
+            Statement("and are less accurate than winning tickets",
+                      accuracy("ticket_reinit", "lt"), at=13.5, holds=BELOW),
         ),
         note="The paper has no Fashion-MNIST: its statements on MNIST without their figures are asked here.",
     ),
@@ -104,20 +85,14 @@ _ALL = (
         about="sparse networks of the same shape at random places, on MNIST",
         **LTH,
         where="Section 1, Figure 1",
-        experiments={
-            "": "--preset lenet --prune_type lt ticket_shuffle --prune_iterations 17 --trials 5"
-        },
+        experiments={"": "--preset lenet --prune_type lt ticket_shuffle --prune_iterations 17 --trials 5"},
         quick=LENET_QUICK,
         statements=(
-            Statement(
-                "they stop early later than winning tickets",
-                early_stop("ticket_shuffle", "lt"), at=21.1, holds=(1, math.inf), unit=TIMES,
-            ),
+            Statement("they stop early later than winning tickets",
+                      early_stop("ticket_shuffle", "lt"), at=21.1, holds=(1, math.inf), unit=TIMES),
             Statement("the sparser, the less accurate: at 13.5%", accuracy("ticket_shuffle"), at=13.5, holds=BELOW),
             Statement("and at 3.6%", accuracy("ticket_shuffle"), at=3.6, holds=BELOW),
-            Statement(
-                "where winning tickets are more accurate", accuracy("ticket_shuffle", "lt"), at=3.6, holds=BELOW
-            ),
+            Statement("where winning tickets are more accurate", accuracy("ticket_shuffle", "lt"), at=3.6, holds=BELOW),
         ),
         note="The paper samples random networks; these have as many weights a layer as the winning tickets.",
     ),
@@ -129,18 +104,12 @@ _ALL = (
         experiments={"": "--preset lenet --prune_type lt one_shot --prune_iterations 17 --trials 3"},
         quick=LENET_QUICK,
         statements=(
-            Statement(
-                "down to about 18% one-shot tickets stop early earlier than the dense network",
-                early_stop("one_shot"), at=21.1, holds=(0, 1), unit=TIMES,
-            ),
+            Statement("down to about 18% one-shot tickets stop early earlier than the dense network",
+                      early_stop("one_shot"), at=21.1, holds=(0, 1), unit=TIMES),
             Statement("down to about 5% they are more accurate", accuracy("one_shot"), at=5.6, holds=ABOVE),
-            Statement(
-                "iterative pruning finds smaller ones: at 3.6% its tickets are more accurate than one-shot's",
-                accuracy("lt", "one_shot"), at=3.6, holds=ABOVE,
-            ),
-            Statement(
-                "and stop early earlier", early_stop("lt", "one_shot"), at=3.6, holds=(0, 1), unit=TIMES
-            ),
+            Statement("iterative pruning finds smaller ones: at 3.6% its tickets are more accurate than one-shot's",
+                      accuracy("lt", "one_shot"), at=3.6, holds=ABOVE),
+            Statement("and stop early earlier", early_stop("lt", "one_shot"), at=3.6, holds=(0, 1), unit=TIMES),
         ),
         note="The paper has five trials and its own list of sparsities; here they are those of the rounds.",
     ),
@@ -153,22 +122,14 @@ _ALL = (
         quick="--end_iter 300it --valid_freq 100it --prune_percent 70 --conv_percent 70 --output_percent 70 "
         "--prune_iterations 3 --trials 1",
         statements=(
-            Statement(
-                "winning tickets stop early up to 3.5 times earlier, at 8.8%",
-                early_stop("lt"), at=8.8, published=1 / 3.5, holds=towards(1 / 3.5, none=1), unit=TIMES,
-            ),
-            Statement(
-                "and are up to 3.4 points more accurate, at 4.6%",
-                accuracy("lt"), at=4.6, published=3.4, holds=towards(3.4, none=0),
-            ),
-            Statement(
-                "they stay above the dense accuracy while more than 2% of the weights remain",
-                accuracy("lt"), at=2.9, holds=ABOVE,
-            ),
-            Statement(
-                "reinitialised, they stop early later than winning tickets",
-                early_stop("ticket_reinit", "lt"), at=8.8, holds=(1, math.inf), unit=TIMES,
-            ),
+            Statement("winning tickets stop early up to 3.5 times earlier, at 8.8%",
+                      early_stop("lt"), at=8.8, published=1 / 3.5, holds=towards(1 / 3.5, none=1), unit=TIMES),
+            Statement("and are up to 3.4 points more accurate, at 4.6%",
+                      accuracy("lt"), at=4.6, published=3.4, holds=towards(3.4, none=0)),
+            Statement("they stay above the dense accuracy while more than 2% of the weights remain",
+                      accuracy("lt"), at=2.9, holds=ABOVE),
+            Statement("reinitialised, they stop early later than winning tickets",
+                      early_stop("ticket_reinit", "lt"), at=8.8, holds=(1, math.inf), unit=TIMES),
             Statement("and are less accurate", accuracy("ticket_reinit", "lt"), at=4.6, holds=BELOW),
         ),
     ),
@@ -184,18 +145,12 @@ _ALL = (
         },
         quick=f"{LENET_QUICK} --prune_iterations 3",
         statements=(
-            Statement(
-                "magnitude (large final) keeps the dense accuracy", accuracy("magnitude/lt"), at=13.5,
-                holds=NO_WORSE,
-            ),
-            Statement(
-                "magnitude increase is at least as good as magnitude",
-                accuracy("magnitude_increase/lt", "magnitude/lt"), at=13.5, holds=NO_WORSE,
-            ),
-            Statement(
-                "large initial weights are no criterion: less accurate than magnitude",
-                accuracy("large_init/lt", "magnitude/lt"), at=13.5, holds=BELOW,
-            ),
+            Statement("magnitude (large final) keeps the dense accuracy",
+                      accuracy("magnitude/lt"), at=13.5, holds=NO_WORSE),
+            Statement("magnitude increase is at least as good as magnitude",
+                      accuracy("magnitude_increase/lt", "magnitude/lt"), at=13.5, holds=NO_WORSE),
+            Statement("large initial weights are no criterion: less accurate than magnitude",
+                      accuracy("large_init/lt", "magnitude/lt"), at=13.5, holds=BELOW),
             Statement("the more so at 3.6%", accuracy("large_init/lt", "magnitude/lt"), at=3.6, holds=BELOW),
         ),
         note="The settings are those of the preset lenet. The paper shows curves and gives no figures.",
@@ -211,18 +166,12 @@ _ALL = (
         },
         quick=f"{LENET_QUICK} --end_iter 2000it",
         statements=(
-            Statement(
-                "kept where large and of the same sign, it reaches 86% at the best sparsity",
-                untrained("ticket_sign"), at=None, published=86.0, holds=towards(86.0, none=10.0), unit=PERCENT,
-            ),
-            Statement(
-                "with the initial weights it is far above chance too",
-                untrained("lt"), at=None, holds=(20, math.inf), unit=PERCENT,
-            ),
-            Statement(
-                "at random places it is not",
-                untrained("ticket_shuffle"), at=None, holds=(-math.inf, 20), unit=PERCENT,
-            ),
+            Statement("kept where large and of the same sign, it reaches 86% at the best sparsity",
+                      untrained("ticket_sign"), at=None, published=86.0, holds=towards(86.0, none=10.0), unit=PERCENT),
+            Statement("with the initial weights it is far above chance too",
+                      untrained("lt"), at=None, holds=(20, math.inf), unit=PERCENT),
+            Statement("at random places it is not",
+                      untrained("ticket_shuffle"), at=None, holds=(-math.inf, 20), unit=PERCENT),
         ),
         note="Accuracies in percent; chance is 10. The paper has the same network and prunes it otherwise.",
     ),
@@ -237,16 +186,11 @@ _ALL = (
         },
         quick=f"{LENET_QUICK} --end_iter 2000it",
         statements=(
-            Statement(
-                "at 3.5% winning tickets are about as accurate as the dense network",
-                accuracy("lt"), at=3.5, holds=(-0.5, math.inf),
-            ),
-            Statement(
-                "pruned at random, networks are well below them", accuracy("random", "lt"), at=3.5, holds=WELL_BELOW
-            ),
-            Statement(
-                "reinitialised, too", accuracy("ticket_reinit", "lt"), at=3.5, holds=WELL_BELOW
-            ),
+            Statement("at 3.5% winning tickets are about as accurate as the dense network",
+                      accuracy("lt"), at=3.5, holds=(-0.5, math.inf)),
+            Statement("pruned at random, networks are well below them",
+                      accuracy("random", "lt"), at=3.5, holds=WELL_BELOW),
+            Statement("reinitialised, too", accuracy("ticket_reinit", "lt"), at=3.5, holds=WELL_BELOW),
         ),
         note="Well below is more than half a point here.",
     ),
@@ -260,10 +204,8 @@ _ALL = (
         },
         quick=f"{TWO_ROUNDS} --end_iter 3000it",
         statements=(
-            Statement(
-                "the dense network is stable at initialisation: the error barrier is below 2 points",
-                barrier("lt"), at=100, holds=STABLE,
-            ),
+            Statement("the dense network is stable at initialisation: the error barrier is below 2 points",
+                      barrier("lt"), at=100, holds=STABLE),
             Statement("so are its tickets: at 21.1%", barrier("lt"), at=21.1, holds=STABLE),
             Statement("and at 3.5%", barrier("lt"), at=3.5, holds=STABLE),
         ),
@@ -282,9 +224,8 @@ _ALL = (
         statements=(
             Statement("it is not stable at initialisation", barrier("lt"), at=100, holds=(2.0, math.inf)),
             Statement("from about iteration 2,000 on it is", barrier("rewound/lt"), at=100, holds=STABLE),
-            Statement(
-                "tickets rewound to initialisation are not stable", barrier("lt"), at=16.8, holds=(2.0, math.inf)
-            ),
+            Statement("tickets rewound to initialisation are not stable",
+                      barrier("lt"), at=16.8, holds=(2.0, math.inf)),
             Statement("those rewound to about iteration 2,000 are", barrier("rewound/lt"), at=16.8, holds=STABLE),
         ),
         needs="a GPU",
@@ -300,22 +241,16 @@ _ALL = (
         },
         quick=RESNET20_QUICK,
         statements=(
-            Statement(
-                "at 26.2% learning-rate rewinding has 92.1% test accuracy, the dense network 91.7%",
-                accuracy("lr_rewind"), at=26.2, published=0.4, holds=towards(0.4, none=0),
-            ),
+            Statement("at 26.2% learning-rate rewinding has 92.1% test accuracy, the dense network 91.7%",
+                      accuracy("lr_rewind"), at=26.2, published=0.4, holds=towards(0.4, none=0)),
             Statement(
                 "weight rewinding has 91.6%",
                 accuracy("rewound/lt"), at=26.2, published=-0.1, holds=(-0.6, math.inf),  # 0.1 is no effect
             ),
-            Statement(
-                "fine-tuning at the final learning rate has 90.6%",
-                accuracy("finetune"), at=26.2, published=-1.1, holds=towards(-1.1, none=0),
-            ),
-            Statement(
-                "rewinding to initialisation has 88.5% at 16.8%",
-                accuracy("lt"), at=16.8, published=-3.2, holds=towards(-3.2, none=0),
-            ),
+            Statement("fine-tuning at the final learning rate has 90.6%",
+                      accuracy("finetune"), at=26.2, published=-1.1, holds=towards(-1.1, none=0)),
+            Statement("rewinding to initialisation has 88.5% at 16.8%",
+                      accuracy("lt"), at=16.8, published=-3.2, holds=towards(-3.2, none=0)),
         ),
         note="Trained as in arXiv:1912.05671, 63,000 iterations, where this paper has 182 epochs; weights are "
         "rewound to iteration 2,016.",
@@ -332,17 +267,12 @@ _ALL = (
         },
         quick=f"{LENET_QUICK} --end_iter 2000it",
         statements=(
-            Statement(
-                "learning-rate rewinding is more accurate than fine-tuning",
-                accuracy("lr_rewind", "finetune"), at=3.6, holds=ABOVE,
-            ),
-            Statement(
-                "so is rewinding the weights, here to initialisation", accuracy("lt", "finetune"), at=3.6, holds=ABOVE
-            ),
-            Statement(
-                "learning-rate rewinding is no worse than rewinding the weights",
-                accuracy("lr_rewind", "lt"), at=3.6, holds=NO_WORSE,
-            ),
+            Statement("learning-rate rewinding is more accurate than fine-tuning",
+                      accuracy("lr_rewind", "finetune"), at=3.6, holds=ABOVE),
+            Statement("so is rewinding the weights, here to initialisation",
+                      accuracy("lt", "finetune"), at=3.6, holds=ABOVE),
+            Statement("learning-rate rewinding is no worse than rewinding the weights",
+                      accuracy("lr_rewind", "lt"), at=3.6, holds=NO_WORSE),
         ),
         note="The paper has no MNIST: what it says of larger networks is asked of a small one, with SGD and two drops.",
     ),
@@ -358,17 +288,14 @@ _ALL = (
         },
         quick=f"{TWO_ROUNDS} --end_iter 1500it",
         statements=tuple(
-            Statement(
-                f"{method} with its survivors {how} is no worse", accuracy(f"{method}_{control}", method),
-                at=3.6, holds=NO_WORSE,
-            )
+            Statement(f"{method} with its survivors {how} is no worse",
+                      accuracy(f"{method}_{control}", method), at=3.6, holds=NO_WORSE)
             for method in ("snip", "synflow")
             for control, how in (("shuffle", "shuffled within each layer"), ("reinit", "reinitialised"))
         )
         + tuple(
-            Statement(
-                f"{method} is less accurate than pruning after training", accuracy(method, "lt"), at=3.6, holds=BELOW
-            )
+            Statement(f"{method} is less accurate than pruning after training",
+                      accuracy(method, "lt"), at=3.6, holds=BELOW)
             for method in ("snip", "synflow")
         ),
         note="The paper's networks are larger, on CIFAR-10 and Tiny ImageNet.",

@@ -375,8 +375,11 @@ def test_the_list_says_what_a_claim_takes_and_writes_nothing(
 ) -> None:
     assert utils.exit_code(reproduce.main, ["tiny", "--list", "--data", str(place / "data"), "--root", str(place)]) == 0
     line = capsys.readouterr().out.splitlines()[0]
-    assert line.startswith("tiny  Nobody 2020, Figure 0: 10 trainings, at most ") and "minutes here" in line
+    assert line.startswith("tiny  Nobody 2020, Figure 0: 10 trainings, at most 1 minute here")
     assert not (place / "dumps").exists()
+    assert [cost.in_words(n) for n in (0.2, 1.4, 119.6, 121, 600)] == (
+        ["1 minute", "1 minute", "120 minutes", "2 hours", "10 hours"]
+    )
     assert cost.minutes(form(tiny, ["--data", str(place)]), {}) is None  # where its images are not
 
 
