@@ -18,7 +18,7 @@ from lth.prune import Rule
 from lth.pruning import prunable
 from lth.settings.checks import first_line, network, shown
 from lth.settings.config import Config
-from lth.training import fingerprint, fit, models
+from lth.training import fit, identity, models
 from lth.training.models import State
 from lth.training.network import Criterion, Fused, Network, Optimizer, Wrapped
 from lth.training.problem import Problem
@@ -39,7 +39,7 @@ def check_net(net: Any, embeddings: bool = False) -> nn.Module:
 
 def fingerprint_of(net: nn.Module) -> str:
     """That of a network without what trains it, which has fingerprints of its own."""
-    return fingerprint.of_network(net, without=("optim", "criterion"))
+    return identity.of_network(net, without=("optim", "criterion"))
 
 
 class OwnNet:
@@ -116,9 +116,9 @@ class OwnNet:
         return {
             "model": fingerprint_of(self.template),
             "data": data.fingerprint,
-            "rule": fingerprint.of(rule),
-            "optimizer": fingerprint.of(optim, self.groups),
-            "loss": fingerprint.of_loss(self.criterion),
+            "rule": identity.of(rule),
+            "optimizer": identity.of(optim, self.groups),
+            "loss": identity.of(self.criterion, *getattr(self.criterion, "buffers", tuple)()),
         }
 
     @property

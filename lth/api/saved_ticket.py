@@ -25,7 +25,7 @@ from lth.run import device as devices
 from lth.settings import checks, names
 from lth.settings.config import Config, ConfigError
 from lth.settings.names import KNOWN
-from lth.training import fingerprint, models
+from lth.training import identity, models
 from lth.training.layout import channels_last
 from lth.training.models import State
 from lth.training.network import Network
@@ -214,7 +214,7 @@ class SavedTicket:
                 why = error
                 break
             if {name: x.shape for name, x in models.state_of(model).items()} == self._shapes():
-                now = own_network.fingerprint_of(model) if own else fingerprint.of_model(make)
+                now = own_network.fingerprint_of(model) if own else identity.of_model(make)
                 if same.another(self.run, {"model": now}):
                     found = f"{self.run.arch_type} under archs/ has changed since this ticket was found"
                     raise ValueError(f"model must be given, since {found}")

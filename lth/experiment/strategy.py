@@ -27,7 +27,7 @@ from lth.rng import derive_seed
 from lth.settings import checks
 from lth.settings.arms import ARMS
 from lth.settings.config import Config, same_command
-from lth.training import layout, memory, models, sparse
+from lth.training import layout, memory, sparse
 from lth.training.models import State
 from lth.training.network import Network
 from lth.training.numerics import numerics
@@ -39,7 +39,6 @@ from lth.training.train import Evaluation, Trained, Training, TrialError
 NOTHING_PRUNED = (
     "layers come to it with masks of torch.nn.utils.prune, their weights called weight_orig; fetch_layers names them"
 )
-UNSAVED = "something besides parameters and buffers from step to step: a round that is stopped begins again"
 
 
 class Experiment:
@@ -56,7 +55,6 @@ class Experiment:
         self.config, self.problem, self.device, self.tell, self.stop = config, problem, device, tell, stop
         self.failed: dict[Run, str] = {}  # with the reason
         self._feeds: dict[tuple[int, ...], Feed] = {}
-        self._unsaved = False  # whether it has been said that a round cannot be taken up in its middle
 
     def run(self, runs: Sequence[Run], rounds: int) -> None:
         """Strategy 1 for several runs at once: `rounds` trainings of each, and a pruning and a reset after all but the
@@ -106,18 +104,12 @@ class Experiment:
                 self.tell(Moved(run, number, iteration, plan.steps, again))
 
         def checkpoint(states: list[Trained]) -> None:
-            if models.attributes(network.model) != attributes:  # a model that counts, say, would go on otherwise
-                if not self._unsaved:
-                    self.tell(Note(f"{stack[0].arch_type} keeps {UNSAVED}"))
-                self._unsaved = True
-                return
             for run, state in zip(stack, states, strict=True):
                 if state.failure is None:
                     tickets.write_checkpoint(run, number, state, self._identity(run), into)
 
         with self._blamed(stack, number):
             network = self._network(stack, started, feed)
-            attributes = models.attributes(network.model)
             optimizer = self.problem.optimizer(network)
             random_seed = derive_seed(stack[0].seed, "dropout", number)
             training = Training(network, optimizer, feed, plan, seeds, random_seed, going_on)

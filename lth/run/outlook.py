@@ -19,7 +19,7 @@ from lth.run.tasks import by_run, plan, tasks_of, trainings
 from lth.settings import combinations, names
 from lth.settings.arms import ARMS
 from lth.settings.config import Config
-from lth.training import drawn, fit, models, sparse
+from lth.training import fit, models, sparse
 from lth.training.problem import Problem, stack_size
 from lth.training.schedule import scarce, seldom
 
@@ -121,7 +121,6 @@ def _remarks(one: Prepared, device: torch.device) -> Iterator[str | None]:
     yield from _without_layers(config, model)
     yield _anew(one)
     yield _alike(one)
-    yield _kept(one, model)
     yield seldom(config, epoch_steps)
     yield scarce(config, epoch_steps)
     if stack_size(config, one.problem, device) < (config.stack or 1):
@@ -159,15 +158,6 @@ def _alike(one: Prepared) -> str:
     fixed = fit.alike(one.problem.initial, [name for name, weight in weights.items() if weight.requires_grad])
     told = ", ".join(fixed[:3]) + (", ..." if len(fixed) > 3 else "")
     return f"{told}: drawn alike for every seed, so that trials and fresh weights do not differ there" if told else ""
-
-
-def _kept(one: Prepared, model: nn.Module) -> str:
-    """A sentence about what the model draws and keeps where no ticket holds it."""
-    found = drawn.kept_in_attributes(model, one.problem.build) if one.problem.build else ""
-    return found and (
-        f"{one.config.arch_type} keeps what its constructor draws in plain attributes ({found}), which no ticket "
-        "holds: the same in all trials and rounds, whatever the seed; register_buffer() lets each trial draw its own"
-    )
 
 
 def _densely(one: Prepared, device: torch.device) -> str | None:

@@ -19,7 +19,7 @@ from lth.run.tasks import runs_of
 from lth.settings import names
 from lth.settings.config import Config, ConfigError
 from lth.settings.ticket import TicketName
-from lth.training import fingerprint, models
+from lth.training import identity, models
 
 
 def refuse_other_settings(config: Config, runs: Sequence[Run]) -> None:
@@ -136,7 +136,7 @@ def at_hand(config: Config, run: Run) -> tuple[dict[str, str], nn.Module | None]
     if about is None:
         return {}, None
     make = models.find(config.arch_type, config.dataset, about["classes"], config.data)
-    found, file = {"model": fingerprint.of_model(make)}, _file(config)
+    found, file = {"model": identity.of_model(make)}, _file(config)
     if file.exists():
         alike = about["data_file"] == prints.of_file(file)
         found["data"] = about["fingerprint"]["data"] if alike else data.load(config.dataset, config.data).fingerprint

@@ -32,7 +32,7 @@ from lth.run.tensorboard import Board
 from lth.run.terminal import wrapped
 from lth.settings import checks, names
 from lth.settings.config import Config, ConfigError, usual_valid_size
-from lth.training import drawn, fit, models
+from lth.training import fit, models
 from lth.training.problem import Problem
 from lth.training.schedule import check_plan
 
@@ -234,7 +234,7 @@ def prepare(config: Config, loaded: dict[tuple[object, ...], Images] | None = No
         model = problem.make()
         fit.check_fit(model, images.shape, images.classes, name, embeddings, config.batch_size)
         assert problem.build
-        drawn.check_drawn(problem.build, name)  # the user's code may fail: now, and not after files are written
+        fit.check_seeded(problem.build, name)  # the user's code may fail: now, and not after files are written
     except ConfigError as error:
         problems += error.problems
     if problems:

@@ -75,10 +75,10 @@ def _decides(network: Network, images: Tensor) -> bool:
     tries it; what only the first pass makes, such as a grid, is no decision."""
     part = images[:2]
 
-    def passed() -> tuple[dict[str, str], bytes, list[Tensor]]:
+    def passed() -> tuple[dict[str, bytes], bytes, list[Tensor]]:
         with rng.preserved(network.device):
             network.forward(model, part.clone()).sum().backward()
-            return models.attributes(model), _cpu_state(), list(model.buffers())
+            return models.in_python(model), _cpu_state(), list(model.buffers())
 
     try:
         with warnings.catch_warnings():

@@ -9,8 +9,10 @@ import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
 from lth import layers, pruning, rng
+from lth.data.prints import of_arrays
 from lth.settings.checks import first_line
 from lth.settings.config import ConfigError
+from lth.training import models
 from lth.training.models import State
 
 
@@ -60,6 +62,16 @@ def check_fit(
         )
     if not logits.requires_grad:
         raise ConfigError(f"{name} must give logits that depend on parameters that require gradients")
+
+
+def check_seeded(build: Callable[[int], nn.Module], name: str = "model") -> None:
+    """ConfigError unless `build` gives equal parameters and buffers whenever it is called with one seed."""
+    one, other = (models.state_of(build(0)) for _ in range(2))
+    if differ := [key for key in one if key not in other or of_arrays([one[key]]) != of_arrays([other[key]])]:
+        raise ConfigError(
+            f"{name} must draw by the functions of torch, np.random or random, which the seed decides, and fill its "
+            f"tensors: built twice from one seed, it differs in {', '.join(differ[:3])}"
+        )
 
 
 def has_complex(called: str) -> str:

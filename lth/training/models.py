@@ -2,46 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import importlib.util
 import inspect
-import itertools
+import io
 import os
-import random
+import pickle
 import sys
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lth import layers, rng
-from lth.data.prints import of_arrays, of_texts
+from lth.data.prints import of_arrays
 from lth.settings import names
 from lth.settings.checks import first_line, said
 from lth.settings.config import ConfigError
-from lth.training import source
 
 State = dict[str, Tensor]  # parameters and buffers by name
 Build = Callable[[], nn.Module]
-Seen = dict[int, tuple[Any, str]]  # what has been told already, by its id, with its text; held, so that no id recurs
-PLAIN: frozenset[type] = frozenset({bool, int, float, complex, str, bytes, type(None)})  # types whose `repr` says all
-DEEPEST = 300  # things within things that are looked into; Python's own limit is 1000 calls
-
-GENERATORS: list[tuple[type, Callable[[Any], Any]]] = [  # of random numbers, and where each of them is
-    (torch.Generator, lambda generator: generator.get_state()),
-    (random.Random, lambda generator: generator.getstate()),
-    (np.random.Generator, lambda generator: generator.bit_generator.state),
-    (np.random.BitGenerator, lambda generator: generator.state),
-    (np.random.RandomState, lambda generator: generator.get_state()),
-]
 
 
 def find(
@@ -139,66 +126,26 @@ def load_state(model: nn.Module, state: State) -> nn.Module:
     return model
 
 
-def attributes(model: nn.Module) -> dict[str, str]:
-    """What the attributes of a model's modules hold beside parameters, buffers and modules, as text: numbers, words,
-    containers, tensors and arrays, where generators are, and objects of classes of the user's own. No checkpoint holds
-    them."""
-    seen: Seen = {id(tensor): (tensor, "...") for tensor in [*model.parameters(), *model.buffers()]}
-    usual = vars(nn.Module()).keys()
-    return {
-        f"{path}.{name}".lstrip("."): _told(value, seen)
-        for path, module in model.named_modules()
-        for name, value in vars(module).items()
-        if name not in usual
-    }
+def in_python(model: nn.Module) -> dict[str, bytes]:
+    """The attributes of a model's modules besides parameters, buffers and modules, pickled, to be compared before and
+    after a call. What cannot be pickled, such as a lambda, is left out."""
+    usual, found = vars(nn.Module()).keys(), {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name not in usual:
+                with contextlib.suppress(Exception):  # whatever the user's own classes raise
+                    _Pickler(file := io.BytesIO()).dump(value)
+                    found[f"{path}.{name}"] = file.getvalue()
+    return found
 
 
-def _told(value: Any, seen: Seen, depth: int = 0) -> str:
-    """A text that changes with the value: a fingerprint of all that it is made of, or what it is itself. Equal values
-    have the same one. Of a thing within itself, the text is how deep down it began."""
-    if isinstance(value, (*PLAIN, np.generic, itertools.count)):
-        return repr(value)
-    if id(value) in seen:
-        return seen[id(value)][1]
-    seen[id(value)] = value, f"within {depth}"
-    text = _print(value) if isinstance(value, Tensor) else type(value).__name__
-    if depth < DEEPEST and (made := _parts(value)) is not None:
-        kind, parts = made
-        if PLAIN.issuperset(map(type, parts)):  # many numbers: quicker so
-            texts = list(map(repr, parts))
-        else:
-            texts = []
-            for part in parts:  # no comprehension, which would halve how deep this can go down
-                texts.append(_told(part, seen, depth + 1))
-        text = of_texts([kind, *(sorted(texts) if kind == "set" else texts)])
-    seen[id(value)] = value, text
-    return text
+class _Pickler(pickle.Pickler):
+    """Pickles tensors as their fingerprints, and parameters and modules, which are compared elsewhere, as their ids."""
 
-
-def _parts(value: Any) -> tuple[str, list[Any]] | None:
-    """What kind of thing a value is and what it is made of, if it is a container, an array, a generator of random
-    numbers or an object of a class of the user's own."""
-    for kind, state in GENERATORS:
-        if isinstance(value, kind):
-            return kind.__name__, [state(value)]
-    if isinstance(value, np.ndarray):
-        return f"array {value.dtype}", [value.shape, value.tolist() if value.dtype.hasobject else value.tobytes()]
-    if isinstance(value, dict):
-        return "dict", list(itertools.chain.from_iterable(value.items()))
-    if isinstance(value, (list, tuple, deque)):
-        return "list", list(value)
-    if isinstance(value, (set, frozenset)):
-        return "set", list(value)
-    if isinstance(value, (Tensor, nn.Module, type)) or not hasattr(value, "__dict__") or source.installed(type(value)):
-        return None
-    return type(value).__qualname__, list(itertools.chain.from_iterable(vars(value).items()))
-
-
-def _print(tensor: Tensor) -> str:
-    try:
-        return of_arrays([tensor])
-    except (RuntimeError, TypeError):  # one without values, or of no plain layout
-        return repr(tensor)
+    def persistent_id(self, thing: Any) -> int | str | None:
+        if isinstance(thing, (nn.Parameter, nn.Module)):
+            return id(thing)
+        return of_arrays([thing]) if isinstance(thing, Tensor) else None
 
 
 def _matching(file: Path, arch_type: str) -> list[Callable[..., Any]]:

@@ -17,7 +17,7 @@ from lth.prune import Rule
 from lth.pruning import Masks
 from lth.settings.checks import first_line
 from lth.settings.config import Config
-from lth.training import fingerprint, models
+from lth.training import identity, models
 from lth.training.cost import Cost, cost
 from lth.training.models import Build, State
 from lth.training.network import Criterion, Fused, Network, Optimizer
@@ -74,7 +74,7 @@ class Problem:
             return Fused(config.optimizer, network, config.lr, config.weight_decay, config.momentum, config.nesterov)
 
         def prints() -> dict[str, str]:
-            return {"model": fingerprint.of_model(make), "data": images.fingerprint}
+            return {"model": identity.of_model(make), "data": images.fingerprint}
 
         return cls(images, models.constant(make), weights, weights, optimizer, prints=prints, build=build)
 

@@ -244,11 +244,11 @@ class Training:
         on which images, must decide nothing. Not so where attributes have changed as well, since buffers may belong to
         these, as a table to the size that it was made for."""
         before = {name: (buffer, buffer.clone()) for name, buffer in self.network.buffers().items()}
-        attributes = models.attributes(self.network.model) if before else {}
+        attributes = models.in_python(self.network.model) if before else {}
         try:
             yield
         finally:
-            if before and models.attributes(self.network.model) == attributes:
+            if before and models.in_python(self.network.model) == attributes:
                 self.network.put_back(before)
 
     @contextmanager

@@ -25,6 +25,8 @@ from lth import prune as lth_prune
 from lth.records import same
 from lth.records.files import read_json, write_json
 
+CALLS: list[int] = []  # of a rule or a loss, whose own values would make it another one
+
 
 def test_recover_goes_on_as_if_there_had_been_no_stop(tmp_path: Path) -> None:
     whole = find(seeded(), rounds=4)
@@ -37,11 +39,11 @@ def test_recover_goes_on_as_if_there_had_been_no_stop(tmp_path: Path) -> None:
 
 
 def test_recover_after_a_crash_within_a_round(tmp_path: Path) -> None:
-    calls: list[int] = []
+    CALLS.clear()
 
     def breaks(net: nn.Module) -> None:
-        calls.append(1)
-        if len(calls) == 2:
+        CALLS.append(1)
+        if len(CALLS) == 2:
             raise KeyboardInterrupt
         lth_prune.magnitude(0.3)(net)
 
@@ -52,11 +54,11 @@ def test_recover_after_a_crash_within_a_round(tmp_path: Path) -> None:
 
 
 def test_after_a_crash_in_the_first_round_another_net_can_begin(tmp_path: Path) -> None:
-    calls: list[int] = []
+    CALLS.clear()
 
     def breaks(logits: Tensor, labels: Tensor) -> Tensor:
-        calls.append(1)
-        if len(calls) == 9:
+        CALLS.append(1)
+        if len(CALLS) == 9:
             raise KeyboardInterrupt
         return nn.functional.cross_entropy(logits, labels)
 
@@ -64,7 +66,7 @@ def test_after_a_crash_in_the_first_round_another_net_can_begin(tmp_path: Path) 
         find(altered(criterion=breaks), save=tmp_path)
     assert find(altered(criterion=breaks), recover=tmp_path) == find(seeded())
     with pytest.raises(KeyboardInterrupt):
-        calls.clear()
+        CALLS.clear()
         find(altered(criterion=breaks), save=tmp_path / "b")
     assert find(seeded(seed=4), save=tmp_path / "b") == find(seeded(seed=4))
 

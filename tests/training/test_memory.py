@@ -1,4 +1,4 @@
-"""Memory that a step frees serves the next one, and is given back at the end."""
+"""Memory that a step frees serves the next one, and is returned at the end."""
 
 from __future__ import annotations
 
@@ -32,44 +32,26 @@ print((held - process.memory_info().rss) // 2**20)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have rules of their own")
-def test_what_a_step_frees_serves_the_next_and_is_given_back_at_the_end() -> None:
-    """In a process of its own: in one that has had other work its heap has holes."""
-    told = {name: text for name, text in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
-    done = subprocess.run([sys.executable, "-c", STEPS], cwd=PROJECT, env=told, capture_output=True, text=True)
+def test_what_a_step_frees_serves_the_next_and_is_returned_at_the_end() -> None:
+    """In a process of its own, since the heap of a process that has done other work has holes."""
+    env = {name: text for name, text in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    done = subprocess.run([sys.executable, "-c", STEPS], cwd=PROJECT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    taken, (given_back,) = ([*map(int, line.split())] for line in done.stdout.splitlines())
-    # megabytes that each step took from the system: the first ones what they need, and how these lie is chance
+    taken, (returned,) = ([*map(int, line.split())] for line in done.stdout.splitlines())
+    # Megabytes that each step took from the system: how the blocks of the first steps lie is chance.
     assert taken[0] >= 80 and taken[3:] == [0, 0, 0, 0], taken
-    assert given_back > 60
+    assert returned > 60
 
 
-@pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
-def test_what_a_user_has_told_glibc_is_left_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[object] = []
-    monkeypatch.setenv(name, "1")
-    monkeypatch.setattr(memory.ctypes, "CDLL", asked.append)
-    with memory.kept():
-        assert not asked
-
-
-@pytest.mark.parametrize("system", ["darwin", "win32"])
-def test_other_systems_are_not_asked_for_what_glibc_has(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows would fail to open the C library so; the program must run on."""
+@pytest.mark.parametrize("system, variable", [("win32", ""), ("linux", "MALLOC_TRIM_THRESHOLD_"), ("linux", "")])
+def test_nothing_changes_without_glibc_or_where_its_user_has_chosen(
+    system: str, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening the C library would fail on Windows; other C libraries on Linux have no mallopt."""
     asked: list[object] = []
     monkeypatch.setattr(sys, "platform", system)
-    monkeypatch.setattr(memory.ctypes, "CDLL", asked.append)
-    done = []
-    for within in (memory.kept, memory.filled):
-        with within():
-            done.append(within)
-    assert len(done) == 2 and not asked
-
-
-def test_where_there_is_no_glibc_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some systems have Linux with another C library."""
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
-    done = []
-    with memory.kept(), memory.filled():
-        done.append(1)
-    assert done
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: asked.append(name) or object())
+    if variable:
+        monkeypatch.setenv(variable, "1")
+    with memory.kept():
+        assert bool(asked) == (system == "linux" and not variable)

@@ -1,0 +1,207 @@
+"""Fingerprints of models, pruning rules, optimisers and losses: the same for the same code and settings.
+
+A model file counts by its text and the text of the user's own files that it imports; what is given from Python by the
+source of its functions and classes and the values that these use. Comments and docstrings do not count, nor do the
+values of weights. Code of Python, of installed packages and of this program counts by its name.
+"""
+
+from __future__ import annotations
+
+import ast
+import enum
+import functools
+import importlib.util
+import inspect
+import io
+import itertools
+import re
+import sys
+import sysconfig
+import tokenize
+import types
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+from torch import nn
+
+from lth import layers, rng
+from lth.data.prints import of_arrays, of_texts
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), range, slice, enum.Enum, torch.dtype)
+INSTALLED = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+def of(*things: Any) -> str:
+    """The fingerprint of functions, classes, objects or values: 16 hexadecimal digits."""
+    return of_texts([_text(things, {})])
+
+
+def of_model(make: Callable[[], nn.Module]) -> str:
+    """The fingerprint of the model that `make`, from lth.training.models.find, builds: its file, layers and shapes."""
+    model: Any = inspect.unwrap(make)
+    with rng.seeded(0):
+        outline = _outline(make())
+    return of_texts([model.__qualname__, *outline, *_files(sys.modules[model.__module__])])
+
+
+def of_network(net: nn.Module, without: Collection[str] = ()) -> str:
+    """The fingerprint of a network given from Python, without its attributes `without`."""
+    return of_texts([_text(_network(net, without), {})])
+
+
+def code(text: str) -> str:
+    """Python code without comments, docstrings and empty lines: read by tokens, which no version of Python changes."""
+    lines, before = text.split("\n"), tokenize.NEWLINE
+    tokens = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type != tokenize.NL]
+    for token in tokens:
+        if token.type == tokenize.COMMENT:
+            lines[token.start[0] - 1] = lines[token.start[0] - 1][: token.start[1]]
+    tokens = [token for token in tokens if token.type != tokenize.COMMENT]
+    for token, after in itertools.pairwise(tokens):
+        starts = before in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+        if token.type == tokenize.STRING and starts and after.type == tokenize.NEWLINE:
+            lines[token.start[0] - 1 : token.end[0]] = [""] * (token.end[0] - token.start[0] + 1)
+        before = token.type
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def _files(module: types.ModuleType) -> list[str]:
+    """The code of a module's file and of the user's own files that it imports, wherever in it."""
+    found, waiting = dict[str, str](), [module.__spec__]
+    while waiting:
+        spec = waiting.pop()
+        if spec and spec.origin and spec.origin not in found and _is_own(spec.name, spec.origin):
+            with tokenize.open(spec.origin) as file:
+                text = file.read()
+            found[spec.origin] = code(text)
+            waiting += map(_spec, _imports(text, spec.parent or ""))
+    return sorted(found.values())
+
+
+def _imports(text: str, package: str) -> Iterator[str]:
+    """The names of the modules that a file of this package imports, and of what may be modules in them."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
+
+
+def _spec(name: str) -> Any:
+    try:
+        return importlib.util.find_spec(name)
+    except (ImportError, AttributeError, ValueError):  # no module, or one that is not there
+        return None
+
+
+def _is_own(name: str, file: str | None = None) -> bool:
+    """Whether a module is the user's own, as the models that come with the program are, which may be edited."""
+    top = name.partition(".")[0]
+    file = file or getattr(sys.modules.get(name), "__file__", None) or ""
+    place = str(Path(file).absolute())
+    foreign = top == "lth" or re.search("(site|dist)-packages", place) or place.startswith(INSTALLED)
+    return top in ("archs", "__main__") or (file.endswith(".py") and not foreign)
+
+
+def _outline(net: nn.Module, without: Collection[str] = ()) -> list[str]:
+    """A line per module, as its repr shows it, and one per parameter and buffer, which names what it is tied to."""
+    told = [
+        f"{path}: {type(module).__name__}({re.sub(' at 0x[0-9a-fA-F]+', '', module.extra_repr())})"
+        for path, module in net.named_modules()
+    ]
+    first: dict[int, str] = {}
+    for name, tensor in [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]:
+        tied = first.setdefault(id(tensor), name)
+        told.append(f"{name}: {tied} {tensor.dtype} {tuple(tensor.shape)} {tensor.requires_grad}")
+    return [line for line in told if re.split("[.:]", line)[0] not in without]
+
+
+def _network(net: nn.Module, without: Collection[str] = ()) -> list[Any]:
+    """What a network given from Python consists of: its outline, classes, hooks and plain attributes."""
+    parts: list[Any] = [_outline(net, without)]
+    for path, module in net.named_modules():
+        if path.partition(".")[0] not in without or not path:
+            hooks = [list(getattr(module, name).values()) for name in layers.HOOKS]
+            parts += [type(module), hooks, _settings(module, () if path else without)]
+    return parts
+
+
+def _settings(module: nn.Module, without: Collection[str]) -> dict[str, Any]:
+    """The public attributes of a module; those of PyTorch's own if they are functions or plain values."""
+    own, kinds = _is_own(type(module).__module__), (*PLAIN, tuple)
+    public = {name: value for name, value in vars(module).items() if name not in ("training", *without)}
+    return {
+        name: value
+        for name, value in public.items()
+        if name[0] != "_" and (own or callable(value) or isinstance(value, kinds))
+    }
+
+
+def _text(thing: Any, seen: dict[int, Any]) -> str:
+    """A thing and all that it is made of; `seen` has what has been described, so that no id is given twice."""
+    if isinstance(thing, str) and re.fullmatch(r"(cuda|cpu|mps)(:\d+)?", thing):
+        return "device"
+    if isinstance(thing, PLAIN):
+        return repr(thing)
+    if id(thing) in seen:
+        return f"again {getattr(thing, '__qualname__', type(thing).__qualname__)}"
+    seen[id(thing)] = thing
+    return f"{type(thing).__qualname__}({', '.join(_text(part, seen) for part in _parts(thing))})"
+
+
+def _parts(thing: Any) -> Iterable[Any]:
+    """What a function, a class, a container, a tensor or an object is made of."""
+    if hasattr(thing, "__array__"):  # of NumPy or PyTorch
+        plain = not getattr(thing, "requires_grad", False) and getattr(thing, "layout", None) in (None, torch.strided)
+        return [of_arrays([torch.as_tensor(thing)]) if plain else f"{thing.dtype} {tuple(thing.shape)}"]
+    if isinstance(thing, Mapping):
+        return [part for pair in thing.items() for part in pair]
+    if isinstance(thing, (list, tuple)):
+        return thing
+    if isinstance(thing, (set, frozenset)):
+        return sorted(map(repr, thing))
+    if isinstance(thing, functools.partial):
+        return thing.func, thing.args, thing.keywords
+    if isinstance(thing, types.MethodType):
+        return thing.__func__, thing.__self__
+    if isinstance(thing, types.FunctionType):
+        return _source(thing), _used(thing), getattr(thing, "__wrapped__", None)
+    if isinstance(thing, type):
+        own = _is_own(thing.__module__)
+        return _source(thing), *((thing.__bases__, *map(_used, vars(thing).values())) if own else ())
+    if isinstance(thing, nn.Module):
+        return _network(thing)
+    if isinstance(thing, PurePath):
+        return [thing.name]
+    attributes = vars(thing) if hasattr(thing, "__dict__") and _is_own(type(thing).__module__) else {}
+    return getattr(thing, "__qualname__", ""), type(thing), attributes
+
+
+def _source(thing: Any) -> str:
+    """The code of the user's own functions and classes, if it can be had; else their name."""
+    try:
+        text = inspect.getsource(thing) if _is_own(thing.__module__ or "") else ""
+    except (OSError, TypeError):
+        text = ""
+    try:
+        return code(text) or f"{(thing.__module__ or '').partition('.')[0]} {thing.__qualname__}"
+    except (tokenize.TokenError, SyntaxError):  # of a lambda, whose lines are a part of a statement
+        return text
+
+
+def _used(function: Any) -> list[Any]:
+    """The values that a function uses beyond its arguments: its defaults, what it closes over, and, of the user's own
+    functions, plain global values, functions and classes."""
+    function = inspect.unwrap(getattr(function, "__func__", function))
+    if not isinstance(function, types.FunctionType):
+        return []
+    try:
+        outside = inspect.getclosurevars(function)
+    except ValueError:  # a variable without a value yet
+        return [function.__defaults__, function.__kwdefaults__]
+    kinds = (*PLAIN, tuple, types.FunctionType, type) if _is_own(function.__module__ or "") else ()
+    constants = {name: value for name, value in sorted(outside.globals.items()) if isinstance(value, kinds)}
+    return [function.__defaults__, function.__kwdefaults__, outside.nonlocals, constants]

@@ -1,0 +1,253 @@
+"""Fingerprints of models and rules: which edits give another one, and which do not."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.utils.prune as torch_prune
+from torch import nn
+
+from lth import prune
+from lth.settings.config import PROJECT, ConfigError
+from lth.training import fit, identity, models
+
+Text = Callable[..., str]
+
+MODEL = '''"""A model."""
+import torch
+from torch import nn
+import shared
+from shared import WIDTH, squash
+
+SLOPE = 0.2
+
+
+class Net(nn.Module):
+    """A network."""
+
+    def __init__(self, num_classes=4, p: float = 0.3):
+        super().__init__()
+        # layers
+        self.fc1, self.fc2 = nn.Linear(64, WIDTH), nn.Linear(WIDTH, num_classes)
+        self.drop, self.slope = nn.Dropout(p), SLOPE
+        self.noise = torch.randn(3)
+        self.register_buffer("table", torch.arange(12) * 2)
+
+    def forward(self, x):
+        """Its logits."""
+        from lazily import scaled
+
+        return self.fc2(self.drop(scaled(squash(self.fc1(x.flatten(1))))))
+
+
+class Other(nn.Linear):
+    def __init__(self):
+        super().__init__(64, 4)
+'''
+SHARED = """WIDTH = 12
+
+
+def squash(x):
+    return x.tanh()
+"""
+LAZILY = """FACTOR = 3
+
+
+def scaled(x):
+    return x * FACTOR
+"""
+
+
+@pytest.fixture
+def model(place: Path, monkeypatch: pytest.MonkeyPatch) -> Text:
+    """The fingerprint of MODEL after replacements in its text, or in that of the files that it imports."""
+    monkeypatch.syspath_prepend(place)
+
+    def of(*changes: tuple[str, str], name: str = "net") -> str:
+        texts = [MODEL, SHARED, LAZILY]
+        for old, new in changes:
+            assert sum(old in text for text in texts) == 1, old
+            texts = [text.replace(old, new) for text in texts]
+        sys.modules.pop("shared", None)
+        for file, text in zip(("archs/tiny/net", "shared", "lazily"), texts, strict=True):
+            (place / f"{file}.py").write_text(text)
+        for cached in place.rglob("__pycache__/*"):
+            cached.unlink()  # of files of the same size written within a second
+        return identity.of_model(models.find(name, "tiny", 4))
+
+    return of
+
+
+def test_edits_that_may_change_numbers_change_the_fingerprint_of_a_model(model: Text) -> None:
+    changes = [
+        ("SLOPE = 0.2", "SLOPE = 0.1"),
+        ("WIDTH = 12", "WIDTH = 13"),  # in a file that it imports
+        ("x.tanh()", "x.sigmoid()"),
+        ("FACTOR = 3", "FACTOR = 4"),  # in one that it imports when it is called
+        ("p: float = 0.3", "p: float = 0.4"),
+        ("torch.arange(12) * 2", "torch.arange(12) * 3"),
+        ("nn.Linear(WIDTH, num_classes)", "nn.Linear(WIDTH, num_classes, bias=False)"),
+        (
+            "        from lazily import scaled\n\n        return",
+            "        from lazily import scaled\n        x = -x\n        return",
+        ),
+    ]
+    found = [model(), model(name="other"), *map(model, changes)]
+    assert len(set(found)) == len(found)
+
+
+def test_draws_comments_docstrings_and_empty_lines_do_not(model: Text) -> None:
+    before = model()
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    assert model() == before, "draws of the constructor count"
+    assert torch.equal(torch.rand(3), expected), "the caller's random numbers are disturbed"
+    for change in [
+        ('"""A network."""', '"""The network.\n\n    It has two layers.\n    """'),
+        ('"""Its logits."""', ""),
+        ("        # layers\n", "\n\n        # two layers, one\n        # after the other\n"),
+        ('"""A model."""', "# no docstring"),
+        ("torch.randn(3)", "torch.randn(3)  # noise"),
+        ("return x.tanh()", '"""Squashed."""\n    return x.tanh()'),
+    ]:
+        assert model(change) == before, change
+
+
+def test_a_fingerprint_is_the_same_in_other_processes(model: Text, place: Path) -> None:
+    program = f"""
+import sys; sys.path[:0] = [{str(place)!r}, {str(PROJECT)!r}]
+from pathlib import Path
+from lth.settings import names
+names.ARCHS = [Path({str(place / "archs")!r})]
+from lth import prune
+from lth.training import identity, models
+print(identity.of_model(models.find("net", "tiny", 4)), identity.of(prune.magnitude(0.2), {{"a", "b", "c"}}))
+"""
+    expected = [model(), identity.of(prune.magnitude(0.2), {"a", "b", "c"})]
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == expected, done.stderr
+
+
+AMOUNT = 0.1
+
+
+def fixed(net: nn.Module) -> None:
+    prune.magnitude(AMOUNT)(net)
+
+
+def closing(amount: float, name: str = "weight") -> Callable[[nn.Module], None]:
+    def prunes(net: nn.Module) -> None:
+        for layer, _ in prune.fetch_layers(net):
+            torch_prune.l1_unstructured(layer, name=name, amount=amount)
+
+    return prunes
+
+
+class Ruling:
+    """A rule that is an object."""
+
+    def __init__(self, amount: float, other: float = 0.5) -> None:
+        self.amount, self.other = amount, other
+
+    def __call__(self, net: nn.Module) -> None:
+        prune.magnitude(self.amount)(net)
+
+    def scaled(self, net: nn.Module) -> None:
+        prune.magnitude(self.amount / 2)(net)
+
+
+RULES: list[Callable[[], Any]] = [
+    lambda: prune.magnitude(0.2),
+    lambda: prune.magnitude(0.3),
+    lambda: prune.magnitude(0.2, "global"),
+    lambda: prune.random(0.2),
+    lambda: closing(0.2),
+    lambda: closing(0.3),
+    lambda: closing(0.2, "bias"),
+    lambda: Ruling(0.2),
+    lambda: Ruling(0.2, 0.1),
+    lambda: Ruling(0.2).scaled,
+    lambda: functools.partial(torch_prune.l1_unstructured, name="weight", amount=0.2),
+    lambda: functools.partial(torch_prune.l1_unstructured, name="weight", amount=0.3),
+    lambda: lambda net: torch_prune.l1_unstructured(net, "weight", 1),
+    lambda: lambda net: torch_prune.l1_unstructured(net, "weight", 2),
+    lambda: fixed,
+    lambda: nn.CrossEntropyLoss(),
+    lambda: nn.CrossEntropyLoss(label_smoothing=0.1),
+    lambda: torch.optim.SGD,
+    lambda: torch.tensor([1.0, 2.0]),
+    lambda: np.array([1.0, 3.0]),
+]
+
+
+def test_rules_losses_and_values_differ_by_code_and_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [identity.of(make()) for make in RULES]
+    assert found == [identity.of(make()) for make in RULES]
+    monkeypatch.setattr(sys.modules[__name__], "AMOUNT", 0.4)  # a constant that a rule uses
+    assert len({*found, identity.of(fixed)}) == len(RULES) + 1
+
+
+def test_networks_given_from_python_differ_by_settings_and_not_by_weights() -> None:
+    def net(slope: float = 0.1, heads: int = 2, **attributes: Any) -> nn.Module:
+        layers = nn.Linear(4, 4), nn.LeakyReLU(slope), nn.BatchNorm1d(4), nn.MultiheadAttention(4, heads)
+        made = nn.Sequential(*layers)
+        for name, value in attributes.items():
+            setattr(made, name, value)
+        return made
+
+    of, first = identity.of_network, identity.of_network(net())
+    tied, frozen, hooked = net(), net(), net()
+    frozen[0].weight.requires_grad_(False)
+    tied[2].weight = tied[0].bias
+    hooked[1].register_forward_hook(lambda module, inputs, output: output + 1)
+    others = [net(0.2), net(heads=1), net(forward=lambda x: x), net(scale=2), tied, frozen, hooked]
+    assert first == of(net()) == of(net(optim=SimpleNamespace(lr=1)), without=("optim",)) == of(net().eval())
+    assert len({first, *map(of, others)}) == 1 + len(others)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("def f(x):\n  # c\n  return f'{x!r:>{3}} # {x}'\n", "def f(x):\n  return f'{x!r:>{3}} # {x}'"),
+        ("x = (1,  # one\n     '# two')\n", "x = (1,\n     '# two')"),
+        ("class A:\n    '''doc\n    more'''\n    a = 'b'\n", "class A:\n    a = 'b'"),
+        ("x = '''a\n\n  b'''\n", "x = '''a\n  b'''"),
+    ],
+)
+def test_code_is_text_without_comments_docstrings_and_empty_lines(text: str, expected: str) -> None:
+    assert identity.code(text) == expected
+
+
+@pytest.mark.parametrize(
+    "draw, accepted",
+    [
+        (lambda: torch.rand(3) + random.random() + np.random.rand(), True),
+        (lambda: torch.tensor(float("nan")), True),
+        (lambda: torch.from_numpy(np.random.default_rng().random(3)), False),
+        (lambda: torch.tensor(random.Random().random()), False),
+    ],
+)
+def test_networks_built_from_one_seed_must_be_equal(draw: Callable[[], torch.Tensor], accepted: bool) -> None:
+    def make() -> nn.Module:
+        net = nn.Linear(2, 2)
+        net.register_buffer("noise", draw())
+        return net
+
+    if accepted:
+        fit.check_seeded(lambda seed: models.build(make, "own", seed))
+        return
+    with pytest.raises(ConfigError, match=r"built twice from one seed, it differs in noise$"):
+        fit.check_seeded(lambda seed: models.build(make, "own", seed))
