@@ -23,12 +23,7 @@ from lth.settings.values import folder_path
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
-    made = Parser(
-        prog="combine_plots.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    made = Parser(prog="combine_plots.py", description=__doc__)
     where = "folder with dumps/ and plots/ (default: this one)"
     made.add_argument("--root", type=typed(folder_path), default=Path(), metavar="ROOT", help=where)
     made.add_argument("--arch_type", metavar="NAME", help="only runs of this model")

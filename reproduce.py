@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import utils
 from lth.claims import CLAIMS, forms
 from lth.settings import flags, values
-from lth.settings.config import ConfigError, nearest
+from lth.settings.problems import ConfigError, nearest
 
 if TYPE_CHECKING:
     from lth.claims.forms import Form

@@ -1,13 +1,13 @@
-"""`python lth lenet mnist --rounds 20 --prune_rate 0.2`: a short command line on the settings of main.py."""
+"""`python lth lenet mnist --rounds 20 --prune_rate 0.2`: a short command line, translated into that of main.py."""
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 PROJECT = Path(__file__).resolve().parent.parent
 if not __package__:  # `python lth` looks for modules in lth/, where they would be found under the wrong names
@@ -17,85 +17,77 @@ elif str(PROJECT) not in sys.path:
 
 from lth.run import command  # noqa: E402
 from lth.settings import checks, flags, names  # noqa: E402
-from lth.settings.config import Config, ConfigError  # noqa: E402
-from lth.settings.values import LONGEST, Duration, device, number  # noqa: E402
+from lth.settings.config import Config  # noqa: E402
+from lth.settings.problems import ConfigError  # noqa: E402
+from lth.settings.values import LONGEST, number  # noqa: E402
 
 NETS = {"lenet": "fc1", "resnet": "resnet20", "vgg": "vgg16"}  # other names of models under archs/
 DATASETS = {"fashion": "fashionmnist"}
-SETTINGS = {  # what messages about settings call them
-    "arch_type": "net",
-    "dataset": "dataset",
-    "prune_percent": "--prune_rate",
-    "fc_percent": "--fc_rate",
-    "prune_iterations": "--rounds",
-    "prune_scope": "--prune_global",
-    "rewind": "--rewind",
-    "optimizer": "--optim",
-    "lr": "--learn_rate",
-    "batch_size": "--batch_size",
-    "end_iter": "--iter",
-    "valid_freq": "--step",
-    "seed": "--seed",
-    "gpu": "--gpu",
-    "data": "--data",
-    "root": "--save",
-    "name": "--save",
-    "quiet": "--quiet",
-    "debug": "--debug",
-}
-
-
-def _every(text: str) -> Duration:
-    """How often to evaluate: steps, or -1 for once an epoch."""
-    if text == "-1":
-        return Duration(1)
-    try:
-        return Duration(number(int, 1, LONGEST)(text), "it")
-    except ValueError:
-        raise ValueError(f"must be a whole number from 1 to {LONGEST}, or -1 for once an epoch") from None
-
-
-def _moment(text: str) -> float:
-    """An iteration, or a fraction of a round."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise ValueError("must be a number of iterations, or a fraction of a round below 1") from None
-    return int(value) if value.is_integer() else value
-
-
-def _optimizer(text: str) -> str:
-    choices = ("adam", "adamw", "sgd")
-    if text.lower() not in choices:
-        raise ValueError(f"must be one of {', '.join(choices)}")
-    return text.lower()
 
 
 class Option(NamedTuple):
-    """A flag that takes a value: its short name, its default (text), how to read it, its help."""
+    """A flag with a value: its short name, its default, the setting that it gives, its help, and what turns its text
+    into main.py's (ValueError if it cannot be)."""
 
     short: str | None
     default: str | None
-    parse: Callable[[str], Any]
+    setting: str
     help: str
+    translate: Callable[[str], str] = str
 
 
-FRACTION = number(float, 0, 1, below=True)
+def _percent(text: str) -> str:
+    return str(round(100 * number(float, 0, 1, below=True)(text), 10))
+
+
+def _rounds(text: str) -> str:
+    return str(number(int, 0, 9998)(text) + 1)
+
+
+def _iterations(text: str) -> str:
+    return f"{number(int, 1, LONGEST)(text)}it"
+
+
+def _every(text: str) -> str:
+    return "1" if text == "-1" else _iterations(text)
+
+
+def _moment(text: str) -> float:
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        raise ValueError(
+            f"--rewind must be a number of iterations, or a fraction of a round below 1, not {text!r}"
+        ) from None
+
+
+def _root(text: str) -> str:
+    from lth.records import folders  # with pandas
+
+    return str(folders.root_of("", Path(text))) if text else text
+
+
 OPTIONS = {
-    "data": Option("p", "./datasets/", Path, "folder of the data sets; mnist comes with the project"),
-    "batch_size": Option(None, "60", number(int, 1), "images a step"),
-    "optim": Option("o", "adam", _optimizer, "the optimiser: adam, adamw or sgd"),
-    "learn_rate": Option("lr", "0.0012", number(float, 0, above=True), "learning rate"),
-    "iter": Option("i", "50000", number(int, 1, LONGEST), "iterations of each round"),
-    "rounds": Option("r", "26", number(int, 0, 9998), "prunings; there is one training more"),
-    "step": Option("es", "-1", _every, "evaluate every so many steps; -1: every epoch"),
-    "rewind": Option("rw", "0", _moment, "reset to the weights of this iteration, or this fraction of a round below 1"),
-    "prune_rate": Option("pr", "0.2", FRACTION, "fraction of the surviving weights that a round prunes"),
-    "fc_rate": Option("fc", None, FRACTION, "the same for fully connected layers (default: the same)"),
-    "recover": Option(None, None, Path, "go on from the results in this folder, the --save of an earlier command"),
-    "save": Option("s", "./experiments/", Path, "folder that gets the results"),
-    "seed": Option("rs", "0", number(int, 0, 2**62), "of initial weights, validation split and data order"),
-    "gpu": Option(None, None, device, "number of the GPU, or cpu (default: a GPU where there is one)"),
+    "data": Option("p", "./datasets/", "data", "folder of the data sets; mnist comes with the project"),
+    "batch_size": Option(None, "60", "batch_size", "images per step"),
+    "optim": Option("o", "adam", "optimizer", "the optimiser: adam, adamw or sgd", str.lower),
+    "learn_rate": Option("lr", "0.0012", "lr", "learning rate"),
+    "iter": Option("i", "50000", "end_iter", "iterations of each round", _iterations),
+    "rounds": Option("r", "26", "prune_iterations", "prunings; there is one more training", _rounds),
+    "step": Option("es", "-1", "valid_freq", "evaluate after so many steps; -1: every epoch", _every),
+    "rewind": Option(
+        "rw", "0", "rewind", "reset to the weights of this iteration, or this fraction of a round below 1"
+    ),
+    "prune_rate": Option(
+        "pr", "0.2", "prune_percent", "fraction of the surviving weights that a round prunes", _percent
+    ),
+    "fc_rate": Option("fc", None, "fc_percent", "the same for fully connected layers (default: the same)", _percent),
+    "recover": Option(
+        None, None, "root", "continue from the results in this folder, the --save of an earlier command", _root
+    ),
+    "save": Option("s", "./experiments/", "root", "folder that gets the results"),
+    "seed": Option("rs", "0", "seed", "of initial weights, validation split and data order"),
+    "gpu": Option(None, None, "gpu", "number of the GPU, or cpu (default: a GPU where there is one)"),
 }
 SWITCHES = {
     "prune_global": "compare the weights of all layers with each other",
@@ -103,15 +95,14 @@ SWITCHES = {
     "quiet": "print the verdict and the files only",
     "debug": "tracebacks with error messages",
 }
+NAMES = {name: f"--{name}" for name in flags.FIELDS} | {option.setting: f"--{name}" for name, option in OPTIONS.items()}
+NAMES |= {"arch_type": "net", "dataset": "dataset"}  # what messages call the settings
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> flags.Parser:
     """The parser of this command line. Values stay text: `parse` checks them all together."""
-    made = flags.Parser(
-        prog="python lth",
-        allow_abbrev=False,
-        description="Find lottery tickets. The same command again goes on where it stopped.",
-    )
+    about = "Find lottery tickets. The same command again continues where it stopped."
+    made = flags.Parser(prog="python lth", description=about)
     made.add_argument("net", help="lenet (fc1), resnet (resnet20), vgg (vgg16) or any model under archs/")
     made.add_argument("dataset", help=f"{', '.join(names.KNOWN)} or a file of yours: see --data")
     for name, option in OPTIONS.items():
@@ -132,86 +123,62 @@ def parse(argv: Sequence[str]) -> Config:
             words[place] = "--gpu=0"
     known, unknown = made.parse_known_args(words)
     problems = flags.unknown_problems(made, unknown)
-    values: dict[str, Any] = {}
+    dataset = DATASETS.get(known.dataset.lower(), known.dataset)
+    known.data = str(names.holder(dataset, Path(known.data)))
+    asked = {
+        "arch_type": NETS.get(known.net.lower(), known.net),
+        "dataset": dataset,
+        "prune_type": "reinit" if known.random else "lt",
+        "prune_scope": "global" if known.prune_global else "layer",
+    }
+    if known.random and known.rewind != OPTIONS["rewind"].default:
+        problems.append("--rewind is the point to reset to, and --random resets to fresh weights: leave out one")
+    if known.recover is not None and known.save != OPTIONS["save"].default:
+        problems.append("--recover is the folder that gets the results: leave out --save")
+    known.save = known.save if known.recover is None else None
     for name, option in OPTIONS.items():
-        text = getattr(known, name)
+        if (text := getattr(known, name)) is not None:
+            try:
+                asked[option.setting] = option.translate(text)
+            except ValueError as error:
+                problems.append(f"--{name} {str(error).strip()}, not {text!r}")
+    if "end_iter" in asked:
         try:
-            values[name] = None if text is None else option.parse(text)
-        except ValueError as error:
-            problems.append(f"--{name} {error}, not {text!r}")
-    arch_type, dataset = NETS.get(known.net.lower(), known.net), DATASETS.get(known.dataset.lower(), known.dataset)
-    if "data" in values:
-        values["data"] = names.holder(dataset, values["data"])
-    problems += names.problems(arch_type, dataset, ("net", "dataset"), (NETS, DATASETS), values.get("data"))
-    if {"iter", "rewind"} <= values.keys():
-        try:
-            values["rewind"] = checks.rewind("--rewind", values["rewind"], values["iter"])
+            asked["rewind"] = str(checks.rewind("--rewind", _moment(known.rewind), int(known.iter)))
         except ValueError as error:
             problems.append(str(error))
-    if known.random and known.rewind != OPTIONS["rewind"].default:
-        problems.append("--rewind says which weights to reset to, and --random that it is to fresh ones: leave out one")
-    if known.recover is not None and known.save != OPTIONS["save"].default:
-        problems.append("--recover says where the results are and go on: leave out --save")
+    try:
+        config = flags.parse([f"--{name}={value}" for name, value in asked.items()])
+    except ConfigError as error:
+        problems += error.named(NAMES).problems
     if problems:
         raise ConfigError(*problems)
-
-    config = checks.config(
-        SETTINGS,
-        arch_type=arch_type,
-        dataset=dataset,
-        prune_type=("reinit" if known.random else "lt",),
-        prune_percent=round(100 * values["prune_rate"], 10),
-        fc_percent=None if values["fc_rate"] is None else round(100 * values["fc_rate"], 10),
-        prune_iterations=values["rounds"] + 1,
-        prune_scope="global" if known.prune_global else "layer",
-        end_iter=Duration(values["iter"], "it"),
-        valid_freq=values["step"],
-        rewind=values["rewind"],
-        optimizer=values["optim"],
-        lr=values["learn_rate"],
-        batch_size=values["batch_size"],
-        data=values["data"],
-        root=values["save"] if values["recover"] is None else _recovered(values["recover"]),
-        seed=values["seed"],
-        gpu=values["gpu"],
-        quiet=known.quiet,
-        debug=known.debug,
-    )
-    if values["recover"] is not None:
+    config = replace(config, quiet=known.quiet, debug=known.debug)
+    if known.recover is not None:
         _check_recovered(config)
     return config
 
 
-def _recovered(folder: Path) -> Path:
-    """The folder that has the dumps/ and saves/ to go on with."""
-    from lth.records import folders
-
-    try:
-        return folders.root_of("--recover", folder)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
 def _check_recovered(config: Config) -> None:
-    """ConfigError unless there are results of these settings to go on with."""
+    """ConfigError unless there are results of these settings to continue."""
     from lth.records import tables
     from lth.run import tasks
 
-    if not any((run.dumps / "config.json").exists() for run in tasks.runs_of(config)):
+    (run,) = tasks.runs_of(config)
+    if not (run.dumps / "config.json").exists():
         have = "".join(f"\n  {run.dumps}" for run in tables.find(config.root))
         raise ConfigError(
-            f"--recover must hold results of these settings, in {tasks.runs_of(config)[0].dumps}, not only"
-            f"{have or ' nothing'}"
+            f"--recover must hold results of these settings, in {run.dumps}, not only{have or ' nothing'}"
         )
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the experiment that the command line asks for, or go on with it, and show what came of it."""
+    """Run or continue the experiment that the command line asks for, and show its results."""
     config = parse(argv)
     try:
-        return command.perform(config, argv, lambda text: checks.in_words(text, SETTINGS))
-    except Exception as error:
-        raise checks.reworded(error, SETTINGS) from error.__cause__
+        return command.perform(config, argv)
+    except ConfigError as error:
+        raise error.named(NAMES) from error.__cause__
 
 
 def installed() -> None:

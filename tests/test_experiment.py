@@ -1068,7 +1068,7 @@ def test_a_session_writes_what_it_was_and_a_finished_one_says_so(
     capsys.readouterr()
     before = results(place)
     session.run(config)
-    assert "all rounds of these runs are finished" in capsys.readouterr().out
+    assert "all rounds are finished" in capsys.readouterr().out
     assert results(place) == before
 
 

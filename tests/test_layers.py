@@ -527,8 +527,8 @@ def test_settings_that_a_model_makes_idle_or_gives_to_another_layer_are_said(
     idle = {"init": "kaiming", "conv_percent": 5, "prune_embeddings": True}
     session.run(settings(place, arch_type="heads", output_percent=5, prune_iterations=1, quiet=False, **idle))
     said = " ".join(capsys.readouterr().out.split())
-    assert "--init kaiming decides the folder and changes nothing: heads draws its weights" in said
+    assert "--init kaiming only changes the folder's name: heads draws its weights" in said
     for flag in ("conv_percent", "prune_embeddings"):
-        assert f"--{flag} decides the folder and changes nothing: heads has no such layers" in said
+        assert f"--{flag} only changes the folder's name: heads has no such layers" in said
     assert said.count("has no such layers") == 2
     assert "output_percent is for body.weight" in said and "head.weight has one for each of the 4 classes" in said

@@ -132,7 +132,7 @@ def test_a_finished_run_says_so_and_changes_nothing(
 
     before = times()
     assert main_here(root, f"{SHORT} --jobs 2") == 0
-    assert "all rounds of these runs are finished" in capsys.readouterr().out and times() == before
+    assert "Nothing to do: all rounds are finished" in capsys.readouterr().out and times() == before
 
 
 def test_a_runs_config_file_repeats_it(whole: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
@@ -235,17 +235,14 @@ def test_a_worker_that_is_killed_is_said_and_the_rest_stops(tmp_path: Path, long
 
 
 @posix
-def test_a_reader_that_goes_away_ends_the_run_quietly(tmp_path: Path) -> None:
+def test_a_reader_that_goes_away_ends_nothing(tmp_path: Path) -> None:
     """As in `main.py | head -1`."""
-    with running(tmp_path, f"{LONG} --jobs 2") as run:
+    with running(tmp_path, f"{SHORT} --jobs 1") as run:
         assert run.stdout is not None and run.stderr is not None
         run.stdout.readline()
-        wait_for(lambda: list(tmp_path.rglob("checkpoint.safetensors")) or lines_of(tmp_path, "rounds"), run)
-        children = psutil.Process(run.pid).children(recursive=True)
         run.stdout.close()
-        code, err = run.wait(timeout=60), run.stderr.read()
-    assert code == 1 and "Traceback" not in err, err
-    assert not psutil.wait_procs(children, timeout=5)[1]
+        code, err = run.wait(timeout=120), run.stderr.read()
+    assert code == 0 and err == "" and list(tmp_path.rglob("report.html"))
 
 
 def test_failed_trials_are_counted_once(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +15,7 @@ from lth.api.saved_ticket import placed
 from lth.records import files, tables
 from lth.records.tables import Run
 from lth.run import jobs, session
-from lth.settings import checks, names
+from lth.settings import checks
 from lth.settings.config import Config, ConfigError
 from lth.settings.values import LONGEST
 from lth.training import models
@@ -33,7 +32,7 @@ ARM = {  # of each pruning type and reinitialisation method
     ("random", "none"): "random_finetune",
 }
 COLUMNS = ["round", "remaining", "ES", "val", "test"]
-NAMES = {  # of the settings that arguments give
+NAMES = {  # of the arguments, by the settings that they give
     "dataset": "dataset",
     "arch_type": "model_name",
     "prune_scope": "pruning_scope",
@@ -45,9 +44,8 @@ NAMES = {  # of the settings that arguments give
     "root": "results_dir",
 }
 SETTINGS = [
-    spec.name for spec in fields(Config) if spec.name not in (*NAMES, "prune_type", "trials", "target_remaining")
+    spec.name for spec in fields(Config) if spec.name not in {*NAMES, "prune_type", "trials", "target_remaining"}
 ]
-WORDS = {**{name: name for name in SETTINGS}, **NAMES}  # what messages about settings call them
 
 
 class ExperimentRunner:
@@ -93,24 +91,27 @@ class ExperimentRunner:
         checks.settings("ExperimentRunner", settings, SETTINGS)
         kind = checks.word("pruning_type", pruning_type, ("magnitude", "random"))
         method = checks.word("reinit_method", reinit_method, ("rewind", "random", "none"))
-        asked = (named("model_name", model_name, MODELS), named("dataset", dataset, DATASETS))
-        arch_type, name = checked_names(*asked, checks.path("data", settings.get("data", Config.data)))
-        self.config = checks.config(
-            WORDS,
+        asked = {
             **settings,
-            dataset=name,
-            arch_type=arch_type,
-            prune_type=(ARM[kind, method],),
-            prune_scope=SCOPES[checks.word("pruning_scope", pruning_scope, SCOPES)],
-            prune_percent=round(100 * checks.fraction("pruning_rate", pruning_rate), 10),
-            prune_iterations=checks.whole("num_rounds", num_rounds, 1, 9999),
-            end_iter=f"{checks.whole('iterations', iterations, 1, LONGEST)}it",
-            lr=learning_rate,
-            batch_size=checks.whole("batch_size", batch_size, 1),
-            gpu=checks.device("device", device),
-            root=checks.path("results_dir", results_dir),
-            seed=checks.whole("seed", seed, 0, 2**62),
-        )
+            "arch_type": named("model_name", model_name, MODELS),
+            "dataset": named("dataset", dataset, DATASETS),
+            "data": checks.path("data", settings.get("data", Config.data)),
+            "prune_type": ARM[kind, method],
+            "prune_scope": SCOPES[checks.word("pruning_scope", pruning_scope, SCOPES)],
+            "prune_percent": round(100 * checks.fraction("pruning_rate", pruning_rate), 10),
+            "prune_iterations": checks.whole("num_rounds", num_rounds, 1, 9999),
+            "end_iter": f"{checks.whole('iterations', iterations, 1, LONGEST)}it",
+            "lr": learning_rate,
+            "batch_size": checks.whole("batch_size", batch_size, 1),
+            "gpu": checks.device("device", device),
+            "root": checks.path("results_dir", results_dir),
+            "seed": checks.whole("seed", seed, 0, 2**62),
+        }
+        try:
+            self.config = Config(**asked)
+            models.find(self.config.arch_type, self.config.dataset, data=self.config.data)
+        except ConfigError as error:
+            raise error.named(NAMES) from error.__cause__
         self._run: Run | None = None
 
     def run(self) -> Results:
@@ -120,14 +121,12 @@ class ExperimentRunner:
         was not finite; lth.records.files.RecordError if a file cannot be written.
         """
         try:
-            place = placed(self.config.gpu)[0]
-            with rng.preserved(place):
-                words = partial(checks.in_words, names=WORDS)
-                self._run = session.run(self.config, words=words)[0]
+            with rng.preserved(placed(self.config.gpu)[0]):
+                self._run = session.run(self.config)[0]
         except jobs.Interrupted:
             raise KeyboardInterrupt from None
-        except Exception as error:
-            raise checks.reworded(error, WORDS) from error.__cause__
+        except ConfigError as error:
+            raise error.named(NAMES) from error.__cause__
         return self.results
 
     @property
@@ -193,15 +192,3 @@ def named(argument: str, value: Any, aliases: dict[str, str]) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{argument} must be a name, not {checks.shown(value)}")
     return aliases.get(value.lower(), value)
-
-
-def checked_names(arch_type: str, dataset: str, data: Path) -> tuple[str, str]:
-    """The names of a model and a data set. ConfigError, in the words of the runner, unless there are these."""
-    problems = names.problems(arch_type, dataset, ("model_name", "dataset"), (MODELS, DATASETS), data)
-    if problems:
-        raise ConfigError(*problems)
-    try:
-        models.find(arch_type, dataset, data=data)
-    except ConfigError as error:
-        raise checks.renamed(error, WORDS) from None
-    return arch_type, dataset

@@ -31,7 +31,7 @@ from lth.run.holding import mend
 from lth.run.progress import Progress
 from lth.run.session import TrialsFailed
 from lth.settings import checks, values
-from lth.settings.config import Config
+from lth.settings.config import Config, ConfigError
 from lth.settings.values import LONGEST, Duration
 from lth.training import models, sparse
 from lth.training.problem import Problem
@@ -61,7 +61,6 @@ SETTINGS = (
     "print_freq",
 )
 ARGUMENTS = {"end_iter": "iterations", "prune_iterations": "rounds", "root": "save", "gpu": "device"}  # of settings
-WORDS = {**{name: name for name in SETTINGS}, **ARGUMENTS}
 NEVER = 1e9  # seconds between checkpoints: going on is by whole rounds
 
 
@@ -138,7 +137,7 @@ def iterative_pruning(
     place, remark = placed(device)
     brought = OwnNet(net, place, checks.truth("prune_embeddings", settings.get("prune_embeddings", False)))
     if brought.optim is not None and (given := [name for name in FIT if name in settings]):
-        raise ValueError(f"{given[0]} must be left to net.optim, which says how net is trained")
+        raise ValueError(f"{given[0]} cannot be given: net.optim already sets it")
     if random:
         brought.fresh(derive_seed(seed, "weights", 1))  # refused now where that cannot be, and not after a round
     with ExitStack() as stack, rng.preserved(place):
@@ -148,14 +147,14 @@ def iterative_pruning(
             valid_size = checks.whole("valid_size", valid_size, 1)
         taken = take(data, place, in_memory, valid_size, iterations)
         own_network.try_out(brought, taken, place)
-        usual = {
+        usual: dict[str, Any] = {
             "valid_freq": Duration(max(iterations // 10, 1), "it"),
             "batch_size": taken.batch_size or 60,
             "lr": brought.lr or Config.lr,
             "keep_weights": "all" if save or recover else "last",
             "quiet": checks.truth("quiet", quiet),
         }
-        decided = {
+        decided: dict[str, Any] = {
             "arch_type": type(net).__name__,
             "dataset": values.as_plain_name(taken.name),
             "init": "own",
@@ -170,7 +169,10 @@ def iterative_pruning(
             "stack": 1,
             "pixels": getattr(taken.source, "pixels", Config.pixels),
         }
-        config = checks.config(WORDS, **usual | settings | decided)
+        try:
+            config = Config(**usual | settings | decided)
+        except ConfigError as error:
+            raise error.named(ARGUMENTS) from None
         _check_sizes(config, taken)
         run = Run(root, config.arch_type, config.dataset, config.folder(), config.prune_type[0], seed)
         about, prints = brought.about(taken), brought.prints(rule, taken)

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from lth.data.images import Images, normalisation, split
 from lth.settings import checks, names
-from lth.settings.config import PROJECT, VALID_SIZE, ConfigError
+from lth.settings.config import PROJECT, VALID_SIZE
 from lth.settings.names import ARRAYS, KNOWN
+from lth.settings.problems import ConfigError, Problem
 
 
 def load(name: str, folder: Path, pixels: str = "standard") -> Images:
@@ -29,10 +30,8 @@ def load(name: str, folder: Path, pixels: str = "standard") -> Images:
     file = names.npz(Path(folder), name)
     if not file.exists():
         if name not in KNOWN:
-            raise ConfigError(
-                f"--dataset must be one of {', '.join(KNOWN)} or have a file {file} with the arrays "
-                f"{', '.join(ARRAYS)}, not {name!r}"
-            )
+            must = f"must be one of {', '.join(KNOWN)} or have a file {file} with the arrays {', '.join(ARRAYS)}"
+            raise ConfigError(Problem("dataset", f"{must}, not {name!r}"))
         _fetch(name, file)
     images = read(file, KNOWN[name].classes if name in KNOWN else None)
     called = name if name in KNOWN else images.name  # whatever the case of the file's name, digits are not mirrored
@@ -215,12 +214,11 @@ def load_MNIST(folder: str | Path, batch_size: int = 60, valid_size: int = 5000,
 
 def check_sizes(images: Images, valid_size: int, batch_size: int) -> list[str]:
     """What is wrong with a validation split of `valid_size` and batches of `batch_size` for these `images`."""
-    count, problems = len(images.train), []
+    count, problems = len(images.train), list[str]()
     if images.validation is None and valid_size > count // 2:
-        problems.append(
-            f"--valid_size must leave at least half of the {count} training images for training: "
-            f"at most {count // 2}, not {valid_size}"
-        )
+        limit = f"at most {count // 2}, not {valid_size}"
+        problems.append(Problem("valid_size", f"must leave at least half of the {count} training images: {limit}"))
     elif batch_size > count - valid_size:
-        problems.append(f"--batch_size must be at most {count - valid_size}, the training images, not {batch_size}")
+        must = f"must be at most {count - valid_size}, the number of training images, not {batch_size}"
+        problems.append(Problem("batch_size", must))
     return problems

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lth.run.terminal import wrapped
 from lth.settings import flags, sweep
@@ -30,9 +30,6 @@ def exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read the output has gone, as in `main.py | head`
-        sys.stderr.close()
-        return 1
     except Exception as error:
         if "--debug" in argv:
             traceback.print_exc()
@@ -41,8 +38,8 @@ def exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
             return 2
         signum = getattr(error, "signum", None)
         if signum:
-            goes_on = f"{same_command('--overwrite' in argv)} goes on from here"
-            _complain(f"stopped by {error}: finished rounds are kept, {goes_on}")
+            again = same_command("--overwrite" in argv)
+            _complain(f"stopped by {error}: finished rounds are kept, {again} continues from here")
             return 128 + signum
         ours = type(error).__module__.startswith("lth.")
         kind = "" if ours else f"{type(error).__name__}: "
@@ -50,12 +47,27 @@ def exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
         return 1
 
 
+class _Pipe(io.FileIO):
+    """An output whose reader may go away, as in `main.py | head`: the rest goes nowhere, and the program continues."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
+
+
 def _mend_output() -> None:
-    """Say things to nobody where a stream is closed, and with escapes where its encoding lacks a character."""
-    sys.stdout, sys.stderr = (stream or Path(os.devnull).open("w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
+    """Write to nobody where a stream is closed or its reader goes away, and escapes where its encoding lacks a
+    character."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or Path(os.devnull).open("w")  # noqa: SIM115
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+            if stream is getattr(sys, f"__{name}__") and not stream.isatty():
+                raw = io.BufferedWriter(_Pipe(stream.fileno(), "w", closefd=False))
+                stream = io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=name == "stderr")
+        setattr(sys, name, stream)
 
 
 def _complain(text: str) -> None:
@@ -131,16 +143,15 @@ def side_by_side(groups: Sequence[Sequence[Run]], folder: Path, format: str) -> 
     print("\n".join(f"  {path}" for path in written))
 
 
-def perform(config: Config, argv: Sequence[str], words: Callable[[str], str] = str) -> int:
-    """Run the experiment of these settings, which the command line `argv` gave, or go on with it, and show what came of
-    it; `words` as in `session.run`."""
+def perform(config: Config, argv: Sequence[str]) -> int:
+    """Run or continue the experiment of these settings, which the command line `argv` gave, and show its results."""
     from lth.run import session, tensorboard  # PyTorch loads here, once the flags have been found good
     from lth.training.train import TrialError
 
     failure: Exception | None = None
     _check_repeated([config], argv)
     try:
-        session.run(config, argv, words)
+        session.run(config, argv)
     except (session.TrialsFailed, TrialError) as error:  # the others are complete and can be looked at
         failure = error
     if config.dry_run:

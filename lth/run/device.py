@@ -6,7 +6,7 @@ import platform
 
 import torch
 
-from lth.settings.config import ConfigError
+from lth.settings.problems import ConfigError, Problem
 
 
 class DeviceError(Exception):
@@ -32,7 +32,7 @@ def choose(gpu: str | None) -> tuple[torch.device, str]:
         return torch.device(f"cuda:{int(gpu)}"), ""
     have = [f"below {count}, the number of GPUs that PyTorch finds"] * bool(count) + ["mps"] * mps + ["cpu"]
     found = "" if count or mps else ", since PyTorch finds no GPU here"
-    raise ConfigError(f"--gpu must be {', or '.join(have)}, or be left out{found}, not {gpu}")
+    raise ConfigError(Problem("gpu", f"must be {', or '.join(have)}, or be left out{found}, not {gpu}"))
 
 
 def name(device: torch.device) -> str:

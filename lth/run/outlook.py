@@ -114,10 +114,11 @@ def _remarks(one: Prepared, device: torch.device) -> Iterator[str | None]:
     yield layers.left_alone(model, config.prune_embeddings)
     if config.init != Config.init and models.draws_itself(model):
         own = f"{config.arch_type} draws its weights by its own _initialize_weights()"
-        yield f"--init {config.init} decides the folder and changes nothing: {own}"
+        yield f"--init {config.init} only changes the folder's name: {own}"
     if rates["output"] != rates["fc"]:
         yield pruning.odd_output(model, one.images.classes, config.prune_embeddings)
     yield from combinations.unused(config)
+    yield from combinations.small_percents(config)
     yield from _without_layers(config, model)
     yield _anew(one)
     yield _alike(one)
@@ -137,7 +138,7 @@ def _without_layers(config: Config, model: nn.Module) -> Iterator[str]:
     given = {f"{kind}_percent": kind not in kinds for kind in ("conv", "fc", "output")}
     given["prune_embeddings"] = pruning.layer_kinds(model, True) == pruning.layer_kinds(model, False)
     for name in (name for name, idle in given.items() if idle and getattr(config, name) not in (None, False)):
-        yield f"--{name} decides the folder and changes nothing: {config.arch_type} has no such layers"
+        yield f"--{name} only changes the folder's name: {config.arch_type} has no such layers"
 
 
 def _anew(one: Prepared) -> str:

@@ -19,7 +19,7 @@ from lth import data
 from lth.data.images import Images
 from lth.experiment import start_tickets
 from lth.records import recording, same, tables
-from lth.records.events import Event, Note
+from lth.records.events import Event
 from lth.records.lock import Locks, clock, probe
 from lth.records.tables import Run
 from lth.run import cluster, jobs, outlook, processes, refusals
@@ -41,35 +41,31 @@ class TrialsFailed(Exception):
     """Some trials ended early, as has been said; the others are complete."""
 
 
-def run(asked: Config, command: Sequence[str] = (), words: Callable[[str], str] = str) -> list[Run]:
-    """Do, or go on with, the experiment of these settings, and give its runs. `words` says a sentence about flags in
-    those of another front door.
+def run(asked: Config, command: Sequence[str] = ()) -> list[Run]:
+    """Do or continue the experiment of these settings, and give its runs.
 
     ConfigError if it cannot be done, before anything is written; RecordError if a file cannot be written or another
     process is at it; jobs.Interrupted after a signal; TrialsFailed if a trial ended early.
     """
-    return run_all({asked: ""}, command, words)
+    return run_all({asked: ""}, command)
 
 
-def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), words: Callable[[str], str] = str) -> list[Run]:
+def run_all(asked: Mapping[Config, str], command: Sequence[str] = ()) -> list[Run]:
     """The same for several experiments, side by side, each with what tells its runs from the others' in what is said of
     them. What concerns the machine and the output is the first one's."""
     first = next(iter(asked))
 
     def say(text: str) -> None:
         if not first.quiet:
-            print(wrapped(words(text), sys.stdout), flush=True)
-
-    def warn(text: str) -> None:
-        _warn(words(text))
+            print(wrapped(text, sys.stdout), flush=True)
 
     with jobs.signals() as signalled:
         runs = list(dict.fromkeys(run for config, about in asked.items() for run in runs_of(config, about)))
-        todo = _todo(asked, runs, warn)
+        todo = _todo(asked, runs, _warn)
         if not todo:
             jobs.stop_if(signalled)
-            say("all rounds of these runs are finished: more --prune_iterations or --trials extend them")
-            _tidy(runs, warn)
+            say("Nothing to do: all rounds are finished. Raise --prune_iterations or --trials to continue.")
+            _tidy(runs, _warn)
             return runs
         loaded: dict[tuple[object, ...], Images] = {}
         (device, remark), *prepared = checks.together(
@@ -84,17 +80,17 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), words: Cal
         if first.dry_run:
             return runs
         if of_locks := probe(first.root, alone=not (first.join or first.ray)):
-            warn(of_locks)
+            _warn(of_locks)
         with (
             cluster.connected(first) if first.ray else nullcontext() as there,
             Locks(alone=not (first.join or first.ray)) as locks,
         ):
             device, since = there.device if there else device, clock(first.root)
             holding = (Elsewhere if there else Shared if first.join else Alone)(prepared, locks, device, command)
-            outlook.announce(prepared, device, f"{there or devices.name(device)}", say, warn)
+            outlook.announce(prepared, device, f"{there or devices.name(device)}", say, _warn)
             queue = Queue(todo, holding.hold, holding.let_go, holding.together, since, elsewhere=there is not None)
             at_once = max(jobs.at_once(first), holding.together(next(iter(todo))))
-            with _shown(first, queue.left(), at_once, runs, words) as tell:
+            with _shown(first, queue.left(), at_once, runs) as tell:
                 workers: jobs.Workers
                 if there:
                     there.prepare(prepared, command, tell)
@@ -119,16 +115,12 @@ def _todo(asked: Mapping[Config, str], runs: Sequence[Run], warn: Callable[[str]
 
 
 @contextmanager
-def _shown(
-    config: Config, left: Mapping[Run, int], at_once: int, runs: Sequence[Run], words: Callable[[str], str]
-) -> Iterator[jobs.Tell]:
+def _shown(config: Config, left: Mapping[Run, int], at_once: int, runs: Sequence[Run]) -> Iterator[jobs.Tell]:
     """Within it, the events of the trainings that are `left` are shown and, with --tensorboard, logged."""
     progress = Progress(left, at_once, config.print_freq, config.quiet)
     board = Board() if config.tensorboard else None
 
     def tell(event: Event) -> None:
-        if isinstance(event, Note):
-            event = replace(event, text=words(event.text))
         progress(event)
         if board:
             board(event)

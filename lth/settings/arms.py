@@ -6,7 +6,7 @@ checks and figures read the tables. This module imports nothing that takes long,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -109,6 +109,11 @@ ARMS = Arms(
         for name, control in CONTROLS.items()
     },
 )
+
+
+def given(arms: Iterable[str]) -> list[str]:
+    """Those of these arms that take all tickets from the run that --ticket names."""
+    return [arm for arm in arms if arm in ARMS and ARMS[ARMS[arm].mask_of or arm].prunes == "given"]
 
 
 # Criteria of Zhou et al. 2019 (arXiv:1905.01067, Figure 3): a score a weight from its initial and its trained

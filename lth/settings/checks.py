@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lth.settings.config import Config, ConfigError, nearest
+from lth.settings.problems import ConfigError, nearest
 from lth.settings.values import Duration
 
 
@@ -123,43 +123,9 @@ def settings(whose: str, given: Mapping[str, Any], allowed: Iterable[str]) -> No
             raise TypeError(f"{whose} has no argument {name!r}{nearest(name, allowed)}")
 
 
-def config(names: Mapping[str, str], **values: Any) -> Config:
-    """The settings `values`; ConfigError in the words of a function whose arguments `names` gives for settings."""
-    try:
-        return Config(**values)
-    except ConfigError as error:
-        raise renamed(error, names) from None
-
-
 def renamed(error: ConfigError, names: Mapping[str, str]) -> ConfigError:
-    """The same problems, with the names of arguments in place of those of settings and flags."""
-    begun = (re.sub(r"^\w+", lambda found: names.get(found[0], found[0]), text) for text in error.problems)
-    return ConfigError(*(in_words(text, names) for text in begun))
-
-
-def in_words(text: str, names: Mapping[str, str]) -> str:
-    """A sentence about flags of main.py in the words of a front door, whose arguments `names` gives for settings.
-
-    What stands after "or", in brackets, or at the end, to say what a flag does, is left out if it is about one that
-    this door does not have.
-    """
-
-    def if_there(found: re.Match[str]) -> str:
-        return found[0] if found[1] in names else ""
-
-    text = re.sub(r"(?:[,;] or (?:use )?| or )--(\w+)", if_there, text)
-    text = re.sub(r"(?:[,;]|(?<=\?)) --(\w+) (?:begins|trains)[^,;]*$", if_there, text)
-    text = re.sub(r" \([^()]*?--(\w+)[^()]*\)", if_there, text)
-    return re.sub(r"--(\w+)", lambda found: names.get(found[1], found[1]), text)
-
-
-def reworded(error: Exception, names: Mapping[str, str]) -> Exception:
-    """An error whose message is in the words of a front door."""
-    if isinstance(error, ConfigError):
-        return renamed(error, names)
-    if len(error.args) == 1 and isinstance(error.args[0], str):
-        error.args = (in_words(error.args[0], names),)
-    return error
+    """The same problems, with the names that a front door has for the settings."""
+    return error.named(names)
 
 
 def together(*steps: Callable[[], Any]) -> tuple[Any, ...]:

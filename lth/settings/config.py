@@ -7,16 +7,16 @@ A new setting is one field here.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lth.settings import combinations, values
-from lth.settings.arms import ARMS, CONTROLS, CRITERIA
+from lth.settings import values
+from lth.settings.arms import ARMS, CONTROLS, CRITERIA, given
+from lth.settings.problems import ConfigError, Problem
 from lth.settings.ticket import TicketName
 from lth.settings.values import PERCENT, Duration, as_text, cluster, device, duration, number, parse_value, plain_name
 
@@ -25,24 +25,9 @@ LTH = Path(__file__).resolve().parents[1]
 PROJECT = LTH / "packaged" if (LTH / "packaged").is_dir() else LTH.parent
 
 
-class ConfigError(ValueError):
-    """Settings that cannot be run; `problems` holds one sentence for each, and the message a line for each."""
-
-    def __init__(self, *problems: str) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
-
-
 def same_command(overwrite: bool) -> str:
     """What goes on after a stop, in words: with --overwrite it would move aside what has been done."""
     return "the same command without --overwrite" if overwrite else "the same command again"
-
-
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """`: did you mean ...?` with the valid word nearest to a mistyped one, or nothing."""
-    by_case = {choice.lower(): choice for choice in choices}
-    close = difflib.get_close_matches(word.lower(), by_case, n=1, cutoff=0.5)
-    return f": did you mean {by_case[close[0]]}?" if close else ""
 
 
 def usual_valid_size(count: int) -> int:
@@ -53,8 +38,7 @@ def usual_valid_size(count: int) -> int:
 def setting(default: Any, group: str, help: str, parse: Callable[[str], Any] = str, **more: Any) -> Any:
     """A field of Config. `more`: choices (and or_else, words about further ones); many (takes several values);
     changes_numbers (False for settings that leave the results of a run alone and so are not part of its folder's name);
-    aliases (other flag names); added (True for settings younger than the first results: their default is what older
-    runs had without saying so)."""
+    aliases (other flag names)."""
     return field(default=default, metadata={"group": group, "help": help, "parse": parse, **more})
 
 
@@ -65,11 +49,14 @@ def side(default: Any, group: str, help: str, parse: Callable[[str], Any] = str,
 
 VALID_SIZE = 5000  # images kept for validation of sets that have at least ten times as many
 RUN, PRUNE, TRAIN, MACHINE, OUTPUT = "experiment", "pruning and resetting", "training", "machine", "output"
-ARM_HELP = (
-    "; ".join(f"{name}: {arm.help}" for name, arm in ARMS.items())
-    + "; "
-    + "; ".join(f"ARM_{name}: {control.help}" for name, control in CONTROLS.items())
-)
+
+
+def rate_twice(given: Collection[str]) -> list[str]:
+    """What is wrong with the names of settings that were given, whatever their values: the percent of a round twice."""
+    rates = [name for name in ("conv_percent", "fc_percent", "output_percent", "prune_percent") if name in given]
+    if "target_remaining" not in given or not rates:
+        return []
+    return [Problem("target_remaining", f"already decides what a round prunes: leave out {' and '.join(rates)}")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +70,7 @@ class Config:
     prune_type: tuple[str, ...] = side(
         ("lt",),
         RUN,
-        f"the arms to run, one or several. {ARM_HELP}",
+        "the arms to run, one or several, listed below",
         choices=ARMS,
         or_else=f", or one but lt with {' or '.join(f'_{name}' for name in CONTROLS)}",
         many=True,
@@ -93,7 +80,7 @@ class Config:
         "mnist",
         RUN,
         "the images: mnist, fashionmnist, kmnist, qmnist, emnist, cifar10, cifar100, svhn or <data>/NAME.npz",
-        plain_name,
+        values.dataset_name,
     )
     ticket: TicketName | None = setting(
         None,
@@ -101,7 +88,6 @@ class Config:
         "start from a saved ticket: RUN or RUN:ROUND, where RUN is the folder of a run, or that of an arm, of which "
         "each trial takes the run with its own seed (default of ROUND: the last finished one)",
         TicketName.parse,
-        added=True,
     )
     trials: int = side(1, RUN, "independent repetitions, with seeds SEED, SEED+1, ...", number(int, 1, 9999))
     seed: int = side(0, RUN, "of the first trial: initial weights, validation split, data order", number(int, 0, 2**62))
@@ -139,10 +125,9 @@ class Config:
         "what the layers keep in random_init: all the same share (but for --conv_percent and so on), or by "
         "Erdos-Renyi-Kernel",
         choices=("uniform", "erk"),
-        added=True,
     )
-    score_batches: int = setting(10, PRUNE, "training batches that snip and grasp look at", number(int, 1), added=True)
-    prune_embeddings: bool = setting(False, PRUNE, "prune embeddings too, as much as --fc_percent says", added=True)
+    score_batches: int = setting(10, PRUNE, "training batches that snip and grasp look at", number(int, 1))
+    prune_embeddings: bool = setting(False, PRUNE, "prune embeddings too, as much as --fc_percent says")
     rewind: Duration = setting(
         Duration(0), PRUNE, "reset to the weights of this point of round 0", duration(zero=True, percent=True)
     )
@@ -189,7 +174,6 @@ class Config:
         TRAIN,
         "what a model sees: mean 0 and deviation 1 a channel; 0 to 1; each image divided by its Euclidean norm",
         choices=("standard", "unit", "norm"),
-        added=True,
     )
     augment: bool = setting(False, TRAIN, "random crops (4 pixels) and, of colour images but svhn's, flips")
     precision: str = setting(
@@ -204,7 +188,6 @@ class Config:
         "auto: on a CPU, Linear layers that are sparse enough compute with their survivors alone, to rounding the "
         "same and quicker; off: none does",
         choices=("auto", "off"),
-        added=True,
     )
 
     gpu: str | None = side(
@@ -213,7 +196,7 @@ class Config:
     jobs: int | None = side(
         None,
         MACHINE,
-        "processes side by side on a CPU (default: one a core); with --ray tasks at once (default: all there are)",
+        "processes side by side on a CPU (default: one a core); with --ray tasks at once (default: no limit)",
         number(int, 1, 1024),
     )
     threads: int = side(1, MACHINE, "threads of each process on a CPU", number(int, 1, 1024))
@@ -260,22 +243,40 @@ class Config:
     debug: bool = side(False, OUTPUT, "tracebacks with error messages")
 
     def __post_init__(self) -> None:
-        problems = [*self._field_problems(), *combinations.problems(self)]
+        problems: list[str] = []
+        for spec in dataclasses.fields(self):  # for those who build a Config in Python rather than from flags
+            value = getattr(self, spec.name)
+            try:
+                object.__setattr__(self, spec.name, parse_value(spec, value))
+            except ValueError as error:
+                problems.append(Problem(spec.name, f"{error}, not {value!r}"))
+        problems += self._clashes()
         if problems:
             raise ConfigError(*problems)
 
-    def _field_problems(self) -> list[str]:
-        """What is wrong with single values, for those who build a Config in Python rather than from flags."""
-        problems = []
-        for spec in dataclasses.fields(self):
-            value = getattr(self, spec.name)
-            try:
-                parsed = parse_value(spec, value)
-            except ValueError as error:
-                problems.append(f"{spec.name} {error}, not {value!r}")
-            else:
-                object.__setattr__(self, spec.name, parsed)
-        return problems
+    def _clashes(self) -> list[str]:
+        """What is wrong with settings that are right one by one. Some may still be of the wrong type."""
+        changed = {spec.name for spec in dataclasses.fields(self) if getattr(self, spec.name) != spec.default}
+        arms = self.prune_type if isinstance(self.prune_type, tuple) else ("lt",)
+        found: list[str] = rate_twice(changed)
+        if "target_remaining" in changed and self.prune_iterations == 1:
+            found.append(Problem("target_remaining", "needs at least 2 rounds (prune_iterations): the first is dense"))
+        for name in ("momentum", "nesterov"):
+            if name in changed and self.optimizer != "sgd":
+                found.append(Problem(name, f"belongs to the optimizer sgd, not to {self.optimizer}"))
+        if self.nesterov and self.optimizer == "sgd" and not self.momentum:
+            found.append(Problem("nesterov", "needs a momentum above 0"))
+        if "lr_gamma" in changed and not self.lr_milestones:
+            found.append(Problem("lr_gamma", "needs lr_milestones, which say when the learning rate drops"))
+        if given(arms) and self.ticket is None:
+            found.append(Problem("prune_type", f"{given(arms)[0]} needs a ticket, which says whose tickets to use"))
+        if self.join and self.overwrite:
+            found.append(Problem("overwrite", "cannot be given with join: each process would move the others' work"))
+        if self.ray and self.gpu not in (None, "cpu"):
+            found.append(Problem("gpu", f"{self.gpu} cannot be given with ray, which chooses GPUs: omit it or say cpu"))
+        if not arms:
+            found.append(Problem("prune_type", f"needs at least one of {', '.join(ARMS)}"))
+        return found
 
     @property
     def seeds(self) -> range:
@@ -297,12 +298,11 @@ class Config:
         return {"conv": conv, "fc": fc, "output": fc if self.output_percent is None else self.output_percent}
 
     def deciding(self) -> dict[str, str]:
-        """The settings that decide a run's numbers, as text; added ones only where they are not at their default."""
+        """The settings that decide a run's numbers, as text."""
         chosen = {
             spec.name: as_text(getattr(self, spec.name))
             for spec in dataclasses.fields(self)
             if spec.metadata.get("changes_numbers", True)
-            and not (spec.metadata.get("added") and getattr(self, spec.name) == spec.default)
         }
         if self.valid_size is None:
             chosen["valid_size"] = str(VALID_SIZE)  # lth.run.session knows the data, and puts their tenth here

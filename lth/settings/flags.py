@@ -12,8 +12,10 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from lth.settings import combinations, names
-from lth.settings.config import Config, ConfigError, nearest
+from lth.settings import VERSION, names
+from lth.settings.arms import ARMS, CONTROLS
+from lth.settings.config import Config, rate_twice
+from lth.settings.problems import ConfigError, Problem, nearest
 from lth.settings.values import number, parse_value
 
 T = TypeVar("T")
@@ -48,7 +50,20 @@ for _preset in PRESETS.values():
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises ConfigError."""
+    """A parser that raises ConfigError, knows --version, and takes flags spelled with hyphens too."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self.add_argument("--version", action="version", version=f"{self.prog} {VERSION}", help="print the version")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does it."""
+        known = {name.replace("_", "-"): name for name in self._option_string_actions}
+        words = []
+        for word in args:
+            flag, equals, value = word.partition("=")
+            words.append(f"{known.get(flag.replace('_', '-'), flag)}{equals}{value}" if flag[:2] == "--" else word)
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(re.sub(r"^argument (\S+?)(/\S+)?: ", r"\1: ", message))
@@ -68,15 +83,19 @@ def typed(parse: Callable[[str], T]) -> Callable[[str], T]:
 
 def parser(prog: str = "main.py") -> argparse.ArgumentParser:
     """The parser of all flags, in groups. Values stay text: `parse` checks them all together."""
+    controls = {f"ARM_{name}": control.help for name, control in CONTROLS.items()}
+    arms = {name: arm.help for name, arm in ARMS.items()} | controls
+    presets = {name: " ".join(as_argv(settings)) for name, settings in PRESETS.items()}
     made = Parser(
         prog=prog,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Lottery tickets: train, prune, reset, train again (Frankle & Carbin, ICLR 2019).\n"
-        "The same command again goes on where it stopped.",
-        epilog="durations: 5 or 5ep is epochs, 500it iterations, 1% of a round.\n"
-        "presets set (flags given beside them win):\n"
-        + "\n".join(_under(f"  {name:9} {' '.join(as_argv(settings))}") for name, settings in PRESETS.items()),
+        usage="%(prog)s [flags]",
+        description="Lottery tickets: train, prune, reset, train again (Frankle & Carbin, ICLR 2019).\n\n"
+        f"  python {prog} --prune_type lt reinit --prune_percent 20 --prune_iterations 10 --end_iter 5\n"
+        f"  python {prog} --preset lenet --trials 5\n\n"
+        "The same command again continues where it stopped.",
+        epilog="Durations: 5 or 5ep is epochs, 500it iterations, 1% of a round.\n\n"
+        f"Arms (--prune_type):\n{_table(arms)}\n\n"
+        f"Presets; flags given beside them win:\n{_table(presets)}",
     )
     groups: dict[str, Any] = {}
     for spec in FIELDS.values():
@@ -157,15 +176,14 @@ def parse(argv: Sequence[str], prog: str = "main.py", swept: Mapping[str, Any] |
         try:
             values[name] = parse_value(FIELDS[name], value)
         except ValueError as error:
-            problems.append(
-                f"--{name} {error}, not {_joined(value)!r}{_meant(value, FIELDS[name].metadata.get('choices', ()))}"
-            )
+            meant = _meant(value, FIELDS[name].metadata.get("choices", ()))
+            problems.append(Problem(name, f"{error}, not {_joined(value)!r}{meant}"))
     try:
         config = Config(**values)
     except ConfigError as error:
         problems += error.problems
         config = Config()
-    problems += combinations.said_twice(given)
+    problems += rate_twice(given)
     if {"arch_type", "dataset"} & settings.keys() <= values.keys():
         arch_type, dataset, data = (
             values.get(name, getattr(config, name)) for name in ("arch_type", "dataset", "data")
@@ -178,8 +196,7 @@ def parse(argv: Sequence[str], prog: str = "main.py", swept: Mapping[str, Any] |
 
 def _meant(value: Any, choices: Iterable[str]) -> str:
     words = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-    unknown = [re.sub("^lt_", "ticket_", str(word)) for word in words if word not in choices]  # lt's controls
-    return next((hint for word in unknown if (hint := nearest(word, choices))), "")
+    return next((hint for word in words if word not in choices and (hint := nearest(str(word), choices))), "")
 
 
 def unknown_problems(made: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
@@ -200,10 +217,19 @@ def _joined(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _under(line: str) -> str:
-    """A line of a list, broken between words at the width of the terminal."""
-    columns = max(shutil.get_terminal_size().columns - 2, 40)
-    return textwrap.fill(line, columns, subsequent_indent=" " * 12, break_long_words=False, break_on_hyphens=False)
+def _table(rows: Mapping[str, str]) -> str:
+    """A line per name, broken between words at the width of the terminal."""
+    columns, wide = max(shutil.get_terminal_size().columns - 2, 40), max(map(len, rows)) + 4
+    return "\n".join(
+        textwrap.fill(
+            f"  {name:{wide - 2}}{text}",
+            columns,
+            subsequent_indent=" " * wide,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for name, text in rows.items()
+    )
 
 
 def _shown(value: Any) -> str:
@@ -229,25 +255,30 @@ def as_argv(given: Mapping[str, Any]) -> list[str]:
 
 def _preset_settings(name: str, given: Container[str]) -> dict[str, Any]:
     if name not in PRESETS:
-        raise ConfigError(f"--preset must be one of {', '.join(PRESETS)}, not {name!r}{nearest(name, PRESETS)}")
+        must = f"must be one of {', '.join(PRESETS)}, not {name!r}{nearest(name, PRESETS)}"
+        raise ConfigError(Problem("preset", must))
     return PRESETS[name]
 
 
 def _config_file(path: str, given: Container[str]) -> dict[str, Any]:
     """The settings of a run's config.json, those left out that are `given` beside it or stand for a default."""
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise OSError("it is not a regular file")
         settings = dict(json.loads(Path(path).read_text(encoding="utf-8"))["settings"].items())
         unknown = [name for name in settings if name not in FIELDS]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"--config {path} cannot be read as the config.json of a run: {error}") from None
+        raise ConfigError(Problem("config", f"{path} cannot be read as the config.json of a run: {error}")) from None
     if unknown:
-        raise ConfigError(f"--config {path} has settings that this version does not know: {', '.join(unknown)}")
-    if "data" not in settings and settings.get("gpu") == "0":  # in older files the default, which nobody asked for
-        settings["gpu"] = None
+        raise ConfigError(
+            Problem("config", f"{path} has settings that this version does not know: {', '.join(unknown)}")
+        )
     data = settings.pop("data", None)
     if data is not None and "data" not in given:
         if not Path(str(data)).is_dir():
-            raise ConfigError(f"--config {path} is of a run on the data in {data}, which is no folder here: say --data")
+            raise ConfigError(
+                Problem("config", f"{path} used the data in {data}, which is no folder here: give --data")
+            )
         settings["data"] = data
     return settings
 
@@ -267,24 +298,22 @@ def _whole_pruning(given: dict[str, Any]) -> dict[str, Any]:
         return {}
     problems: list[str] = []
     parsed: dict[str, Any] = {}
-    for name, parse_one, default in (
-        ("prune_pc", number(float, 0, 1, above=True, below=True), None),
-        ("prune_rounds", number(int, 1, 9998), "5"),
+    for name, parse_one in (
+        ("prune_pc", number(float, 0, 1, above=True, below=True)),
+        ("prune_rounds", number(int, 1, 9998)),
     ):
-        text = given.pop(name, default)
         try:
-            parsed[name] = parse_one(text) if text is not None else None
+            parsed[name] = parse_one(text) if (text := given.pop(name, None)) is not None else None
         except ValueError as error:
-            problems.append(f"--{name} {error}, not {text!r}")
+            problems.append(Problem(name, f"{error}, not {text!r}"))
     if parsed.get("prune_pc", 1) is None:
-        problems.append("--prune_rounds says in how many prunings --prune_pc is reached: give --prune_pc too")
+        problems.append(Problem("prune_rounds", "is the number of prunings that reach --prune_pc: give --prune_pc too"))
     clash = [name for name in ("prune_percent", "prune_iterations", "target_remaining") if name in given]
     if clash:
-        problems.append(
-            f"--prune_pc with --prune_rounds already says how much a round prunes and how many rounds there are: "
-            f"leave out --{' --'.join(clash)}"
-        )
+        told = "already decides the number of rounds and what each prunes"
+        problems.append(Problem("prune_pc", f"{told}: leave out --{' --'.join(clash)}"))
     if problems:
         raise ConfigError(*problems)
-    percent = 100 * (1 - (1 - parsed["prune_pc"]) ** (1 / parsed["prune_rounds"]))
-    return {"prune_percent": str(percent), "prune_iterations": str(parsed["prune_rounds"] + 1)}
+    rounds = parsed["prune_rounds"] or 5
+    percent = 100 * (1 - (1 - parsed["prune_pc"]) ** (1 / rounds))
+    return {"prune_percent": str(percent), "prune_iterations": str(rounds + 1)}

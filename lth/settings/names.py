@@ -9,12 +9,12 @@ import ast
 import contextlib
 import re
 import zipfile
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lth.settings.config import PROJECT, nearest
+from lth.settings.config import PROJECT
+from lth.settings.problems import Problem, nearest
 
 ARCHS = [(PROJECT / "archs").resolve()]  # of models: archs/ where the program was started, then the project's
 with contextlib.suppress(FileNotFoundError):  # a folder may be deleted while one is in it
@@ -69,47 +69,33 @@ def model(name: str, of: str, data: Path | None = None) -> str:
     return name
 
 
-def problems(
-    arch_type: str,
-    of: str,
-    arguments: tuple[str, str] = ("--arch_type", "--dataset"),
-    aliases: tuple[Iterable[str], Iterable[str]] = ((), ()),
-    data: Path | None = None,
-) -> list[str]:
-    """What is wrong with the name of a model and that of a data set, in the words of a front door: what it calls these
-    two, and the other names of models and of data sets that it knows. `data` is the folder of the data sets."""
+def problems(arch_type: str, of: str, data: Path | None = None) -> list[str]:
+    """What is wrong with the name of a model and that of a data set. `data` is the folder of the data sets."""
     if not available(of, data):
         file = npz(Path(data), of) if data else None
         if file is not None and file.is_file():
             size = shape(of, data)
             if size:
-                must = f"{arguments[1]} must have models in archs/{of}/, or images of 28x28x1 or 32x32x3"
-                return [f"{must}: {file} has images of {_size(size)}"]
+                must = f"must have models in archs/{of}/, or images of 28x28x1 or 32x32x3"
+                return [Problem("dataset", f"{must}: {file} has images of {_size(size)}")]
             return [other_arrays(file)]
-        have = (name for name in (*KNOWN, *(folder.name for folder in _all_folders())) if available(name))
-        choices = list(dict.fromkeys((*have, *aliases[1])))
+        choices = dict.fromkeys(n for n in (*KNOWN, *(folder.name for folder in _all_folders())) if available(n))
         return [
-            f"{arguments[1]} must be one of {', '.join(choices)}, or have models in archs/{of}/, or images of 28x28x1 "
-            f"or 32x32x3, not {of!r}{nearest(of, choices)}"
+            Problem(
+                "dataset",
+                f"must be one of {', '.join(choices)}, or have models in archs/{of}/, or be the name of a file "
+                f"<data>/{of}.npz with images of 28x28x1 or 32x32x3, not {of!r}{nearest(of, choices)}",
+            )
         ]
-    if any(mentions(file, arch_type) for folder in folders(of, data) for file in files(folder)):
-        return []
-    return [no_model(arch_type, of, arguments[0], aliases[0], data)]
+    found = any(mentions(file, arch_type) for folder in folders(of, data) for file in files(folder))
+    return [] if found else [no_model(arch_type, of, data)]
 
 
-def no_model(
-    arch_type: str,
-    of: str,
-    argument: str = "--arch_type",
-    aliases: Iterable[str] = (),
-    data: Path | None = None,
-) -> str:
-    """The sentence that there is no such model for the data set `of`."""
-    choices = [*available(of, data), *aliases]
-    return (
-        f"{argument} must be a model of archs/{folders(of, data)[0].name}/, one of {', '.join(choices)}, "
-        f"not {arch_type!r}{nearest(arch_type, choices)}"
-    )
+def no_model(arch_type: str, of: str, data: Path | None = None) -> Problem:
+    """That there is no such model for the data set `of`."""
+    choices = available(of, data)
+    where = f"a model of archs/{folders(of, data)[0].name}/, one of {', '.join(choices)}"
+    return Problem("arch_type", f"must be {where}, not {arch_type!r}{nearest(arch_type, choices)}")
 
 
 def available(of: str, data: Path | None = None) -> list[str]:

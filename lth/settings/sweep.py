@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lth.settings import flags, names
-from lth.settings.config import Config, ConfigError, nearest
+from lth.settings.config import Config
+from lth.settings.problems import ConfigError, nearest
 from lth.settings.values import parse_value
 
 ALLOWED = ("arch_type", "dataset", "seed")  # beside the settings that decide numbers

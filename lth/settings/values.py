@@ -123,6 +123,13 @@ def plain_name(text: str) -> str:
     raise ValueError("must be a plain name: at most 100 letters (200 bytes), digits and . _ - + = ,")
 
 
+def dataset_name(text: str) -> str:
+    """The name of a data set."""
+    if text.endswith(".npz"):
+        raise ValueError(f"must be the name alone, {Path(text).stem}, and data the folder that the file is in")
+    return plain_name(text)
+
+
 def as_plain_name(text: str) -> str:
     """The plain name that is nearest to `text`: that itself where it is one."""
     plain = re.sub(r"[^\w.+=,-]", "_", text)[:100].encode()[:200].decode(errors="ignore")

@@ -25,7 +25,7 @@ from lth import layers, rng
 from lth.data.prints import of_arrays
 from lth.settings import names
 from lth.settings.checks import first_line, said
-from lth.settings.config import ConfigError
+from lth.settings.problems import ConfigError, Problem
 
 State = dict[str, Tensor]  # parameters and buffers by name
 Build = Callable[[], nn.Module]
@@ -50,7 +50,7 @@ def find(
         found = [model for file in files for model in _matching(file, arch_type)]
         if len(found) > 1:
             places = " and ".join(f"{_shown(Path(inspect.getfile(model)))} ({model.__name__})" for model in found)
-            raise ConfigError(f"--arch_type {arch_type} is ambiguous, it matches {places}: rename one")
+            raise ConfigError(Problem("arch_type", f"{arch_type} is ambiguous, it matches {places}: rename one"))
         if found:
             return _builder(found[0], classes, Path(inspect.getfile(found[0])))
     raise ConfigError(

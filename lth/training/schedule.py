@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lth.settings import combinations
 from lth.settings.config import Config
+from lth.settings.problems import Problem
 from lth.settings.values import Duration
 
 
@@ -76,9 +77,10 @@ def scarce(config: Config, epoch_steps: int) -> str:
 
 def check_plan(config: Config, epoch_steps: int) -> list[str]:
     """What is wrong with the settings' durations for a training set of `epoch_steps` steps an epoch."""
-    steps, problems = config.end_iter.iterations(epoch_steps), []
+    steps, problems = config.end_iter.iterations(epoch_steps), list[str]()
     late: list[tuple[str, Duration]] = [("rewind", config.rewind), ("warmup", config.warmup)]
     for name, duration in [*late, *(("lr_milestones", milestone) for milestone in config.lr_milestones)]:
         if duration.iterations(epoch_steps, steps) >= steps:
-            problems.append(f"--{name} {duration} must come before the end of a round, which has {steps} iterations")
+            must = f"{duration} must come before the end of a round, which has {steps} iterations"
+            problems.append(Problem(name, must))
     return problems

@@ -202,8 +202,8 @@ WRONG = [
     ({"batch_size": 5, "in_memory": False}, ValueError, "batch_size must be that of the streamed batches, 10"),
     ({"valid_freq": "often"}, ValueError, "valid_freq must be a duration"),
     ({"lr": -1}, ValueError, "lr must be a number above 0"),
-    ({"net": WithOptim(), "lr": 0.1}, ValueError, "lr must be left to net.optim"),
-    ({"momentum": 0.9}, ValueError, "^momentum belongs to optimizer sgd"),
+    ({"net": WithOptim(), "lr": 0.1}, ValueError, "lr cannot be given: net.optim already sets it"),
+    ({"momentum": 0.9}, ValueError, "^momentum belongs to the optimizer sgd"),
 ]
 
 

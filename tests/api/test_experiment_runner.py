@@ -111,7 +111,7 @@ def test_the_runner_knows_the_other_names() -> None:
         ({"data": None}, TypeError, "data must be a path"),
         ({"seed": 0.5}, TypeError, "seed must be"),
         ({"bath_size": 3}, TypeError, "ExperimentRunner has no argument 'bath_size'"),
-        ({"momentum": 0.9}, ValueError, "^momentum belongs to optimizer sgd"),
+        ({"momentum": 0.9}, ValueError, "^momentum belongs to the optimizer sgd"),
         ({"pruning_method": "l1"}, TypeError, "no argument 'pruning_method'"),
     ],
 )

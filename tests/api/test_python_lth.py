@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,7 @@ def test_python_lth_says_all_mistakes_at_once(capsys: pytest.CaptureFixture[str]
     assert utils.exit_code(short_main, ["lenat", "mnist", "-pr", "20", "--round", "3", "-i", "x"]) == 2
     said = capsys.readouterr()
     assert not said.out and len(said.err.splitlines()) == 4
-    for words in ("--round is no flag", "--prune_rate must be", "not 'lenat': did you mean lenet?", "--iter must be"):
+    for words in ("--round is no flag", "--prune_rate must be", "net must be a model", "--iter must be"):
         assert words in said.err
 
 
@@ -66,31 +67,29 @@ def test_python_lth_means_the_settings_of_main_py(tmp_path: Path) -> None:
         ("lenet mnst", "dataset must be one of .*did you mean mnist?"),
         ("lenet", "the following arguments are required: dataset"),
         ("lenet mnist more", "'more' does not belong to any flag"),
-        ("lenet mnist -o adan", "--optim must be one of adam, adamw, sgd, not 'adan'"),
-        ("lenet mnist -lr 0", "--learn_rate must be a number above 0, not '0'"),
-        ("lenet mnist -i 0", "--iter must be a whole number at least 1"),
-        (f"lenet mnist -i {'9' * 60}", "--iter must be a whole number at least 1, at most 1000000000"),
-        (f"lenet mnist -es {'9' * 60}", "--step must be a whole number from 1 to 1000000000, or -1"),
-        ("lenet mnist -pr 100", "--prune_rate must be a number at least 0, below 1, not '100'"),
-        ("lenet mnist -r -1", "--rounds must be a whole number at least 0"),
-        ("lenet mnist -es 0", "--step must be a whole number from 1 to 1000000000, or -1"),
-        ("lenet mnist -rw 2.5", "--rewind must be a number of iterations"),
-        ("lenet mnist -rw 50000", "--rewind must be a number of iterations below 50000"),
-        ("lenet mnist -rw x", "--rewind must be a number of iterations.*not 'x'"),
+        ("lenet mnist -o adan", "^--optim must be one of adam, adamw, sgd, not 'adan': did you mean adam?"),
+        ("lenet mnist -lr 0", "^--learn_rate must be a number above 0, not '0'"),
+        (f"lenet mnist -i {'9' * 60}", "^--iter must be a whole number at least 1, at most 1000000000"),
+        *((f"lenet mnist -pr {rate}", "^--prune_rate must be a number at least 0, below 1") for rate in ("20", "1")),
+        ("lenet mnist -fc 20", "^--fc_rate must be"),
+        ("lenet mnist -r -1", "^--rounds must be a whole number at least 0"),
+        ("lenet mnist -es 0", "^--step must be a whole number at least 1"),
+        ("lenet mnist -rw 2.5", "^--rewind must be a number of iterations"),
+        ("lenet mnist -rw 50000", "^--rewind must be a number of iterations below 50000"),
+        ("lenet mnist -rw x", "^--rewind must be a number of iterations.*not 'x'"),
         ("lenet mnist -rw 5 --random", "leave out one"),
         ("lenet mnist -s here --recover there", "leave out --save"),
-        ("lenet mnist -pr 1", "--prune_rate must be"),
-        ("lenet mnist -fc 20", "--fc_rate must be"),
-        ("lenet mnist -rs x", "--seed must be a whole number"),
-        ("lenet mnist --recover /no/such", "--recover must be a folder with results"),
-        ("lenet mnist --recover .", "--recover must hold results of these settings"),
-        ("lenet mnist -i", "-i: expected one argument"),
+        ("lenet mnist -rs x", "^--seed must be a whole number"),
+        ("lenet mnist --recover /no/such", "^--recover must be a folder with results"),
+        ("lenet mnist --recover .", "^--recover must hold results of these settings"),
+        ("lenet mnist --recover . --epochs 3", "--epochs is no flag of this program$"),
     ],
 )
 def test_python_lth_names_mistakes(text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError) as caught:
         parse(text.split())
+    assert any(re.search(words, problem) for problem in caught.value.problems), caught.value
     assert not list(tmp_path.iterdir())
 
 
@@ -128,11 +127,9 @@ def test_data_that_only_the_project_has_are_found_before_names_are_checked(
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        *((f"{program} --help", 0, "usage:") for program in ("main.py", "lth", "-m lth", "combine_plots.py")),
-        ("main.py --lrr 3", 2, "--lrr is no flag of this program: did you mean --lr?"),
+        ("-m lth --help", 0, "usage:"),
         ("main.py --lr x --arch_type alexnt --dataset MNIST", 2, "did you mean AlexNet?"),
-        ("lth lenet mnist --round 3 -pr 20", 2, "--round is no flag of this program: did you mean --rounds?"),
-        ("-m lth lenat mnist", 2, "not 'lenat': did you mean lenet?"),
+        ("-m lth lenat mnist", 2, "net must be a model of archs/mnist/"),
         ("combine_plots.py --formt svg", 2, "--formt"),
     ],
 )

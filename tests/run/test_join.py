@@ -114,7 +114,7 @@ def test_the_second_time_there_is_nothing_to_do_and_dead_locks_go(
     session.run(config)
     before = {file: file.stat().st_mtime_ns for file in config.root.rglob("*") if file.is_file()}
     session.run(replace(config, quiet=False))
-    assert "all rounds of these runs are finished" in capsys.readouterr().out
+    assert "all rounds are finished" in capsys.readouterr().out
     assert {file: file.stat().st_mtime_ns for file in config.root.rglob("*") if file.is_file()} == before
 
 

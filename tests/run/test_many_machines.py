@@ -153,7 +153,7 @@ def test_three_processes_share_a_sweep_and_one_is_killed_and_one_paused(
     assert_finished(root, expected)
 
     before = {file: file.stat().st_mtime_ns for file in root.rglob("*")}
-    assert "all rounds of these runs are finished" in start(root, *more).ends()
+    assert "all rounds are finished" in start(root, *more).ends()
     assert {file: file.stat().st_mtime_ns for file in root.rglob("*")} == before
 
 
@@ -198,7 +198,7 @@ def test_a_sweep_survives_its_driver_and_one_of_the_nodes(
     wait_for(lambda: under_way(root), "a task works")
     stopped.signal(signal.SIGINT)
     said = stopped.ends(130)
-    assert "stopped by SIGINT: finished rounds are kept, the same command again goes on from here" in said
+    assert "stopped by SIGINT: finished rounds are kept, the same command again continues from here" in said
     assert not holders(root) and list(root.rglob("checkpoint.safetensors"))
 
     killed, before = start(root, *more), finished(root)

@@ -68,7 +68,7 @@ def test_after_a_stop_the_advice_moves_nothing_aside(
 
     assert command.exit_code(stopped, argv) == 143
     said = " ".join(capsys.readouterr().err.split())
-    assert said == f"stopped by SIGTERM: finished rounds are kept, the same command {goes_on} goes on from here"
+    assert said == f"stopped by SIGTERM: finished rounds are kept, the same command {goes_on} continues from here"
     made = experiment(settings(place, prune_iterations=1, overwrite=bool(argv)))
     monkeypatch.setattr(made, "record", lambda run, *given: tickets.read_ticket(run, 1))
     with pytest.raises(RecordError, match=rf"is gone: the same command {goes_on} goes on from the last good round$"):

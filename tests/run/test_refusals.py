@@ -117,7 +117,7 @@ def test_other_data_are_refused_wherever_their_rounds_would_meet_the_old_ones(
     np.savez_compressed(place / "data/tiny.npz", **arrays(seed=1))  # the same arrays in another file
     (place / "data/tiny.npz").touch()
     session.run(replace(config, quiet=False))
-    assert "all rounds of these runs are finished" in capsys.readouterr().out
+    assert "all rounds are finished" in capsys.readouterr().out
     (place / "data/tiny.npz").unlink()
     session.run(config)  # what is finished needs no data
 

@@ -56,7 +56,7 @@ def test_a_sweep_gives_what_its_commands_give_and_one_table(place: Path, capsys:
 
     before = {file: file.stat().st_mtime_ns for file in (place / "swept").rglob("*")}
     assert utils.exit_code(main.main, command) == 0
-    assert "all rounds of these runs are finished" in capsys.readouterr().out
+    assert "all rounds are finished" in capsys.readouterr().out
     assert {file: file.stat().st_mtime_ns for file in (place / "swept").rglob("*")} == before
     assert utils.exit_code(main.main, argv(place, "--sweep", "lr=0.02", "seed=0,4")) == 0
     again = pd.read_csv(io.StringIO((place / "swept" / "plots" / "sweep.csv").read_text()))

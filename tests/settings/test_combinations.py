@@ -89,7 +89,7 @@ def test_all_mistakes_come_in_one_message() -> None:
 
 def test_a_combination_that_cannot_be_is_named() -> None:
     (said,) = problems("--momentum 0.9 --sweep optimizer=sgd,adam")
-    assert said == "--momentum belongs to --optimizer sgd, not to adam (with optimizer=adam)"
+    assert said == "--momentum belongs to the optimizer sgd, not to adam (with optimizer=adam)"
 
 
 def test_too_many_are_refused_at_once() -> None:
