@@ -35,7 +35,7 @@ class Connectivity(Experiment):
         for end in ENDS:
             while stack := self._alike([run for run in chosen if self._missing(run, number, end)], number, end):
                 started = [self._started(run, number) for run in stack]
-                for run, trained in zip(stack, self.train(stack, started, end), strict=True):
+                for run, trained in zip(stack, self.train(stack, started, end), strict=False):
                     with self._alone(run):
                         if trained.failure is not None:
                             raise TrialError(f"round {number}, trained again, ended: {trained.failure}")

@@ -66,7 +66,7 @@ class Experiment:
                 while stack := self._next_stack(runs, number, rounds):
                     started = [self.ticket(run, number) for run in stack]
                     trained = self.train(stack, started)
-                    for run, ticket, result in zip(stack, started, trained, strict=True):
+                    for run, ticket, result in zip(stack, started, trained, strict=False):
                         with self._alone(run):
                             self.record(run, ticket, result)
                             if number + 1 < rounds:
@@ -83,8 +83,18 @@ class Experiment:
             return tickets.read_ticket(run, number, self._identity(run))
 
     def train(self, stack: Sequence[Run], started: Sequence[Ticket], again: str = "") -> list[Trained]:
-        """Train the tickets of a stack of runs, together, from their checkpoints where there are any. `again` names a
-        further training, with checkpoints of its own: `first` has the round's order of the data, others another."""
+        """Train the tickets of a stack of runs, together, from their checkpoints where there are any; only the first of
+        them if the memory is too small for all. `again` names a further training, with checkpoints of its own: `first`
+        has the round's order of the data, others another."""
+        try:
+            return self._train(stack, started, again)
+        except torch.OutOfMemoryError:  # of a single run it is a TrialError
+            self.stack_size = len(stack) // 2
+        exhausted = f"the memory of {self.device} is too small for {len(stack)} stacked trials"
+        self.tell(Note(f"{exhausted}: training at most {self.stack_size} together"))
+        return self.train(stack[: self.stack_size], started[: self.stack_size], again)
+
+    def _train(self, stack: Sequence[Run], started: Sequence[Ticket], again: str) -> list[Trained]:
         number, into = started[0].round, again or "checkpoint"
         saved = [resume.checkpoint(run, number, self._identity(run), into) for run in stack]
         plan = self._plan(stack[0], number, again)
@@ -242,9 +252,10 @@ class Experiment:
         try:
             yield
         except torch.OutOfMemoryError:
+            if len(stack) > 1:
+                raise
             raise TrialError(
-                f"the memory of {self.device} is exhausted at batch size {self.config.batch_size} with {len(stack)} "
-                f"stacked trials: lower --batch_size{' or --stack' if len(stack) > 1 else ''}"
+                f"the memory of {self.device} is exhausted at batch size {self.config.batch_size}: lower --batch_size"
             ) from None
         except (OSError, RecordError):
             raise

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import platform
+import traceback
 
 import torch
 
+from lth.settings.checks import first_line
 from lth.settings.problems import ConfigError, Problem
 
 
@@ -16,7 +18,8 @@ class DeviceError(Exception):
 def choose(gpu: str | None) -> tuple[torch.device, str]:
     """The device that --gpu means, and a sentence about it where nobody asked for it.
 
-    None: a GPU where there is one, else the CPU. ConfigError where a device was asked for that is not there.
+    None: a GPU where there is one that this PyTorch can use, else the CPU. ConfigError where a device was asked for
+    that is not there.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     mps = torch.backends.mps.is_available()
@@ -25,7 +28,10 @@ def choose(gpu: str | None) -> tuple[torch.device, str]:
     if gpu is None:
         if not count and not mps:
             return torch.device("cpu"), "no GPU found: training on the CPU"
-        return torch.device("cuda:0" if count else "mps"), ""
+        device = torch.device("cuda:0" if count else "mps")
+        if why := _failure(device):  # a card that is too old for this PyTorch, say
+            return torch.device("cpu"), f"{device} cannot be used ({why}): training on the CPU"
+        return device, ""
     if gpu == "mps" and mps:
         return torch.device("mps"), ""
     if gpu.isdecimal() and int(gpu) < count:
@@ -42,9 +48,21 @@ def name(device: torch.device) -> str:
 
 def answers(device: torch.device) -> bool:
     """Whether a device still computes: after some errors in a GPU, the process that met them can do nothing on it."""
+    return not _failure(device)
+
+
+def _failure(device: torch.device) -> str:
     try:
-        return torch.ones(1, device=device).add(1).item() == 2
+        return "" if torch.ones(1, device=device).add(1).item() == 2 else "1 + 1 is not 2 there"
     except torch.OutOfMemoryError:  # others may have filled it
-        return True
-    except RuntimeError:
-        return False
+        return ""
+    except RuntimeError as error:
+        return first_line(error)
+
+
+def release(error: BaseException) -> None:
+    """Clear the local variables of the frames that an error keeps alive: a network on the device is among them."""
+    following: BaseException | None = error
+    while following is not None:
+        traceback.clear_frames(following.__traceback__)
+        following = following.__cause__ or following.__context__

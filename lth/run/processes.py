@@ -103,6 +103,8 @@ class Here:
         try:
             return [Outcome(piece, self.experiments.do(piece))]
         except Exception as error:
+            if self.experiments.device.type != "cpu":  # whose memory the next piece needs
+                devices.release(error)
             return [Outcome(piece, error=error)]
 
     def stop(self) -> None:

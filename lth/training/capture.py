@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,9 +14,6 @@ from lth import rng
 from lth.training import models
 from lth.training.network import Network
 
-if TYPE_CHECKING:
-    from lth.training.train import Training
-
 SLOWER = "no CUDA graph of this model's step, which is slower"
 UNSEEN = (
     "it draws random numbers on the CPU, keeps something besides parameters and buffers from step to step, or cannot "
@@ -24,39 +21,40 @@ UNSEEN = (
 )
 
 
-def captured(training: Training) -> Callable[[Tensor], None]:
-    """`training.step` as one CUDA graph, replayed for each batch: a step of a small network is bound by launches.
+def captured(
+    step: Callable[[Tensor], None], batch: Tensor, live: Sequence[Tensor], network: Network, images: Tensor
+) -> Callable[[Tensor], None] | None:
+    """`step` as one CUDA graph, to be called with each batch: a step of a small network is bound by kernel launches.
 
-    Capturing needs a few steps beforehand; what they changed is put back. The learning rate is a tensor and the batch
-    is copied to where the graph reads it, so that neither needs another capture. The plain step, with a warning, where
-    the model's step cannot be captured, or where Python decides something anew in each.
+    Capturing needs a few steps beforehand: the tensors `live`, which a step changes, and the random state are restored
+    afterwards. The learning rate is a tensor, and each batch is copied into `batch`, which the graph reads, so that
+    neither needs another capture. None, with a warning, if the step cannot be captured or if Python decides something
+    anew in each; a step on some `images` of that batch finds that out.
     """
-    network, device = training.network, training.network.device
-    batch = training.feed.epoch(training.order_seeds, 0)[0].clone()
-    network.model.train()
-    if _decides(network, training.feed.fetch(batch)[0]):
-        warnings.warn(f"{SLOWER}: {UNSEEN}", stacklevel=2)
-        return training.step
-    live = [*network.tensors.values(), *training.optimizer.tensors(), training.loss_sum]
-    before = [tensor.detach().clone() for tensor in live]
-    random_state = torch.cuda.get_rng_state(device)
+    device = network.device
+    if _decides(network, images):
+        warnings.warn(f"{SLOWER}: {UNSEEN}", stacklevel=3)
+        return None
+    before, random_state = [tensor.detach().clone() for tensor in live], torch.cuda.get_rng_state(device)
+    side = _side_stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
     try:
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
+        # A capture that fails leaves its stream current: the outer context does not.
+        with torch.cuda.device(device), torch.cuda.stream(side):
             for _ in range(3):
-                training.step(batch)
-        torch.cuda.current_stream(device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        # Without a stream, the graph would be captured on the device that was current in this process's first capture.
-        with torch.cuda.device(device), torch.cuda.graph(graph, stream=side):
-            training.step(batch)
+                step(batch)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=side):
+                step(batch)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # a model whose forward pass waits for the GPU, say
-        warnings.warn(f"{SLOWER}: {error}", stacklevel=2)
-        return training.step
+        if isinstance(error.__context__, torch.OutOfMemoryError):
+            raise error.__context__ from None
+        warnings.warn(f"{SLOWER}: {error.__context__ or error}", stacklevel=3)  # the capture's end raises as well
+        return None
     finally:
+        torch.cuda.current_stream(device).wait_stream(side)
         with torch.no_grad():
             for tensor, value in zip(live, before, strict=True):
                 tensor.copy_(value)
@@ -67,6 +65,12 @@ def captured(training: Training) -> Callable[[Tensor], None]:
         graph.replay()
 
     return replay
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of all captures on a device: cuBLAS keeps a workspace for each stream that it has seen."""
+    return torch.cuda.Stream(device)
 
 
 def _decides(network: Network, images: Tensor) -> bool:

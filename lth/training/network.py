@@ -59,8 +59,9 @@ class Network:
         self.leaves = [self.tensors[name] for name in self.learning]
         # A dense network needs no masking: the mask would multiply by ones. Nor do survivors by themselves.
         pruned = [name for name in masks[0] if name not in layers and not all(bool(m[name].all()) for m in masks)]
-        self.masks = [
-            self._together([mask[name] for mask in masks]).to(device, self.tensors[name].dtype) for name in pruned
+        self.masks = [  # in the layout of their weights, or a product copies them
+            torch.empty_like(self.tensors[name]).copy_(self._together([mask[name] for mask in masks]))
+            for name in pruned
         ]
         self.masked = [self.tensors[name] for name in pruned]
         with torch.no_grad():
@@ -79,11 +80,11 @@ class Network:
         if self.trials == 1:
             return self.criterion(self.forward(self.model, images), labels)
 
-        def loss(tensors: State, images: Tensor, labels: Tensor) -> Tensor:
-            return self.criterion(self.forward(self._bind(tensors), images), labels)
+        def call(tensors: State, images: Tensor) -> Tensor:
+            return self.forward(self._bind(tensors), images)
 
-        parts = (images.unflatten(0, (self.trials, -1)), labels.unflatten(0, (self.trials, -1)))
-        return vmap(loss, randomness="different")(self.tensors, *parts)
+        logits = vmap(call, randomness="different")(self.tensors, images.unflatten(0, (self.trials, -1)))
+        return self.losses_of(logits, labels.unflatten(0, (self.trials, -1)))
 
     @torch.no_grad()
     def logits(self, images: Tensor, shared: bool) -> Tensor:
@@ -105,7 +106,10 @@ class Network:
         """The mean loss of each trial, (T,), from logits (T, n, classes) and labels (T, n)."""
         if self.trials == 1:
             return self.criterion(logits[0], labels[0])[None]
-        return vmap(self.criterion)(logits, labels)
+        if self.criterion is nn.functional.cross_entropy:  # which vmap takes apart into many operations
+            each = self.criterion(logits.flatten(0, 1), labels.flatten(), reduction="none")
+            return each.view(labels.shape).mean(1)
+        return vmap(self.criterion, randomness="different")(logits, labels)
 
     def _bind(self, tensors: State) -> Callable[[Tensor], Tensor]:
         return lambda images: functional_call(self.model, tensors, (images,))
@@ -128,29 +132,39 @@ class Network:
         """Give the model the tensors that `buffers` gave before, with the values that stand beside them: in place,
         where a CUDA graph knows them."""
         for name, (buffer, value) in before.items():
-            if not torch.equal(buffer, value):
-                buffer.copy_(value)
+            buffer.copy_(value)  # without a look at whether it has changed, which would wait for a GPU
             if self.trials == 1 and not isinstance(self.model, torch.jit.ScriptModule):  # which changes them in place
                 path, _, stem = name.rpartition(".")
                 self.model.get_submodule(path)._buffers[stem] = buffer
 
     def state(self, trial: int) -> State:
         """A copy of one trial's parameters and buffers, on the CPU."""
-        return {name: self.of(tensor, trial, name) for name, tensor in (self.tensors | self.buffers()).items()}
+        tensors = self.tensors | self.buffers()
+        return copies({name: self.part(tensor, trial, name) for name, tensor in tensors.items()})
 
-    def of(self, tensor: Tensor, trial: int, name: str = "", pruned: float = 0.0) -> Tensor:
-        """A copy of one trial's part of a tensor of this network or of its optimiser. One that belongs to the parameter
+    def part(self, tensor: Tensor, trial: int, name: str = "", pruned: float = 0.0) -> Tensor:
+        """One trial's part of a tensor of this network or of its optimiser. One that belongs to the parameter
         `name` has that one's whole shape, also where it is trained sparsely: with `pruned` where that is pruned."""
         part = (tensor[trial] if self.trials > 1 else tensor).detach()
-        if name in self.places:
-            return self.places[name].full(part, pruned)
-        return part.to("cpu", copy=True).contiguous()
+        return self.places[name].full(part, pruned) if name in self.places else part
 
     @torch.no_grad()
     def restore(self, tensor: Tensor, parts: Sequence[Tensor], name: str = "") -> None:
-        """Put the parts that `of` took of each trial back into `tensor`."""
+        """Put the parts that `part` took of each trial back into `tensor`."""
         parts = [self.places[name].survivors(part) for part in parts] if name in self.places else parts
         tensor.copy_(self._together(parts))
+
+
+def copies(tensors: Mapping[str, Tensor]) -> State:
+    """Copies on the CPU. Those from a GPU come as the bytes of one tensor, since the host waits for each transfer."""
+    if all(tensor.device.type == "cpu" for tensor in tensors.values()):
+        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    parts = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors.values()]
+    pieces = torch.cat(parts).cpu().split([len(part) for part in parts])
+    return {
+        name: piece.clone().view(tensor.dtype).view(tensor.shape)
+        for (name, tensor), piece in zip(tensors.items(), pieces, strict=True)
+    }
 
 
 class Optimizer(Protocol):
@@ -215,6 +229,8 @@ class Fused:
     def _find_leaves(self) -> None:
         self.leaves = [leaf.detach() for leaf in self.network.leaves]  # the same memory, out of autograd's sight
         self.places = [leaf.data_ptr() for leaf in self.leaves]
+        kinds = [leaf.dtype for leaf in self.leaves]  # a fused kernel takes tensors of one
+        self._groups = [[i for i, kind in enumerate(kinds) if kind == one] for one in dict.fromkeys(kinds)]
 
     def step(self, gradients: Sequence[Tensor]) -> None:
         """See lth.training.kernels."""
@@ -222,15 +238,18 @@ class Fused:
             self._find_leaves()
         pairs = zip(gradients, self.leaves, strict=True)  # the kernels take for granted that both have one layout
         gradients = [g if g.stride() == leaf.stride() else _laid_out(g, leaf) for g, leaf in pairs]
+        if self.kind != "sgd":
+            self.steps.add_(1)
+        for group in self._groups:
+            leaves, found, *moments = ([every[i] for i in group] for every in (self.leaves, gradients, *self.moments))
+            if self.kind == "sgd":
+                momenta = moments[0] if moments else []
+                kernels.sgd_(leaves, found, momenta, self._lr, self.decay, self.momentum, self.nesterov)
+            else:
+                kernels.adam_(leaves, found, moments, self.steps, self._lr, self.decay, self.kind == "adamw")
         if self.kind == "sgd":
-            momenta = self.moments[0] if self.moments else []
-            kernels.sgd_(self.leaves, gradients, momenta, self._lr, self.decay, self.momentum, self.nesterov)
             with torch.no_grad():
                 self.network.apply_masks()
-            return
-        self.steps.add_(1)
-        adamw = self.kind == "adamw"
-        kernels.adam_(self.leaves, gradients, self.moments, self.steps, self._lr, self.decay, adamw)
 
     def tensors(self) -> list[Tensor]:
         """The moments of each leaf, and the number of steps that Adam corrects its bias by."""
@@ -239,11 +258,11 @@ class Fused:
     def state(self, trial: int) -> State:
         """Copies of the same."""
         moments = {
-            f"{m}/{i}": self.network.of(tensor, trial, name, math.inf if m else 0.0)
+            f"{m}/{i}": self.network.part(tensor, trial, name, math.inf if m else 0.0)
             for m, moment in enumerate(self.moments)
             for i, (name, tensor) in enumerate(zip(self.network.learning, moment, strict=True))
         }
-        return {**moments, "steps": self.steps.detach().cpu().clone()}
+        return copies({**moments, "steps": self.steps})
 
     def restore(self, states: Sequence[State]) -> None:
         """Go on from what `state` gave of each trial."""
@@ -254,7 +273,12 @@ class Fused:
 
 
 def _laid_out(gradient: Tensor, leaf: Tensor) -> Tensor:
-    """A copy that lies in memory as `leaf` does, also of what nn.Embedding(sparse=True) gives."""
+    """`gradient` in the layout of `leaf`: a copy, also of what nn.Embedding(sparse=True) gives, unless only strides of
+    dimensions of size 1 differ, as those of 1 x 1 convolutions in channels_last do."""
+    if gradient.layout == torch.strided:
+        strides = zip(gradient.stride(), leaf.stride(), leaf.shape, strict=True)
+        if all(one == other or size == 1 for one, other, size in strides):
+            return gradient.as_strided(leaf.shape, leaf.stride())
     return torch.empty_like(leaf).copy_(gradient.to_dense())
 
 

@@ -73,6 +73,34 @@ class Trained:
         return self.iteration == steps and bool(self.evals) and self.evals[-1].iteration == steps
 
 
+class Beat:
+    """Tells when BEAT seconds of training have passed.
+
+    A GPU is handed steps faster than it does them. At a beat the host waits for it, so that a stop and the progress bar
+    are at most about a beat behind; the number of steps between two beats follows from the pace so far.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.last, self.steps, self.every = time.monotonic(), 0, 1
+        self.event = torch.cuda.Event() if device.type == "cuda" else None
+
+    def due(self) -> bool:
+        """Whether a beat ends with this step."""
+        if self.event is None:
+            passed = time.monotonic() - self.last
+            self.last += passed if passed >= BEAT else 0
+            return passed >= BEAT
+        self.steps += 1
+        if self.steps < self.every:
+            return False
+        self.event.record()
+        self.event.synchronize()
+        passed = time.monotonic() - self.last
+        self.every = max(1, min(2 * self.every, int(self.every * BEAT / max(passed, 1e-9))))
+        self.last, self.steps = self.last + passed, 0
+        return True
+
+
 class Training:
     """The training of T trials in one process, at some iteration."""
 
@@ -100,8 +128,19 @@ class Training:
         rng.seed(random_seed)  # for dropout, and what else a model draws
         if resume:
             self._restore(resume)
-        capture = network.device.type == "cuda" and feed.capturable and optimizer.capturable
-        self._run_step = captured(self) if capture else self.step
+        self._graph = self._captured() if network.device.type == "cuda" else None
+
+    def _captured(self) -> Callable[[Tensor], None] | None:
+        """A step as a CUDA graph, where that is possible."""
+        if not (self.feed.capturable and self.optimizer.capturable):
+            return None
+        batch = self.feed.epoch(self.order_seeds, 0)[0].clone()
+        live = [*self.network.tensors.values(), *self.optimizer.tensors(), self.loss_sum]
+        self.network.model.train()
+        return captured(self.step, batch, live, self.network, self.feed.fetch(batch)[0])
+
+    def _run_step(self, batch: Tensor) -> None:
+        (self._graph or self.step)(batch)  # no attribute holds `self.step`: a cycle would keep the network in memory
 
     def step(self, batch: Tensor) -> None:
         """One step of every trial: gather, forward, backward, masked optimiser. No synchronisation with the host."""
@@ -128,7 +167,7 @@ class Training:
                 raise Stopped
 
         try:
-            saved = told = time.monotonic()
+            saved, beat = time.monotonic(), Beat(self.network.device)
             moved(self.iteration)
             self.network.model.train()
             if self.iteration == self.plan.start and None in self.supermask:
@@ -152,9 +191,8 @@ class Training:
                         self.optimizer.lr = self.plan.lr(self.iteration)
                         self._run_step(batch)
                         self.iteration += 1
-                        if time.monotonic() - told >= BEAT:
+                        if beat.due():
                             moved(self.iteration)
-                            told = time.monotonic()
         except Stopped:
             checkpoint(self.state())
             raise
@@ -264,7 +302,7 @@ class Training:
         return [self._state(trial) for trial in self.trials]
 
     def _state(self, trial: int) -> Trained:
-        extra = {"loss_sum": self.network.of(self.loss_sum, trial), **rng.state(self.network.device)}
+        extra = {"loss_sum": self.network.part(self.loss_sum, trial).cpu().clone(), **rng.state(self.network.device)}
         extra |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.state(trial).items()}
         return Trained(
             iteration=self.iteration,

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import copy
+import gc
+import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import CPU, Conv, Mlp, assert_same, do, results, settings, training
+from helpers import CPU, Conv, Mlp, Told, assert_same, do, results, settings, training
 from own import WithOptim, find, seeded
 from pretended_gpu import CUDA, gpu
 from torch import Tensor, nn
 
+from lth.run import processes
+from lth.training import capture, train
+from lth.training.network import _laid_out as laid_out
 from lth.training.schedule import Plan
-from lth.training.train import Stopped, Trained, Training
+from lth.training.train import Stopped, Trained, Training, TrialError
 
 PLAN = Plan(40, 10, lambda iteration: 0.01 / (1 + iteration // 15), keep_at=3)
 
@@ -124,3 +130,157 @@ def test_a_network_of_ones_own_comes_back_as_on_the_cpu() -> None:
             assert not any(map(machine.has, nets[1].parameters()))
         for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
             assert torch.equal(one, other)
+
+
+class TwoTypes(nn.Module):
+    """With parameters of float32 and of float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(64, 12), nn.Linear(12, 4).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1(x.flatten(1)).tanh().double()).float()
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_parameters_of_two_types_are_stepped_type_by_type(kind: str) -> None:
+    expected = made(TwoTypes, CPU, kind=kind, keep=0.5).run()
+    with gpu():
+        assert_equal(made(TwoTypes, CUDA, kind=kind, keep=0.5).run(), expected)
+
+
+class Waits(Mlp):
+    """Looks at a number of each batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.sum().item() else x + 1)
+
+
+def test_a_step_that_cannot_be_captured_is_taken_plainly() -> None:
+    """The warning names what the step was refused for, and the stream of the capture does not stay the current one."""
+    expected = made(Waits, CPU).run()
+    with gpu() as machine:
+        main = machine.stream
+        with pytest.warns(UserWarning, match="no CUDA graph of this model's step, which is slower: _local_scalar"):
+            plain = made(Waits, CUDA)
+        assert machine.stream is main
+        assert_equal(plain.run(), expected)
+
+
+@pytest.mark.filterwarnings("ignore:no CUDA graph")
+@pytest.mark.parametrize("make", [Mlp, Waits])
+def test_a_training_that_is_done_leaves_the_memory_at_once(make: type[nn.Module]) -> None:
+    with gpu():
+        gone = made(make, CUDA)
+        model = weakref.ref(gone.network.model)
+        gc.disable()
+        try:
+            del gone
+            assert model() is None
+        finally:
+            gc.enable()
+
+
+def test_a_kept_error_keeps_no_network() -> None:
+    with gpu():
+        model = weakref.ref(Mlp())
+
+        def fail() -> None:
+            net = Mlp().to(CUDA)
+            nonlocal model
+            model = weakref.ref(net)
+            raise RuntimeError("no")
+
+        def blamed(piece: object) -> dict[Any, str]:
+            try:
+                fail()
+            except RuntimeError as error:
+                raise TrialError("failed") from error
+            return {}
+
+        here = processes.Here({}, CUDA, print, lambda: False)
+        here.experiments.do = here.piece = blamed  # type: ignore
+        (outcome,) = here.ended(0)
+        assert isinstance(outcome.error, TrialError) and model() is None
+
+
+def test_all_captures_on_a_device_share_a_stream() -> None:
+    capture._side_stream.cache_clear()
+    with gpu() as machine:
+        before = machine.streams
+        for _ in range(2):
+            made(Mlp, CUDA)
+        assert machine.streams == before + 1 and len(machine.graphs) == 2
+
+
+def test_waits_are_few() -> None:
+    """Three per evaluation, and one for each trial whose best weights are kept; moments are those of a beat."""
+    with gpu() as machine:
+        run = made(Conv, CUDA, seeds=(0, 1, 2), keep=0.5)
+        best: list[int] = []
+        state = run.network.state
+        run.network.state = lambda trial: (best.append(trial), state(trial))[1]  # type: ignore
+        moved: list[int] = []
+        machine.waits.clear()
+        run.run(moved=moved.append)
+        per_trial = len(best) + 2 * 3  # the last states have the optimiser's and the loss's beside the weights
+        orders = machine.waits.pop("copy to the GPU")
+        events = machine.waits.pop("event")
+        assert orders == 4 and events == len(moved) - 1 <= 10
+        assert machine.waits.total() <= 3 * 4 + 1 + per_trial
+
+
+def test_the_host_is_a_beat_ahead_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a device that takes 8 ms per step, and of one that becomes slow."""
+    now, asked, pace = [0.0], [0], [0.01]
+    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
+
+    def wait(why: str) -> None:
+        now[0] += asked[0] * pace[0]
+        asked[0] = 0
+
+    with gpu() as machine:
+        machine.wait = wait  # type: ignore[method-assign]
+        beat = train.Beat(CUDA)
+        beats = []
+        for step in range(200):
+            pace[0] = 2**-7 if step < 100 else 2**-3
+            asked[0] += 1
+            if beat.due():
+                beats.append(step + 1)
+        steps = [b - a for a, b in itertools.pairwise(beats)]
+    assert steps[:6] == [2, 4, 8, 16, 25, 25] and steps[-5:] == [1] * 5
+
+
+def test_a_stack_that_the_memory_is_too_small_for_becomes_smaller(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Training.step
+
+    def filled(self: Training, batch: Tensor) -> None:
+        if self.network.trials > 1:
+            raise torch.OutOfMemoryError
+        step(self, batch)
+
+    monkeypatch.setattr(Training, "step", filled)
+    changes = {"trials": 3, "prune_iterations": 2, "sparse": "off"}
+    configs = [settings(place, root=place / str(size), stack=size, **changes) for size in (1, 3)]
+    do(configs[0])
+    told = Told()
+    with gpu():
+        do(configs[1], told, device=CUDA)
+    assert "the memory of cuda:0 is too small for 3 stacked trials: training at most 1 together" in told.notes
+    assert_same(results(configs[1].root), results(configs[0].root))
+
+
+def test_masks_and_gradients_have_the_layout_of_their_weights() -> None:
+    def point_wise() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(144, 4))
+
+    network = training(point_wise, PLAN, keep=0.5).network
+    assert [mask.stride() for mask in network.masks] == [weight.stride() for weight in network.masked]
+    weight = network.tensors["1.weight"].detach()
+    found = torch.randn(4, 4, 1, 1)
+    assert found.stride() != weight.stride()
+    assert (
+        laid_out(found, weight).data_ptr() == found.data_ptr() and laid_out(found, weight).stride() == weight.stride()
+    )
