@@ -131,7 +131,7 @@ def iterative_pruning(
     reset_to = checks.rewind("rewind", rewind, iterations)
     if checks.truth("random", random) and reset_to.amount:
         raise ValueError(f"rewind must be 0 with random=True, which resets to fresh random weights, not {rewind}")
-    checks.settings("iterative_pruning", settings, SETTINGS)
+    checks.settings("iterative_pruning", settings, (*SETTINGS, "seed", "iterations", "rounds", "device", "save"))
     if in_memory is not None:
         checks.truth("in_memory", in_memory)
     place, remark = placed(device)

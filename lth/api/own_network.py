@@ -32,13 +32,13 @@ def check_net(net: Any, embeddings: bool = False) -> nn.Module:
     for name, parameter in net.named_parameters():
         if layers.has_gradient_hooks(parameter):
             raise ValueError(
-                f"net must come without hooks on gradients, but {name} has some: copies of it are trained, without them"
+                f"net must have no hooks on gradients, but {name} has some: copies of net are trained, without hooks"
             )
     return net
 
 
 def fingerprint_of(net: nn.Module) -> str:
-    """That of a network without what trains it, which has fingerprints of its own."""
+    """The fingerprint of a network without `optim` and `criterion`, which have their own."""
     return identity.of_network(net, without=("optim", "criterion"))
 
 
@@ -100,7 +100,7 @@ class OwnNet:
         return Wrapped(anew(self.optim, groups), network)
 
     def about(self, data: Taken) -> dict[str, str]:
-        """What decides the numbers beside the settings, in words, to be compared by people and with later calls."""
+        """What decides the numbers besides the settings, in words that people and later calls can compare."""
         shapes = {name: tuple(tensor.shape) for name, tensor in self.initial.items()}
         return {
             "net": f"{type(self.template).__qualname__} {hashlib.sha256(str(shapes).encode()).hexdigest()[:8]}",
@@ -111,7 +111,7 @@ class OwnNet:
         }  # fmt: skip
 
     def prints(self, rule: Rule, data: Taken) -> dict[str, str]:
-        """Fingerprints of what decides the numbers beside the settings: model, data, rule, optimiser and loss."""
+        """Fingerprints of what decides the numbers besides the settings: model, data, rule, optimiser and loss."""
         optim = "the settings' own" if self.optim is None else type(self.optim)
         return {
             "model": fingerprint_of(self.template),
@@ -138,7 +138,7 @@ class OwnNet:
         if closure is not None and closure.default is inspect.Parameter.empty:
             raise ValueError(f"net.optim must step without a closure, which {type(optim).__name__} cannot")
         if optim._optimizer_step_pre_hooks or optim._optimizer_step_post_hooks:
-            raise ValueError("net.optim must come without hooks on its steps: every round makes it anew, without them")
+            raise ValueError("net.optim must have no step hooks: every round makes a new optimizer, without them")
         names = {id(parameter): name for name, parameter in net.named_parameters()}
         groups = []
         for group in optim.param_groups:
@@ -168,7 +168,7 @@ class OwnNet:
         if not isinstance(criterion, nn.Module):
             return criterion
         if any(True for _ in criterion.parameters()):
-            raise ValueError("net.criterion must have no parameters of its own: those of net are trained")
+            raise ValueError("net.criterion must have no parameters: only those of net are trained")
         return copy.deepcopy(criterion).to(device)
 
 
@@ -219,7 +219,7 @@ def try_out(own: OwnNet, data: Taken, device: torch.device) -> None:
                 raise ValueError(f"net must take the examples of data, (B, {str(shape)[1:]}: {reason}") from error
             if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(x):
                 got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-                raise ValueError(f"net must give one row of logits an example, ({len(x)}, classes), not {got}")
+                raise ValueError(f"net must give one row of logits per example, ({len(x)}, classes), not {got}")
         if outputs.shape[1] < data.classes:
             raise ValueError(
                 f"net must give a logit for each of the {data.classes} classes of data (labels 0 to "
@@ -232,11 +232,11 @@ def try_out(own: OwnNet, data: Taken, device: torch.device) -> None:
             raise ValueError(f"net.criterion must take (outputs, labels): {error}") from error
         if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
             got = tuple(loss.shape) if isinstance(loss, Tensor) else shown(loss)
-            raise ValueError(f"net.criterion must give one differentiable number for a batch, the mean loss, not {got}")
+            raise ValueError(f"net.criterion must return one differentiable number per batch, the mean loss, not {got}")
         rng.restore(before, device)
         if _looks_at_net(own, loss, net, outputs, y):
             raise ValueError(
-                "net.criterion must look at outputs and labels alone, not at net: copies of net are trained, and it "
+                "net.criterion must use outputs and labels alone, not net: copies of net are trained, and it "
                 "would see net itself, which stays as it is (net.optim can have a weight_decay)"
             )
 

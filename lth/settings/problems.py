@@ -9,7 +9,7 @@ SYNONYMS = {  # words of other programs and libraries for settings here; only th
     **dict.fromkeys(("device", "cuda", "gpus"), "gpu"),
     **dict.fromkeys(("learning_rate", "learn_rate", "lrate"), "lr"),
     **dict.fromkeys(("workers", "num_workers", "processes", "nproc"), "jobs"),
-    **dict.fromkeys(("num_epochs", "train_epochs", "iterations", "iter", "iters", "steps"), "end_iter"),
+    **dict.fromkeys(("num_epochs", "train_epochs", "epoch", "iterations", "iter", "iters", "steps"), "end_iter"),
     **dict.fromkeys(("rounds", "num_rounds", "levels", "prunings"), "prune_iterations"),
     **dict.fromkeys(("prune_rate", "pruning_rate", "sparsity", "amount"), "prune_percent"),
     **dict.fromkeys(("model", "model_name", "arch", "net", "network"), "arch_type"),

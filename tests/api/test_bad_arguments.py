@@ -27,12 +27,6 @@ from torch.utils.data import TensorDataset
 import lth
 
 
-class NoGrad(Mlp):
-    def __init__(self) -> None:
-        super().__init__()
-        self.requires_grad_(False)
-
-
 def pruned_net() -> nn.Module:
     net = seeded()
     torch_prune.l1_unstructured(net.fc1, "weight", amount=0.1)
@@ -120,7 +114,6 @@ WRONG = [
     ({"net": nn.Sequential(nn.Flatten(), nn.LazyLinear(4))}, ValueError, "net must know its shapes"),
     ({"net": nn.Sequential(nn.Flatten())}, ValueError, "net must have parameters"),
     ({"net": nn.BatchNorm2d(1)}, ValueError, "net must have weights to prune"),
-    ({"net": NoGrad()}, ValueError, "net must have parameters that require gradients"),
     ({"net": nn.Sequential(nn.Flatten(), nn.Linear(60, 4))}, ValueError, r"net must take .* \(B, 1, 8, 8\)"),
     ({"net": nn.Sequential(nn.Flatten(), nn.Linear(64, 3))}, ValueError, "net must give a logit .* 4 classes"),
     ({"net": nn.Conv2d(1, 4, 3)}, ValueError, r"net must give one row of logits .*not \(2, 4, 6, 6\)"),
@@ -137,11 +130,11 @@ WRONG = [
         ValueError,
         "net must have plain tensors, but 1.weight has complex numbers",
     ),
-    ({"net": hooked_net(optim=False)}, ValueError, "net must come without hooks on gradients, but fc1.bias has some"),
-    ({"net": hooked_net(optim=True)}, ValueError, "net.optim must come without hooks on its steps"),
-    ({"net": penalised_net()}, ValueError, "net.criterion must look at outputs and labels alone, not at net"),
+    ({"net": hooked_net(optim=False)}, ValueError, "net must have no hooks on gradients, but fc1.bias has some"),
+    ({"net": hooked_net(optim=True)}, ValueError, "net.optim must have no step hooks"),
+    ({"net": penalised_net()}, ValueError, "net.criterion must use outputs and labels alone, not net"),
     *(
-        ({"net": seeded(lambda at=at: Looking(at))}, ValueError, "net.criterion must look at outputs and labels alone")
+        ({"net": seeded(lambda at=at: Looking(at))}, ValueError, "net.criterion must use outputs and labels alone")
         for at in ("weights", "values", "left")
     ),
     ({"net": altered(optim="adam")}, TypeError, "net.optim must be a torch.optim.Optimizer, not 'adam'"),
@@ -150,14 +143,13 @@ WRONG = [
     ({"net": WithOptim(torch.optim.SGD, lr=0.0)}, ValueError, "net.optim must have a learning rate above 0"),
     ({"net": WithOptim(torch.optim.Adam, lr=torch.tensor(0.0))}, ValueError, "net.optim must have a learning rate"),
     ({"net": altered(criterion=3)}, TypeError, "net.criterion must be a function"),
-    ({"net": altered(criterion=nn.CrossEntropyLoss(reduction="none"))}, ValueError, "net.criterion must give one"),
+    ({"net": altered(criterion=nn.CrossEntropyLoss(reduction="none"))}, ValueError, "net.criterion must return one"),
     ({"net": altered(criterion=lambda logits: logits.sum())}, ValueError, "net.criterion must take"),
     ({"data": "nope"}, ValueError, "^data must be one of mnist, .* or have a file .*, not 'nope'$"),
     ({"data": None}, TypeError, "data must be the name of a data set"),
     ({"data": loader()}, TypeError, "data must be .* train, validation and test"),
     ({"data": {"train": batches()}}, TypeError, "its validation is missing"),
     ({"data": {**tiny(), "train": iter(batches())}}, TypeError, "data.train must give its batches again in each pass"),
-    ({"data": (batch for batch in batches())}, TypeError, "data must be the name of a data set"),
     ({"data": {**tiny(), "train": Once()}, "in_memory": True}, ValueError, "data.train must give its batches again in"),
     ({"data": {**tiny(), "test": Broken()}}, RuntimeError, "^data.test failed with KeyError: 'no such file'$"),
     ({"data": {**tiny(), "test": 3}}, TypeError, "data.test must be a DataLoader .*not 3"),
@@ -166,41 +158,31 @@ WRONG = [
     ({"data": {**tiny(), "train": TensorDataset(*examples())}}, TypeError, "data.train must be .*not a TensorDataset"),
     ({"data": {**tiny(), "train": list(TensorDataset(*examples()))}}, ValueError, "data.train must give examples"),
     ({"data": {**tiny(), "train": [("a", "b")]}}, TypeError, "data.train must give batches of tensors, not str"),
-    ({"data": {**tiny(), "train": [(torch.ones(3, 2), torch.ones(2).long())]}}, ValueError, "one label each"),
     ({"data": {**tiny(), "train": [(torch.ones(3, 2), torch.ones(3))]}}, ValueError, "labels 0, 1, ... as whole"),
     ({"data": {**tiny(), "train": [(torch.ones(3, 2), -torch.ones(3).long())]}}, ValueError, "labels 0, 1, ..."),
     ({"data": {**tiny(), "test": [(torch.ones(3, 9), torch.ones(3).long())]}}, ValueError, "data.test .* shape"),
     ({"data": {**tiny(), "test": [*batches(), (torch.ones(3, 9), torch.ones(3).long())]}}, ValueError, "one shape"),
-    ({"data": "mnits"}, ValueError, "must be one of mnist"),
     ({"iterations": 0}, ValueError, "iterations must be a whole number of at least 1 and at most 1000000000, not 0"),
     ({"iterations": 10**19}, ValueError, "iterations must be a whole number of at least 1 and at most 1000000000"),
-    ({"iterations": 2.5}, TypeError, "iterations must be a whole number .*not 2.5"),
-    ({"iterations": True}, TypeError, "iterations must be .*not True"),
-    ({"iterations": "12"}, TypeError, "iterations must be .*not '12'"),
     ({"rounds": -1}, ValueError, "rounds must be a whole number of at least 0"),
-    ({"rounds": None}, TypeError, "rounds must be .*not None"),
     ({"prune_rule": 0.2}, TypeError, "prune_rule must be a function of the network .*not 0.2"),
     ({"prune_rule": lambda: None}, TypeError, "prune_rule .*cannot be called with one argument"),
     ({"prune_rule": yields}, TypeError, "prune_rule must be a function .* not one with `yield`"),
     ({"prune_rule": other_net_returned}, TypeError, "prune_rule must prune the network that it is given"),
     ({"random": 1}, TypeError, "random must be True or False, not 1"),
-    ({"rewind": -1}, ValueError, "rewind must be"),
     ({"rewind": 12}, ValueError, "rewind must be a number of iterations below 12"),
     ({"rewind": 1.5}, ValueError, "rewind must be .*not 1.5"),
-    ({"rewind": "5"}, TypeError, "rewind must be .*not '5'"),
     ({"rewind": 5, "random": True}, ValueError, "rewind must be 0 with random=True"),
-    ({"seed": -1}, ValueError, "seed must be a whole number"),
     ({"save": 3}, TypeError, "save must be a path, not 3"),
     ({"recover": "/no/such/folder"}, ValueError, "recover must be a folder with results"),
     ({"device": "gpu"}, ValueError, "device must be None, 'cpu', 'cuda'"),
     ({"device": 1.5}, TypeError, "device must be"),
     ({"in_memory": "yes"}, TypeError, "in_memory must be True or False"),
-    ({"quiet": 1}, TypeError, "quiet must be True or False"),
+    ({"trials": 3}, TypeError, "no argument 'trials': did you mean seed?"),
     ({"batchsize": 3}, TypeError, "no argument 'batchsize': did you mean batch_size?"),
     ({"batch_size": 0}, ValueError, "batch_size must be a whole number at least 1, not 0"),
     ({"batch_size": 121}, ValueError, "batch_size must be at most 120"),
     ({"batch_size": 5, "in_memory": False}, ValueError, "batch_size must be that of the streamed batches, 10"),
-    ({"valid_freq": "often"}, ValueError, "valid_freq must be a duration"),
     ({"lr": -1}, ValueError, "lr must be a number above 0"),
     ({"net": WithOptim(), "lr": 0.1}, ValueError, "lr cannot be given: net.optim already sets it"),
     ({"momentum": 0.9}, ValueError, "^momentum belongs to the optimizer sgd"),
