@@ -267,7 +267,7 @@ def gpu() -> Iterator[Machine]:
     fakes = {
         **{"is_available": lambda: True, "is_initialized": lambda: True, "device_count": lambda: 1},
         **{"get_device_name": lambda of: "a pretended GPU", "get_device_capability": lambda of: (8, 0)},
-        **{"mem_get_info": lambda of: (8 << 30, 16 << 30)},
+        **{"mem_get_info": lambda of: (8 << 30, 16 << 30), "synchronize": lambda of: machine.wait("synchronize")},
         **{"current_stream": lambda device: machine.stream, "device": lambda device: nothing, "Event": lambda: event},
         **{"Stream": machine.make_stream, "stream": machine.on_stream, "graph": machine.capturing},
         **{"CUDAGraph": functools.partial(Graph, machine), "manual_seed_all": machine.seed},

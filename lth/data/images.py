@@ -17,7 +17,8 @@ from lth.settings.names import KNOWN
 
 CROP = 4  # pixels that a random crop may shift an image by, as in He et al. (arXiv:1512.03385, Section 4.2)
 EVALUATION_CHUNK = 1000  # images of a trial evaluated at once; larger ones leave the processor's cache
-STACK_CHUNK = 5000  # images of all trials together, for the memory of a GPU
+STACK_CHUNK = 5000  # images of all trials together
+GPU_CHUNK, GPU_VALUES = 10_000, 16_000_000  # the same on a GPU, and the values in them, for its memory
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ class Feed:
     ) -> None:
         self.batch_size, self.device, self.augment = batch_size, device, augment
         self.chunk = max(100, min(EVALUATION_CHUNK, STACK_CHUNK // len(seeds)))
+        if device.type == "cuda":  # which is quickest with many at once
+            self.chunk = max(100, min(GPU_CHUNK, GPU_VALUES // images.train[0].numel()) // len(seeds))
         self.images, self.labels, self._test, self._test_labels = (x.to(device) for x in images.tensors()[:4])
         self.flip = images.mirrors
         self.as_is = images.as_is or images.train.is_floating_point()

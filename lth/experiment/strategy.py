@@ -235,15 +235,16 @@ class Experiment:
     def _network(self, stack: Sequence[Run], started: Sequence[Ticket], feed: Feed) -> Network:
         """The network that trains these tickets, one beside the other."""
         model, masks = self.problem.make(), [ticket.masks for ticket in started]
+        bf16 = self.config.precision == "bf16"
         return Network(
             model,
             [ticket.start for ticket in started],
             masks,
             self.device,
             self.problem.criterion,
-            autocast=self.config.precision == "bf16",
+            autocast=bf16,
             sparse=self._sparse(stack[0], model, masks, feed),
-            channels_last=len(stack) == 1 and layout.channels_last(self.problem.make, feed.example()),
+            channels_last=len(stack) == 1 and layout.channels_last(self.problem.make, feed.example(), bf16),
         )
 
     @contextmanager

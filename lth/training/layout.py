@@ -9,13 +9,16 @@ from lth import rng
 from lth.training.models import Build
 
 
-def channels_last(make: Build, example: Tensor) -> bool:
+def channels_last(make: Build, example: Tensor, bf16: bool = False) -> bool:
     """Whether models that `make` gives compute in channels_last, the layout that convolutions are quickest in; asked
-    with an example (two or more images).
+    with an example (two or more images). On a GPU that is so where convolutions use tensor cores: under `bf16`, or from
+    compute capability 8.0 (TF32) on.
 
     Not those whose own code needs the usual one, as `x.view(len(x), -1)` behind a convolution does: they fail in this
     layout alone, forward or backward, in training or in evaluation. Nor those with convolutions of three dimensions.
     """
+    if example.device.type == "cuda" and not bf16 and torch.cuda.get_device_capability(example.device) < (8, 0):
+        return False
     with rng.preserved(example.device):
         model = make()
         tensors = [*model.parameters(), *model.buffers()]

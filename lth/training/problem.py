@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,14 +18,18 @@ from lth.prune import Rule
 from lth.pruning import Masks
 from lth.settings.checks import first_line
 from lth.settings.config import Config
-from lth.training import identity, models
+from lth.training import identity, layout, models
+from lth.training.capture import captured
 from lth.training.cost import Cost, cost
+from lth.training.kernels import gradients
 from lth.training.models import Build, State
 from lth.training.network import Criterion, Fused, Network, Optimizer
+from lth.training.numerics import numerics
 
 # Of a trial, by its seed, and a round: the masks and the weights of the saved ticket that it starts from.
 Given = Callable[[int, int], tuple[Masks, State]]
 STACK_WEIGHTS = 20_000_000  # that one stacked network may have in all, before arithmetic and not launching binds it
+FEW = 4  # stacked trials of which a step is measured
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,11 @@ class Problem:
     whole: bool = False
     given: Given | None = None
     build: Callable[[int], nn.Module] | None = None
+
+    @cached_property
+    def stacking_pays(self) -> dict[torch.device, bool]:
+        """By the device, as far as it has been measured (`stack_size`)."""
+        return {}
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
@@ -91,11 +101,44 @@ class Problem:
 
 def stack_size(config: Config, problem: Problem, device: torch.device) -> int:
     """How many runs train as one network: --stack, or on a GPU as many as STACK_WEIGHTS allows, else one; one if the
-    model cannot be stacked."""
+    model cannot be stacked, or if it has convolutions and stacking does not pay."""
     size = config.stack or 1
+    weights = list(problem.make().parameters())
     if not config.stack and device.type == "cuda":
-        size = max(1, STACK_WEIGHTS // sum(parameter.numel() for parameter in problem.make().parameters()))
-    return size if size == 1 or stackable(problem) else 1
+        size = max(1, STACK_WEIGHTS // sum(weight.numel() for weight in weights))
+    if size == 1 or not stackable(problem):
+        return 1
+    if not config.stack and any(weight.ndim > 2 for weight in weights):
+        if device not in problem.stacking_pays:
+            alone, stacked = (step_seconds(config, problem, device, trials) for trials in (1, FEW))
+            problem.stacking_pays[device] = stacked < FEW * alone
+        return size if problem.stacking_pays[device] else 1
+    return size
+
+
+def step_seconds(config: Config, problem: Problem, device: torch.device, trials: int, steps: int = 10) -> float:
+    """How long some steps of so many stacked trials take on a GPU, without the optimiser. vmap makes grouped
+    convolutions, which are slow on many cards: only a measurement tells."""
+    model, bf16 = problem.make(), config.precision == "bf16"
+    state, masks = models.state_of(model), pruning.dense(pruning.prunable(model))
+    images = torch.zeros(trials * config.batch_size, *problem.images.shape, device=device)
+    labels = torch.zeros(len(images), dtype=torch.int64, device=device)
+    with numerics(config.precision, config.threads), rng.preserved(device):
+        fast = trials == 1 and layout.channels_last(problem.make, images[:2], bf16)
+        options = [state] * trials, [masks] * trials, device, problem.criterion, bf16
+        network = Network(model, *options, channels_last=fast)
+
+        def step(batch: torch.Tensor) -> None:
+            gradients(network.losses(batch, labels).sum(), network.leaves)
+
+        run = captured(step, images, list(network.tensors.values()), network, images) or step
+        for number in range(2 * steps):
+            if number == steps:  # the rest is warm
+                torch.cuda.synchronize(device)
+                began = time.perf_counter()
+            run(images)
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
 
 
 def stackable(problem: Problem) -> bool:

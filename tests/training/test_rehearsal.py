@@ -7,18 +7,21 @@ import gc
 import itertools
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import CPU, Conv, Mlp, Told, assert_same, do, results, settings, training
+from helpers import CPU, Conv, Mlp, Told, assert_same, do, experiment, make_images, results, settings, training
 from own import WithOptim, find, seeded
 from pretended_gpu import CUDA, gpu
 from torch import Tensor, nn
 
+from lth.data.images import Feed
 from lth.run import processes
-from lth.training import capture, train
+from lth.training import capture, problem, train
+from lth.training.layout import channels_last
 from lth.training.network import _laid_out as laid_out
 from lth.training.schedule import Plan
 from lth.training.train import Stopped, Trained, Training, TrialError
@@ -284,3 +287,41 @@ def test_masks_and_gradients_have_the_layout_of_their_weights() -> None:
     assert (
         laid_out(found, weight).data_ptr() == found.data_ptr() and laid_out(found, weight).stride() == weight.stride()
     )
+
+
+@pytest.mark.parametrize("stacked, pays", [(3.9, True), (4.1, False)])
+def test_convolutions_are_stacked_where_a_measurement_says_it_pays(
+    place: Path, monkeypatch: pytest.MonkeyPatch, stacked: float, pays: bool
+) -> None:
+    monkeypatch.setattr(problem, "step_seconds", lambda *given: stacked if given[-1] > 1 else 1.0)
+    for arch_type, gains in (("conv", pays), ("mlp", True)):
+        config = settings(place, arch_type=arch_type)
+        asked = experiment(config).problem
+        sizes = [problem.stack_size(replace(config, stack=stack), asked, CUDA) for stack in (None, 3)]
+        assert sizes[0] > 100 if gains else sizes == [1, 3]
+
+
+@pytest.mark.parametrize("trials", [1, 4])
+def test_steps_are_measured_as_they_are_taken(place: Path, trials: int) -> None:
+    config = settings(place, arch_type="conv")
+    with gpu() as machine:
+        assert problem.step_seconds(config, experiment(config).problem, CUDA, trials) > 0
+        assert [graph.replays for graph in machine.graphs] == [20] and machine.waits["synchronize"] == 2
+
+
+@pytest.mark.parametrize(
+    "capability, bf16, expected", [((8, 0), False, True), ((7, 5), False, False), ((7, 5), True, True)]
+)
+def test_convolutions_lie_in_channels_last_where_tensor_cores_compute_them(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], bf16: int, expected: bool
+) -> None:
+    with gpu():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda of: capability)
+        assert channels_last(Conv, torch.zeros(2, 1, 8, 8, device=CUDA), bool(bf16)) is expected
+
+
+def test_a_gpu_evaluates_many_images_at_once() -> None:
+    images = make_images(count=100, tests=10_100)
+    with gpu():
+        chunks = [[len(x) for x, _ in Feed(images, range(trials), 40, 10, CUDA).test()] for trials in (1, 4)]
+    assert chunks == [[10_000, 100], [2500] * 4 + [100]]
