@@ -148,13 +148,6 @@ def test_sparsity_compares_sparse_products_with_dense_ones(
     assert said in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_trials_prints_the_cost_of_jobs(data: Path) -> None:
-    out = run("trials", *TINY, "--parts", "jobs", "--data", str(data))
-    assert "wall time, of one" in out and "times 1 textbook" in out
-    assert len([line for line in out.splitlines() if line.startswith(("  this program", "  textbook"))]) == 4
-
-
 def test_what_experiment_times_is_there(script) -> None:
     found = []
 
@@ -183,22 +176,6 @@ def test_experiment_splits_the_wall_time(data: Path, tmp_path: Path) -> None:
         assert sum(worker.get(part, 0) for worker in workers) > 0
     stamped = sum(worker.get("training", 0) + worker.get("evaluation", 0) for worker in workers)
     assert stamped >= found["recorded"] - 0.02 > 0
-
-
-@pytest.mark.slow
-def test_machines_compares_joined_processes_with_the_pool(data: Path) -> None:
-    flags = ["--prune_iterations", "2", "--trials", "1", "--end_iter", "9it", "--valid_size", "50", "--data", str(data)]
-    out = run("machines", "--processes", "2", "--repeats", "1", *flags)
-    pool, join = (line.split() for line in out.splitlines() if line.startswith(("  pool ", "  join ")))
-    assert pool[3] == "1.000" and 0.1 < float(join[3]) < 10
-
-
-@pytest.mark.parametrize("name", ["textbook", "step_time", "trials", "experiment", "inference", "machines", "sparsity"])
-def test_help_says_what_is_measured(script, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    with pytest.raises(SystemExit) as ended:
-        script(name).main(["--help"])
-    out = capsys.readouterr().out
-    assert ended.value.code == 0 and "--json" in out and len(out.split("options:")[0].splitlines()) > 5
 
 
 def run(name: str, *flags: str) -> str:

@@ -24,7 +24,6 @@ from lth.records.tickets import numbered
 from lth.run import device as devices
 from lth.settings import checks, names
 from lth.settings.config import Config, ConfigError
-from lth.settings.names import KNOWN
 from lth.training import identity, models
 from lth.training.layout import channels_last
 from lth.training.models import State
@@ -150,7 +149,7 @@ class SavedTicket:
             file: ends in .onnx (current opset, any batch size; needs the packages onnx and onnxscript) or .pt2
                 (torch.export).
             example: two or more examples (B, ...) as the network takes them; None: of the shape of the run's images,
-                where config.json or their name tells it. The network takes images scaled as the run's `--pixels` says.
+                where config.json tells it. The network takes images scaled as the run's `--pixels` says.
             model: of the run's architecture, for runs of a network of your own; else it is found under archs/.
             weights: "trained" or "start".
 
@@ -158,7 +157,7 @@ class SavedTicket:
         there; lth.records.files.RecordError: the file cannot be written.
         """
         if example is None:
-            if not (image := self._image(config_of(self.run))):
+            if not (image := tables.image_shape(self.run)):
                 raise ValueError(f"example must be given: the shape of the images of {self.run.dataset} is not known")
             example = torch.zeros(2, *image)
         if not isinstance(example, Tensor) or len(example) < 2:
@@ -195,23 +194,16 @@ class SavedTicket:
 
     def _model(self) -> nn.Module:
         """A model of the run's architecture; ValueError if there is none, or if it has changed since."""
-        sizes = sorted({len(tensor) for tensor in self.start.values() if tensor.ndim})
-        why: object = "its shapes are others"
-        known = KNOWN.get(names.dataset(self.run.dataset))
-        about = config_of(self.run)
+        about, why = config_of(self.run), "its shapes are others"
         own = "own" in about  # handed over, with whatever weights
-        image = () if own else self._image(about)
-        if not own and not image and not names.folders(self.run.dataset):
-            raise ValueError(
-                f"model must be given, since that for {self.run.dataset} was chosen by the size of its images, which "
-                f"are not in {_data_folder(about)} any more"
-            )
-        for classes in [about.get("classes") or (known.classes if known else 10), *sizes]:
+        image = () if own else tables.image_shape(self.run)
+        sizes = sorted({len(tensor) for tensor in self.start.values() if tensor.ndim})
+        for classes in [about["classes"]] if "classes" in about else sizes:
             try:
                 make = models.find(self.run.arch_type, self.run.dataset, classes, image=image)
                 model = models.constant(make)()
             except ConfigError as error:
-                why = error
+                why = str(error)
                 break
             if {name: x.shape for name, x in models.state_of(model).items()} == self._shapes():
                 now = own_network.fingerprint_of(model) if own else identity.of_model(make)
@@ -220,10 +212,6 @@ class SavedTicket:
                     raise ValueError(f"model must be given, since {found}")
                 return model
         raise ValueError(f"model must be given, since {self.run.arch_type} is no model under archs/ ({why})")
-
-    def _image(self, about: Mapping[str, Any]) -> tuple[int, ...]:
-        """The shape (C, H, W) of the run's images, which its config.json says, or else their file; () if neither."""
-        return tables.image_shape(self.run) or names.shape(self.run.dataset, _data_folder(about))
 
     def _shapes(self) -> dict[str, torch.Size]:
         return {name: tensor.shape for name, tensor in self.start.items()}
@@ -234,11 +222,6 @@ def _plain(model: nn.Module) -> nn.Module:
     if isinstance(model, nn.Module) and any(isinstance(part, torch.jit.ScriptModule) for part in model.modules()):
         raise ValueError("model must be a plain network, not one of torch.jit.script: its layers cannot be changed")
     return model
-
-
-def _data_folder(about: Mapping[str, Any]) -> Path:
-    """Where the run with that config.json had its data."""
-    return Path(about.get("settings", {}).get("data") or Config.data)
 
 
 def _bare(model: nn.Module) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def test_the_returned_net_is_what_the_last_line_of_the_history_tells_of(tmp_path
     assert not torch_prune.is_pruned(net)
 
 
-@pytest.mark.parametrize("keep", ["all", "last", "none"])
+@pytest.mark.parametrize("keep", ["all", "none"])
 def test_the_returned_net_has_the_weights_at_early_stop_not_the_last_ones(tmp_path: Path, keep: str) -> None:
     x, y = examples(40, 1)
     wrong = [(x, (y + 1) % 4)]  # what is learned of the training labels makes the validation loss rise
@@ -149,11 +149,6 @@ def with_biases(net: nn.Module) -> None:
         torch_prune.l1_unstructured(layer, name, amount=0.25)
 
 
-def made_permanent(net: nn.Module) -> None:
-    torch_prune.l1_unstructured(net.fc1, "weight", amount=0.2)  # type: ignore[arg-type]
-    torch_prune.remove(net.fc1, "weight")  # type: ignore[arg-type]
-
-
 def by_hand(net: nn.Module) -> None:
     weight = net.fc1.weight  # type: ignore[union-attr]
     small = weight.abs() <= weight.abs()[weight != 0].quantile(0.2)  # type: ignore[operator, union-attr]
@@ -177,31 +172,17 @@ def through_the_layer(net: nn.Module) -> None:
     weight.data.mul_(weight.abs() > weight.abs()[weight != 0].quantile(0.25))  # type: ignore[operator, union-attr]
 
 
-def by_another_parameter(net: nn.Module) -> None:
-    weight = net.fc1.weight.detach()  # type: ignore[union-attr, operator]
-    net.fc1.weight = nn.Parameter(weight * (weight.abs() > weight.abs()[weight != 0].quantile(0.25)))  # type: ignore
-
-
-def masks_off(net: nn.Module) -> nn.Module:
-    for layer, name in lth_prune.fetch_layers(net):
-        torch_prune.remove(layer, name)
-    return net
-
-
 @pytest.mark.parametrize(
     ("rule", "kept"),
     [
         (structured, [12, 9, 7]),  # rows of fc1
         (over_all, [816, 653, 522]),
         (with_biases, [816, 624, 468]),
-        (made_permanent, [816, 662, 539]),
         (by_hand, [816, 662, 539]),
         (in_place, [816, 612, 459]),
         (through_the_layer, [816, 624, 480]),
-        (by_another_parameter, [816, 624, 480]),
         (at_random, [816, 432, 240]),
         (nothing, [816, 816, 816]),
-        (masks_off, [816, 816, 816]),
         (lth_prune.magnitude(np.float32(0.25), scope="global"), [816, 612, 459]),
         (lth_prune.random(0.25), [816, 612, 459]),
     ],
@@ -239,21 +220,15 @@ def test_a_rule_sees_the_trained_weights_and_earlier_masks() -> None:
     assert seen == [(True, 0), (True, 384)]
 
 
-def wakes(net: nn.Module) -> None:
-    """Sets everything that earlier rounds pruned to 1, and prunes."""
-    lth_prune.magnitude(0.25)(net)
-    for layer, name in lth_prune.fetch_layers(net):
-        torch_prune.remove(layer, name)
-        with torch.no_grad():
-            getattr(layer, name)[getattr(layer, name) == 0] = 1
-
-
 def test_what_was_pruned_stays_pruned_whatever_a_rule_does(tmp_path: Path) -> None:
     def rule(net: nn.Module) -> None:
-        if any((module.weight_mask == 0).any() for module in (net.fc1, net.fc2)):  # type: ignore
-            wakes(net)
-        else:
-            lth_prune.magnitude(0.25)(net)
+        """Sets everything that earlier rounds pruned to 1."""
+        earlier = (net.fc1.weight_mask == 0).any()  # type: ignore[union-attr]
+        lth_prune.magnitude(0.25)(net)
+        for layer, name in lth_prune.fetch_layers(net) if earlier else ():
+            torch_prune.remove(layer, name)
+            with torch.no_grad():
+                getattr(layer, name)[getattr(layer, name) == 0] = 1
 
     net = seeded()
     history = find(net, prune_rule=rule, save=tmp_path, rounds=3)
@@ -275,36 +250,6 @@ def test_a_rule_that_prunes_nothing_is_said(capsys: pytest.CaptureFixture[str]) 
     assert "prune_rule pruned nothing before round 1" in said and "before round 2" in said and "weight_orig" in said
     find(seeded(), prune_rule=lth_prune.magnitude(0.25), quiet=False)
     assert "pruned nothing" not in capsys.readouterr().out
-
-
-def replaces(net: nn.Module) -> None:
-    net.fc1 = nn.Linear(64, 11)
-
-
-def adds(net: nn.Module) -> None:
-    net.fc3 = nn.Linear(2, 2)
-
-
-def reshapes(net: nn.Module) -> None:
-    net.fc1.bias = nn.Parameter(torch.zeros(11))  # type: ignore[union-attr]
-
-
-def generates(net: nn.Module) -> Iterator[None]:
-    yield
-
-
-@pytest.mark.parametrize(
-    "rule, words",
-    [
-        (replaces, "must prune the layers that are there, but has replaced or added fc1"),
-        (adds, "must prune the layers that are there, but has replaced or added fc3"),
-        (generates, "must be a function .* not one with `yield`"),
-        (reshapes, r"must leave the network its parameters and their shapes, but fc1\.bias is another"),
-    ],
-)
-def test_rules_that_do_something_else_are_refused(rule: Rule, words: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=f"prune_rule .*{words}"):
-        find(seeded(), prune_rule=rule)
 
 
 class Reader(nn.Module):
@@ -340,10 +285,9 @@ def test_attention_and_recurrent_layers_are_pruned_and_counted(
     )
 
 
-@pytest.mark.parametrize("rule", [lth_prune.magnitude(0.25), in_place])
-def test_embeddings_are_pruned_on_request(rule: Rule) -> None:
+def test_embeddings_are_pruned_on_request() -> None:
     net = seeded(Reader)
-    history = find(net, prune_rule=rule, rounds=1, prune_embeddings=True)
+    history = find(net, prune_rule=lth_prune.magnitude(0.25), rounds=1, prune_embeddings=True)
     assert history[0]["weights"] == MATRICES + 320
     assert int((net.embedding.weight == 0).sum()) == 80  # type: ignore
 
@@ -371,18 +315,11 @@ def test_fresh_weights_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
     assert not (starts[0].start[name] == starts[1].start[name])[starts[1].masks[name]].any()
 
 
-def test_no_pruning_round_is_one_training() -> None:
-    assert len(find(seeded(), rounds=0)) == 1
-
-
 @pytest.mark.parametrize(
     ("optim", "options"),
     [
         (torch.optim.Adam, {"lr": 0.01}),
-        (torch.optim.AdamW, {"lr": 0.01, "weight_decay": 0.1}),
         (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
-        (torch.optim.RMSprop, {"lr": 0.01}),
-        (torch.optim.Adagrad, {"lr": 0.01}),
         (torch.optim.NAdam, {"lr": torch.tensor(0.01)}),
     ],
 )
@@ -456,15 +393,6 @@ def test_random_draws_fresh_weights_as_the_net_does_in_every_round(tmp_path: Pat
         assert not (values == starts[number - 1]["fc1.weight"])[values != 0].any()
 
 
-def test_random_without_an_own_initialisation_resets_every_module(tmp_path: Path) -> None:
-    net = seeded(Conv)
-    find(net, random=True, rounds=1, save=tmp_path)
-    dense, ticket = (lth.load_ticket(tmp_path, number) for number in (0, 1))
-    kept = ticket.masks["conv.weight"]
-    assert not (dense.start["conv.weight"] == ticket.start["conv.weight"])[kept].any()
-    assert (ticket.start["norm.running_mean"] == 0).all()
-
-
 def test_fresh_weights_are_drawn_as_constructors_draw_them() -> None:
     """First those of a module's children, then what the module itself makes of them."""
 
@@ -489,16 +417,6 @@ def test_fresh_weights_are_drawn_as_constructors_draw_them() -> None:
     assert not fresh["attention.out_proj.bias"].any()  # as attention wants it, where a Linear layer draws it
 
 
-def test_fresh_weights_of_plain_layers_are_those_of_the_layers_one_after_another() -> None:
-    net = seeded(Conv)
-    fresh = OwnNet(net, torch.device("cpu")).fresh(3)
-    torch.manual_seed(3)
-    for module in net.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
-            module.reset_parameters()
-    assert all(value.equal(fresh[name]) for name, value in net.state_dict().items())
-
-
 def test_fresh_weights_of_what_does_not_learn_are_those_it_has() -> None:
     net = seeded(Conv)
     net.conv.requires_grad_(False)
@@ -521,15 +439,6 @@ def test_a_net_that_holds_what_it_has_computed_is_trained_and_pruned(kind: Calla
     assert history[-1]["weights"] < 48 and accuracy(net, tiny()["test"]) == pytest.approx(history[-1]["test"])
     with pytest.raises(ValueError, match=r"^random=True needs new random weights, but nothing draws 1\.weight_"):
         find(seeded(lambda: normed(kind)), random=True)
-
-
-def test_without_random_survivors_start_from_the_weights_the_net_had(tmp_path: Path) -> None:
-    net = seeded()
-    before = {name: value.detach().clone() for name, value in net.named_parameters()}
-    find(net, save=tmp_path)
-    ticket = lth.load_ticket(tmp_path, 2)
-    for name, value in before.items():
-        assert ticket.start[name].equal(value * ticket.masks.get(name, torch.ones(())))
 
 
 def test_rewinding_is_to_an_iteration_or_a_fraction(tmp_path: Path) -> None:

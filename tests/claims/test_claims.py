@@ -27,7 +27,6 @@ from lth.records import verdict
 from lth.records.recording import write_connectivity
 from lth.records.tables import Run, table
 from lth.run import tasks
-from lth.settings import flags
 from lth.settings.config import ConfigError
 
 ABOVE = (0.0, math.inf)
@@ -50,18 +49,6 @@ def test_an_interval_agrees_disagrees_or_includes_both(a: float, b: float, c: fl
     expected = "agrees" if all(inside) else "not decided" if any(inside) or around else "disagrees"
     expected = "not decided" if low == high and low in holds else expected  # no effect is on neither side
     assert judge(low, high, (holds[0], holds[1])) == expected
-
-
-def test_equal_values_are_no_effect() -> None:
-    assert [judge(1, 1, holds) for holds in ((0, 1), (1, math.inf), (0.5, 2))] == [
-        "not decided",
-        "not decided",
-        "agrees",
-    ]
-
-
-def test_without_an_interval_nothing_is_decided() -> None:
-    assert judge(math.nan, math.nan, (-math.inf, math.inf)) == "not decided"
 
 
 def test_an_effect_is_at_least_half_of_the_published_one() -> None:
@@ -114,17 +101,6 @@ def test_only_a_round_that_is_near_enough_counts(make_runs: MakeRuns) -> None:
     assert check(one, records, factor=1.3)[0].remaining == pytest.approx(51.2, abs=0.3)
 
 
-def test_experiments_of_other_sparsities_are_not_compared(make_runs: MakeRuns) -> None:
-    long = make_runs(arms=["lt"], settings="lr=1", rounds=5, percent=40, saves=False)  # down to 13%
-    short = make_runs(arms=["lt"], settings="lr=2", rounds=4, percent=40, saves=False)  # 22% is within twice 13%, too
-    records = Records.of({"long": long, "short": short})
-    own = Statement("more accurate than dense", accuracy("long/lt"), at=13, holds=ABOVE)
-    both = Statement("more accurate than short", accuracy("long/lt", "short/lt"), at=13, holds=ABOVE)
-    one, other = check(claim(own, both), records, factor=2.0)
-    assert one.remaining == pytest.approx(13, abs=0.3) and one.trials == 3
-    assert other.verdict == "not measured"
-
-
 def test_experiments_of_a_claim_are_told_apart(make_runs: MakeRuns) -> None:
     def fixed(gain: float) -> list[Run]:
         return make_runs(arms=["lt"], settings=f"lr={gain}", accuracy=lambda arm, number, seed: 90 + gain, saves=False)
@@ -154,12 +130,6 @@ def test_a_barrier_is_that_of_the_round_on_training_or_test_images(make_runs: Ma
     assert (sparse.mean, sparse.trials, sparse.low < 3.5 < sparse.high) == (3.5, 2, True), "3 and 4: two trials"
     (other,) = check(claim(Statement("stable", barrier("reinit"), at=64, holds=(0, 2))), Records.of({"": runs}))
     assert other.verdict == "not measured"
-
-
-def test_runs_of_which_nothing_is_finished_are_not_measured(tmp_path: Path) -> None:
-    runs = {"": [Run(tmp_path, "fc1", "mnist", "default", "lt", 0)]}
-    one = claim(*CLAIMS["lenet"].statements)
-    assert {found.verdict for found in check(one, Records.of(runs))} == {"not measured"}
 
 
 # Forms
@@ -381,17 +351,3 @@ def test_the_list_says_what_a_claim_takes_and_writes_nothing(
         ["1 minute", "1 minute", "120 minutes", "2 hours", "10 hours"]
     )
     assert cost.minutes(form(tiny, ["--data", str(place)]), {}) is None  # where its images are not
-
-
-def test_the_list_says_what_needs_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    reproduce.show([form(CLAIMS["rewinding"], ["--data", str(tmp_path)], quick) for quick in (False, True)])
-    assert [" (needs a GPU): " in line for line in capsys.readouterr().out.splitlines()] == [True, False, False]
-
-
-def test_settings_are_written_as_flags_and_read_back() -> None:
-    given = {"lr": "0.5", "augment": True, "nesterov": False, "prune_type": ["lt", "reinit"]}
-    argv = flags.as_argv(given)
-    assert argv == ["--lr", "0.5", "--augment", "--no-nesterov", "--prune_type", "lt", "reinit"]
-    config = flags.parse(argv)
-    assert all(getattr(config, name) == value for name, value in (("lr", 0.5), ("augment", True), ("nesterov", False)))
-    assert list(itertools.chain(config.prune_type)) == ["lt", "reinit"]

@@ -83,15 +83,6 @@ def test_rounds_too_short_for_early_stop_are_said(tmp_path: Path, make_runs: Mak
     assert "early stop is the last evaluation in most rounds" in caption_of(sheets["comparison"])
 
 
-def test_titles_are_in_plain_words(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
-    runs = make_runs(arms=["lt"], seeds=[0], rounds=2, settings="end_iter=500it,prune_percent=20,rewind=2")
-    comparison(runs, tmp_path)
-    title = sheets["comparison"].get_suptitle()
-    assert title.startswith("fc1 on MNIST: ")
-    assert "20% pruned a round, 500 iterations a round, rewound to 2 epochs" in " ".join(title.split())
-    assert "_" not in title
-
-
 def test_collapse_does_not_flatten_the_rest_and_is_not_hidden(
     tmp_path: Path, make_runs: MakeRuns, sheets: Sheets
 ) -> None:
@@ -109,17 +100,12 @@ def test_collapse_does_not_flatten_the_rest_and_is_not_hidden(
     assert min(ticks) < 11 and sum(tick < 90 for tick in ticks) >= 2
 
 
-@pytest.mark.parametrize("accuracy", [97.0, 10.0, 0.0, 100.0])
+@pytest.mark.parametrize("accuracy", [0.0, 100.0])
 def test_equal_accuracies_have_an_axis(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets, accuracy: float) -> None:
     comparison(make_runs(accuracy=lambda arm, number, seed: accuracy), tmp_path)
     bottom, top = sheets["comparison"].axes[0].get_ylim()
     assert bottom < accuracy < top
     assert "compressed" not in caption_of(sheets["comparison"])
-
-
-def test_rounds_without_weights_are_said(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
-    comparison(make_runs(arms=["lt"], seeds=[0], rounds=4, percent=100.0), tmp_path)
-    assert "rounds with no weights left (0%) are not shown" in caption_of(sheets["comparison"])
 
 
 def test_many_arms_stand_in_groups_beside_lt(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
@@ -157,16 +143,6 @@ def test_groups_of_arms() -> None:
     assert {title[arm] for arm in ("snip", "snip_shuffle", "snip_reinit")} == {"masks of snip"}
     assert "original initial weights" in title["ticket_shuffle"] and "original initial weights" in title["random"]
     assert not any("_" in title for title, _ in groups)  # every start has its words
-
-
-def test_an_arm_looks_the_same_everywhere(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
-    comparison(make_runs(saves=False), tmp_path)
-    comparison(make_runs(arms=["reinit"], dataset="cifar10", saves=False), tmp_path / "other")
-    for figure in sheets.values():
-        for line in figure.axes[0].lines:
-            if line.get_label() in ARMS:
-                wanted = style.look(str(line.get_label()))
-                assert (to_rgb(line.get_color()), line.get_marker()) == (to_rgb(wanted.color), wanted.marker)
 
 
 def test_arms_can_be_told_apart() -> None:
@@ -242,20 +218,6 @@ def test_captions_count_the_trials_of_every_point(tmp_path: Path, make_runs: Mak
     ]
     comparison(apart, tmp_path)
     assert caption_of(sheets["comparison"]).startswith("1 trial: "), "two trials, but a point is of one"
-
-
-def test_a_grid_of_many_arms_and_settings_cuts_no_title(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
-    long = "conv_percent=10,end_iter=20000it,lr=0.1,lr_milestones=50%+75%,momentum=0.9,optimizer=sgd,prune_percent=20"
-    groups = [
-        make_runs(arms=list(ARMS), rounds=3, seeds=[0], saves=False),
-        make_runs(arms=["lt"], rounds=3, settings=f"{long},warmup=2,weight_decay=0.0005", seeds=[0], saves=False),
-    ]
-    grid(groups, tmp_path / "plots")
-    upper = [axes for axes in panels(sheets["grid"]) if axes.get_title()]
-    assert all(sum(name in ARMS for name in lines_in(axes)) <= 4 for axes in upper)
-    assert {name for axes in upper for name in lines_in(axes)} >= set(ARMS)
-    title = " ".join(upper[-1].get_title().split())
-    assert "..." not in title and "weight decay 0.0005" in title and "dropped at 50% of a round and 75%" in title
 
 
 @pytest.mark.parametrize("x", ["flops", "compression"])

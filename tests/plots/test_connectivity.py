@@ -62,19 +62,6 @@ def test_lines_of_several_models_and_more_than_there_are_arms(
     assert sum("lenet5" in name for name in found) == len(groups) / 2
 
 
-def test_an_arm_looks_the_same_beside_unlisted_ones(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
-    runs = make_runs(arms=["lt", "reinit"], rounds=3, seeds=(0,), saves=False)
-    for run in runs:
-        measured(run, test=0)
-    connectivity(runs, tmp_path)
-    (usual,) = {line.get_color() for line in panels(sheets["connectivity"])[0].lines if line.get_label() == "reinit"}
-    runs += make_runs(arms=["snip_shuffle"], rounds=3, seeds=(0,), saves=False)
-    measured(runs[-1], test=0)
-    connectivity(runs, tmp_path)
-    colors = {line.get_label(): line.get_color() for line in panels(sheets["connectivity"])[0].lines}
-    assert colors["reinit"] == usual and len(set(colors.values())) == 4
-
-
 def test_a_line_a_rewind_point(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
     groups = []
     for place, rewind in enumerate(("0", "500it")):

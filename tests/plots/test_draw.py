@@ -11,12 +11,10 @@ from pathlib import Path
 import pytest
 from conftest import MakeRuns
 
-from lth.plots import draw, report, style
+from lth.plots import draw, style
 from lth.plots.comparison import comparison
-from lth.records import files, tickets
+from lth.records import files
 from lth.records.tables import Run
-from lth.records.tickets import Ticket
-from lth.run import command
 
 
 @contextmanager
@@ -71,13 +69,6 @@ def test_nothing_to_show_is_left_out_and_old_figures_of_it_go(tmp_path: Path, ma
     assert sorted(file.name for file in plots.glob("*.png")) == ["comparison.png", "mine.png", "training.png"]
 
 
-def test_lines_of_an_earlier_sweep_go(tmp_path: Path, make_runs: MakeRuns) -> None:
-    groups = [make_runs(arms=["lt"], rounds=3, settings=f"lr={lr}", saves=False) for lr in (1, 2)]
-    files.write(tmp_path / "connectivity.png", b"of other settings")
-    command.side_by_side(groups, tmp_path, "png")
-    assert [file.name for file in tmp_path.glob("*.png")] == ["grid.png"]
-
-
 def test_figures_drawn_on_request_show_the_same_rounds_as_the_others(tmp_path: Path, make_runs: MakeRuns) -> None:
     plots, old = tmp_path / "plots", b"of fewer rounds"
     files.write(plots / "comparison_compression.png", old)
@@ -104,18 +95,6 @@ def test_a_damaged_file_costs_one_figure_and_is_reported(tmp_path: Path, make_ru
     assert [text for text in complaints if text.endswith("; the one that is there is older")] == [
         text for text in complaints if text.startswith("no layers.png: ")
     ]
-
-
-def test_a_file_that_is_gone_costs_one_figure_and_is_reported(tmp_path: Path, make_runs: MakeRuns) -> None:
-    runs = make_runs(arms=["lt"], seeds=[0], rounds=2)
-    for number in range(2):
-        masks = tickets.read_ticket(runs[0], number).masks
-        tickets.write_ticket(runs[0], Ticket(number, masks, {}, origin="rewind"), "test")  # of a file that is not there
-    complaints: list[str] = []
-    names = [written.stem for written in draw.draw_all(runs, tmp_path / "plots", complain=complaints.append)]
-    assert names[:2] == ["comparison", "training"] and "initial_weights" not in names
-    assert complaints and all("rewind.safetensors is gone" in complaint for complaint in complaints), complaints
-    assert list(report.figures(runs, tmp_path))[:2] == ["comparison", "training"]
 
 
 def test_figures_are_up_to_date_until_what_they_show_changes(

@@ -76,16 +76,3 @@ def test_many_layers_are_a_map(tmp_path: Path, make_runs: MakeRuns, sheets: Shee
     assert len(axes.texts) == 20 * 7
     steps = np.diff([float(tick) for tick in axes.get_xticks()])
     assert len(set(steps)) == 1
-
-
-def test_many_layers_of_many_arms_stay_on_a_page(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
-    arms = ["lt", "reinit", "finetune", "random", "random_reinit"]
-    runs = [
-        run
-        for index, arm in enumerate(arms)
-        for run in make_runs(arms=[arm], seeds=[0], rounds=4 + index, percent=20.0 + index, shapes=DEEP, scope="global")
-    ]
-    layers(runs, tmp_path)
-    maps = [axes for axes in sheets["layers"].axes if axes.get_title()]
-    assert [axes.get_title() for axes in maps] == arms
-    assert sheets["layers"].get_figheight() < 11

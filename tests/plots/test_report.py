@@ -50,17 +50,6 @@ def test_settings_other_than_the_default_come_first_and_are_marked(make_runs: Ma
     assert "<pre>python -m lth --name" in page(runs)
 
 
-def test_what_several_commands_and_machines_did_is_all_there(make_runs: MakeRuns) -> None:
-    runs = make_runs(arms=("finetune", "lt"), seeds=(0, 1), rounds=2)
-    for run in runs:
-        facts = {"command": ["--prune_type", run.arm], "device": f"machine {run.seed}", "settings": {"trials": 1}}
-        files.write_json(run.dumps / "config.json", {**files.read_json(run.dumps / "config.json"), **facts})
-    said = page(runs)
-    assert said.count("<pre>python main.py --prune_type") == 2
-    assert said.index("--prune_type lt") < said.index("--prune_type finetune")
-    assert said.count("machine 0") == said.count("machine 1") == 1
-
-
 def test_a_row_a_round_and_arm_with_the_winning_ones_marked(make_runs: MakeRuns) -> None:
     runs = make_runs(rounds=4)
     table = verdict.table(runs)
@@ -79,10 +68,6 @@ def test_a_ticket_that_cannot_be_read_costs_the_slider_alone(make_runs: MakeRuns
     (runs[0].dumps / "layers.csv").write_text("spoiled")
     said = page(runs)
     assert ('type="range"' in said) == (content is None) and "Every round" in said and 'id="kinds"' not in said
-
-
-def test_without_tickets_there_is_no_slider(make_runs: MakeRuns) -> None:
-    assert 'type="range"' not in page(make_runs(rounds=2, saves=False))
 
 
 def test_the_page_has_the_figures_and_stays_below_a_megabyte(make_runs: MakeRuns, tmp_path: Path) -> None:

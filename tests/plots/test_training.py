@@ -74,18 +74,3 @@ def test_nothing_covers_a_curve_and_none_is_hidden(tmp_path: Path, make_runs: Ma
         bottom, top = axes.get_ylim()
         assert all(bottom <= y.min() <= y.max() <= top for _, y in lines_in(axes).values())
     assert scales.COMPRESSED in caption_of(sheets["training"])
-
-
-def test_many_arms_have_a_panel_each(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
-    arms = [
-        "lt",
-        "reinit",
-        "finetune",
-        "random",
-        "random_reinit",
-        "random_finetune",
-        "ticket_reinit",
-        "one_shot_reinit",
-    ]
-    training(make_runs(arms=arms, rounds=2, seeds=[0], saves=False), tmp_path)
-    assert sorted(axes.get_title() for axes in sheets["training"].axes) == sorted(arms)  # and no empty ones

@@ -38,23 +38,6 @@ def test_pixels_show_where_the_ticket_looks(tmp_path: Path, make_runs: MakeRuns,
     assert "lt, seed 0" in sheets["first_layer"].get_suptitle()
 
 
-def test_pixel_map_counts_weights() -> None:
-    mask = torch.zeros(5, 3 * 16, dtype=torch.bool)
-    mask[:2, 1] = mask[1, 17] = mask[4, 46] = True  # row 0, column 1 of channels 0 and 1; row 3, column 2 of channel 2
-    expected = np.zeros((4, 4))
-    expected[0, 1], expected[3, 2] = 3, 1
-    np.testing.assert_array_equal(weights.pixel_map(mask, (3, 4, 4)), expected)
-
-
-def test_image_shape() -> None:
-    assert weights.image_shape(784) == (1, 28, 28)
-    assert weights.image_shape(3072) == (3, 32, 32)
-    assert weights.image_shape(1024) == (1, 32, 32)
-    assert weights.image_shape(300) == (3, 10, 10)
-    assert weights.image_shape(500) is None
-    assert weights.image_shape(4) is None
-
-
 @pytest.mark.parametrize(
     "shapes, image, drawn",
     [
@@ -107,19 +90,6 @@ def test_filters_show_what_is_pruned(tmp_path: Path, make_runs: MakeRuns, sheets
     np.testing.assert_array_equal(np.sort(shown), weight[mask])
 
 
-def test_filters_of_a_run_that_began_with_a_ticket_have_the_scale_of_weights(
-    tmp_path: Path, make_runs: MakeRuns, sheets: Sheets
-) -> None:
-    weights.first_layer(make_runs(arms=["lt"], rounds=2, shapes=CONV, percent=60, ticket=True), tmp_path)
-    shown = sheets["first_layer"].axes[0].collections[0]
-    assert 0 < shown.get_clim()[1] < 2, "pruned weights have no value"
-
-
-def test_a_ticket_in_round_0_is_not_all_weights(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
-    weights.initial_weights(make_runs(rounds=3, ticket=True), tmp_path)
-    assert next(iter(lines_in(sheets["initial_weights"].axes[0]))) == "80%"
-
-
 def test_initial_weights_of_survivors(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
     weights.initial_weights(make_runs(rounds=9), tmp_path)
     assert [axes.get_title() for axes in sheets["initial_weights"].axes] == ["fc1", "fc2"]
@@ -130,11 +100,6 @@ def test_initial_weights_of_survivors(tmp_path: Path, make_runs: MakeRuns, sheet
         assert density.sum() * (x[1] - x[0]) == pytest.approx(1, abs=0.02)
     middle = [density[len(density) // 2] for _, density in found.values()]
     assert middle[-1] < 0.2 * middle[0]  # pruning takes the small ones
-
-
-def test_initial_weights_of_many_layers_are_pooled(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
-    weights.initial_weights(make_runs(arms=["lt"], seeds=[0], rounds=4, shapes=DEEP), tmp_path)
-    assert [axes.get_title() for axes in sheets["initial_weights"].axes] == [weights.POOLED]
 
 
 def test_density_is_that_of_the_values() -> None:
