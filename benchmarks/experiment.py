@@ -85,11 +85,11 @@ def instrument(clock: Clock) -> None:
     """Have the clock charge what the functions of lth do."""
     from lth.experiment import Experiment
     from lth.records import recording, resume, tables, tickets
-    from lth.run import command, holding, jobs, session
+    from lth.run import command, holding, processes, session
     from lth.training.train import Training
 
     clock.wrap(session, "prepare", DATA)
-    clock.wrap(jobs, "work", WAITING)  # where rounds are not in this process
+    clock.wrap(processes, "work", WAITING)  # where rounds are not in this process
     clock.wrap(Experiment, "run", OTHER, then=clock.save)
     clock.wrap(Experiment, "train", SETUP)
     clock.wrap(Experiment, "prune", PRUNING)

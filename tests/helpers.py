@@ -22,7 +22,7 @@ from lth.pruning import Masks
 from lth.records import files, lock
 from lth.records.events import Event, Note
 from lth.records.tables import Run
-from lth.run.queue import Queue
+from lth.run.queue import Queue, Work
 from lth.run.tasks import runs_of
 from lth.settings import names
 from lth.settings.config import Config
@@ -171,10 +171,15 @@ def do(config: Config, tell: Callable[[Event], None] | None = None, **options: A
 
 def work(made: Experiment) -> None:
     """Let an experiment do what its settings ask for."""
-    queue = Queue([made.config], lambda run: run, together=lambda config: 99 if config.stack else 1)
-    while claim := queue.take():
-        made.run(claim.runs, claim.rounds)
-        queue.give_back(claim, {run: why for run, why in made.failed.items() if run in claim.runs})
+    queue = Queue(works(made.config, together=99 if made.config.stack else 1))
+    while ready := next(queue.ready(), None):
+        made.run(*ready)
+        queue.failed.update(made.failed)
+
+
+def works(*configs: Config, together: int = 1) -> list[Work]:
+    """These experiments for a queue."""
+    return [Work(config, config, "", together, {"fingerprint": {}, "sparse_up_to": {}}) for config in configs]
 
 
 def results(root: Path, kinds: tuple[str, ...] = ("dumps", "saves")) -> dict[str, bytes]:

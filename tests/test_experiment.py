@@ -29,7 +29,7 @@ from lth.records.files import RecordError
 from lth.records.tables import Run
 from lth.records.tickets import numbered
 from lth.rng import derive_seed
-from lth.run import jobs, session
+from lth.run import loop, session
 from lth.run.tasks import runs_of
 from lth.settings.arms import ARMS, CRITERIA
 from lth.settings.config import Config, ConfigError
@@ -1149,7 +1149,7 @@ def test_a_signal_during_the_checks_of_finished_runs_stops_the_command(
     session.run(config)
     damage = tables.damage
     monkeypatch.setattr(tables, "damage", lambda run: (signal.raise_signal(signal.SIGTERM), damage(run))[1])
-    with pytest.raises(jobs.Interrupted, match=r"^SIGTERM$"):
+    with pytest.raises(loop.Interrupted, match=r"^SIGTERM$"):
         session.run(config)
 
 

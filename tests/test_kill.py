@@ -1,4 +1,5 @@
-"""kill -9 at random moments of a run with several trials in parallel: nothing is lost, nothing differs."""
+"""kill -9 at random moments: nothing is lost, nothing differs, nothing is left behind. All kinds of commands, and more
+kills, where LTH_EXHAUSTIVE is set."""
 
 from __future__ import annotations
 
@@ -15,98 +16,102 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from helpers import arrays
+from helpers import arrays, assert_released, assert_same, results
 
 from lth.settings.config import PROJECT
 
 COMMAND = [
-    *("main.py", "--trials", "2", "--prune_percent", "60", "--prune_iterations", "4"),
-    *("--end_iter", "100it", "--valid_freq", "10it", "--valid_size", "1000", "--checkpoint_every", "0"),
-    *("--jobs", "2", "--gpu", "cpu"),
+    *("main.py", "--arch_type", "fc1", "--dataset", "small", "--prune_percent", "60", "--prune_iterations", "3"),
+    *("--end_iter", "100it", "--valid_freq", "10it", "--valid_size", "200", "--checkpoint_every", "0", "--gpu", "cpu"),
 ]
-METHODS = (  # few images, since the line takes all of them 30 times
-    "--prune_type snip synflow_shuffle --trials 1 --prune_iterations 3 --rewind 40it --connectivity "
-    "--dataset small --valid_size 200"
-)
+KINDS = {  # what is asked for, and how many processes share it
+    "one arm": ("--jobs 1", 1),
+    "two arms, two jobs": ("--prune_type lt reinit --trials 2 --jobs 2", 1),
+    "three joined processes": ("--prune_type lt reinit --trials 2 --jobs 1 --join", 3),
+    "connectivity": ("--prune_type snip synflow_shuffle --rewind 40it --connectivity --jobs 2", 1),
+    "a sweep": ("--sweep lr=1e-3,2e-3 seed=0,1 --jobs 2", 1),
+}
+EXHAUSTIVE = bool(os.environ.get("LTH_EXHAUSTIVE"))
 
 
-def start(root: Path, asked: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *COMMAND, *asked.split(), "--root", str(root)],
-        cwd=PROJECT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+class Command:
+    """A command that somebody starts in a terminal of its own."""
 
+    def __init__(self, root: Path, asked: str) -> None:
+        argv = [sys.executable, *COMMAND, *asked.split(), "--data", str(root.parent), "--root", str(root)]
+        self.root, self.began, self.log = root, time.time(), root.with_suffix(f".{time.monotonic_ns()}.log")
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                argv, cwd=PROJECT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
 
-def wait_for_training(run: subprocess.Popen[str], root: Path) -> None:
-    """Until it writes a checkpoint: what comes before is Python, PyTorch and the workers being loaded."""
-    since = time.time()
-    while run.poll() is None:
+    def is_training(self) -> bool:
+        """Whether somebody has written a checkpoint since: before that, Python and PyTorch are loaded."""
         with contextlib.suppress(FileNotFoundError):
-            if any(file.stat().st_mtime > since for file in root.rglob("checkpoint*")):
-                return
-        time.sleep(0.02)
+            return any(file.stat().st_mtime > self.began for file in self.root.rglob("checkpoint*"))
+        return False
 
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        return self.process.poll() is None
 
-def results(root: Path) -> dict[str, bytes]:
-    """The files that must not depend on stops, by their path."""
-    names = ("rounds", "evals", "layers", "connectivity")
-    tables = [file for name in names for file in root.glob(f"dumps/**/{name}.csv")]
-    weights = [file for name in ("ticket", "trained") for file in root.glob(f"saves/**/{name}_*.safetensors")]
-    return {str(file.relative_to(root)): file.read_bytes() for file in [*tables, *weights]}
+    def ends(self) -> None:
+        """Wait for its end, which is a good one."""
+        assert self.process.wait(timeout=300) == 0, self.log.read_text()
+
+    def kill(self, everyone: bool) -> None:
+        """kill -9 all of it, or the parent alone: its children must notice."""
+        children: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children = psutil.Process(self.process.pid).children(recursive=True)
+        os.killpg(self.process.pid, signal.SIGKILL) if everyone else self.process.kill()
+        self.process.wait()
+        assert not psutil.wait_procs(children, timeout=10)[1], "children outlive their parent"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs kill -9")
-@pytest.mark.parametrize(
-    "asked, runs, files, kills",
-    [
-        pytest.param("--prune_type lt reinit", 4, 3 + 2 * 4, 5, id="usual"),
-        pytest.param(METHODS, 3, 4 + 2 * 3, 3, id="methods"),
-    ],
-)
-def test_a_run_killed_anywhere_goes_on_as_if_nothing_had_happened(
-    tmp_path: Path, asked: str, runs: int, files: int, kills: int
-) -> None:
-    if "--dataset small" in asked:
-        np.savez(tmp_path / "small.npz", **arrays(2000, 400, shape=(28, 28)))
-        asked += f" --data {tmp_path}"
-    undisturbed = tmp_path / "undisturbed"
-    wait_for_training(whole := start(undisturbed, asked), undisturbed)
+@pytest.mark.parametrize("kind", KINDS if EXHAUSTIVE else ["two arms, two jobs", "three joined processes"])
+def test_a_command_killed_anywhere_goes_on_as_if_nothing_had_happened(tmp_path: Path, kind: str) -> None:
+    np.savez(tmp_path / "small.npz", **arrays(2000, 400, shape=(28, 28)))
+    asked, count = KINDS[kind]
+    whole = Command(tmp_path / "undisturbed", asked.replace("--join", ""))
+    while whole.runs() and not whole.is_training():
+        time.sleep(0.02)
     began = time.monotonic()
-    out, _ = whole.communicate(timeout=300)
-    assert whole.returncode == 0, out
-    took = time.monotonic() - began
-    expected = results(undisturbed)
-    assert len(expected) == runs * files
+    whole.ends()
+    took, expected = time.monotonic() - began, results(whole.root)
+    assert expected
 
-    chance, root, killed, begun = random.Random(0), tmp_path / "killed0", 0, 1
-    while killed < kills:
-        wait_for_training(run := start(root, asked), root)
-        children: list[psutil.Process] = []
-        try:
-            out, _ = run.communicate(timeout=chance.uniform(0, 0.9) * took)
-            assert run.returncode == 0, out
-            assert results(root) == expected
-            root, begun = tmp_path / f"killed{begun}", begun + 1  # this one is finished: begin another
-            continue
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                children = psutil.Process(run.pid).children(recursive=True)
-            if killed % 2:
-                os.killpg(run.pid, signal.SIGKILL)
-            else:
-                run.kill()  # the parent alone: its children must notice
-        run.wait()
-        killed += 1
-        _, alive = psutil.wait_procs(children, timeout=10)
-        assert not alive, "children outlive their parent"
-        for file in root.glob("dumps/**/*.csv"):
-            pd.read_csv(file)
-            assert file.read_bytes().endswith(b"\n")
-    out, _ = (last := start(root, asked)).communicate(timeout=300)
-    assert last.returncode == 0, out
-    assert results(root) == expected
+    chance, root = random.Random(kind), tmp_path / "killed0"
+    crew = [Command(root, asked) for _ in range(count)]
+    kills = 13 if EXHAUSTIVE else 4
+    while kills:
+        while any(one.runs() for one in crew) and not crew[-1].is_training():
+            time.sleep(0.02)
+        until = time.monotonic() + chance.uniform(0, 0.9) * took
+        while any(one.runs() for one in crew) and time.monotonic() < until:
+            time.sleep(0.005)
+        if alive := [one for one in crew if one.runs()]:
+            victim = chance.choice(alive)
+            victim.kill(everyone=chance.random() < 0.5)
+            kills -= 1
+            for file in root.glob("dumps/**/*.csv"):
+                pd.read_csv(file)
+                assert file.read_bytes().endswith(b"\n")
+            crew = [*(one for one in crew if one is not victim), Command(root, asked)]
+        else:  # this one is finished: begin another
+            assert_finished(crew, expected)
+            root = tmp_path / f"killed{len(list(tmp_path.iterdir()))}"
+            crew = [Command(root, asked) for _ in range(count)]
+    assert_finished(crew, expected)
+
+
+def assert_finished(crew: list[Command], expected: dict[str, bytes]) -> None:
+    """All commands end well, with the same results as the undisturbed one."""
+    for command in crew:
+        command.ends()
+    root = crew[0].root
+    assert_same(results(root), expected)
+    assert_released(root)
+    assert not [file for file in root.rglob("*") if file.name.endswith((".partial", ".probe"))]

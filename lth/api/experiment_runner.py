@@ -14,7 +14,7 @@ from lth import rng
 from lth.api.saved_ticket import placed
 from lth.records import files, tables
 from lth.records.tables import Run
-from lth.run import jobs, session
+from lth.run import loop, session
 from lth.settings import checks
 from lth.settings.config import Config, ConfigError
 from lth.settings.values import LONGEST
@@ -123,7 +123,7 @@ class ExperimentRunner:
         try:
             with rng.preserved(placed(self.config.gpu)[0]):
                 self._run = session.run(self.config)[0]
-        except jobs.Interrupted:
+        except loop.Interrupted:
             raise KeyboardInterrupt from None
         except ConfigError as error:
             raise error.named(NAMES) from error.__cause__

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lth import pruning
 from lth.claims.forms import Form, trainings
 from lth.run import device as devices
-from lth.run import jobs, session
+from lth.run import loop, session
 from lth.settings import names
 from lth.settings.config import Config
 from lth.training import memory
@@ -77,6 +77,6 @@ def minutes(form: Form, known: dict[tuple[object, ...], Cost]) -> float | None:
         steps = config.end_iter.iterations(cost.epoch)
         evaluations = -(-steps // config.valid_freq.iterations(cost.epoch, steps))
         seconds = trainings(config) * (steps * cost.step + evaluations * cost.evaluation)
-        together = min(jobs.at_once(config), config.trials)
+        together = min(loop.at_once(config), config.trials)
         total += seconds / (together if devices.choose(config.gpu)[0].type == "cpu" else 1)
     return total / 60

@@ -71,7 +71,8 @@ class Locks:
             try:
                 taken = self._lock(descriptor)
                 if taken:
-                    write_json(holder_file(folder), {**_whoami(), "token": _token(os.getpid())})
+                    me = {"host": socket.gethostname(), "pid": os.getpid(), "token": _token(os.getpid())}
+                    write_json(holder_file(folder), me)
                     self._held[folder] = descriptor
             finally:
                 if folder not in self._held or self._held[folder] != descriptor:
@@ -96,8 +97,7 @@ def check(folder: Path) -> None:
     """Lost if the last process that took the lock of a folder is another one. Nothing is known of a folder that nobody
     has locked, as when an Experiment is used by itself."""
     last = read_json(holder_file(folder))
-    ours = [{**_whoami(), "pid": pid} for pid in (os.getpid(), os.getppid())]  # a worker's parent has its locks
-    if last and {name: last.get(name) for name in ("host", "pid")} not in ours:
+    if last and last.get("token") != _token(os.getpid()):
         raise Lost(f"{folder} is no longer this process's: {holder(folder)} has it now, and goes on with it")
 
 
@@ -119,17 +119,6 @@ def is_held(folder: Path) -> bool:
         return False
     finally:
         os.close(descriptor)
-
-
-def clock(folder: Path) -> float:
-    """The time by the clock of the folder's file system, which those of the machines that share it may differ from."""
-    mark = folder / f"{uuid.uuid4().hex}.probe"
-    with explained(mark):
-        mark.touch()
-        try:
-            return mark.stat().st_mtime
-        finally:
-            mark.unlink(missing_ok=True)
 
 
 def lock_file(folder: Path) -> Path:
@@ -180,10 +169,6 @@ def _local(root: Path, mounts: Path) -> str:
         found[Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), place))] = options
     options = next((found[folder] for folder in (root, *root.parents) if folder in found), "")
     return next((option for option in LOCAL if option in options.split(",")), "")
-
-
-def _whoami() -> dict[str, str | int]:
-    return {"host": socket.gethostname(), "pid": os.getpid()}
 
 
 @cache

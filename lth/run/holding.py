@@ -1,4 +1,4 @@
-"""Who may write which run, and when: all of them from start to end, or each while it is trained."""
+"""Runs that are locked by this process: begun anew, compared with what is asked for, described in config.json."""
 
 from __future__ import annotations
 
@@ -49,121 +49,27 @@ class Prepared:
     problem: Problem
 
 
-class Alone:
-    """Holds all runs from the start to the end: nobody else works on them. RecordError if somebody does."""
-
-    def __init__(
-        self, prepared: Sequence[Prepared], locks: Locks, device: torch.device, command: Sequence[str]
-    ) -> None:
-        self.held = _take_all(prepared, locks)
-        stacked = any(stack_size(one.config, one.problem, device) > 1 for one in prepared)
-        self.size = len(self.held) if device.type != "cpu" or stacked else 1
-        _begin(prepared, device, command)
-
-    def hold(self, run: Run) -> Run:
-        """The run with the right to write it."""
-        return run
-
-    def let_go(self, run: Run) -> None:
-        """Nothing: until the end it is this process's."""
-
-    def together(self, config: Config) -> int:
-        """How many runs may be given to one worker."""
-        return self.size
-
-
-class Shared:
-    """Holds a run only while it is trained here; all others are other processes' to take. `facts` are what its
-    config.json says beside, or in place of, what is found out here."""
-
-    def __init__(
-        self,
-        prepared: Sequence[Prepared],
-        locks: Locks,
-        device: torch.device,
-        command: Sequence[str],
-        facts: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.locks = locks
-        self.stacks = {one.asked: stack_size(one.config, one.problem, device) for one in prepared}
-        self.about: dict[Run, tuple[Config, dict[str, Any]]] = {}
+def claim(prepared: Sequence[Prepared], alone: bool) -> None:
+    """Make sure that nobody works on these runs, that their results are of the same experiments, and, with --overwrite,
+    move the old ones aside, all of it under their locks. Locked or RecordError, with nothing written, if not so."""
+    with Locks(alone) as locks:
+        for run in dict.fromkeys(run for one in prepared for run in one.runs):
+            locks.take(run.dumps)
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        for run in (run for one in prepared if one.config.overwrite for run in one.runs):
+            tables.move_aside(run, stamp)
         for one in prepared:
-            self.about |= dict.fromkeys(one.runs, (one.config, {**_facts(one, device, command), **(facts or {})}))
-
-    def hold(self, run: Run) -> Run | None:
-        """The run with the right to write it, or None if another process has that."""
-        if not self.locks.try_take(run.dumps):
-            return None
-        config, facts = self.about[run]
-        _check_same([run], config, facts)
-        _write_config(run, config, facts)
-        return run
-
-    def let_go(self, run: Run) -> None:
-        """Give that right back."""
-        self.locks.release(run.dumps)
-
-    def together(self, config: Config) -> int:
-        """How many runs may be given to one worker."""
-        return self.stacks[config]
+            check_same(one.runs, one.config, {"fingerprint": one.problem.fingerprint})
 
 
-class Elsewhere:
-    """Holds nothing: those who do the work do. Says which runs they could take."""
-
-    def __init__(
-        self, prepared: Sequence[Prepared], locks: Locks, device: torch.device, command: Sequence[str]
-    ) -> None:
-        self.locks = locks
-        self.stacks = {one.asked: stack_size(one.config, one.problem, device) for one in prepared}
-        if prepared[0].config.overwrite:
-            with Locks() as for_now:
-                _take_all(prepared, for_now)
-                _begin(prepared, device, command)
-
-    def hold(self, run: Run) -> Run | None:
-        """The run, or None if another process has it."""
-        if not self.locks.try_take(run.dumps):
-            return None
-        self.locks.release(run.dumps)
-        return run
-
-    def let_go(self, run: Run) -> None:
-        """Nothing: it is not held."""
-
-    def together(self, config: Config) -> int:
-        """How many runs may be given to one worker."""
-        return self.stacks[config]
-
-
-def _take_all(prepared: Sequence[Prepared], locks: Locks) -> list[Run]:
-    """Take the locks of all runs."""
-    runs = list(dict.fromkeys(run for one in prepared for run in one.runs))
-    for run in runs:
-        locks.take(run.dumps)
-    return runs
-
-
-def _begin(prepared: Sequence[Prepared], device: torch.device, command: Sequence[str]) -> None:
-    """Move old results aside where --overwrite asks for it, and say in every config.json what is trained."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    for run in (run for one in prepared if one.config.overwrite for run in one.runs):
-        tables.move_aside(run, stamp)
-    for one in prepared:
-        facts = _facts(one, device, command)
-        _check_same(one.runs, one.config, facts)
-        for run in one.runs:
-            _write_config(run, one.config, facts)
-
-
-def _facts(one: Prepared, device: torch.device, command: Sequence[str]) -> dict[str, Any]:
+def facts(one: Prepared, device: torch.device, command: Sequence[str]) -> dict[str, Any]:
     """What the config.json of each run of an experiment says."""
     stack = stack_size(one.config, one.problem, device)
     prints = {"fingerprint": one.problem.fingerprint, **refusals.facts(one.images, one.config)}
     return {**about(one.asked, one.config, device, command), "stack": stack, **prints}
 
 
-def _check_same(runs: Sequence[Run], config: Config, facts: Mapping[str, Any]) -> None:
+def check_same(runs: Sequence[Run], config: Config, facts: Mapping[str, Any]) -> None:
     """RecordError if their results, or others beside them, are of another experiment or of other settings, begun since
     the command looked."""
     for run in runs:
@@ -178,7 +84,7 @@ def _check_same(runs: Sequence[Run], config: Config, facts: Mapping[str, Any]) -
         raise RecordError(f"{other.dumps} holds results of another experiment, {same.said(differ)} since")
 
 
-def _write_config(run: Run, config: Config, facts: Mapping[str, Any]) -> None:
+def write_config(run: Run, config: Config, facts: Mapping[str, Any]) -> None:
     """Say in config.json what the run is trained with, unless it is finished."""
     file = run.dumps / "config.json"
     if read_json(file) and tables.done_rounds(run, config.connectivity) >= config.prune_iterations:

@@ -1,16 +1,20 @@
-"""What there is to do next: the folder is the queue. Several processes may work on it; each run is held by one."""
+"""What there is to do next: the folder is the queue. Many processes may share it; each run is locked by one of them."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import socket
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from lth.records import files, resume, tables
+from lth.records import files, lock, resume, tables
 from lth.records.events import Event, Note, RoundDone
 from lth.records.files import RecordError
+from lth.records.lock import Locks
 from lth.records.tables import Run
+from lth.run import holding
 from lth.run.tasks import Task, by_run, tasks_of
 from lth.settings.config import Config
 
@@ -18,112 +22,117 @@ FAILED = "failed.txt"  # in a run's folder: why it ended early, until somebody t
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Work for one worker: runs of one experiment, held by this process, to be trained up to a number of rounds."""
+class Work:
+    """An experiment for the loop of work, which may be in another process.
 
+    asked, config: its settings, as they were asked for and as the data settle them.
+    about: what tells its runs from those of other settings in what is said about them.
+    together: how many of its runs may be trained at once, as one stacked network.
+    facts: what the config.json of each run says.
+    """
+
+    asked: Config
     config: Config
+    about: str
+    together: int
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Runs of one experiment (by its settings as they were asked for), locked, to be trained up to so many rounds."""
+
+    asked: Config
     runs: tuple[Run, ...]
     rounds: int
 
 
-def begin(run: Run) -> None:
-    """Somebody tries a run again that may have ended early."""
-    files.delete(run.dumps / FAILED)
-
-
-def gave_up(run: Run, why: str) -> None:
-    """Tell all processes that a run ended early."""
-    with contextlib.suppress(RecordError):
-        files.write(run.dumps / FAILED, f"{why}\n".encode())
-
-
 class Queue:
-    """The tasks of some experiments, given out run by run.
+    """The runs of some experiments, as the folder shows them.
 
-    configs: the experiments, with what tells their runs from each other in what is said about them.
-    hold: gives a run with the right to write it, or None if another process has that.
-    let_go: gives that right back.
-    together: how many runs of an experiment may be given out at once, to be trained as one network.
-    since: the time, by the folder's clock, from which on a run that another process could not finish is not tried here.
-    elsewhere: whether those who do the work hold the runs themselves and say nothing: what they do is news here.
+    locks: of this process; None for who only looks on.
+    before: the marks of runs that had ended early when the command began (see `marks`), which are tried again.
     """
 
-    def __init__(
-        self,
-        configs: Sequence[Config] | Mapping[Config, str],
-        hold: Callable[[Run], Run | None],
-        let_go: Callable[[Run], None] = lambda run: None,
-        together: Callable[[Config], int] = lambda config: 1,
-        since: float = 0.0,
-        elsewhere: bool = False,
-    ) -> None:
-        self.hold, self.let_go, self.together, self.since = hold, let_go, together, since
-        self.elsewhere = elsewhere
-        self.config: dict[Run, Config] = {}
+    def __init__(self, works: Sequence[Work], locks: Locks | None = None, before: Mapping[Run, int] | None = None):
+        self.locks = locks
+        self.work: dict[Run, Work] = {}
         self.tasks: dict[Run, list[Task]] = {}
-        about = configs if isinstance(configs, Mapping) else dict.fromkeys(configs, "")
-        for config in about:
-            for run, tasks in by_run(tasks_of(config, about[config])).items():
+        for work in works:
+            for run, tasks in by_run(tasks_of(work.asked, work.about)).items():
                 if len(tasks) > len(self.tasks.get(run, ())):
-                    self.config[run], self.tasks[run] = config, tasks
-        self.busy: set[Run] = set()
+                    self.work[run], self.tasks[run] = work, tasks
+        self.before = self.marks() if before is None else before
         self.failed: dict[Run, str] = {}  # with the reason
         self._tables: dict[Run, tuple[tuple[int, ...], int]] = {}
         self._told = {run: self.finished(run) for run in self.tasks}
-        self._news: list[Event] = []
 
     def take(self) -> Piece | None:
-        """Work that can be done now, if there is any that no other process holds."""
-        for runs, rounds in self._ready():
-            held = [run for run in map(self.hold, runs) if run is not None]
-            able = [run for run in held if self.finished(run) < rounds <= self._reach(run, held)]
-            for run in held:
-                if run not in able:
-                    self.let_go(run)
+        """Runs that can go on now, locked for this process; None if there are none that nobody works on."""
+        assert self.locks is not None
+        self._look_for_failures()
+        for runs, rounds in self.ready():
+            locked = [run for run in runs if self.locks.try_take(run.dumps)]
+            able = [run for run in locked if self.finished(run) < rounds <= self._reach(run, locked)]
+            for run in locked:
+                if run not in able:  # another process has been at it meanwhile
+                    self.locks.release(run.dumps)
             if able:
+                work = self.work[able[0]]
+                holding.check_same(able, work.config, work.facts)
                 for run in able:
-                    self._catch_up(run)
-                    if not self.elsewhere:
-                        begin(run)
-                self.busy.update(able)
-                return Piece(self.config[able[0]], tuple(able), rounds)
+                    holding.write_config(run, work.config, work.facts)
+                    files.delete(run.dumps / FAILED)
+                return Piece(work.asked, tuple(able), rounds)
         return None
 
     def give_back(self, piece: Piece, failed: Mapping[Run, str]) -> None:
-        """Work has ended, done or not. What `failed`, with the reason, is not tried again."""
+        """Work has ended, done or not. What `failed`, with the reason, is tried by no process of this command again."""
+        assert self.locks is not None
         for run in piece.runs:
             if run in failed:
                 self.failed[run] = failed[run]
-                if not self.elsewhere:
-                    gave_up(run, failed[run])
-            if self.elsewhere:
-                self._catch_up(run)
+                with contextlib.suppress(RecordError):
+                    files.write(run.dumps / FAILED, f"{failed[run]}\n".encode())
             self._told[run] = self.finished(run)
-            self.busy.discard(run)
-            self.let_go(run)
+            self.locks.release(run.dumps)
 
-    def news(self) -> list[Event]:
-        """What other processes have done since this was last asked: rounds finished, runs that ended early."""
+    def news(self, ours: Collection[int]) -> list[Event]:
+        """What other processes than `ours` of this machine, by their numbers, have done since this was last asked:
+        rounds finished, runs that ended early."""
+        known, news = set(self.failed), list[Event]()
+        self._look_for_failures()
         for run in self.tasks:
-            if self.elsewhere or run not in self.busy:
-                self._catch_up(run)
-        for run in list(self._open()):
-            file = run.dumps / FAILED
-            with contextlib.suppress(OSError):
-                if file.stat().st_mtime >= self.since:
-                    self.failed[run] = file.read_text(encoding="utf-8").strip()
-                    self._news.append(Note(f"{run}: {self.failed[run]} (in another process)", failed=True))
-        news, self._news = self._news, []
+            failed = run in self.failed and run not in known
+            if (failed or self.finished(run) > self._told[run]) and not _of(run, ours):
+                news += self._catch_up(run, self.finished(run))
+                if failed:
+                    news.append(Note(f"{run}: {self.failed[run]} (in another process)", failed=True))
         return news
+
+    def hear(self, event: Event) -> list[Event]:
+        """An event that a process of ours told, behind what others had done of the same run before it."""
+        if not isinstance(event, RoundDone):
+            return [event]
+        number = int(event.row["round"])
+        news = self._catch_up(event.run, number)
+        self._told[event.run] = number + 1
+        return [*news, event]
+
+    def waiting_for(self) -> str:
+        """Who works on what is left, in a sentence; nothing if nobody does."""
+        others = [f"{lock.holder(run.dumps)} has {run}" for run in self.open() if lock.is_held(run.dumps)]
+        return f"waiting for others: {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}" if others else ""
 
     def over(self) -> bool:
         """Whether nothing is left to do, for this process or another."""
-        return not self.busy and not any(True for _ in self._open())
+        self._look_for_failures()
+        return not any(True for _ in self.open())
 
     def finished(self, run: Run) -> int:
         """How many rounds of a run are finished, with the line that --connectivity measures. Its tables are read again
         only when they have changed."""
-        connectivity = self.config[run].connectivity
+        connectivity = self.work[run].config.connectivity
         try:
             names = ("rounds", "connectivity") if connectivity else ("rounds",)
             found = [(run.dumps / f"{name}.csv").stat() for name in names]
@@ -139,33 +148,47 @@ class Queue:
     def left(self) -> dict[Run, int]:
         """How many trainings each run still needs: two per round with --connectivity, none for a shared round."""
         return {
-            run: sum(not task.shared for task in tasks[self.finished(run) :]) * (1 + self.config[run].connectivity)
+            run: sum(not task.shared for task in tasks[self.finished(run) :]) * (1 + self.work[run].config.connectivity)
             for run, tasks in self.tasks.items()
         }
 
-    def _catch_up(self, run: Run) -> None:
-        """Note the rounds that another process has finished."""
-        before, now = self._told[run], min(self.finished(run), len(self.tasks[run]))
+    def marks(self) -> dict[Run, int]:
+        """When the runs that have ended early did so, by the clock of their file system."""
+        found = {}
+        for run in self.tasks:
+            with contextlib.suppress(OSError):
+                found[run] = (run.dumps / FAILED).stat().st_mtime_ns
+        return found
+
+    def _look_for_failures(self) -> None:
+        for run, mark in self.marks().items():
+            if run not in self.failed and mark != self.before.get(run):
+                with contextlib.suppress(FileNotFoundError):
+                    self.failed[run] = files.read(run.dumps / FAILED).decode(errors="replace").strip()
+
+    def _catch_up(self, run: Run, upto: int) -> list[Event]:
+        """The rounds below `upto` that have not been told."""
+        news, before, now = list[Event](), self._told[run], min(upto, len(self.tasks[run]))
         if before < now:
             seconds = tables.table(run, "times")["seconds"].tolist()
             for number, row in enumerate(tables.table(run, "rounds").to_dict("records")[before:now], before):
                 took = 0.0 if self.tasks[run][number].shared else seconds[number]
-                self._news.append(RoundDone(run, {str(key): value for key, value in row.items()}, took, ()))
-        self._told[run] = now
+                news.append(RoundDone(run, {str(key): value for key, value in row.items()}, took, ()))
+        self._told[run] = max(before, now)
+        return news
 
-    def _open(self) -> Iterator[Run]:
-        """The runs that somebody has to go on with; those that this process works on are left out."""
-        for run in self.tasks:
-            if run not in self.failed and run not in self.busy and not self._ended(run):
-                yield run
+    def open(self) -> Iterator[Run]:
+        """The runs that somebody has to go on with."""
+        return (run for run in self.tasks if run not in self.failed and not self._ended(run))
 
     def _ended(self, run: Run) -> bool:
         return self.finished(run) >= len(self.tasks[run])
 
-    def _ready(self) -> Iterator[tuple[list[Run], int]]:
-        """Runs that can go on now, as many together as one worker may have, and up to which round."""
-        for config, group in itertools.groupby(list(self._open()), self.config.__getitem__):
-            runs, size = list(group), self.together(config)
+    def ready(self) -> Iterator[tuple[list[Run], int]]:
+        """Runs that can go on now, as many together as one process may train, and up to which round."""
+        for _, group in itertools.groupby(list(self.open()), lambda run: self.work[run].asked):
+            runs = list(group)
+            size = self.work[runs[0]].together
             along = [run for run in runs if self._reach(run) > self.finished(run)] if size > 1 else []
             reach = {run: self._reach(run, along) for run in runs}
             able = [run for run in runs if reach[run] > self.finished(run)]
@@ -192,3 +215,9 @@ class Queue:
         if task.shared:
             return other in along or self.finished(other) > number
         return self.finished(other) > number and resume.has_ticket(other, task.round)
+
+
+def _of(run: Run, ours: Collection[int]) -> bool:
+    """Whether one of these processes of this machine was the last to hold a run."""
+    last = files.read_json(lock.holder_file(run.dumps))
+    return last.get("host") == socket.gethostname() and last.get("pid") in ours

@@ -20,20 +20,20 @@ from lth.data.images import Images
 from lth.experiment import start_tickets
 from lth.records import recording, same, tables
 from lth.records.events import Event
-from lth.records.lock import Locks, clock, probe
+from lth.records.lock import Locks, probe
 from lth.records.tables import Run
-from lth.run import cluster, jobs, outlook, processes, refusals
+from lth.run import cluster, loop, outlook, processes, refusals
 from lth.run import device as devices
-from lth.run.holding import Alone, Elsewhere, Prepared, Shared, mend
+from lth.run.holding import Prepared, claim, facts, mend
 from lth.run.progress import Progress
-from lth.run.queue import Queue
+from lth.run.queue import Queue, Work
 from lth.run.tasks import runs_of
 from lth.run.tensorboard import Board
 from lth.run.terminal import wrapped
 from lth.settings import checks, names
 from lth.settings.config import Config, ConfigError, usual_valid_size
 from lth.training import fit, models
-from lth.training.problem import Problem
+from lth.training.problem import Problem, stack_size
 from lth.training.schedule import check_plan
 
 
@@ -45,7 +45,7 @@ def run(asked: Config, command: Sequence[str] = ()) -> list[Run]:
     """Do or continue the experiment of these settings, and give its runs.
 
     ConfigError if it cannot be done, before anything is written; RecordError if a file cannot be written or another
-    process is at it; jobs.Interrupted after a signal; TrialsFailed if a trial ended early.
+    process is at it; loop.Interrupted after a signal; TrialsFailed if a trial ended early.
     """
     return run_all({asked: ""}, command)
 
@@ -59,11 +59,11 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = ()) -> list[Ru
         if not first.quiet:
             print(wrapped(text, sys.stdout), flush=True)
 
-    with jobs.signals() as signalled:
+    with loop.signals() as signalled:
         runs = list(dict.fromkeys(run for config, about in asked.items() for run in runs_of(config, about)))
         todo = _todo(asked, runs, _warn)
         if not todo:
-            jobs.stop_if(signalled)
+            loop.stop_if(signalled)
             say("Nothing to do: all rounds are finished. Raise --prune_iterations or --trials to continue.")
             _tidy(runs, _warn)
             return runs
@@ -76,29 +76,35 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = ()) -> list[Ru
             say(remark)
         if first.dry_run:
             print("\n".join(outlook.planned(prepared)))
-        jobs.stop_if(signalled)
+        loop.stop_if(signalled)
         if first.dry_run:
             return runs
-        if of_locks := probe(first.root, alone=not (first.join or first.ray)):
+        alone = not (first.join or first.ray)
+        if of_locks := probe(first.root, alone):
             _warn(of_locks)
-        with (
-            cluster.connected(first) if first.ray else nullcontext() as there,
-            Locks(alone=not (first.join or first.ray)) as locks,
-        ):
-            device, since = there.device if there else device, clock(first.root)
-            holding = (Elsewhere if there else Shared if first.join else Alone)(prepared, locks, device, command)
+        with cluster.connected(first) if first.ray else nullcontext() as there:
+            if alone or first.overwrite:
+                claim(prepared, alone)
+            if there:
+                device, works = there.device, there.works(prepared, todo, command)
+            else:
+                works = _works(prepared, todo, device, command)
             outlook.announce(prepared, device, f"{there or devices.name(device)}", say, _warn)
-            queue = Queue(todo, holding.hold, holding.let_go, holding.together, since, elsewhere=there is not None)
-            at_once = max(jobs.at_once(first), holding.together(next(iter(todo))))
-            with _shown(first, queue.left(), at_once, runs) as tell:
-                workers: jobs.Workers
+            queue = Queue(works)
+            size = 1 if device.type != "cpu" else min(loop.at_once(first), _most(works, queue))
+            at_once = max(loop.at_once(first), works[0].together)
+            with _shown(first, queue.left(), at_once, runs) as tell, Locks(alone) as locks:
+                inputs = {one.asked: (one.config, one.images) for one in prepared}
                 if there:
-                    there.prepare(prepared, command, tell)
-                    workers = there
+                    there.work(works, queue, tell, signalled)
+                elif size == 1:
+                    queue.locks = locks
+                    loop.work_here(queue, inputs, device, tell, signalled)
                 else:
-                    most = len(queue.tasks) if holding.together(next(iter(todo))) == 1 else len(todo)
-                    workers = _processes(first, most, prepared, device, tell, signalled)
-                jobs.work(queue, workers, tell, signalled, first.join or there is not None)
+                    probe(first.root, alone=False)  # they share the work by their locks
+                    # this process only waits: what draws the figures can be loaded meanwhile
+                    threading.Thread(target=import_module, args=["lth.plots.report"]).start()
+                    processes.work(size, first.threads, works, inputs, queue, tell, signalled)
         if queue.failed:
             raise TrialsFailed(f"{len(queue.failed)} of {len(runs)} runs ended early; what they finished is kept")
     return runs
@@ -115,7 +121,7 @@ def _todo(asked: Mapping[Config, str], runs: Sequence[Run], warn: Callable[[str]
 
 
 @contextmanager
-def _shown(config: Config, left: Mapping[Run, int], at_once: int, runs: Sequence[Run]) -> Iterator[jobs.Tell]:
+def _shown(config: Config, left: Mapping[Run, int], at_once: int, runs: Sequence[Run]) -> Iterator[loop.Tell]:
     """Within it, the events of the trainings that are `left` are shown and, with --tensorboard, logged."""
     progress = Progress(left, at_once, config.print_freq, config.quiet)
     board = Board() if config.tensorboard else None
@@ -127,7 +133,7 @@ def _shown(config: Config, left: Mapping[Run, int], at_once: int, runs: Sequence
 
     try:
         yield tell
-    except jobs.Interrupted:
+    except loop.Interrupted:
         progress.close()
         _warn(f"the results so far are in {outlook.where(runs)}")
         raise
@@ -137,21 +143,23 @@ def _shown(config: Config, left: Mapping[Run, int], at_once: int, runs: Sequence
             board.close()
 
 
-def _processes(
-    config: Config,
-    most: int,
-    prepared: Sequence[Prepared],
-    device: torch.device,
-    tell: jobs.Tell,
-    signalled: Callable[[], int],
-) -> jobs.Workers:
-    """Those who train on this machine, up to `most` at once."""
-    size = min(jobs.at_once(config), most)
-    inputs = {one.asked: (one.config, one.images) for one in prepared}
-    workers = processes.workers(size, config.threads, inputs, device, tell, lambda: bool(signalled()))
-    if size > 1:  # this process only waits from here on: what draws the figures can be loaded meanwhile
-        threading.Thread(target=import_module, args=["lth.plots.report"]).start()
-    return workers
+def _works(
+    prepared: Sequence[Prepared], about: Mapping[Config, str], device: torch.device, command: Sequence[str]
+) -> list[Work]:
+    """The experiments for the loop on this machine. Who is alone trains all runs of an experiment side by side, round
+    by round, where they are stacked or on a GPU; who joins leaves what is no part of its stack to others."""
+    stacks = [stack_size(one.config, one.problem, device) for one in prepared]
+    if not prepared[0].asked.join and (device.type != "cpu" or max(stacks) > 1):
+        stacks = [sum(len(one.runs) for one in prepared)] * len(stacks)
+    return [
+        Work(one.asked, one.config, about[one.asked], stack, facts(one, device, command))
+        for one, stack in zip(prepared, stacks, strict=True)
+    ]
+
+
+def _most(works: Sequence[Work], queue: Queue) -> int:
+    """How many processes can have work at the same time."""
+    return len(queue.tasks) if works[0].together == 1 else len(works)
 
 
 def _device(config: Config) -> tuple[torch.device, str]:

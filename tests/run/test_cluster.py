@@ -6,61 +6,71 @@ import errno
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from helpers import CPU, assert_released, assert_same, do, held, results, settings
 
 import main
 import utils
 from lth.records import tables
-from lth.records.events import RoundDone
-from lth.records.lock import Locks
 from lth.run import cluster, session
-from lth.run.about import about_command
-from lth.run.cluster import ClusterError, Work
-from lth.run.holding import Elsewhere
-from lth.run.queue import FAILED, Piece, Queue
+from lth.run.cluster import Cluster, ClusterError, Order
+from lth.run.queue import FAILED, Queue
 from lth.run.tasks import runs_of
 from lth.settings.config import Config, ConfigError
-from lth.training.train import Stopped
 
 
-def work(config: Config, rounds: int = 3) -> Work:
-    """The first run of an experiment as a task."""
-    runs = runs_of(config)[:1]
-    runs[0].dumps.parent.mkdir(parents=True, exist_ok=True)
-    facts = about_command(config, config, ["--ray", "auto"])
-    return Work(Piece(config, tuple(runs), rounds), session.settled(config), False, facts)
+def order(config: Config, device: torch.device = CPU) -> Order:
+    """An experiment as a task gets it."""
+    cluster_of_one = SimpleNamespace(device=device)
+    prepared = session.Prepared(config, session.settled(config), runs_of(config), *session.prepare(config))
+    works = Cluster.works(cluster_of_one, [prepared], {config: ""}, ["--ray", "auto"])  # type: ignore[arg-type]
+    mark = config.root / "mark"
+    mark.parent.mkdir(exist_ok=True)
+    mark.touch()
+    return Order(works, Queue(works).before, False, mark)
 
 
-def test_a_task_does_what_the_plain_command_does_and_gives_back_states(place: Path) -> None:
-    config = settings(place, root=place / "ray")
-    state = cluster.do(work(config))
-    do(settings(place, root=place / "plain"))
+def test_a_task_does_what_the_plain_command_does(place: Path) -> None:
+    config = settings(place, root=place / "ray", prune_type=("lt", "ticket_reinit"))
+    assert cluster.do(order(config)) == []
+    do(settings(place, root=place / "plain", prune_type=("lt", "ticket_reinit")))
     assert_same(results(place / "ray"), results(place / "plain"))
-    assert (state.finished, state.failed, state.error, state.notes) == ((3,), {}, None, ())
-    run = runs_of(config)[0]
-    about = tables.read_json(run.dumps / "config.json")
+    about = tables.read_json(runs_of(config)[0].dumps / "config.json")
     assert about["command"] == ["--ray", "auto"] and about["device"].startswith("cpu")
     assert_released(place)
+    assert cluster.do(order(config)) == [], "nothing is left to do"
 
 
-def test_what_another_process_holds_is_left_to_it(place: Path) -> None:
+def test_the_command_needs_no_driver_of_the_gpus_that_its_tasks_have(place: Path) -> None:
+    """--overwrite moved results aside there, and asked for the name of a GPU that the machine has not."""
+    config = settings(place, ray="local", overwrite=True)
+    do(settings(place))
+    (work,) = order(config, torch.device("cuda")).works
+    assert "device" not in work.facts and not work.config.overwrite
+    session.claim([session.Prepared(config, config, runs_of(config), *session.prepare(config))], alone=False)
+    assert not runs_of(config)[0].dumps.exists() and len(list(place.rglob("seed0.old-*"))) == 2
+
+
+def test_what_another_process_holds_is_waited_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(place)
-    with Locks() as locks:
-        locks.take(runs_of(config)[0].dumps)
-        assert cluster.do(work(config)).finished == (0,)
+    task = order(config)
+    with held(runs_of(config)[0].dumps):
+        waits = iter([False] * 5 + [True] * 9)
+        monkeypatch.setattr(cluster, "_asked", lambda: cluster.contextlib.nullcontext(lambda: next(waits)))
+        assert cluster.do(task) == []
     assert not results(place)
 
 
-def test_an_error_of_the_experiment_is_a_state_and_not_tried_again(place: Path) -> None:
+def test_an_error_of_the_experiment_is_in_the_folder_and_not_tried_again(place: Path) -> None:
     config = settings(place, optimizer="sgd", lr=1e30)
-    state = cluster.do(work(config))
-    assert "the loss became" in state.failed[0] and state.notes[0].failed and state.error is None
+    task = order(config)
+    assert cluster.do(task) == cluster.do(task) == []
     assert "the loss became" in (runs_of(config)[0].dumps / FAILED).read_text()
 
 
@@ -70,8 +80,8 @@ def test_what_is_wrong_with_a_node_is_no_fault_of_the_runs(place: Path, monkeypa
     def full(self: Any, piece: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cluster.Experiments, "do", full)
-    error = cluster.do(work(config)).error
+    monkeypatch.setattr(cluster.Trainer, "train", full)
+    (error,) = cluster.do(order(config))
     assert isinstance(error, OSError) and error.errno == errno.ENOSPC
     assert not (runs_of(config)[0].dumps / FAILED).exists()
 
@@ -81,54 +91,95 @@ def test_a_task_that_is_cancelled_or_pre_empted_writes_where_it_is_and_lets_go(
     place: Path, monkeypatch: pytest.MonkeyPatch, signum: signal.Signals
 ) -> None:
     config = settings(place, checkpoint_every=100)
+    task = order(config)
     came: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda *_: came.append(signal.SIGTERM))
-    feed = cluster.Shared.hold
+    train = cluster.Trainer.train
 
-    def hold(self: Any, run: Any) -> Any:
+    def interrupted(self: Any, piece: Any) -> Any:
         signal.raise_signal(signum)
         signal.raise_signal(signum)  # Ray says it again and again
-        return feed(self, run)
+        return train(self, piece)
 
-    monkeypatch.setattr(cluster.Shared, "hold", hold)
+    monkeypatch.setattr(cluster.Trainer, "train", interrupted)
     try:
-        state = cluster.do(work(config))
+        assert cluster.do(task) == []
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert isinstance(state.error, Stopped) and (runs_of(config)[0].saves / "checkpoint.safetensors").exists()
+    assert (runs_of(config)[0].saves / "checkpoint.safetensors").exists()
     assert came == ([signum] if signum == signal.SIGTERM else []), "the process would go on, and Ray not try again"
     assert_released(place)
 
 
 def test_a_node_that_does_not_share_the_folder_is_named(place: Path, tmp_path: Path) -> None:
-    config = settings(place)
-    wrong = work(config)
-    without_data = cluster.do(replace(wrong, config=replace(config, data=tmp_path / "none"))).error
-    wrong.piece.runs[0].dumps.parent.rmdir()
-    for error, expected in (
-        (cluster.do(wrong).error, "does not write into the"),
+    task = order(settings(place))
+    elsewhere = replace(task.works[0].config, data=tmp_path / "none")
+    without_data = replace(task, works=[replace(task.works[0], config=elsewhere)])
+    for wrong, expected in (
+        (replace(task, mark=tmp_path / "unseen"), "--root must be a folder that all share"),
         (without_data, "--data must be where all nodes"),
     ):
+        (error,) = cluster.do(wrong)
         assert isinstance(error, ClusterError) and expected in str(error) and "\n" not in str(error)
     assert not results(place)
 
 
-def test_what_is_done_elsewhere_is_news_while_it_is_under_way(place: Path) -> None:
-    config = settings(place, trials=2)
-    with Locks() as locks:
-        prepared = session.Prepared(config, config, runs_of(config), *session.prepare(config))
-        there = Elsewhere([prepared], locks, CPU, ())
-        queue = Queue([config], there.hold, there.let_go, there.together, elsewhere=True)
-        piece = queue.take()
-        assert piece is not None
-        assert_released(place)  # the task takes the lock
-        assert cluster.do(replace(work(config, rounds=2), piece=replace(piece, rounds=2))).finished == (2,)
-        assert [event.row["round"] for event in queue.news() if isinstance(event, RoundDone)] == [0, 1]
-        cluster.do(replace(work(config), piece=piece))
-        queue.give_back(piece, {})
-        assert [event.row["round"] for event in queue.news() if isinstance(event, RoundDone)] == [2]
-        with held(runs_of(config)[1].dumps):
-            assert queue.take() is None and not queue.over(), "another command has it"
+class Pretended:
+    """Ray, as far as a command uses it: two tasks that are done here when they are waited for."""
+
+    exceptions = SimpleNamespace(RayError=KeyError, TaskCancelledError=IndexError, RayTaskError=AttributeError)
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.cancelled, self.started = error, list[Any](), list[Order]()
+
+    def remote(self, **resources: Any) -> Any:
+        assert resources == {"max_retries": -1, "retry_exceptions": False, "num_cpus": 1, "num_gpus": 0}
+        return lambda do: SimpleNamespace(remote=lambda order: self.started.append(order) or len(self.started))
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2.0}
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"CPU": 2.0}}]
+
+    def wait(self, tasks: list[int], timeout: float) -> tuple[list[int], list[int]]:
+        return tasks[:1], tasks[1:]
+
+    def get(self, task: int) -> Any:
+        if self.error:
+            raise self.error
+        if task in self.cancelled:
+            raise IndexError
+        return cluster.do(self.started[task - 1])
+
+    def cancel(self, task: int) -> None:
+        self.cancelled.append(task)
+
+
+def test_progress_is_read_in_the_folder_and_what_is_not_begun_is_cancelled(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = Pretended()
+    config = settings(place, root=place / "ray", ray="local", trials=2, quiet=False, gpu=None, jobs=None)
+
+    def connected(config: Config) -> Any:
+        return cluster.contextlib.nullcontext(Cluster(ray, config))
+
+    monkeypatch.setattr(cluster, "connected", connected)
+    monkeypatch.setattr(cluster, "installed", lambda: None)
+    monkeypatch.setattr(cluster.torch.cuda, "is_available", lambda: False)
+    session.run(config)
+    out = capsys.readouterr().out
+    assert "on a Ray cluster of 1 node with 2 cores" in out and len(ray.started) == 2 and ray.cancelled == [2]
+    assert [out.count(f"lt seed{seed} ") for seed in (0, 1)] == [3, 3]
+    do(settings(place, root=place / "plain", trials=2))
+    assert_same(results(place / "ray"), results(place / "plain"))
+    assert not list(place.rglob("*.probe"))
+    for error, said in ((KeyError("node died"), "could not do a task"), (AttributeError("x"), "a task of the cluster")):
+        monkeypatch.setattr(cluster, "connected", lambda config: cluster.contextlib.nullcontext(Cluster(ray, config)))
+        ray.error = error
+        with pytest.raises(ClusterError, match=said):
+            session.run(replace(config, trials=3))
 
 
 def test_without_ray_one_sentence_says_what_to_install(
@@ -164,14 +215,5 @@ def test_an_address_where_nothing_listens_is_said_at_once(place: Path) -> None:
 
 
 def test_a_gpu_by_number_is_for_one_machine() -> None:
-    with pytest.raises(ConfigError, match="--gpu 1 cannot be given with --ray"):
+    with pytest.raises(ConfigError, match="gpu 1 cannot be given with ray"):
         Config(ray="auto", gpu="1")
-
-
-def test_foreign_errors_travel(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Own(Exception):
-        def __init__(self, first: int, second: Callable[[], int]) -> None:
-            super().__init__(f"{first}")
-
-    assert str(cluster._portable(Own(5, lambda: 6))) == "Own: 5"
-    assert isinstance(cluster._portable(ClusterError("x")), ClusterError)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import signal
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +15,9 @@ from helpers import assert_released, assert_same, do, held, results, settings
 import main
 import utils
 from lth.records import tables
-from lth.records.events import Evaluated, Event
+from lth.records.events import Evaluated, Event, Note
 from lth.records.lock import Locks
-from lth.run import jobs, session
+from lth.run import loop, session
 from lth.run.progress import Progress
 from lth.run.tasks import runs_of
 from lth.settings import flags
@@ -36,32 +35,37 @@ def whole(place: Path) -> tuple[Config, dict[str, bytes]]:
 
 
 def test_what_another_holds_is_waited_for_and_then_done(
-    whole: tuple[Config, dict[str, bytes]], capsys: pytest.CaptureFixture[str]
+    whole: tuple[Config, dict[str, bytes]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, expected = whole
-    lt = runs_of(config)[0]
-    others = [run for run in runs_of(config) if run.seed != lt.seed]
+    lt, said = runs_of(config)[0], threading.Event()
+    show = Progress.__call__
 
     def release() -> None:
-        """When all else is done, and some time after."""
-        last = time.monotonic() + 60
-        while any(tables.finished_rounds(run) < config.prune_iterations for run in others) and time.monotonic() < last:
-            time.sleep(0.05)
-        time.sleep(1)
-        locks.release(lt.dumps)
+        with held(lt.dumps):
+            begun.set()
+            said.wait(60)
 
-    with Locks() as locks:
-        locks.take(lt.dumps)
-        threading.Thread(target=release).start()
-        session.run(replace(config, quiet=False))
+    def watched(self: Progress, event: Event) -> None:
+        show(self, event)
+        if isinstance(event, Note) and event.text.startswith("waiting for others"):
+            said.set()
+
+    begun = threading.Event()
+    monkeypatch.setattr(Progress, "__call__", watched)
+    other = threading.Thread(target=release)
+    other.start()
+    begun.wait(60)
+    session.run(replace(config, quiet=False))
+    other.join()
     out = capsys.readouterr().out
-    assert out.index("lt seed1 ") < out.index("waiting: other processes have begun all that can be done now")
-    assert out.count("waiting: ") == 1
+    assert out.index("lt seed1 ") < out.index("waiting for others: process 77 on elsewhere has lt seed0")
+    assert out.count("waiting for ") == 1
     assert_same(results(config.root), expected)
     assert_released(config.root)
 
 
-def test_what_a_silent_machine_leaves_is_taken_up(whole: tuple[Config, dict[str, bytes]]) -> None:
+def test_what_a_machine_that_is_gone_leaves_is_taken_up(whole: tuple[Config, dict[str, bytes]]) -> None:
     config, expected = whole
     lt = runs_of(config)[0]
     alone = replace(config, join=False, trials=1, prune_type=("lt",))
@@ -97,7 +101,7 @@ def test_sigterm_writes_a_checkpoint_and_releases_at_once(
         show(self, event)
 
     monkeypatch.setattr(Progress, "__call__", interrupted)
-    with pytest.raises(jobs.Interrupted) as caught:
+    with pytest.raises(loop.Interrupted) as caught:
         session.run(config)
     assert caught.value.signum == signal.SIGTERM
     assert list(config.root.rglob("checkpoint.safetensors"))
@@ -149,5 +153,5 @@ def test_one_process_draws(place: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_overwriting_is_for_one(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--overwrite cannot be given with --join: each process would move away"):
+    with pytest.raises(ConfigError, match="overwrite cannot be given with join: each process would move"):
         Config(join=True, overwrite=True)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import experiment, settings
+from helpers import experiment, held, settings, works
 
 from lth.records import files, tables
-from lth.records.events import Note, RoundDone
-from lth.records.lock import clock
-from lth.records.tables import Run
+from lth.records.events import Event, Note, RoundDone
+from lth.records.lock import Locks
 from lth.run.queue import FAILED, Piece, Queue
 from lth.run.tasks import Task, by_run, runs_of, tasks_of, trainings
 from lth.settings.config import Config
 
 
-def free(run: Run) -> Run:
-    """Nobody else is at it."""
-    return run
+@pytest.fixture
+def locks() -> Iterator[Locks]:
+    with Locks() as held:
+        yield held
 
 
 def train(config: Config, piece: Piece, rounds: int | None = None) -> None:
@@ -54,9 +55,9 @@ def test_the_graph_is_data(tmp_path: Path) -> None:
     assert len(graph) == 2 * 6 * 3 and trainings(graph) == 2 * (1 + 6 * 2), "the dense round is trained once a trial"
 
 
-def test_work_is_given_out_as_soon_as_it_has_what_it_needs(place: Path) -> None:
+def test_work_is_taken_as_soon_as_it_has_what_it_needs(place: Path, locks: Locks) -> None:
     config = settings(place, prune_type=("lt", "reinit", "ticket_reinit"), prune_iterations=4, trials=2)
-    queue = Queue([config], free)
+    queue = Queue(works(config), locks)
     lt, other = queue.take(), queue.take()
     assert lt == Piece(config, (runs_of(config)[0],), 4) and other is not None and str(other.runs[0]) == "lt seed1"
     assert queue.take() is None, "the other arms need the dense rounds"
@@ -68,98 +69,95 @@ def test_work_is_given_out_as_soon_as_it_has_what_it_needs(place: Path) -> None:
     assert queue.left()[lt.runs[0]] == 1 and sum(queue.left().values()) == 17 and not queue.over()
 
 
-def test_a_finished_run_without_the_tickets_that_others_need_holds_nothing_up(place: Path) -> None:
+def test_a_finished_run_without_the_tickets_that_others_need_holds_nothing_up(place: Path, locks: Locks) -> None:
     config = settings(place, prune_type=("lt", "ticket_reinit"))
     train(config, Piece(config, (runs_of(config)[0],), 3))
     (runs_of(config)[0].saves / "ticket_02.safetensors").unlink()
-    assert taken(Queue([config], free)) == [("ticket_reinit seed0", 3)], "its own training says what is missing"
+    assert taken(Queue(works(config), locks)) == [("ticket_reinit seed0", 3)], "its own training says what is missing"
 
 
-def test_what_failed_is_not_tried_again_and_what_needs_it_is_not_waited_for(place: Path) -> None:
+def test_what_failed_is_not_tried_again_and_what_needs_it_is_not_waited_for(place: Path, locks: Locks) -> None:
+    """Here or in another process of the command; who begins later tries again, since the reason may be gone."""
     config = settings(place, prune_type=("lt", "ticket_reinit"))
-    queue = Queue([config], free)
+    queue, other, looking = Queue(works(config), locks), Queue(works(config), Locks()), Queue(works(config))
     piece = queue.take()
     assert piece is not None
     train(config, piece, rounds=1)
     queue.give_back(piece, {piece.runs[0]: "the loss became nan"})
-    assert taken(queue) == [("ticket_reinit seed0", 3)] and not queue.over()
-    queue.give_back(Piece(config, (runs_of(config)[1],), 3), {runs_of(config)[1]: "no ticket"})
-    assert queue.take() is None and queue.over() and len(queue.failed) == 2
     assert (piece.runs[0].dumps / FAILED).read_text() == "the loss became nan\n"
+    assert looking.news([os.getpid()]) == [], "what ours do they tell themselves"
+    assert taken(queue) == [("ticket_reinit seed0", 3)] and not other.over()
+    queue.give_back(Piece(config, (runs_of(config)[1],), 3), {runs_of(config)[1]: "no ticket"})
+    assert queue.take() is other.take() is None and queue.over() and other.over()
+    assert queue.failed == other.failed == dict(zip(runs_of(config), ["the loss became nan", "no ticket"], strict=True))
+    later = Queue(works(config), locks)
+    assert taken(later) == [("lt seed0", 3), ("ticket_reinit seed0", 1)]
+    assert not list(place.rglob(FAILED)) and not later.failed
 
 
-def test_stacks_are_given_out_together_and_those_that_need_others_after_them(place: Path) -> None:
+def test_stacks_are_taken_together_and_those_that_need_others_after_them(place: Path, locks: Locks) -> None:
     config = settings(place, prune_type=("lt", "reinit", "ticket_reinit"), trials=2, stack=2)
-    queue = Queue([config], free, together=lambda config: 99)
+    queue = Queue(works(config, together=99), locks)
     piece = queue.take()
     assert piece is not None and queue.take() is None and piece.rounds == 3
     assert list(map(str, piece.runs)) == ["lt seed0", "reinit seed0", "lt seed1", "reinit seed1"]
     train(config, piece)
     queue.give_back(piece, {})
     assert taken(queue) == [("ticket_reinit seed0 ticket_reinit seed1", 3)]
-    assert taken(Queue([config], free, together=lambda config: 1)) == [
-        ("ticket_reinit seed0", 3),
-        ("ticket_reinit seed1", 3),
-    ]
+    queue.give_back(Piece(config, tuple(runs_of(config)), 3), {})
+    assert taken(Queue(works(config), locks)) == [("ticket_reinit seed0", 3), ("ticket_reinit seed1", 3)]
 
 
-def test_several_experiments_share_a_queue_and_a_run_of_two_is_done_once(place: Path) -> None:
+def test_several_experiments_share_a_queue_and_a_run_of_two_is_done_once(place: Path, locks: Locks) -> None:
     configs = [settings(place), settings(place, lr=0.02), settings(place, trials=2, prune_iterations=4)]
-    queue = Queue(configs, free)
+    queue = Queue(works(*configs), locks)
     assert sorted(taken(queue)) == [("lt seed0", 3), ("lt seed0", 4), ("lt seed1", 4)]
-    assert queue.config[runs_of(configs[0])[0]] == configs[2]
+    assert queue.work[runs_of(configs[0])[0]].config == configs[2]
 
 
 # With others
 
 
-def test_what_another_process_holds_is_left_to_it(place: Path) -> None:
+def test_what_another_process_holds_is_left_to_it(place: Path, locks: Locks, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(place, trials=3)
     first, second, third = runs_of(config)
-    let_go: list[Run] = []
+    inner = Locks.try_take
 
-    def hold(run: Run) -> Run | None:
-        if run == second:
+    def try_take(self: Locks, folder: Path) -> bool:
+        if folder == second.dumps:
             train(config, Piece(config, (second,), 3))  # another finishes it at this moment
-        return None if run == first else run
+        return inner(self, folder)
 
-    queue = Queue([config], hold, let_go.append)
-    assert taken(queue) == [("lt seed2", 3)] and let_go == [second]
-    assert not queue.over(), "one is still another's"
-    train(config, Piece(config, (third,), 3))
-    queue.give_back(Piece(config, (third,), 3), {})
-    assert let_go == [second, third] and not queue.over()
-    train(config, Piece(config, (first,), 3))
-    assert queue.over()
+    queue = Queue(works(config), locks)
+    with held(first.dumps):
+        with monkeypatch.context() as patch:
+            patch.setattr(Locks, "try_take", try_take)
+            assert taken(queue) == [("lt seed2", 3)]
+        assert Locks().try_take(second.dumps), "it is let go"
+        assert queue.waiting_for().startswith("waiting for others: process 77 on elsewhere has lt seed0, ")
+        train(config, Piece(config, (third,), 3))
+        queue.give_back(Piece(config, (third,), 3), {})
+        assert queue.take() is None and not queue.over(), "one is still another's"
+    assert queue.waiting_for() == "" and taken(queue) == [("lt seed0", 3)]
 
 
-def test_what_others_do_is_news_once(place: Path) -> None:
+def test_what_others_do_is_news_once_and_behind_it_what_ours_told(place: Path) -> None:
     config = settings(place, prune_type=("lt", "reinit"))
     lt, reinit = runs_of(config)
     train(config, Piece(config, (lt,), 1))
-    queue = Queue([config], lambda run: run if run == lt else None)
-    assert queue.news() == [] and taken(queue) == [("lt seed0", 3)]
+    queue = Queue(works(config))
     train(config, Piece(config, (reinit,), 2))
-    train(config, Piece(config, (lt,), 2))
-    dense, pruned = queue.news()
+    with held(reinit.dumps):
+        dense, pruned = queue.news([os.getpid()])
+        assert queue.news([os.getpid()]) == []
     assert isinstance(dense, RoundDone) and dense.run == reinit and dense.row["round"] == 0 and dense.seconds == 0
     assert isinstance(pruned, RoundDone) and pruned.row == tables.table(reinit, "rounds").to_dict("records")[1]
     assert pruned.seconds == tables.table(reinit, "times")["seconds"][1] > 0
-    queue.give_back(Piece(config, (lt,), 3), {})
-    assert queue.news() == [], "what this process does it tells itself"
+    files.write(reinit.dumps / FAILED, b"the loss became nan\n")
+    assert queue.news([]) == [Note("reinit seed0: the loss became nan (in another process)", failed=True)]
 
-
-@pytest.mark.parametrize("late", [True, False])
-def test_a_run_that_another_process_could_not_finish_is_not_tried_again(place: Path, late: bool) -> None:
-    """But by those that begin later: the reason may be gone."""
-    config = settings(place, trials=2)
-    since = clock(place)
-    mark = runs_of(config)[0].dumps / FAILED
-    files.write(mark, b"the loss became nan\n")
-    os.utime(mark, (since - 1, since - 1) if late else None)
-    queue = Queue([config], free, since=since)
-    if late:
-        assert queue.news() == [] and taken(queue) == [("lt seed0", 3), ("lt seed1", 3)] and not mark.exists()
-    else:
-        assert queue.news() == [Note("lt seed0: the loss became nan (in another process)", failed=True)]
-        assert queue.news() == [] and taken(queue) == [("lt seed1", 3)] and list(queue.failed) == runs_of(config)[:1]
+    train(config, Piece(config, (lt,), 3))  # round 1 by another, then round 2 by one of ours
+    told = RoundDone(lt, {"round": 2}, 1.0, ())
+    heard: list[Event] = queue.hear(told)
+    assert [event.row["round"] for event in heard if isinstance(event, RoundDone)] == [1, 2] and heard[1] is told
+    assert queue.news([]) == []
