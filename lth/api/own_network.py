@@ -16,7 +16,7 @@ from lth.api.own_rule import checked
 from lth.data.loaders import Taken
 from lth.prune import Rule
 from lth.pruning import prunable
-from lth.settings.checks import first_line, network, shown
+from lth.settings.checks import network, shown
 from lth.settings.config import Config
 from lth.training import fit, identity, models
 from lth.training.models import State
@@ -215,8 +215,8 @@ def try_out(own: OwnNet, data: Taken, device: torch.device) -> None:
             try:
                 outputs = net.train(training)(x.clone())
             except Exception as error:
-                reason = first_line(error)
-                raise ValueError(f"net must take the examples of data, (B, {str(shape)[1:]}: {reason}") from error
+                why = fit.reason(net, error)
+                raise ValueError(f"net must take the examples of data, (B, {str(shape)[1:]}: {why}") from error
             if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(x):
                 got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
                 raise ValueError(f"net must give one row of logits per example, ({len(x)}, classes), not {got}")

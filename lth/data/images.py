@@ -48,6 +48,11 @@ class Images:
         return tuple(self.train.shape[1:])
 
     @property
+    def example(self) -> Tensor:
+        """An example of the shape and type that models get, (1, ...); of images, one of zeros."""
+        return self.train[:1].cpu() if self.as_is else torch.zeros(1, *self.shape)
+
+    @property
     def mirrors(self) -> bool:
         """Whether an image means the same in a mirror, as digits do not: colour pictures do, where it is not known."""
         return KNOWN[self.name].mirrors if self.name in KNOWN else self.shape[:1] == (3,)
@@ -93,6 +98,9 @@ class Source(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def example(self) -> Tensor: ...
 
     def feed(
         self, seeds: Sequence[int], valid_size: int | None, batch_size: int, device: torch.device, augment: bool = False

@@ -88,6 +88,11 @@ class Stream:
         """The shape of an example."""
         return tuple(self.examples.shape[1:])
 
+    @property
+    def example(self) -> Tensor:
+        """An example (1, ...)."""
+        return self.examples[:1].cpu()
+
     def feed(
         self, seeds: Sequence[int], valid_size: int | None, batch_size: int, device: torch.device, augment: bool = False
     ) -> Feed:

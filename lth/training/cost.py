@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from lth import layers
-
-PRODUCTS = ("addmm", "mm", "convolution", "_trilinear")  # the operations that multiply by weights
-BATCHED = ("bmm", "baddbmm")  # which multiply by weights in einsum, and not in attention
 
 
 @dataclass(frozen=True)
@@ -51,105 +49,81 @@ class Cost:
 def cost(model: nn.Module, example: Tensor, names: Collection[str]) -> Cost:
     """The cost of `model` for `example` (1, ...), as PyTorch's flop counter counts it, by the parameters `names`.
 
-    Parameters of one module that multiply together (attention's and recurrent matrices) share its count evenly.
-    ValueError where the logits depend on one of them by what that counter does not know, or where it does not know
-    which module has multiplied.
+    A product belongs to the parameter whose memory one of its factors lies in, or that a factor was computed from
+    without the example, as under spectral norm: whichever module multiplies, and however often. ValueError where the
+    logits depend on a parameter that is in no such product.
     """
-    logits, counter, batched = _counted(model, example)
-    _check_places(counter, model)
-    own, in_batches = _own(counter, PRODUCTS), _own(counter, BATCHED)
     parameters = dict(model.named_parameters())
-    sizes = {name: parameter.numel() for name, parameter in parameters.items()}
-    named = layers.names(model)
-    kinds = {named[id(part.parameter)]: part.kind for part in layers.parts(model)}
-    places: dict[str, list[str]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                places.setdefault(named[id(parameter)], []).append(path)
-    counted = {path for path, count in own.items() if count}
-    unclear = {path for path, count in in_batches.items() if count} - counted
-    owners = {name: _owners(places[name], counted, unclear) for name in names if not batched.found[name]}
-    shared: dict[str, int] = {}
-    for name, found in owners.items():
-        for owner in found:
-            shared[owner] = shared.get(owner, 0) + sizes[name]
-    uses = {name: batched.found[name] / sizes[name] for name in names if batched.found[name]}
-    uses |= {name: sum(own[owner] / 2 / shared[owner] for owner in found) for name, found in owners.items()}
-    silent = [name for name, often in uses.items() if not often and kinds[name] != layers.EMBEDDING]
-    reached = _reached(logits) if silent else set()
-    if unknown := [name for name in silent if id(parameters[name]) in reached]:
-        raise ValueError(f"what is multiplied by {unknown[0]} is not known")
-    rest = counter.get_total_flops() / 2 - sum(uses[name] * sizes[name] for name in uses)
-    return Cost(uses, kinds, rest)
-
-
-def _counted(model: nn.Module, example: Tensor) -> tuple[Tensor, FlopCounterMode, _Batched]:
-    """The logits for `example`, and what was multiplied for them."""
-    mode, counter, batched = model.training, FlopCounterMode(display=False, custom_mapping=BILINEAR), _Batched(model)
+    products, training = _Products(model, example), model.training
     # Without gradients attention's products would be hidden, and with oneDNN those of recurrent layers; attention's own
     # count only as plain products.
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
-        with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH), counter, batched:
+        with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH), products:
             logits = model.eval()(example)
-    model.train(mode)
-    return logits, counter, batched
+    model.train(training)
+    named = layers.names(model)
+    kinds = {named[id(part.parameter)]: part.kind for part in layers.parts(model)}
+    uses = {name: products.of[name] / parameters[name].numel() for name in names}
+    silent = [name for name, often in uses.items() if not often and kinds[name] != layers.EMBEDDING]
+    reached = _reached(logits) if silent else set()
+    if unknown := [name for name in silent if id(parameters[name]) in reached]:
+        raise ValueError(f"what is multiplied by {unknown[0]} is not known")
+    return Cost(uses, kinds, products.total - sum(products.of[name] for name in uses))
 
 
 def _trilinear(x: Sequence[int], weight: Sequence[int], *rest: object, **more: object) -> int:
-    """The operations of a bilinear layer for inputs of these shapes: a multiply-add a weight and example."""
-    return 2 * x[0] * math.prod(weight)
+    """The operations of a bilinear layer for inputs of these shapes: a multiply-add per weight and example."""
+    return 2 * math.prod(x[:-1]) * math.prod(weight)
 
 
-BILINEAR = {torch.ops.aten._trilinear: _trilinear}
+COUNTS = {**flop_registry, torch.ops.aten._trilinear: shape_wrapper(_trilinear)}
 
 
-def _check_places(counter: FlopCounterMode, model: nn.Module) -> None:
-    """ValueError unless all that multiplies has been called as a part of the model: a slice of a Sequential is another
-    module to the counter, and its layers that one's."""
-    known = {f"{type(model).__name__}.{path}".rstrip(".") for path, _ in model.named_modules(remove_duplicate=False)}
-    if strange := [path for path in counter.get_flop_counts() if path not in {*known, "Global"}]:
-        raise ValueError(f"{min(strange)} multiplies, but is no part of the model")
+class _Products(TorchDispatchMode):
+    """Counts multiply-adds: in `total`, and `of` each parameter by its name."""
 
-
-class _Batched(TorchDispatchMode):
-    """Counts the multiply-adds of products in batches by what lies in a parameter's memory: `found`, by its name."""
-
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, example: Tensor) -> None:
         super().__init__()
-        self.names = {value.untyped_storage().data_ptr(): name for name, value in model.named_parameters()}
-        self.found: Counter[str] = Counter()
+        self.total, self.of = 0.0, Counter[str]()
+        self.made_of = {_memory(value): name for name, value in model.named_parameters()}
+        self.live = {_memory(example)}  # what depends on the example
+        self.held = list[Tensor]()  # so that no memory is used again
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call the operation `func`, and look at its factors."""
-        if _called(func) in BATCHED:
-            one, other = args[-2:]
-            for place in {factor.untyped_storage().data_ptr() for factor in (one, other)} & self.names.keys():
-                self.found[self.names[place]] += one.numel() * other.shape[-1]
-        return func(*args, **(kwargs or {}))
+        """Call the operation `func`, and count it."""
+        kwargs, operation = kwargs or {}, func.overloadpacket
+        count = COUNTS.get(operation)
+        if count is None:
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        result = func(*args, **kwargs)
+        if count is not None:
+            often = count(*args, **kwargs, out_val=result) / 2
+            self.total += often
+            factors = args[1:3] if "add" in operation.__name__ else args[:2]
+            names = {self.made_of[_memory(factor)] for factor in factors if _memory(factor) in self.made_of}
+            if len(names) == 1:
+                self.of[names.pop()] += often
+        given, made = ([x for x in tree_leaves(of) if isinstance(x, Tensor)] for of in ((args, kwargs), result))
+        self.held += made
+        if any(_memory(x) in self.live for x in given):
+            self.live |= {_memory(x) for x in made} - {0}
+        else:
+            for x in made:
+                for source in given:
+                    if (name := self.made_of.get(_memory(source))) and source.numel() == x.numel():
+                        self.made_of.setdefault(_memory(x), name)
+        return result
 
 
-def _called(operation: Any) -> str:
-    """The name of an operation of PyTorch's: `mm` of aten.mm.default."""
-    return str(operation).split(".")[1]
-
-
-def _own(counter: FlopCounterMode, operations: Collection[str]) -> dict[str, int]:
-    """What each module has counted of these operations, without what the modules below it have."""
-    flops = {
-        path.partition(".")[2]: sum(count for op, count in ops.items() if _called(op) in operations)
-        for path, ops in counter.get_flop_counts().items()
-        if path != "Global"
-    }
-    own = dict(flops)
-    for path, count in flops.items():
-        above = _nearest(path.rpartition(".")[0], flops) if path else None
-        if above is not None:
-            own[above] -= count
-    return own
+def _memory(tensor: Tensor) -> int:
+    """Where the values of a tensor lie; 0 for one without any."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
 
 
 def _reached(logits: Tensor) -> set[int]:
@@ -162,21 +136,3 @@ def _reached(logits: Tensor) -> set[int]:
             found.add(id(getattr(node, "variable", None)))
             ahead += [before for before, _ in node.next_functions]
     return found
-
-
-def _owners(paths: Sequence[str], counted: Collection[str], unclear: Collection[str]) -> set[str]:
-    """The modules that multiply by a parameter of the modules `paths`: of a tied one, or of a module that is there
-    twice, those of them that have `counted` anything, or else the next one above; none if that is `unclear`: what it
-    multiplies in batches may be this."""
-    direct = {path for path in paths if path in counted}
-    above = _nearest(paths[0], {*counted, *unclear})
-    return direct or ({above} if above is not None and above in counted else set())
-
-
-def _nearest(path: str, known: Iterable[str]) -> str | None:
-    """The module of `known` that `path` names or lies in."""
-    while path not in known:
-        if not path:
-            return None
-        path = path.rpartition(".")[0]
-    return path

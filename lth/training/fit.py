@@ -47,8 +47,9 @@ def check_fit(
                 model.train(training)
                 logits = model(torch.zeros(count, *image_shape, dtype=torch.float32))
         except (Exception, SystemExit) as error:
+            why = reason(model, error)
             raise ConfigError(
-                f"{name} does not take images of {shape} (channels x height x width){when}: {first_line(error)}"
+                f"{name} does not take images of {shape} (channels x height x width){when}: {why}"
             ) from error
         finally:
             model.train(mode)
@@ -72,6 +73,14 @@ def check_seeded(build: Callable[[int], nn.Module], name: str = "model") -> None
             f"{name} must draw by the functions of torch, np.random or random, which the seed decides, and fill its "
             f"tensors: built twice from one seed, it differs in {', '.join(differ[:3])}"
         )
+
+
+def reason(model: nn.Module, error: BaseException) -> str:
+    """Why a model fails with its examples: its parameters are no float32, or what the error says."""
+    for called, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32 and "type" in str(error):
+            return f"{called} is {parameter.dtype}, but examples are float32: call .float() on the model"
+    return first_line(error)
 
 
 def has_complex(called: str) -> str:

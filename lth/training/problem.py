@@ -91,11 +91,11 @@ class Problem:
     @cached_property
     def cost(self) -> tuple[Cost | None, str]:
         """Multiply-adds of an example's forward pass; None, and a sentence that says why, where they cannot be counted:
-        of what is no layer of PyTorch's, or of a model that cannot be asked with an example of zeros."""
+        of what is no layer of PyTorch's."""
         model = self.make()
         try:
-            return cost(model, torch.zeros(1, *self.images.shape), pruning.prunable(model, embeddings=True)), ""
-        except Exception as error:  # whatever a model's own code raises for what is none of its examples
+            return cost(model, self.images.example, pruning.prunable(model, embeddings=True)), ""
+        except Exception as error:  # whatever a model's own code raises
             return None, f"multiply-adds are not counted: {first_line(error)}"
 
 

@@ -62,6 +62,12 @@ def test_a_network_that_fails_is_named(net: Callable[[], nn.Module], said: str) 
     assert str(caught.value) == said and isinstance(caught.value.__cause__, (KeyError, RuntimeError))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_of_another_type_than_float32_is_named(dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=rf"fc1\.weight is {dtype}, but examples are float32: call \.float\(\) on"):
+        find(Mlp().to(dtype))
+
+
 @pytest.mark.parametrize("error", ["IndexError", "SystemExit"])
 def test_a_model_of_archs_that_fails_is_named(place: Path, capsys: pytest.CaptureFixture[str], error: str) -> None:
     (place / "archs" / "tiny" / "fails.py").write_text(

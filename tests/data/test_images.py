@@ -457,6 +457,7 @@ LATE = """class Late(nn.Sequential):
             return self[1](x.flatten(1)) + self.fc(x.flatten(1))
     x = Late(nn.Flatten(), nn.Linear(64, 4))"""
 MISFITS = {  # beside those of tests/api/test_bad_arguments.py
+    "another type": ("x = nn.Linear(64, 4).double()", "weight is torch.float64, but examples are float32"),
     "another size": ("x = nn.Linear(65, 4)", "does not take images of 1 x 8 x 8"),
     "other classes": ("x = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))", r"logits of shape \(2, 4\) .* not \(2, 5\)"),
     "no batch": ("x = nn.Sequential(nn.Flatten(0), nn.Linear(128, 4))", r"not \(4,\)"),

@@ -10,17 +10,17 @@ from helpers import settings
 
 from lth.run import session
 
-SLICED = """
+BROADCAST = """
 from torch import nn
 
 
-class Sliced(nn.Module):
+class Broadcast(nn.Module):
     def __init__(self):
         super().__init__()
         self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 4))
 
     def forward(self, x):
-        return self.body[2:](self.body[:2](x))
+        return (x.flatten(1)[:, None] * self.body[1].weight).sum(2)[:, :4]
 """
 
 
@@ -37,10 +37,10 @@ def test_overwrite_says_whose_masks_are_trained_anew_too(
 
 
 def test_multiply_adds_that_cannot_be_counted_are_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (place / "archs" / "tiny" / "sliced.py").write_text(SLICED)
-    session.run(settings(place, arch_type="sliced", quiet=False))
+    (place / "archs" / "tiny" / "broadcast.py").write_text(BROADCAST)
+    session.run(settings(place, arch_type="broadcast", quiet=False))
     told = " ".join(capsys.readouterr().out.split())
-    assert "multiply-adds are not counted: Sequential multiplies, but is no part of the model" in told
+    assert "multiply-adds are not counted: what is multiplied by body.1.weight is not known" in told
     session.run(settings(place, quiet=False))
     assert "multiply-adds" not in capsys.readouterr().out
 

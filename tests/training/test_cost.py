@@ -10,8 +10,11 @@ import torch
 from torch import nn
 
 from lth import pruning
+from lth.data.loaders import take
 from lth.training import models
 from lth.training.cost import cost
+from lth.training.network import Fused
+from lth.training.problem import Problem
 
 
 def of(model: nn.Module, *shape: int, dtype: torch.dtype = torch.float32) -> dict[str, float]:
@@ -130,11 +133,30 @@ def test_products_in_batches_count_beside_other_products() -> None:
     assert found.uses == dict.fromkeys(names, 5.0) and found.rest == 0
 
 
-@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.weight_norm])
-def test_products_in_batches_by_what_is_made_of_weights_are_unknown(wrap: Callable[[nn.Module], nn.Module]) -> None:
-    model = Top(wrap(Own("einsum")), lambda layer, x: layer(x))
-    with pytest.raises(ValueError, match="is not known"):
-        cost(model, torch.zeros(1, 5, 6), [name for name, _ in model.named_parameters()])
+def standardised(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    weight = (weight - weight.mean(1, keepdim=True)) / weight.std(1, keepdim=True)
+    return nn.functional.linear(x, weight * torch.ones(7, 6))
+
+
+class Decoder(nn.Module):
+    """Uses one weight in two places, of which the second is no layer, and slices a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enc, self.body = nn.Linear(6, 3), nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body[1:](self.body[:1](nn.functional.linear(self.enc(x), self.enc.weight.t())))
+
+
+def test_a_product_belongs_to_the_weight_that_it_is_made_of_wherever_it_stands() -> None:
+    assert of(Decoder(), 6) == {"enc.weight": 2.0, "body.0.weight": 1.0, "body.2.weight": 1.0}
+    normed = Top(nn.utils.parametrizations.spectral_norm(Own("einsum")), lambda layer, x: layer(x))
+    names = ["weight", "held.parametrizations.weight.original"]
+    assert cost(normed, torch.zeros(1, 5, 6), names).uses == dict.fromkeys(names, 5.0)
+    changed = Top(nn.ParameterDict({"one": torch.randn(7, 6)}), lambda held, x: standardised(x, held["one"]))
+    found = cost(changed, torch.zeros(1, 5, 6), ["weight", "held.one"])
+    assert found.uses == {"weight": 5.0, "held.one": 5.0} and found.rest == 0
 
 
 def test_a_matrix_that_is_not_multiplied_by_has_none_of_attentions_products() -> None:
@@ -188,14 +210,20 @@ def test_embeddings_and_what_only_training_needs_cost_nothing() -> None:
     assert found.uses == {"tokens.weight": 0, "out.weight": 5, "beside.weight": 0} and found.rest == 0
 
 
-def test_where_it_is_unknown_which_layer_multiplies_so_is_the_cost() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.body = nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+class Reader(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.lstm, self.out = nn.Embedding(9, 8), nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 4)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.body[1:](self.body[:1](self.first(x)))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.lstm(self.tokens(x))[0][:, -1])
 
-    with pytest.raises(ValueError, match="no part of the model"):
-        of(Net(), 6)
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_models_of_text_are_asked_with_an_example_of_theirs(in_memory: bool) -> None:
+    batches = [(torch.randint(9, (10, 7)), torch.arange(10) % 4)] * 2
+    source = take((batches, batches, batches), torch.device("cpu"), in_memory=in_memory).source
+    problem = Problem(source, Reader, dict, dict, Fused)  # type: ignore[arg-type]
+    found, why = problem.cost
+    assert not why and found is not None
+    assert found.uses == {"lstm.weight_ih_l0": 7, "lstm.weight_hh_l0": 7, "out.weight": 1, "tokens.weight": 0}

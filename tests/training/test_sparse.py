@@ -30,7 +30,6 @@ from lth.run import session
 from lth.run.tasks import runs_of
 from lth.settings.config import Config
 from lth.training import kernels, models, sparse, sparse_linear
-from lth.training.models import State
 from lth.training.network import Network
 from lth.training.numerics import numerics
 from lth.training.schedule import Plan
@@ -51,15 +50,10 @@ every_kind = pytest.mark.parametrize("kind, options", KINDS, ids=["-".join([k, *
 
 
 @pytest.fixture(autouse=True)
-def without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a processor without AMX: on one that has it, sparsity pays later."""
-    monkeypatch.setattr(kernels, "amx", lambda: False)
-
-
-@pytest.fixture
-def none_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rule for large layers holds for the tiny ones of tests too."""
+def tiny_layers_without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule for large layers holds for those of tests too, as it is on a processor without AMX."""
     monkeypatch.setattr(sparse, "SMALL", 0)
+    monkeypatch.setattr(kernels, "amx", lambda: False)
 
 
 @pytest.fixture
@@ -88,9 +82,6 @@ def sparse_layers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Training, "run", noted)
     return made
-
-
-tiny_layers = pytest.mark.usefixtures("none_is_small")
 
 
 # Products
@@ -144,26 +135,14 @@ def test_a_sparse_layer_gives_what_a_linear_one_gives(shape: tuple[int, ...], bi
 # Trainings
 
 
-def agree(one: State, other: State) -> None:
-    assert {name: (x.shape, x.dtype) for name, x in one.items()} == {n: (x.shape, x.dtype) for n, x in other.items()}
-    for name, tensor in one.items():
-        torch.testing.assert_close(other[name], tensor, rtol=2e-3, atol=2e-4)
-
-
-@every_kind
-def test_trainings_agree_with_dense_ones_to_rounding_over_hundreds_of_steps(kind: str, options: dict[str, Any]) -> None:
-    plan = Plan(300, 50, lambda i: 0.003 / (1 + i / 100))
-    dense, found = (
-        training(lambda: Mlp(30), plan, kind=kind, keep=0.2, sparse=names, **options) for names in ((), BOTH)
-    )
-    masks = random_masks(Mlp(30), 0.2)
-    assert found.network.leaves[0].shape == (int(masks["fc1.weight"].sum()),)
-    one, other = dense.run()[0], found.run()[0]
-    agree(one.final, other.final)
-    agree(one.best, other.best)
-    for mine, theirs in zip(other.evals, one.evals, strict=True):
-        assert (mine.val_loss, mine.train_loss) == pytest.approx((theirs.val_loss, theirs.train_loss), rel=1e-3)
-    assert all((other.final[name][~mask] == 0).all() for name, mask in masks.items())
+def agree(one: Trained, other: Trained) -> None:
+    for part in ("final", "best"):
+        state, like = getattr(one, part), getattr(other, part)
+        assert state.keys() == like.keys() and all(x.shape == like[name].shape for name, x in state.items())
+        for name, tensor in state.items():
+            torch.testing.assert_close(like[name], tensor, rtol=2e-3, atol=2e-4)
+    losses = [[loss for each in of.evals for loss in (each.val_loss, each.train_loss)] for of in (one, other)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def sequence(*between: nn.Module) -> nn.Module:
@@ -171,67 +150,63 @@ def sequence(*between: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), *between, *ends)
 
 
+def attention() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)  # which evaluates by a quick path of its own
+    return nn.Sequential(nn.Flatten(1, 2), nn.TransformerEncoder(layer, 2), nn.Flatten(), nn.Linear(64, 4))
+
+
 @pytest.mark.parametrize(
-    "between, runs",
-    [([], [3]), ([nn.Dropout(0.5)], [1, 2]), ([nn.BatchNorm1d(20)], [1, 2]), ([nn.Linear(20, 20)], [4])],
-    ids=["plain", "dropout", "batch norm", "no ReLU"],
+    "make, runs",
+    [
+        (sequence, [3]),
+        (lambda: sequence(nn.Dropout(0.5)), [1, 2]),
+        (lambda: sequence(nn.BatchNorm1d(20)), [1, 2]),
+        (lambda: sequence(nn.Linear(20, 20)), [4]),
+        (lambda: TakesParts(sequence(), "parts"), [1, 2, 1]),
+        (lambda: TakesParts(sequence(), "one"), [3, 1, 1]),
+        (lambda: TakesParts(sequence(), "chance"), [1, 1, 1, 1]),
+        (attention, [1]),
+    ],
 )
-def test_layers_in_a_sequence_are_one_and_train_as_dense_ones(
-    between: list[nn.Module], runs: list[int], monkeypatch: pytest.MonkeyPatch
+def test_networks_train_as_dense_ones_with_layers_of_a_sequence_as_one(
+    make: Callable[[], nn.Module], runs: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also under dropout, which draws the same, and whatever is a layer's neighbour."""
-    joined: list[int] = []
+    """Also under dropout, which draws the same, and whatever is a layer's neighbour or takes parts of the sequence."""
+    names, joined = chosen(make, 0.2), list[int]()
+    assert len(names) == sum(type(module) is nn.Linear for module in make().modules())
     run = sparse_linear._run
     monkeypatch.setattr(sparse_linear, "_run", lambda x, layers, how: joined.append(len(how)) or run(x, layers, how))
-
-    def make() -> nn.Module:
-        return sequence(*copy.deepcopy(between))
-
-    names = [name for name, weight in make().named_parameters() if weight.ndim == 2]
-    one, other = (training(make, Plan(60, 20, constant(0.003)), keep=0.2, sparse=each).run()[0] for each in ((), names))
-    assert joined[: len(runs)] == runs
-    agree(one.final, other.final)
-
-
-@tiny_layers
-@pytest.mark.parametrize("way", ["parts", "one", "chance"])
-def test_what_takes_parts_of_a_sequence_gets_the_layers_themselves(way: str) -> None:
-    names = [f"layers.{i}.weight" for i in (1, 3, 5)]
-    assert chosen(lambda: TakesParts(sequence(), way), 0.2)[:3] == names
     trained = []
     for each in ((), names):
         rng.seed(0)
-        made = training(lambda: TakesParts(sequence(), way), Plan(40, 20, constant(0.003)), keep=0.2, sparse=each)
-        trained.append(made.run()[0].final)
+        made = training(make, Plan(40, 20, constant(0.1)), kind="sgd", keep=0.2, sparse=each)
+        trained.append(made.run()[0])
+    assert joined[: len(runs)] == runs
     agree(*trained)
 
 
-def test_layers_of_a_sequence_with_hooks_are_called() -> None:
-    seen: list[Tensor] = []
-    model = sequence()
-    model[3].register_forward_hook(lambda module, inputs, output: seen.append(output))
-    become_sparse(model, random_masks(model, 0.2))
-    model(torch.randn(2, 1, 8, 8))
-    assert [tensor.shape for tensor in seen] == [(2, 12)]
-
-
 @every_kind
-def test_checkpoints_hold_whole_weights_and_the_same_bits(kind: str, options: dict[str, Any]) -> None:
-    """A sparse training continues from its own to the same bits, and either kind from those of the other."""
-    plan, more = Plan(11, 4, constant(0.003), keep_at=6), {"kind": kind, "keep": 0.2, **options}
+def test_trainings_agree_and_continue_from_checkpoints(kind: str, options: dict[str, Any]) -> None:
+    """Dense and sparse ones agree to rounding, a sparse one continues to the same bits, either from the other's."""
+    plan = Plan(110, 40, lambda i: 0.003 / (1 + i / 100), keep_at=60)
+    more, masks = {"kind": kind, "keep": 0.2, **options}, random_masks(Mlp(), 0.2)
     ends: dict[tuple[str, ...], Trained] = {}
     saved: dict[tuple[str, ...], list[list[Trained]]] = {(): [], BOTH: []}
     for names, states in saved.items():
         made = training(Mlp, plan, sparse=names, **more)
         ends[names] = made.run(checkpoint=lambda s, to=states: to.append(copy.deepcopy(s)), checkpoint_every=0)[0]
+    assert made.network.leaves[0].shape == (int(masks["fc1.weight"].sum()),)
+    dense, found = ends.values()
+    agree(dense, found)
+    assert all((found.final[name][~mask] == 0).all() for name, mask in masks.items())
     for state in saved[BOTH]:
         continued = training(Mlp, plan, sparse=BOTH, resume=state, **more).run()[0]
         for part in ("final", "best", "kept", "extra"):
-            one, other = getattr(continued, part), getattr(ends[BOTH], part)
+            one, other = getattr(continued, part), getattr(found, part)
             assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-        assert (continued.iteration, continued.evals) == (ends[BOTH].iteration, ends[BOTH].evals)
+        assert (continued.iteration, continued.evals) == (found.iteration, found.evals)
     for names, start in (((), saved[BOTH][0]), (BOTH, saved[()][0])):
-        agree(ends[names].final, training(Mlp, plan, sparse=names, resume=start, **more).run()[0].final)
+        agree(ends[names], training(Mlp, plan, sparse=names, resume=start, **more).run()[0])
 
 
 # The choice
@@ -248,6 +223,7 @@ def large() -> nn.Module:
 
 
 def test_what_is_sparse_is_chosen_by_the_settings_and_the_share_of_survivors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse, "SMALL", 4096)
     assert chosen(large) == [*BOTH] and chosen(large, sparse="off") == [] and chosen(large, precision="bf16") == []
     assert chosen(Mlp) == [], "small layers alone do not pay"
     assert chosen(large, trials=2) == [] and chosen(large, stack=2) == [], "stacked trials have masks of their own"
@@ -286,7 +262,6 @@ def normalised() -> nn.Module:
     return model
 
 
-@tiny_layers
 @pytest.mark.usefixtures("bfloat16_products")
 @pytest.mark.parametrize("precision", ["fast", "fp32"])
 @pytest.mark.parametrize(
@@ -318,21 +293,6 @@ def test_only_layers_whose_weight_nothing_else_uses_are_sparse(
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items()), "the trial changed the model"
 
 
-@tiny_layers
-def test_the_quick_path_of_attention_gets_whole_weights() -> None:
-    def make() -> nn.Module:
-        layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
-        return nn.Sequential(nn.Flatten(1, 2), nn.TransformerEncoder(layer, 2), nn.Flatten(), nn.Linear(64, 4))
-
-    names = chosen(make, 0.2)
-    assert len(names) == 5
-    made = [training(make, Plan(20, 10, constant(0.1)), kind="sgd", keep=0.2, sparse=each) for each in ((), names)]
-    dense, found = (each.run()[0] for each in made)
-    agree(dense.final, found.final)
-    assert [each.val_loss for each in found.evals] == pytest.approx([each.val_loss for each in dense.evals], rel=1e-3)
-
-
-@tiny_layers
 def test_a_model_that_uses_a_weight_in_later_passes_only_ends_with_a_reason() -> None:
     def make() -> nn.Module:
         return UsesWeight("clips in training", range(4, 5))
@@ -342,7 +302,6 @@ def test_a_model_that_uses_a_weight_in_later_passes_only_ends_with_a_reason() ->
         training(make, Plan(10, 10, constant(0.003)), keep=0.2, sparse=BOTH).run()
 
 
-@tiny_layers
 def test_a_pytorch_without_quick_sparse_products_trains_densely(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, fake in (("product", lambda self, values, x: 2 * x[:5]), ("gradient", None)):
         with monkeypatch.context() as patch:
@@ -358,40 +317,37 @@ def test_a_pytorch_without_quick_sparse_products_trains_densely(monkeypatch: pyt
 ROUNDS = {"prune_iterations": 5, "prune_percent": 50, "end_iter": "12it"}  # the last three are sparse
 
 
-@tiny_layers
-def test_experiments_are_sparse_where_the_table_says_and_their_files_look_the_same(
-    place: Path, sparse_layers: list[int]
-) -> None:
-    found, other = (do(settings(place, name=way, sparse=way, **ROUNDS))[0] for way in ("auto", "off"))
-    assert sparse_layers == [0, 0, 2, 2, 2] + [0] * 5
-    for number in range(5):
-        one, two = (
-            tickets.load_tensors(each.saves / f"trained_{number:02d}.safetensors")[0] for each in (found, other)
-        )
-        agree(one, two)
-        mask = tickets.read_ticket(found, number).masks["layers.1.weight"]
-        assert (one["layers.1.weight"][~mask] == 0).all() and one["layers.1.weight"][mask].ne(0).any()
-    for name in ("rounds", "evals", "layers"):
-        texts = [(each.dumps / f"{name}.csv").read_text().splitlines() for each in (found, other)]
-        assert texts[0][0] == texts[1][0] and len(texts[0]) == len(texts[1])
-
-
-@tiny_layers
 @pytest.mark.parametrize("arm", ["lt", "finetune"])
-def test_the_same_command_gives_the_same_bytes_also_when_it_is_stopped_in_a_sparse_round(place: Path, arm: str) -> None:
-    config = settings(place, checkpoint_every=0, prune_type=arm, rewind="3it", **ROUNDS)
-    whole, again, stopped = (replace(config, root=place / name) for name in ("whole", "again", "stopped"))
+def test_experiments_are_sparse_where_the_table_says_with_the_same_bytes_after_a_stop(
+    place: Path, arm: str, sparse_layers: list[int]
+) -> None:
+    config = settings(place, checkpoint_every=0, prune_type=arm, rewind="3it", name="x", **ROUNDS)
+    off, whole, stopped = (replace(config, root=place / name) for name in ("off", "whole", "stopped"))
     asked = itertools.count()
     with pytest.raises(Stopped):  # in the fourth round
         do(stopped, stop=lambda: next(asked) > 65)
     assert tables.finished_rounds(runs_of(stopped)[-1]) == 3
-    for each in (whole, again, stopped):
-        do(each)
-    assert_same(results(again.root), results(whole.root))
+    do(stopped)
+    sparse_layers.clear()
+    found, other = do(whole)[0], do(replace(off, sparse="off"))[0]
+    assert sparse_layers == [0, 0, 2, 2, 2] + [0] * 5
     assert_same(results(stopped.root), results(whole.root))
+    assert results(off.root).keys() == results(whole.root).keys()
+    for number in range(5):
+        one, two = (tickets.read_state(run, tickets.numbered("trained", number)) for run in (found, other))
+        for name, tensor in two.items():
+            torch.testing.assert_close(one[name], tensor, rtol=2e-3, atol=2e-4)
+        assert torch.equal(one["layers.1.weight"] != 0, tickets.read_ticket(found, number).masks["layers.1.weight"])
 
 
-@tiny_layers
+def test_missing_products_are_reported_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch, sparse_layers: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sparse, "available", lambda: False)
+    session.run(settings(place, quiet=False, trials=2, **ROUNDS))
+    assert " ".join(capsys.readouterr().out.split()).count("no quick sparse products") == 1 and not any(sparse_layers)
+
+
 def test_a_run_continues_by_the_rule_it_began_with(
     place: Path, monkeypatch: pytest.MonkeyPatch, sparse_layers: list[int]
 ) -> None:
@@ -404,11 +360,9 @@ def test_a_run_continues_by_the_rule_it_began_with(
     sparse_layers.clear()
     (run,) = session.run(config)
     assert sparse_layers == [0, 2, 2], "without tiles the third round would be sparse too"
-    for name in ("rounds", "evals", "layers"):
-        assert (run.dumps / f"{name}.csv").read_bytes() == (whole.dumps / f"{name}.csv").read_bytes()
+    assert_same(results(run.root, ("dumps",)), results(whole.root, ("dumps",)))
 
 
-@tiny_layers
 @pytest.mark.usefixtures("bfloat16_products")
 @pytest.mark.parametrize("precision", ["fast", "fp32"])
 @pytest.mark.parametrize("arch_type", ["mlp", "drop"])
@@ -435,21 +389,6 @@ def test_tickets_are_evaluated_by_the_products_of_their_training(
         assert sparsely == [0, 0, 2, 2, 2]
 
 
-@tiny_layers
-def test_missing_products_are_reported_once_and_all_is_dense(
-    place: Path, monkeypatch: pytest.MonkeyPatch, sparse_layers: list[int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sparse, "available", lambda: False)
-    for front_door in (
-        lambda: session.run(settings(place, quiet=False, trials=2, **ROUNDS)),
-        lambda: find(Mlp(), quiet=False),
-    ):
-        front_door()
-        assert " ".join(capsys.readouterr().out.split()).count("no quick sparse products") == 1
-    assert not any(sparse_layers)
-
-
-@tiny_layers
 @pytest.mark.parametrize("make, in_memory, layers", [(Mlp, True, 2), (Mlp, False, 2), (WithOptim, True, 0)])
 def test_networks_of_the_users_own_are_sparse_too_but_for_their_own_optimisers(
     make: Any, in_memory: bool, layers: int, sparse_layers: list[int]
