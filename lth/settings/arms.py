@@ -116,6 +116,20 @@ def given(arms: Iterable[str]) -> list[str]:
     return [arm for arm in arms if arm in ARMS and ARMS[ARMS[arm].mask_of or arm].prunes == "given"]
 
 
+def _lower_percentile(initial: Tensor, final: Tensor) -> Tensor:
+    """The lower of the percentiles that both magnitudes have among the survivors of their layer, which are not 0 in
+    `final`: the paper has min(a |final|, |initial|) with `a` such that the percentiles of both are aligned."""
+    import torch
+
+    kept = final != 0
+
+    def percentile(size: Tensor) -> Tensor:
+        survivors = size[kept].sort().values
+        return torch.searchsorted(survivors, size) / max(len(survivors), 1)
+
+    return percentile(initial.abs()).minimum(percentile(final.abs()))
+
+
 # Criteria of Zhou et al. 2019 (arXiv:1905.01067, Figure 3): a score a weight from its initial and its trained
 # value, the lowest scores are pruned. `magnitude` (their "large final") is that of Frankle & Carbin.
 # Initial are the weights that round 0 began with, also under --rewind and where survivors go on trained; in arms that
@@ -125,8 +139,7 @@ CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "magnitude_increase": lambda initial, final: final.abs() - initial.abs(),
     "movement": lambda initial, final: (final - initial).abs(),
     "large_init": lambda initial, final: initial.abs(),
-    # The paper multiplies one of them so that the percentiles of both are the same.
-    "large_init_large_final": lambda initial, final: initial.abs().minimum(final.abs()),
+    "large_init_large_final": _lower_percentile,
     # The paper has max(0, .) of this, which leaves the order of weights with a new sign to chance; here those go first.
     "large_final_same_sign": lambda initial, final: final * initial.sign(),
 }
