@@ -6,7 +6,6 @@ import copy
 import itertools
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.utils.prune as torch_prune
@@ -35,42 +34,23 @@ def scores_of(shapes: list[tuple[int, ...]], seed: int, levels: int = 0) -> dict
 
 
 @QUICK
-@given(SHAPES, st.data(), st.integers(0, 99), st.integers(0, 3))
-def test_each_layer_loses_exactly_its_percentage_in_every_round(
-    shapes: list[tuple[int, ...]], data: st.DataObject, seed: int, levels: int
+@given(SHAPES, st.data(), st.sampled_from(["layer", "global"]), st.integers(0, 99), st.integers(0, 3))
+def test_exactly_the_percentage_goes_in_every_round_and_the_lowest(
+    shapes: list[tuple[int, ...]], data: st.DataObject, scope: str, seed: int, levels: int
 ) -> None:
     masks = pruning.dense(scores_of(shapes, seed))
-    percents = {name: data.draw(PERCENTS) for name in masks}
-    counts = pruning.survivors(masks)
+    one = data.draw(PERCENTS)
+    percents = {name: one if scope == "global" else data.draw(PERCENTS) for name in masks}
+    pools = [list(masks)] if scope == "global" else [[name] for name in masks]
     for number in range(8):
         before, scores = masks, scores_of(shapes, seed + number, levels)
-        masks = prune_lowest(scores, before, percents)
-        counts = {name: n - round(n * percents[name] / 100) for name, n in counts.items()}
-        assert pruning.survivors(masks) == counts
-        for name in masks:
-            gone = before[name] & ~masks[name]
-            assert not (masks[name] & ~before[name]).any(), "a pruned weight came back"
-            if gone.any() and masks[name].any():
-                assert scores[name][gone].max() <= scores[name][masks[name]].min()
-
-
-@QUICK
-@given(SHAPES, st.floats(0, 100), st.integers(0, 99), st.integers(0, 3))
-def test_globally_exactly_the_percentage_of_all_goes_and_the_lowest_of_all(
-    shapes: list[tuple[int, ...]], percent: float, seed: int, levels: int
-) -> None:
-    masks = pruning.dense(scores_of(shapes, seed))
-    count = sum(pruning.survivors(masks).values())
-    for number in range(8):
-        before, scores = masks, scores_of(shapes, seed + number, levels)
-        masks = prune_lowest(scores, before, dict.fromkeys(before, percent), "global")
-        count -= round(count * percent / 100)
-        assert sum(pruning.survivors(masks).values()) == count
-        assert not any((masks[name] & ~before[name]).any() for name in masks)
-        gone = torch.cat([scores[name][before[name] & ~masks[name]] for name in masks])
-        left = torch.cat([scores[name][masks[name]] for name in masks])
-        if len(gone) and len(left):
-            assert gone.max() <= left.min()
+        masks = prune_lowest(scores, before, percents, scope)
+        assert not any((masks[name] & ~before[name]).any() for name in masks), "a pruned weight came back"
+        for pool in pools:
+            gone = torch.cat([scores[name][before[name] & ~masks[name]] for name in pool])
+            left = torch.cat([scores[name][masks[name]] for name in pool])
+            assert len(gone) == round((len(gone) + len(left)) * percents[pool[0]] / 100)
+            assert not len(gone) or not len(left) or gone.max() <= left.min()
 
 
 def test_globally_layers_of_another_percentage_keep_out_of_the_competition() -> None:
@@ -84,14 +64,12 @@ def test_of_equal_scores_the_first_in_memory_order_goes_first() -> None:
     assert masks["w"].flatten().tolist() == [False] * 3 + [True] * 7
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
-def test_pruning_leaves_what_it_was_given_alone(scope: str) -> None:
+def test_masks_that_were_given_stay_and_share_no_memory() -> None:
     scores = scores_of([(7, 5), (4, 3)], 0)
     before = pruning.dense(scores)
-    masks = prune_lowest(scores, before, dict.fromkeys(scores, 50.0), scope)
-    assert pruning.remaining(before) == 100
+    masks = prune_lowest(scores, before, dict.fromkeys(scores, 50.0), "global")
     masks["layer0"].fill_(False)
-    assert pruning.survivors(masks)["layer1"] > 0, "masks share memory"
+    assert pruning.remaining(before) == 100 and pruning.survivors(masks)["layer1"] > 0
 
 
 def test_scores_may_have_any_layout() -> None:
@@ -126,12 +104,9 @@ def percents(**flags: float) -> dict[str, float]:
 @pytest.mark.parametrize(
     "flags, conv, fc, output",
     [
-        ({}, 20, 20, 20),
         ({"conv_percent": 10}, 10, 20, 20),
-        ({"fc_percent": 30}, 20, 30, 30),
         ({"fc_percent": 30, "output_percent": 5}, 20, 30, 5),
         ({"output_percent": 0}, 20, 20, 0),
-        ({"conv_percent": 0, "fc_percent": 0, "output_percent": 0}, 0, 0, 0),
         ({"conv_percent": 10, "prune_percent": 50}, 10, 50, 50),
     ],
 )
@@ -181,22 +156,17 @@ def test_an_output_layer_that_is_not_defined_last_is_said() -> None:
     [
         (nn.Linear(3, 2), 6),
         (nn.Conv1d(2, 3, 2), 12),
-        (nn.Conv2d(2, 3, 2, groups=1), 24),
         (nn.Conv2d(4, 4, 3, groups=4), 36),
         (nn.Conv3d(1, 2, 2), 16),
         (nn.ConvTranspose2d(2, 3, 2), 24),
-        (nn.BatchNorm1d(3), 0),
         (nn.BatchNorm2d(3), 0),
         (nn.LayerNorm(3), 0),
-        (nn.GroupNorm(1, 3), 0),
         (nn.Embedding(5, 3), 0),
         (nn.PReLU(), 0),
         (nn.Bilinear(2, 3, 4), 24),
-        (nn.RNN(2, 3), 6 + 9),
         (nn.LSTM(2, 3, num_layers=2, bidirectional=True), 2 * 4 * (6 + 9) + 2 * 4 * (18 + 9)),
         (nn.LSTM(2, 3, proj_size=2), 4 * (6 + 6) + 6),
         (nn.GRU(2, 3), 3 * (6 + 9)),
-        (nn.RNNCell(2, 3), 6 + 9),
         (nn.LSTMCell(2, 3), 4 * (6 + 9)),
         (nn.GRUCell(2, 3), 3 * (6 + 9)),
         (nn.MultiheadAttention(4, 2), 4 * 16),
@@ -222,10 +192,6 @@ def test_tied_weights_come_once() -> None:
     assert list(pruning.prunable(model)) == ["first.weight", "last.weight"]
     assert [name for _, name in prune.fetch_layers(model)] == ["weight", "weight"]
     assert pruning.prunable(model).keys() <= dict(model.named_parameters()).keys()
-
-
-def test_a_network_without_linear_layers_has_no_output() -> None:
-    assert set(pruning.layer_kinds(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1))).values()) == {"conv"}
 
 
 # Counts of several rounds at once, in steps, by Erdos-Renyi-Kernel
@@ -396,16 +362,14 @@ def test_pruning_is_that_of_torch_round_after_round(make: Callable[[], nn.Module
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
-def test_rules_prune_as_torch_does(scope: str) -> None:
+def test_rules_prune_on_top_of_what_is_pruned(scope: str) -> None:
     torch.manual_seed(0)
     mine = Mlp()
-    weights = {name: weight.detach().clone() for name, weight in pruning.prunable(mine).items()}
-    rule = prune.magnitude(0.25, scope)
-    for _ in range(2):  # on top of what is pruned already
-        assert rule(mine) is mine
+    weights = {name: weight.detach().abs() for name, weight in pruning.prunable(mine).items()}
     masks = pruning.dense(weights)
     for _ in range(2):
-        masks = prune_lowest({n: w.abs() for n, w in weights.items()}, masks, dict.fromkeys(masks, 25.0), scope)
+        assert prune.magnitude(0.25, scope)(mine) is mine
+        masks = prune_lowest(weights, masks, dict.fromkeys(masks, 25.0), scope)
     found = prune.detach(mine)
     assert all(torch.equal(masks[name], found[name]) for name in masks)
     assert sum(pruning.survivors(prune.detach(prune.random(0.25, scope)(Mlp()))).values()) == 816 - 204
@@ -475,8 +439,3 @@ def test_rules_refuse_what_is_no_fraction(amount: object) -> None:
         prune.magnitude(amount)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="scope must be"):
         prune.random(0.5, "layers")
-
-
-def test_packed_bits_are_those_of_numpy() -> None:
-    mask = torch.arange(20).view(4, 5) % 3 == 0
-    assert np.array_equal(np.unpackbits(pruning.pack(mask).numpy(), count=20).reshape(4, 5), mask.numpy())

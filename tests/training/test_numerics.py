@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,39 +29,30 @@ def knobs() -> dict[str, str]:
     return {name: knob.fp32_precision for name, knob in KNOBS.items()}
 
 
+def set_knobs(values: dict[str, str]) -> None:
+    for name, knob in KNOBS.items():
+        knob.fp32_precision = values[name]
+
+
 def flushes() -> bool:
     """Whether numbers too small for a normal float32 count as 0."""
     return not torch.full((4,), 1e-40).mul(1.0).any()
 
 
-@pytest.fixture(autouse=True)
-def put_back() -> Iterator[None]:
-    before = knobs()
-    yield
-    for name, knob in KNOBS.items():
-        knob.fp32_precision = before[name]
-    torch.set_flush_denormal(False)
-
-
 @pytest.mark.parametrize("precision, expected", [("fast", FAST), ("bf16", FAST), ("fp32", STRICT)])
-def test_products_are_as_precision_says_whatever_was_set_before(precision: str, expected: dict[str, str]) -> None:
-    for name, knob in KNOBS.items():
-        knob.fp32_precision = "ieee" if expected is FAST else FAST[name]
-    before = knobs()
-    with numerics(precision, 1):
-        assert knobs() == expected
-        assert flushes() == (expected is FAST)
-    assert knobs() == before
-
-
-@pytest.mark.parametrize("precision", ["fast", "fp32"])
-@pytest.mark.parametrize("before", [False, True])
-def test_denormal_numbers_are_flushed_as_before_when_it_is_over(precision: str, before: bool) -> None:
-    torch.set_flush_denormal(before)
+@pytest.mark.parametrize("flushed", [False, True])
+def test_products_are_as_precision_says_and_as_before_afterwards(
+    precision: str, expected: dict[str, str], flushed: bool
+) -> None:
+    usual, before = knobs(), STRICT if expected is FAST else FAST
+    set_knobs(before)
+    torch.set_flush_denormal(flushed)
     with pytest.raises(ZeroDivisionError), numerics(precision, 2):
-        assert torch.get_num_threads() == 2
+        assert (knobs(), flushes(), torch.get_num_threads()) == (expected, expected is FAST, 2)
         raise ZeroDivisionError
-    assert flushes() == before and torch.get_num_threads() == 1
+    assert (knobs(), flushes(), torch.get_num_threads()) == (before, flushed, 1)
+    set_knobs(usual)
+    torch.set_flush_denormal(False)
 
 
 @pytest.mark.parametrize(
