@@ -9,6 +9,7 @@ import pytest
 from helpers import settings
 
 from lth.run import session
+from lth.training import sparse
 
 BROADCAST = """
 from torch import nn
@@ -43,6 +44,14 @@ def test_multiply_adds_that_cannot_be_counted_are_said(place: Path, capsys: pyte
     assert "multiply-adds are not counted: what is multiplied by body.1.weight is not known" in told
     session.run(settings(place, quiet=False))
     assert "multiply-adds" not in capsys.readouterr().out
+
+
+def test_missing_sparse_products_are_reported_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sparse, "available", lambda: False)
+    session.run(settings(place, quiet=False, trials=2, prune_iterations=1))
+    assert " ".join(capsys.readouterr().out.split()).count("no quick sparse products") == 1
 
 
 def test_stacks_of_one_leave_the_processes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +36,13 @@ from lth.training.network import Network
 from lth.training.numerics import numerics
 from lth.training.schedule import Plan
 from lth.training.sparse_linear import Places, SparseLinear, become_sparse
-from lth.training.train import Stopped, Trained, Training
+from lth.training.train import Stopped, Trained
 
-BOTH = ("fc1.weight", "fc2.weight")
-KINDS: list[tuple[str, dict[str, Any]]] = [
-    ("adam", {"weight_decay": 0.05}),
-    ("adamw", {"weight_decay": 0.05}),
-    ("sgd", {}),
-    ("sgd", {"momentum": 0.9, "weight_decay": 0.01, "nesterov": True}),
-]
-LARGE = 80  # hidden units of an Mlp with which its first layer is a large one
+DECAY, BOTH = {"weight_decay": 0.05}, ("fc1.weight", "fc2.weight")
+EXAMPLE = Feed(make_images(), [0], 40, 10, CPU).example()
+large = partial(Mlp, 80)  # whose first layer is a large one
 
 pytestmark = pytest.mark.skipif(not sparse.available(), reason="this PyTorch has no quick sparse products")
-every_kind = pytest.mark.parametrize("kind, options", KINDS, ids=["-".join([k, *o]) for k, o in KINDS])
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +58,8 @@ def bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
     linear, product = nn.functional.linear, torch.Tensor.matmul
 
     def rounded(x: Tensor) -> Tensor:
-        fast = torch.backends.mkldnn.matmul.fp32_precision == "bf16" and x.dtype == torch.float32  # type: ignore[attr-defined]
-        return x.bfloat16().float() if fast else x
+        backend: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+        return x.bfloat16().float() if backend.fp32_precision == "bf16" and x.dtype == torch.float32 else x
 
     monkeypatch.setattr(nn.functional, "linear", lambda x, weight, bias=None: linear(rounded(x), rounded(weight), bias))
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda one, other: product(rounded(one), rounded(other)))
@@ -72,19 +68,16 @@ def bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def sparse_layers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Gets the number of sparse layers of each training."""
+    """Gets the number of sparse layers of each network that is trained or evaluated."""
     made: list[int] = []
-    run = Training.run
+    init = Network.__init__
 
-    def noted(self: Training, *args: Any, **options: Any) -> Any:
-        made.append(len(self.network.places))
-        return run(self, *args, **options)
+    def noted(self: Network, *args: Any, **options: Any) -> None:
+        made.append(len(options["sparse"]))
+        init(self, *args, **options)
 
-    monkeypatch.setattr(Training, "run", noted)
+    monkeypatch.setattr(Network, "__init__", noted)
     return made
-
-
-# Products
 
 
 @hypothesis_settings(deadline=None)
@@ -115,24 +108,17 @@ def test_a_sparse_layer_gives_what_a_linear_one_gives(shape: tuple[int, ...], bi
     with torch.no_grad():
         dense.weight.mul_(mask)
     layer: SparseLinear = become_sparse(nn.Sequential(copy.deepcopy(dense)), {"0.weight": mask})["0.weight"]
-    x = torch.randn(shape)
-    xs = [x.clone().requires_grad_(of_input) for _ in range(2)]
+    xs = [torch.linspace(-1, 2, math.prod(shape)).sin().view(shape).requires_grad_(of_input) for _ in range(2)]
     out = [module(each) for module, each in zip((dense, layer), xs, strict=True)]
     torch.testing.assert_close(out[1], out[0], rtol=1e-4, atol=1e-5)
-    above = torch.randn_like(out[0])
     for each in out:
-        each.backward(above)
-    assert dense.weight.grad is not None and layer.values.grad is not None
-    torch.testing.assert_close(layer.values.grad, layer.places.survivors(dense.weight.grad), rtol=1e-4, atol=1e-5)
-    if bias:
-        torch.testing.assert_close(layer.bias.grad, dense.bias.grad, rtol=1e-4, atol=1e-5)
-    if of_input:
-        torch.testing.assert_close(xs[1].grad, xs[0].grad, rtol=1e-4, atol=1e-5)
+        each.pow(2).sum().backward()
+    pairs: list[tuple[Any, Any]] = [(layer.values.grad, layer.places.survivors(dense.weight.grad))]  # type: ignore[arg-type]
+    pairs += [(layer.bias.grad, dense.bias.grad)] if bias else []
+    for found, expected in [*pairs, *([(xs[1].grad, xs[0].grad)] if of_input else [])]:
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert [name for name, _ in layer.named_parameters()] == ["bias"] * bias + ["values"]
     assert torch.equal(layer.eval().weight, dense.weight)
-
-
-# Trainings
 
 
 def agree(one: Trained, other: Trained) -> None:
@@ -150,6 +136,12 @@ def sequence(*between: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), *between, *ends)
 
 
+def hooked() -> nn.Module:
+    model = sequence()
+    model[3].register_forward_hook(lambda module, inputs, output: 2 * output)
+    return model
+
+
 def attention() -> nn.Module:
     layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)  # which evaluates by a quick path of its own
     return nn.Sequential(nn.Flatten(1, 2), nn.TransformerEncoder(layer, 2), nn.Flatten(), nn.Linear(64, 4))
@@ -165,6 +157,7 @@ def attention() -> nn.Module:
         (lambda: TakesParts(sequence(), "parts"), [1, 2, 1]),
         (lambda: TakesParts(sequence(), "one"), [3, 1, 1]),
         (lambda: TakesParts(sequence(), "chance"), [1, 1, 1, 1]),
+        (hooked, [1, 1, 1]),
         (attention, [1]),
     ],
 )
@@ -185,7 +178,7 @@ def test_networks_train_as_dense_ones_with_layers_of_a_sequence_as_one(
     agree(*trained)
 
 
-@every_kind
+@pytest.mark.parametrize("kind, options", [("adam", DECAY), ("adamw", DECAY), ("sgd", {**DECAY, "momentum": 0.9})])
 def test_trainings_agree_and_continue_from_checkpoints(kind: str, options: dict[str, Any]) -> None:
     """Dense and sparse ones agree to rounding, a sparse one continues to the same bits, either from the other's."""
     plan = Plan(110, 40, lambda i: 0.003 / (1 + i / 100), keep_at=60)
@@ -209,17 +202,9 @@ def test_trainings_agree_and_continue_from_checkpoints(kind: str, options: dict[
         agree(ends[names], training(Mlp, plan, sparse=names, resume=start, **more).run()[0])
 
 
-# The choice
-
-
 def chosen(make: Callable[[], nn.Module], keep: float | Masks = 0.05, trials: int = 1, **flags: Any) -> list[str]:
     masks = random_masks(make(), keep) if isinstance(keep, float) else keep
-    example = Feed(make_images(), [0], 40, 10, CPU).example()
-    return sparse.choose(make(), [masks] * trials, sparse.limits(Config(**flags)), example)
-
-
-def large() -> nn.Module:
-    return Mlp(LARGE)
+    return sparse.choose(make(), [masks] * trials, sparse.limits(Config(**flags)), EXAMPLE)
 
 
 def test_what_is_sparse_is_chosen_by_the_settings_and_the_share_of_survivors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +213,7 @@ def test_what_is_sparse_is_chosen_by_the_settings_and_the_share_of_survivors(mon
     assert chosen(Mlp) == [], "small layers alone do not pay"
     assert chosen(large, trials=2) == [] and chosen(large, stack=2) == [], "stacked trials have masks of their own"
     small, most = sparse.limits(Config()).values()
-    masks = {"fc1.weight": torch.zeros(LARGE, 64), "fc2.weight": torch.zeros(4, LARGE)}
+    masks = {"fc1.weight": torch.zeros(80, 64), "fc2.weight": torch.zeros(4, 80)}
     for name, highest, other in (("fc1.weight", most, []), ("fc2.weight", small, ["fc1.weight"])):
         last = int(highest * masks[name].numel())
         for count, is_sparse in ((0, False), (1, True), (last + 1, False), (last, True)):
@@ -238,6 +223,10 @@ def test_what_is_sparse_is_chosen_by_the_settings_and_the_share_of_survivors(mon
     strict = sparse.limits(Config(precision="fp32"))
     monkeypatch.setattr(kernels, "amx", lambda: True)  # dense products are quicker, by --precision fast
     assert 0 < sparse.limits(Config())["more"] < most and sparse.limits(Config(precision="fp32")) == strict
+
+
+def weights(*places: int) -> list[str]:
+    return [f"{place}.weight" for place in places]
 
 
 TOUCHES = ("clips in training", "clips in evaluation", "multiplies", "replaces", "hook")
@@ -256,12 +245,6 @@ def others() -> nn.Module:
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(16, 4))
 
 
-def normalised() -> nn.Module:
-    model = sequence(nn.BatchNorm1d(20), nn.Linear(20, 20), nn.LayerNorm(20))
-    models.initialise(model, "kaiming")
-    return model
-
-
 @pytest.mark.usefixtures("bfloat16_products")
 @pytest.mark.parametrize("precision", ["fast", "fp32"])
 @pytest.mark.parametrize(
@@ -270,10 +253,13 @@ def normalised() -> nn.Module:
         *((lambda way=way: UsesWeight(way), ["fc2.weight"]) for way in TOUCHES),
         (lambda: UsesWeight("asks for the device"), [*BOTH]),
         *((lambda of=of: UsesWeight(f"penalises {of}"), []) for of in ("plain layers", "matrices", "vectors")),
-        (others, ["6.weight"]),
+        (others, weights(6)),
         (lambda: sequence(nn.Linear(7, 7)), []),  # which fails
-        (normalised, ["1.weight", "4.weight", "6.weight", "8.weight"]),
-        (lambda: sequence(parametrizations.spectral_norm(nn.Linear(20, 20))), ["1.weight", "4.weight", "6.weight"]),
+        (
+            lambda: sequence(nn.BatchNorm1d(20), nn.Linear(20, 20), nn.LayerNorm(20)),
+            ["1.weight", "4.weight", "6.weight", "8.weight"],
+        ),
+        (lambda: sequence(parametrizations.spectral_norm(nn.Linear(20, 20))), weights(1, 4, 6)),
     ],
 )
 def test_only_layers_whose_weight_nothing_else_uses_are_sparse(
@@ -283,36 +269,30 @@ def test_only_layers_whose_weight_nothing_else_uses_are_sparse(
     model = seeded(make)
     before = models.state_of(model)
     masks = {name: torch.arange(x.numel()).view(x.shape) % 20 == 0 for name, x in before.items() if x.ndim == 2}
-    state, mode = rng.state(CPU), model.training
+    state = rng.state(CPU)
     with numerics(precision, 1):
-        example = Feed(make_images(), [0], 40, 10, CPU).example()
         assert sparse.available()
-        assert sparse.choose(model, [masks], sparse.limits(Config()), example) == expected
-    assert all(torch.equal(now, state[name]) for name, now in rng.state(CPU).items()) and model.training == mode
-    after = models.state_of(model)
-    assert all(torch.equal(after[name], tensor) for name, tensor in before.items()), "the trial changed the model"
+        assert sparse.choose(model, [masks], sparse.limits(Config()), EXAMPLE) == expected
+    assert all(torch.equal(now, state[name]) for name, now in rng.state(CPU).items())
+    assert all(map(torch.equal, models.state_of(model).values(), before.values())), "the trial changed the model"
 
 
 def test_a_model_that_uses_a_weight_in_later_passes_only_ends_with_a_reason() -> None:
-    def make() -> nn.Module:
-        return UsesWeight("clips in training", range(4, 5))
-
+    make = partial(UsesWeight, "clips in training", range(4, 5))
     assert chosen(make, 0.2) == [*BOTH]
     with pytest.raises(RuntimeError, match="--sparse off"):
         training(make, Plan(10, 10, constant(0.003)), keep=0.2, sparse=BOTH).run()
 
 
-def test_a_pytorch_without_quick_sparse_products_trains_densely(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, fake in (("product", lambda self, values, x: 2 * x[:5]), ("gradient", None)):
-        with monkeypatch.context() as patch:
-            patch.setattr(Places, name, fake)
-            sparse.available.cache_clear()
-            assert not sparse.available() and chosen(Mlp) == []
+@pytest.mark.parametrize("name, fake", [("product", lambda self, values, x: 2 * x[:5]), ("gradient", None)])
+def test_a_pytorch_without_quick_products_trains_densely(name: str, fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Places, name, fake)
+        sparse.available.cache_clear()
+        assert not sparse.available() and chosen(Mlp) == []
     sparse.available.cache_clear()
     assert chosen(Mlp)
 
-
-# Experiments
 
 ROUNDS = {"prune_iterations": 5, "prune_percent": 50, "end_iter": "12it"}  # the last three are sparse
 
@@ -340,14 +320,6 @@ def test_experiments_are_sparse_where_the_table_says_with_the_same_bytes_after_a
         assert torch.equal(one["layers.1.weight"] != 0, tickets.read_ticket(found, number).masks["layers.1.weight"])
 
 
-def test_missing_products_are_reported_once(
-    place: Path, monkeypatch: pytest.MonkeyPatch, sparse_layers: list[int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sparse, "available", lambda: False)
-    session.run(settings(place, quiet=False, trials=2, **ROUNDS))
-    assert " ".join(capsys.readouterr().out.split()).count("no quick sparse products") == 1 and not any(sparse_layers)
-
-
 def test_a_run_continues_by_the_rule_it_began_with(
     place: Path, monkeypatch: pytest.MonkeyPatch, sparse_layers: list[int]
 ) -> None:
@@ -367,26 +339,18 @@ def test_a_run_continues_by_the_rule_it_began_with(
 @pytest.mark.parametrize("precision", ["fast", "fp32"])
 @pytest.mark.parametrize("arch_type", ["mlp", "drop"])
 def test_tickets_are_evaluated_by_the_products_of_their_training(
-    place: Path, precision: str, arch_type: str, monkeypatch: pytest.MonkeyPatch
+    place: Path, precision: str, arch_type: str, sparse_layers: list[int]
 ) -> None:
     """In every round, and from a loader too."""
     (run,) = session.run(settings(place, precision=precision, arch_type=arch_type, **ROUNDS))
-    sparsely: list[int] = []
-    init = Network.__init__
-
-    def noted(self: Network, *args: Any, **options: Any) -> None:
-        sparsely.append(len(options["sparse"]))
-        init(self, *args, **options)
-
-    monkeypatch.setattr(Network, "__init__", noted)
     feed = lth.data.load("tiny", place / "data").feed([0], 1, 1, CPU)
     for data in (place / "data" / "tiny.npz", [*feed.test()]):
-        sparsely.clear()
+        sparse_layers.clear()
         for number in range(5):
             sparse.available.cache_clear()
             ticket = lth.load_ticket(run.saves, round=number)
             assert float(f"{ticket.evaluate(data, device='cpu'):.10g}") == ticket.row["test"], number
-        assert sparsely == [0, 0, 2, 2, 2]
+        assert sparse_layers == [0, 0, 2, 2, 2]
 
 
 @pytest.mark.parametrize("make, in_memory, layers", [(Mlp, True, 2), (Mlp, False, 2), (WithOptim, True, 0)])
