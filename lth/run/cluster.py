@@ -34,7 +34,7 @@ from lth.records.tables import Run
 from lth.run import holding, loop
 from lth.run.about import about_command
 from lth.run.holding import Prepared
-from lth.run.loop import FATAL, POLL, Look, Tell, Trainer
+from lth.run.loop import FATAL, POLL, Tell, Trainer, next_look
 from lth.run.queue import Queue, Work
 from lth.run.tasks import runs_of
 from lth.settings import names
@@ -179,16 +179,16 @@ class Cluster:
     def _wait(self, tasks: list[Any], queue: Queue, tell: Tell, signalled: Callable[[], int]) -> list[Exception]:
         """Until all tasks have ended; gives what they raised."""
         errors: list[Exception] = []
-        cancelled, look = False, Look()
+        cancelled, due = False, 0.0
         try:
             while tasks:
                 done, tasks = self.ray.wait(tasks, timeout=POLL)
                 for ended in done:
                     errors += self._raised(ended, cancelled)
-                if look.due():
-                    with look.timed():
-                        for event in queue.news([]):
-                            tell(event)
+                if (began := time.monotonic()) >= due:
+                    for event in queue.news([]):
+                        tell(event)
+                    due = next_look(began)
                 fatal = any(isinstance(error, FATAL) for error in errors)
                 if not cancelled and (signalled() or fatal or (done and queue.over())):  # others need not begin
                     cancelled = True

@@ -80,22 +80,9 @@ def stop_if(signalled: Callable[[], int]) -> None:
         raise Interrupted(signalled())
 
 
-class Look:
-    """When to look at the folder again: seldom, where a look takes long."""
-
-    def __init__(self) -> None:
-        self.next = 0.0
-
-    def due(self) -> bool:
-        """Whether it is time."""
-        return time.monotonic() >= self.next
-
-    @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Within it, the folder is looked at."""
-        began = time.monotonic()
-        yield
-        self.next = time.monotonic() + min(max(POLL, SHARE * (time.monotonic() - began)), LONGEST)
+def next_look(began: float) -> float:
+    """When to look at the folder again, after a look that began then: seldom, where looks take long."""
+    return time.monotonic() + min(max(POLL, SHARE * (time.monotonic() - began)), LONGEST)
 
 
 class Trainer:
@@ -143,17 +130,17 @@ def work(
     about the runs: another process may train them.
     """
     errors: list[Exception] = []
-    next_look = Look()
+    due = 0.0
     while not stop():
-        if not next_look.due():
+        if (began := time.monotonic()) < due:
             time.sleep(POLL)
             continue
-        with next_look.timed():
-            piece = queue.take()
-            look(piece is None)
-            if piece is None and queue.over():
-                break
+        piece = queue.take()
+        look(piece is None)
         if piece is None:
+            if queue.over():
+                break
+            due = next_look(began)
             continue
         failed: Mapping[Run, str] = {}
         try:
@@ -172,7 +159,6 @@ def work(
                     tell(Note(f"{run}: {error}", failed=True))
         finally:
             queue.give_back(piece, failed)
-        next_look = Look()
     return errors
 
 

@@ -8,6 +8,7 @@ import os
 import queue as queues
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from lth.records.events import Note
 from lth.records.lock import Locks
 from lth.records.tables import Run
 from lth.run import loop
-from lth.run.loop import FATAL, POLL, Data, Look, Tell, Trainer, WorkerKilled
+from lth.run.loop import FATAL, POLL, Data, Tell, Trainer, WorkerKilled, next_look
 from lth.run.queue import Queue, Work
 
 KILLED = "a worker process was killed, by lack of memory perhaps (--jobs lowers the need)"
@@ -60,19 +61,12 @@ def work(
             process.start()
             theirs.close()
             links[link], idle[link] = process.pid or 0, False
-    ours, asked, waited, look = list(links.values()), False, False, Look()
+    ours, asked, waited, due = list(links.values()), False, False, 0.0
 
-    def ask() -> None:
-        nonlocal asked
-        for link in links if not asked else ():
-            with contextlib.suppress(OSError):  # it has ended
-                link.send("write your checkpoints and end")
-        asked = True
-
-    def hear(seconds: float | None) -> None:
+    def hear() -> None:
         """Tell what the processes told."""
         link: Any
-        for link in wait(list(links), seconds):
+        for link in wait(list(links), POLL):
             try:
                 said = link.recv()
             except (EOFError, OSError):
@@ -90,28 +84,24 @@ def work(
 
     try:
         while links:
-            hear(POLL)
-            if signalled() and not asked:
+            hear()
+            if asked:
+                continue
+            if signalled():
                 tell(Note("stopping: each process first writes where its round is"))
             if signalled() or any(isinstance(error, FATAL) for error in errors):
-                ask()
-            elif look.due():
-                with look.timed():
-                    for event in queue.news(ours):
-                        tell(event)
-                    everyone = all(idle.values()) and not queue.over()
-                    if everyone and not waited and (sentence := queue.waiting_for()):
-                        tell(Note(sentence))
-                    waited = everyone
-    except KeyboardInterrupt:  # a second Ctrl-C: the connections are closed, and the processes end at once
-        raise
-    except BaseException:
-        ask()
-        tell = lambda event: None  # noqa: E731  # it may be what failed
-        while links:
-            hear(None)
-        raise
-    finally:
+                asked = True
+                for link in links:
+                    with contextlib.suppress(OSError):  # it has ended
+                        link.send("write your checkpoints and end")
+            elif (began := time.monotonic()) >= due:
+                for event in queue.news(ours):
+                    tell(event)
+                everyone = all(idle.values()) and not queue.over()
+                if everyone and not waited and (sentence := queue.waiting_for()):
+                    tell(Note(sentence))
+                waited, due = everyone, next_look(began)
+    finally:  # at a second Ctrl-C the connections are closed, and the processes end at once
         for link in links:
             link.close()
     loop.finish(errors, signalled)
