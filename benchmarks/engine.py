@@ -65,7 +65,7 @@ class Problem:
         dense = pruning.dense(pruning.prunable(self.make()))
         percents = keep if isinstance(keep, Mapping) else dict.fromkeys(dense, keep)
         rates = {name: 100 - percents[name] for name in dense}
-        return pruning.prune_lowest({name: state[name].abs() for name in dense}, dense, rates)
+        return pruning.keep_highest({name: state[name].abs() for name in dense}, dense, pruning.quotas(dense, rates))
 
 
 def random_images(dataset: str) -> Images:

@@ -84,6 +84,7 @@ class Clock:
 def instrument(clock: Clock) -> None:
     """Have the clock charge what the functions of lth do."""
     from lth.experiment import Experiment
+    from lth.experiment.trainer import Trainer
     from lth.records import recording, resume, tables, tickets
     from lth.run import command, holding, processes, session
     from lth.training.train import Training
@@ -91,7 +92,7 @@ def instrument(clock: Clock) -> None:
     clock.wrap(session, "prepare", DATA)
     clock.wrap(processes, "work", WAITING)  # where rounds are not in this process
     clock.wrap(Experiment, "run", OTHER, then=clock.save)
-    clock.wrap(Experiment, "train", SETUP)
+    clock.wrap(Trainer, "train", SETUP)
     clock.wrap(Experiment, "prune", PRUNING)
     clock.wrap(Training, "run", TRAINING)
     clock.wrap(Training, "_evaluate", EVALUATION)

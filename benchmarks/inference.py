@@ -30,7 +30,7 @@ def tickets(percent: float) -> tuple[nn.Module, nn.Module]:
     weights = pruning.prunable(model)
     masks = pruning.dense(weights)
     scores = pruning.random_scores(masks, torch.Generator().manual_seed(0))
-    masks = pruning.prune_lowest(scores, masks, dict.fromkeys(masks, 100 - percent))
+    masks = pruning.keep_highest(scores, masks, pruning.quotas(masks, dict.fromkeys(masks, 100 - percent)))
     with torch.no_grad():
         for name, mask in masks.items():
             weights[name].mul_(mask)

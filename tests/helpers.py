@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from lth import data, pruning
 from lth.data.images import Feed, Images
 from lth.experiment import Experiment, start_tickets
-from lth.experiment.mode_connectivity import Connectivity
 from lth.pruning import Masks
 from lth.records import files, lock
 from lth.records.events import Event, Note
@@ -159,8 +158,7 @@ def experiment(
 ) -> Experiment:
     """The experiment of these settings on `device`."""
     problem = start_tickets.problem(config, data.load(config.dataset, config.data, config.pixels))
-    kind = Connectivity if config.connectivity else Experiment
-    return kind(config, problem, device, Told() if tell is None else tell, **options)
+    return Experiment(config, problem, device, Told() if tell is None else tell, **options)
 
 
 def do(config: Config, tell: Callable[[Event], None] | None = None, **options: Any) -> list[Run]:
@@ -171,7 +169,8 @@ def do(config: Config, tell: Callable[[Event], None] | None = None, **options: A
 
 def work(made: Experiment) -> None:
     """Let an experiment do what its settings ask for."""
-    queue = Queue(works(made.config, together=99 if made.config.stack else 1))
+    config = made.trainer.config
+    queue = Queue(works(config, together=99 if config.stack else 1))
     while ready := next(queue.ready(), None):
         made.run(*ready)
         queue.failed.update(made.failed)

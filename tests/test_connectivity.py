@@ -14,8 +14,9 @@ import torch
 from helpers import CPU, Told, assert_same, do, experiment, killed_at, results, settings
 from torch import Tensor, nn
 
-from lth.experiment import Experiment, line
-from lth.experiment.line import Errors
+from lth.experiment import mode_connectivity as line
+from lth.experiment.mode_connectivity import Errors
+from lth.experiment.trainer import Trainer
 from lth.records import tables, tickets
 from lth.records.events import Connected, Evaluated, Moved
 from lth.records.tables import Run
@@ -61,11 +62,11 @@ def test_the_barrier_of_a_known_quadratic_is_exact() -> None:
 def test_identical_ends_have_no_barrier(place: Path, arch: str) -> None:
     (run,) = do(settings(place, arch_type=arch, prune_iterations=2))
     made, trained = experiment(settings(place, arch_type=arch)), tickets.read_state(run, "trained_01")
-    masks, feed = tickets.read_ticket(run, 1).masks, made._feed([run])
-    model = models.load_state(made.problem.make(), trained)
+    masks, feed = tickets.read_ticket(run, 1).masks, made.trainer.feed([run])
+    model = models.load_state(made.trainer.problem.make(), trained)
 
     def errors(found: State) -> Errors:
-        return line.measure(Network(made.problem.make(), [found], [masks], CPU), feed, 0)
+        return line.measure(Network(made.trainer.problem.make(), [found], [masks], CPU), feed, 0)
 
     found = [each for _, each in itertools.islice(line.along(trained, trained, errors), 4)]
     assert len(set(found)) == 1 and tables.barrier([each.test for each in found]) == 0
@@ -80,17 +81,19 @@ def test_batch_norm_gets_statistics_of_its_own_at_every_point(place: Path) -> No
     config = settings(place, arch_type="conv")
     (run,) = do(replace(config, prune_iterations=1))
     made, trained = experiment(config), tickets.read_state(run, "dense")
-    feed, ticket = made._feed([run]), tickets.read_ticket(run, 0)
+    feed, ticket = made.trainer.feed([run]), tickets.read_ticket(run, 0)
     spoiled = trained | {name: x + 3 for name, x in trained.items() if "running_" in name}
     for start in (trained, spoiled):
-        network = Network(made.problem.make(), [start], [ticket.masks], CPU)
+        network = Network(made.trainer.problem.make(), [start], [ticket.masks], CPU)
         found = line.measure(network, feed, run.seed)
         batches = [feed.fetch(batch)[0] for batch in feed.epoch([(run.seed, "statistics")], 0)]
         first = network.model.layers[0](torch.cat(batches))  # type: ignore[operator, index]
         assert network.tensors["layers.1.running_mean"].tolist() == pytest.approx(
             first.mean((0, 2, 3)).tolist(), abs=1e-5
         )
-        assert found == line.measure(Network(made.problem.make(), [trained], [ticket.masks], CPU), feed, run.seed)
+        assert found == line.measure(
+            Network(made.trainer.problem.make(), [trained], [ticket.masks], CPU), feed, run.seed
+        )
 
 
 class Normed(nn.Module):
@@ -108,7 +111,7 @@ class Normed(nn.Module):
 
 @pytest.mark.parametrize("also", [True, False])
 def test_other_statistics_are_those_of_every_point_too(place: Path, also: bool) -> None:
-    feed = experiment(settings(place))._feed(runs_of(settings(place)))
+    feed = experiment(settings(place)).trainer.feed(runs_of(settings(place)))
 
     def make() -> nn.Module:
         model = Normed()
@@ -154,7 +157,7 @@ class Frozen(nn.Module):
 
 @pytest.mark.parametrize("within", [False, True])
 def test_batch_norm_that_a_model_freezes_keeps_its_statistics(place: Path, within: bool) -> None:
-    feed = experiment(settings(place))._feed(runs_of(settings(place)))
+    feed = experiment(settings(place)).trainer.feed(runs_of(settings(place)))
     torch.manual_seed(0)
     start = models.state_of(Frozen())
     start |= {"kept.running_mean": torch.full((12,), 2.0), "kept.running_var": torch.full((12,), 9.0)}
@@ -176,15 +179,15 @@ def test_batch_norm_that_a_model_freezes_keeps_its_statistics(place: Path, withi
 def noted(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int, str], State]:
     """The last weights of every training."""
     ends: dict[tuple[str, int, str], State] = {}
-    train = Experiment.train
+    train = Trainer.train
 
-    def watched(this: Experiment, stack: Any, started: Any, again: str = "") -> Any:
+    def watched(this: Trainer, stack: Any, started: Any, again: str = "") -> Any:
         found = train(this, stack, started, again)
         for run, ticket, trained in zip(stack, started, found, strict=True):
             ends[run.arm, ticket.round, again] = trained.final
         return found
 
-    monkeypatch.setattr(Experiment, "train", watched)
+    monkeypatch.setattr(Trainer, "train", watched)
     return ends
 
 
@@ -209,10 +212,10 @@ def test_every_ticket_is_trained_twice_in_different_orders(place: Path, monkeypa
             assert set(table["remaining"][table["round"] == number]) == {
                 tables.table(run, "rounds")["remaining"][number]
             }
-            model, made = experiment(config).problem.make(), experiment(config)
+            model, made = experiment(config).trainer.problem.make(), experiment(config)
             for point in (0, 11, 29):
                 middle = {name: one[name] + (other[name] - one[name]) * point / 29 for name in one}
-                (images, labels), *_ = made._feed([run]).test()
+                (images, labels), *_ = made.trainer.feed([run]).test()
                 wrong = models.load_state(model, middle).eval()(images).argmax(1) != labels
                 row = table[table["round"] == number].iloc[point]
                 assert row["test_error"] == pytest.approx(100 * wrong.float().mean().item())
@@ -237,14 +240,14 @@ def test_everything_but_the_order_is_equal(place: Path, monkeypatch: pytest.Monk
 def test_the_dense_network_starts_from_the_rewind_point_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ends = noted(monkeypatch)
     plans: list[tuple[int, str, int]] = []
-    plan = Experiment._plan
+    plan = Trainer.plan
 
-    def seen(this: Experiment, run: Run, number: int, again: str = "") -> Any:
+    def seen(this: Trainer, run: Run, number: int, again: str = "") -> Any:
         found = plan(this, run, number, again)
         plans.append((number, again, found.start))
         return found
 
-    monkeypatch.setattr(Experiment, "_plan", seen)
+    monkeypatch.setattr(Trainer, "plan", seen)
     config = settings(place, rewind="3it", prune_type=("lt", "finetune"), connectivity=True, prune_iterations=2)
     do(config)
     assert {("lt", 0, ""), ("lt", 0, "first"), ("lt", 0, "second"), ("finetune", 1, "second")} <= set(ends)
@@ -281,7 +284,7 @@ def test_stacked_runs_are_measured_too(place: Path) -> None:
 def test_a_second_training_that_fails_ends_its_run(place: Path) -> None:
     config, told = settings(place, prune_type=("lt", "reinit"), connectivity=True), Told()
     made = experiment(config, told)
-    optimizer, count = made.problem.optimizer, itertools.count()
+    optimizer, count = made.trainer.problem.optimizer, itertools.count()
 
     def broken(network: Any) -> Any:
         found = optimizer(network)
@@ -289,7 +292,7 @@ def test_a_second_training_that_fails_ends_its_run(place: Path) -> None:
             found.step = lambda gradients: [leaf.detach().fill_(float("nan")) for leaf in network.leaves]
         return found
 
-    made.problem = replace(made.problem, optimizer=broken)
+    made.trainer.problem = replace(made.trainer.problem, optimizer=broken)
     lt, _ = runs_of(config)
     made.run([lt], 3)
     assert list(made.failed) == [lt] and "round 0, trained again, ended: the loss became nan" in told.notes

@@ -22,7 +22,7 @@ from helpers import Killed, Told, assert_released, assert_same, do, experiment, 
 
 from lth import pruning
 from lth.experiment import Experiment
-from lth.experiment.starts import STARTS
+from lth.experiment.trainer import Trainer
 from lth.records import journal, recording, tables, tickets
 from lth.records.events import Evaluated, RoundDone
 from lth.records.files import RecordError
@@ -38,7 +38,7 @@ from lth.training.models import State
 from lth.training.scores import scored
 from lth.training.train import Stopped
 
-FOUND_HERE = tuple(arm for arm in ARMS if ARMS[arm].prunes != "given")  # which needs the ticket of another run
+FOUND_HERE = tuple(arm for arm in ARMS if ARMS[arm].masks != "of_ticket")  # which needs the ticket of another run
 EVERY_ARM = {"prune_type": FOUND_HERE}
 
 
@@ -70,8 +70,8 @@ class Ends:
         def noted(this: Experiment, run: Run, ticket: Any, result: Any) -> None:
             self.final[run.arm, ticket.round] = result.final
             self.plans[run.arm, ticket.round] = [e.iteration for e in result.evals]
-            if result.kept:
-                self.kept[run.arm] = result.kept
+            if result.rewind:
+                self.kept[run.arm] = result.rewind
             record(this, run, ticket, result)
 
         monkeypatch.setattr(Experiment, "record", noted)
@@ -96,7 +96,7 @@ def tickets_of(run: Run) -> list[tickets.Ticket]:
 
 def test_masks_of_every_arm(all_arms: Any) -> None:
     config, runs, ends = all_arms
-    problem = experiment(config).problem
+    problem = experiment(config).trainer.problem
     kinds = pruning.layer_kinds(problem.make())
     rates = {name: 10 if kind == "output" else 30 for name, kind in kinds.items()}
     lt = tickets_of(runs["lt"])
@@ -107,7 +107,7 @@ def test_masks_of_every_arm(all_arms: Any) -> None:
             before, after = own[number - 1].masks, own[number].masks
             totals = [sum(pruning.survivors(masks).values()) for masks in (after, lt[number].masks)]
             assert totals[0] == totals[1], "a round is as sparse in every arm"
-            if arm.prunes == "start":
+            if arm.masks == "before_training":
                 continue  # which weights these keep is in test_pruning_before_training
             for layer, count in pruning.survivors(before).items():
                 assert int(after[layer].sum()) == count - round(count * rates[layer] / 100)
@@ -115,7 +115,7 @@ def test_masks_of_every_arm(all_arms: Any) -> None:
                     gone = before[layer] & ~after[layer]
                     assert not (after[layer] & ~before[layer]).any()
                     own_end = ends.final.get((name, number - 1))
-                    weights = (own_end if own_end and arm.prunes == "trained" else ends.final["lt", 0])[layer].abs()
+                    weights = (own_end if own_end and arm.masks == "iterative" else ends.final["lt", 0])[layer].abs()
                     ordered = weights[gone].max() <= weights[after[layer]].min()
                     assert ordered != (arm.scores == "random"), "magnitudes at the round's end decide, but at random"
                 elif not arm.shuffled:
@@ -128,18 +128,18 @@ def test_start_values_of_every_arm(all_arms: Any) -> None:
     """Biases, norm parameters and running statistics included, bit for bit."""
     config, runs, ends = all_arms
     initial = tickets.read_state(runs["lt"], "initial")
-    fresh = {n: experiment(config).problem.fresh(derive_seed(0, "weights", n)) for n in (1, 2)}
+    fresh = {n: experiment(config).trainer.problem.fresh(derive_seed(0, "weights", n)) for n in (1, 2)}
     for name, run in runs.items():
         own = tickets_of(run)
         assert equal(own[0].start, initial)
         for number in (1, 2):
             before = ends.final.get((name, number - 1)) or ends.final["lt", 0]
             assert not equal(before, initial), "the training changed nothing"
-            if ARMS[name].start in STARTS:  # see test_starts_of_signs_have_the_original_ones
+            if "sign" in ARMS[name].start:  # see test_starts_of_signs_have_the_original_ones
                 continue
             expected = {"original": initial, "fresh": fresh[number], "trained": before}[ARMS[name].start]
             assert equal(own[number].start, expected)
-    weights = pruning.prunable(experiment(config).problem.make())
+    weights = pruning.prunable(experiment(config).trainer.problem.make())
     assert not any(torch.equal(fresh[1][name], fresh[2][name]) for name in weights)
     assert any("running_mean" in name for name in initial)
     assert all((initial[name] == 0).all() for name in initial if "running_mean" in name)
@@ -189,10 +189,10 @@ def test_controls_take_no_masks_of_another_lt_than_before(place: Path) -> None:
     made = experiment(settings(place, prune_type=arms))
     for ticket in [tickets.read_ticket(lt, number) for number in (1, 2)]:
         flipped = {name: mask.flip(0) for name, mask in ticket.masks.items()}
-        tickets.write_ticket(lt, replace(ticket, masks=flipped), made._identity(lt))
+        tickets.write_ticket(lt, replace(ticket, masks=flipped), made.trainer.store(lt).identity)
     work(made)
     assert made.failed.keys() == set(controls) and [len(rounds(run)) for run in controls] == [2, 2]
-    assert "lt has been trained anew: its mask of round 1 is not the one" in made.failed[controls[0]]
+    assert "lt has been trained again: its mask of round 1 is not the one" in made.failed[controls[0]]
     (lt.saves / "ticket_01.safetensors").unlink()  # what they had cannot be told any more
     do(settings(place, prune_type=arms))
     assert [len(rounds(run)) for run in controls] == [3, 3]
@@ -269,7 +269,7 @@ def test_rewound_training_takes_the_rates_of_its_iterations(place: Path, monkeyp
     used: dict[int, list[float]] = {}
     config = settings(place, rewind="3it", lr_milestones=["6it"], warmup="2it", lr=0.01)
     made = experiment(config)
-    optimizer = made.problem.optimizer
+    optimizer = made.trainer.problem.optimizer
 
     def watched(network: Any) -> Any:
         found = optimizer(network)
@@ -277,7 +277,7 @@ def test_rewound_training_takes_the_rates_of_its_iterations(place: Path, monkeyp
         found.step = lambda gradients: (rates.append(round(found.lr, 6)), step(gradients))
         return found
 
-    made.problem = replace(made.problem, optimizer=watched)
+    made.trainer.problem = replace(made.trainer.problem, optimizer=watched)
     made.run(runs_of(config), 2)
     assert used[0] == [0.005, 0.01, 0.01, 0.01, 0.01, 0.01, 0.001, 0.001]
     assert used[1] == used[0][3:]
@@ -287,15 +287,15 @@ def test_the_rates_of_trained_survivors(place: Path, monkeypatch: pytest.MonkeyP
     """Fine-tuning goes on at the last rate for a whole round; rewound rates are those that lt has."""
     used: dict[str, list[float]] = {}
     config = settings(place, rewind="3it", lr_milestones=["6it"], warmup="2it", lr=0.01)
-    plan = Experiment._plan
+    plan = Trainer.plan
 
-    def noted(this: Experiment, run: Run, number: int, again: str = "") -> Any:
+    def noted(this: Trainer, run: Run, number: int, again: str = "") -> Any:
         found = plan(this, run, number, again)
         if number == 1:
             used[run.arm] = [round(found.lr(i), 6) for i in range(found.start, found.steps)]
         return found
 
-    monkeypatch.setattr(Experiment, "_plan", noted)
+    monkeypatch.setattr(Trainer, "plan", noted)
     do(replace(config, prune_type=("lt", "lr_rewind", "finetune"), prune_iterations=2))
     assert used["lr_rewind"] == used["lt"] == [0.01, 0.01, 0.01, 0.001, 0.001]
     assert used["finetune"] == [0.001] * 8
@@ -352,11 +352,12 @@ def test_pruning_before_training(place: Path, changes: dict[str, Any]) -> None:
     hidden, output = "layers.1.weight", "layers.3.weight"
     compared = [hidden] if "output_percent" in changes else [hidden, output]
     made = experiment(config)
-    feed, batches = made._feed([runs["snip"]]), made._score_batches(runs["snip"])
+    feed = made.trainer.feed([runs["snip"]])
+    batches = [feed.fetch(batch) for batch in feed.epoch([(0, "scores")], 0)[:3]]
     held_out = {tuple(x.flatten().tolist()) for chunk, _ in feed.validation() for x in chunk}
     assert [len(x) for x, _ in batches] == [10] * 3
     assert not held_out & {tuple(x.flatten().tolist()) for chunk, _ in batches for x in chunk}
-    model = models.load_state(made.problem.make(), start)
+    model = models.load_state(made.trainer.problem.make(), start)
     scores = {
         name: scored(name, model, pruning.dense(pruning.prunable(model)), batches, torch.nn.functional.cross_entropy)
         for name in ("snip", "grasp")
@@ -410,7 +411,7 @@ def test_a_model_that_cannot_be_scored_ends_the_runs_that_score_it_alone(place: 
     found = do(config, told)
     assert [(run.arm, len(rounds(run))) for run in found] == [("lt", 3), ("grasp", 1)] * 2
     for seed in (0, 1):
-        why = "choosy failed in the scores of grasp with RuntimeError: not so; rounds before round 1 are kept"
+        why = "choosy failed in the scores of grasp before round 1 with RuntimeError: not so"
         assert f"grasp seed{seed}: {why}" in told.notes
 
 
@@ -552,8 +553,8 @@ def test_keep_weights(place: Path, keep: str, expected: list[str]) -> None:
 def accuracy(place: Path, state: State) -> float:
     """Percent of the test images that the tiny network with these weights gets right."""
     made = experiment(settings(place))
-    model = models.load_state(made.problem.make(), state).eval()
-    (images, labels), *_ = made._feed([Run(place, "mlp", "tiny", "", "lt", 0)]).test()
+    model = models.load_state(made.trainer.problem.make(), state).eval()
+    (images, labels), *_ = made.trainer.feed([Run(place, "mlp", "tiny", "", "lt", 0)]).test()
     with torch.no_grad():
         return 100 * (model(images).argmax(1) == labels).float().mean().item()
 
@@ -602,9 +603,9 @@ def test_trials_have_their_own_weights_splits_and_orders(place: Path) -> None:
     weights = [tickets.read_state(run, "initial")["layers.1.weight"] for run in runs]
     assert not torch.equal(*weights)
     made = experiment(settings(place))
-    splits = [made._feed([run]).train_indices[0].tolist() for run in runs]
+    splits = [made.trainer.feed([run]).train_indices[0].tolist() for run in runs]
     assert sorted(splits[0]) != sorted(splits[1])
-    feed = made._feed(runs[:1])
+    feed = made.trainer.feed(runs[:1])
     orders = [feed.epoch([(0, "order", number)], 0).flatten().tolist() for number in (0, 1)]
     assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]), "each round has its own order"
 
@@ -970,7 +971,7 @@ def test_a_spoiled_table_is_named(place: Path, name: str, content: bytes) -> Non
 def test_a_trial_whose_loss_is_no_number_ends_and_the_others_do_not(place: Path, stack: int | None) -> None:
     config, told = settings(place, trials=3, stack=stack, precision="fp32"), Told()
     made = experiment(config, told)
-    initial = made.problem.initial
+    initial = made.trainer.problem.initial
 
     def spoiled(seed: int) -> State:
         state = initial(seed)
@@ -978,7 +979,7 @@ def test_a_trial_whose_loss_is_no_number_ends_and_the_others_do_not(place: Path,
             state["layers.1.weight"][0, 0] = float("nan")
         return state
 
-    made.problem = replace(made.problem, initial=spoiled)
+    made.trainer.problem = replace(made.trainer.problem, initial=spoiled)
     runs = runs_of(config)
     made.run(runs, 3)
     assert [len(rounds(run)) for run in runs] == [3, 0, 3] and made.failed.keys() == {runs[1]}
@@ -993,8 +994,9 @@ def test_a_trial_whose_loss_is_no_number_ends_and_the_others_do_not(place: Path,
 def test_a_later_round_that_fails_keeps_the_earlier_ones(place: Path, stack: int | None) -> None:
     config = settings(place, prune_type=("lt", "reinit", "ticket_reinit"), prune_iterations=4, stack=stack)
     made, told = experiment(config), Told()
-    made.tell, fresh = told, made.problem.fresh
-    made.problem = replace(made.problem, fresh=lambda seed: {k: v * float("nan") for k, v in fresh(seed).items()})
+    trainer, fresh = made.trainer, made.trainer.problem.fresh
+    trainer.tell = told
+    trainer.problem = replace(trainer.problem, fresh=lambda seed: {k: v * float("nan") for k, v in fresh(seed).items()})
     work(made)
     lt, reinit, control = runs_of(config)
     assert [len(rounds(run)) for run in (lt, reinit, control)] == [4, 1, 1]
@@ -1004,7 +1006,7 @@ def test_a_later_round_that_fails_keeps_the_earlier_ones(place: Path, stack: int
 def test_controls_end_where_lt_did(place: Path) -> None:
     config = settings(place, prune_type=("lt", "ticket_shuffle"), prune_iterations=4)
     made, told = experiment(config), Told()
-    made.tell = told
+    made.trainer.tell = told
     lt, control = runs_of(config)
     made.run([lt], 2)
     made.failed[lt] = "as if"

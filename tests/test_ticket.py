@@ -255,7 +255,7 @@ def test_spoiled_tickets_and_wrong_names_are_said_before_anything_is_written(oth
     for wrong in (other / "nowhere", other, other / "saves", source(other).parent.parent):
         with pytest.raises(ConfigError, match="ticket must be the folder of a run that is there, saves/<model>"):
             transferred(other, str(wrong))
-    with pytest.raises(ConfigError, match="transfer_shuffle needs --ticket, which says whose"):
+    with pytest.raises(ConfigError, match="transfer_shuffle needs a ticket, which says whose"):
         settings(other, prune_type=("transfer_shuffle",))
     assert not (other / "dumps" / "mlp" / "other").exists()
 

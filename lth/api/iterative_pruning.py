@@ -304,7 +304,7 @@ def _write_config(run: Run, config: Config, about: Mapping[str, str], problem: P
 
 def _do(experiment: Experiment, run: Run, rounds: int) -> None:
     """All rounds of the run. TrialsFailed, with the reason, if it ends early."""
-    show, why = experiment.tell, []
+    show, why = experiment.trainer.tell, []
 
     def tell(event: Event) -> None:
         if isinstance(event, Note) and event.failed:
@@ -312,7 +312,7 @@ def _do(experiment: Experiment, run: Run, rounds: int) -> None:
         else:
             show(event)
 
-    experiment.tell = tell
+    experiment.trainer.tell = tell
     try:
         experiment.run([run], rounds)
     finally:

@@ -1,113 +1,182 @@
-"""Linear mode connectivity (Frankle et al. 2020, arXiv:1912.05671): do two trainings of one ticket, which differ in the
-order of the data alone, end where the straight line between them has low error?
+"""Linear mode connectivity (Frankle et al. 2020, arXiv:1912.05671): do two trainings of one ticket that differ only in
+the order of the data end where the straight line between them has low error?
 
 The dense network of round 0 starts from the point that tickets are rewound to, as they do. One of the two trainings is
-the round's own, where its last weights are still there; else it is trained again, as the other one is.
+the round's own if its last weights are still there; otherwise it is repeated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
-from lth.experiment import line
-from lth.experiment.line import STABLE, Errors
-from lth.experiment.strategy import Experiment
-from lth.records import recording, resume, tables, tickets
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
+
+from lth import layers, rng
+from lth.data.images import Feed
+from lth.experiment.trainer import Trainer
+from lth.records import recording, tables
 from lth.records.events import Connected
 from lth.records.files import delete
 from lth.records.tables import Run
 from lth.records.tickets import ENDS, Ticket
+from lth.rng import derive_seed
 from lth.settings.arms import ARMS
-from lth.training import layout
 from lth.training.models import State
 from lth.training.network import Network
 from lth.training.train import Stopped, TrialError
 
+POINTS = 30  # on the line, both ends included
+STABLE = 2.0  # points of error that the barrier of a stable network stays below
+STATISTICS = 10_000  # training images from which running statistics are computed
 
-class Connectivity(Experiment):
-    """An experiment that measures the line of every round before the next one begins (--connectivity)."""
 
-    def look_back(self, runs: Sequence[Run], number: int) -> None:
-        """Measure the line of round `number` where it is finished: train its missing ends, write the table."""
-        waiting = [run for run in self._unmeasured(runs, number) if number or not self._shared(run)]
-        chosen = waiting if number else list({run.seed: run for run in reversed(waiting)}.values())[::-1]
-        for end in ENDS:
-            while stack := self._alike([run for run in chosen if self._missing(run, number, end)], number, end):
-                started = [self._started(run, number) for run in stack]
-                for run, trained in zip(stack, self.train(stack, started, end), strict=False):
-                    with self._alone(run):
-                        if trained.failure is not None:
-                            raise TrialError(f"round {number}, trained again, ended: {trained.failure}")
-                        tickets.write_checkpoint(run, number, replace(trained, extra={}), self._identity(run), end)
-        for run in chosen:
-            if run not in self.failed:
-                with self._alone(run):
-                    self._measure(run, number)
-        for run in waiting:
-            if run not in chosen:  # the dense round is the same in all arms of a trial
-                self._shared(run)
+def after_round(trainer: Trainer, runs: Sequence[Run], number: int) -> None:
+    """Measure the line of round `number` of the runs that have finished it: train its missing ends, write the table."""
+    waiting = [
+        run
+        for run in runs
+        if run not in trainer.failed and tables.connected_rounds(run) == number < tables.finished_rounds(run)
+    ]
+    chosen = waiting
+    if number == 0:  # the dense round is the same in all arms of a trial
+        waiting = [run for run in waiting if not _shared(run)]
+        chosen = list({run.seed: run for run in reversed(waiting)}.values())[::-1]
+    for end in ENDS:
+        while stack := trainer.stackable([run for run in chosen if _missing(trainer, run, number, end)], number, end):
+            tickets = [_ticket(trainer, run, number) for run in stack]
+            for run, trained in zip(stack, trainer.train(stack, tickets, end), strict=False):
+                with trainer.alone(run):
+                    if trained.failure is not None:
+                        raise TrialError(f"round {number}, trained again, ended: {trained.failure}")
+                    trainer.store(run).write_checkpoint(number, replace(trained, extra={}), end)
+    for run in chosen:
+        if run not in trainer.failed:
+            with trainer.alone(run):
+                _measure_line(trainer, run, number)
+    for run in waiting:
+        if run not in chosen:
+            _shared(run)
 
-    def _unmeasured(self, runs: Sequence[Run], number: int) -> list[Run]:
-        """The runs of which the round is finished and its line not measured."""
-        return [
-            run
-            for run in runs
-            if run not in self.failed and tables.connected_rounds(run) == number < tables.finished_rounds(run)
-        ]
 
-    def _missing(self, run: Run, number: int, end: str) -> bool:
-        return run not in self.failed and self._end(run, number, end) is None
+def _shared(run: Run) -> bool:
+    """Whether another arm of the trial has measured the dense round; if so, its line is taken over."""
+    return any(recording.share_connectivity(run, run.of_arm(arm)) for arm in ARMS if arm != run.arm)
 
-    def _shared(self, run: Run) -> bool:
-        """Whether another arm of the trial has measured the dense round; then it is taken over."""
-        return any(recording.share_connectivity(run, run.of_arm(arm)) for arm in ARMS if arm != run.arm)
 
-    def _started(self, run: Run, number: int) -> Ticket:
-        ticket = self.ticket(run, number)
-        if number:
-            return ticket
-        return replace(
-            ticket, start=tickets.read_state(run, self._original, self._identity(run)), origin=self._original
-        )
+def _ticket(trainer: Trainer, run: Run, number: int) -> Ticket:
+    """What the trainings of round `number` start from."""
+    with trainer.alone(run):
+        store = trainer.store(run)
+        ticket = store.ticket(number)
+        return ticket if number else replace(ticket, start=store.weights(store.original))
 
-    def _end(self, run: Run, number: int, end: str) -> State | None:
-        """The last weights of a training, if they are there."""
-        if end == "first" and (number or self._original == "initial"):
-            try:
-                return resume.end_of_round(run, number, self._identity(run))
-            except FileNotFoundError:
-                pass
-        trained = resume.checkpoint(run, number, self._identity(run), end)
-        return trained.final if trained and trained.complete(self._plan(run, number, end).steps) else None
 
-    def _measure(self, run: Run, number: int) -> None:
-        one, other = (self._end(run, number, end) for end in ENDS)
-        assert one is not None and other is not None
-        masks, feed = self.ticket(run, number).masks, self._feed([run])
-        fast = layout.channels_last(self.problem.make, feed.example())
+def _missing(trainer: Trainer, run: Run, number: int, end: str) -> bool:
+    return run not in trainer.failed and _end(trainer, run, number, end) is None
 
-        def errors(state: State) -> Errors:
-            if self.stop():
-                raise Stopped
-            network = Network(
-                self.problem.make(),
-                [state],
-                [masks],
-                self.device,
-                self.problem.criterion,
-                autocast=self.config.precision == "bf16",
-                channels_last=fast,
-            )
-            return line.measure(network, feed, run.seed)
 
-        points = [
-            {"point": share, "train_error": found.train, "test_error": found.test}
-            for share, found in line.along(one, other, errors)
-        ]
-        for end in ENDS:  # before the round counts as measured, so that none is left behind by a stop
-            delete(run.saves / f"{end}.safetensors")
-        recording.write_connectivity(run, number, points)
-        found = tables.barriers(run).iloc[number]
-        stable = max(found["train"], found["test"]) < STABLE
-        self.tell(Connected(run, number, found["train"], found["test"], stable))
+def _end(trainer: Trainer, run: Run, number: int, end: str) -> State | None:
+    """The last weights of a training, if they are there."""
+    store = trainer.store(run)
+    if end == "first" and (number or store.original == "initial"):
+        try:
+            return store.end_of_round(number)
+        except FileNotFoundError:
+            pass
+    trained = store.checkpoint(number, end)
+    return trained.final if trained and trained.complete(trainer.plan(run, number, end).steps) else None
+
+
+def _measure_line(trainer: Trainer, run: Run, number: int) -> None:
+    one, other = (_end(trainer, run, number, end) for end in ENDS)
+    assert one is not None and other is not None
+    masks, feed, make = trainer.store(run).ticket(number).masks, trainer.feed([run]), trainer.problem.make
+    channels_last = trainer.channels_last(feed)
+
+    def errors(state: State) -> Errors:
+        if trainer.stop():
+            raise Stopped
+        return measure(trainer.network(make(), [state], [masks], channels_last=channels_last), feed, run.seed)
+
+    points = [
+        {"point": share, "train_error": found.train, "test_error": found.test}
+        for share, found in along(one, other, errors)
+    ]
+    for end in ENDS:  # before the line counts as measured, so that a stop leaves none behind
+        delete(run.saves / f"{end}.safetensors")
+    recording.write_connectivity(run, number, points)
+    barrier = tables.barriers(run).iloc[number]
+    stable = max(barrier["train"], barrier["test"]) < STABLE
+    trainer.tell(Connected(run, number, barrier["train"], barrier["test"], stable))
+
+
+class Errors(NamedTuple):
+    """Percent of the images that a network classifies wrongly."""
+
+    train: float
+    test: float
+
+
+def along(one: State, other: State, errors: Callable[[State], Errors]) -> Iterator[tuple[float, Errors]]:
+    """The errors at POINTS evenly spaced points from `one` to `other`, each with its share of the way."""
+    for number in range(POINTS):
+        share = number / (POINTS - 1)
+        yield share, errors(between(one, other, share))
+
+
+def between(one: State, other: State, share: float) -> State:
+    """The weights and buffers at that share of the straight line from `one` to `other`; integers are those of `one`."""
+    return {
+        name: torch.lerp(tensor, other[name], share) if tensor.is_floating_point() else tensor
+        for name, tensor in one.items()
+    }
+
+
+def measure(network: Network, feed: Feed, seed: int) -> Errors:
+    """The errors of a network of one trial on its training images and the test images.
+
+    The running statistics of batch and instance norm, and the vectors of spectral norm, are computed from training
+    batches, since the mean of two networks' statistics is not that of the network between them. `seed` decides which
+    batches, and what the model draws.
+    """
+    batches = feed.epoch([(seed, "statistics")], 0)[: math.ceil(STATISTICS / feed.batch_size)]
+    with rng.seeded(derive_seed(seed, "line")):
+        _renew_statistics(network, (feed.fetch(batch) for batch in batches))
+        network.model.eval()
+        return Errors(*(_error(network, chunks) for chunks in (feed.training(), feed.test())))
+
+
+@torch.no_grad()
+def _renew_statistics(network: Network, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    modules = list(network.model.modules())
+    norms = [m for m in modules if isinstance(m, _NormBase) and m.track_running_stats]
+    hooks = [hook for m in modules for hook in m._forward_pre_hooks.values()]
+    if not norms and not any(isinstance(each, (_SpectralNorm, SpectralNorm)) for each in [*modules, *hooks]):
+        return
+    network.model.train()
+    for norm in norms:  # one that the model keeps in evaluation mode sees no batch and keeps its statistics
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked.zero_()
+        norm.momentum = None  # a plain mean over the batches; the first replaces what was there
+    layers.without_dropout(network.model)
+    for number, (images, labels) in enumerate(batches, 1):
+        for norm in norms:
+            if isinstance(norm, _InstanceNorm):  # which takes no momentum for 0
+                norm.momentum = 1 / number
+        network.losses(images, labels)  # of the whole batch at once, as in training
+
+
+def _error(network: Network, chunks: Iterable[tuple[Tensor, Tensor]]) -> float:
+    wrong, seen = torch.zeros((), device=network.device), 0
+    for images, labels in chunks:
+        wrong += (network.logits(images, shared=True)[0].argmax(-1) != labels).sum()
+        seen += len(labels)
+    return 100 * wrong.item() / seen

@@ -115,13 +115,13 @@ def problem(config: Config, images: Images) -> Problem:
     for seed in source.runs:
         new = _new_layer(source, seed, config, made.make())
 
-    def given(seed: int, number: int) -> tuple[Masks, State]:
+    def start(seed: int, number: int) -> tuple[Masks, State]:
         ticket, own = source.ticket(seed, number), made.initial(derive_seed(seed, "weights", 0))
         masks = {name: mask if name in new else ticket.masks.get(name, mask) for name, mask in dense.items()}
         return masks, {name: own[name] if name in new else ticket.start[name] for name in own}
 
     before = made.prints
-    return replace(made, given=given, prints=lambda: {**before(), **source.fingerprints()})
+    return replace(made, start_tickets=start, prints=lambda: {**before(), **source.fingerprints()})
 
 
 def refuse_moved(config: Config, runs: Iterable[Run]) -> None:

@@ -1,8 +1,4 @@
-"""What survivors may start from beside original, fresh and trained weights: pure functions of the original weights.
-
-A start function gets the original weights and buffers, the masks of the ticket, and a generator. A new start is one
-function in STARTS.
-"""
+"""What survivors start from in the next round. An arm names its function in STARTS."""
 
 from __future__ import annotations
 
@@ -11,25 +7,60 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lth.experiment.masks import Round
 from lth.pruning import Masks
 from lth.training.models import State
 
 
-def signed_constants(original: State, masks: Masks, generator: torch.Generator) -> State:
+def original(last: Round, masks: Masks) -> State:
+    """The initial weights, or those that --rewind says."""
+    return last.store.weights(last.store.original)
+
+
+def fresh(last: Round, masks: Masks) -> State:
+    """New random weights."""
+    return last.trainer.problem.fresh(last.seed("weights"))
+
+
+def trained(last: Round, masks: Masks) -> State:
+    """The weights at the end of the last round."""
+    return last.final
+
+
+def of_ticket(last: Round, masks: Masks) -> State:
+    """What the run named by --ticket started this round from."""
+    start_tickets = last.trainer.problem.start_tickets
+    assert start_tickets is not None
+    return start_tickets(last.run.seed, last.next)[1]
+
+
+def sign(last: Round, masks: Masks) -> State:
     """Each prunable weight replaced by the standard deviation of its layer's original weights, with its own sign (Zhou
     et al. 2019, arXiv:1905.01067, Section 4)."""
-    return original | {name: _constants(original[name], _signs(original[name])) for name in masks}
+    weights = original(last, masks)
+    return weights | {name: _constants(weights[name], _signs(weights[name])) for name in masks}
 
 
-def shuffled_signs(original: State, masks: Masks, generator: torch.Generator) -> State:
+def shuffled_signs(last: Round, masks: Masks) -> State:
     """The same with the signs of each layer's survivors in random order: as many of each as before."""
-    start = dict(original)
+    weights, generator = original(last, masks), last.generator("shuffled_signs")
+    start = dict(weights)
     for name, mask in masks.items():
-        signs = _signs(original[name])
-        found = signs[mask]
-        signs[mask] = found[torch.randperm(len(found), generator=generator)]
-        start[name] = _constants(original[name], signs)
+        signs = _signs(weights[name])
+        survivors = signs[mask]
+        signs[mask] = survivors[torch.randperm(len(survivors), generator=generator)]
+        start[name] = _constants(weights[name], signs)
     return start
+
+
+STARTS: dict[str, Callable[[Round, Masks], State]] = {
+    "original": original,
+    "fresh": fresh,
+    "trained": trained,
+    "of_ticket": of_ticket,
+    "sign": sign,
+    "shuffled_signs": shuffled_signs,
+}
 
 
 def _signs(weight: Tensor) -> Tensor:
@@ -38,9 +69,3 @@ def _signs(weight: Tensor) -> Tensor:
 
 def _constants(weight: Tensor, signs: Tensor) -> Tensor:
     return signs * weight.std(correction=0)
-
-
-STARTS: dict[str, Callable[[State, Masks, torch.Generator], State]] = {
-    "sign": signed_constants,
-    "shuffled_signs": shuffled_signs,
-}

@@ -21,6 +21,7 @@ STARTS = {
     "original": "original initial weights",
     "fresh": "new random weights",
     "trained": "trained weights",
+    "of_ticket": "weights of the saved tickets",
     "sign": "constants of the initial signs",
     "shuffled_signs": "constants of shuffled signs",
 }

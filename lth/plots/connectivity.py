@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from lth.experiment.line import STABLE
+from lth.experiment.mode_connectivity import STABLE
 from lth.plots import axes as scales
 from lth.plots import style
 from lth.plots.comparison import per_point, trials

@@ -132,7 +132,7 @@ def sound_rounds(run: Run, finished: int, identity: str, rewinds: bool, tell: Ca
         return True
 
     found = {name: usable(name) for name in ("initial", "rewind", "dense", "checkpoint", *tickets.ENDS)}
-    needed = ["initial", *(["rewind"] if rewinds else []), *(["dense"] if ARMS[run.arm].prunes == "dense" else [])]
+    needed = ["initial", *(["rewind"] if rewinds else []), *(["dense"] if ARMS[run.arm].masks == "one_shot" else [])]
     if not all(found[name] for name in needed):
         finished = 0
     for number in range(finished):

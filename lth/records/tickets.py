@@ -205,7 +205,7 @@ def _masks(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Masks:
     return {name: pruning.unpack(tensors[f"mask/{name}"], tuple(shape)) for name, shape in facts["shapes"]}
 
 
-_PARTS = ("final", "best", "kept", "extra")
+_PARTS = ("final", "best", "rewind", "extra")
 
 
 def write_checkpoint(run: Run, round: int, trained: Trained, identity: str, name: str = "checkpoint") -> None:
@@ -226,7 +226,7 @@ def read_checkpoint(run: Run, identity: str | None = None, name: str = "checkpoi
         if part in parts:
             parts[part][rest] = value
     evals = [Evaluation(int(row[0]), *row[1:]) for row in tensors["evals"].tolist()]
-    final, best, kept, extra = (parts[part] for part in _PARTS)
+    final, best, rewind, extra = (parts[part] for part in _PARTS)
     return facts["round"], Trained(
-        facts["iteration"], evals, final, best, kept, extra, None, facts["seconds"], facts.get("supermask")
+        facts["iteration"], evals, final, best, rewind, extra, None, facts["seconds"], facts.get("supermask")
     )

@@ -78,7 +78,7 @@ def finds_tickets(arm: str) -> bool:
     """Whether what an arm trains are tickets of its own: masks that it chose, with their original initial weights."""
     if arm not in ARMS:
         return False
-    return ARMS[arm].start in ("original", "given") and ARMS[arm].scores != "random" and not ARMS[arm].mask_of
+    return ARMS[arm].start in ("original", "of_ticket") and ARMS[arm].scores != "random" and not ARMS[arm].mask_of
 
 
 def paired(runs: Sequence[Run]) -> pd.DataFrame:

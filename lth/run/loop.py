@@ -19,7 +19,6 @@ import torch
 
 from lth.data.images import Images
 from lth.experiment import Experiment, start_tickets
-from lth.experiment.mode_connectivity import Connectivity
 from lth.records.events import Event, Note
 from lth.records.files import RecordError
 from lth.records.lock import Lost
@@ -98,9 +97,8 @@ class Trainer:
         try:
             if self.asked != piece.asked:
                 config, images = self.data[piece.asked]
-                kind = Connectivity if config.connectivity else Experiment
                 problem = start_tickets.problem(config, images)
-                self.experiment = kind(config, problem, self.device, self.tell, self.stop)
+                self.experiment = Experiment(config, problem, self.device, self.tell, self.stop)
                 self.asked = piece.asked  # only now: what raised above raises again
             self.experiment.run(piece.runs, piece.rounds)
             return {run: why for run, why in self.experiment.failed.items() if run in piece.runs}

@@ -21,7 +21,7 @@ from lth.settings.arms import ARMS
 from lth.settings.config import Config
 from lth.training import fit, models, sparse
 from lth.training.problem import Problem, stack_size
-from lth.training.schedule import scarce, seldom
+from lth.training.schedule import remarks
 
 
 def announce(
@@ -122,8 +122,7 @@ def _remarks(one: Prepared, device: torch.device) -> Iterator[str | None]:
     yield from _without_layers(config, model)
     yield _anew(one)
     yield _alike(one)
-    yield seldom(config, epoch_steps)
-    yield scarce(config, epoch_steps)
+    yield from remarks(config, epoch_steps)
     if stack_size(config, one.problem, device) < (config.stack or 1):
         yield f"--stack {config.stack}: torch.func.vmap cannot follow this model, each run is trained alone"
     yield _densely(one, device)

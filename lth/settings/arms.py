@@ -18,25 +18,20 @@ if TYPE_CHECKING:
 class Arm:
     """How a round's ticket is made: which weights survive, what they start from, at which rates they learn.
 
-    prunes: the weights that pruning looks at. "trained": this arm's own at the end of its last round, of whose
-        survivors a round's percentage goes. "dense", those at the end of round 0, and "start", those that the arms'
-        training starts from: both are pruned at once to the sparsity that this round has. "given": nothing is pruned;
-        masks and starts are those of the run that --ticket names, round by round.
-    scores: what scores them, the lowest go: "criterion" (--prune_method), "random", a name in CRITERIA, or a function
-        of lth/training/scores.py, in so many `steps`.
+    masks: the function in lth/experiment/masks.py that makes the masks of a round.
+    scores: what it scores weights by, the lowest are pruned: "criterion" (--prune_method), "random", a name in
+        CRITERIA, or a function of lth/training/scores.py, in so many `steps`.
     compared: which weights compete: "scope" (as --prune_scope says), "all" (of all layers that are pruned) or "layer",
         where --random_rates says how many each layer keeps.
-    mask_of: if given, nothing is pruned: the mask is the one that this arm found in the same round.
-    shuffled: whether its survivors are then moved to random places of their layer.
-    start: the values that survivors start from: "original" (the initial weights, or those of --rewind), "fresh" (new
-        random ones every round), "trained" (no reset), "given" (those of --ticket), or a function of
-        lth/experiment/starts.py.
+    mask_of: the arm whose masks are taken over ("of_arm").
+    shuffled: whether their survivors are moved to random places of their layer.
+    start: the function in lth/experiment/starts.py that makes the weights that survivors start from.
     schedule: the learning rates of a round: "rewound" (the schedule from the point that --rewind says), "whole", or
         "final" (its last rate throughout).
     """
 
     help: str
-    prunes: str = "trained"
+    masks: str = "iterative"
     scores: str = "criterion"
     steps: int = 1
     compared: str = "scope"
@@ -54,7 +49,7 @@ class Arms(dict[str, Arm]):
         for control, made in CONTROLS.items():
             of = name.removesuffix(f"_{control}")
             if of not in (name, "lt") and dict.__contains__(self, of) and not self[of].mask_of:
-                return replace(made, mask_of=of, help=made.help.replace("ARM", of))
+                return replace(made, masks="of_arm", mask_of=of, help=made.help.replace("ARM", of))
         raise KeyError(name)
 
     def __contains__(self, name: object) -> bool:
@@ -77,7 +72,7 @@ ARMS = Arms(
     reinit=Arm(help="prune, give the survivors fresh random weights", start="fresh", schedule="whole"),
     lr_rewind=Arm(help="prune, go on from the trained weights at the rates that lt has", start="trained"),
     finetune=Arm(help="prune, go on from the trained weights at the final rate", start="trained", schedule="final"),
-    one_shot=Arm(help="prune the trained dense network at once, original initial weights", prunes="dense"),
+    one_shot=Arm(help="prune the trained dense network at once, original initial weights", masks="one_shot"),
     sign=Arm(help="prune, a constant a layer with the signs of the original weights", start="sign"),
     shuffled_signs=Arm(help="the same, the signs of each layer's survivors shuffled", start="shuffled_signs"),
     random=Arm(help="prune at random, original initial weights", scores="random"),
@@ -88,32 +83,36 @@ ARMS = Arms(
         start="trained",
         schedule="final",
     ),
-    magnitude_init=Arm(help="prune the smallest initial weights", prunes="start", scores="magnitude", compared="all"),
+    magnitude_init=Arm(
+        help="prune the smallest initial weights", masks="before_training", scores="magnitude", compared="all"
+    ),
     random_init=Arm(
         help="prune at random before training, --random_rates a layer",
-        prunes="start",
+        masks="before_training",
         scores="random",
         compared="layer",
     ),
-    snip=Arm(help="prune before training by SNIP", prunes="start", scores="snip", compared="all"),
-    grasp=Arm(help="prune before training by GraSP", prunes="start", scores="grasp", compared="all"),
-    synflow=Arm(help="prune before training by SynFlow", prunes="start", scores="synflow", compared="all", steps=100),
+    snip=Arm(help="prune before training by SNIP", masks="before_training", scores="snip", compared="all"),
+    grasp=Arm(help="prune before training by GraSP", masks="before_training", scores="grasp", compared="all"),
+    synflow=Arm(
+        help="prune before training by SynFlow", masks="before_training", scores="synflow", compared="all", steps=100
+    ),
     transfer=Arm(
         help="the tickets of --ticket's run, a round of it after the other",
-        prunes="given",
-        start="given",
+        masks="of_ticket",
+        start="of_ticket",
         schedule="whole",
     ),
     **{
-        f"ticket_{name}": replace(control, mask_of="lt", help=control.help.replace("ARM", "lt"))
+        f"ticket_{name}": replace(control, masks="of_arm", mask_of="lt", help=control.help.replace("ARM", "lt"))
         for name, control in CONTROLS.items()
     },
 )
 
 
-def given(arms: Iterable[str]) -> list[str]:
+def of_ticket(arms: Iterable[str]) -> list[str]:
     """Those of these arms that take all tickets from the run that --ticket names."""
-    return [arm for arm in arms if arm in ARMS and ARMS[ARMS[arm].mask_of or arm].prunes == "given"]
+    return [arm for arm in arms if arm in ARMS and ARMS[ARMS[arm].mask_of or arm].masks == "of_ticket"]
 
 
 def _lower_percentile(initial: Tensor, final: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from lth.settings.arms import ARMS, given
+from lth.settings.arms import ARMS, of_ticket
 from lth.settings.config import Config
 from lth.settings.values import as_text
 
@@ -26,7 +26,7 @@ def idle(name: str) -> set[str]:
     looked_at = {
         "random_rates": finder.compared == "layer",
         "score_batches": finder.scores in ("snip", "grasp"),
-        "prune_method": finder.scores == "criterion" and finder.prunes != "given",
+        "prune_method": finder.scores == "criterion" and finder.masks != "of_ticket",
         "rewind": "rewound" in (arm.schedule, finder.schedule),
     }
     return {setting for setting, looks in looked_at.items() if not looks}
@@ -39,7 +39,7 @@ def scores_batches(config: Config) -> bool:
 
 def takes_over(config: Config) -> list[str]:
     """The arms asked for that take over all tickets of the run that --ticket names."""
-    return given(config.prune_type)
+    return of_ticket(config.prune_type)
 
 
 def small_percents(config: Config) -> list[str]:

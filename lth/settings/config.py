@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lth.settings import values
-from lth.settings.arms import ARMS, CONTROLS, CRITERIA, given
+from lth.settings.arms import ARMS, CONTROLS, CRITERIA, of_ticket
 from lth.settings.problems import ConfigError, Problem
 from lth.settings.ticket import TicketName
 from lth.settings.values import PERCENT, Duration, as_text, cluster, device, duration, number, parse_value, plain_name
@@ -268,8 +268,8 @@ class Config:
             found.append(Problem("nesterov", "needs a momentum above 0"))
         if "lr_gamma" in changed and not self.lr_milestones:
             found.append(Problem("lr_gamma", "needs lr_milestones, which say when the learning rate drops"))
-        if given(arms) and self.ticket is None:
-            found.append(Problem("prune_type", f"{given(arms)[0]} needs a ticket, which says whose tickets to use"))
+        if of_ticket(arms) and self.ticket is None:
+            found.append(Problem("prune_type", f"{of_ticket(arms)[0]} needs a ticket, which says whose tickets to use"))
         if self.join and self.overwrite:
             found.append(Problem("overwrite", "cannot be given with join: each process would move the others' work"))
         if self.ray and self.gpu not in (None, "cpu"):

@@ -26,8 +26,8 @@ from lth.training.models import Build, State
 from lth.training.network import Criterion, Fused, Network, Optimizer
 from lth.training.numerics import numerics
 
-# Of a trial, by its seed, and a round: the masks and the weights of the saved ticket that it starts from.
-Given = Callable[[int, int], tuple[Masks, State]]
+# The masks and the weights that a round starts from, by the trial's seed and the round's number.
+Starts = Callable[[int, int], tuple[Masks, State]]
 STACK_WEIGHTS = 20_000_000  # that one stacked network may have in all, before arithmetic and not launching binds it
 FEW = 4  # stacked trials of which a step is measured
 
@@ -39,8 +39,8 @@ class Problem:
     `initial` and `fresh` give weights for a seed. `rule`, if given, prunes in place of the settings' own percentages.
     `whose` tells problems apart that the settings do not name: files of one are not used for another. `prints` gives
     fingerprints of what the numbers depend on beyond the settings. `whole` says that the optimiser must see weights in
-    their shapes, with what is pruned, as one of the user's own may. `given`, if there is one, gives the tickets that
-    training starts from (--ticket). `make` gives a network for a ticket to be put on: what no ticket holds, as an
+    their shapes, with what is pruned, as one of the user's own may. `start_tickets`, if given, has the saved tickets of
+    --ticket that rounds start from. `make` gives a network for a ticket to be put on: what no ticket holds, as an
     attribute that the constructor draws, is the same in all of them. `build`, of a model file, gives one as a seed
     draws it.
     """
@@ -55,7 +55,7 @@ class Problem:
     whose: str = ""
     prints: Callable[[], Mapping[str, str]] = dict
     whole: bool = False
-    given: Given | None = None
+    start_tickets: Starts | None = None
     build: Callable[[int], nn.Module] | None = None
 
     @cached_property

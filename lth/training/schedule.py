@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from lth.settings import combinations
 from lth.settings.config import Config
@@ -12,15 +12,30 @@ from lth.settings.values import Duration
 
 
 @dataclass(frozen=True)
+class Rates:
+    """The learning rate of the step that follows an iteration: it rises linearly for `warmup` iterations, and is
+    multiplied by `gamma` at each of `drops`."""
+
+    lr: float
+    warmup: int = 0
+    drops: tuple[int, ...] = ()
+    gamma: float = 0.1
+
+    def __call__(self, iteration: int) -> float:
+        rise = min(1.0, (iteration + 1) / self.warmup) if self.warmup else 1.0
+        return self.lr * rise * self.gamma ** sum(iteration >= drop for drop in self.drops)
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What a round's training is: from iteration `start` to `steps`, evaluated every `evaluate_every`, on the test
-    images too every `test_every`."""
+    """What a round's training is: from iteration `start` to `steps`, evaluated every `evaluate_every` iterations, on
+    the test images at least every `test_every`. Trials with equal plans can be trained as one network."""
 
     steps: int
     evaluate_every: int
     lr: Callable[[int], float]  # learning rate of the step that follows an iteration
     start: int = 0
-    keep_at: int | None = None  # the iteration whose weights later rounds rewind to
+    rewind_at: int | None = None  # the iteration whose weights later rounds are reset to
     test_every: int = 1
 
     def next_evaluation(self, iteration: int) -> int:
@@ -35,44 +50,37 @@ class Plan:
 
 def make_plan(config: Config, epoch_steps: int, schedule: str, number: int) -> Plan:
     """The training of round `number` in an arm with that `schedule` (lth.settings.arms.Arm), with `epoch_steps` steps
-    an epoch."""
+    per epoch."""
     steps = config.end_iter.iterations(epoch_steps)
     warmup = config.warmup.iterations(epoch_steps, steps)
-    drops = [milestone.iterations(epoch_steps, steps) for milestone in config.lr_milestones]
+    drops = tuple(milestone.iterations(epoch_steps, steps) for milestone in config.lr_milestones)
     rewind = config.rewind.iterations(epoch_steps, steps)
-
-    def lr(iteration: int) -> float:
-        rise = min(1.0, (iteration + 1) / warmup) if warmup else 1.0
-        return config.lr * rise * config.lr_gamma ** sum(iteration >= drop for drop in drops)
-
-    final = lr(steps - 1)
+    lr = Rates(config.lr, warmup, drops, config.lr_gamma)
+    if number and schedule == "final":
+        lr = replace(lr, lr=lr(steps - 1), warmup=0, drops=())
     return Plan(
         steps=steps,
         evaluate_every=config.valid_freq.iterations(epoch_steps, steps),
-        lr=(lambda iteration: final) if number and schedule == "final" else lr,
+        lr=lr,
         start=rewind if number and schedule == "rewound" else 0,
-        keep_at=rewind if number == 0 and rewind else None,
+        rewind_at=rewind if number == 0 and rewind else None,
         test_every=config.test_freq.iterations(epoch_steps, steps) if config.test_freq else 1,
     )
 
 
-def seldom(config: Config, epoch_steps: int) -> str:
-    """A sentence about rounds that are evaluated at their end alone; nothing of others."""
+def remarks(config: Config, epoch_steps: int) -> Iterator[str]:
+    """Sentences about durations that are allowed, but hardly meant: a single evaluation per round, and scores by more
+    batches than an epoch has."""
     steps = config.end_iter.iterations(epoch_steps)
-    if config.valid_freq.iterations(epoch_steps, steps) < steps:
-        return ""
-    what = {"ep": " (epochs)", "it": "", "%": ""}[config.valid_freq.unit]
-    return (
-        f"--valid_freq {config.valid_freq}{what}: each round is evaluated once, at its end after {steps:,} iterations, "
-        "so that early stop says nothing"
-    )
-
-
-def scarce(config: Config, epoch_steps: int) -> str:
-    """A sentence about scores by more batches than an epoch has; nothing of others."""
-    if config.score_batches <= epoch_steps or not combinations.scores_batches(config):
-        return ""
-    return f"--score_batches {config.score_batches}: scores look at all of an epoch, which has {epoch_steps:,} batches"
+    if config.valid_freq.iterations(epoch_steps, steps) >= steps:
+        unit = {"ep": " (epochs)", "it": "", "%": ""}[config.valid_freq.unit]
+        yield (
+            f"--valid_freq {config.valid_freq}{unit}: each round is evaluated once, at its end after {steps:,} "
+            "iterations, so that early stop says nothing"
+        )
+    if config.score_batches > epoch_steps and combinations.scores_batches(config):
+        all_of_it = f"scores look at all of an epoch, which has {epoch_steps:,} batches"
+        yield f"--score_batches {config.score_batches}: {all_of_it}"
 
 
 def check_plan(config: Config, epoch_steps: int) -> list[str]:

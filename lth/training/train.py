@@ -47,7 +47,7 @@ class Evaluation:
 class Trained:
     """What came of one trial, complete or so far: also what a checkpoint holds.
 
-    `final` are the last weights, `best` those at the early-stop iteration, `kept` those of Plan.keep_at. `extra` is
+    `final` are the last weights, `best` those at the early-stop iteration, `rewind` those of Plan.rewind_at. `extra` is
     what only going on needs: the optimiser's state, the random state, the training loss since the last evaluation.
     `supermask` is the test accuracy, in percent, of the masked network before any training (Zhou et al. 2019,
     arXiv:1905.01067, Section 5); None where an older checkpoint does not say it.
@@ -57,7 +57,7 @@ class Trained:
     evals: list[Evaluation]
     final: State
     best: State
-    kept: State = field(default_factory=dict)
+    rewind: State = field(default_factory=dict)
     extra: dict[str, Tensor] = field(default_factory=dict)
     failure: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -120,7 +120,7 @@ class Training:
         self.iteration = plan.start
         self.evals: list[list[Evaluation]] = [[] for _ in self.trials]
         self.best: list[State] = [{} for _ in self.trials]
-        self.kept: list[State] = [{} for _ in self.trials]
+        self.rewind: list[State] = [{} for _ in self.trials]
         self.failures: list[str | None] = [None for _ in self.trials]
         self.supermask: list[float | None] = [None for _ in self.trials]
         self.loss_sum = torch.zeros(() if network.trials == 1 else network.trials, device=network.device)
@@ -186,8 +186,8 @@ class Training:
                 with self._timed("training"):
                     for batch in self._batches(until=self.plan.next_evaluation(self.iteration)):
                         stop_if_asked()
-                        if self.iteration == self.plan.keep_at:
-                            self.kept = [self.network.state(trial) for trial in self.trials]
+                        if self.iteration == self.plan.rewind_at:
+                            self.rewind = [self.network.state(trial) for trial in self.trials]
                         self.optimizer.lr = self.plan.lr(self.iteration)
                         self._run_step(batch)
                         self.iteration += 1
@@ -309,7 +309,7 @@ class Training:
             evals=list(self.evals[trial]),
             final=self.network.state(trial),
             best=self.best[trial],
-            kept=self.kept[trial],
+            rewind=self.rewind[trial],
             extra=extra,
             failure=self.failures[trial],
             seconds=dict(self.seconds),
@@ -321,7 +321,7 @@ class Training:
         self.iteration = saved[0].iteration
         self.evals = [list(s.evals) for s in saved]
         self.best = [s.best for s in saved]
-        self.kept = [s.kept for s in saved]
+        self.rewind = [s.rewind for s in saved]
         self.seconds = dict(saved[0].seconds)
         self.supermask = [s.supermask for s in saved]
         for name, tensor in self.network.tensors.items():

@@ -19,6 +19,7 @@ import main
 import utils
 from lth import data
 from lth.experiment import Experiment
+from lth.experiment.trainer import Trainer as TicketTrainer
 from lth.records import tables, tickets
 from lth.records.events import Evaluated, Event
 from lth.records.files import RecordError, Unreadable
@@ -58,10 +59,10 @@ def test_after_a_stop_the_advice_moves_nothing_aside(
     made = experiment(settings(place, prune_iterations=1, overwrite=bool(argv)))
     monkeypatch.setattr(made, "record", lambda run, *given: tickets.read_ticket(run, 1))
     with pytest.raises(RecordError, match=rf"is gone: the same command {goes_on} goes on from the last good round$"):
-        made.run(runs_of(made.config), 1)
+        made.run(runs_of(made.trainer.config), 1)
     monkeypatch.setattr(loop.devices, "answers", lambda device: False)
     with pytest.raises(DeviceError, match=rf"used by this process: the same command {goes_on} goes on from here$"):
-        Trainer({}, CPU, Told(), lambda: False).train(Piece(made.config, (), 1))
+        Trainer({}, CPU, Told(), lambda: False).train(Piece(made.trainer.config, (), 1))
 
 
 def kinds_of(base: type[Exception]) -> set[type[Exception]]:
@@ -177,20 +178,20 @@ def test_a_set_up_that_failed_leaves_no_other_experiment_in_its_place(
         with pytest.raises(ZeroDivisionError):
             trainer.train(pieces[1])
     trainer.train(pieces[1])
-    assert trainer.experiment.config.lr == 0.2
+    assert trainer.experiment.trainer.config.lr == 0.2
 
 
 def test_what_the_others_finished_is_shown_where_one_cannot_go_on(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train = Experiment.train
+    train = TicketTrainer.train
 
-    def broken(self: Experiment, stack: Any, *rest: Any) -> Any:
+    def broken(self: TicketTrainer, stack: Any, *rest: Any) -> Any:
         if stack[0].arm == "reinit":
             raise TrialError("mlp failed in round 1 with ValueError: no")
         return train(self, stack, *rest)
 
-    monkeypatch.setattr(Experiment, "train", broken)
+    monkeypatch.setattr(TicketTrainer, "train", broken)
     words = "--arch_type mlp --dataset tiny --gpu cpu --jobs 1 --prune_iterations 2 --end_iter 4it --valid_size 40"
     words += f" --batch_size 10 --prune_type lt reinit --root {place} --data {place / 'data'}"
     assert utils.exit_code(main.main, words.split()) == 1

@@ -21,7 +21,7 @@ from lth.settings.config import PROJECT, Config, ConfigError
 from lth.settings.flags import FIELDS, PRESETS, parse
 from lth.settings.problems import nearest
 from lth.settings.values import Duration
-from lth.training.schedule import scarce, seldom
+from lth.training.schedule import remarks
 
 # Durations
 
@@ -410,19 +410,14 @@ def test_a_criterion_beside_tickets_that_are_given_is_told(tmp_path: Path) -> No
     assert [sentence.split(" only")[0] for sentence in combinations.unused(config)] == ["--prune_method movement"]
 
 
-def test_rounds_that_are_evaluated_once_are_told() -> None:
-    once = parse(["--valid_freq", "300", "--end_iter", "5"])
-    assert seldom(once, 900).startswith(
-        "--valid_freq 300 (epochs): each round is evaluated once, at its end after 4,500"
-    )
-    assert not seldom(parse(["--valid_freq", "300it", "--end_iter", "5"]), 900)
-
-
-def test_scores_by_more_batches_than_an_epoch_has_are_told() -> None:
+def test_durations_that_are_hardly_meant_are_told() -> None:
+    (told,) = remarks(parse(["--valid_freq", "300", "--end_iter", "5"]), 900)
+    assert told.startswith("--valid_freq 300 (epochs): each round is evaluated once, at its end after 4,500")
+    assert not [*remarks(parse(["--valid_freq", "300it", "--end_iter", "5"]), 900)]
     argv = ["--score_batches", "1000", "--prune_type"]
-    told = scarce(parse([*argv, "snip_reinit"]), 916)
+    (told,) = remarks(parse([*argv, "snip_reinit"]), 916)
     assert told == "--score_batches 1000: scores look at all of an epoch, which has 916 batches"
-    assert not scarce(parse([*argv, "snip"]), 1000) and not scarce(parse([*argv, "lt"]), 916)
+    assert not [*remarks(parse([*argv, "snip"]), 1000)] and not [*remarks(parse([*argv, "lt"]), 916)]
 
 
 def test_small_percents_are_told() -> None:

@@ -11,7 +11,7 @@ from helpers import CPU, Conv, do, settings
 from torch import Tensor
 
 from lth import pruning
-from lth.experiment import Experiment
+from lth.experiment.trainer import Trainer
 from lth.training import models
 from lth.training.network import Network
 from lth.training.train import Training
@@ -20,9 +20,9 @@ from lth.training.train import Training
 def record(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Notes of each training its runs and round, each trial's order of the data in two epochs, and dropout's state."""
     found: list[dict[str, Any]] = []
-    train, run = Experiment.train, Training.run
+    train, run = Trainer.train, Training.run
 
-    def noted(self: Experiment, stack: Any, started: Any) -> Any:
+    def noted(self: Trainer, stack: Any, started: Any) -> Any:
         found.append({"runs": [(run.arm, run.seed) for run in stack], "round": started[0].round})
         return train(self, stack, started)
 
@@ -34,7 +34,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         found[-1]["dropout"] = torch.get_rng_state()
         return run(self, *args, **options)
 
-    monkeypatch.setattr(Experiment, "train", noted)
+    monkeypatch.setattr(Trainer, "train", noted)
     monkeypatch.setattr(Training, "run", begun)
     return found
 

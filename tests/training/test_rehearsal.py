@@ -26,7 +26,7 @@ from lth.training.network import _laid_out as laid_out
 from lth.training.schedule import Plan
 from lth.training.train import Stopped, Trained, Training, TrialError
 
-PLAN = Plan(40, 10, lambda iteration: 0.01 / (1 + iteration // 15), keep_at=3)
+PLAN = Plan(40, 10, lambda iteration: 0.01 / (1 + iteration // 15), rewind_at=3)
 
 
 class Attention(nn.Module):
@@ -60,7 +60,7 @@ def made(make: Callable[[], nn.Module], device: torch.device, **options: Any) ->
 def assert_equal(found: list[Trained], expected: list[Trained]) -> None:
     for one, other in zip(found, expected, strict=True):
         assert one.evals == other.evals
-        for part in ("final", "best", "kept"):
+        for part in ("final", "best", "rewind"):
             mine, theirs = getattr(one, part), getattr(other, part)
             assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in theirs), part
 

@@ -181,7 +181,7 @@ def test_networks_train_as_dense_ones_with_layers_of_a_sequence_as_one(
 @pytest.mark.parametrize("kind, options", [("adam", DECAY), ("adamw", DECAY), ("sgd", {**DECAY, "momentum": 0.9})])
 def test_trainings_agree_and_continue_from_checkpoints(kind: str, options: dict[str, Any]) -> None:
     """Dense and sparse ones agree to rounding, a sparse one continues to the same bits, either from the other's."""
-    plan = Plan(110, 40, lambda i: 0.003 / (1 + i / 100), keep_at=60)
+    plan = Plan(110, 40, lambda i: 0.003 / (1 + i / 100), rewind_at=60)
     more, masks = {"kind": kind, "keep": 0.2, **options}, random_masks(Mlp(), 0.2)
     ends: dict[tuple[str, ...], Trained] = {}
     saved: dict[tuple[str, ...], list[list[Trained]]] = {(): [], BOTH: []}
@@ -194,7 +194,7 @@ def test_trainings_agree_and_continue_from_checkpoints(kind: str, options: dict[
     assert all((found.final[name][~mask] == 0).all() for name, mask in masks.items())
     for state in saved[BOTH]:
         continued = training(Mlp, plan, sparse=BOTH, resume=state, **more).run()[0]
-        for part in ("final", "best", "kept", "extra"):
+        for part in ("final", "best", "rewind", "extra"):
             one, other = getattr(continued, part), getattr(found, part)
             assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
         assert (continued.iteration, continued.evals) == (found.iteration, found.evals)

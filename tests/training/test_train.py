@@ -49,7 +49,7 @@ def states_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def same(one: Trained, other: Trained) -> bool:
     """Equal but for the seconds."""
-    parts = all(states_equal(getattr(one, part), getattr(other, part)) for part in ("final", "best", "kept", "extra"))
+    parts = all(states_equal(getattr(one, part), getattr(other, part)) for part in ("final", "best", "rewind", "extra"))
     return parts and (one.iteration, one.evals, one.failure) == (other.iteration, other.evals, other.failure)
 
 
@@ -228,10 +228,10 @@ def test_every_step_gets_the_rate_of_its_iteration() -> None:
 def test_rewound_rounds_begin_at_that_iteration_of_the_schedule() -> None:
     config = Config(rewind="5it", end_iter="20it")
     plans = {number: make_plan(config, 10, "rewound", number) for number in range(2)}
-    assert (plans[0].start, plans[0].keep_at, plans[1].start, plans[1].keep_at) == (0, 5, 5, None)
+    assert (plans[0].start, plans[0].rewind_at, plans[1].start, plans[1].keep_at) == (0, 5, 5, None)
     assert make_plan(config, 10, "whole", 1).start == 0 and make_plan(config, 10, "final", 1).start == 0
     assert make_plan(Config(rewind="10%", end_iter="2ep"), 10, "rewound", 1).start == 2
-    assert make_plan(Config(end_iter="2ep"), 10, "rewound", 0).keep_at is None
+    assert make_plan(Config(end_iter="2ep"), 10, "rewound", 0).rewind_at is None
 
 
 def test_the_final_rate_is_that_of_the_last_step_and_the_dense_round_has_the_whole_schedule() -> None:
@@ -397,10 +397,10 @@ def test_of_equal_losses_the_first_gives_the_weights() -> None:
 
 
 def test_weights_to_rewind_to_are_those_before_that_step() -> None:
-    kept = training(Conv, Plan(10, 4, constant(), keep_at=5)).run()[0].kept
+    kept = training(Conv, Plan(10, 4, constant(), rewind_at=5)).run()[0].rewind
     assert states_equal(kept, training(Conv, Plan(5, 4, constant())).run()[0].final)
     start = models.state_of(models.build(Conv, "glorot", 0))
-    assert states_equal(training(Conv, Plan(3, 4, constant(), keep_at=0)).run()[0].kept, start)
+    assert states_equal(training(Conv, Plan(3, 4, constant(), rewind_at=0)).run()[0].rewind, start)
 
 
 # Losses that go wrong
@@ -478,7 +478,7 @@ def test_stopping_anywhere_changes_nothing(make: Callable[[], nn.Module], option
     checkpoint, and end with the same bits: weights, ES weights, weights to rewind to, moments, curves."""
 
     # Epochs are of 8 iterations. Downhill, then uphill: the weights at ES are found before most of the stops.
-    plan = Plan(11, 4, lambda i: 0.01 / (1 + i) if i < 4 else -0.02, keep_at=6)
+    plan = Plan(11, 4, lambda i: 0.01 / (1 + i) if i < 4 else -0.02, rewind_at=6)
     places = [0]
 
     def count() -> bool:
@@ -520,12 +520,12 @@ def test_checkpoints_come_at_evaluations_and_can_be_gone_on_from() -> None:
 def test_stacked_trials_train_as_they_do_alone(
     make: Callable[[], nn.Module], kind: str, options: dict[str, Any], keep: float | None
 ) -> None:
-    plan = Plan(8, 3, constant(0.003), keep_at=5)
+    plan = Plan(8, 3, constant(0.003), rewind_at=5)
     more: dict[str, Any] = {"kind": kind, "lr": 0.003, "keep": keep, **options}
     stacked = training(make, plan, seeds=(0, 1, 2), **more).run()
     for seed, together in enumerate(stacked):
         alone = training(make, plan, seeds=(seed,), **more).run()[0]
-        for part in ("final", "best", "kept"):
+        for part in ("final", "best", "rewind"):
             for name, tensor in getattr(alone, part).items():
                 torch.testing.assert_close(getattr(together, part)[name], tensor, rtol=1e-3, atol=2e-4)
         for one, other in zip(together.evals, alone.evals, strict=True):

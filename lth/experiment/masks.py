@@ -1,0 +1,196 @@
+"""The masks of the next round: what an arm prunes, or whose masks it takes over. An arm names its function in MASKS.
+
+Masks of another run must all come from one training of it: where the last one that was taken is not what that run has
+now, it has been trained again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from lth import prune, pruning, rng
+from lth.experiment import blame
+from lth.experiment.store import Store
+from lth.experiment.trainer import Trainer
+from lth.pruning import Masks, Quota, Weights
+from lth.records.events import Note
+from lth.records.tables import Run
+from lth.records.tickets import Damaged, Ticket
+from lth.rng import derive_seed
+from lth.settings.arms import ARMS, Arm
+from lth.settings.config import ConfigError
+from lth.training.models import State, load_state
+from lth.training.scores import SCORES, scored
+from lth.training.train import TrialError
+
+NOTHING_PRUNED = (
+    "layers come to it with masks of torch.nn.utils.prune, their weights called weight_orig; fetch_layers names them"
+)
+
+
+@dataclass(frozen=True)
+class Round:
+    """A finished round of a run, from which the next one's ticket is made: its training started from `ticket` and ended
+    with the weights `final`."""
+
+    trainer: Trainer
+    run: Run
+    ticket: Ticket
+    final: State
+
+    @property
+    def arm(self) -> Arm:
+        return ARMS[self.run.arm]
+
+    @property
+    def store(self) -> Store:
+        return self.trainer.store(self.run)
+
+    @property
+    def next(self) -> int:
+        return self.ticket.round + 1
+
+    def seed(self, purpose: str) -> int:
+        """The seed of what is drawn for the next round's ticket."""
+        return derive_seed(self.run.seed, purpose, self.next)
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """Random numbers with that seed."""
+        return torch.Generator().manual_seed(self.seed(purpose))
+
+
+def iterative(last: Round) -> Masks:
+    """The round's survivors without those of the lowest scores at its end, or without what the user's rule prunes."""
+    if last.trainer.problem.rule is not None:
+        return _by_rule(last, last.trainer.problem.rule)
+    # In arms that draw fresh weights in every round, a round's initial weights are those drawn for it.
+    initial = last.ticket.start if last.arm.start == "fresh" else last.store.weights("initial")
+    return _highest(last, last.ticket.masks, last.final, initial)
+
+
+def one_shot(last: Round) -> Masks:
+    """Of the trained dense network, as many weights as iterative pruning leaves by then."""
+    return _at_once(last, "dense")
+
+
+def before_training(last: Round) -> Masks:
+    """Of the network before its training, as many weights as iterative pruning leaves by then."""
+    return _at_once(last, last.store.original)
+
+
+def of_arm(last: Round) -> Masks:
+    """The masks that another arm of the trial has for the same round, in random order where the arm is `shuffled`.
+    TrialError if there are none, or if the other arm's mask of the round before is not the one that was taken then."""
+    other, store = last.run.of_arm(last.arm.mask_of), last.trainer.store(last.run.of_arm(last.arm.mask_of))
+
+    def masks_of(number: int) -> Masks:
+        if not last.arm.shuffled:
+            return store.masks(number)
+        generator = torch.Generator().manual_seed(derive_seed(last.run.seed, "mask", number))
+        return pruning.shuffled(store.masks(number), generator)
+
+    with suppress(FileNotFoundError, Damaged):  # the mask of the round before is not needed
+        if last.ticket.round and _differ(masks_of(last.ticket.round), last.ticket.masks):
+            raise TrialError(
+                f"{other.arm} has been trained again: its mask of round {last.ticket.round} is not the one that was "
+                "taken from it here; --overwrite trains both again"
+            )
+    try:
+        return masks_of(last.next)
+    except FileNotFoundError:
+        raise TrialError(f"round {last.next} has no ticket of {other.arm} to take its mask from") from None
+    except Damaged as error:
+        raise TrialError(f"{error}; --overwrite trains {other.arm} and {last.run.arm} again") from None
+
+
+def of_ticket(last: Round) -> Masks:
+    """The masks that the run named by --ticket has for the same round. TrialError if they cannot be used, or if its
+    masks of the round before are not those that were taken then."""
+    start_tickets = last.trainer.problem.start_tickets
+    assert start_tickets is not None
+    try:
+        before, after = (start_tickets(last.run.seed, number)[0] for number in (last.ticket.round, last.next))
+    except ConfigError as error:
+        raise TrialError(str(error)) from None
+    if _differ(before, last.ticket.masks):
+        raise TrialError(f"--ticket has changed: its masks are not those that round {last.ticket.round} here had")
+    return after
+
+
+MASKS: dict[str, Callable[[Round], Masks]] = {
+    "iterative": iterative,
+    "one_shot": one_shot,
+    "before_training": before_training,
+    "of_arm": of_arm,
+    "of_ticket": of_ticket,
+}
+
+
+def _differ(one: Masks, other: Masks) -> bool:
+    return any(not torch.equal(one[name], mask) for name, mask in other.items())
+
+
+def _by_rule(last: Round, rule: prune.Rule) -> Masks:
+    model = last.trainer.problem.make()
+    masks = prune.by_rule(rule, model, last.final, last.ticket.masks, last.seed("rule"))
+    if pruning.survivors(masks) == pruning.survivors(last.ticket.masks):
+        nothing = f"prune_rule pruned nothing before round {last.next} ({NOTHING_PRUNED})"
+        last.trainer.tell(Note(f"{last.run}: {nothing}"))
+    return masks
+
+
+def _at_once(last: Round, weights: str) -> Masks:
+    store = last.store
+    return _highest(last, store.ticket(0).masks, store.weights(weights), store.weights("initial"), last.next)
+
+
+def _highest(last: Round, masks: Masks, weights: State, initial: State, rounds: int = 1) -> Masks:
+    """The survivors of `masks` with the highest scores, as many as so many rounds of pruning leave."""
+    arm, quotas = last.arm, _quotas(last, masks, rounds)
+    if arm.scores in SCORES:
+        return pruning.keep_highest_in_steps(_sensitivity(last, weights), masks, quotas, arm.steps)
+    if arm.scores == "random":
+        return pruning.keep_highest(pruning.random_scores(masks, last.generator("mask")), masks, quotas)
+    method = last.trainer.config.prune_method if arm.scores == "criterion" else arm.scores
+    scores = pruning.score(method, {name: initial[name] for name in masks}, weights)
+    return pruning.keep_highest(scores, masks, quotas)
+
+
+def _quotas(last: Round, masks: Masks, rounds: int) -> list[Quota]:
+    """How many weights which layers keep together."""
+    config, compared = last.trainer.config, last.arm.compared
+    percents = pruning.percents(last.trainer.problem.make(), config.rates(), config.prune_embeddings)
+    quotas = pruning.quotas(masks, percents, "layer" if compared == "layer" else config.prune_scope, rounds)
+    if compared == "all":
+        return pruning.together(quotas, percents)
+    if compared == "layer" and config.random_rates == "erk":
+        return pruning.erdos_renyi(masks, pruning.together(quotas, percents))
+    return quotas
+
+
+def _sensitivity(last: Round, weights: State) -> Callable[[Masks], Weights]:
+    """The scores of the arm before training, given which weights are still there."""
+    trainer, config, method = last.trainer, last.trainer.config, last.arm.scores
+    failed = f"{last.run.arch_type} failed in the scores of {method} before round {last.next}"
+    exhausted = f"is exhausted by the scores of {method} at batch size {config.batch_size}: lower --batch_size"
+    blamed = partial(blame.model, failed, f"the memory of {trainer.device} {exhausted}", all_of_it=True)
+    with blamed():
+        feed = trainer.feed([last.run])
+        order = feed.epoch([(last.run.seed, "scores")], 0)  # the same in every round and arm
+        batches = [feed.fetch(batch) for batch in order[: config.score_batches]]
+        model = load_state(trainer.problem.make(), weights).to(trainer.device)
+        parameters = dict(model.named_parameters())
+
+    def score(masks: Masks) -> Weights:
+        with blamed(), rng.seeded(last.seed("mask")):  # for models that draw random numbers
+            with torch.no_grad():
+                for name, mask in masks.items():
+                    parameters[name].mul_(mask.to(trainer.device))
+            return scored(method, model, masks, batches, trainer.problem.criterion)
+
+    return score

@@ -1,0 +1,189 @@
+"""Tickets trained on one device: which go together, their data, plan and network, and their checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+
+import torch
+
+from lth.data.images import Feed
+from lth.experiment import blame
+from lth.experiment.store import Store
+from lth.pruning import Masks
+from lth.records import resume, tickets
+from lth.records.events import Evaluated, Event, Moved, Note
+from lth.records.tables import Run
+from lth.records.tickets import ENDS, Ticket
+from lth.rng import derive_seed
+from lth.settings.arms import ARMS
+from lth.settings.config import Config, same_command
+from lth.training import layout, sparse
+from lth.training.models import State
+from lth.training.network import Network
+from lth.training.problem import Problem, stack_size
+from lth.training.schedule import Plan, make_plan
+from lth.training.train import Evaluation, Trained, Training
+
+
+class Trainer:
+    """Trains tickets of runs with one set of settings on one device.
+
+    tell: gets an Event now and then. stop: is asked whether to stop. failed: the runs that have ended early, each with
+    the reason.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        problem: Problem,
+        device: torch.device,
+        tell: Callable[[Event], None],
+        stop: Callable[[], bool],
+    ) -> None:
+        self.config, self.problem, self.device, self.tell, self.stop = config, problem, device, tell, stop
+        self.failed: dict[Run, str] = {}
+        self._feeds: dict[tuple[int, ...], Feed] = {}
+
+    def train(self, stack: Sequence[Run], started: Sequence[Ticket], again: str = "") -> list[Trained]:
+        """Train the tickets of a stack of runs together, from their checkpoints where there are any; only the first of
+        them if the memory is too small for all.
+
+        `again` names a further training of the same tickets, with checkpoints of its own: `first` has the round's order
+        of the data, any other name another order.
+        """
+        try:
+            return self._train(stack, started, again)
+        except torch.OutOfMemoryError:  # of a single run it is a TrialError
+            self.stack_size = len(stack) // 2
+        exhausted = f"the memory of {self.device} is too small for {len(stack)} stacked trials"
+        self.tell(Note(f"{exhausted}: training at most {self.stack_size} together"))
+        return self.train(stack[: self.stack_size], started[: self.stack_size], again)
+
+    def _train(self, stack: Sequence[Run], started: Sequence[Ticket], again: str) -> list[Trained]:
+        number, name = started[0].round, again or "checkpoint"
+        plan = self.plan(stack[0], number, again)
+        saved = [each for run in stack if (each := self.store(run).checkpoint(number, name)) is not None]
+        if saved and saved[0].complete(plan.steps):
+            return saved  # stopped between the round's end and its line in the journal
+        feed = self.feed(stack)
+        order = ["order", number] if again in ("", ENDS[0]) else ["order", number, again]
+
+        def report(trial: int, evaluation: Evaluation) -> None:
+            if not again:
+                self.tell(Evaluated(stack[trial], number, evaluation, plan.steps, feed.epoch_steps))
+
+        def moved(iteration: int) -> None:
+            for run in stack:
+                self.tell(Moved(run, number, iteration, plan.steps, again))
+
+        def checkpoint(states: list[Trained]) -> None:
+            for run, state in zip(stack, states, strict=True):
+                if state.failure is None:
+                    self.store(run).write_checkpoint(number, state, name)
+
+        exhausted = f"the memory of {self.device} is exhausted at batch size {self.config.batch_size}"
+        short = "" if len(stack) > 1 else f"{exhausted}: lower --batch_size"
+        with blame.model(f"{stack[0].arch_type} failed in round {number}", short):
+            model, masks = self.problem.make(), [ticket.masks for ticket in started]
+            network = self.network(
+                model,
+                [ticket.start for ticket in started],
+                masks,
+                sparse=self._sparse(stack[0], model, masks, feed),
+                channels_last=len(stack) == 1 and self.channels_last(feed),
+            )
+            training = Training(
+                network,
+                self.problem.optimizer(network),
+                feed,
+                plan,
+                [[run.seed, *order] for run in stack],
+                derive_seed(stack[0].seed, "dropout", number),
+                saved,
+            )
+            return training.run(report, checkpoint, self.config.checkpoint_every, self.stop, moved)
+
+    def stackable(self, waiting: Sequence[Run], number: int, again: str = "") -> list[Run]:
+        """Those of the waiting runs that can be trained as one with the first of them: with one plan, and from
+        checkpoints of one iteration."""
+        alike: dict[tuple[object, ...], list[Run]] = {}
+        for run in waiting:
+            saved = self.store(run).checkpoint(number, again or "checkpoint")
+            done = (saved.iteration, len(saved.evals)) if saved else None
+            alike.setdefault((self.plan(run, number, again), done), []).append(run)
+        return next(iter(alike.values()))[: self.stack_size] if alike else []
+
+    @cached_property
+    def stack_size(self) -> int:
+        """How many runs train as one network."""
+        return stack_size(self.config, self.problem, self.device)
+
+    def network(
+        self,
+        model: torch.nn.Module,
+        starts: Sequence[State],
+        masks: Sequence[Masks],
+        *,
+        channels_last: bool,
+        sparse: Sequence[str] = (),
+    ) -> Network:
+        """The network that computes with these weights under these masks, one trial beside the other."""
+        return Network(
+            model,
+            starts,
+            masks,
+            self.device,
+            self.problem.criterion,
+            autocast=self.bf16,
+            sparse=sparse,
+            channels_last=channels_last,
+        )
+
+    @property
+    def bf16(self) -> bool:
+        """Whether products are computed in bfloat16."""
+        return self.config.precision == "bf16"
+
+    def channels_last(self, feed: Feed) -> bool:
+        """Whether a network of one trial is to lie in memory with the channels last."""
+        return layout.channels_last(self.problem.make, feed.example(), self.bf16)
+
+    def feed(self, runs: Sequence[Run]) -> Feed:
+        """The data of these runs' trials on the device."""
+        seeds = tuple(run.seed for run in runs)
+        if seeds not in self._feeds:
+            self._feeds.clear()  # so that the images lie on the device once
+            config = self.config
+            self._feeds[seeds] = self.problem.images.feed(
+                seeds, config.valid_size, config.batch_size, self.device, config.augment
+            )
+        return self._feeds[seeds]
+
+    def plan(self, run: Run, number: int, again: str = "") -> Plan:
+        """How long round `number` is, and its learning rates. The dense network that is trained `again` starts from the
+        point that tickets are rewound to."""
+        schedule, of_round = ("rewound", 1) if again and not number else (ARMS[run.arm].schedule, number)
+        feed = next(iter(self._feeds.values()), None) or self.feed([run])  # epochs are as long in all trials
+        return make_plan(self.config, feed.epoch_steps, schedule, of_round)
+
+    def store(self, run: Run) -> Store:
+        """What the run keeps under saves/."""
+        whose = {"whose": self.problem.whose} if self.problem.whose else {}
+        decides = {**self.config.deciding(), **self.config.meaning(run.arm), **whose}
+        identity = tickets.identity(decides, run, self.problem.fingerprint)
+        return Store(run, identity, "rewind" if self.config.rewind.amount else "initial")
+
+    def alone(self, run: Run) -> AbstractContextManager[None]:
+        """Within it, what ends this run does not end the others."""
+
+        def ended(reason: str) -> None:
+            self.failed[run] = reason
+            self.tell(Note(f"{run}: {reason}", failed=True))
+
+        return blame.run(ended, same_command(self.config.overwrite))
+
+    def _sparse(self, run: Run, model: torch.nn.Module, masks: Sequence[Masks], feed: Feed) -> list[str]:
+        rule = {} if self.problem.whole else resume.sparse_up_to(run, sparse.limits(self.config))
+        return sparse.choose(model, masks, rule, feed.example())
