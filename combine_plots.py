@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw the figures and give the verdict of every run under dumps/, finished or not: one set a folder of settings.
+"""Draw the figures and give the verdict of every run under dumps/, finished or not: one set per folder of settings.
 
     python combine_plots.py
     python combine_plots.py --arch_type fc1 --dataset mnist --format pdf
@@ -29,15 +29,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--arch_type", metavar="NAME", help="only runs of this model")
     made.add_argument("--dataset", metavar="NAME", help="only runs on this data set")
     made.add_argument("--name", metavar="FOLDER", help="only runs in this folder of settings")
-    formats = FIELDS["format"].metadata["choices"]
+    formats, axes = FIELDS["format"].metadata["choices"], ("remaining", "flops", "compression")
     made.add_argument("--format", choices=formats, default="png", help="file format of the figures (default: png)")
     made.add_argument("--grid", action="store_true", help="also draw all of them side by side")
-    made.add_argument(
-        "--x",
-        choices=("remaining", "flops", "compression"),
-        default="remaining",
-        help="also draw the comparison against multiply-adds or compression (default: weights remaining alone)",
-    )
+    also = "also draw the comparison against multiply-adds or compression (default: weights remaining alone)"
+    made.add_argument("--x", choices=axes, default="remaining", help=also)
     made.add_argument("--quiet", action="store_true", help="print the verdicts' sentences and the files only")
     made.add_argument("--debug", action="store_true", help="tracebacks with error messages")
     return made
@@ -54,14 +50,11 @@ def main(argv: Sequence[str]) -> int:
 
     spoiled: list[tables.RecordError] = []
     found = tables.find(flags.root, flags.arch_type, flags.dataset, flags.name, spoiled.append)
-    for error in spoiled:
-        print(f"error: {error}", file=sys.stderr)
     if not found and not spoiled:
         raise ConfigError(_nothing(flags))
-    groups = [list(runs) for _, runs in itertools.groupby(found, lambda run: run.plots)]
-    groups, reasons = same.unmixed(groups)
-    for reason in reasons:
-        print(f"error: {reason}", file=sys.stderr)
+    groups, reasons = same.unmixed([list(runs) for _, runs in itertools.groupby(found, lambda run: run.plots)])
+    for error in (*spoiled, *reasons):
+        print(f"error: {error}", file=sys.stderr)
     abouts = labels.told_apart(groups) if len(groups) > 1 else [""]
     for runs, about in zip(groups, abouts, strict=False):
         utils.conclude(runs, flags.format, flags.quiet, about)

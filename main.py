@@ -16,9 +16,8 @@ from lth.settings import sweep
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the experiment that the flags ask for, or go on with it, and show what came of it."""
-    asked = sweep.parse(argv)
-    return utils.perform_all(asked, argv) if any(asked.values()) else utils.perform(next(iter(asked)), argv)
+    """Run the experiment that the flags ask for, or continue it, and show its results."""
+    return utils.perform(sweep.parse(argv), argv)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Ask published claims: what a paper says beside what is measured here, with intervals, and whether they agree.
+"""Reproduce published claims: what a paper says beside what is measured here, with intervals, and whether they agree.
 
     python reproduce.py --list
     python reproduce.py lenet --quick
     python reproduce.py lenet --trials 3 --jobs 2 --report docs/reproduction.md
 
-All flags of main.py may follow, and the same command again goes on where it stopped. Flags that change the experiment
-are said in every table, and so is --quick. The claims are in lth/claims/published.py.
+All flags of main.py may follow, and the same command again continues where it stopped. Flags that change the experiment
+are named in every table, and so is --quick. The claims are in lth/claims/published.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import utils
 from lth.claims import CLAIMS, forms
 from lth.settings import flags, values
-from lth.settings.problems import ConfigError, nearest
+from lth.settings.problems import ConfigError, collect_errors, nearest
 
 if TYPE_CHECKING:
     from lth.claims.forms import Form
@@ -49,20 +49,15 @@ def main(argv: Sequence[str]) -> int:
     listing, quick, finished, file = (given.pop(name) for name in ("list", "quick", "finished", "report"))
     names = list(dict.fromkeys(word for word in words if not word.startswith("-")))
     problems = flags.unknown_problems(made, [word for word in words if word.startswith("-")])
-    problems += [
-        f"{name!r} is no known claim{nearest(name, CLAIMS)} (there are {', '.join(CLAIMS)})"
-        for name in names
-        if name not in CLAIMS
-    ]
+    there = f"there are {', '.join(CLAIMS)}"
+    problems += [f"{name!r} is no claim{nearest(name, CLAIMS)} ({there})" for name in names if name not in CLAIMS]
     if not names and not listing:
         problems.append(f"name a claim ({', '.join(CLAIMS)}), or give --list")
     problems += _report_problems(file) if file is not None else []
     asked = []
     for name in [name for name in names if name in CLAIMS] or CLAIMS:
-        try:
+        with collect_errors(problems):
             asked.append(forms.form(CLAIMS[name], flags.as_argv(given), quick))
-        except ConfigError as error:
-            problems += error.problems
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     return show(asked) if listing else ask(asked, finished, file and file.resolve(), argv)
@@ -70,11 +65,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _report_problems(file: Path) -> list[str]:
     """Why a section cannot be written into that file, which may be new."""
-    if file.is_dir():
-        return [f"--report must be a file, not the folder {file}"]
     if not file.exists():
         return []
-    if not file.is_file():  # a pipe would be waited for, for ever
+    if not file.is_file():  # a folder, or a pipe, which would be waited for
         return [f"--report must be a file or a new one, not {file}"]
     try:
         file.read_text(encoding="utf-8")
@@ -84,7 +77,7 @@ def _report_problems(file: Path) -> list[str]:
 
 
 def show(asked: Sequence[Form]) -> int:
-    """A line a claim: its name, the paper and figure, and what it will take here."""
+    """A line per claim: its name, the paper and figure, and what it will take here."""
     from lth.claims import cost
 
     known: dict[tuple[object, ...], cost.Cost] = {}

@@ -82,9 +82,11 @@ def test_the_main_job_ends_with_figures_tables_and_weights(
     whole: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     root, run = whole
-    named = [Path(line.strip()) for line in run.stdout.split("written:\n")[1].splitlines() if line.strip()]
-    assert any(path.name == "comparison.png" for path in named) and any(path.suffix == ".csv" for path in named)
-    for path in named:
+    assert plain(run.stdout) and plain(run.stderr) and run.stderr == ""
+    assert len(re.findall(r"^(?:lt|reinit) seed0 +\d .*%", run.stdout, re.MULTILINE)) >= 6
+    folder, *told = run.stdout.split("written to ")[1].split()
+    assert told[0] == "report.html" and {"comparison.png", "verdict.csv"} <= {*told}
+    for path in (Path(folder.rstrip(":")) / name for name in told):
         assert path.is_file() and path.stat().st_size > 100
         assert path.suffix != ".png" or path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     runs = tables.find(root)
@@ -102,12 +104,6 @@ def test_the_main_job_ends_with_figures_tables_and_weights(
     assert not list(root.rglob("*.partial"))
 
 
-def test_piped_output_is_plain_lines(whole: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    _, run = whole
-    assert plain(run.stdout) and plain(run.stderr) and run.stderr == ""
-    assert len(re.findall(r"^(?:lt|reinit) seed0 +\d .*%", run.stdout, re.MULTILINE)) >= 6
-
-
 def test_the_same_seed_gives_the_same_numbers_whatever_the_jobs(
     whole: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,7 +112,7 @@ def test_the_same_seed_gives_the_same_numbers_whatever_the_jobs(
     assert_same(results(tmp_path / "again"), results(root))
     lines = [line for line in capsys.readouterr().out.splitlines() if line]
     assert not any(re.match(r"(lt|reinit) seed0 +\d", line) for line in lines)
-    assert "written:" in lines and len(lines) < 15
+    assert any("written to" in line for line in lines) and len(lines) < 15
     done_here(tmp_path / "other", f"{SHORT} --seed 1 --prune_type lt --prune_iterations 1")
     mine, (other,) = tables.find(tmp_path / "again")[0], tables.find(tmp_path / "other")
     assert tables.table(mine, "rounds")["val_loss"][0] != tables.table(other, "rounds")["val_loss"][0]
@@ -133,12 +129,6 @@ def test_a_finished_run_says_so_and_changes_nothing(
     before = times()
     assert main_here(root, f"{SHORT} --jobs 2") == 0
     assert "Nothing to do: all rounds are finished" in capsys.readouterr().out and times() == before
-
-
-def test_a_runs_config_file_repeats_it(whole: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
-    root, _ = whole
-    done_here(tmp_path, f"--config {next(root.rglob('reinit/seed0/config.json'))}")
-    assert_same(results(tmp_path), results(root))
 
 
 # Stopped
@@ -180,15 +170,14 @@ def lines_of(root: Path, name: str) -> int:
     "signum, code, everyone, jobs",
     [
         (signal.SIGINT, 130, True, 2),  # as a terminal does on Ctrl-C: all processes get it
-        (signal.SIGINT, 130, False, 1),
-        (signal.SIGTERM, 143, False, 2),
+        (signal.SIGTERM, 143, False, 1),
     ],
 )
 def test_signals_leave_a_checkpoint_and_no_process(
     tmp_path: Path, long_results: dict[str, bytes], signum: int, code: int, everyone: bool, jobs: int
 ) -> None:
     with running(tmp_path, f"{LONG} --jobs {jobs}") as run:
-        wait_for(lambda: lines_of(tmp_path, "rounds") >= (3 if jobs == 2 else 1), run)
+        wait_for(lambda: lines_of(tmp_path, "rounds") >= 2 * jobs - 1, run)
         children = psutil.Process(run.pid).children(recursive=True)
         os.killpg(run.pid, signum) if everyone else run.send_signal(signum)
         out, err = run.communicate(timeout=30)
@@ -199,23 +188,6 @@ def test_signals_leave_a_checkpoint_and_no_process(
     assert_released(tmp_path)
     assert len(list(tmp_path.rglob("checkpoint.safetensors"))) >= 1
     assert 0 < lines_of(tmp_path, "rounds") < 8, "it was stopped too late to test anything"
-    done_here(tmp_path, LONG)
-    assert_same(results(tmp_path), long_results)
-
-
-@posix
-def test_ctrl_c_while_workers_start(tmp_path: Path, long_results: dict[str, bytes]) -> None:
-    with running(tmp_path, f"{LONG} --jobs 2") as run:
-        assert run.stdout is not None
-        for line in run.stdout:
-            if " runs of " in line:
-                break
-        time.sleep(0.3)
-        children = psutil.Process(run.pid).children(recursive=True)
-        os.killpg(run.pid, signal.SIGINT)
-        _, err = run.communicate(timeout=60)
-    assert run.returncode == 130 and "Traceback" not in err, err
-    assert not psutil.wait_procs(children, timeout=5)[1]
     done_here(tmp_path, LONG)
     assert_same(results(tmp_path), long_results)
 
@@ -285,6 +257,8 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path, capsy
         root = Path("/proc/1")
         if not root.exists():
             pytest.skip("no folder here is read only for the administrator")
+    assert main_here(root, f"{SHORT} --dry_run") == 2
+    assert re.search(r"^error: --root must be a folder that can be written, not", capsys.readouterr().err)
     assert main_here(root, SHORT) == 1
     assert re.search(r"^error: cannot write .*: .*; what was finished before is safe$", capsys.readouterr().err)
 

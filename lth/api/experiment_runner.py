@@ -23,13 +23,9 @@ from lth.training import models
 MODELS = {"lenet_fc": "fc1", "lenet_conv": "lenet5"}  # other names of models under archs/
 DATASETS = {"fashion": "fashionmnist"}
 SCOPES = {"layerwise": "layer", "global": "global"}
-ARM = {  # of each pruning type and reinitialisation method
-    ("magnitude", "rewind"): "lt",
-    ("magnitude", "random"): "reinit",
-    ("magnitude", "none"): "finetune",
-    ("random", "rewind"): "random",
-    ("random", "random"): "random_reinit",
-    ("random", "none"): "random_finetune",
+ARMS = {  # of each pruning type, by what survivors start from
+    "magnitude": {"rewind": "lt", "random": "reinit", "none": "finetune"},
+    "random": {"rewind": "random", "random": "random_reinit", "none": "random_finetune"},
 }
 COLUMNS = ["round", "remaining", "ES", "val", "test"]
 NAMES = {  # of the arguments, by the settings that they give
@@ -43,9 +39,7 @@ NAMES = {  # of the arguments, by the settings that they give
     "gpu": "device",
     "root": "results_dir",
 }
-SETTINGS = [
-    spec.name for spec in fields(Config) if spec.name not in {*NAMES, "prune_type", "trials", "target_remaining"}
-]
+SETTINGS = {spec.name for spec in fields(Config)} - {*NAMES, "prune_type", "trials", "target_remaining"}
 
 
 class ExperimentRunner:
@@ -89,14 +83,17 @@ class ExperimentRunner:
         **settings: Any,
     ) -> None:
         checks.settings("ExperimentRunner", settings, SETTINGS)
-        kind = checks.word("pruning_type", pruning_type, ("magnitude", "random"))
-        method = checks.word("reinit_method", reinit_method, ("rewind", "random", "none"))
+        arms = ARMS[checks.word("pruning_type", pruning_type, ARMS)]
+        model, data_set = (
+            checks.of_type(name, value, str, "a name")
+            for name, value in (("model_name", model_name), ("dataset", dataset))
+        )
         asked = {
             **settings,
-            "arch_type": named("model_name", model_name, MODELS),
-            "dataset": named("dataset", dataset, DATASETS),
+            "arch_type": MODELS.get(model.lower(), model),
+            "dataset": DATASETS.get(data_set.lower(), data_set),
             "data": checks.path("data", settings.get("data", Config.data)),
-            "prune_type": ARM[kind, method],
+            "prune_type": arms[checks.word("reinit_method", reinit_method, arms)],
             "prune_scope": SCOPES[checks.word("pruning_scope", pruning_scope, SCOPES)],
             "prune_percent": round(100 * checks.fraction("pruning_rate", pruning_rate), 10),
             "prune_iterations": checks.whole("num_rounds", num_rounds, 1, 9999),
@@ -115,7 +112,7 @@ class ExperimentRunner:
         self._run: Run | None = None
 
     def run(self) -> Results:
-        """Do the experiment, or go on with it where an earlier `run` with these arguments stopped. Gives its table.
+        """Run the experiment, or continue it where an earlier `run` with these arguments stopped; returns its table.
 
         ValueError, naming the argument, if it cannot be done with these data; lth.run.session.TrialsFailed if a loss
         was not finite; lth.records.files.RecordError if a file cannot be written.
@@ -131,25 +128,26 @@ class ExperimentRunner:
 
     @property
     def results(self) -> Results:
-        """A row a round: round, remaining (percent of the weights), ES (early-stop iteration), val and test (accuracies
-        there, in percent). RuntimeError before `run`."""
-        if self._run is None:
-            raise RuntimeError("there are no results yet: call run() first")
-        found = Results(tables.table(self._run, "rounds")[COLUMNS].head(self.config.prune_iterations))
+        """A row per round: round, remaining (percent of the weights), ES (early-stop iteration), val and test
+        (accuracies there, in percent). RuntimeError before `run`."""
+        found = Results(tables.table(self._done, "rounds")[COLUMNS].head(self.config.prune_iterations))
         found.runner = self
         return found
 
     @property
     def folder(self) -> Path:
         """The run's folder under results_dir/dumps, which `lth.load_ticket` takes too. RuntimeError before `run`."""
+        return self._done.dumps
+
+    @property
+    def _done(self) -> Run:
         if self._run is None:
             raise RuntimeError("there are no results yet: call run() first")
-        return self._run.dumps
+        return self._run
 
     def save_results(self, name: str) -> Path:
-        """Write the results to the CSV file `name` inside results_dir, and give its path."""
-        if not isinstance(name, str):
-            raise TypeError(f"name must be the name of a file, as 'results.csv', not {checks.shown(name)}")
+        """Write the results to the CSV file `name` inside results_dir, and return its path."""
+        checks.of_type("name", name, str, "the name of a file, as 'results.csv'")
         if name != Path(name).name or Path(name).suffix != ".csv":
             raise ValueError(f"name must be the name of a .csv file that results_dir gets, not {name!r}")
         file = self.config.root / name
@@ -159,36 +157,19 @@ class ExperimentRunner:
     def __repr__(self) -> str:
         config = self.config
         what = f"{config.arch_type} on {config.dataset}, {config.prune_type[0]}, {config.prune_iterations} rounds"
-        return f"<ExperimentRunner: {what}, {'results in ' + str(self._run.dumps) if self._run else 'not run yet'}>"
+        return f"<ExperimentRunner: {what}, {f'results in {self._run.dumps}' if self._run else 'not run yet'}>"
 
 
 class Results(pd.DataFrame):
-    """The table of a run, a row a round, a DataFrame in every way; and `runner`, which it is of."""
+    """The table of a run, a row per round: a DataFrame that knows its `runner`. Parts and sums are plain DataFrames."""
 
     _metadata: ClassVar[list[str]] = ["runner"]  # what pandas may keep beside the columns
     runner: ExperimentRunner
 
     @property
     def _constructor(self) -> type[pd.DataFrame]:
-        return pd.DataFrame  # a part of the table, or a sum, is not the run's table any more
-
-    @property
-    def results(self) -> Results:
-        """Itself, as `ExperimentRunner.results`."""
-        return self
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder, as `ExperimentRunner.folder`."""
-        return self.runner.folder
+        return pd.DataFrame
 
     def save_results(self, name: str) -> Path:
         """Write the table to a CSV file, as `ExperimentRunner.save_results`."""
         return self.runner.save_results(name)
-
-
-def named(argument: str, value: Any, aliases: dict[str, str]) -> str:
-    """What a name stands for. TypeError if it is no name."""
-    if not isinstance(value, str):
-        raise TypeError(f"{argument} must be a name, not {checks.shown(value)}")
-    return aliases.get(value.lower(), value)

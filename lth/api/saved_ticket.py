@@ -236,7 +236,7 @@ def placed(device: str | torch.device | None) -> tuple[torch.device, str]:
     try:
         return devices.choose(checks.device("device", device))
     except ConfigError as error:
-        raise checks.renamed(error, {"gpu": "device"}) from None
+        raise error.named({"gpu": "device"}) from None
 
 
 def load_ticket(folder: str | os.PathLike[str], round: int | None = None) -> SavedTicket:

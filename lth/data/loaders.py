@@ -18,7 +18,6 @@ from lth.data.images import Images, Source
 from lth.data.prints import of_arrays, of_texts
 from lth.data.sets import Loaders, as_images, check_sizes
 from lth.data.stream import Batch, Stream, draw, has_length
-from lth.settings import checks
 from lth.settings.checks import shown
 from lth.settings.config import VALID_SIZE, ConfigError, usual_valid_size
 from lth.settings.values import LONGEST
@@ -112,7 +111,7 @@ def _of_images(images: Images, batch_size: int | None, valid_size: int | None = 
     count = len(images.train_labels)
     held = 0 if images.validation else usual_valid_size(count) if valid_size is None else valid_size
     if problems := check_sizes(images, held, 1):
-        raise checks.renamed(ConfigError(*problems), {"valid_size": "valid_size"})
+        raise ConfigError(*problems).named({})
     split = f"{held} held back" if not images.validation else f"{len(images.validation[1])} validation"
     x = images.train[:2] if images.as_is else images.train[:2].float()
     return Taken(

@@ -150,7 +150,7 @@ def as_images(given: object) -> Images | None:
         try:
             return read(file) if file.suffix == ".npz" else load(str(given), PROJECT / "data")
         except ConfigError as error:
-            raise checks.renamed(error, {"dataset": "data"}) from error.__cause__
+            raise error.named({"dataset": "data"}) from error.__cause__
     if isinstance(given, Loaders) and all(isinstance(part, Loader) for part in given):
         (train, y), (test, z), held = *((part.images, part.labels) for part in (given[0], given[2])), given[1]
         classes = int(max(part.labels.max() for part in given)) + 1

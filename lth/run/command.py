@@ -7,7 +7,8 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,12 @@ from lth.settings import flags, sweep
 from lth.settings.config import Config, ConfigError, same_command
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from lth.records.tables import Run
 
 
 def exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """Run a program; turn what it raises into one message and the exit code: 2 for bad input, 1 for a failure, 130 and
-    143 for Ctrl-C and SIGTERM. Tracebacks only with --debug."""
+    """Run a program and return its exit code, with one message for what it raises: 2 for bad input, 1 for a failure,
+    130 and 143 for Ctrl-C and SIGTERM. Tracebacks only with --debug."""
     _mend_output()
     try:
         return main(argv)
@@ -36,11 +35,10 @@ def exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
         if isinstance(error, ConfigError):
             _complain("\n".join(f"error: {problem}" for problem in error.problems))
             return 2
-        signum = getattr(error, "signum", None)
-        if signum:
+        if signum := getattr(error, "signum", 0):
             again = same_command("--overwrite" in argv)
             _complain(f"stopped by {error}: finished rounds are kept, {again} continues from here")
-            return 128 + signum
+            return 128 + int(signum)
         ours = type(error).__module__.startswith("lth.")
         kind = "" if ours else f"{type(error).__name__}: "
         _complain(f"error: {kind}{error}{'' if ours else ' (--debug shows where)'}")
@@ -74,103 +72,84 @@ def _complain(text: str) -> None:
     print(wrapped(text, sys.stderr), file=sys.stderr)
 
 
+def listed(told: str, files: Sequence[Path]) -> str:
+    """The folder of these files, then their names, report.html first."""
+    names = sorted({file.name for file in files}, key=lambda name: (name != "report.html", name))
+    return "\n".join([f"{told} {files[0].parent}:", *(f"  {name}" for name in names)])
+
+
+@contextmanager
+def _drawing(folder: Path) -> Iterator[bool]:
+    """Within it, no other process draws what this folder stands for; False, and a line, if one does already."""
+    from lth.records.lock import Locked, Locks
+
+    with Locks() as locks:
+        try:
+            locks.take(folder)
+        except Locked:
+            print(f"\nanother process is drawing the figures: {folder}")
+            yield False
+        else:
+            yield True
+
+
 def conclude(runs: Sequence[Run], format: str, quiet: bool = False, about: str = "") -> list[Path]:
     """Draw the figures of runs of one model, data set and settings and write their verdict and report.html, unless all
     are there already or another process is just doing so, and print the verdict; `about` heads every sentence where
-    verdicts of others stand beside it. Gives what it has written."""
+    verdicts of others stand beside it. Returns the files that were written."""
     from lth.plots import draw
-    from lth.records import labels, printed, sentences, verdict
+    from lth.records import files, labels, printed, sentences, verdict
 
     folder = runs[0].plots
     figures = draw.up_to_date(runs, folder, format)
     table = verdict.table(runs)
     pages, told = [folder / "verdict.csv", folder / "report.html"], sentences.sentences(table)
-    current = figures is not None and verdict.written(table, folder) and pages[1].is_file()
     if not quiet:
         print(wrapped(f"\n{labels.title(runs[0])}: {labels.settings(*runs)}\n", sys.stdout))
         print(f"{printed.render(table, shutil.get_terminal_size((100, 24)).columns)}\n")
     for sentence in told:
         print(wrapped(f"{about}: {sentence}" if about else sentence, sys.stdout))
-    written = [] if current else _draw(runs, format, table, told)  # after what needs no disk has been said
-    if current:
-        print("\n".join(["", "up to date:", *(f"  {path}" for path in [*(figures or []), *pages])]))
-    elif written:
-        print("\n".join(["", "written:", *(f"  {path}" for path in written)]))
-    else:
-        print(f"\nanother process is drawing the figures: {folder}")
+    if figures is not None and verdict.written(table, folder) and pages[1].is_file():
+        print(listed("\nup to date in", [*figures, *pages]))
+        return []
+    with _drawing(folder) as mine:  # after what needs no disk has been printed
+        if not mine:
+            return []
+        from lth.plots import report
+
+        files.drop_partials(folder)  # of a process that was killed here
+        pages = [verdict.write(table, folder), report.write(runs, table, told, folder)]
+        # These come first: where the figures are recorded, all is there.
+        written = [*draw.draw_all(runs, folder, format, lambda problem: _complain(f"warning: {problem}")), *pages]
+    print(listed("\nwritten to", written))
     return written
 
 
-def _draw(runs: Sequence[Run], format: str, table: pd.DataFrame, told: Sequence[str]) -> list[Path]:
-    """The figures, verdict.csv and report.html; nothing where another process is at them."""
-    from lth.plots import draw, report
-    from lth.records import files, verdict
-    from lth.records.lock import Locked, Locks
-
-    folder = runs[0].plots
-    with Locks() as locks:
-        try:
-            locks.take(folder)
-        except Locked:
-            return []
-        files.drop_partials(folder)  # of one that was killed here
-        pages = [verdict.write(table, folder), report.write(runs, table, told, folder)]
-        figures = draw.draw_all(runs, folder, format, lambda problem: _complain(f"warning: {problem}"))
-        return [*figures, *pages]  # these were written first: who finds the figures recorded finds all there
-
-
-def side_by_side(groups: Sequence[Sequence[Run]], folder: Path, format: str) -> None:
-    """Draw runs of several models, data sets and settings in one figure, unless it is there already."""
+def side_by_side(groups: Sequence[Sequence[Run]], folder: Path, format: str, more: Sequence[Path] = ()) -> None:
+    """Draw runs of several models, data sets and settings in one figure, unless it is there already, and print its
+    name, with those of `more` files."""
     from lth.plots import draw
 
     runs = [run for group in groups for run in group]
-    written = draw.up_to_date(runs, folder, format)
-    if written is None:
+    if (found := draw.up_to_date(runs, folder, format)) is None:
         from lth.plots.connectivity import rewind_points
         from lth.plots.grid import grid
-        from lth.records.lock import Locked, Locks
 
-        with Locks() as locks:
-            try:
-                locks.take(folder / "grid")
-            except Locked:
-                print(f"another process is drawing the figure: {folder / f'grid.{format}'}")
-                return
-            source = draw.fingerprint(runs)
-            (folder / f"connectivity.{format}").unlink(missing_ok=True)  # of settings that are no longer among these
-            written = [*grid(groups, folder, format), *rewind_points(groups, folder, format)]
-            draw.record(folder, format, source, written)
-    print("\n".join(f"  {path}" for path in written))
+        with _drawing(folder / "grid") as mine:
+            found = []
+            if mine:
+                source = draw.fingerprint(runs)
+                (folder / f"connectivity.{format}").unlink(missing_ok=True)  # of settings no longer among these
+                found = [*grid(groups, folder, format), *rewind_points(groups, folder, format)]
+                draw.record(folder, format, source, found)
+    if found or more:
+        print(listed("\nall settings in", [*more, *found]))
 
 
-def perform(config: Config, argv: Sequence[str]) -> int:
-    """Run or continue the experiment of these settings, which the command line `argv` gave, and show its results."""
+def perform(asked: Mapping[Config, Mapping[str, str]], argv: Sequence[str]) -> int:
+    """Run or continue the experiments that the command line `argv` asked for, and show their results. Those of a sweep,
+    each with the values that tell it from the others, end with the verdicts in words, one figure, and sweep.csv."""
     from lth.run import session, tensorboard  # PyTorch loads here, once the flags have been found good
-    from lth.training.train import TrialError
-
-    failure: Exception | None = None
-    _check_repeated([config], argv)
-    try:
-        session.run(config, argv)
-    except (session.TrialsFailed, TrialError) as error:  # the others are complete and can be looked at
-        failure = error
-    if config.dry_run:
-        return 0
-    if runs := _finished(config):
-        written = conclude(runs, config.format, config.quiet)
-        if config.tensorboard and written:
-            tensorboard.add_figures(runs[0], written)
-    if failure:
-        raise failure
-    return 0
-
-
-def perform_all(asked: Mapping[Config, Mapping[str, str]], argv: Sequence[str]) -> int:
-    """The same for the experiments of a sweep, each with the values that tell it from the others: they end with the
-    verdicts in words, one figure, and sweep.csv."""
-    from lth.records import files, sentences, verdict
-    from lth.records import sweep as records
-    from lth.run import session
     from lth.training.train import TrialError
 
     first, failure = next(iter(asked)), None
@@ -178,33 +157,41 @@ def perform_all(asked: Mapping[Config, Mapping[str, str]], argv: Sequence[str]) 
     _check_repeated([config for config, values in asked.items() if "ticket" not in values], argv)
     try:
         session.run_all({config: sweep.label(values) for config, values in own.items()}, argv)
-    except (session.TrialsFailed, TrialError) as error:
+    except (session.TrialsFailed, TrialError) as error:  # the others are complete and can be looked at
         failure = error
     groups = {}
     for config, values in own.items():  # seeds of one setting are trials of it
         if not first.dry_run and (runs := _finished(config)):
             groups[sweep.label(values) or "all seeds"] = values, runs
-    for name, (_, runs) in groups.items():
-        for sentence in sentences.sentences(verdict.table(runs)):
-            print(wrapped(f"{name}: {sentence}", sys.stdout))
-    if groups:
-        folder = first.root / "plots"
-        table, text = folder / "sweep.csv", records.text(records.table(groups.values()))
-        if not table.exists() or table.read_bytes() != text.encode():  # whatever a spreadsheet has made of it
-            files.write(table, text.encode())
-        print(f"\nall settings:\n  {table}")
-        side_by_side([runs for _, runs in groups.values()], folder, first.format)
+    if groups and any(asked.values()):
+        _show_sweep(groups, first)
+    elif groups:
+        ((_, runs),) = groups.values()
+        written = conclude(runs, first.format, first.quiet)
+        if first.tensorboard and written:
+            tensorboard.add_figures(runs[0], written)
     if failure:
         raise failure
     return 0
 
 
+def _show_sweep(groups: Mapping[str, tuple[Mapping[str, str], list[Run]]], config: Config) -> None:
+    from lth.records import files, sentences, verdict
+    from lth.records import sweep as records
+
+    for name, (_, runs) in groups.items():
+        for sentence in sentences.sentences(verdict.table(runs)):
+            print(wrapped(f"{name}: {sentence}", sys.stdout))
+    table, text = config.root / "plots" / "sweep.csv", records.text(records.table(groups.values())).encode()
+    if not table.exists() or table.read_bytes() != text:  # whatever a spreadsheet has made of it
+        files.write(table, text)
+    side_by_side([runs for _, runs in groups.values()], table.parent, config.format, [table])
+
+
 def _check_repeated(asked: Iterable[Config], argv: Sequence[str]) -> None:
     """ConfigError if --config would repeat a run with another ticket than it had."""
-    if not any(word.split("=")[0] == "--config" for word in argv):
-        return
     given = vars(flags.parser().parse_known_args(argv)[0])
-    if "ticket" in given:
+    if "config" not in given or "ticket" in given:
         return
     from lth.run import refusals
 
@@ -213,8 +200,8 @@ def _check_repeated(asked: Iterable[Config], argv: Sequence[str]) -> None:
 
 
 def _finished(config: Config) -> list[Run]:
-    """All runs of these settings with a finished round, also those of other commands, but for those that are damaged:
-    these are said."""
+    """All runs of these settings with a finished round, also those of other commands. Damaged ones are reported and
+    left out."""
     from lth.records import tables
     from lth.run import tasks
 

@@ -16,22 +16,17 @@ class DeviceError(Exception):
 
 
 def choose(gpu: str | None) -> tuple[torch.device, str]:
-    """The device that --gpu means, and a sentence about it where nobody asked for it.
-
-    None: a GPU where there is one that this PyTorch can use, else the CPU. ConfigError where a device was asked for
-    that is not there.
-    """
+    """The device that --gpu means, by default a GPU if this PyTorch can use one, and a sentence about a default of cpu.
+    ConfigError if a device was asked for that is not there."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     mps = torch.backends.mps.is_available()
-    if gpu == "cpu":
-        return torch.device("cpu"), ""
-    if gpu is None:
-        if not count and not mps:
-            return torch.device("cpu"), "no GPU found: training on the CPU"
+    cpu = torch.device("cpu")
+    if gpu is None and (count or mps):
         device = torch.device("cuda:0" if count else "mps")
-        if why := _failure(device):  # a card that is too old for this PyTorch, say
-            return torch.device("cpu"), f"{device} cannot be used ({why}): training on the CPU"
-        return device, ""
+        why = _failure(device)  # a card that is too old for this PyTorch, say
+        return (cpu, f"{device} cannot be used ({why}): training on the CPU") if why else (device, "")
+    if gpu is None or gpu == "cpu":
+        return cpu, "" if gpu else "no GPU found: training on the CPU"
     if gpu == "mps" and mps:
         return torch.device("mps"), ""
     if gpu.isdecimal() and int(gpu) < count:

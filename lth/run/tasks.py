@@ -66,31 +66,17 @@ def by_run(tasks: Iterable[Task]) -> dict[Run, list[Task]]:
 
 
 def plan(tasks: Sequence[Task], finished: Callable[[Run], int]) -> list[str]:
-    """The graph as a table: of each arm its trainings, how many are finished, and what a round needs."""
-    lines = [("arm", "trials", "rounds", "trainings", "finished", "a round needs")]
+    """Of each arm its trainings, how many are finished, and what its rounds need beside those before them."""
+    lines = []
     for arm in dict.fromkeys(task.run.arm for task in tasks):
         mine = [task for task in tasks if task.run.arm == arm]
-        runs = list(dict.fromkeys(task.run for task in mine))
-        done = [task for task in mine if not task.shared and task.round < finished(task.run)]
-        rounds = max(task.round for task in mine) + 1
-        lines.append(
-            (arm, f"{len(runs)}", f"{rounds}", f"{trainings(mine)}", f"{len(done)}", _needs(mine) or "nothing else")
-        )
-    wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    numbers = range(1, 5)
-    return [
-        "  ".join(f"{cell:{'>' if at in numbers else '<'}{wide[at]}}" for at, cell in enumerate(line)).rstrip()
-        for line in lines
-    ]
-
-
-def _needs(tasks: Sequence[Task]) -> str:
-    """What the rounds of an arm need, beside those before them."""
-    of_others = dict.fromkeys(
-        (other.arm, task.shared) for task in tasks for other, _ in task.needs if other.arm != task.run.arm
-    )
-    said = {True: "the dense round of {}", False: "the masks of {}, as they come"}
-    return ", ".join(said[shared].format(arm) for arm, shared in of_others)
+        trials, rounds = len({task.run for task in mine}), max(task.round for task in mine) + 1
+        done = sum(not task.shared and task.round < finished(task.run) for task in mine)
+        line = f"{arm}: {trials} trials x {rounds} rounds, {trainings(mine)} trainings, {done} finished"
+        others = {(other.arm, task.shared) for task in mine for other, _ in task.needs if other.arm != arm}
+        needs = [f"the {'dense round' if shared else 'masks'} of {other}" for other, shared in sorted(others)]
+        lines.append(f"{line}; needs {' and '.join(reversed(needs))}" if needs else line)
+    return lines
 
 
 def trainings(tasks: Sequence[Task]) -> int:

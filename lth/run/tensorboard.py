@@ -1,14 +1,13 @@
-"""TensorBoard: the same numbers as under dumps/, while they come, in <root>/runs/, a folder a run as there.
+"""TensorBoard: the numbers of dumps/ as they come, in <root>/runs/ with the same folders.
 
-Steps count iterations over all rounds in the curves, and rounds in what a round gives, so that arms and trials
-line up in TensorBoard's views.
+Steps count iterations over all rounds in curves, and rounds in what a round gives, so that arms and trials line up.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,13 @@ from lth.records import tables, tickets
 from lth.records.events import Evaluated, Event, RoundDone
 from lth.records.tables import Run
 
+CURVES = {
+    "loss/train": "train_loss",
+    "loss/validation": "val_loss",
+    "accuracy/validation": "val",
+    "accuracy/test": "test",
+}
+
 
 class Board:
     """Logs events. Close it to write the rest."""
@@ -25,7 +31,7 @@ class Board:
     def __init__(self) -> None:
         self.writers: dict[Run, SummaryWriter] = {}
         self.last: dict[Run, dict[str, Any]] = {}
-        self.told: set[tuple[Run, int]] = set()  # rounds whose evaluations were told as they came
+        self.told: set[tuple[Run, int]] = set()  # rounds whose evaluations were reported as they came
 
     def __call__(self, event: Event) -> None:
         """Log one event."""
@@ -34,7 +40,7 @@ class Board:
             self.told.add((event.run, event.round))
             self._curves(event.run, event.round * event.steps + found.iteration, vars(found))
         elif isinstance(event, RoundDone):
-            self._round(event)
+            self._round(event.run, event.row)
 
     def close(self) -> None:
         """Write what is still in memory, and each run's settings beside its last round (the HPARAMS view)."""
@@ -53,33 +59,25 @@ class Board:
             self.writers[run] = SummaryWriter(str(_folder(run)))
         return self.writers[run]
 
-    def _curves(self, run: Run, step: int, found: dict[str, float]) -> None:
-        writer = self._writer(run)
-        writer.add_scalar("loss/train", found["train_loss"], step)
-        writer.add_scalar("loss/validation", found["val_loss"], step)
-        writer.add_scalar("accuracy/validation", found["val"], step)
-        if not math.isnan(found["test"]):
-            writer.add_scalar("accuracy/test", found["test"], step)
+    def _curves(self, run: Run, step: int, found: Mapping[str, float]) -> None:
+        for tag, name in CURVES.items():
+            if not math.isnan(found[name]):
+                self._writer(run).add_scalar(tag, found[name], step)
 
-    def _round(self, event: RoundDone) -> None:
-        run, row = event.run, event.row
-        number, writer = int(row["round"]), self._writer(run)
+    def _round(self, run: Run, row: dict[str, Any]) -> None:
+        number = int(row["round"])
         if (run, number) not in self.told:  # the dense round of another arm, or what another process has trained
             with contextlib.suppress(*tickets.UNUSABLE):  # who reads them next says so
                 evals = tables.table(run, "evals").query("round == @number")
                 for found in evals.to_dict("records"):
                     self._curves(run, number * int(evals["iteration"].max()) + int(found["iteration"]), found)
         for name in ("remaining", "ES", "val", "test"):
-            writer.add_scalar(f"round/{name}", row[name], number)
-        try:
+            self._writer(run).add_scalar(f"round/{name}", row[name], number)
+        with contextlib.suppress(*tickets.UNUSABLE):  # --keep_weights none, for one
             trained = tickets.read_state(run, tickets.numbered("trained", number))
-            masks = tickets.read_ticket(run, number).masks
-        except tickets.UNUSABLE:  # --keep_weights none, for one
-            trained, masks = {}, {}
-        for name in masks if trained else ():
-            survivors = trained[name][masks[name]]
-            if len(survivors):
-                writer.add_histogram(name, survivors.numpy(), number)
+            for name, mask in tickets.read_ticket(run, number).masks.items():
+                if mask.any():
+                    self._writer(run).add_histogram(name, trained[name][mask].numpy(), number)
         self.last[run] = row
 
 

@@ -23,9 +23,5 @@ def wrapped(text: str, stream: TextIO) -> str:
     text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: ascii(found[0])[1:-1], text)
     if not stream.isatty():
         return text
-    width = columns(stream)
-    lines = (
-        line if len(line) <= width else textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
-        for line in text.split("\n")
-    )
-    return "\n".join(lines)
+    filler = textwrap.TextWrapper(columns(stream), break_long_words=False, break_on_hyphens=False)
+    return "\n".join(line if len(line) <= filler.width else filler.fill(line) for line in text.split("\n"))

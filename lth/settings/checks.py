@@ -1,32 +1,33 @@
-"""Checks of the arguments of public functions: what is wrong is said with the argument's name, what came and what
-was expected. A value of the wrong kind is a TypeError, a wrong value a ValueError."""
+"""Checks of the arguments of public functions: errors name the argument, the value received and what is valid. A value
+of the wrong kind is a TypeError, a wrong value a ValueError."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from lth.settings.problems import ConfigError, nearest
+from lth.settings.problems import ConfigError, collect_errors, nearest
 from lth.settings.values import Duration
+
+T = TypeVar("T")
 
 
 def shown(value: Any) -> str:
-    """What came, in a few words."""
+    """A value in a few words."""
     text = repr(value)
     return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"
 
 
 def said(error: BaseException) -> str:
-    """What an error of somebody else's code says, with its kind, in one line."""
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    """The kind of an error of other code, and the first line of its message."""
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what it says, or its kind."""
+    """The first line of its message, or its kind."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -58,29 +59,30 @@ def fraction(name: str, value: Any) -> float:
     return float(value)
 
 
+def of_type(name: str, value: Any, kind: type[T], told: str) -> T:
+    """A value of a type, which is `told` as the error says it."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {told}, not {shown(value)}")
+    return value
+
+
 def network(name: str, value: Any) -> Any:
     """A torch.nn.Module."""
     from torch import nn
 
-    if not isinstance(value, nn.Module):
-        raise TypeError(f"{name} must be a torch.nn.Module, not {shown(value)}")
-    return value
+    return of_type(name, value, nn.Module, "a torch.nn.Module")
 
 
 def truth(name: str, value: Any) -> bool:
     """True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, not {shown(value)}")
-    return value
+    return of_type(name, value, bool, "True or False")
 
 
-def word(name: str, value: Any, choices: Iterable[str]) -> str:
+def word(name: str, value: Any, choices: Collection[str]) -> str:
     """One of `choices`."""
-    choices = list(choices)
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be one of {', '.join(choices)}, not {shown(value)}")
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}{nearest(value, choices)}")
+    known = f"one of {', '.join(choices)}"
+    if of_type(name, value, str, known) not in choices:
+        raise ValueError(f"{name} must be {known}, not {value!r}{nearest(value, choices)}")
     return value
 
 
@@ -123,20 +125,12 @@ def settings(whose: str, given: Mapping[str, Any], allowed: Iterable[str]) -> No
             raise TypeError(f"{whose} has no argument {name!r}{nearest(name, allowed)}")
 
 
-def renamed(error: ConfigError, names: Mapping[str, str]) -> ConfigError:
-    """The same problems, with the names that a front door has for the settings."""
-    return error.named(names)
-
-
 def together(*steps: Callable[[], Any]) -> tuple[Any, ...]:
-    """What the steps give; ConfigError with the problems of all of them, each once."""
-    results: list[Any] = []
-    problems: list[str] = []
+    """What the steps return; ConfigError with the problems of all of them, each once."""
+    results, problems = list[Any](), list[str]()
     for step in steps:
-        try:
+        with collect_errors(problems):
             results.append(step())
-        except ConfigError as error:
-            problems += error.problems
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     return tuple(results)

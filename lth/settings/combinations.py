@@ -44,11 +44,9 @@ def takes_over(config: Config) -> list[str]:
 
 def small_percents(config: Config) -> list[str]:
     """Sentences about percents below 1, where a fraction may have been meant."""
-    rates = {
-        name: getattr(config, name) or 0 for name in ("prune_percent", "conv_percent", "fc_percent", "output_percent")
-    }
+    rates = {f"{name}_percent": getattr(config, f"{name}_percent") for name in ("prune", "conv", "fc", "output")}
     return [
-        f"--{name} {as_text(value)} prunes {as_text(value)}% of the weights per round, in percent: 20 is a fifth"
-        for name, value in rates.items()
-        if 0 < value < 1
+        f"--{name} {rate:.12g} prunes {rate:.12g}% of the weights per round, in percent: 20 is a fifth"
+        for name, rate in rates.items()
+        if rate is not None and 0 < rate < 1
     ]

@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +19,39 @@ from lth.settings import values
 from lth.settings.arms import ARMS, CONTROLS, CRITERIA, of_ticket
 from lth.settings.problems import ConfigError, Problem
 from lth.settings.ticket import TicketName
-from lth.settings.values import PERCENT, Duration, as_text, cluster, device, duration, number, parse_value, plain_name
+from lth.settings.values import Duration, as_text, duration, folder_path, matching, number, parse_value, plain_name
 
 LTH = Path(__file__).resolve().parents[1]
 # Where archs/ and data/ lie: beside main.py in a clone, inside the library where it was installed.
 PROJECT = LTH / "packaged" if (LTH / "packaged").is_dir() else LTH.parent
 
+VALID_SIZE = 5000  # images held out for validation from sets that have at least ten times as many
+RUN, PRUNE, TRAIN, MACHINE, OUTPUT = "experiment", "pruning and resetting", "training", "machine", "output"
+PERCENT = number(float, 0, 100, below=True)  # 100 would leave no network to train
+COUNT = number(int, 1)
+
 
 def same_command(overwrite: bool) -> str:
-    """What goes on after a stop, in words: with --overwrite it would move aside what has been done."""
+    """What continues after a stop, in words: with --overwrite it would move aside what has been done."""
     return "the same command without --overwrite" if overwrite else "the same command again"
 
 
 def usual_valid_size(count: int) -> int:
-    """How many of `count` training images are kept for validation where --valid_size does not say."""
+    """How many of `count` training images are held out for validation where --valid_size does not say."""
     return max(min(VALID_SIZE, count // 10), 1)
 
 
-def setting(default: Any, group: str, help: str, parse: Callable[[str], Any] = str, **more: Any) -> Any:
-    """A field of Config. `more`: choices (and or_else, words about further ones); many (takes several values);
-    changes_numbers (False for settings that leave the results of a run alone and so are not part of its folder's name);
-    aliases (other flag names)."""
-    return field(default=default, metadata={"group": group, "help": help, "parse": parse, **more})
+def setting(
+    default: Any, group: str, help: str, valid: Callable[[str], Any] | Collection[str] = str, **more: Any
+) -> Any:
+    """A field of Config. `valid` parses its text, or has its choices. `more`: or_else (words about further choices);
+    many (takes several values); changes_numbers (False for settings that do not affect the results of a run and so are
+    not part of its folder's name); aliases (other flag names)."""
+    read = {"parse": valid} if callable(valid) else {"choices": valid}
+    return field(default=default, metadata={"group": group, "help": help, **read, **more})
 
 
-def side(default: Any, group: str, help: str, parse: Callable[[str], Any] = str, **more: Any) -> Any:
-    """A setting that leaves the numbers of a run alone."""
-    return setting(default, group, help, parse, changes_numbers=False, **more)
-
-
-VALID_SIZE = 5000  # images kept for validation of sets that have at least ten times as many
-RUN, PRUNE, TRAIN, MACHINE, OUTPUT = "experiment", "pruning and resetting", "training", "machine", "output"
+neutral = partial(setting, changes_numbers=False)
 
 
 def rate_twice(given: Collection[str]) -> list[str]:
@@ -67,83 +70,68 @@ class Config:
     ConfigError, a ValueError, has a sentence for each that is not valid.
     """
 
-    prune_type: tuple[str, ...] = side(
+    prune_type: tuple[str, ...] = neutral(
         ("lt",),
         RUN,
         "the arms to run, one or several, listed below",
-        choices=ARMS,
+        ARMS,
         or_else=f", or one but lt with {' or '.join(f'_{name}' for name in CONTROLS)}",
         many=True,
     )
-    arch_type: str = side("fc1", RUN, "the model: a file under archs/<dataset>/", plain_name)
-    dataset: str = side(
+    arch_type: str = neutral("fc1", RUN, "the model: a file under archs/<dataset>/", plain_name)
+    dataset: str = neutral(
         "mnist",
         RUN,
-        "the images: mnist, fashionmnist, kmnist, qmnist, emnist, cifar10, cifar100, svhn or <data>/NAME.npz",
+        "mnist, fashionmnist, kmnist, qmnist, emnist, cifar10, cifar100, svhn or the NAME of <data>/NAME.npz",
         values.dataset_name,
     )
     ticket: TicketName | None = setting(
         None,
         RUN,
-        "start from a saved ticket: RUN or RUN:ROUND, where RUN is the folder of a run, or that of an arm, of which "
-        "each trial takes the run with its own seed (default of ROUND: the last finished one)",
+        "start from a saved ticket, RUN or RUN:ROUND (default: its last round): RUN is the folder of a run, or of an "
+        "arm, where each trial takes the run with its own seed",
         TicketName.parse,
     )
-    trials: int = side(1, RUN, "independent repetitions, with seeds SEED, SEED+1, ...", number(int, 1, 9999))
-    seed: int = side(0, RUN, "of the first trial: initial weights, validation split, data order", number(int, 0, 2**62))
-    name: str | None = side(
-        None, RUN, "name of the results' folder, in place of one made from the settings", plain_name
+    trials: int = neutral(1, RUN, "repetitions, with seeds SEED, SEED+1, ...", number(int, 1, 9999))
+    seed: int = neutral(0, RUN, "of the first trial: weights, split, data order", number(int, 0, 2**62))
+    name: str | None = neutral(None, RUN, "folder of the results (default: made from the settings)", plain_name)
+    connectivity: bool = neutral(
+        False, RUN, "train every ticket again with another data order, and measure the error between both"
     )
 
-    prune_percent: float = setting(10.0, PRUNE, "percent of the surviving weights that a round prunes", PERCENT)
-    conv_percent: float | None = setting(None, PRUNE, "the same for filters of convolutions (0: never pruned)", PERCENT)
-    fc_percent: float | None = setting(
-        None, PRUNE, "the same for all other weights: of Linear, attention, recurrent, bilinear layers", PERCENT
-    )
+    prune_percent: float = setting(10.0, PRUNE, "percent of surviving weights pruned per round", PERCENT)
+    conv_percent: float | None = setting(None, PRUNE, "the same for convolutions (0: never pruned)", PERCENT)
+    fc_percent: float | None = setting(None, PRUNE, "the same for all other layers (Linear, attention, ...)", PERCENT)
     output_percent: float | None = setting(None, PRUNE, "the same for the Linear layer that is defined last", PERCENT)
     target_remaining: float | None = setting(
-        None,
-        PRUNE,
-        "instead of a percent a round: percent of the weights left in the last round",
-        number(float, 0, 100, above=True),
+        None, PRUNE, "percent of the weights left in the last round, instead", number(float, 0, 100, above=True)
     )
-    prune_iterations: int = side(
-        35, PRUNE, "rounds, the dense one included: n trainings, n - 1 prunings", number(int, 1, 9999)
-    )
-    prune_scope: str = setting(
-        "layer", PRUNE, "compare weights within each layer, or over all layers", choices=("layer", "global")
-    )
+    prune_iterations: int = neutral(35, PRUNE, "rounds, the dense one included", number(int, 1, 9999))
+    prune_scope: str = setting("layer", PRUNE, "compare weights within each layer, or over all", ("layer", "global"))
     prune_method: str = setting(
-        "magnitude",
-        PRUNE,
-        f"what scores a weight, {', '.join(CRITERIA)}; the lowest are pruned",
-        choices=tuple(CRITERIA),
+        "magnitude", PRUNE, f"what scores a weight (the lowest are pruned): {', '.join(CRITERIA)}", CRITERIA
     )
     random_rates: str = setting(
-        "uniform",
-        PRUNE,
-        "what the layers keep in random_init: all the same share (but for --conv_percent and so on), or by "
-        "Erdos-Renyi-Kernel",
-        choices=("uniform", "erk"),
+        "uniform", PRUNE, "what layers keep in random_init: equal or Erdos-Renyi-Kernel shares", ("uniform", "erk")
     )
-    score_batches: int = setting(10, PRUNE, "training batches that snip and grasp look at", number(int, 1))
-    prune_embeddings: bool = setting(False, PRUNE, "prune embeddings too, as much as --fc_percent says")
+    score_batches: int = setting(10, PRUNE, "training batches for the scores of snip and grasp", COUNT)
+    prune_embeddings: bool = setting(False, PRUNE, "prune embeddings too, by --fc_percent")
     rewind: Duration = setting(
         Duration(0), PRUNE, "reset to the weights of this point of round 0", duration(zero=True, percent=True)
     )
     init: str = setting(
         "glorot",
         PRUNE,
-        "initial weights of PyTorch's layers: Gaussian Glorot (the paper's), Kaiming, or the model file's own",
-        choices=("glorot", "kaiming", "own"),
+        "initial weights: Glorot (the paper's), Kaiming or the model's own",
+        ("glorot", "kaiming", "own"),
     )
 
-    optimizer: str = setting("adam", TRAIN, "the optimiser, new in every round", choices=("adam", "adamw", "sgd"))
+    optimizer: str = setting("adam", TRAIN, "the optimiser, new in every round", ("adam", "adamw", "sgd"))
     lr: float = setting(1.2e-3, TRAIN, "learning rate", number(float, 0, above=True))
     momentum: float = setting(0.0, TRAIN, "momentum of sgd", number(float, 0, 0.9999))
     nesterov: bool = setting(False, TRAIN, "Nesterov momentum in sgd")
     weight_decay: float = setting(0.0, TRAIN, "weight decay", number(float, 0))
-    batch_size: int = setting(60, TRAIN, "images a step", number(int, 1), aliases=("--bs",))
+    batch_size: int = setting(60, TRAIN, "images per step", COUNT, aliases=("--bs",))
     end_iter: Duration = setting(
         Duration(100), TRAIN, "length of a round: 100 (epochs) or 50000it", duration(), aliases=("--epochs",)
     )
@@ -152,95 +140,66 @@ class Config:
     )
     lr_gamma: float = setting(0.1, TRAIN, "what it is multiplied with then", number(float, 0, 1, above=True))
     warmup: Duration = setting(
-        Duration(0), TRAIN, "rise linearly to the learning rate over this time", duration(zero=True, percent=True)
+        Duration(0), TRAIN, "linear rise to the learning rate over this time", duration(zero=True, percent=True)
     )
     valid_freq: Duration = setting(Duration(1), TRAIN, "how often to evaluate", duration(percent=True))
-    test_freq: Duration | None = side(
+    test_freq: Duration | None = neutral(
         None,
         TRAIN,
-        "how often an evaluation has the test images too; it also has them where the validation loss is the lowest so "
-        "far, and at the end (default: every evaluation)",
+        "how often to include the test images, beside each new lowest validation loss and the end (default: always)",
         duration(percent=True),
     )
     valid_size: int | None = setting(
-        None,
-        TRAIN,
-        f"images of the training set kept for validation (default: {VALID_SIZE}, or a tenth of fewer than "
-        f"{10 * VALID_SIZE})",
-        number(int, 1),
+        None, TRAIN, f"training images held out for validation (default: {VALID_SIZE}, at most a tenth)", COUNT
     )
     pixels: str = setting(
-        "standard",
-        TRAIN,
-        "what a model sees: mean 0 and deviation 1 a channel; 0 to 1; each image divided by its Euclidean norm",
-        choices=("standard", "unit", "norm"),
+        "standard", TRAIN, "standardised per channel; from 0 to 1; images of norm 1", ("standard", "unit", "norm")
     )
     augment: bool = setting(False, TRAIN, "random crops (4 pixels) and, of colour images but svhn's, flips")
     precision: str = setting(
-        "fast",
-        TRAIN,
-        "fast: float32 with the quickest products; fp32: strict; bf16: autocast",
-        choices=("fast", "fp32", "bf16"),
+        "fast", TRAIN, "float32 with the quickest products; strict float32; bfloat16 autocast", ("fast", "fp32", "bf16")
     )
     sparse: str = setting(
-        "auto",
-        TRAIN,
-        "auto: on a CPU, Linear layers that are sparse enough compute with their survivors alone, to rounding the "
-        "same and quicker; off: none does",
-        choices=("auto", "off"),
+        "auto", TRAIN, "on a CPU, multiply by the survivors of sparse layers alone, which is quicker", ("auto", "off")
     )
 
-    gpu: str | None = side(
-        None, MACHINE, "number of the GPU, or cpu, or mps (default: a GPU where there is one, else the CPU)", device
-    )
-    jobs: int | None = side(
+    gpu: str | None = neutral(
         None,
         MACHINE,
-        "processes side by side on a CPU (default: one a core); with --ray tasks at once (default: no limit)",
+        "number of a GPU, cpu or mps (default: a GPU if there is one)",
+        matching(r"cpu|mps|\d+", "the number of a GPU, or cpu, or mps"),
+    )
+    jobs: int | None = neutral(
+        None,
+        MACHINE,
+        "processes on a CPU (default: one per core), or tasks with --ray (no limit)",
         number(int, 1, 1024),
     )
-    threads: int = side(1, MACHINE, "threads of each process on a CPU", number(int, 1, 1024))
-    stack: int | None = side(
+    threads: int = neutral(1, MACHINE, "threads of each process on a CPU", number(int, 1, 1024))
+    stack: int | None = neutral(
+        None, MACHINE, "runs trained at once as one network (default: 20 million weights on a GPU, else 1)", COUNT
+    )
+    data: Path = neutral(PROJECT / "data", MACHINE, "folder of the data sets", folder_path)
+    root: Path = neutral(Path(), MACHINE, "folder that gets dumps/, saves/ and plots/", folder_path)
+    join: bool = neutral(False, MACHINE, "share the work with all processes, on any machine, of the same command")
+    ray: str | None = neutral(
         None,
         MACHINE,
-        "runs trained at once as one stacked network (default: on a GPU as many as have 20 million weights, else 1)",
-        number(int, 1),
+        "work on a Ray cluster that shares --root and --data: auto (this machine's), local (a new one) or host:port",
+        matching(r"auto|local|([\w.-]+|\[[\da-fA-F:.]+\]):\d+", "auto, local or the host:port of a Ray cluster"),
     )
-    data: Path = side(PROJECT / "data", MACHINE, "folder of the data sets", values.folder_path)
-    root: Path = side(Path(), MACHINE, "folder that gets dumps/, saves/ and plots/", values.folder_path)
-    join: bool = side(
-        False, MACHINE, "share the work with all other processes, on any machine, that are given the same command"
+    checkpoint_every: float = neutral(
+        30.0, MACHINE, "seconds between checkpoints (0: one per evaluation)", number(float, 0)
     )
-    ray: str | None = side(
-        None,
-        MACHINE,
-        "have it done by a Ray cluster whose nodes share --root and --data: auto (that of this machine), local (one "
-        "for this command), or host:port",
-        cluster,
-    )
-    checkpoint_every: float = side(
-        30.0,
-        MACHINE,
-        "seconds between checkpoints within a round, written at evaluations (0: at each)",
-        number(float, 0),
-    )
-    keep_weights: str = side("all", MACHINE, "which rounds' trained weights to keep", choices=("all", "last", "none"))
-    overwrite: bool = side(False, MACHINE, "move old results of these runs aside and start anew")
-    dry_run: bool = side(False, MACHINE, "show what would be trained, and do nothing else")
+    keep_weights: str = neutral("all", MACHINE, "rounds of which to keep the trained weights", ("all", "last", "none"))
+    overwrite: bool = neutral(False, MACHINE, "move old results of these runs aside and start anew")
+    dry_run: bool = neutral(False, MACHINE, "show what would be trained, and do nothing else")
 
-    connectivity: bool = side(
-        False,
-        RUN,
-        "train every ticket once more with another order of the data, and measure the error on the line between both",
-    )
-
-    print_freq: int = side(
-        1, OUTPUT, "epochs between printed lines, where output is no terminal and has no bars", number(int, 1)
-    )
-    quiet: bool = side(False, OUTPUT, "print the verdict and the files only")
-    tensorboard: bool = side(False, OUTPUT, "also log to runs/ for TensorBoard")
-    format: str = side("png", OUTPUT, "file format of the figures", choices=("png", "svg", "pdf"))
-    debug: bool = side(False, OUTPUT, "tracebacks with error messages")
+    print_freq: int = neutral(1, OUTPUT, "epochs per printed line without a progress bar", COUNT)
+    quiet: bool = neutral(False, OUTPUT, "print the verdict and the files only")
+    tensorboard: bool = neutral(False, OUTPUT, "also log to runs/ for TensorBoard")
+    format: str = neutral("png", OUTPUT, "file format of the figures", ("png", "svg", "pdf"))
+    debug: bool = neutral(False, OUTPUT, "tracebacks with error messages")
 
     def __post_init__(self) -> None:
         problems: list[str] = []
@@ -258,25 +217,22 @@ class Config:
         """What is wrong with settings that are right one by one. Some may still be of the wrong type."""
         changed = {spec.name for spec in dataclasses.fields(self) if getattr(self, spec.name) != spec.default}
         arms = self.prune_type if isinstance(self.prune_type, tuple) else ("lt",)
-        found: list[str] = rate_twice(changed)
-        if "target_remaining" in changed and self.prune_iterations == 1:
-            found.append(Problem("target_remaining", "needs at least 2 rounds (prune_iterations): the first is dense"))
-        for name in ("momentum", "nesterov"):
-            if name in changed and self.optimizer != "sgd":
-                found.append(Problem(name, f"belongs to the optimizer sgd, not to {self.optimizer}"))
-        if self.nesterov and self.optimizer == "sgd" and not self.momentum:
-            found.append(Problem("nesterov", "needs a momentum above 0"))
-        if "lr_gamma" in changed and not self.lr_milestones:
-            found.append(Problem("lr_gamma", "needs lr_milestones, which say when the learning rate drops"))
-        if of_ticket(arms) and self.ticket is None:
-            found.append(Problem("prune_type", f"{of_ticket(arms)[0]} needs a ticket, which says whose tickets to use"))
-        if self.join and self.overwrite:
-            found.append(Problem("overwrite", "cannot be given with join: each process would move the others' work"))
-        if self.ray and self.gpu not in (None, "cpu"):
-            found.append(Problem("gpu", f"{self.gpu} cannot be given with ray, which chooses GPUs: omit it or say cpu"))
-        if not arms:
-            found.append(Problem("prune_type", f"needs at least one of {', '.join(ARMS)}"))
-        return found
+        sgd, taken = self.optimizer == "sgd", "".join(of_ticket(arms)[:1])
+        other = f"belongs to the optimizer sgd, not to {self.optimizer}"
+        one_round = "target_remaining" in changed and self.prune_iterations == 1
+        not_cpu = self.gpu not in (None, "cpu")
+        rules = [
+            ("target_remaining", one_round, "needs at least 2 rounds (prune_iterations): the first is dense"),
+            ("momentum", "momentum" in changed and not sgd, other),
+            ("nesterov", "nesterov" in changed and not sgd, other),
+            ("nesterov", self.nesterov and sgd and not self.momentum, "needs a momentum above 0"),
+            ("lr_gamma", "lr_gamma" in changed and not self.lr_milestones, "needs lr_milestones, which say when"),
+            ("prune_type", taken and self.ticket is None, f"{taken} needs a ticket, which says whose tickets to use"),
+            ("prune_type", not arms, f"needs at least one of {', '.join(ARMS)}"),
+            ("overwrite", self.join and self.overwrite, "cannot be given with join: each would move the others' work"),
+            ("gpu", self.ray and not_cpu, f"{self.gpu} cannot be given with ray: it chooses GPUs"),
+        ]
+        return rate_twice(changed) + [Problem(name, sentence) for name, broken, sentence in rules if broken]
 
     @property
     def seeds(self) -> range:

@@ -8,52 +8,67 @@ import json
 import re
 import shutil
 import textwrap
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from lth.settings import VERSION, names
 from lth.settings.arms import ARMS, CONTROLS
-from lth.settings.config import Config, rate_twice
-from lth.settings.problems import ConfigError, Problem, nearest
+from lth.settings.config import PRUNE, RUN, Config, rate_twice
+from lth.settings.problems import ConfigError, Problem, collect_errors, nearest
 from lth.settings.values import number, parse_value
 
 T = TypeVar("T")
 FIELDS = {spec.name: spec for spec in dataclasses.fields(Config)}
 
 # Figure 2 of Frankle & Carbin (arXiv:1803.03635), evaluated every 100 iterations as in their figures.
-_CONV = {"dataset": "cifar10", "batch_size": "60", "prune_percent": "20", "output_percent": "10"}
-_DEEP = {
-    "dataset": "cifar10",
-    "optimizer": "sgd",
-    "lr": "0.1",
-    "momentum": "0.9",
-    "weight_decay": "1e-4",
-    "augment": True,
-    "prune_percent": "20",
-    "output_percent": "0",
-    "prune_scope": "global",
+EVERY = "--valid_freq 100it --test_freq 500it"  # in all presets
+_ADAM = "--batch_size 60 --prune_percent 20 --output_percent 10"
+_SGD = "--optimizer sgd --lr 0.1 --momentum 0.9 --weight_decay 1e-4 --augment --prune_percent 20 --output_percent 0 "
+_SGD += "--prune_scope global"
+PRESETS = {
+    "lenet": f"--arch_type fc1 --dataset mnist --end_iter 50000it --lr 1.2e-3 --pixels unit {_ADAM}",
+    "conv2": f"--arch_type conv2 --dataset cifar10 --end_iter 20000it --lr 2e-4 --conv_percent 10 {_ADAM}",
+    "conv4": f"--arch_type conv4 --dataset cifar10 --end_iter 25000it --lr 3e-4 --conv_percent 10 {_ADAM}",
+    "conv6": f"--arch_type conv6 --dataset cifar10 --end_iter 30000it --lr 3e-4 --conv_percent 15 {_ADAM}",
+    "resnet18": "--arch_type resnet20 --dataset cifar10 --end_iter 30000it --lr_milestones 20000it 25000it "
+    f"--batch_size 128 {_SGD}",
+    "vgg19": "--arch_type vgg19 --dataset cifar10 --end_iter 112000it --lr_milestones 56000it 84000it "
+    f"--batch_size 64 {_SGD}",
 }
-_MNIST = {"dataset": "mnist", "batch_size": "60", "prune_percent": "20", "output_percent": "10"}
-PRESETS: dict[str, dict[str, Any]] = {
-    "lenet": {"arch_type": "fc1", **_MNIST, "end_iter": "50000it", "lr": "1.2e-3", "pixels": "unit"},
-    "conv2": {"arch_type": "conv2", **_CONV, "end_iter": "20000it", "lr": "2e-4", "conv_percent": "10"},
-    "conv4": {"arch_type": "conv4", **_CONV, "end_iter": "25000it", "lr": "3e-4", "conv_percent": "10"},
-    "conv6": {"arch_type": "conv6", **_CONV, "end_iter": "30000it", "lr": "3e-4", "conv_percent": "15"},
-    "resnet18": {"arch_type": "resnet20", **_DEEP, "end_iter": "30000it", "batch_size": "128"},
-    "vgg19": {"arch_type": "vgg19", **_DEEP, "end_iter": "112000it", "batch_size": "64"},
-}
-PRESETS["resnet18"]["lr_milestones"] = ["20000it", "25000it"]
-PRESETS["vgg19"]["lr_milestones"] = ["56000it", "84000it"]
-for _preset in PRESETS.values():
-    _preset |= {"valid_freq": "100it", "test_freq": "500it"}
+RATES = {"prune_percent", "conv_percent", "fc_percent", "output_percent"}
+IN_ALL = {"prune_pc": number(float, 0, 1, above=True, below=True), "prune_rounds": number(int, 1, 9998)}
+MORE = [  # flags that stand for several settings: their group, metavar, and help
+    ("preset", RUN, "NAME", f"settings of a published experiment: {', '.join(PRESETS)}"),
+    ("config", RUN, "FILE", "repeat the run of this config.json"),
+    (
+        "sweep",
+        RUN,
+        "NAME=VALUE,VALUE",
+        "an experiment per combination of these values: lr=1e-3,1e-4 arch_type=fc1,lenet5",
+    ),
+    ("prune_pc", PRUNE, "P", "fraction pruned in all, by --prune_rounds, in place of a percent per round"),
+    ("prune_rounds", PRUNE, "N", "prunings that --prune_pc takes (default: 5)"),
+]
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """A line per flag where it fits; `--no-NAME` goes without saying."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        shown = ", ".join(name for name in action.option_strings if not name.startswith("--no-"))
+        value = f"{action.metavar or '|'.join(action.choices or [])}{' ...' if action.nargs == '+' else ''}"
+        return f"{shown or action.dest} {value}".rstrip()
 
 
 class Parser(argparse.ArgumentParser):
     """A parser that raises ConfigError, knows --version, and takes flags spelled with hyphens too."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
         self.add_argument("--version", action="version", version=f"{self.prog} {VERSION}", help="print the version")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -83,9 +98,8 @@ def typed(parse: Callable[[str], T]) -> Callable[[str], T]:
 
 def parser(prog: str = "main.py") -> argparse.ArgumentParser:
     """The parser of all flags, in groups. Values stay text: `parse` checks them all together."""
-    controls = {f"ARM_{name}": control.help for name, control in CONTROLS.items()}
-    arms = {name: arm.help for name, arm in ARMS.items()} | controls
-    presets = {name: " ".join(as_argv(settings)) for name, settings in PRESETS.items()}
+    arms = {name: arm.help for name, arm in ARMS.items() if not name.startswith("ticket_")}
+    arms |= {f"ARM_{name}": f"{control.help} (of lt: ticket_{name})" for name, control in CONTROLS.items()}
     made = Parser(
         prog=prog,
         usage="%(prog)s [flags]",
@@ -93,53 +107,28 @@ def parser(prog: str = "main.py") -> argparse.ArgumentParser:
         f"  python {prog} --prune_type lt reinit --prune_percent 20 --prune_iterations 10 --end_iter 5\n"
         f"  python {prog} --preset lenet --trials 5\n\n"
         "The same command again continues where it stopped.",
-        epilog="Durations: 5 or 5ep is epochs, 500it iterations, 1% of a round.\n\n"
+        epilog="Durations: 5 or 5ep is epochs, 500it iterations, 1% of a round. --no-NAME turns a switch off.\n\n"
         f"Arms (--prune_type):\n{_table(arms)}\n\n"
-        f"Presets; flags given beside them win:\n{_table(presets)}",
+        f"Presets, all with {EVERY}; flags given beside them win:\n{_table(PRESETS)}",
     )
     groups: dict[str, Any] = {}
     for spec in FIELDS.values():
-        facts = spec.metadata
-        if facts["group"] not in groups:
-            groups[facts["group"]] = made.add_argument_group(facts["group"])
-        shown = "" if spec.default in (None, ()) or spec.default is False else f" (default: {_shown(spec.default)})"
-        options: dict[str, Any] = {
-            "dest": spec.name,
-            "default": argparse.SUPPRESS,
-            "help": (facts["help"] + shown).replace("%", "%%"),
-        }
+        facts, default = spec.metadata, spec.default
+        told = "data beside main.py" if spec.name == "data" else _joined(default)
+        shown = "" if default in (None, ()) or default is False else f" (default: {told})"
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": (facts["help"] + shown).replace("%", "%%")}
         if spec.type == "bool":
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options["metavar"] = (
-                "|".join(facts["choices"])
-                if "choices" in facts and len(facts["choices"]) < 6
-                else spec.name.split("_")[-1].upper()
-            )
+            few = "choices" in facts and len(facts["choices"]) < 6
+            options["metavar"] = "|".join(facts["choices"]) if few else spec.name.split("_")[-1].upper()
             options["nargs"] = "+" if facts.get("many") else None
-        groups[facts["group"]].add_argument(f"--{spec.name}", *facts.get("aliases", ()), **options)
-    suppressed: dict[str, Any] = {"default": argparse.SUPPRESS}
-    run = groups["experiment"]
-    run.add_argument(
-        "--preset", metavar="NAME", help=f"settings of a published experiment: {', '.join(PRESETS)}", **suppressed
-    )
-    run.add_argument("--config", metavar="FILE", help="repeat the run of this config.json", **suppressed)
-    prune = groups["pruning and resetting"]
-    prune.add_argument(
-        "--prune_pc",
-        metavar="P",
-        help="in place of a percent a round: fraction pruned in all, by --prune_rounds",
-        **suppressed,
-    )
-    prune.add_argument("--prune_rounds", metavar="N", help="prunings that --prune_pc takes (default: 5)", **suppressed)
-    run.add_argument(
-        "--sweep",
-        metavar="NAME=VALUE,VALUE",
-        nargs="+",
-        help="an experiment for every combination of these values, side by side: lr=1.2e-3,1e-4 arch_type=fc1,lenet5; "
-        "they stand in for a flag of the same name",
-        **suppressed,
-    )
+        if facts["group"] not in groups:
+            groups[facts["group"]] = made.add_argument_group(facts["group"])
+        groups[facts["group"]].add_argument(f"--{spec.name}", *facts.get("aliases", ()), dest=spec.name, **options)
+    for name, group, metavar, help in MORE:
+        nargs = "+" if name == "sweep" else None
+        groups[group].add_argument(f"--{name}", metavar=metavar, nargs=nargs, default=argparse.SUPPRESS, help=help)
     return made
 
 
@@ -148,28 +137,30 @@ def parse(argv: Sequence[str], prog: str = "main.py", swept: Mapping[str, Any] |
     Raises ConfigError with all mistakes at once."""
     made = parser(prog)
     known, unknown = made.parse_known_args(argv)
-    given = vars(known)
-    problems = unknown_problems(made, unknown)
+    given, problems = vars(known), unknown_problems(made, unknown)
     if given.pop("sweep", None) and swept is None:
         problems.append("--sweep asks for several experiments, and this is one")
     given |= swept or {}
 
     settings: dict[str, Any] = {}
-    for source, read in (("config", _config_file), ("preset", _preset_settings)):
-        if source in given:
-            try:
-                settings |= read(given.pop(source), given)
-            except ConfigError as error:
-                problems += error.problems
+    if "config" in given:
+        with collect_errors(problems):
+            settings |= _config_file(given.pop("config"), given)
+    if (preset := given.pop("preset", None)) in PRESETS:
+        settings |= vars(made.parse_args([*EVERY.split(), *PRESETS[preset].split()]))
+    elif preset is not None:
+        must = f"must be one of {', '.join(PRESETS)}, not {preset!r}{nearest(preset, PRESETS)}"
+        problems.append(Problem("preset", must))
     if swept is not None:  # the name in a config.json was one experiment's
         settings.pop("name", None)
-    whole: dict[str, Any] = {}
-    try:
-        whole = _whole_pruning(given)
-    except ConfigError as error:
-        problems += error.problems
-    given |= whole
-    settings = {name: value for name, value in settings.items() if name not in _ruled_out(given, bool(whole))} | given
+    in_all = bool(IN_ALL.keys() & given.keys())
+    with collect_errors(problems):
+        given |= _pruned_in_all(given)
+    # A flag rules out what cannot stand beside it in a preset or config.json.
+    ruled_out = RATES if in_all or "target_remaining" in given else set[str]()
+    ruled_out |= {"target_remaining"} if RATES & given.keys() else set()
+    ruled_out |= {"momentum", "nesterov"} if given.get("optimizer", "sgd") != "sgd" else set()
+    settings = {name: value for name, value in settings.items() if name not in ruled_out} | given
 
     values = {}
     for name, value in settings.items():
@@ -178,35 +169,30 @@ def parse(argv: Sequence[str], prog: str = "main.py", swept: Mapping[str, Any] |
         except ValueError as error:
             meant = _meant(value, FIELDS[name].metadata.get("choices", ()))
             problems.append(Problem(name, f"{error}, not {_joined(value)!r}{meant}"))
-    try:
+    config = Config()
+    with collect_errors(problems):
         config = Config(**values)
-    except ConfigError as error:
-        problems += error.problems
-        config = Config()
     problems += rate_twice(given)
     if {"arch_type", "dataset"} & settings.keys() <= values.keys():
-        arch_type, dataset, data = (
-            values.get(name, getattr(config, name)) for name in ("arch_type", "dataset", "data")
-        )
-        problems += names.problems(arch_type, dataset, data=data)
+        asked = [values.get(name, getattr(config, name)) for name in ("arch_type", "dataset", "data")]
+        problems += names.problems(*asked)
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     return config
 
 
-def _meant(value: Any, choices: Iterable[str]) -> str:
+def _meant(value: Any, choices: Collection[str]) -> str:
     words = [value] if isinstance(value, str) else value if isinstance(value, list) else []
     return next((hint for word in words if word not in choices and (hint := nearest(str(word), choices))), "")
 
 
 def unknown_problems(made: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
     """What to say about words of a command line that the parser could not place."""
-    flags = [name for action in made._actions for name in action.option_strings]
     problems, values = [], False
     for word in words:
         flag, equals, _ = word.partition("=")
         if word.startswith("-"):
-            problems.append(f"{flag} is no flag of this program{nearest(flag, flags)}")
+            problems.append(f"{flag} is no flag of this program{nearest(flag, made._option_string_actions)}")
             values = not equals  # the words that follow were meant as its values
         elif not values:
             problems.append(f"{word!r} does not belong to any flag")
@@ -220,25 +206,10 @@ def _joined(value: Any) -> str:
 def _table(rows: Mapping[str, str]) -> str:
     """A line per name, broken between words at the width of the terminal."""
     columns, wide = max(shutil.get_terminal_size().columns - 2, 40), max(map(len, rows)) + 4
+    indent = " " * wide
     return "\n".join(
-        textwrap.fill(
-            f"  {name:{wide - 2}}{text}",
-            columns,
-            subsequent_indent=" " * wide,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+        textwrap.fill(f"  {name:{wide - 2}}{text}", columns, subsequent_indent=indent, break_on_hyphens=False)
         for name, text in rows.items()
-    )
-
-
-def _shown(value: Any) -> str:
-    return (
-        " ".join(map(str, value))
-        if isinstance(value, tuple)
-        else "data beside main.py"
-        if value == FIELDS["data"].default
-        else str(value)
     )
 
 
@@ -246,74 +217,49 @@ def as_argv(given: Mapping[str, Any]) -> list[str]:
     """Settings as the words of a command line; a bool is --name or --no-name."""
     argv: list[str] = []
     for name, value in given.items():
-        if isinstance(value, bool):
-            argv.append(f"--{name}" if value else f"--no-{name}")
-        else:
-            argv += [f"--{name}", *(map(str, value) if isinstance(value, (list, tuple)) else [str(value)])]
+        argv.append(f"--no-{name}" if value is False else f"--{name}")
+        if not isinstance(value, bool):
+            argv += map(str, value) if isinstance(value, (list, tuple)) else [str(value)]
     return argv
 
 
-def _preset_settings(name: str, given: Container[str]) -> dict[str, Any]:
-    if name not in PRESETS:
-        must = f"must be one of {', '.join(PRESETS)}, not {name!r}{nearest(name, PRESETS)}"
-        raise ConfigError(Problem("preset", must))
-    return PRESETS[name]
-
-
-def _config_file(path: str, given: Container[str]) -> dict[str, Any]:
-    """The settings of a run's config.json, those left out that are `given` beside it or stand for a default."""
+def _config_file(path: str, given: Collection[str]) -> dict[str, Any]:
+    """The settings of a run's config.json, without data where that is `given` beside it or stands for the default."""
     try:
         if Path(path).exists() and not Path(path).is_file():
             raise OSError("it is not a regular file")
         settings = dict(json.loads(Path(path).read_text(encoding="utf-8"))["settings"].items())
-        unknown = [name for name in settings if name not in FIELDS]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(Problem("config", f"{path} cannot be read as the config.json of a run: {error}")) from None
-    if unknown:
-        raise ConfigError(
-            Problem("config", f"{path} has settings that this version does not know: {', '.join(unknown)}")
-        )
+    if unknown := [name for name in settings if name not in FIELDS]:
+        text = f"{path} has settings that this version does not know: {', '.join(unknown)}"
+        raise ConfigError(Problem("config", text))
     data = settings.pop("data", None)
-    if data is not None and "data" not in given:
-        if not Path(str(data)).is_dir():
-            raise ConfigError(
-                Problem("config", f"{path} used the data in {data}, which is no folder here: give --data")
-            )
-        settings["data"] = data
-    return settings
+    if data is None or "data" in given:
+        return settings
+    if not Path(str(data)).is_dir():
+        text = f"{path} used the data in {data}, which is no folder here: give --data"
+        raise ConfigError(Problem("config", text))
+    return {**settings, "data": data}
 
 
-def _ruled_out(given: dict[str, Any], whole: bool) -> set[str]:
-    """The settings of a preset or a config.json that cannot stand beside a flag that was given: the flag wins. `whole`:
-    --prune_pc was."""
-    rates = {"prune_percent", "conv_percent", "fc_percent", "output_percent"}
-    ruled_out = rates if whole or "target_remaining" in given else set[str]()
-    ruled_out |= {"target_remaining"} if rates & given.keys() else set()
-    return ruled_out | ({"momentum", "nesterov"} if given.get("optimizer", "sgd") != "sgd" else set())
-
-
-def _whole_pruning(given: dict[str, Any]) -> dict[str, Any]:
+def _pruned_in_all(given: dict[str, Any]) -> dict[str, str]:
     """--prune_pc and --prune_rounds, taken out of `given`, as the percent and the rounds that they mean."""
-    if "prune_pc" not in given and "prune_rounds" not in given:
+    texts = {name: given.pop(name) for name in IN_ALL if name in given}
+    if not texts:
         return {}
-    problems: list[str] = []
-    parsed: dict[str, Any] = {}
-    for name, parse_one in (
-        ("prune_pc", number(float, 0, 1, above=True, below=True)),
-        ("prune_rounds", number(int, 1, 9998)),
-    ):
+    parsed, problems = {"prune_rounds": 5}, list[str]()
+    for name, text in texts.items():
         try:
-            parsed[name] = parse_one(text) if (text := given.pop(name, None)) is not None else None
+            parsed[name] = IN_ALL[name](text)
         except ValueError as error:
             problems.append(Problem(name, f"{error}, not {text!r}"))
-    if parsed.get("prune_pc", 1) is None:
+    if "prune_pc" not in texts:
         problems.append(Problem("prune_rounds", "is the number of prunings that reach --prune_pc: give --prune_pc too"))
-    clash = [name for name in ("prune_percent", "prune_iterations", "target_remaining") if name in given]
-    if clash:
-        told = "already decides the number of rounds and what each prunes"
-        problems.append(Problem("prune_pc", f"{told}: leave out --{' --'.join(clash)}"))
+    if clash := [name for name in ("prune_percent", "prune_iterations", "target_remaining") if name in given]:
+        told = f"already decides the number of rounds and what each prunes: leave out --{' --'.join(clash)}"
+        problems.append(Problem("prune_pc", told))
     if problems:
         raise ConfigError(*problems)
-    rounds = parsed["prune_rounds"] or 5
-    percent = 100 * (1 - (1 - parsed["prune_pc"]) ** (1 / rounds))
-    return {"prune_percent": str(percent), "prune_iterations": str(rounds + 1)}
+    percent = 100 * (1 - (1 - parsed["prune_pc"]) ** (1 / parsed["prune_rounds"]))
+    return {"prune_percent": str(percent), "prune_iterations": str(parsed["prune_rounds"] + 1)}

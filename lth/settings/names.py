@@ -23,8 +23,8 @@ with contextlib.suppress(FileNotFoundError):  # a folder may be deleted while on
 
 @dataclass(frozen=True)
 class Known:
-    """A data set that torchvision has: its class there, the number of labels, the images' shape (C, H, W), what its
-    training and its test half are asked for with, and whether its images mean the same in a mirror."""
+    """A data set of torchvision: its class there, the number of labels, the images' shape (C, H, W), the arguments for
+    its training and its test half, and whether mirrored images keep their meaning."""
 
     kind: str
     classes: int
@@ -45,50 +45,43 @@ KNOWN = {
     "cifar100": Known("CIFAR100", 100, COLOUR, mirrors=True),
     "svhn": Known("SVHN", 10, COLOUR, ({"split": "train"}, {"split": "test"})),
 }
-# Whose models serve a data set of such images that has none of its own.
-SERVES: dict[tuple[int, ...], str] = {GREY: "mnist", COLOUR: "cifar10"}
+SERVES: dict[tuple[int, ...], str] = {GREY: "mnist", COLOUR: "cifar10"}  # whose models also serve others of this size
 
 
 def dataset(name: str) -> str:
     """The one spelling of a data set's name, which may be given in any case."""
-    known = [*KNOWN, *(folder.name for folder in _all_folders())]
-    return next((one for one in known if one.lower() == name.lower()), name) if name not in known else name
+    known = [*KNOWN, *_own_folders()]
+    return name if name in known else next((one for one in known if one.lower() == name.lower()), name)
 
 
 def model(name: str, of: str, data: Path | None = None) -> str:
     """The one spelling of the name of a model for the data set `of`: that of its file, or else of its definition."""
-    for folder in folders(of, data):
-        for file in files(folder):
-            defined = {one for one in definitions(file) if one.lower() == name.lower()}
-            if len(defined) > 1:  # their case alone tells them apart
-                return name
-            if file.stem.lower() == name.lower():
-                return file.stem
-            if defined:
-                return defined.pop()
+    for file in _model_files(of, data):
+        defined = {one for one in definitions(file) if one.lower() == name.lower()}
+        if len(defined) > 1:  # their case alone tells them apart
+            return name
+        if file.stem.lower() == name.lower():
+            return file.stem
+        if defined:
+            return defined.pop()
     return name
 
 
 def problems(arch_type: str, of: str, data: Path | None = None) -> list[str]:
     """What is wrong with the name of a model and that of a data set. `data` is the folder of the data sets."""
-    if not available(of, data):
-        file = npz(Path(data), of) if data else None
-        if file is not None and file.is_file():
-            size = shape(of, data)
-            if size:
-                must = f"must have models in archs/{of}/, or images of 28x28x1 or 32x32x3"
-                return [Problem("dataset", f"{must}: {file} has images of {_size(size)}")]
+    if available(of, data):
+        found = any(mentions(file, arch_type) for file in _model_files(of, data))
+        return [] if found else [no_model(arch_type, of, data)]
+    file = npz(Path(data), of) if data else None
+    if file is not None and file.is_file():
+        if not (size := shape(of, data)):
             return [other_arrays(file)]
-        choices = dict.fromkeys(n for n in (*KNOWN, *(folder.name for folder in _all_folders())) if available(n))
-        return [
-            Problem(
-                "dataset",
-                f"must be one of {', '.join(choices)}, or have models in archs/{of}/, or be the name of a file "
-                f"<data>/{of}.npz with images of 28x28x1 or 32x32x3, not {of!r}{nearest(of, choices)}",
-            )
-        ]
-    found = any(mentions(file, arch_type) for folder in folders(of, data) for file in files(folder))
-    return [] if found else [no_model(arch_type, of, data)]
+        must = f"must have models in archs/{of}/, or images of 28x28x1 or 32x32x3"
+        return [Problem("dataset", f"{must}: {file} has images of {_size(size)}")]
+    choices = dict.fromkeys(name for name in (*KNOWN, *_own_folders()) if available(name))
+    must = f"must be one of {', '.join(choices)}, or have models in archs/{of}/, or be the name of a file "
+    must += f"<data>/{of}.npz with images of 28x28x1 or 32x32x3, not {of!r}{nearest(of, choices)}"
+    return [Problem("dataset", must)]
 
 
 def no_model(arch_type: str, of: str, data: Path | None = None) -> Problem:
@@ -99,8 +92,8 @@ def no_model(arch_type: str, of: str, data: Path | None = None) -> Problem:
 
 
 def available(of: str, data: Path | None = None) -> list[str]:
-    """The names of the models for the data set `of`: those of its folder and of the folder that serves such images."""
-    return sorted({file.stem for folder in folders(of, data) for file in files(folder)}, key=str.lower)
+    """The names of the models for the data set `of`."""
+    return sorted({file.stem for file in _model_files(of, data)}, key=str.lower)
 
 
 def folders(of: str, data: Path | None = None, image: tuple[int, ...] = ()) -> list[Path]:
@@ -114,16 +107,15 @@ def folders(of: str, data: Path | None = None, image: tuple[int, ...] = ()) -> l
 
 def assumed(arch_type: str, of: str, data: Path | None = None) -> str:
     """A sentence about whose model serves the data set `of`, where it is not its own; else nothing."""
-    for folder in folders(of, data):
-        if any(mentions(file, arch_type) for file in files(folder)):
-            served = f"{of} has images of {_size(shape(of, data))}: it uses the model of archs/{folder.name}/"
-            return "" if folder.name == dataset(of) else served
-    return ""
+    file = next((file for file in _model_files(of, data) if mentions(file, arch_type)), None)
+    if file is None or file.parent.name == dataset(of):
+        return ""
+    return f"{of} has images of {_size(shape(of, data))}: it uses the model of archs/{file.parent.name}/"
 
 
 def shape(of: str, data: Path | None = None) -> tuple[int, ...]:
     """The shape (C, H, W) of the images of a data set known by name, or else of `<data>/<of>.npz`, of which only the
-    head is read; () if it cannot be told."""
+    header is read; () if it cannot be told."""
     of = dataset(of)
     if of in KNOWN:
         return KNOWN[of].shape
@@ -157,8 +149,7 @@ def other_arrays(file: Path) -> str:
 
 
 def _size(image: tuple[int, ...]) -> str:
-    """A shape (C, H, W) as people say it: 28x28x1."""
-    return "x".join(map(str, (*image[1:], *image[:1])))
+    return "x".join(map(str, (*image[1:], *image[:1])))  # as people say it: 28x28x1
 
 
 def channels_first(size: tuple[int, ...]) -> bool:
@@ -189,6 +180,10 @@ def files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.glob("*.py") if not file.stem.startswith("_") and file.is_file())
 
 
+def _model_files(of: str, data: Path | None) -> list[Path]:
+    return [file for folder in folders(of, data) for file in files(folder)]
+
+
 def mentions(file: Path, arch_type: str) -> bool:
     """Whether the file's name or a definition in it matches, ignoring case."""
     return any(name.lower() == arch_type.lower() for name in (file.stem, *definitions(file)))
@@ -203,6 +198,6 @@ def definitions(file: Path) -> list[str]:
     return [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
 
 
-def _all_folders() -> list[Path]:
+def _own_folders() -> list[str]:
     inside = [folder for archs in ARCHS if archs.is_dir() for folder in archs.iterdir()]
-    return sorted(folder for folder in inside if folder.is_dir() and not folder.name.startswith("_"))
+    return [folder.name for folder in sorted(inside) if folder.is_dir() and not folder.name.startswith("_")]

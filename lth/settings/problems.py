@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
-SYNONYMS = {  # words of other programs and libraries for settings here; only those that a front door has are suggested
-    **dict.fromkeys(("device", "cuda", "gpus"), "gpu"),
-    **dict.fromkeys(("learning_rate", "learn_rate", "lrate"), "lr"),
-    **dict.fromkeys(("workers", "num_workers", "processes", "nproc"), "jobs"),
-    **dict.fromkeys(("num_epochs", "train_epochs", "epoch", "iterations", "iter", "iters", "steps"), "end_iter"),
-    **dict.fromkeys(("rounds", "num_rounds", "levels", "prunings"), "prune_iterations"),
-    **dict.fromkeys(("prune_rate", "pruning_rate", "sparsity", "amount"), "prune_percent"),
-    **dict.fromkeys(("model", "model_name", "arch", "net", "network"), "arch_type"),
-    **dict.fromkeys(("batch", "batchsize", "train_batch_size"), "batch_size"),
-    **dict.fromkeys(("optim", "opt"), "optimizer"),
-    **dict.fromkeys(("wd", "l2"), "weight_decay"),
-    **dict.fromkeys(("out", "output", "output_dir", "save", "save_dir", "results_dir", "logdir"), "root"),
-    **dict.fromkeys(("data_dir", "datadir", "data_path", "datasets"), "data"),
-    **dict.fromkeys(("seeds", "runs", "repeats", "repetitions", "replicates"), "trials"),
-    **dict.fromkeys(("trials", "random_seed", "manual_seed"), "seed"),
-    **dict.fromkeys(("resume", "restart", "checkpoint"), "recover"),
-    "lt_reinit": "ticket_reinit",
-    "lt_shuffle": "ticket_shuffle",
-    "lt_sign": "ticket_sign",
-    "lt_shuffled_signs": "ticket_shuffled_signs",
+SYNONYMS = {  # settings here, and the words of other programs and libraries for them
+    "gpu": "device cuda gpus",
+    "lr": "learning_rate learn_rate lrate",
+    "jobs": "workers num_workers processes nproc",
+    "end_iter": "num_epochs train_epochs epoch iterations iter iters steps",
+    "prune_iterations": "rounds num_rounds levels prunings",
+    "prune_percent": "prune_rate pruning_rate sparsity amount",
+    "arch_type": "model model_name arch net network",
+    "batch_size": "batch batchsize train_batch_size",
+    "optimizer": "optim opt",
+    "weight_decay": "wd l2",
+    "root": "out output output_dir save save_dir results_dir logdir",
+    "data": "data_dir datadir data_path datasets",
+    "trials": "seeds runs repeats repetitions replicates",
+    "seed": "trials random_seed manual_seed",
+    "recover": "resume restart checkpoint",
+    **{f"ticket_{control}": f"lt_{control}" for control in ("reinit", "shuffle", "sign", "shuffled_signs")},
 }
 
 
@@ -55,21 +53,25 @@ class ConfigError(ValueError):
         self.problems = problems
 
     def named(self, names: Mapping[str, str]) -> ConfigError:
-        """The same problems in the words of a front door: `names` has its names of settings, by default their own."""
+        """The same problems with the `names` that a front door has for the settings, by default their own."""
         return ConfigError(
-            *(
-                f"{names.get(problem.setting, problem.setting)} {problem.sentence}"
-                if isinstance(problem, Problem)
-                else problem
-                for problem in self.problems
-            )
+            *(f"{names.get(p.setting, p.setting)} {p.sentence}" if isinstance(p, Problem) else p for p in self.problems)
         )
+
+
+@contextmanager
+def collect_errors(problems: list[str]) -> Iterator[None]:
+    """Within it, a ConfigError adds its problems to the list."""
+    try:
+        yield
+    except ConfigError as error:
+        problems += error.problems
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """`: did you mean ...?` with the choice that a mistyped word is nearest to or is a synonym of; else nothing."""
     bare = word.lower().lstrip("-").replace("-", "_")
     known = {choice.lower().lstrip("-"): choice for choice in choices}
-    close = difflib.get_close_matches(bare, known, n=1, cutoff=0.65)
-    meant = known.get(SYNONYMS.get(bare, ""), known[close[0]] if close else "")
-    return f": did you mean {meant}?" if meant else ""
+    meant = [setting for setting, words in SYNONYMS.items() if setting in known and bare in words.split()]
+    meant += difflib.get_close_matches(bare, known, n=1, cutoff=0.65)
+    return f": did you mean {known[meant[0]]}?" if meant else ""

@@ -14,7 +14,6 @@ from lth.settings.problems import ConfigError, nearest
 from lth.settings.values import parse_value
 
 ALLOWED = ("arch_type", "dataset", "seed")  # beside the settings that decide numbers
-FOLDERS = ("ticket",)
 MOST = 10_000  # combinations
 NAMES = {
     flag.lstrip("-"): spec.name
@@ -40,34 +39,26 @@ def parse(argv: Sequence[str]) -> dict[Config, dict[str, str]]:
     choices, problems = _choices(given["sweep"], "target_remaining" in given)
     if given.get("name"):
         problems.append("--name would give all combinations of --sweep one folder: leave it out")
-    found: dict[Config, dict[str, str]] = {}
-    spelled: set[Config] = set()  # since the same experiment may be named in two ways: fc1,FC1
+    if (count := math.prod(map(len, choices.values()))) > MOST:
+        raise ConfigError(f"--sweep must have at most {MOST} combinations, not {count}")
+    found: dict[Config, tuple[Config, dict[str, str]]] = {}  # by one spelling: fc1,FC1 is one experiment
     wrong: dict[str, list[str]] = {}
-    if math.prod(map(len, choices.values())) > MOST:
-        raise ConfigError(f"--sweep must have at most {MOST} combinations, not {math.prod(map(len, choices.values()))}")
-    combinations = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
-    for texts in combinations:
+    for values in itertools.product(*choices.values()):
+        texts = dict(zip(choices, values, strict=True))
         try:
             config = flags.parse(argv, swept={name: _value(name, text) for name, text in texts.items()})
-            if (one := _spelled(config)) not in spelled:
-                spelled.add(one)
-                found[config] = texts
+            model = names.model(config.arch_type, config.dataset, config.data)
+            spelled = dataclasses.replace(config, arch_type=model, dataset=names.dataset(config.dataset))
+            found.setdefault(spelled, (config, texts))
         except ConfigError as error:
             for problem in error.problems:
                 wrong.setdefault(problem, []).append(label(texts))
     for problem, where in wrong.items():
-        of_all = len(where) == len(combinations)
         others = f" and {len(where) - 1} more" if len(where) > 1 else ""
-        problems.append(problem if of_all else f"{problem} (with {where[0]}{others})")
+        problems.append(problem if len(where) == count else f"{problem} (with {where[0]}{others})")
     if problems:
         raise ConfigError(*problems)
-    return found
-
-
-def _spelled(config: Config) -> Config:
-    """The settings with the one spelling of the model's and the data set's name."""
-    model = names.model(config.arch_type, config.dataset, config.data)
-    return dataclasses.replace(config, arch_type=model, dataset=names.dataset(config.dataset))
+    return dict(found.values())
 
 
 def label(texts: Mapping[str, str]) -> str:
@@ -85,7 +76,7 @@ def _choices(words: Sequence[str], target: bool) -> tuple[dict[str, list[str]], 
     for word in words:
         said, equals, values = word.partition("=")
         name = NAMES.get(said, "")
-        texts = _split(name, values)
+        texts = _tickets(values) if name == "ticket" else values.split(",")
         if not equals or not all(texts):
             problems.append(f"--sweep must be NAME=VALUE,VALUE,..., not {word!r}")
         elif not name:
@@ -100,22 +91,18 @@ def _choices(words: Sequence[str], target: bool) -> tuple[dict[str, list[str]], 
     return choices, problems
 
 
-def _split(name: str, values: str) -> list[str]:
-    """The values of a setting, which have commas between them; the name of a folder may have some inside."""
+def _tickets(values: str) -> list[str]:
+    """The values of --ticket, folders whose names may have commas themselves: each ends where it names a folder."""
     texts: list[str] = []
-    if name not in FOLDERS:
-        return values.split(",")
+    begun = ""
     for piece in values.split(","):
-        begun = texts[-1:] if texts and not _is_there(name, texts[-1]) else []
-        texts[len(texts) - len(begun) :] = [",".join([*begun, piece])]
-    return texts
-
-
-def _is_there(name: str, text: str) -> bool:
-    try:
-        return bool(parse_value(flags.FIELDS[name], text))
-    except ValueError:
-        return False
+        begun = f"{begun},{piece}" if begun else piece
+        try:
+            parse_value(flags.FIELDS["ticket"], begun)
+        except ValueError:
+            continue
+        texts, begun = [*texts, begun], ""
+    return [*texts, begun] if begun else texts
 
 
 def _value(name: str, text: str) -> Any:

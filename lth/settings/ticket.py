@@ -9,13 +9,10 @@ from pathlib import Path
 
 
 def written(folder: Path) -> Path:
-    """The absolute path of a folder of results, as it is written: dumps/ or saves/ may be a link to another disk, where
-    the other one is not beside it. As its links lead where it does not say in which of the two it is."""
+    """The absolute path of a folder of results. Links are resolved unless dumps/ or saves/ itself is one (to another
+    disk, say), whose target need not be beside the other."""
     here, there = Path(os.path.normpath(folder.absolute())), folder.resolve()
     return here if {"dumps", "saves"} & {*here.parts[-6:]} and here.resolve() == there else there
-
-
-RUN_OR_ARM = (5, 4)  # folders below dumps/ or saves/: <model>/<data>/<settings>/<arm>/seed<k>, or without the last
 
 
 @dataclass(frozen=True)
@@ -32,10 +29,10 @@ class TicketName:
     @classmethod
     def parse(cls, text: str) -> TicketName:
         """What `text` names; ValueError if there is no such folder."""
-        found = re.fullmatch(r"(.+?)(?::(\d{1,6}))?", text.strip())
+        folder, round = re.fullmatch(r"(.*?)(?::(\d{1,6}))?", text.strip(), re.DOTALL).groups()  # type: ignore[union-attr]
         try:
-            made = cls(written(Path(found[1])), int(found[2]) if found[2] else None) if found else cls(Path())
-            there = made.folder.is_dir() and bool(made._parts)
+            made = cls(written(Path(folder)), int(round) if round else None)
+            there = bool(folder) and made.folder.is_dir() and bool(made._parts)
         except (OSError, RuntimeError, ValueError):  # too long a name, links in a circle, a zero byte
             there = False
         if not there:
@@ -47,10 +44,10 @@ class TicketName:
 
     @property
     def _parts(self) -> tuple[str, ...]:
-        """What follows dumps/ or saves/, which settings may be called too (--name saves)."""
+        """What follows dumps/ or saves/ (which settings may be called too, by --name): 5 folders, or 4 of an arm."""
         parts = self.folder.parts
         ends = [parts[at + 1 :] for at, part in enumerate(parts) if part in ("dumps", "saves")]
-        return next((end for end in reversed(ends) if len(end) in RUN_OR_ARM), ())
+        return next((end for end in reversed(ends) if len(end) in (5, 4)), ())
 
     @property
     def name(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import math
 import os
 import re
 from collections.abc import Callable
@@ -47,21 +48,20 @@ class Duration:
 
 
 def number(
-    kind: type, low: float, high: float = float("inf"), *, above: bool = False, below: bool = False
+    kind: type, low: float, high: float = math.inf, *, above: bool = False, below: bool = False
 ) -> Callable[[str], Any]:
     """A parser of numbers from `low` (exclusive if `above`) to `high` (exclusive if `below`)."""
-    limits = f"{'above' if above else 'at least'} {low}"
-    limits += "" if high == float("inf") else f", {'below' if below else 'at most'} {high}"
-    noun = "a whole number" if kind is int else "a number"
+    limits = f"{'a whole number' if kind is int else 'a number'} {'above' if above else 'at least'} {low}"
+    limits += "" if high == math.inf else f", {'below' if below else 'at most'} {high}"
 
     def parse(text: str) -> Any:
         try:
             value = kind(text)
         except (ValueError, OverflowError):
-            raise ValueError(f"must be {noun} {limits}") from None
+            value = math.nan
         fits = (low < value if above else low <= value) and (value < high if below else value <= high)
-        if not fits or value == float("inf"):
-            raise ValueError(f"must be {noun} {limits}")
+        if not fits or value == math.inf:
+            raise ValueError(f"must be {limits}")
         return value
 
     return parse
@@ -81,36 +81,31 @@ def duration(*, zero: bool = False, percent: bool = False) -> Callable[[str], Du
     return parse
 
 
-def cluster(text: str) -> str:
-    """The address of a Ray cluster."""
-    host, _, port = text.rpartition(":")
-    if text in ("auto", "local") or (re.fullmatch(r"[\w.-]+|\[[\da-fA-F:.]+\]", host) and port.isdecimal()):
-        return text
-    raise ValueError("must be auto, local or the host:port of a Ray cluster")
+def matching(pattern: str, must: str) -> Callable[[str], str]:
+    """A parser of words that match a regular expression."""
 
-
-def device(text: str) -> str:
-    """`cpu`, `mps` or the number of a GPU."""
-    if text in ("cpu", "mps") or re.fullmatch(r"\d+", text):
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"must be {must}")
         return text
-    raise ValueError("must be the number of a GPU, or cpu, or mps")
+
+    return parse
 
 
 def path(text: str) -> Path:
-    """A path at which something is or may be: no name in it is too long, and what it leads through are folders that may
-    be entered."""
+    """A path that exists or can be created: its names are not too long, and its parents are accessible folders."""
     try:
         Path(text).stat()
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES):
             raise ValueError(f"must be a possible path ({error.strerror})") from None
-    except ValueError:
-        raise ValueError("must be a possible path, without zero bytes") from None
+    except ValueError as error:
+        raise ValueError(f"must be a possible path ({error})") from None
     return Path(text)
 
 
 def folder_path(text: str) -> Path:
-    """The path of a folder that is there or may be."""
+    """The path of a folder, existing or new."""
     if not path(text).is_dir() and os.path.lexists(text):
         raise ValueError("must be a folder, or a new one")
     return Path(text)
@@ -131,32 +126,26 @@ def dataset_name(text: str) -> str:
 
 
 def as_plain_name(text: str) -> str:
-    """The plain name that is nearest to `text`: that itself where it is one."""
+    """The plain name that is nearest to `text`, which may be one."""
     plain = re.sub(r"[^\w.+=,-]", "_", text)[:100].encode()[:200].decode(errors="ignore")
     return plain if plain.strip(".") else plain.replace(".", "_") or "_"
 
 
-PERCENT = number(float, 0, 100, below=True)  # 100 would leave no network to train
-
-
 def parse_value(spec: dataclasses.Field[Any], value: Any) -> Any:
     """The value of the setting `spec` that `value` (text or already a value) stands for; ValueError if none."""
-    facts = spec.metadata
     if value is None and spec.default is None:
         return None
     if spec.type == "bool":
         if not isinstance(value, bool):
             raise ValueError("must be True or False")
         return value
-    if facts.get("many"):
-        items = value if isinstance(value, (list, tuple)) else [value]
-        parsed = tuple(parse_item(facts, item) for item in items)
-        return tuple(dict.fromkeys(parsed))
-    return parse_item(facts, value)
+    if not spec.metadata.get("many"):
+        return _parse_item(spec.metadata, value)
+    items = value if isinstance(value, (list, tuple)) else [value]
+    return tuple(dict.fromkeys([_parse_item(spec.metadata, item) for item in items]))
 
 
-def parse_item(facts: Any, item: Any) -> Any:
-    """One value of a setting, checked."""
+def _parse_item(facts: Any, item: Any) -> Any:
     if "choices" in facts:
         if item not in facts["choices"]:
             raise ValueError(f"must be one of {', '.join(facts['choices'])}{facts.get('or_else', '')}")

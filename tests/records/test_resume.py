@@ -151,7 +151,7 @@ def test_a_damaged_run_of_another_command_is_said_and_left_out(
     """Its dense round is not taken over, its tickets and numbers are not looked at, and the command does its work."""
     (run.dumps / journal.NAME).write_text("hello\n")
     config = replace(finished, root=run.root, prune_type=("reinit",), connectivity=True)
-    command.perform(config, [])
+    command.perform({config: {}}, [])
     said = capsys.readouterr()
     assert "warning:" in said.err and journal.NAME in said.err and len(said.err.splitlines()) < 5
     (reinit,) = runs_of(config)

@@ -7,9 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from helpers import arrays, do, settings
+from helpers import do, settings
 
 from lth.run import session
 from lth.run.about import commit
@@ -43,9 +42,7 @@ def test_the_commit_says_when_files_are_not_as_it_has_them(tmp_path: Path) -> No
     assert commit(tmp_path) != clean and str(commit(tmp_path)).endswith(" with uncommitted changes")
 
 
-@pytest.mark.parametrize(
-    ("count", "held"), [(60000, 5000), (50000, 5000), (49999, 4999), (1000, 100), (120, 12), (9, 1), (1, 1)]
-)
+@pytest.mark.parametrize(("count", "held"), [(60000, 5000), (49999, 4999), (120, 12), (9, 1)])
 def test_small_sets_hold_back_a_tenth(count: int, held: int) -> None:
     assert usual_valid_size(count) == held
 
@@ -63,12 +60,3 @@ def test_the_split_of_a_small_set_is_recorded_and_its_run_repeated(place: Path) 
     assert again == run
     with pytest.raises(ConfigError, match=r"holds results of other settings \(valid_size 12, now 5000\)"):
         session.run(settings(place, valid_size=5000, prune_iterations=2))
-
-
-def test_a_large_set_holds_back_as_many_as_before(place: Path) -> None:
-    few = arrays()
-    rows = {"x_train": np.zeros((50000, 2, 2), np.uint8), "y_train": np.zeros(50000, np.uint8)}
-    np.savez(place / "data" / "large.npz", **{**few, **rows})
-    config = session.settled(settings(place, dataset="LARGE", valid_size=None))
-    assert config == settings(place, dataset="LARGE", valid_size=5000)
-    assert config.deciding() == settings(place, valid_size=None).deciding(), "older results are gone on with"

@@ -28,13 +28,10 @@ def machine(monkeypatch: pytest.MonkeyPatch, gpus: int, mps: bool = False) -> No
     ("gpus", "mps", "asked", "given"),
     [
         (0, False, None, "cpu"),
-        (0, False, "cpu", "cpu"),
         (0, True, None, "mps"),
         (0, True, "cpu", "cpu"),
         (0, True, "mps", "mps"),
         (2, False, None, "cuda:0"),
-        (2, False, "0", "cuda:0"),
-        (2, False, "01", "cuda:1"),
         (2, False, "1", "cuda:1"),
         (2, False, "cpu", "cpu"),
     ],
@@ -59,12 +56,10 @@ def test_a_gpu_that_cannot_be_used_is_left_alone_unless_it_is_asked_for(monkeypa
     ("gpus", "mps", "asked", "said"),
     [
         (0, False, "0", "--gpu must be cpu, or be left out, since PyTorch finds no GPU here, not 0"),
-        (0, False, "3", "--gpu must be cpu, or be left out, since PyTorch finds no GPU here, not 3"),
         (0, False, "mps", "since PyTorch finds no GPU here, not mps"),
         (0, True, "0", "--gpu must be mps, or cpu, or be left out, not 0"),
         (1, False, "1", "--gpu must be below 1, the number of GPUs that PyTorch finds, or cpu, or be left out, not 1"),
         (2, False, "2", "below 2"),
-        (2, False, "99", "not 99"),
         (2, False, "mps", "not mps"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,11 +31,22 @@ def test_overwrite_says_whose_masks_are_trained_anew_too(
     place: Path, capsys: pytest.CaptureFixture[str], dry_run: bool
 ) -> None:
     config = settings(place, prune_type=("ticket_reinit",), prune_iterations=2, quiet=False, dry_run=dry_run)
-    told = "--overwrite begins lt anew too, whose masks ticket_reinit takes"
+    told = "--overwrite starts lt anew too, whose masks ticket_reinit takes"
     session.run(config)
     assert told not in capsys.readouterr().out
     session.run(replace(config, overwrite=True))
     assert told in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_continues_says_which_rounds_are_finished(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    session.run(settings(place, prune_iterations=1))
+    session.run(settings(place, prune_iterations=3, quiet=False))
+    told = capsys.readouterr().out
+    assert re.search(
+        r"^Continuing lt seed0: 1 of 3 rounds are finished\n  round 0: 100\.00% of the weights, ES ", told, re.M
+    )
+    session.run(settings(place, prune_iterations=4, overwrite=True, quiet=False))
+    assert "Continuing" not in capsys.readouterr().out
 
 
 def test_multiply_adds_that_cannot_be_counted_are_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

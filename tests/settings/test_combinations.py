@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from lth.settings import flags, sweep
@@ -56,8 +58,19 @@ def test_the_number_of_rounds_may_be_swept_where_it_decides_what_each_prunes() -
     assert "whose rounds hold the others" in problems("--sweep prune_iterations=3,6")[0]
 
 
-def test_equal_values_are_one() -> None:
+def test_equal_values_and_spellings_are_one() -> None:
     assert [config.lr for config in sweep.parse(["--sweep", "lr=0.1,1e-1,0.10,0.2,0.2"])] == [0.1, 0.2]
+    assert [config.arch_type for config in sweep.parse(["--sweep", "arch_type=FC1,fc1"])] == ["FC1"]
+
+
+def test_tickets_may_have_commas_in_their_names(tmp_path: Path) -> None:
+    arms = [tmp_path / "saves" / "fc1" / "mnist" / name / "lt" / "seed0" for name in ("a=1,b=2", "default")]
+    for arm in arms:
+        arm.mkdir(parents=True)
+    found = sweep.parse(["--sweep", f"ticket={arms[0]}:3,{arms[1]}"])
+    assert [(config.ticket and config.ticket.folder) for config in found] == arms
+    (said,) = problems(f"--sweep ticket={arms[0]},{tmp_path / 'nowhere'}")
+    assert "--ticket must be the folder of a run" in said and "nowhere" in said
 
 
 def test_all_mistakes_come_in_one_message() -> None:
