@@ -9,17 +9,20 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from helpers import CPU, Conv, Mlp, Told, assert_same, do, experiment, make_images, results, settings, training
+from helpers import CPU, Conv, Mlp, Told, assert_same, do, make_images, results, settings, training
 from own import WithOptim, find, seeded
 from pretended_gpu import CUDA, gpu
 from torch import Tensor, nn
 
+from lth import data
 from lth.data.images import Feed
-from lth.run import processes
+from lth.run import loop
+from lth.settings.config import Config
 from lth.training import capture, problem, train
 from lth.training.layout import channels_last
 from lth.training.network import _laid_out as laid_out
@@ -186,26 +189,25 @@ def test_a_training_that_is_done_leaves_the_memory_at_once(make: type[nn.Module]
 
 
 def test_a_kept_error_keeps_no_network() -> None:
+    networks: list[weakref.ref[nn.Module]] = []
+
+    def fail() -> None:
+        net = Mlp().to(CUDA)
+        networks.append(weakref.ref(net))
+        raise RuntimeError("no")
+
+    def run(runs: object, rounds: int) -> None:
+        try:
+            fail()
+        except RuntimeError as error:
+            raise TrialError("failed") from error
+
     with gpu():
-        model = weakref.ref(Mlp())
-
-        def fail() -> None:
-            net = Mlp().to(CUDA)
-            nonlocal model
-            model = weakref.ref(net)
-            raise RuntimeError("no")
-
-        def blamed(piece: object) -> dict[Any, str]:
-            try:
-                fail()
-            except RuntimeError as error:
-                raise TrialError("failed") from error
-            return {}
-
-        here = processes.Here({}, CUDA, print, lambda: False)
-        here.experiments.do = here.piece = blamed  # type: ignore
-        (outcome,) = here.ended(0)
-        assert isinstance(outcome.error, TrialError) and model() is None
+        trainer = loop.Trainer({}, CUDA, print, lambda: False)
+        trainer.experiment = SimpleNamespace(run=run)  # type: ignore[assignment]
+        with pytest.raises(TrialError) as caught:
+            trainer.train(SimpleNamespace(asked=None, runs=[], rounds=1))  # type: ignore[arg-type]
+        assert str(caught.value.__cause__) == "no" and networks[0]() is None
 
 
 def test_all_captures_on_a_device_share_a_stream() -> None:
@@ -289,6 +291,10 @@ def test_masks_and_gradients_have_the_layout_of_their_weights() -> None:
     )
 
 
+def problem_of(config: Config) -> problem.Problem:
+    return problem.Problem.of(config, data.load(config.dataset, config.data, config.pixels))
+
+
 @pytest.mark.parametrize("stacked, pays", [(3.9, True), (4.1, False)])
 def test_convolutions_are_stacked_where_a_measurement_says_it_pays(
     place: Path, monkeypatch: pytest.MonkeyPatch, stacked: float, pays: bool
@@ -296,7 +302,7 @@ def test_convolutions_are_stacked_where_a_measurement_says_it_pays(
     monkeypatch.setattr(problem, "step_seconds", lambda *given: stacked if given[-1] > 1 else 1.0)
     for arch_type, gains in (("conv", pays), ("mlp", True)):
         config = settings(place, arch_type=arch_type)
-        asked = experiment(config).problem
+        asked = problem_of(config)
         sizes = [problem.stack_size(replace(config, stack=stack), asked, CUDA) for stack in (None, 3)]
         assert sizes[0] > 100 if gains else sizes == [1, 3]
 
@@ -305,7 +311,7 @@ def test_convolutions_are_stacked_where_a_measurement_says_it_pays(
 def test_steps_are_measured_as_they_are_taken(place: Path, trials: int) -> None:
     config = settings(place, arch_type="conv")
     with gpu() as machine:
-        assert problem.step_seconds(config, experiment(config).problem, CUDA, trials) > 0
+        assert problem.step_seconds(config, problem_of(config), CUDA, trials) > 0
         assert [graph.replays for graph in machine.graphs] == [20] and machine.waits["synchronize"] == 2
 
 
