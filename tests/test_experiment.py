@@ -1106,32 +1106,17 @@ def test_other_settings_are_refused_in_a_named_folder_and_overwrite_moves_old_re
     assert len(list(run.saves.parent.glob("seed0.old-*"))) == 1
 
 
-@pytest.mark.parametrize("rounds_now", [3, 4])  # nothing is left to do, or something is
-def test_without_its_config_json_a_named_run_is_not_gone_on_with_by_other_settings(
-    place: Path, rounds_now: int
-) -> None:
-    """A spoiled one is named; where there is none, the weights say what they are of."""
+def test_without_its_config_json_a_run_is_not_continued(place: Path) -> None:
     config = settings(place, name="mine")
     (run,) = session.run(config)
     file, before = run.dumps / "config.json", results(place)
-    more, other = (replace(config, prune_iterations=rounds_now, lr=lr) for lr in (config.lr, 0.02))
-    for content in (b'{,"deciding": {}}', b"[1]", b""):
-        file.write_bytes(content)
-        for asked in (more, other):
-            with pytest.raises(
-                ConfigError, match=r"config\.json is damaged: restore it or move it away, or use --over"
-            ):
+    for content in (b'{,"deciding": {}}', b"[1]", b"", None):
+        file.write_bytes(content) if content is not None else file.unlink()
+        for asked in (config, replace(config, prune_iterations=4), replace(config, lr=0.02)):
+            with pytest.raises(ConfigError, match=r"config\.json is missing or damaged; or overwrite them"):
                 session.run(asked)
-        assert file.read_bytes() == content
-    file.unlink()
-    with pytest.raises(ConfigError, match=r"other settings, as its weights say, .* use another --name, or --overwrite"):
-        session.run(other)
-    assert results(place) == before and not file.exists() and not list(place.rglob("*.damaged"))
-    session.run(more)
-    after = results(place)
-    assert len(rounds(run)) == rounds_now and (rounds_now > 3 or after == before)
-    assert rounds_now == 3 or json.loads(file.read_text())["deciding"]["lr"] == "0.01"
-    session.run(replace(other, overwrite=True))
+    assert results(place) == before and not list(place.rglob("*.damaged"))
+    session.run(replace(config, overwrite=True))
 
 
 def test_the_disk_is_that_of_the_weights(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1153,26 +1138,6 @@ def test_a_signal_during_the_checks_of_finished_runs_stops_the_command(
     monkeypatch.setattr(tables, "damage", lambda run: (signal.raise_signal(signal.SIGTERM), damage(run))[1])
     with pytest.raises(loop.Interrupted, match=r"^SIGTERM$"):
         session.run(config)
-
-
-def test_fine_tuning_does_not_go_on_from_what_was_rewinding(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results of `finetune` from when it had the whole schedule again are refused, but where both are the same."""
-    usual, dropping = (settings(place, prune_type="finetune", lr_milestones=drops) for drops in ([], ["4it"]))
-    with monkeypatch.context() as then:
-        then.setattr(Config, "meaning", lambda this, arm: {})
-        for config in (usual, dropping):
-            session.run(replace(config, prune_iterations=2))
-    before = results(place)
-    session.run(usual)
-    with pytest.raises(ConfigError, match=r"finetune with the whole schedule again .*, now at the final learning rate"):
-        session.run(dropping)
-    assert {name: results(place)[name] for name in before if "milestones" in name} == {
-        name: content for name, content in before.items() if "milestones" in name
-    }
-    session.run(replace(dropping, overwrite=True))
-    session.run(replace(dropping, prune_iterations=4))
-    (run,) = runs_of(dropping)
-    assert len(rounds(run)) == 4
 
 
 def test_weights_of_other_settings_left_in_the_folder_are_set_aside(place: Path) -> None:

@@ -234,17 +234,6 @@ def test_a_dense_ticket_is_pruned_to_what_shall_be_left(other: Path) -> None:
     assert tables.table(run, "rounds")["remaining"].iloc[-1] == pytest.approx(5, abs=0.2)
 
 
-def test_what_was_begun_from_a_pruned_ticket_can_be_finished(other: Path) -> None:
-    """As it could before this was refused."""
-    config = transferred(other, f"{source(other)}:2", target_remaining=5, prune_percent=10, quiet=True)
-    (run,) = runs_of(config)
-    experiment(config).run([run], 1)
-    with pytest.raises(ConfigError, match="--target_remaining is reached from a dense network"):
-        session.run(replace(config, overwrite=True))
-    session.run(config)
-    assert tables.finished_rounds(run) == config.prune_iterations
-
-
 def test_spoiled_tickets_and_wrong_names_are_said_before_anything_is_written(other: Path) -> None:
     file = source(other) / "ticket_02.safetensors"
     whole = file.read_bytes()

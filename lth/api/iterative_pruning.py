@@ -177,7 +177,11 @@ def iterative_pruning(
         run = Run(root, config.arch_type, config.dataset, config.folder(), config.prune_type[0], seed)
         about, prints = brought.about(taken), brought.prints(rule, taken)
         initial = _initial(run, config, about, brought, going_on=recover is not None)
-        _check_same(run, config, prints, going_on=recover is not None)
+        if found := same.mismatch([run], config, prints, overwrite=recover is None):
+            save_or_recover = "save must be a folder without results of another experiment"
+            if recover is not None:
+                save_or_recover = "recover must hold results of the same experiment"
+            raise ValueError(f"{save_or_recover}, but {found[1]}")
         if recover is not None:
             mend([run], config, (lambda text: None) if quiet else print)
         problem = own_network.problem(brought, taken, rule, config, initial, str(about), prints)
@@ -261,28 +265,6 @@ def _changed(run: Run, now: Mapping[str, Any]) -> list[str]:
     whose = {"arm": old.get("arm", run.arm), "seed": old.get("seed", run.seed)}
     was = {**old.get("deciding", {}), **old.get("own", {}), **whose}
     return [f"{ARGUMENTS.get(key, key)} was {was.get(key)}, is {now[key]}" for key in now if was.get(key) != now[key]]
-
-
-def _check_same(run: Run, config: Config, prints: Mapping[str, str], going_on: bool) -> None:
-    """ValueError if the results of this run, or of others beside it, are of other settings, another network, rule and
-    so on."""
-    if changed := same.other_settings([run], config, anew=not going_on):
-        other, changes = changed
-        those = "; ".join(f"{ARGUMENTS.get(key, key)} was {was}, is {now}" for key, (was, now) in changes.items())
-        raise ValueError(f"name must be another one, since {other.dumps} holds results of other settings: {those}")
-    found = same.other_results([run], prints, anew=not going_on)
-    if found is None:
-        return
-    other, differ = found
-    if other == run:
-        raise ValueError(
-            f"recover must hold results of the same experiment, but {same.said(differ)} since those in {run.dumps}: "
-            "without recover, and with another folder as save, it begins anew"
-        )
-    raise ValueError(
-        f"{'recover' if going_on else 'save'} must be a folder without results of another experiment of the same "
-        f"settings, but {same.said(differ)} since those in {other.dumps}"
-    )
 
 
 def _write_config(run: Run, config: Config, about: Mapping[str, str], problem: Problem, device: torch.device) -> None:

@@ -181,7 +181,7 @@ class SavedTicket:
         folder = settings.get("data")
         there = own and folder and (file := names.npz(Path(folder), self.run.dataset)).is_file()
         images = as_images(file if there else data)
-        if own and images is not None and same.another(self.run, {"data": images.fingerprint}):
+        if own and images is not None and same.differing(same.recorded(self.run), {"data": images.fingerprint}):
             raise ValueError(f"data must be the images of the run, but {data} here are others: give their file itself")
         return None if images is None else replace(images, pixels=settings.get("pixels", Config.pixels))
 
@@ -207,7 +207,7 @@ class SavedTicket:
                 break
             if {name: x.shape for name, x in models.state_of(model).items()} == self._shapes():
                 now = own_network.fingerprint_of(model) if own else identity.of_model(make)
-                if same.another(self.run, {"model": now}):
+                if same.differing(same.recorded(self.run), {"model": now}):
                     found = f"{self.run.arch_type} under archs/ has changed since this ticket was found"
                     raise ValueError(f"model must be given, since {found}")
                 return model

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import nn
 
@@ -17,6 +18,7 @@ from lth.data.images import Images
 from lth.data.prints import of_arrays, of_texts
 from lth.pruning import Masks
 from lth.records import folders, tickets
+from lth.records.files import read_json
 from lth.records.tables import Run
 from lth.records.tickets import UNUSABLE, Ticket
 from lth.rng import derive_seed
@@ -131,6 +133,21 @@ def refuse_moved(config: Config, runs: Iterable[Run]) -> None:
     source, moved = StartTickets.of(config), {run.saves.resolve() for run in runs}
     if any(run.saves.resolve() in moved for run in source.runs.values()):
         raise ConfigError(f"{source.named} is of a run that --overwrite would move aside: use another --name")
+
+
+def refuse_later_round(path: str, config: Config) -> None:
+    """ConfigError if the run whose config.json is at `path` began with another round of its ticket, that of these
+    settings, than they mean by now: the last that is finished."""
+    if config.ticket is None or config.ticket.round is not None:
+        return
+    began = read_json(Path(path)).get("fingerprint")
+    was = began.get("ticket_round") if isinstance(began, dict) else None
+    now = str(StartTickets.of(config).first)
+    if was not in (None, now):
+        raise ConfigError(
+            f"--config {path} is of a run that began with round {was} of --ticket {config.ticket}, whose last finished "
+            f"round is {now} by now: add --ticket {config.ticket}:{was}"
+        )
 
 
 def refuse_pruned(config: Config) -> None:

@@ -112,8 +112,8 @@ class Experiment:
     def pick_up(self, run: Run, rounds: int) -> None:
         """Continue the run from where its files say it is; a new one begins with the dense ticket or --ticket's."""
         problem, store, tell = self.trainer.problem, self.trainer.store(run), self.trainer.tell
-        if differ := same.another(run, problem.fingerprint):  # as when a file is edited while workers start
-            raise RecordError(f"{run.dumps} holds results of another experiment: {same.said(differ)} since")
+        if differ := same.differing(same.recorded(run), problem.fingerprint):  # edited while workers start
+            raise RecordError(f"{run.dumps} holds results of another experiment, {same.said(differ)} since")
         store.pick_up(lambda text: tell(Note(text)))
         if not (store.has("initial") and store.has_ticket(0)):
             if problem.start_tickets is not None:

@@ -171,7 +171,7 @@ class Trainer:
     def store(self, run: Run) -> Store:
         """What the run keeps under saves/."""
         whose = {"whose": self.problem.whose} if self.problem.whose else {}
-        decides = {**self.config.deciding(), **self.config.meaning(run.arm), **whose}
+        decides = {**self.config.deciding(), **whose}
         identity = tickets.identity(decides, run, self.problem.fingerprint)
         return Store(run, identity, "rewind" if self.config.rewind.amount else "initial")
 

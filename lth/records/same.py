@@ -1,7 +1,6 @@
-"""Whether results are of the same experiment: of one model, one set of data, one rule, not only of the same settings.
+"""Whether results are of the same experiment: of equal settings, and of one model, one set of data, one rule.
 
-A fingerprint of each (lth.training.fingerprint, lth.data.prints) stands in config.json and in every file under saves/.
-Results without any, which older versions wrote, are gone on with.
+A fingerprint of each (lth.training.identity, lth.data.prints) stands in config.json and in every file under saves/.
 """
 
 from __future__ import annotations
@@ -10,15 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import safetensors
 
-from lth.records.files import RecordError, problem
-from lth.records.tables import SEED, Run, config_of
+from lth.records.files import RecordError, problem, read_json
+from lth.records.tables import SEED, Run, config_of, copied
 from lth.settings import combinations
 from lth.settings.arms import ARMS
-from lth.settings.config import Config
+from lth.settings.config import Config, ConfigError
+from lth.settings.problems import Problem
 from lth.settings.values import as_text
 
 WORDS = {
@@ -30,37 +31,23 @@ WORDS = {
     "ticket_round": "round of the ticket",
 }
 Prints = Mapping[str, str]  # fingerprints of the parts of an experiment, by names such as those in WORDS
-Changes = Mapping[str, tuple[str, str]]  # settings by name: what they were, what they are
 
 
 def recorded(run: Run) -> dict[str, str]:
-    """The fingerprints that the results of a run say they are of; none where an older version wrote them."""
+    """The fingerprints that the results of a run say they are of; empty if there are none."""
     found = config_of(run).get("fingerprint")
     if found is not None:
         return {str(key): str(value) for key, value in found.items()}
-    for file in sorted(run.saves.glob("*.safetensors")):
-        if prints := fingerprint_of(file):
-            return prints
-    return {}
+    return next(filter(None, map(fingerprint_of, sorted(run.saves.glob("*.safetensors")))), {})
 
 
 def fingerprint_of(file: Path) -> dict[str, str]:
-    """The fingerprints that a file says it belongs to; none if it does not say or cannot be read."""
-    return parsed(_said_of_itself(file).get("fingerprint", ""))
-
-
-def settings_of(file: Path) -> str:
-    """The hash of the settings that a file says it belongs to (lth.records.tickets.identity); nothing if it does not
-    say or cannot be read."""
-    return _said_of_itself(file).get("identity", "")
-
-
-def _said_of_itself(file: Path) -> dict[str, str]:
+    """The fingerprints that a .safetensors file says it belongs to; empty if it cannot be read."""
     try:
         if problem(file):
             return {}
         with safetensors.safe_open(file, framework="np") as opened:
-            return opened.metadata() or {}
+            return parsed((opened.metadata() or {}).get("fingerprint", ""))
     except (safetensors.SafetensorError, RecordError, OSError, ValueError):
         return {}
 
@@ -81,50 +68,49 @@ def neighbours(run: Run) -> list[Run]:
     return sorted(found, key=lambda run: (run.arm, run.seed))
 
 
-def around(runs: Sequence[Run]) -> list[Run]:
-    """These runs of one folder of settings, then all others that are there."""
-    return [*runs, *(other for other in neighbours(runs[0]) if other not in runs)]
-
-
-def differing(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """The parts of an experiment that have other fingerprints in `new` than in `old`; those that one lacks do not."""
+def differing(old: Prints, new: Prints) -> list[str]:
+    """The parts of an experiment, such as `model`, whose fingerprint in `new` differs from that in `old`."""
     return [name for name in new if old.get(name, new[name]) != new[name]]
 
 
-def another(run: Run, now: Prints) -> list[str]:
-    """What of an experiment with the fingerprints `now` the results of `run` are not of: `model`, `data`, ..."""
-    return differing(recorded(run), now)
+def mismatch(runs: Sequence[Run], config: Config, prints: Prints, overwrite: bool = False) -> tuple[Run, str] | None:
+    """The first run with results of another experiment than that of the settings `config` and the fingerprints
+    `prints` (as far as they are known), and a sentence that says so; None if there is none.
 
-
-def other_results(runs: Sequence[Run], now: Prints, anew: bool = False) -> tuple[Run, list[str]] | None:
-    """The first run whose results are of another experiment than that of the fingerprints `now`, and what of it is
-    another: one of `runs` (unless they begin anew), or another arm or trial beside them."""
-    for run in around(runs):
-        if (differ := another(run, now)) and not (anew and run in runs):
-            return run, differ
+    These are `runs` of one folder of settings, unless `overwrite`, and all other arms and trials there, in which
+    settings that one of both does not use may differ. A copy of another run's folder is another experiment too.
+    """
+    idle = set[str].intersection(*(_idle(run.arm) for run in runs))
+    for run in [*([] if overwrite else runs), *(other for other in neighbours(runs[0]) if other not in runs)]:
+        where, file = f"{run.dumps}{'' if run in runs else ', beside these runs,'}", run.dumps / "config.json"
+        if run in runs and (copy := copied(run)):
+            return run, copy
+        if run in runs and (file.exists() or (run.dumps / "rounds.csv").exists()) and not read_json(file):
+            return run, f"{file} is missing or damaged"
+        old, new = _texts(config_of(run).get("deciding")), config.deciding()
+        spared = set[str]() if run in runs else idle | _idle(run.arm)
+        if differ := [key for key in new if old.get(key, new[key]) != new[key] and key not in spared]:
+            changes = ", ".join(f"{key} {old[key]}, now {new[key]}" for key in differ)
+            return run, f"{where} holds results of other settings ({changes})"
+        if parts := differing(recorded(run), prints):
+            origin = _other_folder(run, config) if "data" in parts else ""
+            return run, f"{where} holds results of another experiment, {said(parts)} since{origin}"
     return None
 
 
-def other_settings(runs: Sequence[Run], config: Config, anew: bool = False) -> tuple[Run, Changes] | None:
-    """The first run, as in `other_results`, whose results are of other settings than these, and which: what deciding
-    ones were and are now. What the name of an arm means matters to its own results only, and to those beside them no
-    setting that one of both does not look at."""
-    finetune = "with the whole schedule again (now the arm lr_rewind)"
-    default = {**usual(), "finetune": finetune}  # of a setting that one of them lacks
-    arms, deciding_now = {run.arm for run in runs}, config.deciding()
-    idle_here = set[str].intersection(*map(_idle, arms))
-    for run in around(runs):
-        about = {} if anew and run in runs else config_of(run)
-        if not about:
-            continue
-        old, new = _texts(about.get("deciding")) or deciding_now, deciding_now
-        if run.arm in arms:
-            old, new = {**old, **_texts(about.get("meaning"))}, {**new, **config.meaning(run.arm)}
-        both = {key: (old.get(key, default.get(key, "")), new.get(key, default.get(key, ""))) for key in {**new, **old}}
-        spared = set[str]() if run in runs else idle_here | _idle(run.arm)
-        if differ := {key: pair for key, pair in both.items() if pair[0] != pair[1] and key not in spared}:
-            return run, differ
-    return None
+def check(runs: Sequence[Run], config: Config, prints: Prints = MappingProxyType({}), overwrite: bool = False) -> None:
+    """ConfigError, saying what can be done, where `mismatch` finds one. Called before a run is locked and after."""
+    if found := mismatch(runs, config, prints, overwrite):
+        run, sentence = found
+        way = "overwrite them" if run in runs else "move them away"
+        raise ConfigError(Problem("name", f"must be another one: {sentence}; or {way}"))
+
+
+def _other_folder(run: Run, config: Config) -> str:
+    """In brackets, the folder that the data of these results came from, if it is another."""
+    about = config_of(run).get("settings", {})
+    old = Path(about.get("data") or Config.data)
+    return "" if "data" not in about or old.resolve() == config.data.resolve() else f" (it was --data {old})"
 
 
 def _idle(arm: str) -> set[str]:

@@ -31,7 +31,7 @@ WORDS = ("layer", "kind")  # the columns that hold no numbers
 CONNECTIVITY = ("round", "remaining", "point", "train_error", "test_error")
 FOLDERS = "dumps/*/*/*/*/seed*"  # of runs
 SEED = re.compile(r"seed(0|[1-9]\d*)")  # the last of them; a run moved aside is called seed0.old-...
-OBJECTS = ("settings", "deciding", "meaning", "own", "fingerprint", "versions", "sparse_up_to")  # in a config.json
+OBJECTS = ("settings", "deciding", "own", "fingerprint", "versions", "sparse_up_to")  # in a config.json
 LISTS = ("command", "program", "image_shape")
 TABLES = {"rounds": ROUNDS, "evals": EVALS, "layers": LAYERS, "times": TIMES, "connectivity": CONNECTIVITY}
 
@@ -106,7 +106,7 @@ def find(
             try:
                 check(run)
                 if other := copied(run):
-                    raise RecordError(other)
+                    raise RecordError(f"{other}: move it away")
                 if len(table(run, "rounds")):
                     runs.append(run)
             except RecordError as error:
@@ -138,7 +138,7 @@ def copied(run: Run) -> str:
     other = [f"{name} {about[name]}" for name, value in named.items() if str(about.get(name, value)) != str(value)]
     if not other:
         return ""
-    return f"{run.dumps} is a copy of another run, as its config.json says ({', '.join(other)}): move it away"
+    return f"{run.dumps} is a copy of another run, as its config.json says ({', '.join(other)})"
 
 
 def damage(run: Run) -> str:

@@ -13,12 +13,18 @@ from typing import Any
 
 import torch
 
+from lth import data
+from lth.data.images import Images
+from lth.data.prints import of_file
+from lth.experiment import start_tickets
+from lth.records.tables import Run, config_of
 from lth.run import device as devices
 from lth.run.machine import processor
+from lth.settings import names
 from lth.settings.config import PROJECT, Config
 from lth.settings.ticket import TicketName
 from lth.settings.values import Duration
-from lth.training import kernels, sparse
+from lth.training import identity, kernels, models, sparse
 
 LIBRARIES = ("torch", "torchvision", "numpy", "safetensors")
 
@@ -81,3 +87,23 @@ def _cpu_precision(config: Config) -> str:
     if config.precision != "fast":
         return {"fp32": "float32", "bf16": "bfloat16"}[config.precision]
     return "bfloat16 products (AMX)" if kernels.amx() else "float32 by oneDNN"
+
+
+def about_data(images: Images, config: Config) -> dict[str, Any]:
+    """What it says of the data beside their fingerprint, so that a finished run need not read them again."""
+    file = of_file(names.npz(config.data, names.dataset(config.dataset)))
+    return {"data_file": file, "classes": images.classes, "image_shape": list(images.shape)}
+
+
+def fingerprints_now(config: Config, run: Run) -> dict[str, str]:
+    """The fingerprints of the experiment that the settings mean now, for a run that is finished: nothing is downloaded,
+    and data are only read if their file is not the one that was used. Empty if nothing can be compared with them."""
+    about = config_of(run)
+    if not about.get("classes") or "data" not in about.get("fingerprint", ()):
+        return {}
+    found = {"model": identity.of_model(models.find(config.arch_type, config.dataset, about["classes"], config.data))}
+    file = names.npz(config.data, names.dataset(config.dataset))
+    if file.exists():
+        alike = about["data_file"] == of_file(file)
+        found["data"] = about["fingerprint"]["data"] if alike else data.load(config.dataset, config.data).fingerprint
+    return {**found, **start_tickets.fingerprints(config)}

@@ -193,10 +193,10 @@ def _check_repeated(asked: Iterable[Config], argv: Sequence[str]) -> None:
     given = vars(flags.parser().parse_known_args(argv)[0])
     if "config" not in given or "ticket" in given:
         return
-    from lth.run import refusals
+    from lth.experiment import start_tickets
 
     for config in asked:
-        refusals.refuse_later_ticket(given["config"], config)
+        start_tickets.refuse_later_round(given["config"], config)
 
 
 def _finished(config: Config) -> list[Run]:

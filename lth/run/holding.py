@@ -11,11 +11,10 @@ import torch
 
 from lth.data.images import Images
 from lth.records import recording, resume, same, tables
-from lth.records.files import RecordError, read_json, write_json
+from lth.records.files import read_json, write_json
 from lth.records.lock import Locks
 from lth.records.tables import Run
-from lth.run import refusals
-from lth.run.about import about
+from lth.run.about import about, about_data
 from lth.settings.config import Config
 from lth.training.problem import Problem, stack_size
 
@@ -51,7 +50,7 @@ class Prepared:
 
 def claim(prepared: Sequence[Prepared], alone: bool) -> None:
     """Make sure that nobody works on these runs, that their results are of the same experiments, and, with --overwrite,
-    move the old ones aside, all of it under their locks. Locked or RecordError, with nothing written, if not so."""
+    move the old ones aside, all of it under their locks. Locked or ConfigError, with nothing written, if not so."""
     with Locks(alone) as locks:
         for run in dict.fromkeys(run for one in prepared for run in one.runs):
             locks.take(run.dumps)
@@ -59,29 +58,14 @@ def claim(prepared: Sequence[Prepared], alone: bool) -> None:
         for run in (run for one in prepared if one.config.overwrite for run in one.runs):
             tables.move_aside(run, stamp)
         for one in prepared:
-            check_same(one.runs, one.config, {"fingerprint": one.problem.fingerprint})
+            same.check(one.runs, one.config, one.problem.fingerprint)
 
 
 def facts(one: Prepared, device: torch.device, command: Sequence[str]) -> dict[str, Any]:
     """What the config.json of each run of an experiment says."""
     stack = stack_size(one.config, one.problem, device)
-    prints = {"fingerprint": one.problem.fingerprint, **refusals.facts(one.images, one.config)}
+    prints = {"fingerprint": one.problem.fingerprint, **about_data(one.images, one.config)}
     return {**about(one.asked, one.config, device, command), "stack": stack, **prints}
-
-
-def check_same(runs: Sequence[Run], config: Config, facts: Mapping[str, Any]) -> None:
-    """RecordError if their results, or others beside them, are of another experiment or of other settings, begun since
-    the command looked."""
-    for run in runs:
-        if copy := tables.copied(run):
-            raise RecordError(copy)
-    if changed := same.other_settings(runs, config):
-        other, changes = changed
-        those = ", ".join(f"{key} {theirs}, here {ours}" for key, (theirs, ours) in changes.items())
-        raise RecordError(f"{other.dumps} holds results of other settings since ({those})")
-    if found := same.other_results(runs, facts["fingerprint"]):
-        other, differ = found
-        raise RecordError(f"{other.dumps} holds results of another experiment, {same.said(differ)} since")
 
 
 def write_config(run: Run, config: Config, facts: Mapping[str, Any]) -> None:
@@ -89,6 +73,6 @@ def write_config(run: Run, config: Config, facts: Mapping[str, Any]) -> None:
     file = run.dumps / "config.json"
     if read_json(file) and tables.done_rounds(run, config.connectivity) >= config.prune_iterations:
         return
-    own = {"meaning": config.meaning(run.arm), "arm": run.arm, "seed": run.seed}
+    own: dict[str, Any] = {"arm": run.arm, "seed": run.seed}
     own["sparse_up_to"] = resume.sparse_up_to(run, facts["sparse_up_to"])
     write_json(file, {**facts, **own})

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lth.records import files, lock, resume, tables
+from lth.records import files, lock, resume, same, tables
 from lth.records.events import Event, Note, RoundDone
 from lth.records.files import RecordError
 from lth.records.lock import Locks
@@ -79,7 +79,8 @@ class Queue:
                     self.locks.release(run.dumps)
             if able:
                 work = self.work[able[0]]
-                holding.check_same(able, work.config, work.facts)
+                if found := same.mismatch(able, work.config, work.facts["fingerprint"]):
+                    raise RecordError(found[1])
                 for run in able:
                     holding.write_config(run, work.config, work.facts)
                     files.delete(run.dumps / FAILED)

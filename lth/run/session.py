@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 
 import torch
 
@@ -22,8 +23,9 @@ from lth.records import recording, same, tables
 from lth.records.events import Event
 from lth.records.lock import Locks, probe
 from lth.records.tables import Run
-from lth.run import cluster, loop, outlook, processes, refusals
+from lth.run import cluster, loop, outlook, processes
 from lth.run import device as devices
+from lth.run.about import fingerprints_now
 from lth.run.holding import Prepared, claim, facts, mend
 from lth.run.progress import Progress
 from lth.run.queue import Queue, Work
@@ -32,6 +34,7 @@ from lth.run.tensorboard import Board
 from lth.run.terminal import wrapped
 from lth.settings import checks, names
 from lth.settings.config import Config, ConfigError, usual_valid_size
+from lth.settings.ticket import TicketName
 from lth.training import fit, models
 from lth.training.problem import Problem, stack_size
 from lth.training.schedule import check_plan
@@ -113,7 +116,7 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = ()) -> list[Ru
 def _todo(asked: Mapping[Config, str], runs: Sequence[Run], warn: Callable[[str], object]) -> dict[Config, str]:
     """Those of the experiments of which something is left to do, after a look at what is there: ConfigError if that is
     of others, and what is damaged is mended."""
-    refusals.refuse_one_place(asked)
+    _refuse_one_place(asked)
     checks.together(*(partial(_refuse, config, runs) for config in asked))
     for config in asked:
         mend([] if config.overwrite else runs_of(config), config, warn)
@@ -175,7 +178,20 @@ def _refuse(asked: Config, runs: Sequence[Run]) -> None:
     `runs` what another starts from."""
     if asked.overwrite:
         start_tickets.refuse_moved(asked, runs)
-    refusals.refuse_other_settings(settled(asked), runs_of(asked))
+    same.check(runs_of(asked), settled(asked), overwrite=asked.overwrite)
+
+
+def _refuse_one_place(asked: Iterable[Config]) -> None:
+    """ConfigError if two of these experiments have the same folders and start from other tickets: those of one name in
+    two places."""
+    known: dict[Path, TicketName] = {}
+    for config in asked:
+        ticket, place = config.ticket, runs_of(config)[0].plots
+        if ticket and known.setdefault(place, ticket) != ticket:
+            raise ConfigError(
+                f"--ticket {known[place]} and --ticket {ticket} have one name, so that their results would be in one "
+                f"folder, {place.name}: ask for them with different --root"
+            )
 
 
 def _unfinished(asked: Config) -> bool:
@@ -184,8 +200,7 @@ def _unfinished(asked: Config) -> bool:
     runs = runs_of(asked)
     if asked.overwrite or any(tables.done_rounds(run, asked.connectivity) < asked.prune_iterations for run in runs):
         return True
-    config = settled(asked)
-    refusals.refuse_another_experiment(runs, *refusals.at_hand(config, runs[0]), config)
+    same.check(runs, settled(asked), fingerprints_now(asked, runs[0]))
     return False
 
 
@@ -200,9 +215,8 @@ def _prepared(asked: Config, about: str, loaded: dict[tuple[object, ...], Images
     """An experiment, checked. `loaded` keeps the images for the next one."""
     config, runs = settled(asked), runs_of(asked, about)
     images, problem = prepare(config, loaded)
-    if config.overwrite or not any(map(tables.finished_rounds, runs)):  # older versions began such runs: they may end
-        start_tickets.refuse_pruned(config)
-    refusals.refuse_another_experiment(runs, problem.fingerprint, problem.make(), config)
+    start_tickets.refuse_pruned(config)
+    same.check(runs, config, problem.fingerprint, config.overwrite)
     return Prepared(asked, config, runs, images, problem)
 
 
@@ -246,7 +260,7 @@ def check_finished(config: Config) -> None:
     """ConfigError or RecordError if what is finished of these runs is not of one experiment with these settings, or
     its tables are not as they were written: for who only reads them."""
     runs = runs_of(config)
-    refusals.refuse_other_settings(replace(settled(config), overwrite=False), runs)
+    same.check(runs, settled(config))
     if reason := same.mixed(runs):
         raise ConfigError(reason)
     for run in runs:

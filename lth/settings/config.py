@@ -266,12 +266,6 @@ class Config:
             chosen["prune_iterations"] = str(self.prune_iterations)
         return chosen
 
-    def meaning(self, arm: str) -> dict[str, str]:
-        """What the name of the arm means with these settings, where it meant something else in older results."""
-        if ARMS[arm].schedule == "final" and (self.lr_milestones or self.warmup.amount):
-            return {"finetune": "at the final learning rate"}
-        return {}
-
     def folder(self) -> str:
         """Name of the folder of these settings: --name, or those that differ from the defaults, or `default`."""
         if self.name:

@@ -119,7 +119,7 @@ def test_what_is_mended_is_not_said_when_quiet(tmp_path: Path, capsys: pytest.Ca
 def test_other_settings_of_the_same_name_are_refused_also_with_another_seed_or_arm(tmp_path: Path) -> None:
     find(seeded(), save=tmp_path, name="mine", rounds=1)
     for changes in ({"seed": 1}, {"random": True}):
-        with pytest.raises(ValueError, match=r"name must be another one, .*seed0 holds .* lr was 0\.0012, is 0\.1$"):
+        with pytest.raises(ValueError, match=r"save must be .*seed0, beside these runs, .*\(lr 0\.0012, now 0\.1\)$"):
             find(seeded(), save=tmp_path, name="mine", rounds=1, lr=0.1, **changes)
         find(seeded(), save=tmp_path, name="mine", rounds=2, **changes)
     assert len(lth.results(tmp_path)) == 8
@@ -176,7 +176,7 @@ def test_recover_goes_on_with_the_same_network_rule_optimiser_loss_and_data_only
         ({"amount": 0.4, "act": torch.relu, "given": data}, "the model, the data and the pruning rule have"),
     )
     for change, words in changes:
-        with pytest.raises(ValueError, match=f"recover must hold .* the same experiment, but {words} changed since"):
+        with pytest.raises(ValueError, match=f"recover must hold .* the same experiment, but .* {words} changed since"):
             go_on(**change, recover=tmp_path, rounds=3)
         with pytest.raises(ValueError, match=rf"save must be a folder without .* another experiment.* {words} changed"):
             go_on(**change, save=tmp_path, random=True)

@@ -16,6 +16,7 @@ import main
 import utils
 from lth.records import tables
 from lth.records.events import Evaluated, Event, Note
+from lth.records.files import write_json
 from lth.records.lock import Locks
 from lth.run import loop, session
 from lth.run.progress import Progress
@@ -71,6 +72,7 @@ def test_what_a_machine_that_is_gone_leaves_is_taken_up(whole: tuple[Config, dic
     alone = replace(config, join=False, trials=1, prune_type=("lt",))
     with pytest.raises(TimeoutError):
         do(alone, stop_at(4))
+    write_json(lt.dumps / "config.json", {"arm": "lt", "seed": lt.seed})
     with held(lt.dumps):
         pass
     session.run(config)

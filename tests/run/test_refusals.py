@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import safetensors.torch
 from helpers import CPU, Told, arrays, assert_same, do, results, settings
 from own import runner
 
@@ -76,11 +76,17 @@ def test_an_edited_model_is_refused_wherever_its_rounds_would_meet_the_old_ones(
     session.run(config)
     edit(place, new=new)
     here = str(runs_of(config)[0].dumps)
-    words = (here, "another experiment, the model has changed since", "use another --name, or --overwrite")
+    words = (here, "another experiment, the model has changed since", "--name must be another one", "or overwrite them")
     refused(config, *words)  # finished as it is
     refused(replace(config, prune_iterations=3), *words)
     refused(replace(config, trials=2), *words)
-    beside = (here, "beside these runs", "the model has changed since", "use another --name, or move them away")
+    beside = (
+        here,
+        "beside these runs",
+        "the model has changed since",
+        "--name must be another one",
+        "or move them away",
+    )
     refused(replace(config, prune_type=("reinit",)), *beside)
     refused(replace(config, seed=1), *beside)
     refused(replace(config, seed=1, overwrite=True), *beside)
@@ -106,7 +112,7 @@ def test_other_data_are_refused_wherever_their_rounds_would_meet_the_old_ones(
 ) -> None:
     config = settings(place, prune_iterations=2)
     session.run(replace(config, data=other_data(place)))
-    where = f"the data have changed since (it was --data {place / 'data2'}): use another --name, or --overwrite"
+    where = f"the data have changed since (it was --data {place / 'data2'}); or overwrite them"
     words = (str(runs_of(config)[0].dumps), where)
     refused(config, *words)
     refused(replace(config, trials=2), *words)
@@ -143,93 +149,58 @@ def test_it_is_said_by_every_door_in_its_words_and_with_code_2(place: Path, caps
     line = [*flags.split(), "--end_iter", "8it", "--data", str(place / "data"), "--root", str(place)]
     assert utils.exit_code(main.main, line) == 0
     edit(place)
-    with pytest.raises(ValueError, match=r"the model has changed since: use another name, or overwrite"):
+    with pytest.raises(ValueError, match=r"^name must be another one: .* changed since; or overwrite them"):
         runner(place, num_rounds=2).run()
     capsys.readouterr()
     before = everything(place)
     assert utils.exit_code(main.main, line) == 2
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and "the model has changed since: use another --name, or --overwrite" in said[0]
+    assert (
+        len(said) == 1
+        and "--name must be another one: " in said[0]
+        and "the model has changed since; or overwrite them" in said[0]
+    )
     assert everything(place) == before
-
-
-def stripped(run: Run) -> None:
-    """Make a run look as older versions wrote it: without fingerprints."""
-    about = read_json(run.dumps / "config.json")
-    write_json(run.dumps / "config.json", {key: about[key] for key in about if key not in NEW})
-    for file in run.saves.glob("*.safetensors"):
-        with safetensors.safe_open(file, framework="pt") as opened:
-            facts, held = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        facts.pop("fingerprint", None)  # a dense round that arms share is one file under two names
-        file.write_bytes(safetensors.torch.save(held, metadata=facts))
-
-
-NEW = ("fingerprint", "data_file", "classes")
-
-
-def test_results_without_fingerprints_are_gone_on_with_and_get_them(place: Path) -> None:
-    config = settings(place, prune_type=("lt", "reinit"))
-    do(replace(config, root=place / "whole"))
-    for run in session.run(replace(config, prune_iterations=2)):
-        stripped(run)
-        assert same.recorded(run) == {}
-    session.run(replace(config, prune_iterations=2))  # finished: nothing is known of it, and nothing is refused
-    runs = session.run(config)
-    assert_same(results(place, ("dumps",)), results(place / "whole", ("dumps",)))
-    assert {*same.recorded(runs[0])} == {"model", "data"}
-    edit(place)
-    refused(config, "the model has changed")
-
-
-def test_without_fingerprints_other_shapes_are_still_seen(place: Path) -> None:
-    config = settings(place, prune_iterations=1)
-    (run,) = session.run(config)
-    stripped(run)
-    edit(place, "nn.Linear(64, 12), nn.ReLU(), nn.Linear(12", "nn.Linear(64, 13), nn.ReLU(), nn.Linear(13")
-    refused(replace(config, prune_iterations=2), "the model has changed")
-    refused(replace(config, seed=1), "beside these runs")
 
 
 def test_other_settings_are_refused_beside_the_runs_of_the_same_name(place: Path) -> None:
     config = settings(place, name="mine", prune_iterations=2)
     (run,) = session.run(config)
-    words = ["beside these runs", "of other settings (lr 0.01, now 0.02): use another --name, or move them away"]
+    words = [
+        "beside these runs",
+        "--name must be another one",
+        "of other settings (lr 0.01, now 0.02); or move them away",
+    ]
     for other in (replace(config, seed=1), replace(config, prune_type=("reinit",))):
         refused(replace(other, lr=0.02), str(run.dumps), *words)
         refused(replace(other, lr=0.02, overwrite=True), str(run.dumps), *words)
     runs = session.run(replace(config, trials=2, prune_iterations=3, prune_type=("lt", "reinit")))
     assert verdict.table(runs)["trials"].tolist() == [2] * 6, "these may differ"
     refused(replace(config, overwrite=True, lr=0.02), *words)
-    file = run.dumps / "config.json"
-    about = read_json(file)
-    lacks = {name: value for name, value in about["deciding"].items() if name != "augment"}
-    write_json(file, {**about, "deciding": lacks})  # as by a version that had no such setting
-    session.run(replace(config, seed=2))
-    refused(replace(config, seed=3, augment=True), "(augment False, now True)")
-    file.write_text("spoiled")
-    session.run(replace(config, seed=3))
-    file.unlink()
-    session.run(replace(config, seed=4))
-    for other in {*tables.find(place)} - {run}:
-        shutil.rmtree(other.dumps), shutil.rmtree(other.saves)
-    refused(replace(config, seed=1, lr=0.02), str(run.dumps), "beside these runs", "as its weights say", "is gone")
 
 
 @pytest.mark.parametrize("join", [False, True])
-def test_a_process_that_began_at_the_same_moment_with_other_settings_takes_no_run(
-    place: Path, monkeypatch: pytest.MonkeyPatch, join: bool
+@pytest.mark.parametrize("what", ["settings", "model"])
+def test_a_process_that_began_at_the_same_moment_takes_no_run(
+    place: Path, monkeypatch: pytest.MonkeyPatch, join: bool, what: str
 ) -> None:
+    """Each run that is taken is checked again, since there was nothing to compare before."""
     config = settings(place, name="mine", join=join, prune_iterations=1)
-    (run,) = session.run(config)
-    monkeypatch.setattr(session.refusals, "refuse_other_settings", lambda *given: None)
+    session.run(config)
+    if what == "model":
+        edit(place)
+    monkeypatch.setattr(session, "same", SimpleNamespace(check=lambda *given, **options: None))
     before = everything(place)
-    with pytest.raises(RecordError, match=rf"{run.dumps} holds results of other settings since \(lr 0.01, here 0.02\)"):
-        session.run(replace(config, seed=1, lr=0.02))
+    words = (
+        r"other settings \(lr 0\.01, now 0\.02\)" if what == "settings" else "another experiment, the model has changed"
+    )
+    with pytest.raises((ConfigError, RecordError), match=f"beside these runs, holds results of {words}"):
+        session.run(replace(config, seed=1, lr=0.02 if what == "settings" else config.lr))
     assert everything(place) == before
 
 
 def test_results_of_different_settings_are_never_averaged(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As those that older versions let meet under one name, or that were copied."""
+    """As after copying."""
     config = settings(place, name="mine", prune_iterations=1)
     (one,) = session.run(config)
     (two,) = session.run(replace(config, seed=1, lr=0.02, root=place / "elsewhere"))
@@ -257,7 +228,7 @@ def test_settings_that_an_arm_does_not_look_at_may_be_others_beside_it(place: Pa
 @pytest.mark.parametrize(
     "spoiled",
     [
-        {"deciding": ["lr"], "meaning": None, "seed": "0"},
+        {"deciding": ["lr"], "seed": "0"},
         {"image_shape": None},
         {"image_shape": "1x28x28"},
         dict.fromkeys([*tables.OBJECTS, *tables.LISTS]),
@@ -285,26 +256,11 @@ def test_a_model_edited_while_workers_start_is_not_trained_by_them(place: Path) 
     made = Experiment(config, Problem.of(config, data.load("tiny", place / "data")), CPU, told)
     with pytest.raises(RecordError, match="the model has changed since"):
         made.run(runs, 3)
-    (runs[0].dumps / "config.json").unlink()  # what is under saves/ says it too
+    (runs[0].dumps / "config.json").unlink()  # the files under saves/ have it too
     with pytest.raises(RecordError, match="the model has changed since"):
         made.run(runs, 3)
     del before[runs[0].dumps / "config.json"]
     assert everything(place) == before and not told
-
-
-@pytest.mark.parametrize("join", [False, True])
-def test_a_process_that_began_at_the_same_moment_with_another_model_takes_no_run(
-    place: Path, monkeypatch: pytest.MonkeyPatch, join: bool
-) -> None:
-    """Before there is anything to compare: each run taken is compared again."""
-    config = settings(place, join=join, prune_iterations=1)
-    session.run(config)
-    edit(place)
-    monkeypatch.setattr(session.refusals, "refuse_another_experiment", lambda *given: None)
-    before = everything(place)
-    with pytest.raises(RecordError, match="another experiment, the model has changed since"):
-        session.run(replace(config, trials=2))
-    assert everything(place) == before
 
 
 def test_a_file_of_another_model_among_the_right_ones_is_set_aside(place: Path) -> None:
@@ -368,7 +324,7 @@ def test_a_copied_folder_is_no_further_trial_or_arm(
         lth.results(place)
     before, arm, seed = everything(place), copied.parent.name, int(copied.name.removeprefix("seed"))
     going_on = settings(place, prune_type=(arm,), seed=seed, prune_iterations=2)
-    with pytest.raises(ConfigError, match=rf"a copy of another run, .*\({says}\): move it away, or use --overwrite"):
+    with pytest.raises(ConfigError, match=rf"a copy of another run, .*\({says}\); or overwrite them"):
         session.run(going_on)
     assert everything(place) == before
     session.run(replace(going_on, overwrite=True))
