@@ -89,36 +89,44 @@ def test_a_buffer_that_is_replaced_is_kept_and_gone_on_with() -> None:
         assert again.evals == whole.evals and torch.equal(again.final["mean"], whole.final["mean"]), at
 
 
-def test_a_model_that_replaces_buffers_is_not_stacked(place: Path) -> None:
-    (place / "archs" / "tiny" / "centred.py").write_text(
-        "import torch\nfrom torch import nn\n\n\nclass Centred(nn.Module):\n    def __init__(self):\n"
-        "        super().__init__()\n        self.fc = nn.Linear(64, 4)\n"
-        "        self.register_buffer('mean', torch.zeros(1))\n\n    def forward(self, x):\n"
-        "        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean()\n"
-        "        return self.fc((x - self.mean).flatten(1))\n"
-    )
-    for name, stacked in (("centred", False), ("mlp", True)):
-        config = settings(place, arch_type=name)
+MODEL = """import torch
+from torch import nn
+
+
+class model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 4)
+        self.register_buffer("mean", torch.zeros(1))
+        {constructor}
+
+    def forward(self, x):
+        {forward}
+        return self.fc((x - self.mean).flatten(1))
+"""
+
+
+@pytest.mark.parametrize(
+    "constructor, forward, stacked",
+    [
+        ("", "", True),
+        ("", "self.mean = 0.9 * self.mean + 0.1 * x.detach().mean()", False),
+        ("self.fc.bias.register_hook(lambda gradient: 2 * gradient)", "", False),
+        ("self.fc.bias.register_post_accumulate_grad_hook(lambda bias: None)", "", None),
+    ],
+)
+def test_models_that_replace_buffers_or_have_hooks_on_gradients_are_not_stacked(
+    place: Path, constructor: str, forward: str, stacked: bool | None
+) -> None:
+    """Hooks that wait for stored gradients are refused: none are stored."""
+    text = MODEL.format(constructor=constructor or "pass", forward=forward or "pass")
+    (place / "archs" / "tiny" / "model.py").write_text(text)
+    config = settings(place, arch_type="model")
+    if stacked is None:
+        with pytest.raises(ConfigError, match=r"without register_post_accumulate_grad_hook, which fc\.bias has"):
+            session.prepare(config)
+    else:
         assert stackable(Problem.of(config, session.prepare(config)[0])) == stacked
-
-
-def test_a_model_with_hooks_on_gradients_is_not_stacked(place: Path) -> None:
-    (place / "archs" / "tiny" / "hooked.py").write_text(
-        "from torch import nn\n\n\ndef hooked():\n    layer = nn.Linear(64, 4)\n"
-        "    layer.bias.register_hook(lambda gradient: 2 * gradient)\n    return nn.Sequential(nn.Flatten(), layer)\n"
-    )
-    config = settings(place, arch_type="hooked")
-    assert not stackable(Problem.of(config, session.prepare(config)[0]))
-
-
-def test_a_model_that_waits_for_stored_gradients_is_refused(place: Path) -> None:
-    (place / "archs" / "tiny" / "waiting.py").write_text(
-        "from torch import nn\n\n\ndef waiting():\n    layer = nn.Linear(64, 4)\n"
-        "    layer.weight.register_post_accumulate_grad_hook(lambda weight: weight.grad.zero_())\n"
-        "    return nn.Sequential(nn.Flatten(), layer)\n"
-    )
-    with pytest.raises(ConfigError, match=r"without register_post_accumulate_grad_hook, which 1\.weight has"):
-        session.prepare(settings(place, arch_type="waiting"))
 
 
 def test_a_constructor_that_seeds_makes_no_two_trials_alike(place: Path) -> None:
