@@ -20,7 +20,6 @@ from helpers import assert_released, assert_same, results
 import main
 import utils
 from lth.records import tables
-from lth.records.lock import Locks
 from lth.run import session
 from lth.settings import flags
 from lth.settings.config import PROJECT
@@ -268,13 +267,3 @@ def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "mnist.npz")
     run = ran(tmp_path, f"--end_iter 1it --prune_iterations 1 --data {tmp_path}", 2)
     assert re.fullmatch(r"error: .*mnist\.npz is no readable \.npz file \(it is .*a pipe.*\); put .*\n", run.stderr)
-
-
-def test_a_second_process_on_the_same_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = flags.parse([*SHORT.split(), "--root", str(tmp_path)])
-    folder = tmp_path / "dumps" / "fc1" / "mnist" / runs.folder() / "reinit" / "seed0"
-    with Locks() as locks:
-        locks.take(folder)
-        assert main_here(tmp_path, SHORT) == 1
-    assert re.search(rf"^error: .*reinit/seed0 is in use by process {os.getpid()} on \S+: ", capsys.readouterr().err)
-    assert not list(tmp_path.rglob("*.csv")) and not (tmp_path / "saves").exists()

@@ -22,7 +22,7 @@ from lth.records.files import read_json
 from lth.records.tables import Run
 from lth.records.tickets import UNUSABLE, Ticket
 from lth.rng import derive_seed
-from lth.settings.combinations import takes_over
+from lth.settings.arms import of_ticket
 from lth.settings.config import Config, ConfigError
 from lth.training.models import State, state_of
 from lth.training.problem import Problem
@@ -62,12 +62,13 @@ class StartTickets:
                 f"the run of its own seed; the folder of one run, such as {there[0].dumps.name}, serves all trials"
             )
         first = _last_finished(named, runs.values()) if config.ticket.round is None else config.ticket.round
-        needed = config.prune_iterations if takes_over(config) else 1
+        takers = of_ticket(config.prune_type)
+        needed = config.prune_iterations if takers else 1
         for run in dict.fromkeys(runs.values()):
             have = tickets.rounds_with_ticket(run)
             if absent := [number for number in range(first, first + needed) if number not in have]:
                 rounds = f"those of rounds {have[0]} to {have[-1]}" if have else "none"
-                why = f", which --prune_iterations {needed} with {takes_over(config)[0]} needs" if needed > 1 else ""
+                why = f", which --prune_iterations {needed} with {takers[0]} needs" if needed > 1 else ""
                 raise ConfigError(f"{named} has no ticket of round {absent[0]}{why}: in {run.saves} there are {rounds}")
         return cls(named, runs, first, alone)
 

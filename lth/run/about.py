@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,6 @@ from lth.data.prints import of_file
 from lth.experiment import start_tickets
 from lth.records.tables import Run, config_of
 from lth.run import device as devices
-from lth.run.machine import processor
 from lth.settings import names
 from lth.settings.config import PROJECT, Config
 from lth.settings.ticket import TicketName
@@ -50,7 +50,7 @@ def about_machine(config: Config, device: torch.device) -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "device": devices.name(device),
-        "processor": processor(),
+        "processor": _processor(),
         "cpu_precision": _cpu_precision(config) if device.type == "cpu" else None,
         "sparse_up_to": sparse.limits(config) if device.type == "cpu" else {},
     }
@@ -107,3 +107,17 @@ def fingerprints_now(config: Config, run: Run) -> dict[str, str]:
         alike = about["data_file"] == of_file(file)
         found["data"] = about["fingerprint"]["data"] if alike else data.load(config.dataset, config.data).fingerprint
     return {**found, **start_tickets.fingerprints(config)}
+
+
+def _processor() -> str:
+    """The name of the processor, as `AMD EPYC 9B14`; that of its architecture where there is no knowing it."""
+    try:
+        if platform.system() == "Linux":
+            found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+            return found[1].strip() if found else platform.machine()
+        if platform.system() == "Darwin":
+            asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(asked, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return platform.processor() or platform.machine()

@@ -50,8 +50,8 @@ def announce(
         if 0 < (finished := tables.finished_rounds(run)) < count:
             say(f"Continuing {run}: {finished} of {count} rounds are finished")
             for row in tables.table(run, "rounds").itertuples():
-                where_it_is = f"{row.remaining:.2f}% of the weights, ES {row.ES:.0f}"
-                say(f"  round {row.round}: {where_it_is}, val {row.val:.2f}%, test {row.test:.2f}%")
+                accuracies = f"val {row.val:.2f}%, test {row.test:.2f}%"
+                say(f"  round {row.round}: {row.remaining:.2f}% of the weights, ES {row.ES:.0f}, {accuracies}")
 
 
 def planned(prepared: Sequence[Prepared]) -> list[str]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Arm:
     """How a round's ticket is made: which weights survive, what they start from, at which rates they learn.
 
@@ -46,10 +46,10 @@ class Arms(dict[str, Arm]):
     of lt are called ticket_reinit and so on."""
 
     def __missing__(self, name: str) -> Arm:
-        for control, made in CONTROLS.items():
+        for control in CONTROLS:
             of = name.removesuffix(f"_{control}")
             if of not in (name, "lt") and dict.__contains__(self, of) and not self[of].mask_of:
-                return replace(made, masks="of_arm", mask_of=of, help=made.help.replace("ARM", of))
+                return _control(control, of)
         raise KeyError(name)
 
     def __contains__(self, name: object) -> bool:
@@ -59,54 +59,44 @@ class Arms(dict[str, Arm]):
             return False
 
 
+def _control(name: str, of: str) -> Arm:
+    return replace(CONTROLS[name], masks="of_arm", mask_of=of, help=CONTROLS[name].help.replace("ARM", of))
+
+
 # Sanity checks: Frankle & Carbin (Section 2, Appendix E); for any mask, Frankle et al. 2021 (arXiv:2009.08576).
 CONTROLS: dict[str, Arm] = {
-    "reinit": Arm(help="the masks that ARM found, fresh random weights", start="fresh", schedule="whole"),
-    "shuffle": Arm(help="ARM's counts a layer, places shuffled, original initial weights", shuffled=True),
-    "sign": Arm(help="the masks that ARM found, starts of sign", start="sign"),
-    "shuffled_signs": Arm(help="the masks that ARM found, starts of shuffled_signs", start="shuffled_signs"),
+    "reinit": Arm("the masks that ARM found, fresh random weights", start="fresh", schedule="whole"),
+    "shuffle": Arm("ARM's counts per layer, places shuffled, original initial weights", shuffled=True),
+    "sign": Arm("the masks that ARM found, starts of sign", start="sign"),
+    "shuffled_signs": Arm("the masks that ARM found, starts of shuffled_signs", start="shuffled_signs"),
 }
+_SCORED = Arm("prune before training", masks="before_training", compared="all")
+_RANDOM = Arm("prune at random, original initial weights", scores="random")
 
 ARMS = Arms(
-    lt=Arm(help="prune, reset the survivors to their original initial weights"),
-    reinit=Arm(help="prune, give the survivors fresh random weights", start="fresh", schedule="whole"),
-    lr_rewind=Arm(help="prune, go on from the trained weights at the rates that lt has", start="trained"),
-    finetune=Arm(help="prune, go on from the trained weights at the final rate", start="trained", schedule="final"),
-    one_shot=Arm(help="prune the trained dense network at once, original initial weights", masks="one_shot"),
-    sign=Arm(help="prune, a constant a layer with the signs of the original weights", start="sign"),
-    shuffled_signs=Arm(help="the same, the signs of each layer's survivors shuffled", start="shuffled_signs"),
-    random=Arm(help="prune at random, original initial weights", scores="random"),
-    random_reinit=Arm(help="prune at random, fresh random weights", scores="random", start="fresh", schedule="whole"),
-    random_finetune=Arm(
-        help="prune at random, go on from the trained weights at the final rate",
-        scores="random",
-        start="trained",
-        schedule="final",
+    lt=Arm("prune, reset the survivors to their original initial weights"),
+    reinit=Arm("prune, give the survivors fresh random weights", start="fresh", schedule="whole"),
+    lr_rewind=Arm("prune, continue from the trained weights at the rates of lt", start="trained"),
+    finetune=Arm("prune, continue from the trained weights at the final rate", start="trained", schedule="final"),
+    one_shot=Arm("prune the trained dense network at once, original initial weights", masks="one_shot"),
+    sign=Arm("prune, a constant per layer with the signs of the original weights", start="sign"),
+    shuffled_signs=Arm("the same, the signs of each layer's survivors shuffled", start="shuffled_signs"),
+    random=_RANDOM,
+    random_reinit=replace(_RANDOM, help="prune at random, fresh random weights", start="fresh", schedule="whole"),
+    random_finetune=replace(
+        _RANDOM, help="prune at random, continue as finetune does", start="trained", schedule="final"
     ),
-    magnitude_init=Arm(
-        help="prune the smallest initial weights", masks="before_training", scores="magnitude", compared="all"
+    magnitude_init=replace(_SCORED, help="prune the smallest initial weights", scores="magnitude"),
+    random_init=replace(
+        _SCORED, help="prune at random before training, by --random_rates", scores="random", compared="layer"
     ),
-    random_init=Arm(
-        help="prune at random before training, --random_rates a layer",
-        masks="before_training",
-        scores="random",
-        compared="layer",
-    ),
-    snip=Arm(help="prune before training by SNIP", masks="before_training", scores="snip", compared="all"),
-    grasp=Arm(help="prune before training by GraSP", masks="before_training", scores="grasp", compared="all"),
-    synflow=Arm(
-        help="prune before training by SynFlow", masks="before_training", scores="synflow", compared="all", steps=100
-    ),
+    snip=replace(_SCORED, help="prune before training by SNIP", scores="snip"),
+    grasp=replace(_SCORED, help="prune before training by GraSP", scores="grasp"),
+    synflow=replace(_SCORED, help="prune before training by SynFlow", scores="synflow", steps=100),
     transfer=Arm(
-        help="the tickets of --ticket's run, a round of it after the other",
-        masks="of_ticket",
-        start="of_ticket",
-        schedule="whole",
+        "the tickets of --ticket's run, round by round", masks="of_ticket", start="of_ticket", schedule="whole"
     ),
-    **{
-        f"ticket_{name}": replace(control, masks="of_arm", mask_of="lt", help=control.help.replace("ARM", "lt"))
-        for name, control in CONTROLS.items()
-    },
+    **{f"ticket_{name}": _control(name, "lt") for name in CONTROLS},
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from lth.settings.arms import ARMS, of_ticket
+from lth.settings.arms import ARMS
 from lth.settings.config import Config
 from lth.settings.values import as_text
 
@@ -35,11 +35,6 @@ def idle(name: str) -> set[str]:
 def scores_batches(config: Config) -> bool:
     """Whether one of the arms asked for has scores that training batches decide."""
     return any("score_batches" not in idle(name) for name in config.prune_type)
-
-
-def takes_over(config: Config) -> list[str]:
-    """The arms asked for that take over all tickets of the run that --ticket names."""
-    return of_ticket(config.prune_type)
 
 
 def small_percents(config: Config) -> list[str]:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import shutil
-import signal
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -18,9 +15,7 @@ import main
 import utils
 from lth.records import files, tables, verdict
 from lth.records.tables import Run
-from lth.run import outlook
 from lth.run.about import plain_settings
-from lth.run.holding import Prepared
 from lth.settings import sweep
 
 
@@ -82,17 +77,6 @@ def test_trials_that_two_seeds_of_a_sweep_share_are_counted_once(
         assert utils.exit_code(main.main, [*asked, *more, "--overwrite"]) == 0
     told = re.findall(r"(\d+) runs of 3 rounds.*\n.*take up to ([\d.,]+) MB", capsys.readouterr().out)
     assert len(told) == 2 and told[0] == told[1] and told[0][0] == "3", told
-
-
-def test_ctrl_c_in_a_dry_run_is_no_success(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    planned = outlook.planned
-
-    def interrupted(prepared: Sequence[Prepared]) -> list[str]:
-        os.kill(os.getpid(), signal.SIGINT)
-        return planned(prepared)
-
-    monkeypatch.setattr(outlook, "planned", interrupted)
-    assert utils.exit_code(main.main, argv(place, "--dry_run")) == 130 and not (place / "swept").exists()
 
 
 def test_every_combination_is_checked_before_any_work(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
