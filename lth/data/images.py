@@ -49,8 +49,8 @@ class Images:
 
     @property
     def example(self) -> Tensor:
-        """An example of the shape and type that models get, (1, ...); of images, one of zeros."""
-        return self.train[:1].cpu() if self.as_is else torch.zeros(1, *self.shape)
+        """A copy of an example of the shape and type that models get, (1, ...); of images, one of zeros."""
+        return self.train[:1].cpu().clone() if self.as_is else torch.zeros(1, *self.shape)
 
     @property
     def mirrors(self) -> bool:

@@ -91,7 +91,7 @@ class Stream:
     @property
     def example(self) -> Tensor:
         """An example (1, ...)."""
-        return self.examples[:1].cpu()
+        return self.examples[:1].cpu().clone()
 
     def feed(
         self, seeds: Sequence[int], valid_size: int | None, batch_size: int, device: torch.device, augment: bool = False
