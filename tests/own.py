@@ -58,9 +58,7 @@ def accuracy(net: nn.Module, parts: list[tuple[Tensor, Tensor]]) -> float:
 
 
 class WithOptim(Mlp):
-    """Brings everything along; counts the optimisers made and what the loss was asked."""
-
-    made: list[torch.optim.Optimizer]
+    """Brings its own optimiser, loss and initial weights."""
 
     def __init__(self, optim: Callable[..., torch.optim.Optimizer] = torch.optim.Adam, **options: Any) -> None:
         super().__init__()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,17 +15,18 @@ from lth import pruning
 from lth.pruning import Masks
 from lth.settings import checks
 from lth.settings.checks import shown
-from lth.training.models import State
+from lth.training.models import State, copy_of
 
 CONTROLS = ("reinit", "shuffle", "random")
 TICKET = "a ticket (with .masks and .start) or a dict of masks by the names of parameters"
-ROUNDED = 5  # weights a layer that rounding may add up to over the rounds (half a weight each, 10% pruned)
-FEW = 0.01  # of a layer's survivors: what may be 0, or equal, by chance
-CHANCE = 6.0  # standard deviations from what chance gives: one audit in a thousand million is wrong
-SHOWN = 3  # layers that a sentence about several names
+ROUNDED = 5  # weights per layer that rounding may add up to over the rounds (half a weight each, 10% pruned)
+FEW = 0.01  # share of a layer's survivors that may be 0, or equal, by chance
+CHANCE = 6.0  # standard deviations from the expected overlap: one audit in a thousand million is wrong
+SHOWN = 3  # layers named in a sentence about several
 LOST = ": the masks were lost, in saving perhaps"
 
-Problem = tuple[str, str, str]  # a sentence: its beginning, what is said of one layer, its end
+Problem = tuple[str, str, str]  # a sentence in three parts: its beginning, what concerns one layer, its end
+Problems = Iterator[Problem]
 
 
 class AuditError(Exception):
@@ -48,71 +49,62 @@ def audit(
     control: str | None = None,
     original: Any = None,
 ) -> None:
-    """Check that `model` is the ticket, as it is to be trained or as it has been, and say what is wrong if it is not.
+    """Check that `model` is the ticket, before or after its training; raise an error that says what is wrong if not.
 
     Pruned weights must be 0, in the forward pass too; masks that torch.nn.utils.prune has put on the model
-    (weight_orig, weight_mask) must be the ticket's; survivors must not be 0; and whatever more is asked for:
+    (weight_orig, weight_mask) must be the ticket's; surviving weights must not be 0. More is checked on request:
 
     Args:
-        model: a network, or a state dict as it was saved. It is not changed. Tied weights are looked at under all their
-            names: those that share memory, which a state dict keeps unless its tensors were cloned.
-        ticket: what `lth.load_ticket` gives, or anything else with `masks` and `start`; or the masks alone: a dict from
-            the name of a parameter to a tensor of its shape, 1 (True) kept, 0 (False) pruned.
+        model: a network, or a state dict. It is not changed. Tied weights are checked under all their names (in a state
+            dict: those that share memory).
+        ticket: what `lth.load_ticket` returns, or anything else with `masks` and `start`; or the masks alone: a dict
+            from parameter names to tensors of the parameters' shapes, 1 (True) kept, 0 (False) pruned.
         initial: a network or a state dict with the initial weights, or those of the iteration that is rewound to. All
-            that survives, biases and buffers too, must be equal to them, bit by bit. None: those of the ticket, if it
-            has any.
-        trained: whether the model has been trained since its reset, so that only its zeros can be looked at, and of its
-            start only what the ticket says.
-        remaining: percent of the weights under masks that must survive, but for five weights a layer, which rounding
+            survivors, biases and buffers too, must equal them bit by bit. None: the ticket's start, if it has one.
+        trained: whether the model has been trained since its reset: then only its zeros are checked, and the start that
+            the ticket itself has.
+        remaining: percent of the weights under masks that must survive, within five weights per layer, which rounding
             may add up to over the rounds.
-        percent: percent of the survivors of `previous` that must have gone, but for one weight a layer: of all
-            together, or of each layer, as a dict by its name.
-        previous: the ticket, or the masks, of the round before, of which nothing may have come back. None: dense.
-        control: what kind of control this ticket is: "reinit" (the masks of `original`, other weights), "shuffle" (its
-            survivors moved to random places of their layer), "random" (random places).
+        percent: percent of the survivors of `previous` that must have been pruned, within one weight per layer: of all
+            together, or per layer as a dict by name.
+        previous: the ticket or the masks of the round before; what they pruned must not come back. None: dense.
+        control: the kind of control that this ticket is: "reinit" (the masks of `original`, other weights), "shuffle"
+            (as many survivors per layer at random places), "random" (random places).
         original: the ticket that it is a control of; for "reinit" one with `start`, or its masks beside `initial`.
 
     Raises:
         lth.AuditError: something is wrong with the ticket or the model; it says what, where and how much.
-        TypeError, ValueError: an argument is none that can be audited.
+        TypeError, ValueError: an argument cannot be audited.
     """
     trained = checks.truth("trained", trained)
     if control is not None:
         checks.word("control", control, CONTROLS)
     if (control is None) != (original is None):
         raise ValueError("control and original must be given together")
-    masks, begun = _masks("ticket", ticket), _start(ticket)
-    known, value = _state("initial", initial) if initial is not None else begun, _state("model", model)
-    before = _masks("previous", previous) if previous is not None else pruning.dense(masks)
-    found = list(_consistent(value, masks))
-    if not found:  # else nothing can be compared
-        every = {**masks, **_tied(masks, value, known)}
-        were = known if begun is None else begun
-        found += [problem for name, mask in every.items() for problem in _zeros(name, value, mask, were)]
-        found += _pruned_beside(value, every)
-        if control == "reinit":
-            found += _reinitialised(masks, begun if trained else value, original, known)
-        elif control is not None:
-            found += _at_random(masks, _masks("original", original), counted=control == "shuffle")
-        meant = begun if control == "reinit" else known
-        if meant is not None:
-            found += () if trained else _equal(value, masks, meant, "model")
-            found += () if begun is None or begun is meant else _equal(begun, masks, meant, "ticket")
-        found += _nothing_back(masks, before)
-        found += _counts(masks, before, remaining, percent)
+    masks, start, value = _masks("ticket", ticket), _start(ticket), _state("model", model)
+    reset_to = start if initial is None else _state("initial", initial)
+    before = pruning.dense(masks) if previous is None else _masks("previous", previous)
+    found = list(_other_shapes(value, masks)) or list(  # with other shapes, nothing can be compared
+        chain(
+            _zeros(value, {**masks, **_tied(masks, value, reset_to)}, reset_to if start is None else start),
+            _control(control, masks, start if trained else value, original, reset_to),
+            _not_reset(masks, value, start, start if control == "reinit" else reset_to, trained),
+            _revived(masks, before),
+            _counts(masks, before, remaining, percent),
+        )
+    )
     if found:
         raise AuditError(*_sentences(found))
 
 
-def _sentences(problems: Sequence[Problem]) -> list[str]:
-    """The problems in words, those of one kind in one sentence."""
+def _sentences(problems: list[Problem]) -> list[str]:
+    """The problems in words, those that differ in the layer alone in one sentence."""
     groups: dict[tuple[str, str], list[str]] = {}
     for begin, layer, end in problems:
         groups.setdefault((begin, end), []).append(layer)
     return [
-        f"{begin}{'; '.join(layers[:SHOWN])}{f'; and {more} more' * (more > 0)}{end}"
+        f"{begin}{'; '.join(layers[:SHOWN])}{f'; and {len(layers) - SHOWN} more' * (len(layers) > SHOWN)}{end}"
         for (begin, end), layers in groups.items()
-        for more in [len(layers) - SHOWN]
     ]
 
 
@@ -133,14 +125,13 @@ def _start(ticket: Any) -> State | None:
 
 
 def _state(where: str, given: Any) -> State:
-    """Parameters, buffers and masks (`.._mask`) by name, on the CPU, without `_orig` where torch.nn.utils.prune is.
-    Tied ones are the same tensor."""
+    """Parameters, buffers and masks (`.._mask`) by name, on the CPU, without the `_orig` of torch.nn.utils.prune. Tied
+    ones are the same tensor."""
     if isinstance(given, nn.Module):
         state = dict(given.state_dict())
-        for path, module in given.named_modules():  # parametrised weights are no part of a state by their own name
-            for name, listed in getattr(module, "parametrizations", {}).items():
-                with _evaluated(listed):
-                    state[f"{path}.{name}" if path else name] = getattr(module, name)
+        for path, module in given.named_modules():  # a state dict lacks parametrised weights under their own name
+            for name, steps in getattr(module, "parametrizations", {}).items():
+                state[f"{path}.{name}" if path else name] = copy_of(steps).eval()()  # in training, it may step
     elif isinstance(given, Mapping):
         state = {name: value for name, value in given.items() if isinstance(value, Tensor)}
     else:
@@ -153,32 +144,10 @@ def _state(where: str, given: Any) -> State:
 
 
 def _place(tensor: Tensor) -> Hashable:
-    """Where its values lie: tied tensors have the same place, equal ones have not."""
+    """Where its values lie in memory: the same for tied tensors, but not for equal ones."""
     if tensor.layout != torch.strided or not tensor.data_ptr():
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
-
-
-@contextmanager
-def _evaluated(parametrisation: nn.Module) -> Iterator[None]:
-    """Within it, reading the weight changes nothing: in training, spectral norm takes a step at every look."""
-    training = [module for module in parametrisation.modules() if module.training]
-    parametrisation.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _consistent(value: State, masks: Masks) -> Iterator[Problem]:
-    """Whether the masks are of these parameters at all."""
-    for name, mask in masks.items():
-        if name not in value:
-            yield "the ticket has a mask for ", name, ", but the model has no such parameter"
-        elif value[name].shape != mask.shape:
-            shapes = f"{tuple(mask.shape)} in the ticket and {tuple(value[name].shape)} in the model"
-            yield "a mask must have the shape of its parameter, but ", f"{name} has {shapes}", ""
 
 
 def _tied(masks: Masks, value: State, initial: State | None) -> Masks:
@@ -192,69 +161,85 @@ def _tied(masks: Masks, value: State, initial: State | None) -> Masks:
     }
 
 
-def _zeros(name: str, value: State, mask: Tensor, begun: State | None) -> Iterator[Problem]:
-    """Whether one parameter is 0 where it is pruned, and only there."""
-    own, kept = value.get(f"{name}_mask"), int(mask.sum())
-    if own is not None:
-        if own.shape != mask.shape:
-            yield "a mask must have the shape of its parameter, but ", f"{name} has one of {tuple(own.shape)}", ""
-            return
-        lost, more = int((own.bool() & ~mask).sum()), int((~own.bool() & mask).sum())
-        if lost or more:
+def _other_shapes(value: State, masks: Masks) -> Problems:
+    """Masks of parameters that the model does not have, or has in another shape."""
+    for name, mask in masks.items():
+        if name not in value:
+            yield "the ticket has a mask for ", name, ", but the model has no such parameter"
+        for whose, tensor in (("parameter", value.get(name)), ("mask", value.get(f"{name}_mask"))):
+            if tensor is not None and tensor.shape != mask.shape:
+                shapes = f"{tuple(mask.shape)} in the ticket and {tuple(tensor.shape)} as the model's {whose}"
+                yield "a mask must have the shape of its parameter, but ", f"{name} has {shapes}", ""
+
+
+def _zeros(value: State, masks: Masks, start: State | None) -> Problems:
+    """Parameters that are not 0 where they are pruned, or are 0 elsewhere, and masks on the model that differ."""
+    for name, mask in masks.items():
+        own, kept = value.get(f"{name}_mask"), int(mask.sum())
+        if own is None:
+            if count := int((value[name][~mask] != 0).sum()):
+                of = f"{count} of the {mask.numel() - kept} pruned weights of {name}"
+                yield "", of, f" are not 0 in the model{LOST}, or are not applied after every step"
+            zero = (value[name] == 0) & mask
+            if start is not None and name in start and start[name].shape == mask.shape:
+                zero &= start[name] != 0
+            if (count := int(zero.sum())) > FEW * kept:
+                of = f"{count} of the {kept} weights of {name} that the ticket keeps"
+                yield "", of, " are 0 in the model: it is pruned further, or by another mask"
+        elif not torch.equal(own.bool(), mask):
+            lost, more = int((own.bool() & ~mask).sum()), int((~own.bool() & mask).sum())
             keeps = f"that of {name} keeps {lost} weights that the ticket prunes, and prunes {more} that it keeps"
             yield "the model's masks are not the ticket's: ", keeps, LOST if own.bool().all() else ""
         elif soft := int(((own != 0) & (own != 1)).sum()):
             yield "the model's masks must be 0 and 1, but ", f"{soft} values of that of {name}", " are others"
-        return
-    if count := int((value[name][~mask] != 0).sum()):
-        of = f"{count} of the {mask.numel() - kept} pruned weights of {name}"
-        yield "", of, f" are not 0 in the model{LOST}, or are not applied after every step"
-    zero = (value[name] == 0) & mask
-    if begun is not None and name in begun and begun[name].shape == mask.shape:
-        zero &= begun[name] != 0
-    if (count := int(zero.sum())) > FEW * kept:
-        of = f"{count} of the {kept} weights of {name} that the ticket keeps"
-        yield "", of, " are 0 in the model: it is pruned further, or by another mask"
-
-
-def _pruned_beside(value: State, masks: Masks) -> Iterator[Problem]:
-    """Masks on the model that the ticket knows nothing of."""
     for key, own in value.items():
         name = key.removesuffix("_mask")
         if key != name and name in value and name not in masks and not own.all():
             yield "the model has masks that the ticket has not: ", f"on {name}, of {int((own == 0).sum())} weights", ""
 
 
-def _equal(value: State, masks: Masks, initial: State, whose: str) -> Iterator[Problem]:
-    """Whether all that survives is what it was initially, bit by bit."""
-    if missing := [name for name in masks if name not in initial]:
+def _not_reset(masks: Masks, value: State, start: State | None, reset_to: State | None, trained: bool) -> Problems:
+    """Survivors of the model, unless it is `trained`, or of the ticket's start that differ from the initial weights."""
+    if reset_to is None:
+        return
+    if missing := [name for name in masks if name not in reset_to]:
         raise ValueError(f"initial must have all parameters under masks, but has no {missing[0]}")
-    masks = {**masks, **_tied(masks, value, initial)}
-    for name, was in initial.items():
-        now = value.get(name)
-        if now is None or (name.removesuffix("_mask") in masks and name not in masks):
-            continue
-        if now.shape != was.shape or now.dtype != was.dtype:
-            has = f"{name}: {tuple(now.shape)} of {now.dtype}, not {tuple(was.shape)} of {was.dtype}"
-            yield f"the {whose} starts from tensors of another kind than the initial ones: ", has, ""
-            continue
-        kept = masks.get(name, torch.ones_like(now, dtype=torch.bool))
-        differ = ~_same_bits(now, was) & kept
-        if count := int(differ.sum()):
-            what = f"{count} of the {int(kept.sum())} {'surviving weights' if name in masks else 'values'} of {name}"
-            by = f"by up to {float((now.double() - was.double())[differ].abs().max()):.3g}"
-            yield f"the {whose} was not reset, or to other values: ", f"{what} differ {by} from the initial ones", ""
+    states = {"model": None if trained else value, "ticket": None if start is reset_to else start}
+    for whose, state in states.items():
+        every = {**masks, **_tied(masks, state or {}, reset_to)}
+        for name, was in reset_to.items():
+            now = (state or {}).get(name)
+            if now is None or (name.removesuffix("_mask") in every and name not in every):
+                continue
+            if now.shape != was.shape or now.dtype != was.dtype:
+                has = f"{name}: {tuple(now.shape)} of {now.dtype}, not {tuple(was.shape)} of {was.dtype}"
+                yield f"the {whose} starts from tensors of another kind than the initial ones: ", has, ""
+                continue
+            kept = every.get(name, torch.ones_like(now, dtype=torch.bool))
+            differ = ~_same_bits(now, was) & kept
+            if count := int(differ.sum()):
+                what = "surviving weights" if name in every else "values"
+                by = float((now.double() - was.double())[differ].abs().max())
+                of = f"{count} of the {int(kept.sum())} {what} of {name} differ by up to {by:.3g} from the initial ones"
+                yield f"the {whose} was not reset, or to other values: ", of, ""
 
 
 def _same_bits(a: Tensor, b: Tensor) -> Tensor:
     """Where two tensors of one shape and type have the same bits."""
-    size = a.element_size()
-    bits = [x.contiguous().reshape(-1).view(torch.uint8).view(x.numel(), size) for x in (a, b)]
+    bits = [x.contiguous().reshape(-1).view(torch.uint8).view(x.numel(), x.element_size()) for x in (a, b)]
     return (bits[0] == bits[1]).all(1).view(a.shape)
 
 
-def _reinitialised(masks: Masks, value: State | None, original: Any, initial: State | None) -> Iterator[Problem]:
-    """Whether this is the ticket `original` with other weights."""
+def _control(kind: str | None, masks: Masks, value: State | None, original: Any, initial: State | None) -> Problems:
+    """Whether the ticket is such a control of `original`. `value`: what it starts from, if that is known."""
+    if kind == "reinit":
+        yield from _reinitialised(masks, value, original, initial)
+    elif kind is not None:
+        yield from _at_random(masks, _masks("original", original), counted=kind == "shuffle")
+
+
+def _reinitialised(masks: Masks, value: State | None, original: Any, initial: State | None) -> Problems:
+    """The masks must be the original's, the weights that survive must not."""
     theirs, old = _masks("original", original), _start(original)
     old = initial if old is None else old
     if old is None:
@@ -263,16 +248,16 @@ def _reinitialised(masks: Masks, value: State | None, original: Any, initial: St
         yield "", "the masks are not the original's, which a reinitialised ticket must have", ""
         return
     for name, mask in masks.items():
-        if value is not None and name in old and name in value:  # one that was trained may not say its start
+        if value is not None and name in old and name in value:
             same, kept = int((_same_bits(value[name], old[name]) & mask).sum()), int(mask.sum())
             if same > FEW * kept:
                 of = f"{same} of the {kept} surviving weights of {name}"
                 yield "", of, " start as in the original ticket: it is no control, its weights are not new"
 
 
-def _at_random(masks: Masks, original: Masks, counted: bool) -> Iterator[Problem]:
-    """Whether no more survivors stand where the original's do than chance puts there (hypergeometric), layer by
-    layer, and, if `counted`, whether there are as many."""
+def _at_random(masks: Masks, original: Masks, counted: bool) -> Problems:
+    """Layer by layer, as many survivors must be the original's as chance (hypergeometric) allows; if `counted`, there
+    must be as many survivors."""
     if masks.keys() != original.keys() or any(masks[name].shape != mask.shape for name, mask in original.items()):
         yield "", "the masks are of other parameters than the original's, which a control must not be", ""
         return
@@ -283,13 +268,13 @@ def _at_random(masks: Masks, original: Masks, counted: bool) -> Iterator[Problem
             yield "", keeps, ": shuffling must not change that"
         both, expected = int((mask & original[name]).sum()), mine * theirs / total
         deviation = math.sqrt(expected * (1 - theirs / total) * (total - mine) / max(total - 1, 1))
-        if abs(both - expected) > CHANCE * deviation and abs(both - expected) > 1:
+        if abs(both - expected) > max(CHANCE * deviation, 1):
             of = f"{both} of the {mine} survivors of {name} are the original's, by chance {expected:.0f} would be"
             yield "", of, ": the control is not random"
 
 
-def _nothing_back(masks: Masks, before: Masks) -> Iterator[Problem]:
-    """Whether everything that survives has survived the round before."""
+def _revived(masks: Masks, before: Masks) -> Problems:
+    """Survivors that the round before had pruned."""
     for name, mask in masks.items():
         earlier = before.get(name)
         if earlier is None or earlier.shape != mask.shape:
@@ -298,29 +283,26 @@ def _nothing_back(masks: Masks, before: Masks) -> Iterator[Problem]:
             yield "", f"{back} weights of {name}", " survive that the round before had pruned: they came back"
 
 
-def _counts(masks: Masks, before: Masks, remaining: float | None, percent: Any) -> Iterator[Problem]:
-    """Whether as many weights survive as was asked for."""
-    kept = pruning.survivors(masks)
+def _counts(masks: Masks, before: Masks, remaining: Any, percent: Any) -> Problems:
+    """Whether as many weights survive as requested: of all (`remaining`), and of the survivors of `before`."""
 
-    def compare(names: Sequence[str], share: float, of: int, slack: int, what: str) -> Iterator[Problem]:
-        have, goal = sum(kept[name] for name in names), of * share / 100
-        if abs(have - goal) > slack * len(names):
-            yield "", f"{have} weights survive{what}, but {goal:.0f} should: {share:g}% of {of}", ""
+    def compare(kept: Masks, of: Masks, share: float, slack: int, where: str = "") -> Problems:
+        have, total = (sum(pruning.survivors(which).values()) for which in (kept, of))
+        if abs(have - total * share / 100) > slack * len(kept):
+            yield "", f"{have} weights survive{where}, but {total * share / 100:.0f} should: {share:g}% of {total}", ""
 
     if remaining is not None:
-        yield from compare(
-            [*masks], _percent("remaining", remaining), sum(mask.numel() for mask in masks.values()), ROUNDED, ""
-        )
-    was = {name: int(before[name].sum()) for name in masks if name in before}
-    if percent is None or len(was) < len(masks):
+        yield from compare(masks, pruning.dense(masks), _percent("remaining", remaining), ROUNDED)
+    if percent is None or not masks.keys() <= before.keys():
         return
     if not isinstance(percent, Mapping):
-        yield from compare([*masks], 100 - _percent("percent", percent), sum(was.values()), 1, "")
+        yield from compare(masks, {name: before[name] for name in masks}, 100 - _percent("percent", percent), 1)
         return
     for name, value in percent.items():
         if name not in masks:
             raise ValueError(f"percent must be of layers of the ticket, {', '.join(masks)}, not of {name}")
-        yield from compare([name], 100 - _percent("percent", value), was[name], 1, f" in {name}")
+        left = 100 - _percent("percent", value)
+        yield from compare({name: masks[name]}, {name: before[name]}, left, 1, f" in {name}")
 
 
 def _percent(name: str, value: Any) -> float:

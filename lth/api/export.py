@@ -67,8 +67,8 @@ def export(model: nn.Module, file: Path, example: Tensor) -> Path:
     """Write `model`, in evaluation mode and for any batch size, as `file` says by its ending: .onnx (in the opset that
     PyTorch exports by default) or .pt2 (torch.export).
 
-    `example` are two or more examples (B, ...). ValueError if the ending is another or the model cannot be exported;
-    lth.records.files.RecordError if the file cannot be written; ImportError, with what to install, without ONNX.
+    `example` are two or more examples (B, ...). ValueError for another ending or a model that cannot be exported,
+    lth.records.files.RecordError if the file cannot be written, ImportError, with what to install, without ONNX.
     """
     if file.suffix not in SUFFIXES:
         raise ValueError(f"file must end in {' or '.join(SUFFIXES)}, not {str(file)!r}")

@@ -37,28 +37,10 @@ from lth.training import models, sparse
 from lth.training.problem import Problem
 
 # Settings that `optim` stands in for.
-FIT = (
-    "optimizer",
-    "lr",
-    "momentum",
-    "nesterov",
-    "weight_decay",
-    "lr_milestones",
-    "lr_gamma",
-    "warmup",
-)
+FIT = ("optimizer", "lr", "momentum", "nesterov", "weight_decay", "lr_milestones", "lr_gamma", "warmup")
 SETTINGS = (
-    *FIT,
-    "prune_embeddings",
-    "batch_size",
-    "valid_size",
-    "valid_freq",
-    "precision",
-    "sparse",
-    "threads",
-    "keep_weights",
-    "name",
-    "print_freq",
+    *(*FIT, "prune_embeddings", "batch_size", "valid_size", "valid_freq", "precision", "sparse", "threads"),
+    *("keep_weights", "name", "print_freq"),
 )
 ARGUMENTS = {"end_iter": "iterations", "prune_iterations": "rounds", "root": "save", "gpu": "device"}  # of settings
 NEVER = 1e9  # seconds between checkpoints: going on is by whole rounds
@@ -84,9 +66,9 @@ def iterative_pruning(
     """Find a ticket in `net` by iterative pruning (Frankle & Carbin, arXiv:1803.03635, Section 2 and Appendix B).
 
     Args:
-        net: the network, with its initial weights. Used where it has them: `net.optim`, an optimiser of torch.optim's
-            kind, made anew for every round from its class, defaults and parameter groups (else Adam, learning rate
-            0.0012); `net.criterion`, a mean loss of (logits (B, classes), labels (B,)) alone (else cross entropy);
+        net: the network, with its initial weights. Used where it has them: `net.optim`, a torch.optim optimiser,
+            made anew for every round from its class, defaults and parameter groups (else Adam, learning rate 0.0012);
+            `net.criterion`, a mean loss of (logits (B, classes), labels (B,)) alone (else cross entropy);
             `net._initialize_weights()`, for fresh weights (else every module's `reset_parameters()`).
         data: `train`, `validation` and `test`, as a named tuple, tuple, dict or object: DataLoaders or other
             re-iterables of batches (examples (B, ...), labels (B,)); or the name of a data set, an .npz file, or
@@ -95,29 +77,29 @@ def iterative_pruning(
         rounds: prunings; there is one training more, the dense one.
         prune_rule: prunes the trained network that it is given, in place, by any method of torch.nn.utils.prune, and
             sees the masks of earlier rounds. What it sets to 0 in place, in any of net.parameters(), is pruned too.
-            What it returns is not needed. `lth.prune.magnitude(0.2)` gives one.
+            What it returns is ignored. `lth.prune.magnitude(0.2)` gives one.
         random: whether survivors start from fresh random weights rather than from the initial ones.
-        rewind: in place of the initial weights, reset to those of this iteration of the dense training (or this
-            fraction of it, if below 1).
-        recover: folder (`save`) of an earlier call that is to be gone on with, by whole rounds. The initial weights are
+        rewind: reset to the weights of this iteration of the dense training (or this fraction of it, if below 1)
+            instead of the initial weights.
+        recover: folder (`save`) of an earlier call that is to be continued, by whole rounds. The initial weights are
             then those of that call, and everything but `rounds` must be as it was.
         seed: of the order of the data, what loaders draw on the CPU, fresh weights, dropout and random rules.
         save: folder that gets dumps/ and saves/: numbers, tickets, weights. None: nothing is kept.
         device: "cpu", "cuda:0", ...; None: a GPU where there is one.
-        in_memory: whether the data are read once and kept on the device (each example as it then is, also if it is
-            augmented at random) or streamed from the loaders. None: kept if they fit and do not change.
+        in_memory: whether the data are read once and kept on the device (random augmentation then happens once) or
+            streamed from the loaders. None: kept if they fit and do not change.
         quiet: print nothing.
         settings: those of `lth.Config` named in SETTINGS of this module, such as valid_freq="100it" (how often to
-            evaluate, by default ten times a round), batch_size (by default that of the data, else 60), valid_size (of
-            data without a validation part; by default 5000, or a tenth of fewer than 50,000), precision,
-            sparse ("off"; a network with `optim` never is, since that may want weights in their shapes),
-            prune_embeddings (whether embeddings count, and `fetch_layers` gives them to the rule), and, for a network
-            without `optim`, optimizer, lr, momentum, weight_decay.
+            evaluate, by default ten times per round), batch_size (by default that of the data, else 60), valid_size (of
+            data without a validation part; by default 5000, or a tenth of fewer than 50,000), precision, sparse ("off";
+            a network with `optim` always trains densely), prune_embeddings (whether embeddings count, and
+            `fetch_layers` gives them to the rule), and, for a network without `optim`, optimizer, lr, momentum,
+            weight_decay.
 
     Returns:
-        `net` itself with the weights that the last round had at its early-stop iteration, 0 where pruned, and the
-        history: a dict for each training with round, remaining (percent of the prunable weights), ES (early-stop
-        iteration), val and test (accuracies there, in percent), val_loss, train_loss and weights (surviving).
+        `net` itself with the weights of the last round at its early-stop iteration, 0 where pruned, and the history: a
+        dict for each training with round, remaining (percent of the prunable weights), ES (early-stop iteration), val
+        and test (accuracies there, in percent), val_loss, train_loss and weights (surviving).
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it. Raised before anything is written.
@@ -196,7 +178,7 @@ def iterative_pruning(
         if recover is None:  # what a call left that was stopped in its first round
             tables.move_aside(run, time.strftime("%Y%m%d-%H%M%S"))
         _write_config(run, config, about, problem, place)
-        _do(Experiment(config, problem, place, progress), run, rounds + 1)
+        _train(config, problem, place, progress, run, rounds + 1)
         models.load_state(net, _trained(run, rounds))
         history = tables.table(run, "rounds").head(rounds + 1).to_dict("records")
     return net, [{str(key): value for key, value in row.items()} for row in history]
@@ -218,22 +200,18 @@ def _check_sizes(config: Config, taken: Taken) -> None:
             f"batch_size must be at most {taken.largest_batch}, the size of the training data (of a batch, if they are "
             f"streamed), not {config.batch_size}"
         )
-    if (
-        config.batch_size != taken.largest_batch
-        and taken.largest_batch == taken.batch_size
-        and "streamed" in taken.about
-    ):
+    if config.batch_size != taken.largest_batch == taken.batch_size and "streamed" in taken.about:
         raise ValueError(f"batch_size must be that of the streamed batches, {taken.batch_size}, or be left out")
 
 
 def _initial(run: Run, config: Config, about: Mapping[str, str], brought: OwnNet, going_on: bool) -> models.State:
-    """The initial weights: the network's own, or those of the call that is gone on with. ValueError if it cannot be,
-    or if the folder holds results and going on was not asked for."""
+    """The initial weights: the network's own, or those of the call that is continued. ValueError if that cannot be
+    continued, or if the folder holds results and `recover` was not given."""
     if not going_on:
         if tables.finished_rounds(run):
             raise ValueError(
                 f"save must be a folder without results of these settings and this seed: {run.dumps} has some; "
-                f"recover={str(run.root)!r} goes on from them"
+                f"recover={str(run.root)!r} continues them"
             )
         return brought.initial
     there = [run] if tables.config_of(run) else tables.find(run.root, run.arch_type)  # settings are in a folder's name
@@ -246,21 +224,19 @@ def _initial(run: Run, config: Config, about: Mapping[str, str], brought: OwnNet
         raise ValueError(f"recover must hold results of the same settings: {'; '.join(changed[nearest])}")
     if nearest != run:
         raise ValueError(
-            f"name must be as in the call that is gone on with, whose results are in {nearest.dumps}: now they would "
-            f"go to {run.dumps}"
+            f"name must be as in the call that is continued, whose results are in {nearest.dumps}: now they would go "
+            f"to {run.dumps}"
         )
     try:
         return tickets.read_state(run, "initial")
     except (FileNotFoundError, tickets.Damaged):
-        if tables.finished_rounds(run):
-            raise ValueError(
-                f"recover must hold the initial weights, but {run.saves} has none that are sound"
-            ) from None
-        return brought.initial
+        if not tables.finished_rounds(run):
+            return brought.initial
+        raise ValueError(f"recover must hold the initial weights, but {run.saves} has none that are sound") from None
 
 
 def _changed(run: Run, now: Mapping[str, Any]) -> list[str]:
-    """What these settings were in the call whose results a run has, where they were others."""
+    """The settings that differ from those of the call whose results a run has."""
     old = tables.config_of(run)
     whose = {"arm": old.get("arm", run.arm), "seed": old.get("seed", run.seed)}
     was = {**old.get("deciding", {}), **old.get("own", {}), **whose}
@@ -284,24 +260,22 @@ def _write_config(run: Run, config: Config, about: Mapping[str, str], problem: P
     )
 
 
-def _do(experiment: Experiment, run: Run, rounds: int) -> None:
+def _train(config: Config, problem: Problem, place: torch.device, progress: Progress, run: Run, rounds: int) -> None:
     """All rounds of the run. TrialsFailed, with the reason, if it ends early."""
-    show, why = experiment.trainer.tell, []
+    failed: list[str] = []
 
     def tell(event: Event) -> None:
         if isinstance(event, Note) and event.failed:
-            why.append(event.text)
+            failed.append(event.text)
         else:
-            show(event)
+            progress(event)
 
-    experiment.trainer.tell = tell
     try:
-        experiment.run([run], rounds)
+        Experiment(config, problem, place, tell).run([run], rounds)
     finally:
-        if isinstance(show, Progress):
-            show.close()
-    if why:
-        raise TrialsFailed(why[0])
+        progress.close()
+    if failed:
+        raise TrialsFailed(failed[0])
 
 
 def _trained(run: Run, number: int) -> models.State:

@@ -24,29 +24,19 @@ from lth.training.network import Criterion, Fused, Network, Optimizer, Wrapped
 from lth.training.problem import Problem
 
 
-def check_net(net: Any, embeddings: bool = False) -> nn.Module:
-    """TypeError or ValueError unless `net` is a network that can be copied, trained and pruned (its embeddings too if
-    asked)."""
-    if what := fit.unfit(network("net", net), embeddings):
-        raise ValueError(f"net {what}")
-    for name, parameter in net.named_parameters():
-        if layers.has_gradient_hooks(parameter):
-            raise ValueError(
-                f"net must have no hooks on gradients, but {name} has some: copies of net are trained, without hooks"
-            )
-    return net
-
-
-def fingerprint_of(net: nn.Module) -> str:
-    """The fingerprint of a network without `optim` and `criterion`, which have their own."""
-    return identity.of_network(net, without=("optim", "criterion"))
-
-
 class OwnNet:
-    """Copies of the user's network, with what it brings along: `optim`, `criterion` and `_initialize_weights`."""
+    """Copies of the user's network, with its own `optim`, `criterion` and `_initialize_weights`. TypeError or
+    ValueError unless it can be copied, trained and pruned (its embeddings too if `embeddings`)."""
 
     def __init__(self, net: nn.Module, device: torch.device, embeddings: bool = False) -> None:
-        self.net = check_net(net, embeddings)
+        if what := fit.unfit(network("net", net), embeddings):
+            raise ValueError(f"net {what}")
+        if hooked := [name for name, parameter in net.named_parameters() if layers.has_gradient_hooks(parameter)]:
+            raise ValueError(
+                f"net must have no hooks on gradients, but {hooked[0]} has some: copies of net are trained, without "
+                "hooks"
+            )
+        self.net = net
         try:
             self.template = models.copy_of(net).cpu()
         except Exception as error:
@@ -76,17 +66,16 @@ class OwnNet:
             frozen = {name: parameter for name, parameter in net.named_parameters() if not parameter.requires_grad}
             for name, parameter in frozen.items():
                 parameter.copy_(self.initial[name])
-            own = getattr(net, "_initialize_weights", None)
-            if callable(own):
+            if callable(own := getattr(net, "_initialize_weights", None)):
                 own()
         drawn = models.state_of(net)
-        learning = [name for name in [*prunable(net), *_normed(drawn)] if name not in frozen]
-        varied = [name for name in learning if (self.initial[name] != self.initial[name].flatten()[0]).any()]
-        if same := [name for name in varied if torch.equal(drawn[name], self.initial[name])]:
-            raise ValueError(
-                f"random=True needs new random weights, but nothing draws {same[0]} anew: give its module a "
-                "reset_parameters() or net an _initialize_weights()"
-            )
+        for name in [*prunable(net), *_normed(drawn)]:
+            was = self.initial[name]
+            if name not in frozen and torch.equal(drawn[name], was) and (was != was.flatten()[0]).any():
+                raise ValueError(
+                    f"random=True needs new random weights, but nothing draws {name} anew: give its module a "
+                    "reset_parameters() or net an _initialize_weights()"
+                )
         return drawn
 
     def optimizer(self, network: Network, config: Config) -> Optimizer:
@@ -97,24 +86,25 @@ class OwnNet:
             return made
         named = dict(network.model.named_parameters())
         groups = [{**options, "params": [named[name] for name in names]} for options, names in self.groups]
-        return Wrapped(anew(self.optim, groups), network)
+        return Wrapped(_anew(self.optim, groups), network)
 
     def about(self, data: Taken) -> dict[str, str]:
-        """What decides the numbers besides the settings, in words that people and later calls can compare."""
+        """What decides the numbers besides the settings, as text that people and later calls can compare."""
         shapes = {name: tuple(tensor.shape) for name, tensor in self.initial.items()}
         return {
             "net": f"{type(self.template).__qualname__} {hashlib.sha256(str(shapes).encode()).hexdigest()[:8]}",
             "optimizer": "the settings' own" if self.optim is None else " ".join(repr(self.optim).split()),
-            "criterion": " ".join(repr(self.criterion).split()) if isinstance(self.criterion, nn.Module) else
-            getattr(self.criterion, "__qualname__", type(self.criterion).__qualname__),
+            "criterion": " ".join(repr(self.criterion).split())
+            if isinstance(self.criterion, nn.Module)
+            else getattr(self.criterion, "__qualname__", type(self.criterion).__qualname__),
             "data": data.about,
-        }  # fmt: skip
+        }
 
     def prints(self, rule: Rule, data: Taken) -> dict[str, str]:
         """Fingerprints of what decides the numbers besides the settings: model, data, rule, optimiser and loss."""
         optim = "the settings' own" if self.optim is None else type(self.optim)
         return {
-            "model": fingerprint_of(self.template),
+            "model": identity.of_network(self.template, without=("optim", "criterion")),
             "data": data.fingerprint,
             "rule": identity.of(rule),
             "optimizer": identity.of(optim, self.groups),
@@ -123,7 +113,7 @@ class OwnNet:
 
     @property
     def lr(self) -> float | None:
-        """The learning rate of the network's own optimiser, that of its first group that learns."""
+        """The learning rate of the first group of the network's own optimiser that has one above 0."""
         return next((lr for options, _ in self.groups if (lr := float(options["lr"]))), None)
 
     @staticmethod
@@ -144,18 +134,15 @@ class OwnNet:
         for group in optim.param_groups:
             if not isinstance(group.get("lr"), (int, float, Tensor)):
                 raise ValueError("net.optim must have a learning rate `lr` in each of its param_groups")
-            strange = sum(id(parameter) not in names for parameter in group["params"])
-            if strange:
+            if strange := sum(id(parameter) not in names for parameter in group["params"]):
                 raise ValueError(
-                    f"net.optim must hold parameters of net: {strange} of its {len(group['params'])} are not among "
-                    "them; was it made for another network, or were layers replaced since?"
+                    f"net.optim must hold parameters of net: {strange} of its {len(group['params'])} are of another "
+                    "network, or of layers replaced since"
                 )
             options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
             groups.append((copy.deepcopy(options), [names[id(parameter)] for parameter in group["params"]]))
         if not any(float(options["lr"]) for options, _ in groups):
-            raise ValueError(
-                "net.optim must have a learning rate above 0 in one of its param_groups: with 0, nothing is trained"
-            )
+            raise ValueError("net.optim must have a learning rate above 0 in one of its param_groups")
         return optim, groups
 
     @staticmethod
@@ -173,28 +160,19 @@ class OwnNet:
 
 
 def _normed(state: State) -> list[str]:
-    """What torch.nn.utils.weight_norm and spectral_norm make weights of: those are only what the last call made."""
-    ends = {"_v": "_g", "_orig": "_u"}
-    return [
-        name
-        for end, other in ends.items()
-        for name in state
-        if name.endswith(end) and name.removesuffix(end) + other in state
-    ]
+    """The parameters that torch.nn.utils.weight_norm and spectral_norm compute weights from."""
+    pairs = [("_v", "_g"), ("_orig", "_u")]
+    return [n for n in state for end, other in pairs if n.endswith(end) and n.removesuffix(end) + other in state]
 
 
 def _children_first(net: nn.Module) -> list[nn.Module]:
     """Its modules in the order of constructors: what a module draws for its children is drawn after their own."""
-    found: dict[nn.Module, None] = {}
-    for child in net.children():
-        found |= dict.fromkeys(_children_first(child))
-    return [*found, net]
+    return [*dict.fromkeys(module for child in net.children() for module in _children_first(child)), net]
 
 
-def anew(optim: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """An optimiser of the class and the settings of `optim` without its state, for parameters in `groups`."""
-    kind = type(optim)
-    takes = inspect.signature(kind).parameters
+def _anew(optim: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """An optimiser of the class and defaults of `optim`, without its state, for parameters in `groups`."""
+    kind, takes = type(optim), inspect.signature(type(optim)).parameters
     every = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in takes.values())
     defaults = {name: value for name, value in optim.defaults.items() if every or name in takes}
     try:
@@ -242,21 +220,20 @@ def try_out(own: OwnNet, data: Taken, device: torch.device) -> None:
 
 
 def _looks_at_net(own: OwnNet, loss: Tensor, copied: nn.Module, outputs: Tensor, y: Tensor) -> bool:
-    """Whether the loss has a gradient for the user's own network or, as a method of it, is another one for a copy of
-    other weights that has just been called. `copied` is changed."""
+    """Whether the loss has a gradient for the user's own network or, as a method of it, differs for a copy with other
+    weights that has just been called. `copied` is changed."""
     leaves = [parameter for parameter in own.net.parameters() if parameter.requires_grad]
     try:
-        found = torch.autograd.grad(loss, leaves, allow_unused=True, retain_graph=True)
-    except RuntimeError:  # of a step before: nothing is run backward but what leads to these
-        return True
-    if any(gradient is not None for gradient in found):
+        if any(x is not None for x in torch.autograd.grad(loss, leaves, allow_unused=True, retain_graph=True)):
+            return True
+    except RuntimeError:  # the graph of an earlier step of the user's network
         return True
     method: Any = own.criterion
     if getattr(method, "__self__", None) is not own.net:
         return False
     with torch.no_grad():
-        for parameter in filter(lambda parameter: parameter.requires_grad, copied.parameters()):
-            parameter.add_(1)
+        for parameter in copied.parameters():
+            parameter.add_(int(parameter.requires_grad))
     of_copy = method.__func__(copied.train(own.net.training), outputs, y)
     return not torch.allclose(of_copy, loss, equal_nan=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -31,24 +31,21 @@ def check_rule(rule: Any) -> Rule:
 
 
 def checked(rule: Rule, own: nn.Module) -> Rule:
-    """`rule`, whose own errors are said to be its own (RuntimeError), and which must leave the network's layers in
-    their places and without NaN, under masks of 0 and 1, and must not prune the user's `own` network in its stead
-    (ValueError)."""
+    """`rule` with its errors reported as its own (RuntimeError). ValueError unless it leaves the network's layers in
+    their places, finite weights and masks of 0 and 1, or if it prunes the user's `own` network instead."""
 
     def prune(net: nn.Module) -> Any:
-        modules, put_back = dict(net.named_modules()), _noted(own)
-        before, parameters, values = _print(net), dict(own.named_parameters()), _print(own)
+        modules, names = dict(net.named_modules()), [name for name, _ in own.named_parameters()]
+        before, values = _print(net), _print(own)
         try:
             result = rule(net)
         except Exception as error:
-            put_back()
             raise RuntimeError(f"prune_rule failed with {said(error)}") from error
-        masked = dict(own.named_parameters()).keys() != parameters.keys()
+        masked = [name for name, _ in own.named_parameters()] != names
         if masked or (_print(own) != values and _print(net) == before):
-            put_back()
             raise ValueError(
-                "prune_rule must prune the network that it is given, a trained copy of net, and not net itself, which "
-                "it has changed (it is as it was before again)"
+                "prune_rule must prune the network that it is given, a trained copy of net, not net itself, which it "
+                "has changed: build net anew"
             )
         now = dict(net.named_modules())
         for path in [*modules, *now]:
@@ -66,30 +63,6 @@ def checked(rule: Rule, own: nn.Module) -> Rule:
 
 def _print(net: nn.Module) -> str:
     return of_arrays(tensor for _, tensor in _of_layers(net))
-
-
-def _noted(net: nn.Module) -> Callable[[], None]:
-    """A function that puts a network back to where it is now."""
-    held = {module: {key: _copied(part) for key, part in vars(module).items()} for module in net.modules()}
-    values = [(parameter, parameter.detach().clone()) for parameter in net.parameters()]
-
-    def put_back() -> None:
-        for module, parts in held.items():
-            for key in vars(module).keys() - parts.keys():  # what masks have computed
-                del vars(module)[key]
-            for key, part in parts.items():
-                if isinstance(part, dict):  # the same one as before, which handles of hooks know
-                    vars(module)[key].clear()
-                    vars(module)[key].update(part)
-        with torch.no_grad():
-            for parameter, value in values:
-                parameter.copy_(value)
-
-    return put_back
-
-
-def _copied(part: Any) -> Any:
-    return dict(part) if isinstance(part, dict) else part
 
 
 def _of_layers(net: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lth import prune, pruning
-from lth.api import export, own_network
+from lth.api import export
 from lth.data.images import Images
 from lth.data.loaders import test_batches
 from lth.data.sets import as_images
@@ -36,9 +36,9 @@ from lth.training.sparse import choose
 class SavedTicket:
     """The ticket of one round of a run.
 
-    masks: a boolean tensor a pruned parameter, by its name: True kept.
-    start: the weights that its training started from, 0 where pruned: every parameter and buffer, by name.
-    trained: the weights at the early-stop iteration of that training; None where they were not kept or not yet made.
+    masks: a boolean tensor per pruned parameter, by its name: True kept.
+    start: the weights that its training starts from, 0 where pruned: every parameter and buffer, by name.
+    trained: the weights at the early-stop iteration of that training; None if they were not kept or not trained yet.
     row: the line of rounds.csv: round, remaining (percent), ES, val and test (percent), ...; empty if not yet made.
     """
 
@@ -68,15 +68,7 @@ class SavedTicket:
         state = self._weights(weights)
         if checks.truth("as_pruned", as_pruned):
             _plain(model)
-        bare = models.state_of(_bare(checks.network("model", model)))
-        wrong = [name for name in {**state, **bare} if name not in bare or name not in state]
-        if wrong or any(bare[name].shape != state[name].shape for name in state):
-            name = sorted(wrong)[0] if wrong else next(n for n in state if bare[n].shape != state[n].shape)
-            has, needs = (tuple(held[name].shape) if name in held else "none" for held in (bare, state))
-            raise ValueError(
-                f"model must have the parameters of {self.run.arch_type}, which the ticket is of: {name} has the "
-                f"shape {needs} there, in model {has}"
-            )
+        models.load_state(_bare(checks.network("model", model)), state)  # refused before anything is changed
         prune.detach(model)
         models.load_state(model, state)
         return prune.attach(model, self.masks) if as_pruned else model
@@ -91,11 +83,11 @@ class SavedTicket:
         """The accuracy of the ticket in percent: on the test images of the run, what rounds.csv calls `test`.
 
         Args:
-            data: the name of a data set (the run's own is looked for where the run had it), an .npz file or
-                `lth.data.Images`, whose test images are taken; or a loader: any re-iterable of batches
+            data: the name of a data set (the run's own is read from where the run had it), an .npz file or
+                `lth.data.Images`, whose test images are used; or a loader: any re-iterable of batches
                 (examples (B, ...), labels (B,)).
-            model: of the run's architecture, for runs of a network of your own; else it is found under archs/, where
-                it must not have been edited since. It is not changed.
+            model: a network of the run's architecture, which is not changed. It must be given for runs of a network of
+                your own; others are found under archs/, where they must not have been edited since.
             weights: "trained" or "start".
             device: None: a GPU where there is one.
         """
@@ -104,24 +96,21 @@ class SavedTicket:
         settings = about.get("settings", {})
         images = self._images(data, about)
         model = self._applied(model, weights)
-        precision, state = settings.get("precision", Config.precision), models.state_of(model)
+        precision = settings.get("precision", Config.precision)
         right = seen = 0
         with numerics(precision, settings.get("threads", 1)), torch.no_grad():
             feed = images.feed([self.run.seed], 1, 1, place) if images else None
             parts = feed.test() if feed else test_batches(data, place)
             first = list(itertools.islice(parts, 1))
             example = first[0][0][:2] if first else torch.empty(0)
-            # By the products that found the accuracy in rounds.csv.
-            sparsely = choose(model, [self.masks], about.get("sparse_up_to", {}), example)
-            fast = channels_last(lambda: models.copy_of(model), example)
-            network = Network(
+            network = Network(  # with the products that gave the accuracy in rounds.csv
                 model,
-                [state],
+                [models.state_of(model)],
                 [self.masks],
                 place,
                 autocast=precision == "bf16",
-                sparse=sparsely,
-                channels_last=fast,
+                sparse=choose(model, [self.masks], about.get("sparse_up_to", {}), example),
+                channels_last=channels_last(lambda: models.copy_of(model), example),
             )
             network.model.eval()
             for x, y in itertools.chain(first, parts):
@@ -143,14 +132,14 @@ class SavedTicket:
         model: nn.Module | None = None,
         weights: str = "trained",
     ) -> Path:
-        """Write the network, pruned weights as zeros, for other programs. Gives the file's path.
+        """Write the network, pruned weights as zeros, for other programs. Returns the file's path.
 
         Args:
             file: ends in .onnx (current opset, any batch size; needs the packages onnx and onnxscript) or .pt2
                 (torch.export).
-            example: two or more examples (B, ...) as the network takes them; None: of the shape of the run's images,
-                where config.json tells it. The network takes images scaled as the run's `--pixels` says.
-            model: of the run's architecture, for runs of a network of your own; else it is found under archs/.
+            example: two or more examples (B, ...) as the network takes them; None: of the shape of the run's images, if
+                config.json has it. The network takes images scaled as the run's `--pixels` says.
+            model: as in `evaluate`.
             weights: "trained" or "start".
 
         Raises TypeError, ValueError: an argument is wrong, or the model cannot be exported; ImportError: ONNX is not
@@ -175,7 +164,7 @@ class SavedTicket:
         return self.apply(self._model() if model is None else _bare(checks.network("model", model)), weights=weights)
 
     def _images(self, data: Any, about: Mapping[str, Any]) -> Images | None:
-        """The data set that `data` stands for, as the run with that config.json saw its own; None if it is none."""
+        """The data set that `data` stands for, scaled as in the run with that config.json; None if it is a loader."""
         settings = about.get("settings", {})
         own = isinstance(data, str) and names.dataset(data) == names.dataset(self.run.dataset) and "own" not in about
         folder = settings.get("data")
@@ -193,28 +182,18 @@ class SavedTicket:
         return self.trained
 
     def _model(self) -> nn.Module:
-        """A model of the run's architecture; ValueError if there is none, or if it has changed since."""
-        about, why = config_of(self.run), "its shapes are others"
-        own = "own" in about  # handed over, with whatever weights
-        image = () if own else tables.image_shape(self.run)
-        sizes = sorted({len(tensor) for tensor in self.start.values() if tensor.ndim})
-        for classes in [about["classes"]] if "classes" in about else sizes:
-            try:
-                make = models.find(self.run.arch_type, self.run.dataset, classes, image=image)
-                model = models.constant(make)()
-            except ConfigError as error:
-                why = str(error)
-                break
-            if {name: x.shape for name, x in models.state_of(model).items()} == self._shapes():
-                now = own_network.fingerprint_of(model) if own else identity.of_model(make)
-                if same.differing(same.recorded(self.run), {"model": now}):
-                    found = f"{self.run.arch_type} under archs/ has changed since this ticket was found"
-                    raise ValueError(f"model must be given, since {found}")
-                return model
-        raise ValueError(f"model must be given, since {self.run.arch_type} is no model under archs/ ({why})")
-
-    def _shapes(self) -> dict[str, torch.Size]:
-        return {name: tensor.shape for name, tensor in self.start.items()}
+        """The run's model from archs/; ValueError if there is none, or if it has changed since."""
+        about, arch = config_of(self.run), self.run.arch_type
+        if "own" in about:
+            raise ValueError(f"model must be given, since {arch} is a network of your own, not a model under archs/")
+        try:
+            make = models.find(arch, self.run.dataset, about.get("classes"), image=tables.image_shape(self.run))
+            model = models.constant(make)()
+        except ConfigError as error:
+            raise ValueError(f"model must be given, since {arch} is not found under archs/ ({error})") from None
+        if same.differing(same.recorded(self.run), {"model": identity.of_model(make)}):
+            raise ValueError(f"model must be given, since {arch} under archs/ has changed since this ticket was found")
+        return model
 
 
 def _plain(model: nn.Module) -> nn.Module:
@@ -232,7 +211,7 @@ def _bare(model: nn.Module) -> nn.Module:
 
 
 def placed(device: str | torch.device | None) -> tuple[torch.device, str]:
-    """The device that an argument `device` means, and a sentence about it where it is not what was asked for."""
+    """The device that an argument `device` means, and a remark if it is not the requested one."""
     try:
         return devices.choose(checks.device("device", device))
     except ConfigError as error:
@@ -240,16 +219,15 @@ def placed(device: str | torch.device | None) -> tuple[torch.device, str]:
 
 
 def load_ticket(folder: str | os.PathLike[str], round: int | None = None) -> SavedTicket:
-    """The ticket of a round that was saved.
+    """The saved ticket of a round.
 
     Args:
-        folder: of a run, under dumps/ or saves/ (`saves/fc1/mnist/default/lt/seed0`); or one above it that holds a
-            single run.
-        round: counted from 0, the dense network; None: the last one that is finished.
+        folder: of a run, under dumps/ or saves/ (`saves/fc1/mnist/default/lt/seed0`), or one above a single run.
+        round: counted from 0, the dense network; None: the last finished one.
 
     Raises:
         TypeError, ValueError: there is no such run or no such round; the message says which there are.
-        lth.records.tickets.Damaged, lth.records.files.RecordError: a file is spoiled.
+        lth.records.tickets.Damaged, lth.records.files.RecordError: a file is damaged.
     """
     run = folders.run_of("folder", checks.path("folder", folder))
     tables.check(run)
@@ -258,12 +236,8 @@ def load_ticket(folder: str | os.PathLike[str], round: int | None = None) -> Sav
     if not have:
         raise ValueError(f"folder must be of a run with tickets, but there are none in {run.saves}")
     if round is None:
-        try:
-            round = tickets.last_finished(run)
-        except ValueError as error:
-            raise ValueError(f"round must be one of {have[0]} to {have[-1]}: {error}") from None
-    checks.whole("round", round, 0)
-    if round not in have:
+        round = tickets.last_finished(run)
+    if checks.whole("round", round, 0) not in have:
         raise ValueError(f"round must be one of {have[0]} to {have[-1]}, the rounds of {run.saves}, not {round}")
     ticket = tickets.read_ticket(run, round)
     start = {name: x * ticket.masks[name] if name in ticket.masks else x for name, x in ticket.start.items()}

@@ -223,7 +223,6 @@ def test_weights_under_a_parametrisation_of_ones_own_are_seen_as_a_forward_pass_
 
 @pytest.mark.parametrize("as_pruned", [False, True])
 def test_looking_at_spectral_norm_in_training_is_no_step_of_it(as_pruned: bool) -> None:
-    """Nor is a model told from its own beginning by that."""
     net = nn.Sequential(nn.Flatten(), parametrizations.spectral_norm(nn.Linear(64, 30)), nn.Linear(30, 4)).train()
     masks = masks_of(net)
     assert "1.parametrizations.weight.original" in masks
@@ -249,34 +248,20 @@ def test_tied_weights_are_looked_at_in_all_their_layers() -> None:
     half = copy.deepcopy(net)
     torch_prune.custom_from_mask(half[0], "weight", masks["0.weight"])
     assert "pruned weights of 1.weight are not 0" in found(half, masks)
-
-
-@pytest.mark.parametrize("saved", [False, True])
-def test_equal_values_are_no_tie(saved: bool) -> None:
-    """Biases begin with 0, all of them; one that is pruned says nothing of the others."""
-    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
-    for layer in net:
+    for layer in net:  # equal values are no tie
         nn.init.zeros_(layer.bias)
-    masks = {"0.bias": torch.arange(8) < 4}
-    for layer in net[1:]:
-        torch_prune.identity(layer, "bias")
-    lth.audit(net.state_dict() if saved else net, masks, initial=net)
+    torch_prune.identity(net[1], "bias")
+    for model in (net, net.state_dict()):
+        lth.audit(model, {"0.bias": torch.arange(8) < 4}, initial=net)
 
 
 def test_bad_arguments_are_said() -> None:
     for kind, words, arguments in (
         (TypeError, "model must be a torch.nn.Module or a state dict, not 3", {"model": 3}),
         (TypeError, "ticket must be a ticket .* not 'x'", {"ticket": "x"}),
-        (
-            ValueError,
-            "ticket must have masks of 0 and 1, but 768 values",
-            {"ticket": {"fc1.weight": torch.rand(12, 64)}},
-        ),
-        (TypeError, "initial must be a torch.nn.Module or a state dict, not 'x'", {"initial": "x"}),
+        (ValueError, "ticket must have masks of 0 and 1, but 768", {"ticket": {"fc1.weight": torch.rand(12, 64)}}),
         (ValueError, "initial must have all parameters under masks, but has no fc1.weight", {"initial": {}}),
-        (TypeError, "trained must be True or False", {"trained": 1}),
         (ValueError, "remaining must be a percentage from 0 to 100, not 120", {"remaining": 120}),
-        (TypeError, "percent must be a percentage, not '5'", {"percent": "5"}),
         (ValueError, "percent must be of layers of the ticket, .* not of fc3", {"percent": {"fc3": 5}}),
         (ValueError, "control must be one of reinit, shuffle, random", {"control": "lt", "original": MASKS}),
         (ValueError, "control and original must be given together", {"control": "shuffle"}),

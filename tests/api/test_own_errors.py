@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,6 @@ from torch.nn.utils import prune
 
 import main
 import utils
-from lth.api import own_rule
 from lth.data import stream
 from lth.training.train import TrialError
 
@@ -62,10 +60,9 @@ def test_a_network_that_fails_is_named(net: Callable[[], nn.Module], said: str) 
     assert str(caught.value) == said and isinstance(caught.value.__cause__, (KeyError, RuntimeError))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_a_network_of_another_type_than_float32_is_named(dtype: torch.dtype) -> None:
-    with pytest.raises(ValueError, match=rf"fc1\.weight is {dtype}, but examples are float32: call \.float\(\) on"):
-        find(Mlp().to(dtype))
+def test_a_network_of_another_type_than_float32_is_named() -> None:
+    with pytest.raises(ValueError, match=r"fc1\.weight is torch.bfloat16, but examples are float32: call \.float"):
+        find(Mlp().to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("error", ["IndexError", "SystemExit"])
@@ -88,20 +85,8 @@ def replaces(net: nn.Module) -> None:
     net.fc1 = nn.Linear(64, 12)
 
 
-def adds(net: nn.Module) -> None:
-    net.fc3 = nn.Linear(2, 2)
-
-
-def reshapes(net: nn.Module) -> None:
-    net.fc1.bias = nn.Parameter(torch.zeros(11))  # type: ignore[union-attr]
-
-
 def spoils(net: nn.Module) -> None:
     net.fc1.weight_orig.data[0, 0] = torch.nan  # type: ignore[index, union-attr]
-
-
-def spoils_in_place(net: nn.Module) -> None:
-    net.fc1.weight.data[0, 0] = torch.inf  # type: ignore[index, union-attr]
 
 
 def halves(net: nn.Module) -> None:
@@ -113,10 +98,7 @@ def halves(net: nn.Module) -> None:
     [
         (breaks, RuntimeError, "prune_rule failed with AttributeError: 'Mlp' object has no attribute 'fc9'"),
         (replaces, ValueError, "prune_rule must prune the layers that are there, but has replaced or added fc1"),
-        (adds, ValueError, "prune_rule must prune the layers that are there, but has replaced or added fc3"),
-        (reshapes, ValueError, r"prune_rule must leave .* parameters and their shapes, but fc1\.bias is another"),
         (spoils, ValueError, "prune_rule must leave finite weights, but leaves NaN or infinity in fc1.weight_orig"),
-        (spoils_in_place, ValueError, "prune_rule must leave finite weights, but leaves NaN or infinity in fc1.weight"),
         (halves, ValueError, "prune_rule must leave masks of 0 and 1, but fc1.weight_mask has other values"),
     ],
 )
@@ -138,34 +120,17 @@ def zeroes(net: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("way", [masks, zeroes])
-def test_a_rule_that_prunes_the_users_own_net_is_refused_and_net_as_it_was(way: Callable[[nn.Module], None]) -> None:
-    net = seeded()
-    before, names = copy.deepcopy(net.state_dict()), set(vars(net.fc1))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^prune_rule must prune the network that it is given"):
-        find(net, prune_rule=lambda _: way(net))
-    assert list(net.state_dict()) == list(before) and all(net.state_dict()[name].equal(before[name]) for name in before)
-    assert set(vars(net.fc1)) == names and net(torch.ones(1, 64)).shape == (1, 4)  # type: ignore[arg-type]
-
-
-def test_a_rule_may_use_the_users_own_net_to_find_what_it_prunes() -> None:
+def test_a_rule_that_prunes_the_users_own_net_alone_is_refused(way: Callable[[nn.Module], None]) -> None:
     net, other = seeded(), seeded()
+    with pytest.raises(ValueError, match=r"^prune_rule must prune the network that it is given"):
+        find(other, prune_rule=lambda _: way(other))
+    other = seeded()
 
     def rule(given: nn.Module) -> None:
         zeroes(net)
         zeroes(given)
 
-    assert find(net, prune_rule=rule) == find(other, prune_rule=zeroes)
-
-
-def test_a_rule_that_never_runs_is_refused_before_any_training() -> None:
-    async def later(net: nn.Module) -> None: ...
-
-    def yields(net: nn.Module) -> Iterator[None]:
-        yield
-
-    for rule in (later, yields):
-        with pytest.raises(TypeError, match="which never runs"):
-            own_rule.check_rule(rule)
+    assert find(net, prune_rule=rule) == find(other, prune_rule=zeroes), "it may use net to find what to prune"
 
 
 class Endless:
@@ -182,11 +147,10 @@ def test_training_data_without_an_end_are_streamed(monkeypatch: pytest.MonkeyPat
         find(seeded(), given, in_memory=True)
 
 
-@pytest.mark.parametrize("part", ["validation", "test"])
-def test_other_data_without_an_end_are_refused(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_data_without_an_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "ENDLESS", 100)
-    with pytest.raises(ValueError, match=rf"^data\.{part} must end or have a __len__, .* given 110 examples"):
-        find(seeded(), {**tiny(), part: Endless()})
+    with pytest.raises(ValueError, match=r"^data\.test must end or have a __len__, .* given 110 examples"):
+        find(seeded(), {**tiny(), "test": Endless()})
     assert len(find(seeded(), rounds=0)) == 1, "data with a length may be as long as they are"
 
 

@@ -20,6 +20,7 @@ from own import (
     seeded,
     tiny,
 )
+from torch import nn
 
 import lth
 from lth import data
@@ -32,7 +33,7 @@ from lth.training import models
 
 def test_a_ticket_evaluates_to_the_digits_of_rounds_csv(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for arch in ("mlp", "drop", "conv"):
-        (run,) = do(settings(place, arch_type=arch, end_iter="20it"))
+        (run,) = session.run(settings(place, arch_type=arch, end_iter="20it"))
         table = tables.table(run, "rounds")
         for number in range(3):
             ticket = lth.load_ticket(run.saves, round=number)
@@ -44,23 +45,22 @@ def test_a_ticket_evaluates_to_the_digits_of_rounds_csv(place: Path, monkeypatch
     assert lth.load_ticket(run.dumps).round == 2
 
 
+@pytest.mark.filterwarnings("ignore")  # PyTorch would rather have other compilers used
 def test_a_ticket_is_not_evaluated_by_another_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     (run,) = session.run(settings(place, prune_iterations=1))
-    own = place / "own"
-    find(models.find("mlp", "tiny", 4)(), place / "data" / "tiny.npz", save=own, valid_size=40)
-    file = place / "archs/tiny/mlp.py"
+    ticket, images, file = lth.load_ticket(run.saves), place / "data" / "tiny.npz", place / "archs/tiny/mlp.py"
     text = file.read_text()
-    for new, other in ((text.replace("nn.ReLU()", "nn.Tanh()"), True), (f"# Mine.\n{text}", False)):
-        file.write_text(new)
-        for folder in (run.saves, own):
-            ticket = lth.load_ticket(folder)
-            if other:
-                with pytest.raises(ValueError, match=r"^model must be given, since \w+ under archs/ has changed since"):
-                    ticket.evaluate(place / "data" / "tiny.npz")
-            else:
-                found = ticket.evaluate(place / "data" / "tiny.npz", device="cpu")
-                assert float(f"{found:.10g}") == ticket.row["test"]
+    file.write_text(text.replace("nn.ReLU()", "nn.Tanh()"))
+    with pytest.raises(ValueError, match=r"^model must be given, since mlp under archs/ has changed since"):
+        ticket.evaluate(images)
+    file.write_text(f"# Mine.\n{text}")
+    assert float(f"{ticket.evaluate(images, device='cpu'):.10g}") == ticket.row["test"]
+    file.unlink()
+    with pytest.raises(ValueError, match=r"^model must be given, since mlp is not found under archs/ \("):
+        ticket.evaluate(images)
+    with pytest.raises(ValueError, match=r"^model must be a plain network, not one of torch\.jit\.script"):
+        ticket.apply(torch.jit.script(nn.Linear(64, 4)), as_pruned=True)
 
 
 def test_a_name_means_the_images_that_the_run_had(place: Path) -> None:
@@ -107,21 +107,6 @@ def test_a_ticket_for_data_served_by_anothers_models_needs_neither_their_folder_
     assert works(place / "moved" / "mine.npz")
 
 
-@pytest.mark.filterwarnings("ignore")  # PyTorch would rather have other compilers used
-def test_a_scripted_model_is_evaluated_and_said_to_take_no_other_layers(place: Path) -> None:
-    layers = "nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, num_classes)"
-    made = f"def scripted(num_classes=4):\n    return torch.jit.script(nn.Sequential({layers}))\n"
-    (place / "archs" / "tiny" / "scripted.py").write_text(f"import torch\nfrom torch import nn\n\n\n{made}")
-    (run,) = do(settings(place, arch_type="scripted", prune_iterations=2))
-    ticket = lth.load_ticket(run.saves)
-    for model in (None, models.find("scripted", "tiny", 4)()):
-        found = ticket.evaluate(place / "data" / "tiny.npz", model, device="cpu")
-        assert float(f"{found:.10g}") == ticket.row["test"]
-    for change in (ticket.sparse, lambda: ticket.apply(models.find("scripted", "tiny", 4)(), as_pruned=True)):
-        with pytest.raises(ValueError, match=r"^model must be a plain network, not one of torch\.jit\.script"):
-            change()
-
-
 @pytest.mark.filterwarnings("ignore")  # of what is old
 def test_a_model_that_holds_what_it_has_computed_is_evaluated_and_exported(place: Path) -> None:
     (place / "archs" / "tiny" / "normed.py").write_text(
@@ -129,7 +114,7 @@ def test_a_model_that_holds_what_it_has_computed_is_evaluated_and_exported(place
         "    first = nn.utils.weight_norm(nn.Linear(64, 12))\n"
         "    return nn.Sequential(nn.Flatten(), first, nn.ReLU(), nn.Linear(12, num_classes))\n"
     )
-    (run,) = do(settings(place, arch_type="normed", prune_iterations=2))
+    (run,) = session.run(settings(place, arch_type="normed", prune_iterations=2))
     ticket, x = lth.load_ticket(run.saves), torch.randn(3, 1, 8, 8)
     for model in (None, models.find("normed", "tiny", 4)()):
         found = ticket.evaluate(place / "data" / "tiny.npz", model, device="cpu")
@@ -150,7 +135,7 @@ def test_a_ticket_of_an_own_net_evaluates_on_the_users_loaders(tmp_path: Path) -
     for given in (batches(60, 2), loader(60, 2), tiny(), tuple(tiny().values()), SimpleNamespace(**tiny())):
         assert float(f"{ticket.evaluate(given, other):.10g}") == history[2]["test"]
     assert all(a.equal(b) for a, b in zip(before, other.parameters(), strict=True))
-    with pytest.raises(ValueError, match="model must be given, since Conv is no model under archs/"):
+    with pytest.raises(ValueError, match="model must be given, since Conv is a network of your own"):
         ticket.evaluate(batches(60, 2))
 
 
@@ -173,23 +158,20 @@ def test_apply_puts_plain_weights_or_masks_on_a_model(place: Path) -> None:
     assert ticket.trained is not None and ticket.trained["layers.0.weight"].equal(model.layers[0].weight)
     for wrong, kind, words in (
         ("fc1", TypeError, "model must be a torch.nn.Module, not 'fc1'"),
-        (Mlp(), ValueError, "model must have the parameters of conv"),
-        (models.find("conv", "tiny", 5)(), ValueError, r"layers.5.bias has the shape \(4,\) there, in model \(5,\)"),
+        (Mlp(), ValueError, "model must have the parameters and shapes of the ticket"),
+        (models.find("conv", "tiny", 5)(), ValueError, r"of the ticket; layers.5.weight, layers.5.bias differ"),
     ):
         with pytest.raises(kind, match=words):
             ticket.apply(wrong)  # type: ignore[arg-type]
 
 
 def test_load_ticket_says_what_there_is(place: Path) -> None:
-    runs = do(settings(place, prune_type=("lt", "reinit"), keep_weights="last"))
+    runs = session.run(settings(place, prune_type=("lt", "reinit"), keep_weights="last"))
     for folder, number, kind, words in (
         (place / "nowhere", 0, ValueError, "folder must be .*there is no folder"),
         (place / "data", 0, ValueError, "folder must be a run's folder.*in which there is none"),
         (place, 0, ValueError, "which has several"),
-        (3, 0, TypeError, "folder must be a path, not 3"),
         (runs[0].saves, 7, ValueError, "round must be one of 0 to 2, .*not 7"),
-        (runs[0].saves, "1", TypeError, "round must be a whole number"),
-        (runs[0].saves, -1, ValueError, "round must be a whole number of at least 0"),
     ):
         with pytest.raises(kind, match=words):
             lth.load_ticket(folder, number)  # type: ignore[arg-type]
@@ -213,7 +195,5 @@ def test_results_is_a_tidy_table(place: Path) -> None:
         folder = runner(place, learning_rate=rate).run().runner.config.root
     table = lth.results(folder)
     assert len(table) == 6 and set(table["lr"]) == {"0.01", "0.02"}
-    with pytest.raises(TypeError, match="root must be a path, not 3"):
-        lth.results(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"root must be the folder .*there is no folder"):
         lth.results(place / "nowhere")
