@@ -92,7 +92,11 @@ def _write(
     }
     scores = {name: _trained(weight, generator) for name, weight in weights.items()}
     deciding = dict(part.split("=") for part in run.settings.split(",") if "=" in part)
-    files.write_json(run.dumps / "config.json", {"deciding": {**Config().deciding(), **deciding}})
+    first = next(iter(shapes.values()))
+    side = math.isqrt(first[1]) if len(first) == 2 else 8
+    image = [1 if len(first) == 2 else first[1], side, side]
+    facts = {"deciding": {**Config().deciding(), **deciding}, "image_shape": image}
+    files.write_json(run.dumps / "config.json", facts)
     if saves:
         tickets.write_state(run, "initial", weights, "test")
     masks = pruning.dense(weights)

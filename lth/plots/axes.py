@@ -26,8 +26,8 @@ SPARSITY: dict[str, tuple[str, Callable[[float], str]]] = {  # what an x axis of
 def remaining_axis(
     axes: Axes, remaining: Iterable[float], ticks: int = 8, label: bool = True, kind: str = "remaining"
 ) -> None:
-    """An x axis of weights remaining: logarithmic, from 100% on the left, ticks at rounds, the last among them. `kind`
-    is a name in SPARSITY."""
+    """An x axis of weights remaining: logarithmic, 100% on the left, ticks at rounds, also the last one. `kind` is
+    a name in SPARSITY."""
     name, text = SPARSITY[kind]
     values = sorted({value for value in remaining if value > 0}, reverse=True) or [100.0]
     first, last = values[0], values[-1]
@@ -54,10 +54,10 @@ def iterations_axis(axis: Any) -> None:
 
 
 def accuracy_axis(axes: Axes, values: Sequence[float], least: float = 5.0) -> bool:
-    """A y axis that holds all of these accuracies, so that a few collapsed networks do not flatten the others.
+    """A y axis for all of these accuracies on which a few collapsed networks do not flatten the others.
 
-    Where some lie far below, the axis is linear from the top four times as far down as the best third reaches, at least
-    `least` points, and what is below that is compressed into a shaded strip at its bottom. Gives whether it is.
+    If some lie far below, the axis is linear from the top four times as far down as the best third reaches, at least
+    `least` points, and the rest is compressed into a shaded strip at its bottom. Returns whether it is.
     """
     found = np.asarray([value for value in values if math.isfinite(value)])
     top, lowest = float(found.max(initial=0)), float(found.min(initial=100))

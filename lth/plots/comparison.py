@@ -51,9 +51,8 @@ def comparison(runs: Sequence[Run], folder: Path, format: str = "png", x: str = 
         said = caption(rounds)
         if verdict.late_stops(table)[0] > verdict.late_stops(table)[1] / 2:
             said += "; early stop is the last evaluation in most rounds"
-        cells = figure.add_gridspec(
-            2 * len(groups), 2, height_ratios=[0.22 if len(groups) > 1 else 0.001, 1] * len(groups)
-        )
+        heights = [0.22 if len(groups) > 1 else 0.001, 1] * len(groups)
+        cells = figure.add_gridspec(2 * len(groups), 2, height_ratios=heights)
         lefts: list[Axes] = []
         for row, (title, arms) in enumerate(groups):
             left, right = (figure.add_subplot(cells[2 * row + 1, column]) for column in range(2))
@@ -62,7 +61,7 @@ def comparison(runs: Sequence[Run], folder: Path, format: str = "png", x: str = 
                 arm_lines(axes, rounds, arms, column, dense)
                 rings(axes, table[table["arm"].isin(arms[1:] if row else arms)], column)
                 scales.remaining_axis(axes, rounds["remaining"], label=row == len(groups) - 1, kind=x)
-            if scales.accuracy_axis(left, shown_accuracies(rounds)) and not row:
+            if scales.accuracy_axis(left, rounds[rounds["remaining"] > 0]["test"].tolist()) and not row:
                 said += f"; {scales.COMPRESSED}"
             left.set_ylabel("test accuracy (%)")
             right.set_ylabel("early stop (iteration)")
@@ -104,14 +103,9 @@ def grouped(arms: Sequence[str]) -> list[tuple[str, list[str]]]:
 def arm_lines(
     axes: Axes, rounds: pd.DataFrame, arms: Sequence[str], column: str, dense: float, scale: float = 1.0
 ) -> None:
-    """A line an arm: mean over trials, and the band between the lowest and the highest; the dense network's value."""
-    shown = rounds[rounds["remaining"] > 0]
+    """A line with its band per arm, and the dense network's value."""
     for arm, look in style.looks(arms).items():
-        by_round = shown[shown["arm"] == arm].groupby("round")
-        x, values = by_round["remaining"].mean(), by_round[column]
-        axes.plot(x, values.mean(), label=arm, **style.line(look, scale))
-        if (values.count() > 1).any():
-            axes.fill_between(x, values.min(), values.max(), color=look.color, alpha=0.18, linewidth=0)
+        style.band(axes, rounds[rounds["arm"] == arm], column, arm, look, scale)
     whole = rounds[rounds["round"] == 0]["remaining"].max() > 99.9
     axes.axhline(dense, label=style.LAST[0] if whole else "the ticket of round 0", **DENSE)
 
@@ -121,14 +115,8 @@ def rings(axes: Axes, table: pd.DataFrame, column: str, scale: float = 1.0) -> N
     for kind, (name, color) in RINGS.items():
         wins = table[table["winning"] & (table["accuracy"] == kind)]
         if len(wins):
-            ring: dict[str, Any] = {"markersize": 7.5 * scale, "markeredgewidth": 1.1 * scale}
-            ring |= {"markerfacecolor": "none", "markeredgecolor": color, "linestyle": "none"}
-            axes.plot(wins["remaining"], wins[column], "o", **ring, label=name, zorder=4)
-
-
-def shown_accuracies(rounds: pd.DataFrame) -> list[float]:
-    """The accuracies that a logarithmic axis of weights remaining has room for."""
-    return rounds[rounds["remaining"] > 0]["test"].tolist()
+            ring: dict[str, Any] = {"markersize": 7.5 * scale, "markeredgewidth": 1.1 * scale, "mec": color}
+            axes.plot(wins["remaining"], wins[column], "o", mfc="none", linestyle="none", **ring, label=name, zorder=4)
 
 
 def caption(rounds: pd.DataFrame, each: bool = False) -> str:

@@ -56,11 +56,7 @@ def _drawn(lines: Lines, file: Path, runs: Sequence[Run]) -> list[Path]:
         looks = dict(zip(barriers, itertools.cycle(style.looks(known).values()), strict=False))
         for axes, half in zip(panels, ("test", "train"), strict=False):
             for name, table in barriers.items():
-                by_round = table[table["remaining"] > 0].groupby("round")
-                x, values = by_round["remaining"].mean(), by_round[half]
-                axes.plot(x, values.mean(), label=style.named(name), **style.line(looks[name]))
-                if (values.count() > 1).any():
-                    axes.fill_between(x, values.min(), values.max(), color=looks[name].color, alpha=0.18, linewidth=0)
+                style.band(axes, table, half, name, looks[name])
             axes.axhline(STABLE, color=style.DARK, linestyle=(0, (4, 2)), linewidth=1, label=LIMIT)
             axes.set_ylabel(f"{'test' if half == 'test' else 'training'} error barrier (points)")
             axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))

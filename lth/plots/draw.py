@@ -56,8 +56,8 @@ def draw_all(
 
 
 def fingerprint(runs: Iterable[Run]) -> str:
-    """A hash of what the figures of runs depend on: the numbers, the settings, which tickets are there, and the code
-    that draws. Times of change are not asked: files may have come from another machine with their old ones."""
+    """A hash of what the figures of runs depend on: the numbers, the settings, which tickets there are, and the code
+    that draws. Not the files' times: they may have come from another machine with their old ones."""
     digest = hashlib.sha256()
     code = ("plots/*.py", "plots/*.html", "records/*.py", "settings/arms.py")
     for file in sorted(file for pattern in code for file in CODE.glob(pattern)):
@@ -74,15 +74,19 @@ def fingerprint(runs: Iterable[Run]) -> str:
 
 
 def up_to_date(runs: Sequence[Run], folder: Path, format: str) -> list[Path] | None:
-    """The figures of these runs, if they have been drawn from what the files say now; None if not."""
+    """The figures of these runs, if they were drawn from the current files and are whole; None if not."""
     known = files.read_json(folder / RECORD).get(format)
     if not isinstance(known, dict) or known.get("source") != fingerprint(runs):
         return None
-    figures = [folder / str(name) for name in known.get("figures", [])]
-    return figures if all(figure.is_file() for figure in figures) else None
+    sizes = known.get("sizes")
+    if not isinstance(sizes, dict):
+        return None
+    figures = {folder / name: size for name, size in sizes.items()}
+    whole = all(figure.is_file() and figure.stat().st_size == size for figure, size in figures.items())
+    return list(figures) if whole else None
 
 
 def record(folder: Path, format: str, source: str, figures: Sequence[Path]) -> None:
-    """Write down what these figures were drawn from."""
-    drawn = {"source": source, "figures": [figure.name for figure in figures]}
+    """Record what these figures were drawn from, and their sizes."""
+    drawn = {"source": source, "sizes": {figure.name: figure.stat().st_size for figure in figures}}
     files.write_json(folder / RECORD, {**files.read_json(folder / RECORD), format: drawn})

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from lth.plots import axes as scales
 from lth.plots import style
-from lth.plots.comparison import arm_lines, caption, grouped, per_point, rings, shown_accuracies, trials
+from lth.plots.comparison import arm_lines, caption, grouped, per_point, rings, trials
 from lth.records import labels, verdict
 from lth.records.tables import Run
 
@@ -61,4 +61,4 @@ def _panel(upper: Axes, lower: Axes, rounds: pd.DataFrame, arms: Sequence[str]) 
         rings(axes, table[table["arm"].isin(arms)], column, scale=0.75)
         scales.remaining_axis(axes, rounds["remaining"], ticks=5, label=axes is lower)
     lower.set_ylim(0, rounds["ES_ratio"].max() * 1.08)
-    return scales.accuracy_axis(upper, shown_accuracies(rounds))
+    return scales.accuracy_axis(upper, rounds[rounds["remaining"] > 0]["test"].tolist())

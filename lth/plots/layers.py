@@ -15,7 +15,6 @@ import pandas as pd
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lth.plots import axes as scales
@@ -23,16 +22,16 @@ from lth.plots import style
 from lth.records import labels, tables, verdict
 from lth.records.tables import Run
 
-FEW_LAYERS = 6  # that lines can tell apart; more become a heat map
+FEW_LAYERS = 6  # as many as lines can show; more become a heat map
 MARKERS = "osD^vP"
 ACROSS = 3  # panels side by side
-ROUNDING = 3  # weights: what rounding to whole ones, round after round, makes of equal rates
+ROUNDING = 3  # weights by which rounding to whole ones, round after round, makes equal rates differ
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Percent of each layer's weights (rows) that survive in each round (columns): mean over trials; and how many
-    weights the layers have."""
+    """Percent of each layer's weights (rows) that survive in each round (columns), mean over trials; and the layers'
+    numbers of weights."""
 
     percent: pd.DataFrame
     totals: pd.Series
@@ -66,7 +65,8 @@ def layers(runs: Sequence[Run], folder: Path, format: str = "png") -> list[Path]
         for axes in panels[len(shown) :]:
             axes.remove()
         for axes, (arms, found) in zip(panels, shown.items(), strict=False):
-            axes.set_title(_named(arms, across, everything=len(shown) == 1))
+            everything = len(shown) == 1 and arms.count(",") > 2
+            axes.set_title("all arms" if everything else textwrap.fill(arms, 90 // across))
             if few:
                 _lines(axes, found, groups)
             else:
@@ -79,7 +79,10 @@ def layers(runs: Sequence[Run], folder: Path, format: str = "png") -> list[Path]
                 axes.set_ylabel("weights remaining (%)")
             style.legend(figure, panels[: len(shown)], "layer (its weights)", columns=3)
         else:
-            _colours(figure, panels[: len(shown)], lowest)
+            mesh = panels[0].collections[0]
+            label = "weights remaining (%)"
+            bar = figure.colorbar(mesh, ax=panels[: len(shown)], label=label, aspect=40, pad=0.01)
+            scales.percent_axis(bar.ax.yaxis, lowest)
     return [file]
 
 
@@ -94,11 +97,6 @@ def _panels(runs: Sequence[Run]) -> dict[str, Kept]:
             both = sorted([found, longer], key=lambda kept: kept.percent.shape[1])
             shown[f"{like}, {arm}" if like else arm] = both[-1]
     return shown
-
-
-def _named(arms: str, across: int, everything: bool) -> str:
-    """The title of a panel."""
-    return "all arms" if everything and arms.count(",") > 2 else textwrap.fill(arms, 90 // across)
 
 
 def _same(found: Kept, other: Kept) -> bool:
@@ -138,29 +136,18 @@ def _lines(axes: Axes, found: Kept, groups: Sequence[Sequence[str]]) -> None:
     for index, names in enumerate(groups):
         here = [name for name in names if name in found.percent.index]
         if here:
-            values = found.percent.loc[here[0]]
-            axes.plot(
-                found.percent.columns,
-                values.where(values > 0),
-                color=colors[index],
-                label=style.named("\n".join(map(found.label, here))),
-                marker=MARKERS[index % len(MARKERS)],
-                markersize=4,
-                linestyle=style.DASHES[index % len(style.DASHES)],
-                linewidth=1.6,
-            )
+            values, name = found.percent.loc[here[0]], style.named("\n".join(map(found.label, here)))
+            look: dict[str, Any] = {"color": colors[index], "linestyle": style.DASHES[index % len(style.DASHES)]}
+            look |= {"marker": MARKERS[index % len(MARKERS)], "markersize": 4, "linewidth": 1.6}
+            axes.plot(found.percent.columns, values.where(values > 0), label=name, **look)
     axes.set_xlabel("round")
     axes.set_xlim(-0.5, max(found.percent.columns) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _norm(lowest: float) -> LogNorm:
-    return LogNorm(min(lowest, 99.0), 100)
-
-
 def _map(axes: Axes, found: Kept, lowest: float, small: bool, named: bool) -> None:
-    """A row a layer, a column a round, the percent written in where it fits; layers without weights are white."""
-    values, norm = found.percent.to_numpy(), _norm(lowest)
+    """A row per layer, a column per round, with the percent where it fits; layers without weights are white."""
+    values, norm = found.percent.to_numpy(), LogNorm(min(lowest, 99.0), 100)
     colors = seaborn.color_palette("viridis", as_cmap=True)
     axes.pcolormesh(np.ma.masked_less_equal(np.nan_to_num(values), 0), cmap=colors, norm=norm, linewidth=0)
     if values.shape[1] <= (0 if small else 15):
@@ -178,10 +165,3 @@ def _map(axes: Axes, found: Kept, lowest: float, small: bool, named: bool) -> No
     numbers = range(0, values.shape[1], step)
     axes.set_xticks([number + 0.5 for number in numbers], [str(found.percent.columns[number]) for number in numbers])
     axes.set_xlabel("round")
-
-
-def _colours(figure: Figure, panels: Sequence[Axes], lowest: float) -> None:
-    """What the colours of the maps mean."""
-    mesh = panels[0].collections[0]
-    bar = figure.colorbar(mesh, ax=list(panels), label="weights remaining (%)", aspect=40, pad=0.01)
-    scales.percent_axis(bar.ax.yaxis, lowest)

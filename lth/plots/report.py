@@ -16,7 +16,6 @@ from typing import Any
 import jinja2
 import matplotlib
 import matplotlib.image
-import numpy as np
 import pandas as pd
 
 from lth.plots import comparison, connectivity, layers, training, weights
@@ -38,7 +37,7 @@ COLUMNS = {  # of the verdict's table: heading, digits after the point, what it 
     "low": ("from", 2, "lower end of the 95% interval of the difference"),
     "high": ("to", 2, "upper end of the 95% interval of the difference"),
     "ES": ("ES", 0, "iteration of the lowest validation loss, mean over trials"),
-    "speedup": ("speedup", 2, "multiply-adds of the dense network by those that are left: what sparse code could gain"),
+    "speedup": ("speedup", 2, "multiply-adds of the dense network divided by those left: what sparse code could gain"),
     "ES_ratio": ("ES / dense", 2, "early stop as a share of the dense network's"),
 }
 
@@ -54,9 +53,9 @@ def write(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], fo
 
 
 def figures(runs: Sequence[Run], folder: Path) -> dict[str, bytes]:
-    """The figures of these runs as SVG, by name, as many as the page has room for; those whose numbers or weights
-    cannot be read are left out here, since drawing them for plots/ says why. They are drawn below `folder`; Unwritable
-    if that has no room for them."""
+    """The figures of these runs as SVG, by name, as many as the page has room for. Those whose numbers or weights
+    cannot be read are left out, since drawing them for plots/ says why. They are drawn below `folder`; Unwritable if
+    that has no room."""
     drawn: dict[str, bytes] = {}
     drawings = (comparison.comparison, connectivity.connectivity, training.training, layers.layers)
     with files.explained(folder):
@@ -78,8 +77,8 @@ def figures(runs: Sequence[Run], folder: Path) -> dict[str, bytes]:
 
 
 def page(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], figures: Mapping[str, bytes]) -> str:
-    """The page as HTML. What users named is escaped; figures are pictures, in which no script runs. What cannot be read
-    is left out, as in `figures`."""
+    """The page as HTML. User-given names are escaped; figures are pictures, in which no script runs. Unreadable data
+    are left out, as in `figures`."""
     arms = verdict.in_order([run.arm for run in runs])
     runs = sorted(runs, key=lambda run: (arms.index(run.arm), run.seed))
     configs = [config_of(run) for run in runs]
@@ -110,26 +109,18 @@ def _row(line: Mapping[str, Any]) -> dict[str, Any]:
     """A row of the table: what each cell shows, and what it is sorted by."""
     cells = []
     for column, (_, digits, _) in COLUMNS.items():
-        value = line[column]
-        if digits is None:
-            cells.append({"value": value, "shown": value, "text": True})
-        elif math.isnan(value):
-            cells.append({"value": "", "shown": "", "text": False})
-        else:
+        sorted_by = shown = line[column]
+        if digits is not None:
             sign = "+" if column in ("difference", "low", "high") else ""
-            cells.append(
-                {
-                    "value": f"{value:.10g}".replace("inf", "Infinity"),
-                    "shown": f"{value:{sign},.{digits}f}",
-                    "text": False,
-                }
-            )
+            known = not math.isnan(line[column])
+            sorted_by = f"{line[column]:.10g}".replace("inf", "Infinity") if known else ""
+            shown = f"{line[column]:{sign},.{digits}f}" if known else ""
+        cells.append({"value": sorted_by, "shown": shown, "text": digits is None})
     return {"cells": cells, "winning": line["winning"]}
 
 
 def _kinds(runs: Sequence[Run]) -> list[list[str]]:
-    """What the rounds of an arm keep by kind of layer: weights that are left, of how many, in percent; multiply-adds
-    likewise."""
+    """What the rounds of an arm keep per kind of layer: weights, of how many, in percent; multiply-adds likewise."""
     table = verdict.compression([run for run in runs if run.arm == runs[0].arm])
 
     def left(line: Mapping[str, Any], part: str, whole: str) -> list[str]:
@@ -143,18 +134,16 @@ def _kinds(runs: Sequence[Run]) -> list[list[str]]:
 
 
 def _settings(given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The settings of config.json beside their defaults, those that differ first. Arms and trials, of which each
-    command may have added some, are in the table of rounds."""
+    """The settings of config.json beside their defaults, those that differ first. Arms and trials, which later commands
+    may have added, are in the table of rounds."""
     usual = {spec.name: as_text(spec.default) for spec in dataclasses.fields(Config)}
     usual["data"] = as_text(None)  # the project's own folder, which each machine has elsewhere
     rows = []
-    for name, value in given.items():
-        if name in ("prune_type", "trials", "seed"):
-            continue
-        text = as_text(tuple(value)) if isinstance(value, list) else as_text(value)
-        default = usual.get(name, "")
-        shown = {what: "-" if told == as_text(None) else told for what, told in (("value", text), ("default", default))}
-        rows.append({"name": name, **shown, "changed": text != default})
+    for name in [name for name in given if name not in ("prune_type", "trials", "seed")]:
+        value = as_text(tuple(given[name]) if isinstance(given[name], list) else given[name])
+        texts = {"value": value, "default": usual.get(name, "")}
+        shown = {which: "-" if text == as_text(None) else text for which, text in texts.items()}
+        rows.append({"name": name, **shown, "changed": value != texts["default"]})
     return sorted(rows, key=lambda row: not row["changed"])
 
 
@@ -172,24 +161,18 @@ def _made_by(config: Mapping[str, Any]) -> list[str]:
 
 
 def pixel_maps(runs: Sequence[Run]) -> tuple[list[dict[str, str]], str]:
-    """A small picture a round of how many weights each pixel keeps, relative to the round's average, and whose."""
+    """A small picture per round of how many weights each pixel keeps, as in first_layer.png, and the run's name."""
     source = weights.ticket_run(runs)
     first = weights.input_layer(source) if source else None
     if source is None or first is None or not first.image:
         return [], ""
-    remaining, made = source.remaining(), []
-    for number in labels.spread(source.rounds, MAPS):
-        kept = weights.pixel_map(source.ticket(number).masks[first.name], first.image)
+    (maps, limit), remaining, made = weights.pixel_maps(source, first, MAPS), source.remaining(), []
+    for number, kept in maps.items():
+        picture = io.BytesIO()
+        matplotlib.image.imsave(picture, kept, cmap="viridis", vmin=0, vmax=limit, format="png")
         said = f"round {number}: {labels.percent(remaining[number], 3)}% of the weights remaining"
-        made.append({"image": _uri("image/png", _picture(kept / max(kept.mean(), 1e-12))), "said": said})
+        made.append({"image": _uri("image/png", picture.getvalue()), "said": said})
     return made, str(source.run)
-
-
-def _picture(values: np.ndarray) -> bytes:
-    """Values (H, W) from 0 to 4 times the average as a PNG of as many pixels."""
-    content = io.BytesIO()
-    matplotlib.image.imsave(content, values, cmap="viridis", vmin=0, vmax=4, format="png")
-    return content.getvalue()
 
 
 def _uri(kind: str, content: bytes) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -30,12 +31,13 @@ WIDTH = 7.2  # inches: the text of a page; at 200 dots an inch half of it is sti
 DPI = 200
 DARK = "#333333"
 LAST = ("dense network", "winning ticket: no worse than dense", "winning ticket: better than dense")  # in legends
+LEGEND: dict[str, Any] = {"frameon": False, "handlelength": 3.0, "columnspacing": 1.4}
 DASHES = ((0, ()), (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (2, 1)), (0, (1, 0.8)), (0, (6, 1, 1, 1, 1, 1)))
 
 
 @dataclass(frozen=True)
 class Look:
-    """How the lines of an arm are drawn: tellable apart without the colour too."""
+    """How the lines of an arm are drawn; arms differ without the colour too."""
 
     color: Any
     marker: str
@@ -53,7 +55,7 @@ LINES: tuple[Any, ...] = (
 
 
 def look(arm: str) -> Look:
-    """The look of an arm: that of its place among all arms, of others (`snip_shuffle`) one that its name gives."""
+    """The look of an arm by its place among all arms; of others (`snip_shuffle`) by a hash of the name."""
     known = list(ARMS)
     place = known.index(arm) if arm in known else len(known) + zlib.crc32(arm.encode())
     color = COLORS[1 + (place - 1) % (len(COLORS) - 1)] if place else COLORS[0]
@@ -61,7 +63,7 @@ def look(arm: str) -> Look:
 
 
 def looks(arms: Sequence[str]) -> dict[str, Look]:
-    """The looks of arms that are drawn together: where two would share a colour, the later one takes the next free."""
+    """The looks of arms drawn together: where two would share a colour, the later one takes the next free one."""
     palette = [seaborn.color_palette("colorblind")[place] for place in COLORS[1:]]
     found: dict[str, Look] = {}
     for arm in arms:
@@ -73,14 +75,19 @@ def looks(arms: Sequence[str]) -> dict[str, Look]:
 
 
 def named(text: str) -> str:
-    """A name of the user's as a legend shows it: matplotlib leaves out those that begin with an underscore."""
+    """A user's name for a legend: matplotlib leaves out those that begin with an underscore."""
     return f" {text}" if text.startswith("_") else text
 
 
-def line(look: Look, scale: float = 1.0) -> dict[str, Any]:
-    """A look as arguments of Axes.plot."""
-    style = {"color": look.color, "marker": look.marker, "linestyle": look.dashes, "linewidth": 1.6 * scale}
-    return {**style, "markersize": 4.5 * scale, "markeredgecolor": "white", "markeredgewidth": 0.5}
+def band(axes: Axes, rounds: pd.DataFrame, column: str, name: str, look: Look, scale: float = 1.0) -> None:
+    """A line of the mean over trials by weights remaining, and the band between the lowest and the highest trial."""
+    by_round = rounds[rounds["remaining"] > 0].groupby("round")
+    x, values = by_round["remaining"].mean(), by_round[column]
+    style: dict[str, Any] = {"color": look.color, "marker": look.marker, "linestyle": look.dashes}
+    style |= {"markersize": 4.5 * scale, "markeredgecolor": "white", "markeredgewidth": 0.5}
+    axes.plot(x, values.mean(), label=named(name), linewidth=1.6 * scale, **style)
+    if (values.count() > 1).any():
+        axes.fill_between(x, values.min(), values.max(), color=look.color, alpha=0.18, linewidth=0)
 
 
 def shades(count: int) -> list[Any]:
@@ -96,18 +103,9 @@ def sheet(
     `file` at the end of the block."""
     theme: Any = {**seaborn.axes_style("darkgrid"), **seaborn.plotting_context("paper")}
     own: Any = {
-        "font.sans-serif": ["DejaVu Sans"],
-        "font.size": 8.5,
-        "axes.labelsize": 8.5,
-        "axes.titlesize": 9,
-        "xtick.labelsize": 8,
-        "ytick.labelsize": 8,
-        "legend.fontsize": 8,
-        "figure.titlesize": 9.5,
-        "axes.titlepad": 4,
-        "xtick.major.pad": 2,
-        "ytick.major.pad": 2,
-        "grid.linewidth": 0.8,
+        **{"font.sans-serif": ["DejaVu Sans"], "font.size": 8.5, "axes.labelsize": 8.5, "axes.titlesize": 9},
+        **{"xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8, "figure.titlesize": 9.5},
+        **{"axes.titlepad": 4, "xtick.major.pad": 2, "ytick.major.pad": 2, "grid.linewidth": 0.8},
         "pdf.fonttype": 42,  # text stays text
         "svg.hashsalt": "lth",  # the same numbers give the same file
     }
@@ -133,9 +131,8 @@ def wrapped(text: str, width: int, between: str = ", ") -> list[str]:
 
 
 def save(figure: Figure, file: Path) -> None:
-    """Write a figure in the format that the file's name says."""
-    kind = file.suffix[1:]
-    content = io.BytesIO()
+    """Write a figure in the format of the file's suffix."""
+    kind, content = file.suffix[1:], io.BytesIO()
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     figure.savefig(content, format=kind, dpi=DPI, metadata=undated)
     files.write(file, content.getvalue())
@@ -149,17 +146,9 @@ def legend(
     entries = {name: handle for name, handle in _entries(axes).items() if name not in set(leave_out)}
     order = sorted(entries, key=lambda name: LAST.index(name) if name in LAST else -1)
     for rows in range(math.ceil(len(order) / columns) or 1, len(order) + 1):
-        drawn = figure.legend(
-            [entries[name] for name in order],
-            order,
-            title=title or None,
-            title_fontsize=8,
-            loc="outside lower center",
-            ncols=math.ceil(len(order) / rows),
-            frameon=False,
-            handlelength=3.0,
-            columnspacing=1.4,
-        )
+        place: dict[str, Any] = {"loc": "outside lower center", "ncols": math.ceil(len(order) / rows)}
+        handles = [entries[name] for name in order]
+        drawn = figure.legend(handles, order, title=title or None, title_fontsize=8, **place, **LEGEND)
         drawn.get_title().set_multialignment("center")
         if drawn.get_window_extent().width <= figure.bbox.width or rows == len(order):
             return
@@ -170,24 +159,13 @@ def heading(place: Axes, axes: Axes, names: Sequence[str], title: str) -> None:
     """A title and the legend of these lines of `axes`, in the place above them."""
     entries = _entries([axes])
     place.set_axis_off()
-    place.legend(
-        [entries[name] for name in names],
-        list(names),
-        title=title,
-        title_fontsize=8.5,
-        alignment="left",
-        loc="lower left",
-        ncols=len(names),
-        frameon=False,
-        handlelength=3.0,
-        columnspacing=1.4,
-        borderaxespad=0,
-        borderpad=0,
-    )
+    where: dict[str, Any] = {"alignment": "left", "loc": "lower left", "borderaxespad": 0, "borderpad": 0}
+    handles = [entries[name] for name in names]
+    place.legend(handles, list(names), title=title, title_fontsize=8.5, ncols=len(names), **where, **LEGEND)
 
 
 def _entries(axes: Iterable[Axes]) -> dict[str, Any]:
-    """What is drawn, by name."""
+    """The first drawn handle of each name."""
     entries: dict[str, Any] = {}
     for each in axes:
         for handle, name in zip(*each.get_legend_handles_labels(), strict=True):

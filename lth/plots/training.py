@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,24 +33,16 @@ def training(runs: Sequence[Run], folder: Path, format: str = "png", lines: int 
         panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
         chosen = labels.spread(sorted(found["round"].unique()), lines)
         colors = dict(zip(chosen, style.shades(len(chosen)), strict=True))
-        found = found[found["round"].isin(chosen)]
-        found = found.dropna(subset="test")  # see --test_freq
+        found = found[found["round"].isin(chosen)].dropna(subset="test")  # see --test_freq
         window = math.ceil(found.groupby(["arm", "seed", "round"]).size().max() / POINTS)
         for arm, axes in zip(arms, panels.flat, strict=False):
             for number, group in found[found["arm"] == arm].groupby("round"):
                 tested = group.groupby("iteration")["test"].agg(["mean", "count"])
                 complete = tested.loc[tested["count"] == group["seed"].nunique(), "mean"]  # others are of some trials
-                curve = thinned(complete, window)
-                axes.plot(
-                    curve.index,
-                    curve,
-                    marker="o" if len(curve) <= 12 else "",
-                    markersize=3,
-                    color=colors[number],
-                    linestyle=style.DASHES[chosen.index(number) % len(style.DASHES)],
-                    linewidth=1.4,
-                    label=f"{labels.percent(group['remaining'].mean())}%",
-                )
+                curve, name = thinned(complete, window), f"{labels.percent(group['remaining'].mean())}%"
+                look: dict[str, Any] = {"linestyle": style.DASHES[chosen.index(number) % len(style.DASHES)]}
+                look |= {"color": colors[number], "marker": "o" if len(curve) <= 12 else "", "markersize": 3}
+                axes.plot(curve.index, curve, linewidth=1.4, label=name, **look)
             axes.set_title(arm)
             axes.set_xlabel("iteration")
             axes.set_xlim(0, found["iteration"].max() * 1.04)

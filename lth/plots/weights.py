@@ -40,11 +40,11 @@ class TicketRun:
 
 
 def ticket_run(runs: Sequence[Run], starts: Sequence[str] = ()) -> TicketRun | None:
-    """The first run of the first arm (of those that begin with such weights) that has tickets of finished rounds."""
+    """The first run of the first arm (among `starts`, if given) that has tickets of finished rounds."""
     arms = [arm for arm in verdict.in_order([run.arm for run in runs]) if not starts or arm in starts]
     for run in sorted((run for run in runs if run.arm in arms), key=lambda run: (arms.index(run.arm), run.seed)):
-        done = range(tables.finished_rounds(run))
-        rounds = [n for n in done if (run.saves / f"{tickets.numbered('ticket', n)}.safetensors").exists()]
+        finished = tables.finished_rounds(run)
+        rounds = [number for number in tickets.rounds_with_ticket(run) if number < finished]
         if rounds and (run.saves / "initial.safetensors").exists():
             return TicketRun(run, rounds)
     return None
@@ -73,63 +73,50 @@ class InputLayer:
 
 
 def input_layer(source: TicketRun) -> InputLayer | None:
-    """The first layer, in the order of the model's constructor, whose inputs are those of the images that config.json
-    tells the shape of. Where it does not, the model's first layer, if it has filters or a square image's inputs. None
-    if there is none."""
-    masks = source.ticket(source.rounds[0]).masks
+    """The first layer, in the order of the model's constructor, whose inputs are those of the images whose shape
+    config.json has. None if there is none."""
+    masks, image = source.ticket(source.rounds[0]).masks, tables.image_shape(source.run)
+    if not image:
+        return None
     filters = [name for name, mask in masks.items() if mask.ndim == 4]
-    first = next(iter(masks), None)
-    if image := tables.image_shape(source.run):
-        values = math.prod(image)
-        for name in filters:  # before a matrix, whose number of inputs may be that of pixels by chance
-            if masks[name].shape[1] == image[0]:
-                return InputLayer(name)
-        for name, mask in masks.items():
-            if mask.ndim == 2 and mask.shape[1] == values:
-                return InputLayer(name, image)
-        return InputLayer(filters[0]) if first in filters else None  # of groups of channels
-    if first in filters:
-        return InputLayer(filters[0])
-    square = image_shape(masks[first].shape[1]) if first and masks[first].ndim == 2 else None
-    return InputLayer(first, square) if first and square else None
-
-
-def image_shape(inputs: int) -> tuple[int, int, int] | None:
-    """The square image (channels, height, width) of that many values, one channel or three; None if none is."""
-    for channels in (1, 3):
-        side = math.isqrt(inputs // channels)
-        if side >= 4 and channels * side * side == inputs:
-            return channels, side, side
-    return None
+    for name in filters:  # before a matrix, whose number of inputs may be that of pixels by chance
+        if masks[name].shape[1] == image[0]:
+            return InputLayer(name)
+    for name, mask in masks.items():
+        if mask.ndim == 2 and mask.shape[1] == math.prod(image):
+            return InputLayer(name, image)
+    return InputLayer(filters[0]) if filters and filters[0] == next(iter(masks)) else None  # of groups of channels
 
 
 MAPS = 12  # rounds whose pixels are drawn
 
 
 def _pixels(source: TicketRun, first: InputLayer, file: Path) -> None:
-    """Small maps, a round each, on one scale: relative to the round's average, or the later ones would all be dark."""
-    chosen, remaining = labels.spread(source.rounds, MAPS), source.remaining()
-    maps = {number: pixel_map(source.ticket(number).masks[first.name], first.image) for number in chosen}
-    maps = {number: kept / max(kept.mean(), 1e-12) for number, kept in maps.items()}
-    rows = math.ceil(len(chosen) / 6)
-    columns = math.ceil(len(chosen) / rows)
-    limit = min(max(1.5, *(float(np.quantile(kept, 0.995)) for kept in maps.values())), 6.0)
+    """Small maps, one per round, on one scale."""
+    maps, limit = pixel_maps(source, first, MAPS)
+    remaining = source.remaining()
+    rows = math.ceil(len(maps) / 6)
+    columns = math.ceil(len(maps) / rows)
     what = f"weights that each pixel keeps in the first layer ({source.run.arm}, seed {source.run.seed})"
     with style.sheet(file, 0.7 + 1.17 * rows, [source.run], what) as figure:
         panels = figure.subplots(rows, columns, squeeze=False)
         for axes in panels.flat:
             axes.set_axis_off()
-        for number, axes in zip(chosen, panels.flat, strict=False):
-            shown = axes.imshow(maps[number], cmap="viridis", vmin=0, vmax=limit, interpolation="nearest")
+        for (number, kept), axes in zip(maps.items(), panels.flat, strict=False):
+            shown = axes.imshow(kept, cmap="viridis", vmin=0, vmax=limit, interpolation="nearest")
             axes.set_title(f"round {number}: {labels.percent(remaining[number])}%", fontsize=8)
         label = "weights kept / average pixel" if rows > 1 else "kept / average"
         figure.colorbar(shown, ax=panels, label=label, aspect=25, pad=0.01, extend="max")
 
 
-def pixel_map(mask: Tensor, image: tuple[int, ...]) -> np.ndarray:
-    """How many weights each pixel keeps (H, W), from the mask (outputs, C*H*W) of a layer that reads images of the
-    shape `image` (C, H, W)."""
-    return mask.sum(0).view(image).sum(0).numpy()
+def pixel_maps(source: TicketRun, first: InputLayer, most: int) -> tuple[dict[int, np.ndarray], float]:
+    """How many weights each pixel keeps (H, W) in at most that many rounds, relative to the round's average (or the
+    later ones would all be dark), and the upper end of a scale for all of them."""
+    maps = {}
+    for number in labels.spread(source.rounds, most):
+        kept = source.ticket(number).masks[first.name].sum(0).view(first.image).sum(0).numpy()
+        maps[number] = kept / max(kept.mean(), 1e-12)
+    return maps, min(max(1.5, *(float(np.quantile(kept, 0.995)) for kept in maps.values())), 6.0)
 
 
 def _filters(source: TicketRun, name: str, file: Path) -> None:
@@ -142,21 +129,17 @@ def _filters(source: TicketRun, name: str, file: Path) -> None:
     known = np.abs(first[np.isfinite(first) & (first != PRUNED)])
     limit = (float(np.quantile(known, 0.97)) if known.size else 0.0) or 1.0  # a few large ones would grey all others
     total, channels = begun[chosen[0]].masks[name].shape[:2]
-    shown_channels = f"{channels}" if channels <= CHANNELS else f"{CHANNELS} of {channels}"
-    across = "" if channels == 1 else f", {shown_channels} input channels side by side"
+    some = f"{channels}" if channels <= CHANNELS else f"{CHANNELS} of {channels}"
+    across = "" if channels == 1 else f", {some} input channels side by side"
     what = f"filters of the first layer at the start ({source.run.arm}, seed {source.run.seed})"
-    high, wide = first.shape
-    height = 1.1 + len(chosen) * (0.35 + 6.0 * high / wide)
+    height = 1.1 + len(chosen) * (0.35 + 6.0 * first.shape[0] / first.shape[1])
     with style.sheet(file, min(height, 9.0), [source.run], what) as figure:
         panels = figure.subplots(len(chosen), 1, squeeze=False)[:, 0]
         for axes, number in zip(panels, chosen, strict=True):
             shown = _filter_panel(axes, drawn[number], limit)
             kept = begun[number].masks[name].float().mean().item()
-            axes.set_title(
-                f"round {number}, {labels.percent(remaining[number])}% of all weights remaining, "
-                f"{labels.percent(100 * kept)}% of this layer's",
-                fontsize=8,
-            )
+            title = f"round {number}, {labels.percent(remaining[number])}% of all weights remaining, "
+            axes.set_title(f"{title}{labels.percent(100 * kept)}% of this layer's", fontsize=8)
         figure.colorbar(shown, ax=list(panels), label="weight (hatched: pruned)", aspect=25, pad=0.01, extend="both")
         how_many = f"{FILTERS} of {total} filters" if total > FILTERS else f"all {total} filters"
         figure.supxlabel(f"{how_many}{across}", fontsize=8)
@@ -196,8 +179,8 @@ def _filter_panel(axes: Axes, sheet: np.ndarray, limit: float) -> Any:
 
 
 def initial_weights(runs: Sequence[Run], folder: Path, format: str = "png") -> list[Path]:
-    """How the weights that survive until a round were distributed at the start, a line a round (Frankle & Carbin,
-    Appendix F): a panel a layer, or, of models with many layers, all together in units of their layer's spread."""
+    """How the weights that survive until a round were distributed at the start, one line per round (Frankle & Carbin,
+    Appendix F): a panel per layer, or, for models with many layers, all together in units of their layer's spread."""
     source = ticket_run(runs, [arm for arm, facts in ARMS.items() if facts.start == "original"])
     if source is None or len(source.rounds) < 2:
         return []
@@ -211,7 +194,8 @@ def initial_weights(runs: Sequence[Run], folder: Path, format: str = "png") -> l
     with style.sheet(file, 3.3, [source.run], what) as figure:
         panels = figure.subplots(1, len(names), squeeze=False)[0]
         for axes, name in zip(panels, names, strict=True):
-            limit = widest([samples[number][name] for number in chosen])
+            some = [values for number in chosen if len(values := samples[number][name])]
+            limit = 1.1 * max((float(np.quantile(np.abs(values), 0.995)) for values in some), default=0.0) or 1.0
             for number, color, dashes in zip(chosen, style.shades(len(chosen)), style.DASHES, strict=False):
                 values = samples[number][name]
                 if len(values) > 1:
@@ -237,18 +221,9 @@ def _starts(ticket: Ticket, weights: Sequence[str]) -> dict[str, np.ndarray]:
     own = {name.removesuffix(".weight"): (ticket.start[name], ticket.masks[name]) for name in weights}
     if len(own) <= 3:
         return {name: start[mask].float().numpy() for name, (start, mask) in own.items()}
-    parts = [
-        (start[mask] / start.std().clamp_min(1e-12)).float().numpy()
-        for start, mask in own.values()
-        if start.numel() > 1
-    ]
+    several = [(start, mask) for start, mask in own.values() if start.numel() > 1]
+    parts = [(start[mask] / start.std().clamp_min(1e-12)).float().numpy() for start, mask in several]
     return {POOLED: np.concatenate(parts)}
-
-
-def widest(samples: Sequence[np.ndarray]) -> float:
-    """How far from zero an axis must reach to show nearly all of each sample."""
-    reach = max((float(np.quantile(np.abs(values), 0.995)) for values in samples if len(values)), default=0.0)
-    return 1.1 * reach or 1.0
 
 
 BINS = 401  # of the histogram below a smooth density

@@ -42,33 +42,21 @@ def test_means_bands_dense_and_winners(tmp_path: Path, make_runs: MakeRuns, shee
         assert remaining.tolist() == rounds[(rounds["arm"] == arm) & (rounds["seed"] == 0)]["remaining"].tolist()
         stops = rounds[rounds["arm"] == arm].groupby("round")["ES"].mean()
         np.testing.assert_allclose(lines_in(right)[arm][1], stops)
+    bands = [shape for shape in left.collections if isinstance(shape, PolyCollection)]
+    for arm, band in zip(accuracies, bands, strict=True):
+        (drawn,) = (line for line in left.lines if line.get_label() == arm)
+        assert to_rgb(band.get_facecolor()[0]) == to_rgb(drawn.get_color()) == to_rgb(style.look(arm).color)
+        reach = band.get_paths()[0].vertices[:, 1]
+        assert (reach.min(), reach.max()) == pytest.approx((np.min(accuracies[arm]), np.max(accuracies[arm])))
     np.testing.assert_allclose(found["dense network"][1], 97.1)
     assert verdict.table(runs).query("winning")["accuracy"].tolist() == ["better", "no worse"]
     np.testing.assert_allclose(found[BETTER][1], [97.61])
     np.testing.assert_allclose(found[NO_WORSE][1], [97.11])
     assert left.get_xscale() == right.get_xscale() == "log"
     assert left.get_xlim()[0] > 100 > left.get_xlim()[1]
-    assert left.get_xlabel() == "weights remaining (%)"
-    assert "%" in left.get_ylabel() and "iteration" in right.get_ylabel()
     assert lines_in(right).keys() == found.keys()
     assert set(legends_of(sheets["comparison"])) == found.keys()
     assert caption_of(sheets["comparison"]) == "mean of 2 trials, band from the lowest to the highest"
-
-
-def test_a_band_has_the_colour_and_the_reach_of_its_arm(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
-    arms = ["lt", "reinit", "random"]
-    runs = make_runs(arms=arms, rounds=3, seeds=(0, 1, 2), saves=False)
-    comparison(runs, tmp_path)
-    rounds = verdict.paired(runs)
-    for axes, column in zip(sheets["comparison"].axes, ("test", "ES"), strict=True):
-        bands = [shape for shape in axes.collections if isinstance(shape, PolyCollection)]
-        lines = {str(line.get_label()): line for line in axes.lines}
-        assert len(bands) == len(arms)
-        for arm, band in zip(arms, bands, strict=True):
-            assert to_rgb(band.get_facecolor()[0]) == to_rgb(lines[arm].get_color()) == to_rgb(style.look(arm).color)
-            values = rounds[rounds["arm"] == arm].groupby("round")[column]
-            drawn = band.get_paths()[0].vertices[:, 1]
-            assert (drawn.min(), drawn.max()) == pytest.approx((values.min().min(), values.max().max()))
 
 
 def test_one_trial_has_no_rings_and_no_band(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
@@ -76,11 +64,10 @@ def test_one_trial_has_no_rings_and_no_band(tmp_path: Path, make_runs: MakeRuns,
     assert set(lines_in(sheets["comparison"].axes[0])) == {"lt", "dense network"}
     assert not sheets["comparison"].axes[0].collections
     assert caption_of(sheets["comparison"]).startswith("1 trial: no winning ticket")
-
-
-def test_rounds_too_short_for_early_stop_are_said(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
-    comparison(make_runs(arms=["lt"], rounds=2, evaluations=1, saves=False), tmp_path)
+    comparison(make_runs(arms=["lt"], rounds=2, evaluations=1, saves=False, accuracy=lambda *_: 100.0), tmp_path)
     assert "early stop is the last evaluation in most rounds" in caption_of(sheets["comparison"])
+    bottom, top = sheets["comparison"].axes[0].get_ylim()
+    assert bottom < 100.0 < top, "equal accuracies have an axis"
 
 
 def test_collapse_does_not_flatten_the_rest_and_is_not_hidden(
@@ -94,18 +81,9 @@ def test_collapse_does_not_flatten_the_rest_and_is_not_hidden(
     place = axes.transAxes.inverted().transform(axes.transData.transform([(100, y) for y in (97.5, 98, 11, 30)]))[:, 1]
     assert place[1] - place[0] > 0.05  # half a point among the good ones
     assert 0 < place[2] < place[3] < scales.STRIP  # all others in the strip, each where it belongs
-    assert [line for line in axes.lines if line.get_linestyle() == "None"] == []  # no marks but those of arms
     assert scales.COMPRESSED in caption_of(sheets["comparison"])
     ticks = [tick for tick in axes.get_yticks() if axes.get_ylim()[0] <= tick]
     assert min(ticks) < 11 and sum(tick < 90 for tick in ticks) >= 2
-
-
-@pytest.mark.parametrize("accuracy", [0.0, 100.0])
-def test_equal_accuracies_have_an_axis(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets, accuracy: float) -> None:
-    comparison(make_runs(accuracy=lambda arm, number, seed: accuracy), tmp_path)
-    bottom, top = sheets["comparison"].axes[0].get_ylim()
-    assert bottom < accuracy < top
-    assert "compressed" not in caption_of(sheets["comparison"])
 
 
 def test_many_arms_stand_in_groups_beside_lt(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
@@ -129,20 +107,11 @@ def test_many_arms_stand_in_groups_beside_lt(tmp_path: Path, make_runs: MakeRuns
         found = lines_in(axes)
         assert any(map(verdict.finds_tickets, list(found)[1:])) or not {BETTER, NO_WORSE} & found.keys()
     assert {BETTER, NO_WORSE} & lines_in(accuracy[0]).keys()
-
-
-def test_groups_of_arms() -> None:
-    assert grouped(["reinit", "lt", "random", "reinit"]) == [("", ["lt", "reinit", "random"])]
-    assert grouped(["random"]) == [("", ["random"])]
     groups = grouped([*ARMS, "snip_shuffle", "snip_reinit", "what is this", *(f"x{i}" for i in range(7))])
     assert all(2 <= len(arms) <= 4 and arms[0] == "lt" for _, arms in groups)
-    members = [arm for _, arms in groups for arm in arms[1:]]
-    assert len(members) == len(set(members)) == len(ARMS) - 1 + 10
     title = {arm: title for title, arms in groups for arm in arms[1:]}
-    assert "new random weights" in title["reinit"] and "trained weights" in title["finetune"]
+    assert len(title) == len(ARMS) - 1 + 10 and "new random weights" in title["reinit"]
     assert {title[arm] for arm in ("snip", "snip_shuffle", "snip_reinit")} == {"masks of snip"}
-    assert "original initial weights" in title["ticket_shuffle"] and "original initial weights" in title["random"]
-    assert not any("_" in title for title, _ in groups)  # every start has its words
 
 
 def test_arms_can_be_told_apart() -> None:
@@ -212,12 +181,6 @@ def test_captions_count_the_trials_of_every_point(tmp_path: Path, make_runs: Mak
         assert "mean of 2 to 3 trials" in caption_of(sheets[draw.__name__])
     grid([runs], tmp_path)
     assert panels(sheets["grid"])[0].get_title().endswith("2 to 3 trials")
-    apart = [
-        *make_runs(arms=["lt"], settings="lr=1", seeds=(0,)),
-        *make_runs(arms=["reinit"], settings="lr=1", seeds=(1,)),
-    ]
-    comparison(apart, tmp_path)
-    assert caption_of(sheets["comparison"]).startswith("1 trial: "), "two trials, but a point is of one"
 
 
 @pytest.mark.parametrize("x", ["flops", "compression"])
@@ -245,7 +208,7 @@ def test_ticks_of_weights_remaining() -> None:
         scales.remaining_axis(axes, values, **options)
         return [axes.xaxis.get_major_formatter()(tick) for tick in axes.get_xticks()]
 
-    for rounds in (2, 5, 8, 12, 16, 22, 35):
+    for rounds in (2, 8, 22, 35):
         values = [100 * 0.8**number for number in range(rounds)]
         found = ticks(values)
         assert found[0] == "100" and found[-1] == axes.xaxis.get_major_formatter()(values[-1])
@@ -255,4 +218,3 @@ def test_ticks_of_weights_remaining() -> None:
         assert axes.get_xlim()[1] < values[-1]
     assert ticks([100.0, 11.0, 10.0, 9.9, 1.0]) == ["100", "11", "1"]  # those too near each other are left out
     assert ticks([100.0]) == ["100"]
-    assert axes.get_xlim()[0] > 100 > axes.get_xlim()[1]

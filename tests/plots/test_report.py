@@ -44,10 +44,9 @@ def test_settings_other_than_the_default_come_first_and_are_marked(make_runs: Ma
     mark = ' class="changed"'
     assert names == [(mark, "prune_percent"), ("", "lr"), ("", "data")], "arms and trials may be of several commands"
     assert "python main.py --name &#39;two words&#39;" in said and "torch 9.9" in said and "a GPU" in said
-    files.write_json(runs[0].dumps / "config.json", {"settings": {"name": "None-1", "data": None}, **facts})
-    assert "None-1" in page(runs), "only a missing value is a dash"
-    files.write_json(runs[0].dumps / "config.json", {**facts, "program": ["-m", "lth"]})
-    assert "<pre>python -m lth --name" in page(runs)
+    named = {"settings": {"name": "None-1", "data": None}, **facts, "program": ["-m", "lth"]}
+    files.write_json(runs[0].dumps / "config.json", named)
+    assert "None-1" in page(runs) and "<pre>python -m lth --name" in page(runs), "only a missing value is a dash"
 
 
 def test_a_row_a_round_and_arm_with_the_winning_ones_marked(make_runs: MakeRuns) -> None:
@@ -59,15 +58,13 @@ def test_a_row_a_round_and_arm_with_the_winning_ones_marked(make_runs: MakeRuns)
     assert endless.count('data-value="Infinity"') == len(table), "as a browser writes it, which sorts by it"
 
 
-@pytest.mark.parametrize("content", [b"spoiled", None])
-def test_a_ticket_that_cannot_be_read_costs_the_slider_alone(make_runs: MakeRuns, content: bytes | None) -> None:
+def test_a_ticket_that_cannot_be_read_costs_the_slider_alone(make_runs: MakeRuns) -> None:
     runs = make_runs(rounds=2)
     for file in runs[0].saves.glob("ticket_*.safetensors"):
-        if content:
-            file.write_bytes(content)
+        file.write_bytes(b"spoiled")
     (runs[0].dumps / "layers.csv").write_text("spoiled")
     said = page(runs)
-    assert ('type="range"' in said) == (content is None) and "Every round" in said and 'id="kinds"' not in said
+    assert 'type="range"' not in said and "Every round" in said and 'id="kinds"' not in said
 
 
 def test_the_page_has_the_figures_and_stays_below_a_megabyte(make_runs: MakeRuns, tmp_path: Path) -> None:
@@ -80,7 +77,6 @@ def test_the_page_has_the_figures_and_stays_below_a_megabyte(make_runs: MakeRuns
 def test_a_page_whose_figures_find_no_room_is_not_written(
     make_runs: MakeRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would be up to date without them for ever."""
     runs, write = make_runs(rounds=2), files.write
     table, folder = verdict.table(runs), tmp_path / "plots"
 
@@ -94,10 +90,7 @@ def test_a_page_whose_figures_find_no_room_is_not_written(
         patched.setattr(files, "write", full)
         with pytest.raises(files.Unwritable, match=r"cannot write .*comparison\.svg: No space left"):
             report.write(runs, table, [], folder)
-    assert not list(folder.iterdir())
-    (folder / "killed.partial").mkdir()
-    files.drop_partials(folder)
-    assert report.write(runs, table, [], folder).is_file() and len(list(folder.iterdir())) == 1
+    assert not list(folder.iterdir()), "it would be up to date without them for ever"
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from conftest import MakeRuns
 from drawn import caption_of, lines_in
 from matplotlib.figure import Figure
 
-from lth.plots import axes as scales
 from lth.plots.training import training
 from lth.records import labels, tables
 
@@ -62,15 +61,3 @@ def test_points_of_some_trials_only_are_no_points_of_the_mean(
     evals = [tables.table(run, "evals") for run in runs]
     assert x.tolist() == evals[0]["iteration"][[3, 8]].tolist()
     np.testing.assert_allclose(y, np.mean([table["test"][[3, 8]] for table in evals], axis=0))
-
-
-def test_nothing_covers_a_curve_and_none_is_hidden(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
-    runs = make_runs(accuracy=lambda arm, number, seed: 98.0 if number < 4 else 10.0, rounds=6, saves=False)
-    training(runs, tmp_path)
-    for axes in sheets["training"].axes:
-        assert not axes.texts
-        assert len(axes.patches) == 1  # the shade behind the compressed part
-        assert axes.patches[0].get_zorder() < min(line.get_zorder() for line in axes.lines)
-        bottom, top = axes.get_ylim()
-        assert all(bottom <= y.min() <= y.max() <= top for _, y in lines_in(axes).values())
-    assert scales.COMPRESSED in caption_of(sheets["training"])
