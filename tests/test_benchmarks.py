@@ -57,14 +57,8 @@ def test_textbook_prints_its_step_and_learns(script, data: Path, capsys: pytest.
     textbook, engine = script("textbook"), script("engine")
     textbook.main([*TINY, "--data", str(data)])
     assert "µs a step" in capsys.readouterr().out
-
-    problem = engine.Problem.of("fc1/mnist", data)
-    loop = textbook.Textbook(problem)
-    first, last = loop.run(1), loop.run(60)
-    assert last < first
-    for name, mask in loop.mask.items():
-        weight = loop.model.get_parameter(name)
-        assert not weight.detach().numpy()[~mask].any() and 0.49 < mask.mean() < 0.51
+    loop = textbook.Textbook(engine.Problem.of("fc1/mnist", data))
+    assert loop.run(1) > loop.run(60)
 
 
 def test_both_loops_train_the_same_network(script, data: Path) -> None:
@@ -130,22 +124,17 @@ def test_inference_compares_the_sparse_network_with_the_dense_one(
     assert "times as quick as the dense network" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "flags, said",
-    [
-        (["--keep", "100", "3.6"], "of unpruned"),
-        (["--preset"], "--trials 5 --prune_type lt ticket_reinit"),
-        (["--layers", "20-10x6", "--keep", "10"], "20-10x6"),
-    ],
-    ids=["shares", "preset", "layers"],
-)
 def test_sparsity_compares_sparse_products_with_dense_ones(
-    script, monkeypatch: pytest.MonkeyPatch, data: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+    script, monkeypatch: pytest.MonkeyPatch, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sparsity = script("sparsity")
     monkeypatch.setattr(sparsity, "ROUNDS", 2)
-    sparsity.main([*TINY, *flags, "--data", str(data)])
-    assert said in capsys.readouterr().out
+    for flags, said in (
+        (["--keep", "100"], "of unpruned"),
+        (["--layers", "20-10x6", "--keep", "10"], "20-10x6"),
+    ):
+        sparsity.main([*TINY, *flags, "--data", str(data)])
+        assert said in capsys.readouterr().out
 
 
 def test_what_experiment_times_is_there(script) -> None:
@@ -165,8 +154,10 @@ def test_what_experiment_times_is_there(script) -> None:
 def test_experiment_splits_the_wall_time(data: Path, tmp_path: Path) -> None:
     file = tmp_path / "experiment.json"
     flags = ["--prune_iterations", "2", "--end_iter", "9it", "--valid_freq", "3it", "--valid_size", "50"]
-    out = run("experiment", *flags, "--jobs", "2", "--gpu", "cpu", "--data", str(data), "--json", str(file))
-    assert "share of the time after start-up" in out
+    flags += ["--jobs", "2", "--gpu", "cpu", "--data", str(data), "--json", str(file)]
+    command = [sys.executable, str(BENCHMARKS / "experiment.py"), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert "share of the time after start-up" in done.stdout, done.stderr
     found = json.loads(file.read_text(encoding="utf-8"))
     assert 0 < found["share"] < 1 and found["start_up"] < found["seconds"]
     of_parts = [process["seconds"] for process in found["results"]]
@@ -176,14 +167,6 @@ def test_experiment_splits_the_wall_time(data: Path, tmp_path: Path) -> None:
         assert sum(worker.get(part, 0) for worker in workers) > 0
     stamped = sum(worker.get("training", 0) + worker.get("evaluation", 0) for worker in workers)
     assert stamped >= found["recorded"] - 0.02 > 0
-
-
-def run(name: str, *flags: str) -> str:
-    """The output of a benchmark script as a user runs it."""
-    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 class NoHost(TorchDispatchMode):
@@ -197,9 +180,7 @@ class NoHost(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("stack", [1, 2])
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize("model", ["fc1", "lenet5"])
+@pytest.mark.parametrize(("model", "optimizer", "stack"), [("fc1", "adam", 1), ("lenet5", "sgd", 2)])
 def test_a_step_uses_no_data_loader_and_never_waits_for_the_device(
     script, monkeypatch: pytest.MonkeyPatch, data: Path, model: str, optimizer: str, stack: int
 ) -> None:

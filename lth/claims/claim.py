@@ -17,7 +17,7 @@ POINTS, TIMES, PERCENT = "points", "times", "percent"  # units: differences of a
 
 
 class Measured(Protocol):
-    """What measures ask (lth.claims.judge.Records is one)."""
+    """The records that measures read (lth.claims.judge.Records)."""
 
     def arm(self, which: str) -> pd.DataFrame:
         """The rows of an arm, by seed. `which` is `lt`, or `large_init/lt` where a claim has several experiments."""
@@ -29,44 +29,32 @@ class Measured(Protocol):
 Measure = Callable[[Measured], "pd.Series"]  # one value per trial, by seed
 
 
-def early_stop(which: str, beside: str = "dense") -> Measure:
-    """How late an arm stops early, as a share of the trial's dense network, or of another arm in the same round."""
-
-    def measure(records: Measured) -> pd.Series:
-        rows = records.arm(which)
-        return rows["ES_ratio"] if beside == "dense" else rows["ES"] / records.arm(beside)["ES"]
-
-    return measure
+def early_stop(which: str, beside: str = "") -> Measure:
+    """An arm's early-stop iteration as a share of that of the trial's dense network, or of another arm's in the same
+    round."""
+    return lambda found: found.arm(which)["ES"] / found.arm(beside)["ES"] if beside else found.arm(which)["ES_ratio"]
 
 
-def accuracy(which: str, beside: str = "dense") -> Measure:
+def accuracy(which: str, beside: str = "") -> Measure:
     """An arm's test accuracy, in points above that of the trial's dense network, or of another arm in that round."""
-
-    def measure(records: Measured) -> pd.Series:
-        rows = records.arm(which)
-        return rows["difference"] if beside == "dense" else rows["test"] - records.arm(beside)["test"]
-
-    return measure
+    return lambda found: (
+        found.arm(which)["test"] - found.arm(beside)["test"] if beside else found.arm(which)["difference"]
+    )
 
 
 def barrier(which: str) -> Measure:
-    """The error barrier between two trainings of an arm's ticket, on training or test images, whichever is higher; of
+    """The error barrier between two trainings of an arm's ticket, on training or test images, whichever is higher; for
     experiments with --connectivity."""
-    return lambda records: records.barriers(which)
+    return lambda found: found.barriers(which)
 
 
 def untrained(which: str) -> Measure:
-    """The test accuracy, in percent, of an arm's best ticket before any training; that of round 0 does not count."""
-
-    def measure(records: Measured) -> pd.Series:
-        rows = records.arm(which)
-        return rows[rows["round"] > 0].groupby("seed")["supermask"].max()
-
-    return measure
+    """The test accuracy, in percent, of an arm's best ticket before any training, except for round 0."""
+    return lambda found: found.arm(which).query("round > 0").groupby("seed")["supermask"].max()
 
 
 def towards(published: float, none: float) -> tuple[float, float]:
-    """The values that show an effect: at least half as large as published, where `none` would be no effect."""
+    """The values that show an effect at least half as large as the published one; `none` is no effect."""
     half = (published + none) / 2
     return (-math.inf, half) if published < none else (half, math.inf)
 
@@ -76,12 +64,12 @@ class Statement:
     """One sentence of a paper, and how it is measured here.
 
     says: the sentence, in short.
-    measure: gives a value a trial from the records, narrowed to the round nearest to `at`.
-    at: percent of the weights that the sentence is about; None gives `measure` all rounds.
-    holds: the lowest and the highest value for which the sentence is true. `towards` makes it of a figure.
-    published: the paper's figure, where it gives one.
-    unit: POINTS; TIMES for ratios (their mean is the geometric one, and their interval that of the logarithms); PERCENT
-    for test accuracies before training, which the report's table of rounds then has, too.
+    measure: returns a value per trial from the records, narrowed to the round nearest to `at`.
+    at: percent of the weights that the sentence is about; None: `measure` gets all rounds.
+    holds: the lowest and the highest value for which the sentence is true. `towards` derives it from a figure.
+    published: the paper's figure, if it has one.
+    unit: POINTS; TIMES for ratios (geometric mean, interval of the logarithms); PERCENT for test accuracies before
+    training, which the report's table of rounds then shows too.
     """
 
     says: str
@@ -96,10 +84,10 @@ class Statement:
 class Claim:
     """A published experiment.
 
-    experiments: for each, the flags of main.py that repeat it. Most claims have one, named "".
+    experiments: the flags of main.py that repeat each, by name. Most claims have one, named "".
     quick: flags that follow them for a form of less than three minutes on two cores.
-    source: where the paper is to be found. note: what is not as in the paper.
-    needs: what the published form had better have, where that is not any computer.
+    source: where to find the paper. note: what differs from the paper.
+    needs: what the published form needs beyond any computer.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What a claim will take here: a few steps and one evaluation of its networks, measured before anything is decided."""
+"""How long a claim will take on this machine, from a few measured steps and one evaluation of its networks."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def in_words(minutes: float) -> str:
 
 
 def minutes(form: Form, known: dict[tuple[object, ...], Cost]) -> float | None:
-    """At most how long the form will take with these jobs; None where its images are not here (nothing is downloaded
-    to know it). `known` keeps what was measured for one claim for the next."""
+    """At most how long the form will take with these jobs; None if its images are not here (nothing is downloaded).
+    `known` keeps the measurements for the next claim."""
     total = 0.0
     for config in form.configs.values():
         if not names.npz(config.data, config.dataset).exists():

@@ -20,8 +20,8 @@ HERE = [name for name, spec in flags.FIELDS.items() if spec.metadata["group"] in
 
 @dataclass(frozen=True)
 class Form:
-    """A claim and the settings that it is asked with. `changes` are those that differ from the published experiment,
-    in words; with any of them what is measured is another experiment, and every table says so."""
+    """A claim and its settings. `changes` are those that differ from the published experiment, as text: with any,
+    another experiment is measured, and every table says so."""
 
     claim: Claim
     configs: dict[str, Config]
@@ -51,11 +51,10 @@ class Form:
 
     @property
     def command(self) -> str:
-        """What to type for it, on any machine: without folders, devices and what is printed."""
+        """The command line for it on any machine: without folders, devices and output."""
         given = vars(flags.parser("reproduce.py").parse_args(self.flags))
-        told = {name: value for name, value in given.items() if name not in HERE}
-        quick = ["--quick"] * self.quick
-        return shlex.join(["python", "reproduce.py", self.claim.name, *quick, *flags.as_argv(told)])
+        portable = flags.as_argv({name: value for name, value in given.items() if name not in HERE})
+        return shlex.join(["python", "reproduce.py", self.claim.name, *["--quick"] * self.quick, *portable])
 
     @property
     def trainings(self) -> int:
@@ -75,11 +74,7 @@ def trainings(config: Config) -> int:
     return config.trials * (len(arms) * (config.prune_iterations - 1) + 1) * (1 + config.connectivity)
 
 
-def form(
-    claim: Claim,
-    given: Sequence[str] = (),
-    quick: bool = False,
-) -> Form:
+def form(claim: Claim, given: Sequence[str] = (), quick: bool = False) -> Form:
     """A claim with the flags `given` of main.py behind its own. ConfigError with all that is wrong with them."""
     configs: dict[str, Config] = {}
     changes: dict[str, None] = {}
@@ -103,20 +98,17 @@ def form(
 
 
 def differences(published: Config, asked: Config) -> list[str]:
-    """Settings that decide numbers and are not those of the published experiment, as `lr=0.1, published 0.0012`.
-
-    --precision and --sparse are none of them: how numbers were computed is said of every measurement."""
+    """Settings that affect results and differ from the published experiment, as `lr=0.1, published 0.0012`; without
+    --precision and --sparse, which every measurement names."""
     before, now = published.deciding(), asked.deciding()
-    usual = Config().deciding()
-    said = []
-    for name in sorted({**before, **now}):
-        old, new = (deciding.get(name, usual.get(name, str(getattr(Config(), name)))) for deciding in (before, now))
-        if old != new and name not in HOW_COMPUTED:
-            said.append(f"{name}={new}, published {old}")
-    if asked.prune_iterations < published.prune_iterations and "prune_iterations" not in {**before, **now}:
-        said.append(f"prune_iterations={asked.prune_iterations}, published {published.prune_iterations}")
+    pairs = {}
+    for name in sorted({**before, **now}.keys() - set(HOW_COMPUTED)):
+        usual = Config().deciding().get(name, str(getattr(Config(), name)))
+        pairs[name] = before.get(name, usual), now.get(name, usual)
+    if asked.prune_iterations < published.prune_iterations:
+        pairs.setdefault("prune_iterations", (str(published.prune_iterations), str(asked.prune_iterations)))
     for name in ("arch_type", "dataset"):
-        if getattr(asked, name) != getattr(published, name):
-            said.append(f"{name}={getattr(asked, name)}, published {getattr(published, name)}")
+        pairs[name] = getattr(published, name), getattr(asked, name)
+    said = [f"{name}={new}, published {old}" for name, (old, new) in pairs.items() if old != new]
     missing = [arm for arm in published.prune_type if arm not in asked.prune_type]
     return said + ([f"without {' '.join(missing)}"] if missing else [])

@@ -1,4 +1,4 @@
-"""What the records of runs say about a claim: values per trial, intervals, and whether they agree with the paper."""
+"""Whether the records of runs agree with a claim: values per trial, intervals and their judgement."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from lth.claims.claim import TIMES, Claim, Statement
+from lth.claims.claim import TIMES, Statement
 from lth.claims.forms import Form
 from lth.records import tables, verdict
 from lth.records.tables import Run
@@ -67,7 +67,7 @@ class Records:
 
 @dataclass(frozen=True)
 class Finding:
-    """What was measured of a statement: the mean over trials with its 95% interval (NaN with fewer than two trials),
+    """What was measured for a statement: the mean over trials with its 95% interval (NaN with fewer than two trials),
     at that percent of the weights, and whether it `agrees`, `disagrees` or is `not decided`."""
 
     statement: Statement
@@ -79,20 +79,15 @@ class Finding:
     verdict: str = "not measured"
 
 
-def check(claim: Claim, records: Records, factor: float = NEAR) -> list[Finding]:
-    """What the records say about each statement. `factor`: how far a round's sparsity may be from the statement's."""
-    return [_finding(statement, records, factor) for statement in claim.statements]
-
-
-def _finding(statement: Statement, records: Records, factor: float) -> Finding:
+def check(statement: Statement, records: Records, factor: float = NEAR) -> Finding:
+    """What the records say about a statement. `factor`: how far a round's sparsity may be from the statement's."""
     there = records if statement.at is None else records.near(statement.at, factor)
     values = statement.measure(there).dropna().astype(float)
     remaining = there.rounds["remaining"].mean() if statement.at is not None else math.nan
     if not len(values):
         return Finding(statement)
     scaled = values.map(math.log) if statement.unit == TIMES else values
-    low, high = verdict.interval(scaled)
-    found = [scaled.mean(), low, high]
+    found = [scaled.mean(), *verdict.interval(scaled)]
     mean, low, high = map(math.exp, found) if statement.unit == TIMES else found
     return Finding(statement, remaining, mean, low, high, len(values), judge(low, high, statement.holds))
 
@@ -116,4 +111,5 @@ def runs_of(form: Form) -> dict[str, list[Run]]:
 
 def findings(form: Form) -> list[Finding]:
     """What the finished rounds say about each statement."""
-    return check(form.claim, Records.of(runs_of(form)), NEAR if form.published else ROUGHLY)
+    records, factor = Records.of(runs_of(form)), NEAR if form.published else ROUGHLY
+    return [check(statement, records, factor) for statement in form.claim.statements]

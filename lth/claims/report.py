@@ -35,13 +35,13 @@ EXPLANATION = (
 
 
 def heading(form: Form) -> str:
-    """What is claimed, and where it was published."""
+    """The claim and where it was published."""
     claim = form.claim
     return f"{claim.name}: {claim.about} ({claim.paper}, {claim.where}, {claim.source})"
 
 
 def warning(form: Form) -> str:
-    """What is not as published; nothing for the published experiment."""
+    """The changes to the published experiment; nothing if there are none."""
     if form.published:
         return ""
     kind = "QUICK FORM" if form.quick else "CHANGED SETTINGS"
@@ -49,7 +49,7 @@ def warning(form: Form) -> str:
 
 
 def summary(form: Form, findings: Sequence[Finding]) -> str:
-    """How many statements came out how."""
+    """How many statements agree, disagree and so on."""
     counts = Counter(finding.verdict for finding in findings)
     told = [f"{word} {counts[word]}" for word in ("agrees", "disagrees", "not decided", "not measured") if counts[word]]
     whose = "" if form.published else ", of another experiment than the published one"
@@ -87,34 +87,14 @@ def text(form: Form, findings: Sequence[Finding], width: int) -> str:
     return "\n".join(line.rstrip() for line in content.getvalue().splitlines())
 
 
-def frame(form: Form, findings: Sequence[Finding]) -> pd.DataFrame:
-    """The findings as a table, a row a statement."""
-    return pd.DataFrame(
-        [
-            {
-                "claim": form.claim.name,
-                "published_settings": form.published,
-                "changes": "; ".join(form.changes),
-                "says": found.statement.says,
-                "remaining": found.remaining,
-                "unit": found.statement.unit,
-                "published": found.statement.published,
-                "mean": found.mean,
-                "low": found.low,
-                "high": found.high,
-                "trials": found.trials,
-                "verdict": found.verdict,
-            }
-            for found in findings
-        ]
-    )
-
-
 def write(form: Form, findings: Sequence[Finding]) -> Path:
-    """Write the findings into plots/claims/ as a CSV file."""
-    root = next(iter(form.configs.values())).root
-    file = root / "plots" / "claims" / f"{form.slug}.csv"
-    files.write(file, frame(form, findings).to_csv(index=False, float_format="%.10g", lineterminator="\n").encode())
+    """Write the findings into plots/claims/ as a CSV file, a row per statement."""
+    columns = ("says", "remaining", "unit", "published", "mean", "low", "high", "trials", "verdict")
+    whose = {"claim": form.claim.name, "published_settings": form.published, "changes": "; ".join(form.changes)}
+    facts = [vars(found.statement) | vars(found) for found in findings]
+    frame = pd.DataFrame([whose | {column: row[column] for column in columns} for row in facts])
+    file = next(iter(form.configs.values())).root / "plots" / "claims" / f"{form.slug}.csv"
+    files.write(file, frame.to_csv(index=False, float_format="%.10g", lineterminator="\n").encode())
     return file
 
 
@@ -132,8 +112,8 @@ def renew(file: Path, form: Form, findings: Sequence[Finding]) -> list[Path]:
 
 
 def markdown(form: Form, findings: Sequence[Finding], figures: Mapping[str, Sequence[Path]]) -> str:
-    """A section of a report: the claim, how it was measured, the findings, and of each experiment the figures beside
-    the report and the rounds."""
+    """A section of a report: the claim, how it was measured, the findings, and the figures and rounds of each
+    experiment."""
     claim = form.claim
     said = f"**{warning(form)}.**" if warning(form) else ""
     link = f"https://arxiv.org/abs/{claim.source.removeprefix('arXiv:')}"
@@ -157,7 +137,7 @@ def markdown(form: Form, findings: Sequence[Finding], figures: Mapping[str, Sequ
 
 
 def by_round(rounds: pd.DataFrame, before: bool) -> str:
-    """The table of lth.records.verdict in Markdown: a line a sparsity, the arms side by side; `before`: with test
+    """The table of lth.records.verdict in Markdown: a line per sparsity, the arms side by side; `before`: with test
     accuracies before training."""
     arms = verdict.in_order(rounds["arm"])
     columns = [*["before training"] * before, "test", "vs dense", "ES / dense", "trials"]
@@ -184,42 +164,37 @@ def _rows(head: Sequence[str], lines: Iterable[Sequence[str]], align: str) -> st
 
 
 def measured_by(form: Form) -> str:
-    """On what, with what and when the finished rounds of a form were measured, as the runs recorded it."""
-    about: dict[str, dict[str, None]] = {"where": {}, "versions": {}, "precision": {}}
+    """The machines, versions, precision and dates that the finished rounds of a form were measured with."""
+    about: dict[str, list[str]] = {"where": [], "versions": [], "precision": []}
     days, trainings, seconds, dense = [], 0, 0.0, set[tuple[str, int]]()
-    for name, runs in runs_of(form).items():
-        for run in runs:
-            if not (run.dumps / "rounds.csv").exists():
-                continue
-            config = tables.config_of(run)
-            device, processor = str(config.get("device", "?")), config.get("processor")
-            about["where"][f"{processor} ({device})" if processor and device.startswith("cpu") else device] = None
-            versions = [f"{library} {version}" for library, version in config.get("versions", {}).items()]
-            about["versions"][", ".join(versions)] = None
-            precision = config.get("settings", {}).get("precision")
-            exactly = f" ({config['cpu_precision']})" if config.get("cpu_precision") else ""
-            densely = ", --sparse off" if config.get("settings", {}).get("sparse") == "off" else ""
-            about["precision"][f"--precision {precision}{exactly}{densely}"] = None
-            days.append((run.dumps / "rounds.csv").stat().st_mtime)
-            times = tables.table(run, "times")
-            times = times[(times["round"] > 0) | ((name, run.seed) not in dense)]  # which the arms of a trial share
-            dense.add((name, run.seed))
-            trainings, seconds = trainings + len(times), seconds + times["seconds"].sum()
+    for name, run in ((name, run) for name, runs in runs_of(form).items() for run in runs):
+        if not (run.dumps / "rounds.csv").exists():
+            continue
+        config = tables.config_of(run)
+        settings, device = config.get("settings", {}), str(config.get("device", "?"))
+        if device.startswith("cpu") and config.get("processor"):
+            device = f"{config['processor']} ({device})"
+        exactly = f" ({config['cpu_precision']})" if config.get("cpu_precision") else ""
+        densely = ", --sparse off" if settings.get("sparse") == "off" else ""
+        about["where"].append(device)
+        about["versions"].append(", ".join(f"{what} {number}" for what, number in config.get("versions", {}).items()))
+        about["precision"].append(f"--precision {settings.get('precision')}{exactly}{densely}")
+        days.append(time.strftime("%Y-%m-%d", time.localtime((run.dumps / "rounds.csv").stat().st_mtime)))
+        times = tables.table(run, "times")
+        times = times[(times["round"] > 0) | ((name, run.seed) not in dense)]  # the arms of a trial share round 0
+        dense.add((name, run.seed))
+        trainings, seconds = trainings + len(times), seconds + times["seconds"].sum()
     if not days:
         return "Nothing is finished yet."
-    first, last = (time.strftime("%Y-%m-%d", time.localtime(moment)) for moment in (min(days), max(days)))
-    when = first if first == last else f"{first} to {last}"
-    where, versions_said, precision_said = ("; ".join(filter(None, found)) for found in about.values())
+    when = " to ".join(dict.fromkeys((min(days), max(days))))
+    said = ", ".join("; ".join(filter(None, dict.fromkeys(found))) for found in about.values())
     took = f"{seconds / 3600:.1f} hours" if seconds > 3600 else f"{seconds / 60:.1f} minutes"
-    return (
-        f"Measured {when} on {where}, {versions_said}, {precision_said}: {trainings} trainings, {took} if they were "
-        "done one after another."
-    )
+    return f"Measured {when} on {said}: {trainings} trainings, {took} if they were done one after another."
 
 
 def _figures(form: Form, file: Path) -> dict[str, list[Path]]:
-    """Accuracy and early stop by sparsity for each experiment, and the lines between trainings where they were
-    measured, beside the report."""
+    """Figures of each experiment, beside the report: accuracy and early stop by sparsity, and connectivity where it was
+    measured."""
     drawn: dict[str, list[Path]] = {}
     for name, runs in runs_of(form).items():
         found = [run for run in runs if len(tables.table(run, "rounds"))]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
-import pickle
 import re
 import socket
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +26,8 @@ from lth.data.images import CROP, Feed, crop_and_flip, split
 from lth.data.sets import _as_here
 from lth.rng import derive_seed
 from lth.run import session
-from lth.settings.config import PROJECT, ConfigError
-from lth.settings.names import ARRAYS, KNOWN
+from lth.settings.config import ConfigError
+from lth.settings.names import KNOWN
 
 SEEDS = (0, 1, 2)
 
@@ -88,25 +86,10 @@ def test_batches_hold_the_images_and_labels_they_name() -> None:
 def test_seeds_are_derived_apart() -> None:
     parts = [(1, "order", 0), (1, "order", 1), (0, "order", 1), (10, "order"), (1, "0order"), ("1", "split"), (1, 2, 3)]
     assert len({derive_seed(*part) for part in parts}) == len(parts)
-    assert derive_seed(1, "a") == derive_seed(1, "a") and 0 <= derive_seed(5) < 2**63
+    assert 0 <= derive_seed(5) < 2**63
 
 
 # Normalisation and augmentation
-
-
-@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3), (5, 9, 2)])
-def test_normalisation_is_that_of_numpy_a_channel(shape: tuple[int, ...]) -> None:
-    raw = arrays(count=200, shape=shape)
-    made = Feed(make_images(count=200, shape=shape), (0,), 40, 10, CPU)
-    x = raw["x_train"].reshape(200, *shape[:2], -1).astype(np.float64)
-    expected = (x - x.mean((0, 1, 2))) / x.std((0, 1, 2))
-    found = made.normalise(made.images).permute(0, 2, 3, 1)
-    np.testing.assert_allclose(found.numpy(), expected, atol=2e-6)
-    tests = raw["x_test"].reshape(40, *shape[:2], -1)
-    (batch, _), *_ = made.test()
-    np.testing.assert_allclose(
-        batch.permute(0, 2, 3, 1).numpy(), (tests - x.mean((0, 1, 2))) / x.std((0, 1, 2)), atol=2e-6
-    )
 
 
 @pytest.mark.parametrize("level", [0, 37, 255])
@@ -120,21 +103,26 @@ def test_a_channel_that_is_constant_in_training_is_0_and_what_differs_from_it_st
     assert all(x[:, 1].any() for x, _ in made.test())
 
 
-@pytest.mark.parametrize("pixels", ["unit", "norm"])
-def test_other_scalings_are_those_of_numpy_for_training_validation_and_test(pixels: str) -> None:
-    images = replace(make_images(count=200, shape=(5, 9, 2)), pixels=pixels)
+@pytest.mark.parametrize(
+    ("pixels", "shape"), [("standard", (8, 8)), ("standard", (5, 9, 2)), ("unit", (5, 9, 2)), ("norm", (5, 9, 2))]
+)
+def test_scalings_are_those_of_numpy_for_training_validation_and_test(pixels: str, shape: tuple[int, ...]) -> None:
+    images = replace(make_images(count=200, shape=shape), pixels=pixels)
     images.train[3] = 0  # a black image has no norm
     made = Feed(images, (0,), 40, 10, CPU)
 
     def expected(x: torch.Tensor) -> np.ndarray:
+        if pixels == "standard":
+            every = images.train.numpy().astype(np.float64)
+            return (x.numpy() - every.mean((0, 2, 3), keepdims=True)) / every.std((0, 2, 3), keepdims=True)
         flat = x.numpy().astype(np.float64).reshape(len(x), -1) / 255
         norms = np.linalg.norm(flat, axis=1, keepdims=True) if pixels == "norm" else np.ones((len(x), 1))
         return (flat / np.where(norms == 0, 1, norms)).reshape(x.shape)
 
-    np.testing.assert_allclose(made.normalise(images.train), expected(images.train), atol=1e-6)
-    np.testing.assert_allclose(next(made.test())[0], expected(images.test), atol=1e-6)
+    np.testing.assert_allclose(made.normalise(images.train), expected(images.train), atol=2e-6)
+    np.testing.assert_allclose(next(made.test())[0], expected(images.test), atol=2e-6)
     held = split(200, 40, 0)[1]
-    np.testing.assert_allclose(next(made.validation())[0], expected(images.train[held]), atol=1e-6)
+    np.testing.assert_allclose(next(made.validation())[0], expected(images.train[held]), atol=2e-6)
 
 
 @examples(max_examples=20, deadline=None)
@@ -170,16 +158,7 @@ def test_augmentation_draws_every_shift_and_mirrors_colour_images_alone() -> Non
 # Files
 
 
-def test_the_projects_mnist_is_complete() -> None:
-    images = data.load("mnist", PROJECT / "data")
-    assert images.train.shape == (60000, 1, 28, 28) and images.test.shape == (10000, 1, 28, 28)
-    assert images.classes == 10 and images.train_labels.bincount().tolist() == [
-        *(5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
-    ]
-
-
-@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (6, 9, 3)])
-@pytest.mark.parametrize("kind", ["uint8", "int64", "column"])
+@pytest.mark.parametrize(("shape", "kind"), [((8, 8), "uint8"), ((8, 8, 1), "int64"), ((6, 9, 3), "column")])
 def test_files_in_the_convention_of_keras(tmp_path: Path, shape: tuple[int, ...], kind: str) -> None:
     made = arrays(shape=shape)
     for key in ("y_train", "y_test"):
@@ -194,8 +173,8 @@ def test_files_in_the_convention_of_keras(tmp_path: Path, shape: tuple[int, ...]
 @pytest.mark.parametrize(
     ("shape", "last"),
     [
-        *(((3, 20, 20), False), ((1, 8, 8), False), ((4, 8, 8), False), ((6, 8, 8), False)),
-        *(((8, 8, 4), True), ((4, 4, 3), True), ((8, 8, 12), True), ((8, 8, 6), True)),
+        *(((3, 20, 20), False), ((1, 8, 8), False), ((6, 8, 8), False)),
+        *(((4, 4, 3), True), ((8, 8, 12), True)),
     ],
 )
 def test_channels_may_come_first(tmp_path: Path, shape: tuple[int, int, int], last: bool) -> None:
@@ -222,87 +201,25 @@ def saved(**changes: Any) -> bytes:
     return buffer.getvalue()
 
 
-def zipped(**members: bytes) -> bytes:
-    """An .npz file whose arrays are these bytes."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(f"{name}.npy", content)
-    return buffer.getvalue()
-
-
-def headed(header: bytes) -> bytes:
-    """An .npz file with a .npy header of our own making."""
-    text = header.ljust(118) + b"\n"
-    array = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
-    return zipped(**dict.fromkeys(ARRAYS, array))
-
-
-def flipped() -> bytes:
-    content = bytearray(saved())
-    content[len(content) // 3] ^= 255
-    return bytes(content)
-
-
-def patched(field: int, value: int) -> bytes:
-    """A file with another value in a field of all its entries (6: flags, 8: the kind of compression)."""
-    content = bytearray(saved())
-    for signature, offset in ((b"PK\x03\x04", field), (b"PK\x01\x02", field + 2)):
-        place = content.find(signature)
-        while place >= 0:
-            content[place + offset] = value
-            place = content.find(signature, place + 4)
-    return bytes(content)
-
-
 def object_array(marker: Path) -> np.ndarray:
     array = np.empty(120, dtype=object)
     array[:] = [Malicious(marker)] * 120
     return array
 
 
-def npy() -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, arrays()["x_train"])
-    return buffer.getvalue()
-
-
 LABELS = arrays()["y_train"]
 UNREADABLE, HOLDS = "no readable .npz file", "must hold the arrays x_train, y_train, x_test, y_test, but holds"
 BAD: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "empty": (lambda marker: b"", UNREADABLE),
-    "web page": (lambda marker: b"<!DOCTYPE html><html>404</html>", UNREADABLE),
     "truncated": (lambda marker: saved()[:4000], UNREADABLE),
-    "beginning missing": (lambda marker: saved()[100:], UNREADABLE),
-    "bit flipped": (lambda marker: flipped(), UNREADABLE),
-    "encrypted": (lambda marker: patched(6, 1), UNREADABLE),
-    "unknown compression": (lambda marker: patched(8, 99), UNREADABLE),
-    "pickle": (lambda marker: pickle.dumps(Malicious(marker)), UNREADABLE),
     "pickled images": (lambda marker: saved(x_train=object_array(marker)), UNREADABLE),
-    "pickled member": (
-        lambda marker: zipped(**dict.fromkeys(ARRAYS, pickle.dumps(Malicious(marker)))),
-        f"x_train must be uint8|{UNREADABLE}",
-    ),
-    "one array": (lambda marker: npy(), UNREADABLE),
-    "no arrays": (lambda marker: zipped(), f"{HOLDS} none$"),
     "other names": (lambda marker: saved(x_train=None, images=LABELS), f"{HOLDS} y_train, x_test, y_test, images$"),
-    "many names": (lambda marker: zipped(**{f"a{i}": b"" for i in range(12)}), f"{HOLDS} a0, .*, a7 and 4 more$"),
-    "no test set": (lambda marker: saved(x_test=None, y_test=None), f"{HOLDS} x_train, y_train$"),
-    "spoiled header": (lambda marker: headed(b"{'descr': '|u1', "), UNREADABLE),
-    "code in header": (lambda marker: headed(b"__import__('os').system('true')"), UNREADABLE),
-    "giant header": (
-        lambda marker: headed(b"{'descr': '|u1', 'fortran_order': False, 'shape': (10000000000000000, 8, 8)}"),
-        UNREADABLE,
-    ),
     "float images": (lambda marker: saved(x_train=arrays()["x_train"] / 255), "x_train must be uint8 .* not float64"),
     "flat images": (lambda marker: saved(x_train=arrays()["x_train"].reshape(120, 64)), r"not uint8 \(120, 64\)"),
-    "videos": (lambda marker: saved(x_train=np.zeros((120, 2, 8, 8, 3), "u1")), r"not uint8 \(120, 2, 8, 8, 3\)"),
     "no test images": (lambda m: saved(x_test=np.zeros((0, 8, 8), "u1"), y_test=LABELS[:0]), r"x_test must be uint8"),
-    "no channels": (lambda marker: saved(x_train=np.zeros((120, 8, 8, 0), "u1")), r"not uint8 \(120, 8, 8, 0\)"),
     "sizes differ": (lambda marker: saved(x_test=np.zeros((40, 9, 8), "u1")), r"differ in size: \(8, 8\) and \(9, 8\)"),
     "fewer labels": (lambda marker: saved(y_train=LABELS[:-1]), r"each of 120 images, not uint8 \(119,\)"),
     "one-hot labels": (lambda marker: saved(y_train=np.eye(4, dtype=int)[LABELS]), r"not int64 \(120, 4\)"),
-    "float labels": (lambda marker: saved(y_train=LABELS.astype(float)), r"one integer label .* not float64"),
     "negative labels": (lambda marker: saved(y_train=LABELS.astype(int) - 1), "y_train must be labels 0 to 2, not -1"),
     "unknown test labels": (lambda m: saved(y_test=LABELS[:40] + 1), "y_test .* 0 to 3, as in y_train, not 1 to 4"),
     "giant labels": (lambda marker: saved(y_train=LABELS.astype("u8") + 2**60), "y_train must be labels 0 to 119"),
@@ -319,12 +236,6 @@ def test_bad_files_are_one_clear_line_and_nothing_in_them_runs(place: Path, kind
     assert not marker.exists() and len(caught.value.problems) == 1
     assert str(file) in str(caught.value) and "\n" not in str(caught.value)
     assert sorted(path.name for path in place.iterdir()) == ["archs", "data"], "something was written"
-
-
-def test_a_folder_in_a_files_place(tmp_path: Path) -> None:
-    (tmp_path / "tiny.npz").mkdir()
-    with pytest.raises(ConfigError, match=r"no readable \.npz file"):
-        data.load("tiny", tmp_path)
 
 
 @pytest.mark.parametrize("label, fits", [(9, True), (10, False)])
@@ -344,7 +255,6 @@ def test_known_sets_have_known_classes(tmp_path: Path, label: int, fits: bool) -
     [
         (LABELS, LABELS[:40], ""),
         (LABELS + 1, LABELS[:40] + 1, "no example is of class 0: labels count from 0, so that there are 5 classes"),
-        (2 * LABELS, 2 * LABELS[:40], "no example is of classes 1, 3, 5: .* 7 classes"),
         (np.where(LABELS == 2, 1, LABELS), LABELS[:40], "only the test set has examples of class 2, which no network"),
         (0 * LABELS + 3, LABELS[:40], "all training examples have the label 3: there is nothing to tell apart"),
     ],
@@ -369,7 +279,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-@pytest.mark.parametrize("name", list(KNOWN))
+@pytest.mark.parametrize("name", ["mnist", "svhn"])
 def test_a_missing_set_offline_names_the_file_to_put_there(tmp_path: Path, offline: None, name: str) -> None:
     with pytest.raises(ConfigError, match=rf"there is no {tmp_path}.*{name}\.npz .*put an \.npz file") as caught:
         data.load(name, tmp_path / "data")
@@ -391,16 +301,10 @@ def test_torchvisions_copy_is_taken_and_kept_as_one_file(tmp_path: Path, offline
         assert np.array_equal(kept["y_test"], made["y_test"])
     (tmp_path / "fashionmnist.npz").unlink()
     labels = raw / "t10k-labels-idx1-ubyte"
-    sound = labels.read_bytes()
-    labels.write_bytes(sound[:-1] + b"\x0b")
+    labels.write_bytes(labels.read_bytes()[:-1] + b"\x0b")
     with pytest.raises(ConfigError, match=r"there is no .*y_test must be labels 0 to 9, as in y_train, not 0 to 11"):
         data.load("fashionmnist", tmp_path)
     assert not list(tmp_path.glob("*.npz")), "later commands would take it for the data set"
-    labels.write_bytes(sound)
-    spoiled = raw / "train-images-idx3-ubyte"
-    spoiled.write_bytes(spoiled.read_bytes()[:100])
-    with pytest.raises(ConfigError, match=r"there is no .*fashionmnist\.npz"):
-        data.load("fashionmnist", tmp_path)
 
 
 def test_sets_that_torchvision_holds_in_other_ways_come_the_right_way_round(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -431,17 +335,15 @@ def test_house_numbers_are_not_mirrored(tmp_path: Path, file: str, mirrors: bool
     assert bool(feed.epoch([(0,)], 0)[..., 3].any()) == mirrors
 
 
-# Sizes
+# Models that do not fit
 
 
 @pytest.mark.parametrize(
     "valid_size, batch_size, problem",
     [
         (60, 60, ""),
-        (61, 10, "--valid_size must leave at least half of the 120 training images for training: at most 60, not 61"),
-        (20, 100, ""),
-        (20, 101, "--batch_size must be at most 100, the training images, not 101"),
-        (10**30, 10, "--valid_size must leave at least half"),
+        (61, 10, "--valid_size must leave at least half of the 120 training images: at most 60, not 61"),
+        (20, 101, "--batch_size must be at most 100, the number of training images, not 101"),
     ],
 )
 def test_sizes_that_the_images_do_not_allow(valid_size: int, batch_size: int, problem: str) -> None:
@@ -458,9 +360,7 @@ LATE = """class Late(nn.Sequential):
     x = Late(nn.Flatten(), nn.Linear(64, 4))"""
 MISFITS = {  # beside those of tests/api/test_bad_arguments.py
     "another type": ("x = nn.Linear(64, 4).double()", "weight is torch.float64, but examples are float32"),
-    "another size": ("x = nn.Linear(65, 4)", "does not take images of 1 x 8 x 8"),
     "other classes": ("x = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))", r"logits of shape \(2, 4\) .* not \(2, 5\)"),
-    "no batch": ("x = nn.Sequential(nn.Flatten(0), nn.Linear(128, 4))", r"not \(4,\)"),
     "nothing to prune": (NETWORK.replace("Linear(64, 4)", "AdaptiveAvgPool1d(4)"), "must have .* require gradients"),
     "nothing to train": (
         f"{NETWORK}.requires_grad_(False)\n    x.w = nn.Parameter(torch.ones(1))",
