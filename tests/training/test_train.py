@@ -228,7 +228,7 @@ def test_every_step_gets_the_rate_of_its_iteration() -> None:
 def test_rewound_rounds_begin_at_that_iteration_of_the_schedule() -> None:
     config = Config(rewind="5it", end_iter="20it")
     plans = {number: make_plan(config, 10, "rewound", number) for number in range(2)}
-    assert (plans[0].start, plans[0].rewind_at, plans[1].start, plans[1].keep_at) == (0, 5, 5, None)
+    assert (plans[0].start, plans[0].rewind_at, plans[1].start, plans[1].rewind_at) == (0, 5, 5, None)
     assert make_plan(config, 10, "whole", 1).start == 0 and make_plan(config, 10, "final", 1).start == 0
     assert make_plan(Config(rewind="10%", end_iter="2ep"), 10, "rewound", 1).start == 2
     assert make_plan(Config(end_iter="2ep"), 10, "rewound", 0).rewind_at is None
