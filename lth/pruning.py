@@ -80,9 +80,12 @@ def together(quotas: Sequence[Quota], percents: Mapping[str, float]) -> list[Quo
     return [*spared, Quota(names, sum(quota.keep for quota in pruned))] if names else spared
 
 
-def keep_highest(scores: Weights, masks: Masks, quotas: Sequence[Quota]) -> Masks:
+def keep_highest(
+    scores: Weights, masks: Masks, quotas: Sequence[Quota], generator: torch.Generator | None = None
+) -> Masks:
     """New masks that keep, of the survivors of the layers of each of `quotas`, as many as it says: those of the highest
-    `scores`, of equal ones the last in memory order. `masks` are left as they are."""
+    `scores`, of equal ones any, drawn from `generator`; without one the last in memory order. `masks` are left as they
+    are."""
     pruned = {}
     for quota in quotas:
         kept = torch.cat([masks[name].flatten() for name in quota.layers])
@@ -94,14 +97,32 @@ def keep_highest(scores: Weights, masks: Masks, quotas: Sequence[Quota]) -> Mask
             highest = compared.kthvalue(count).values  # of those that go; ten times as quick as sorting
             lower, equal = compared < highest, (compared == highest).nonzero().squeeze(1)
             kept[survivors[lower]] = False
-            kept[survivors[equal[: count - int(lower.sum())]]] = False
+            going = count - int(lower.sum())
+            if generator is not None and going < len(equal):
+                equal = equal[torch.randperm(len(equal), generator=generator)]
+            kept[survivors[equal[:going]]] = False
         for name, part in zip(quota.layers, kept.split([masks[name].numel() for name in quota.layers]), strict=True):
             pruned[name] = part.view_as(masks[name]).clone()
     return {name: pruned[name] for name in masks}
 
 
+def tied(scores: Weights, before: Masks, after: Masks, quotas: Sequence[Quota]) -> int:
+    """How many survivors of `after` have the score of weights that were pruned from `before` for the same quota."""
+    count = 0
+    for quota in quotas:
+        score = torch.cat([scores[name].detach().cpu()[before[name]] for name in quota.layers])
+        kept = torch.cat([after[name][before[name]] for name in quota.layers])
+        if not kept.all():
+            count += int((score[kept] == score[~kept].max()).sum())
+    return count
+
+
 def keep_highest_in_steps(
-    score: Callable[[Masks], Weights], masks: Masks, quotas: Sequence[Quota], steps: int
+    score: Callable[[Masks], Weights],
+    masks: Masks,
+    quotas: Sequence[Quota],
+    steps: int,
+    generator: torch.Generator | None = None,
 ) -> Masks:
     """`masks` pruned to `quotas` in so many `steps`: what is left shrinks by the same factor in each, and is scored
     anew, by `score` of the masks (Tanaka et al. 2020, arXiv:2006.05467, Algorithm 1)."""
@@ -112,7 +133,7 @@ def keep_highest_in_steps(
             Quota(quota.layers, round(count * share ** (step / steps)))
             for quota, count, share in zip(quotas, before, shares, strict=True)
         ]
-        masks = keep_highest(score(masks), masks, goals)
+        masks = keep_highest(score(masks), masks, goals, generator)
     return masks
 
 

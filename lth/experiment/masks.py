@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -31,6 +32,7 @@ from lth.training.train import TrialError
 NOTHING_PRUNED = (
     "layers come to it with masks of torch.nn.utils.prune, their weights called weight_orig; fetch_layers names them"
 )
+LAYERS = 4  # that a sentence names
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,14 @@ class Round:
         return torch.Generator().manual_seed(self.seed(purpose))
 
 
-def iterative(last: Round) -> Masks:
+class Chosen(NamedTuple):
+    """The masks of a round. at_random: how many of their survivors were drawn from weights with equal scores."""
+
+    masks: Masks
+    at_random: int = 0
+
+
+def iterative(last: Round) -> Chosen:
     """The round's survivors without those of the lowest scores at its end, or without what the user's rule prunes."""
     if last.trainer.problem.rule is not None:
         return _by_rule(last, last.trainer.problem.rule)
@@ -73,17 +82,17 @@ def iterative(last: Round) -> Masks:
     return _highest(last, last.ticket.masks, last.final, initial)
 
 
-def one_shot(last: Round) -> Masks:
+def one_shot(last: Round) -> Chosen:
     """Of the trained dense network, as many weights as iterative pruning leaves by then."""
     return _at_once(last, "dense")
 
 
-def before_training(last: Round) -> Masks:
+def before_training(last: Round) -> Chosen:
     """Of the network before its training, as many weights as iterative pruning leaves by then."""
     return _at_once(last, last.store.original)
 
 
-def of_arm(last: Round) -> Masks:
+def of_arm(last: Round) -> Chosen:
     """The masks that another arm of the trial has for the same round, in random order where the arm is `shuffled`.
     TrialError if there are none, or if the other arm's mask of the round before is not the one that was taken then."""
     other, store = last.run.of_arm(last.arm.mask_of), last.trainer.store(last.run.of_arm(last.arm.mask_of))
@@ -101,14 +110,14 @@ def of_arm(last: Round) -> Masks:
                 "taken from it here; --overwrite trains both again"
             )
     try:
-        return masks_of(last.next)
+        return Chosen(masks_of(last.next))
     except FileNotFoundError:
         raise TrialError(f"round {last.next} has no ticket of {other.arm} to take its mask from") from None
     except Damaged as error:
         raise TrialError(f"{error}; --overwrite trains {other.arm} and {last.run.arm} again") from None
 
 
-def of_ticket(last: Round) -> Masks:
+def of_ticket(last: Round) -> Chosen:
     """The masks that the run named by --ticket has for the same round. TrialError if they cannot be used, or if its
     masks of the round before are not those that were taken then."""
     start_tickets = last.trainer.problem.start_tickets
@@ -119,10 +128,10 @@ def of_ticket(last: Round) -> Masks:
         raise TrialError(str(error)) from None
     if _differ(before, last.ticket.masks):
         raise TrialError(f"--ticket has changed: its masks are not those that round {last.ticket.round} here had")
-    return after
+    return Chosen(after)
 
 
-MASKS: dict[str, Callable[[Round], Masks]] = {
+MASKS: dict[str, Callable[[Round], Chosen]] = {
     "iterative": iterative,
     "one_shot": one_shot,
     "before_training": before_training,
@@ -135,30 +144,55 @@ def _differ(one: Masks, other: Masks) -> bool:
     return any(not torch.equal(one[name], mask) for name, mask in other.items())
 
 
-def _by_rule(last: Round, rule: prune.Rule) -> Masks:
+def _by_rule(last: Round, rule: prune.Rule) -> Chosen:
     model = last.trainer.problem.make()
     masks = prune.by_rule(rule, model, last.final, last.ticket.masks, last.seed("rule"))
     if pruning.survivors(masks) == pruning.survivors(last.ticket.masks):
         nothing = f"prune_rule pruned nothing before round {last.next} ({NOTHING_PRUNED})"
         last.trainer.tell(Note(f"{last.run}: {nothing}"))
-    return masks
+    return Chosen(masks)
 
 
-def _at_once(last: Round, weights: str) -> Masks:
+def _at_once(last: Round, weights: str) -> Chosen:
     store = last.store
     return _highest(last, store.ticket(0).masks, store.weights(weights), store.weights("initial"), last.next)
 
 
-def _highest(last: Round, masks: Masks, weights: State, initial: State, rounds: int = 1) -> Masks:
-    """The survivors of `masks` with the highest scores, as many as so many rounds of pruning leave."""
-    arm, quotas = last.arm, _quotas(last, masks, rounds)
+def _highest(last: Round, masks: Masks, weights: State, initial: State, rounds: int = 1) -> Chosen:
+    """The survivors of `masks` with the highest scores, as many as so many rounds of pruning leave. Ties are broken at
+    random."""
+    quotas, score = _quotas(last, masks, rounds), _scores(last, weights, initial)
+    steps: list[tuple[Masks, Weights]] = []  # the first one, and the last one
+
+    def noted(masks: Masks) -> Weights:
+        steps[1:] = [(masks, score(masks))]
+        return steps[-1][1]
+
+    after = pruning.keep_highest_in_steps(noted, masks, quotas, last.arm.steps, last.generator("ties"))
+    if last.arm.scores in SCORES and last.ticket.round == 0:
+        _report_zeros(last, *steps[0])
+    return Chosen(after, pruning.tied(steps[-1][1], steps[-1][0], after, quotas))
+
+
+def _report_zeros(last: Round, masks: Masks, scores: Weights) -> None:
+    """Say for how many weights of which layers the score is 0, where it is 1% of a layer or more."""
+    zeros = {name: int((scores[name].cpu()[mask] == 0).sum()) for name, mask in masks.items()}
+    many = [name for name, count in zeros.items() if count and 100 * count >= int(masks[name].sum())]
+    if many:
+        counts = ", ".join(f"{zeros[name]:,} of {int(masks[name].sum()):,} in {name}" for name in many[:LAYERS])
+        more = f" and weights of {len(many) - LAYERS} further layers" if len(many) > LAYERS else ""
+        last.trainer.tell(Note(f"{last.run}: {last.arm.scores} gives these weights a score of 0: {counts}{more}"))
+
+
+def _scores(last: Round, weights: State, initial: State) -> Callable[[Masks], Weights]:
+    """What the arm scores weights by, given which of them are still there."""
+    arm, generator = last.arm, last.generator("mask")
     if arm.scores in SCORES:
-        return pruning.keep_highest_in_steps(_sensitivity(last, weights), masks, quotas, arm.steps)
+        return _sensitivity(last, weights)
     if arm.scores == "random":
-        return pruning.keep_highest(pruning.random_scores(masks, last.generator("mask")), masks, quotas)
+        return lambda masks: pruning.random_scores(masks, generator)
     method = last.trainer.config.prune_method if arm.scores == "criterion" else arm.scores
-    scores = pruning.score(method, {name: initial[name] for name in masks}, weights)
-    return pruning.keep_highest(scores, masks, quotas)
+    return lambda masks: pruning.score(method, {name: initial[name] for name in masks}, weights)
 
 
 def _quotas(last: Round, masks: Masks, rounds: int) -> list[Quota]:

@@ -11,11 +11,10 @@ from dataclasses import replace
 import torch
 
 from lth import pruning, rng
-from lth.experiment.masks import MASKS, Round
+from lth.experiment.masks import MASKS, Chosen, Round
 from lth.experiment.mode_connectivity import after_round
 from lth.experiment.starts import STARTS
 from lth.experiment.trainer import Trainer
-from lth.pruning import Masks
 from lth.records import recording, same, tables
 from lth.records.events import Event, Note, RoundDone
 from lth.records.files import RecordError, delete
@@ -61,8 +60,8 @@ class Experiment:
                         with self.trainer.alone(run):
                             self.record(run, ticket, result)
                             if number + 1 < rounds:
-                                masks = self.prune(run, ticket, result.final)
-                                self.reset(run, ticket, result.final, masks)
+                                chosen = self.prune(run, ticket, result.final)
+                                self.reset(run, ticket, result.final, chosen)
                 if config.connectivity:
                     after_round(self.trainer, runs, number)
 
@@ -96,18 +95,18 @@ class Experiment:
         cost = self.trainer.problem.cost[0]
         row = recording.write_round(run, ticket.round, ticket.masks, trained, cost, saves)
         empty = tuple(name for name, count in pruning.survivors(ticket.masks).items() if not count)
-        self.trainer.tell(RoundDone(run, row, sum(trained.seconds.values()), empty))
+        self.trainer.tell(RoundDone(run, row, sum(trained.seconds.values()), empty, ticket.at_random))
 
-    def prune(self, run: Run, ticket: Ticket, final: State) -> Masks:
+    def prune(self, run: Run, ticket: Ticket, final: State) -> Chosen:
         """The masks of the round after that of `ticket`, whose training ended with the weights `final`."""
         return MASKS[ARMS[run.arm].masks](Round(self.trainer, run, ticket, final))
 
-    def reset(self, run: Run, ticket: Ticket, final: State, masks: Masks) -> None:
+    def reset(self, run: Run, ticket: Ticket, final: State, chosen: Chosen) -> None:
         """Write the ticket of that round: its masks, and the weights that its survivors start from."""
         store, start = self.trainer.store(run), ARMS[run.arm].start
-        weights = STARTS[start](Round(self.trainer, run, ticket, final), masks)
+        weights = STARTS[start](Round(self.trainer, run, ticket, final), chosen.masks)
         origin = store.original if start == "original" else "own"
-        store.write_ticket(Ticket(ticket.round + 1, masks, weights, origin))
+        store.write_ticket(Ticket(ticket.round + 1, chosen.masks, weights, origin, chosen.at_random))
 
     def pick_up(self, run: Run, rounds: int) -> None:
         """Continue the run from where its files say it is; a new one begins with the dense ticket or --ticket's."""

@@ -34,12 +34,14 @@ class Moved:
 
 @dataclass(frozen=True)
 class RoundDone:
-    """Tells of a finished round: its line of rounds.csv, its seconds (0 if shared), and layers left without weights."""
+    """Tells of a finished round: its line of rounds.csv, its seconds (0 if shared), layers left without weights, and
+    how many survivors were drawn from weights with equal scores."""
 
     run: Run
     row: dict[str, Any]
     seconds: float
     empty: tuple[str, ...]
+    at_random: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,14 @@ class Ticket:
     """A mask with the weights that its training starts from (not yet masked).
 
     origin: `initial` or `rewind`, the file that holds the start, or `own` where the ticket's own file does.
+    at_random: how many survivors were drawn from weights whose scores were equal.
     """
 
     round: int
     masks: Masks
     start: State
     origin: str = "initial"
+    at_random: int = 0
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor], identity: str, **facts: Any) -> None:
@@ -157,8 +160,9 @@ def write_ticket(run: Run, ticket: Ticket, identity: str) -> None:
     if ticket.origin == "own":
         tensors |= {f"start/{name}": value for name, value in ticket.start.items()}
     shapes = [[name, list(mask.shape)] for name, mask in ticket.masks.items()]  # in the order of the layers
+    ties = {"at_random": ticket.at_random} if ticket.at_random else {}
     file = run.saves / f"{numbered('ticket', ticket.round)}.safetensors"
-    save_tensors(file, tensors, identity, round=ticket.round, shapes=shapes, origin=ticket.origin)
+    save_tensors(file, tensors, identity, round=ticket.round, shapes=shapes, origin=ticket.origin, **ties)
 
 
 def of_rounds(run: Run, kind: str) -> dict[int, Path]:
@@ -193,7 +197,38 @@ def read_ticket(run: Run, round: int, identity: str | None = None) -> Ticket:
         start = {name.removeprefix("start/"): value for name, value in tensors.items() if name.startswith("start/")}
     else:
         start = read_state(run, facts["origin"], identity)
-    return Ticket(round, masks, start, facts["origin"])
+    return Ticket(round, masks, start, facts["origin"], facts.get("at_random", 0))
+
+
+def ties(at_random: int, weights: float) -> str:
+    """A sentence where at least 1% of a round's surviving weights were drawn from weights with equal scores."""
+    if not at_random or 100 * at_random < weights:
+        return ""
+    share = f"{at_random:,} of the {weights:,.0f} surviving weights ({100 * at_random / weights:.1f}%)"
+    return f"{share} were drawn at random among weights of equal score, since too few have a higher one"
+
+
+def sentences_about_ties(runs: Iterable[Run]) -> list[str]:
+    """A sentence per arm about its first round in which ties decide 1% or more of what survives."""
+    found: dict[str, str] = {}
+    for run in runs:
+        for number, file in of_rounds(run, "ticket").items():
+            if run.arm not in found and (at_random := _facts(file).get("at_random", 0)):
+                with suppress(*UNUSABLE):
+                    weights = sum(pruning.survivors(read_masks(run, number)).values())
+                    if text := ties(at_random, weights):
+                        found[run.arm] = f"{run.arm}, round {number}: {text}."
+    return list(found.values())
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    """The facts of a file, read from its header alone; none if it cannot be read."""
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            facts = json.loads((opened.metadata() or {}).get("facts", "{}"))
+            return facts if isinstance(facts, dict) else {}
+    except (safetensors.SafetensorError, OSError, ValueError):
+        return {}
 
 
 def read_masks(run: Run, round: int, identity: str | None = None) -> Masks:

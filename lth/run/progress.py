@@ -11,6 +11,7 @@ from typing import TextIO
 
 import tqdm.auto
 
+from lth.records import tickets
 from lth.records.events import Connected, Evaluated, Event, Moved, Note, RoundDone
 from lth.records.tables import Run
 from lth.run.terminal import columns, wrapped
@@ -151,6 +152,8 @@ class Progress:
         self._row(str(event.run), cells)
         if event.empty:
             self._line(f"{event.run}: no weights left in {', '.join(event.empty)}")
+        if ties := tickets.ties(event.at_random, row["weights"]):
+            self._line(f"{event.run}: {ties}")
 
     def _row(self, name: str, cells: Mapping[str, str]) -> None:
         self._line(" ".join([f"{name:{self.name_width}}", *(f"{cells[head]:>{WIDTHS[head]}}" for head in self.heads)]))
