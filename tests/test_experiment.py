@@ -9,7 +9,7 @@ import os
 import pickle
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from helpers import Killed, Told, assert_released, assert_same, do, experiment, 
 
 from lth import pruning
 from lth.experiment import Experiment
-from lth.experiment.trainer import Trainer
 from lth.records import journal, recording, tables, tickets
 from lth.records.events import Evaluated, RoundDone
 from lth.records.files import RecordError
@@ -80,79 +79,53 @@ class Ends:
 # The arms, exactly
 
 
-@pytest.fixture(params=["drop", "conv"])
-def all_arms(request: pytest.FixtureRequest, place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Every arm, three rounds, of a network with batch norm: the runs by arm, and their weights at the rounds' ends."""
-    config = settings(place, arch_type=request.param, output_percent=10, **EVERY_ARM)
+@pytest.mark.parametrize("arch", ["drop", "conv"])
+def test_every_arm_by_its_masks_starts_and_survivors(place: Path, arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three rounds of a network with batch norm: biases, norm parameters and running statistics are reset too."""
+    config = settings(place, arch_type=arch, output_percent=10, **EVERY_ARM)
     ends = Ends(monkeypatch)
     runs = {run.arm: run for run in do(config)}
     assert tuple(runs) == FOUND_HERE
-    yield config, runs, ends
-
-
-def tickets_of(run: Run) -> list[tickets.Ticket]:
-    return [tickets.read_ticket(run, number) for number in range(3)]
-
-
-def test_masks_of_every_arm(all_arms: Any) -> None:
-    config, runs, ends = all_arms
     problem = experiment(config).trainer.problem
     kinds = pruning.layer_kinds(problem.make())
     rates = {name: 10 if kind == "output" else 30 for name, kind in kinds.items()}
+    initial = tickets.read_state(runs["lt"], "initial")
+    assert any("running_mean" in name for name in initial)
+    fresh = {n: problem.fresh(derive_seed(0, "weights", n)) for n in (1, 2)}
+    assert not any(torch.equal(fresh[1][name], fresh[2][name]) for name in pruning.prunable(problem.make()))
     lt = tickets_of(runs["lt"])
+    assert max((runs["lt"].saves / f"ticket_{n:02d}.safetensors").stat().st_size for n in range(3)) < 1500
     for name, run in runs.items():
         own, arm = tickets_of(run), ARMS[name]
-        assert all(mask.all() for mask in own[0].masks.values()), "round 0 is dense"
+        assert all(mask.all() for mask in own[0].masks.values()) and equal(own[0].start, initial)
         for number in (1, 2):
             before, after = own[number - 1].masks, own[number].masks
             totals = [sum(pruning.survivors(masks).values()) for masks in (after, lt[number].masks)]
             assert totals[0] == totals[1], "a round is as sparse in every arm"
-            if arm.masks == "before_training":
-                continue  # which weights these keep is in test_pruning_before_training
-            for layer, count in pruning.survivors(before).items():
-                assert int(after[layer].sum()) == count - round(count * rates[layer] / 100)
-                if not arm.mask_of:
-                    gone = before[layer] & ~after[layer]
-                    assert not (after[layer] & ~before[layer]).any()
-                    own_end = ends.final.get((name, number - 1))
-                    weights = (own_end if own_end and arm.masks == "iterative" else ends.final["lt", 0])[layer].abs()
-                    ordered = weights[gone].max() <= weights[after[layer]].min()
-                    assert ordered != (arm.scores == "random"), "magnitudes at the round's end decide, but at random"
-                elif not arm.shuffled:
-                    assert torch.equal(after[layer], lt[number].masks[layer])
-                else:
-                    assert not torch.equal(after[layer], lt[number].masks[layer])
-
-
-def test_start_values_of_every_arm(all_arms: Any) -> None:
-    """Biases, norm parameters and running statistics included, bit for bit."""
-    config, runs, ends = all_arms
-    initial = tickets.read_state(runs["lt"], "initial")
-    fresh = {n: experiment(config).trainer.problem.fresh(derive_seed(0, "weights", n)) for n in (1, 2)}
-    for name, run in runs.items():
-        own = tickets_of(run)
-        assert equal(own[0].start, initial)
-        for number in (1, 2):
-            before = ends.final.get((name, number - 1)) or ends.final["lt", 0]
-            assert not equal(before, initial), "the training changed nothing"
-            if "sign" in ARMS[name].start:  # see test_starts_of_signs_have_the_original_ones
-                continue
-            expected = {"original": initial, "fresh": fresh[number], "trained": before}[ARMS[name].start]
-            assert equal(own[number].start, expected)
-    weights = pruning.prunable(experiment(config).trainer.problem.make())
-    assert not any(torch.equal(fresh[1][name], fresh[2][name]) for name in weights)
-    assert any("running_mean" in name for name in initial)
-    assert all((initial[name] == 0).all() for name in initial if "running_mean" in name)
-
-
-def test_a_round_trains_the_survivors_of_its_ticket(all_arms: Any) -> None:
-    _, runs, ends = all_arms
-    for name, run in runs.items():
-        for number in (1, 2):
-            ticket = tickets.read_ticket(run, number)
-            for layer, mask in ticket.masks.items():
+            final = ends.final.get((name, number - 1)) or ends.final["lt", 0]
+            assert not equal(final, initial), "the training changed nothing"
+            if "sign" not in arm.start:  # see test_starts_of_signs_have_the_original_ones
+                starts = {"original": initial, "fresh": fresh[number], "trained": final}
+                assert equal(own[number].start, starts[arm.start])
+            for layer, mask in after.items():
                 for state in (ends.final[name, number], trained(run, number)):
-                    assert (state[layer][~mask] == 0).all() and (state[layer] != ticket.start[layer])[mask].any()
+                    assert (state[layer][~mask] == 0).all() and (state[layer] != own[number].start[layer])[mask].any()
+                if arm.masks == "before_training":
+                    continue  # which weights these keep is in test_pruning_before_training
+                count = int(before[layer].sum())
+                assert int(mask.sum()) == count - round(count * rates[layer] / 100)
+                if arm.mask_of:
+                    assert torch.equal(mask, lt[number].masks[layer]) != arm.shuffled
+                    continue
+                gone = before[layer] & ~mask
+                assert not (mask & ~before[layer]).any()
+                weights = (final if arm.masks == "iterative" else ends.final["lt", 0])[layer].abs()
+                ordered = weights[gone].max() <= weights[mask].min()
+                assert ordered != (arm.scores == "random"), "magnitudes at the round's end decide, but at random"
+
+
+def tickets_of(run: Run) -> list[tickets.Ticket]:
+    return [tickets.read_ticket(run, number) for number in range(3)]
 
 
 def test_the_dense_round_is_trained_once_a_trial(place: Path) -> None:
@@ -235,16 +208,6 @@ def test_weights_that_are_no_longer_kept_are_not_missed_after_a_stop(
 # What is reset, rewinding, rates
 
 
-def test_reset_restores_initial_weights_bit_for_bit_and_saves_them_once(place: Path) -> None:
-    (run,) = do(settings(place, arch_type="conv"))
-    initial = tickets.read_state(run, "initial")
-    for number in range(3):
-        ticket = tickets.read_ticket(run, number)
-        assert ticket.origin == "initial" and equal(ticket.start, initial)
-    sizes = [(run.saves / f"ticket_{n:02d}.safetensors").stat().st_size for n in range(3)]
-    assert max(sizes) < 1500, "a ticket of lt holds its mask alone"
-
-
 def test_rewinding_resets_to_that_iteration_of_round_0_and_goes_on_from_there(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,40 +228,26 @@ def test_rewinding_resets_to_that_iteration_of_round_0_and_goes_on_from_there(
     assert times["iteration"].tolist() == [4, 8] * 3
 
 
-def test_rewound_training_takes_the_rates_of_its_iterations(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    used: dict[int, list[float]] = {}
-    config = settings(place, rewind="3it", lr_milestones=["6it"], warmup="2it", lr=0.01)
+def test_the_rates_of_rewound_and_of_trained_survivors(place: Path) -> None:
+    """Rewound training takes the rates of its iterations; fine-tuning takes the last one for a whole round."""
+    used: list[list[float]] = []
+    arms = ("lt", "lr_rewind", "finetune")
+    config = settings(place, rewind="3it", lr_milestones=["6it"], warmup="2it", lr=0.01, prune_type=arms)
     made = experiment(config)
     optimizer = made.trainer.problem.optimizer
 
     def watched(network: Any) -> Any:
         found = optimizer(network)
-        step, rates = found.step, used.setdefault(len(used), [])
+        step, rates = found.step, list[float]()
+        used.append(rates)
         found.step = lambda gradients: (rates.append(round(found.lr, 6)), step(gradients))
         return found
 
     made.trainer.problem = replace(made.trainer.problem, optimizer=watched)
     made.run(runs_of(config), 2)
-    assert used[0] == [0.005, 0.01, 0.01, 0.01, 0.01, 0.01, 0.001, 0.001]
-    assert used[1] == used[0][3:]
-
-
-def test_the_rates_of_trained_survivors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fine-tuning goes on at the last rate for a whole round; rewound rates are those that lt has."""
-    used: dict[str, list[float]] = {}
-    config = settings(place, rewind="3it", lr_milestones=["6it"], warmup="2it", lr=0.01)
-    plan = Trainer.plan
-
-    def noted(this: Trainer, run: Run, number: int, again: str = "") -> Any:
-        found = plan(this, run, number, again)
-        if number == 1:
-            used[run.arm] = [round(found.lr(i), 6) for i in range(found.start, found.steps)]
-        return found
-
-    monkeypatch.setattr(Trainer, "plan", noted)
-    do(replace(config, prune_type=("lt", "lr_rewind", "finetune"), prune_iterations=2))
-    assert used["lr_rewind"] == used["lt"] == [0.01, 0.01, 0.01, 0.001, 0.001]
-    assert used["finetune"] == [0.001] * 8
+    dense, lt, lr_rewind, finetune = used
+    assert dense == [0.005, 0.01, 0.01, 0.01, 0.01, 0.01, 0.001, 0.001]
+    assert lt == lr_rewind == dense[3:] and finetune == [0.001] * 8
 
 
 def test_fine_tuning_shares_the_dense_round_whatever_its_schedule(place: Path) -> None:
@@ -495,10 +444,15 @@ def test_counts_in_the_tables_are_the_arithmetic_ones(place: Path, scope: str) -
     assert rounds(run)["remaining"].tolist() == pytest.approx([100 * (n + 48) / 816 for n in expected], abs=1e-4)
 
 
-def test_pruning_looks_at_the_end_of_training_and_reporting_at_es(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At a rate that drives the loss up after the first evaluation, both differ."""
+@pytest.mark.parametrize("counts", [(3,), (1, 2, 3)])
+def test_pruning_looks_at_the_end_of_training_and_reporting_at_es(
+    place: Path, counts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a rate that drives the loss up after the first evaluation, both differ; also where rounds are added later."""
     ends = Ends(monkeypatch)
-    (run,) = do(settings(place, seed=4, optimizer="sgd", lr=1.5, momentum=0.9, end_iter="24it", valid_freq="2it"))
+    config = settings(place, seed=4, optimizer="sgd", lr=1.5, momentum=0.9, end_iter="24it", valid_freq="2it")
+    for count in counts:
+        (run,) = do(replace(config, prune_iterations=count))
     table = tables.table(run, "evals")
     early = better = 0
     for number, group in table.groupby("round"):
@@ -523,15 +477,6 @@ def assert_pruned_by_the_end(run: Run, ends: Ends) -> None:
             assert final[gone].max() <= final[after[layer]].min()
             others += int(best[gone].max() > best[after[layer]].min())
         assert others, "choose other settings: the weights at ES would have given the same mask"
-
-
-def test_pruning_looks_at_the_end_of_training_also_after_a_stop(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is kept for the next pruning, in `dense` and in the checkpoint, is not what is kept for the accuracy."""
-    ends = Ends(monkeypatch)
-    config = settings(place, optimizer="sgd", lr=1.5, momentum=0.9, end_iter="24it", valid_freq="2it")
-    for count in (1, 2, 3):
-        (run,) = do(replace(config, prune_iterations=count))
-    assert_pruned_by_the_end(run, ends)
 
 
 def test_layers_without_weights_are_said_and_the_run_goes_on(place: Path) -> None:
@@ -583,6 +528,49 @@ def test_criteria_see_the_true_initial_weights_and_those_at_the_end(
                 assert found[method][gone].max() <= found[method][mask].min(), (run.arm, number)
                 others += sum(bool(score[gone].max() > score[mask].min()) for score in found.values())
             assert others > len(CRITERIA) // 2, "choose other settings: other criteria give the same mask"
+
+
+# Ties
+
+ZERO_HEAD = """
+from torch import nn
+
+
+class zeroed(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, num_classes))
+        nn.init.zeros_(self.net[3].weight)
+
+    def forward(self, x):
+        return self.net(x)
+"""
+
+
+def test_ties_are_broken_at_random_by_the_seed_and_reported(place: Path) -> None:
+    """A head of zeros gives all weights a score of 0: the order in memory must decide nothing."""
+    (place / "archs" / "tiny" / "zeroed.py").write_text(ZERO_HEAD)
+    config, told = settings(place, arch_type="zeroed", init="own", prune_type="snip", trials=2), Told()
+    runs = do(config, told)
+    masks = [tickets.read_ticket(run, 1).masks["net.1.weight"] for run in runs]
+    assert not torch.equal(*masks), "the seed decides"
+    for mask in masks:
+        shares = [part.float().mean().item() for part in mask.flatten().chunk(4)]
+        assert min(shares) > 0.5, "no part in memory survives more than the others"
+    assert "snip seed0: snip gives these weights a score of 0: 768 of 768 in net.1.weight, 48 of 48 in" in told.notes
+    done = [event for event in told if isinstance(event, RoundDone) and event.run == runs[0]]
+    assert [event.at_random for event in done] == [0, *rounds(runs[0])["weights"][1:]]
+    (sentence,) = tickets.sentences_about_ties(runs)
+    assert sentence.startswith("snip, round 1: 572 of the 572 surviving weights (100.0%) were drawn at random among")
+    do(replace(config, root=place / "again"))
+    assert_same(results(place / "again"), {k: v for k, v in results(place).items() if not k.startswith("again")})
+
+
+def test_ties_of_criteria_are_broken_at_random(place: Path) -> None:
+    """Weights that never moved: at a learning rate of almost 0 that is all of them."""
+    (run,) = do(settings(place, prune_method="movement", optimizer="sgd", lr=1e-30, prune_iterations=2))
+    mask = tickets.read_ticket(run, 1).masks["layers.1.weight"]
+    assert min(part.float().mean().item() for part in mask.flatten().chunk(4)) > 0.5
 
 
 # What a trial's numbers depend on
@@ -654,23 +642,21 @@ def test_every_round_of_every_trial_prunes_and_shuffles_at_random_in_its_own_way
             assert again.any(), "the second pruning went on in the order of the first"
 
 
-def test_stacked_runs_find_what_single_ones_find(place: Path) -> None:
-    many = {"trials": 3, "prune_type": ("lt", "reinit", "ticket_reinit"), "precision": "fp32"}
-    single = do(settings(place, arch_type="conv", **many))
-    do(settings(place, arch_type="conv", root=place / "stacked", stack=4, **many))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"arch_type": "conv", "trials": 3, "prune_type": ("lt", "reinit", "ticket_reinit")},
+        {"prune_type": ("lt", "finetune", "random_finetune"), "lr_milestones": "4it", "lr_gamma": 0.001},
+        {"prune_type": ("finetune", "lt"), "lr_milestones": "4it", "lr_gamma": 0.001},
+    ],
+)
+def test_stacked_runs_find_what_single_ones_find(place: Path, changes: dict[str, Any]) -> None:
+    """Each at the rates of its own arm."""
+    single = do(settings(place, precision="fp32", **changes))
+    do(settings(place, precision="fp32", root=place / "stacked", stack=4, **changes))
     for run in single:
         one, other = rounds(run), rounds(replace(run, root=place / "stacked"))
         assert one["weights"].tolist() == other["weights"].tolist()
-        assert other["val_loss"].tolist() == pytest.approx(one["val_loss"].tolist(), rel=1e-3)
-
-
-@pytest.mark.parametrize("arms", [("lt", "finetune", "random_finetune"), ("finetune", "lt")])
-def test_stacked_arms_learn_at_the_rates_of_their_own(place: Path, arms: tuple[str, ...]) -> None:
-    rates = {"lr_milestones": "4it", "lr_gamma": 0.001, "prune_type": arms, "precision": "fp32"}
-    single = do(settings(place, **rates))
-    do(settings(place, root=place / "stacked", stack=4, **rates))
-    for run in single:
-        one, other = rounds(run), rounds(replace(run, root=place / "stacked"))
         assert other["val_loss"].tolist() == pytest.approx(one["val_loss"].tolist(), rel=1e-3), run.arm
 
 
@@ -1018,18 +1004,6 @@ def test_controls_end_where_lt_did(place: Path) -> None:
 # Whole sessions
 
 
-def test_a_stack_interrupted_before_its_first_step_keeps_its_trials_apart(place: Path) -> None:
-    config = settings(place, stack=3, precision="fp32")
-    with pytest.raises(Stopped):
-        do(config, stop=lambda: True)
-    more = replace(config, trials=3)
-    do(more)
-    do(replace(more, root=place / "whole"))
-    for run in runs_of(more):
-        whole = replace(run, root=place / "whole")
-        assert rounds(run)["val_loss"].tolist() == pytest.approx(rounds(whole)["val_loss"].tolist(), rel=1e-3)
-
-
 def test_trials_of_which_one_was_evaluated_before_the_stop_are_no_stack(place: Path) -> None:
     """As after Ctrl-C within an evaluation, and a kill between the next checkpoints of the two."""
     config = settings(place, stack=2, trials=2, precision="fp32", prune_iterations=1)
@@ -1117,16 +1091,6 @@ def test_without_its_config_json_a_run_is_not_continued(place: Path) -> None:
                 session.run(asked)
     assert results(place) == before and not list(place.rglob("*.damaged"))
     session.run(replace(config, overwrite=True))
-
-
-def test_the_disk_is_that_of_the_weights(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where saves/ is a link to another one."""
-    (place / "saves").symlink_to(place / "another")
-    (place / "another").mkdir()
-    usage, asked = shutil.disk_usage, []
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: (asked.append(Path(folder).resolve()), usage(folder))[1])
-    session.run(settings(place, prune_iterations=1))
-    assert [folder.relative_to(place).parts[0] for folder in asked] == ["another"]
 
 
 def test_a_signal_during_the_checks_of_finished_runs_stops_the_command(

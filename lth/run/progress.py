@@ -152,7 +152,7 @@ class Progress:
         self._row(str(event.run), cells)
         if event.empty:
             self._line(f"{event.run}: no weights left in {', '.join(event.empty)}")
-        if ties := tickets.ties(event.at_random, row["weights"]):
+        if event.at_random and (ties := tickets.ties(event.at_random, row["weights"])):
             self._line(f"{event.run}: {ties}")
 
     def _row(self, name: str, cells: Mapping[str, str]) -> None:
