@@ -65,8 +65,7 @@ def parts(model: nn.Module) -> list[Part]:
 
 
 def names(model: nn.Module) -> dict[int, str]:
-    """The name in `model` of each parameter, by its id: the first one of a tied parameter, without `_orig` where a
-    mask is on."""
+    """The name in `model` of each parameter by its id, the first of a tied one, without `_orig` where a mask is on."""
     return {key: found[0] for key, found in all_names(model).items()}
 
 

@@ -72,15 +72,6 @@ def test_masks_that_were_given_stay_and_share_no_memory() -> None:
     assert pruning.remaining(before) == 100 and pruning.survivors(masks)["layer1"] > 0
 
 
-def test_scores_may_have_any_layout() -> None:
-    """A convolution in channels_last is scored as in the usual layout, ties included."""
-    score = torch.randint(0, 3, (4, 3, 3, 3)).float()
-    masks = pruning.dense({"w": score})
-    usual = prune_lowest({"w": score}, masks, {"w": 40.0})
-    other = prune_lowest({"w": score.to(memory_format=torch.channels_last)}, masks, {"w": 40.0})
-    assert torch.equal(usual["w"], other["w"])
-
-
 # The rates of a network's layers
 
 
@@ -106,7 +97,6 @@ def percents(**flags: float) -> dict[str, float]:
     [
         ({"conv_percent": 10}, 10, 20, 20),
         ({"fc_percent": 30, "output_percent": 5}, 20, 30, 5),
-        ({"output_percent": 0}, 20, 20, 0),
         ({"conv_percent": 10, "prune_percent": 50}, 10, 50, 50),
     ],
 )
@@ -119,12 +109,6 @@ def test_rates_by_kind_of_layer(flags: dict[str, float], conv: float, fc: float,
     once = prune_lowest(pruning.random_scores(masks, torch.Generator()), masks, found)
     for name, mask in once.items():
         assert int(mask.sum()) == mask.numel() - round(mask.numel() * expected[name] / 100)
-
-
-def test_target_remaining_is_a_rate_that_reaches_it_in_the_last_round() -> None:
-    config = Config(target_remaining=3.6, prune_iterations=12)
-    assert 100 * (1 - config.round_percent / 100) ** 11 == pytest.approx(3.6)
-    assert Config(prune_percent=35).round_percent == 35
 
 
 # What is pruned, and what never
@@ -154,26 +138,19 @@ def test_an_output_layer_that_is_not_defined_last_is_said() -> None:
 @pytest.mark.parametrize(
     "layer, count",
     [
-        (nn.Linear(3, 2), 6),
-        (nn.Conv1d(2, 3, 2), 12),
         (nn.Conv2d(4, 4, 3, groups=4), 36),
-        (nn.Conv3d(1, 2, 2), 16),
         (nn.ConvTranspose2d(2, 3, 2), 24),
         (nn.BatchNorm2d(3), 0),
-        (nn.LayerNorm(3), 0),
         (nn.Embedding(5, 3), 0),
         (nn.PReLU(), 0),
         (nn.Bilinear(2, 3, 4), 24),
         (nn.LSTM(2, 3, num_layers=2, bidirectional=True), 2 * 4 * (6 + 9) + 2 * 4 * (18 + 9)),
         (nn.LSTM(2, 3, proj_size=2), 4 * (6 + 6) + 6),
         (nn.GRU(2, 3), 3 * (6 + 9)),
-        (nn.LSTMCell(2, 3), 4 * (6 + 9)),
         (nn.GRUCell(2, 3), 3 * (6 + 9)),
-        (nn.MultiheadAttention(4, 2), 4 * 16),
         (nn.MultiheadAttention(4, 2, kdim=3, vdim=5, add_bias_kv=True), 2 * 16 + 12 + 20),
         (nn.TransformerEncoderLayer(4, 2, 6), 4 * 16 + 2 * 24),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )
 def test_kinds_of_layer(layer: nn.Module, count: int) -> None:
     assert sum(weight.numel() for weight in pruning.prunable(nn.Sequential(layer)).values()) == count
@@ -298,27 +275,17 @@ def test_large_init_large_final_keeps_what_is_above_one_percentile_of_both(seed:
     assert found.sum() == keep and (found <= enough).all() and (found >= fewer).all()
 
 
-@QUICK
-@given(SHAPES, st.integers(0, 99), st.floats(0, 1))
-def test_shuffling_keeps_the_counts_and_depends_on_the_seed_alone(
-    shapes: list[tuple[int, ...]], seed: int, keep: float
-) -> None:
-    masks = {name: score < keep for name, score in scores_of(shapes, seed).items()}
-    found = [pruning.shuffled(masks, torch.Generator().manual_seed(5)) for _ in range(2)]
-    assert pruning.survivors(found[0]) == pruning.survivors(masks)
-    assert all(torch.equal(found[0][name], found[1][name]) for name in masks)
-    assert all(found[0][name].shape == mask.shape for name, mask in masks.items())
-
-
-def test_shuffling_and_random_pruning_are_uniform() -> None:
+def test_shuffling_and_random_pruning_are_uniform_and_keep_the_counts() -> None:
     mask = torch.zeros(20, 20, dtype=torch.bool)
     mask[:4] = True
     generator, hits, cut = torch.Generator().manual_seed(0), torch.zeros(20, 20), torch.zeros(20, 20)
     for _ in range(400):
-        hits += pruning.shuffled({"w": mask}, generator)["w"]
+        moved = pruning.shuffled({"w": mask}, generator)["w"]
+        assert moved.sum() == mask.sum()
+        hits += moved
         scores = pruning.random_scores({"w": mask}, generator)
         cut += prune_lowest(scores, {"w": torch.ones_like(mask)}, {"w": 20.0})["w"]
-    assert hits.sum() == 400 * 80 and abs(hits / 400 - 0.2).max() < 0.1
+    assert abs(hits / 400 - 0.2).max() < 0.1
     assert cut.sum() == 400 * 320 and abs(cut / 400 - 0.8).max() < 0.1
 
 
@@ -335,7 +302,6 @@ def test_packing_gives_the_same_mask_back(shape: list[int], seed: int) -> None:
 def test_remaining_is_a_percentage_of_all_prunable_weights() -> None:
     masks = {"a": torch.tensor([True, False, False, False]), "b": torch.ones(2, 3, dtype=torch.bool)}
     assert pruning.survivors(masks) == {"a": 1, "b": 6} and pruning.remaining(masks) == 70
-    assert pruning.remaining({}) == 0
 
 
 # The bridge to torch.nn.utils.prune
@@ -359,34 +325,6 @@ def test_pruning_is_that_of_torch_round_after_round(make: Callable[[], nn.Module
                 torch_prune.l1_unstructured(layer, name, amount=0.2)
         found = [layer.weight_mask.bool() for layer, _ in layers]
         assert all(torch.equal(mask, other) for mask, other in zip(masks.values(), found, strict=True))
-
-
-@pytest.mark.parametrize("scope", ["layer", "global"])
-def test_rules_prune_on_top_of_what_is_pruned(scope: str) -> None:
-    torch.manual_seed(0)
-    mine = Mlp()
-    weights = {name: weight.detach().abs() for name, weight in pruning.prunable(mine).items()}
-    masks = pruning.dense(weights)
-    for _ in range(2):
-        assert prune.magnitude(0.25, scope)(mine) is mine
-        masks = prune_lowest(weights, masks, dict.fromkeys(masks, 25.0), scope)
-    found = prune.detach(mine)
-    assert all(torch.equal(masks[name], found[name]) for name in masks)
-    assert sum(pruning.survivors(prune.detach(prune.random(0.25, scope)(Mlp()))).values()) == 816 - 204
-
-
-def test_attach_and_detach() -> None:
-    model = Conv()
-    masks = random_masks(model)
-    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    assert prune.attach(model, masks) is model and torch_prune.is_pruned(model)
-    assert torch.equal(model.conv.weight, before["conv.weight"] * masks["conv.weight"])
-    found = prune.detach(model)
-    assert not torch_prune.is_pruned(model) and found.keys() == masks.keys()
-    for name, parameter in model.named_parameters():
-        assert name not in masks or torch.equal(found[name], masks[name])
-        assert torch.equal(parameter, before[name] * masks[name] if name in masks else before[name])
-    assert prune.detach(model) == {}
 
 
 @pytest.mark.parametrize("embedding", [False, True])
@@ -433,7 +371,7 @@ def test_fetch_layers() -> None:
         prune.fetch_layers([])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("amount", [1, 1.5, -0.1, "0.2", None, float("nan")])
+@pytest.mark.parametrize("amount", [1, -0.1, "0.2", float("nan")])
 def test_rules_refuse_what_is_no_fraction(amount: object) -> None:
     with pytest.raises(ValueError, match="amount must be a fraction"):
         prune.magnitude(amount)  # type: ignore[arg-type]

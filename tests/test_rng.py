@@ -13,7 +13,6 @@ import torch
 from helpers import assert_same, do, results, settings
 
 from lth import rng
-from lth.records import tables
 from lth.training.train import Stopped
 
 CPU = torch.device("cpu")
@@ -96,13 +95,3 @@ def test_models_that_draw_are_reproducible(place: Path, noise: str) -> None:
             do(replace(config, root=root), stop=lambda turns=turns, turn=turn: next(turns) == turn)
         do(replace(config, root=root))
         assert_same(results(root), results(place / "once"))
-
-
-def test_how_often_the_test_images_come_does_not_matter_to_a_model_that_draws(place: Path) -> None:
-    model(place, ALL)
-    losses = []
-    for test_freq in ("2it", "8it"):
-        config = settings(place, arch_type="noisy", valid_freq="2it", test_freq=test_freq, root=place / test_freq)
-        (run,) = do(config)
-        losses.append(tables.table(run, "evals")[["train_loss", "val_loss"]].to_numpy().tolist())
-    assert losses[0] == losses[1]

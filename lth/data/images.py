@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -82,8 +81,7 @@ class Images:
     def feed(
         self, seeds: Sequence[int], valid_size: int | None, batch_size: int, device: torch.device, augment: bool = False
     ) -> Feed:
-        """What trials of these `seeds` train and evaluate on: see lth.data.Feed, which has the other arguments too:
-        `valid_size`, `batch_size`, `device`, `augment`."""
+        """What trials of these `seeds` train and evaluate on: see lth.data.Feed for the arguments."""
         return Feed(self, seeds, valid_size, batch_size, device, augment)
 
 
@@ -91,20 +89,6 @@ def _classes(labels: Tensor) -> str:
     found = labels.tolist()
     more = ", ..." if len(found) > 5 else ""
     return f"class {found[0]}" if len(found) == 1 else f"classes {', '.join(map(str, found[:5]))}{more}"
-
-
-class Source(Protocol):
-    """What trials can be fed from: `Images`, or data that are streamed."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def example(self) -> Tensor: ...
-
-    def feed(
-        self, seeds: Sequence[int], valid_size: int | None, batch_size: int, device: torch.device, augment: bool = False
-    ) -> Feed: ...
 
 
 class Feed:
@@ -155,8 +139,7 @@ class Feed:
             self.train_indices = [torch.arange(len(images.train)) for _ in seeds]
             own, own_labels = (x.to(device) for x in images.validation)
             pairs = zip(own.split(self.chunk), own_labels.split(self.chunk), strict=True)
-            times = len(self.train_indices)
-            self._valid = [(torch.cat([x] * times), torch.cat([y] * times)) for x, y in pairs]
+            self._valid = [(torch.cat([x] * len(seeds)), torch.cat([y] * len(seeds))) for x, y in pairs]
         self.epoch_steps = len(self.train_indices[0]) // batch_size  # the last partial batch is dropped
         self._drawn: tuple[object, Tensor] = (None, torch.empty(0))  # the epoch drawn last
 
@@ -231,14 +214,16 @@ def split(count: int, valid_size: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def crop_and_flip(images: Tensor, down: Tensor, right: Tensor, flip: Tensor) -> Tensor:
-    """`images` (N, C, H, W) padded by CROP zeros, cut at rows `down` and columns `right` (N,), mirrored if `flip`."""
+    """`images` (N, C, H, W) padded by CROP zeros, cut at rows `down` and columns `right` (N,), mirrored if `flip`, in
+    contiguous memory as images that are not augmented."""
     count, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, (CROP,) * 4)
     rows = down[:, None] + torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device).expand(count, width)
     columns = torch.where(flip[:, None].bool(), width - 1 - columns, columns) + right[:, None]
     numbers = torch.arange(count, device=images.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[numbers, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    cut = padded.permute(0, 2, 3, 1)[numbers, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return cut.clone(memory_format=torch.contiguous_format)  # contiguous() leaves single channels their strides
 
 
 def normalisation(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset, SubsetRandomSampler
 
-from lth.data.images import Images, Source
+from lth.data.images import Images
 from lth.data.prints import of_arrays, of_texts
 from lth.data.sets import Loaders, as_images, check_sizes
-from lth.data.stream import Batch, Stream, draw, has_length
+from lth.data.stream import Batch, Source, Stream, draw, has_length
 from lth.settings.checks import shown
 from lth.settings.config import VALID_SIZE, ConfigError, usual_valid_size
 from lth.settings.values import LONGEST

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lth import rng
-from lth.data.images import Feed
+from lth.data.images import Feed, Images
 from lth.rng import derive_seed
 from lth.settings.checks import said, shown
 
@@ -98,6 +98,9 @@ class Stream:
     ) -> Feed:
         """What one trial trains and evaluates on."""
         return StreamFeed(self, device)
+
+
+Source = Images | Stream  # what trials can be fed from
 
 
 class StreamFeed(Feed):

@@ -38,7 +38,7 @@ class Cost:
         return self.rest + sum(self.of(name, count) for name, count in weights.items())
 
     def of(self, name: str, count: int) -> float:
-        """Multiply-adds of so many weights of a parameter: none of a bias or another that a rule may have pruned."""
+        """Multiply-adds of so many weights of a parameter: none of a bias, which a rule may have pruned."""
         return self.uses.get(name, 0.0) * count
 
     def kind(self, name: str) -> str:

@@ -91,6 +91,8 @@ def has_complex(called: str) -> str:
 def unfit(model: nn.Module, embeddings: bool = False) -> str:
     """What keeps a model from being copied, trained and pruned (its embeddings too if asked), as the rest of a sentence
     that begins with its name; nothing if it can be."""
+    if torch.get_default_device().type != "cpu":
+        return f"must come without torch.set_default_device, which is {torch.get_default_device()}: leave it at the CPU"
     parameters = dict(model.named_parameters())
     tensors = {**parameters, **dict(model.named_buffers())}
     if any(map(nn.parameter.is_lazy, tensors.values())):
@@ -98,8 +100,13 @@ def unfit(model: nn.Module, embeddings: bool = False) -> str:
     if torch_prune.is_pruned(model):
         return "must come without masks of torch.nn.utils.prune: take them off with prune.remove"
     for called, tensor in tensors.items():
-        if what := _unfit(tensor):
-            return f"must have plain tensors, but {called} {what}"
+        if tensor.layout != torch.strided:
+            return f"must have plain tensors, but {called} is {tensor.layout}: to_dense() makes a plain one"
+        if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+            return (
+                f"must have plain tensors, but {called} shares memory between its elements, as after expand(): clone() "
+                "makes a plain one"
+            )
     places: dict[int, str] = {}
     for called, parameter in parameters.items():
         place = parameter.data_ptr()  # 0 without values
@@ -112,15 +119,6 @@ def unfit(model: nn.Module, embeddings: bool = False) -> str:
             "must have weights to prune: of Linear, convolution, attention, recurrent or bilinear layers, or matrices "
             "of its own" + (" (see prune_embeddings)" if pruning.prunable(model, True) else "")
         )
-    return ""
-
-
-def _unfit(tensor: Tensor) -> str:
-    """What keeps a parameter or a buffer from being copied, hashed and trained; nothing if it can be."""
-    if tensor.layout != torch.strided:
-        return f"is {tensor.layout}: to_dense() makes a plain one"
-    if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
-        return "shares memory between its elements, as after expand(): clone() makes a plain one"
     return ""
 
 

@@ -1,8 +1,7 @@
-"""PyTorch's private functions that this program calls, each as the quick form of a public one.
+"""Private functions of PyTorch that this program calls in place of public ones.
 
-They do the same arithmetic (tests/training/test_kernels.py) without the public ones' checks and bookkeeping, which take
-a fifth of a step of a small network. Where a PyTorch has one of them no more, or with other arguments, a trial fails
-and the public one is used: that costs speed and not the program.
+They do the same arithmetic without the checks and bookkeeping of the public ones, which take a fifth of a step of a
+small network. If a version of PyTorch lacks one of them or changes its arguments, the public one is used.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam and AdamW
 
 
 class Quick:
-    """A function's private form where a trial of it, made before its first use, gives True; else its public one."""
+    """The private form of a function if a trial of it, made before its first use, returns True; else the public one."""
 
     def __init__(self, private: Form, public: Form, trial: Callable[[Form], bool]) -> None:
         self.private, self.public, self.trial = private, public, trial
@@ -141,49 +140,15 @@ def _step(optimizer: torch.optim.Optimizer, weights: Tensors, found: Tensors) ->
         weight.grad = None
 
 
-# Masks
+# Sparse products: where they do not work, layers are dense (lth.training.sparse.available)
 
 
-def _public_multiply_(tensors: Tensors, factors: Tensors) -> None:
-    for tensor, factor in zip(tensors, factors, strict=True):
-        tensor.mul_(factor)
-
-
-def _try_multiply_(form: Form) -> bool:
-    tensor = _one(2)
-    form([tensor], [_one(3)])
-    return tensor.item() == 6
-
-
-@quick_form_of(_public_multiply_, _try_multiply_)
-def multiply_(tensors: Tensors, factors: Tensors) -> None:
-    """Multiply each tensor by its factors, in place."""
-    foreach: Any = torch._foreach_mul_
-    foreach(tensors, factors)
-
-
-# Sparse products: FBGEMM's sums of rows, made for embeddings, take less than half the time of MKL's sparse products
-
-
-def _public_sparse_product(offsets: Tensor, columns: Tensor, values: Tensor, x: Tensor) -> Tensor:
-    options: dict[str, Any] = {"mode": "sum", "per_sample_weights": values, "include_last_offset": True}
-    return torch.nn.functional.embedding_bag(columns, x, offsets, **options)
-
-
-def _try_sparse_product(form: Form) -> bool:
-    offsets, columns = (torch.tensor(numbers, dtype=torch.int32) for numbers in ([0, 1, 1], [1]))
-    return form(offsets, columns, _one(2), torch.tensor([[3.0], [5.0]])).tolist() == [[10], [0]]
-
-
-@quick_form_of(_public_sparse_product, _try_sparse_product)
 def sparse_product(offsets: Tensor, columns: Tensor, values: Tensor, x: Tensor) -> Tensor:
     """A sparse matrix (rows, inner) times x (inner, n), (rows, n). Row r has the `values` from offsets[r] to
-    offsets[r + 1], in these `columns`; offsets (rows + 1,) and columns are int32."""
+    offsets[r + 1], in these `columns`; offsets (rows + 1,) and columns are int32. FBGEMM's sums of rows, made for
+    embeddings, take less than half the time of MKL's sparse products."""
     bags: Any = torch._embedding_bag_forward_only  # no bookkeeping for a gradient, even of a parameter's values
     return bags(x, columns, offsets, False, 0, False, values, True)[0]
-
-
-# The processor
 
 
 def amx() -> bool:

@@ -73,7 +73,7 @@ class Network:
     def apply_masks(self) -> None:
         """Set pruned weights to 0. Under torch.no_grad."""
         if self.masks:
-            kernels.multiply_(self.masked, self.masks)
+            torch._foreach_mul_(self.masked, self.masks)
 
     def losses(self, images: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of each trial, a scalar for one. images (T * B, C, H, W), labels (T * B,)."""

@@ -18,14 +18,10 @@ def numerics(precision: str, threads: int) -> Iterator[None]:
     """
     strict = precision == "fp32"
     backends: Any = torch.backends
-    knobs = [
-        (backends.mkldnn.matmul, "ieee" if strict else "bf16"),
-        (backends.mkldnn.conv, "ieee" if strict else "bf16"),
-        (backends.mkldnn.rnn, "ieee" if strict else "bf16"),
-        (backends.cuda.matmul, "ieee" if strict else "tf32"),
-        (backends.cudnn.conv, "ieee" if strict else "tf32"),
-        (backends.cudnn.rnn, "ieee" if strict else "tf32"),
-    ]
+    onednn = (backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn)
+    cuda = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    knobs = [(knob, "ieee" if strict else "bf16") for knob in onednn]
+    knobs += [(knob, "ieee" if strict else "tf32") for knob in cuda]
     before = [knob.fp32_precision for knob, _ in knobs]
     threads_before, flushed = torch.get_num_threads(), bool(torch.full((1,), 1e-40) * 1 == 0)
     for knob, value in knobs:

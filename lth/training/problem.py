@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from lth import pruning, rng
-from lth.data.images import Images, Source
+from lth.data.images import Images
+from lth.data.stream import Source
 from lth.layers import has_gradient_hooks
 from lth.prune import Rule
 from lth.pruning import Masks

@@ -1,13 +1,12 @@
 """Scores of weights before training: pure functions of a network and training batches, for the arms that prune so.
 
-A score function gets a copy of a model, its own to change, whose pruned weights are 0; the weights to score by their
-names, with their masks; batches of images and labels, and the loss. It gives a score a weight, of which the lowest are
-pruned. A new score is one function in SCORES.
+A score function takes a copy of a model, which it may change and whose pruned weights are 0, the masks of the weights
+to score, batches of images and labels, and the loss. It returns a score per weight; the lowest are pruned. A new score
+is one function in SCORES.
 """
 
 from __future__ import annotations
 
-import functools
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ Score = Callable[[nn.Module, Masks, Batches, Criterion], dict[str, Tensor]]
 # By which GraSP's authors divide the logits (github.com/alecwangcq/GraSP), for a nearly even softmax.
 TEMPERATURE = 200.0
 
+# Only some of PyTorch's allocators have an error of their own for short memory.
 SHORT = re.compile("DefaultCPUAllocator|_ALLOC_FAILED|out of memory|bad_alloc|not enough memory", re.IGNORECASE)
 
 
@@ -78,11 +78,10 @@ SCORES: dict[str, Score] = {"snip": snip, "grasp": grasp, "synflow": synflow}
 def scored(method: str, model: nn.Module, masks: Masks, batches: Batches, criterion: Criterion) -> dict[str, Tensor]:
     """The scores `method`, a name in SCORES, of the weights under `masks`; `model` is left as it was.
 
-    They are found in training without the dropout of PyTorch's layers, and in double precision, with PyTorch's quickest
-    products. Where the model's code fails so, with products that can be derived twice, which those of attention and
-    recurrent layers cannot always; and then in the model's own precision, since code may make tensors of its own, in
-    float32. A warning says so once. torch.OutOfMemoryError where memory is short, whichever: what there is of it must
-    decide no mask. If all fails, the first failure.
+    They are computed in training mode without the dropout of PyTorch's layers, in double precision. If that fails, with
+    products that can be derived twice, which those of attention and recurrent layers cannot always; and then in the
+    model's own precision, since its code may make float32 tensors: a warning says so. torch.OutOfMemoryError if memory
+    is short, which must decide no mask. If all fail, the first error.
     """
     double = next(model.parameters()).device.type != "mps"  # which has no float64
     first: Exception | None = None
@@ -90,13 +89,13 @@ def scored(method: str, model: nn.Module, masks: Masks, batches: Batches, criter
         try:
             found = _tried(method, model, masks, batches, criterion, exact, plain)
         except Exception as error:
-            if _memory_is_short(error):
+            if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or SHORT.search(str(error)):
                 raise torch.OutOfMemoryError(first_line(error)) from None
-            first = first or _without_frames(error)
+            first = first or error.with_traceback(None)  # whose frames hold all tensors
             continue
         if first is not None:
             how = "with slower products" if exact == double else "in the model's own precision, not in double,"
-            _say(f"{type(model).__name__} is scored by {method} {how} because of {said(first)}")
+            warnings.warn(f"{type(model).__name__} is scored by {method} {how} because of {said(first)}", stacklevel=2)
         return found
     assert first is not None
     raise first
@@ -113,26 +112,6 @@ def _tried(
     if not all(score.isfinite().all() for score in found.values()):  # a NaN would be neither kept nor pruned
         raise FloatingPointError("scores that are not finite")
     return found
-
-
-def _memory_is_short(error: Exception) -> bool:
-    """Whether that is why it failed: only some of PyTorch's allocators have an error of their own for it."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or bool(SHORT.search(str(error)))
-
-
-def _without_frames(error: Exception) -> Exception:
-    """The error, and those behind it, without the frames that they went through, which hold all tensors of these."""
-    each: BaseException | None = error
-    while each is not None:
-        each.__traceback__ = None
-        each = each.__context__
-    return error
-
-
-@functools.lru_cache(maxsize=256)
-def _say(text: str) -> None:
-    """Warn, once in a process: some methods score a hundred times a round."""
-    warnings.warn(text, stacklevel=3)
 
 
 @contextmanager

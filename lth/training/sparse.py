@@ -19,19 +19,7 @@ from lth.settings.config import Config
 from lth.training import kernels, models
 from lth.training.sparse_linear import Places
 
-# A layer is trained sparsely where at most this share of its weights survives. Measured by benchmarks/sparsity.py
-# --layers (AMD EPYC without AMX, one thread, PyTorch 2.15, --precision fast): time of a layer's forward, backward and
-# Adam with sparse products, of that with dense ones.
-#
-#   survivors           33%   26%   21%   17%  13.5%  8.6%  5.5%  3.6%    1%
-#   784-300, batch 8   1.08  0.88  0.78  0.75   0.69  0.52  0.43  0.38
-#   784-300, batch 60  1.11  0.90  0.77  0.64   0.57  0.43  0.34  0.28  0.21
-#   300-100, batch 60  0.88  0.74  0.72  0.62   0.58  0.55  0.50  0.47  0.40
-#   100-10, batch 60   0.84  0.84  0.76  0.81   0.77  0.81  0.80  0.78  0.78
-#   784-300, batch 256 1.23  0.96        0.77               0.32
-#   784-300, 1000            1.36        0.92               0.41
-#   1024-1024, 60            0.78        0.53               0.19
-#   1024-4096, 60            0.79        0.56               0.19
+# A layer is trained sparsely if at most this share of its weights survives: see the table of benchmarks/README.md.
 BELOW = ((256, 0.27), (math.inf, 0.17))  # for batches up to so many examples
 # A layer of so few weights gains only beside a sparse larger one, since autograd then treats both as one: a step of
 # fc1, all others at 21% (at 6.9%), took 0.67 (0.60) of the dense one's time with its last layer, 1000 weights, dense at

@@ -16,7 +16,7 @@ from lth.training import kernels
 from lth.training.schedule import Plan
 
 QUICK = {name: thing for name, thing in vars(kernels).items() if isinstance(thing, kernels.Quick)}
-GONE = {"adam_": ["_fused_adam_", "_fused_adamw_"], "sgd_": ["_fused_sgd_"], "multiply_": ["_foreach_mul_"]}
+GONE = {"adam_": ["_fused_adam_", "_fused_adamw_"], "sgd_": ["_fused_sgd_"]}
 
 
 @pytest.fixture(autouse=True)
@@ -38,10 +38,7 @@ def close(one: Any, other: Any) -> None:
 
 def test_this_pytorch_has_all_of_them() -> None:
     """Else the program is slower than it says; look for what took their place."""
-    assert (
-        set(QUICK) == {"_gradients", "sparse_product", *GONE}
-        and [name for name, quick in QUICK.items() if not quick.works] == []
-    )
+    assert QUICK.keys() == {"_gradients", *GONE} and all(quick.works for quick in QUICK.values())
 
 
 def test_gradients_are_those_of_autograd() -> None:
@@ -82,22 +79,6 @@ def test_sgd_is_that_of_torch_optim(momentum: float, nesterov: bool, decay: floa
     close(buffers[0], buffers[1])
 
 
-def test_products_of_lists_are_those_of_their_tensors() -> None:
-    one, other = tensors(0), tensors(0)
-    kernels.multiply_.private(one, tensors(1))
-    kernels.multiply_.public(other, tensors(1))
-    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-def test_sparse_products_are_those_of_embedding_bags() -> None:
-    weight = torch.randn(9, 7) * (torch.rand(9, 7) < 0.4)
-    csr, x = weight.to_sparse_csr(), torch.randn(7, 20)
-    given = (csr.crow_indices().int(), csr.col_indices().int(), csr.values(), x)
-    quick = kernels.sparse_product.private(*given)
-    assert torch.equal(quick, kernels.sparse_product.public(*given))
-    torch.testing.assert_close(quick, weight @ x)
-
-
 def refuse(*args: object, **kwargs: object) -> None:
     raise TypeError("unexpected keyword argument")
 
@@ -121,8 +102,7 @@ def test_a_pytorch_without_them_costs_speed_and_not_the_program(
             monkeypatch.setattr(torch, name, refuse)
     monkeypatch.setattr(kernels._gradients, "private", refuse)  # the public form has the same engine inside
     made = training(make, plan, kind=kind, keep=0.5, **options)
-    assert [name for name, quick in QUICK.items() if quick.works] == ["sparse_product"]
-    assert not made.optimizer.capturable
+    assert not any(quick.works for quick in QUICK.values()) and not made.optimizer.capturable
     states = []
     made.run(checkpoint=lambda state: states.append(copy.deepcopy(state)), checkpoint_every=0)
     found = training(make, plan, kind=kind, keep=0.5, resume=states[0], **options).run()[0]

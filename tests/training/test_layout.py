@@ -57,16 +57,9 @@ class ViewsInEvaluation(Views):
     training_only = False
 
 
-class OfOtherImages(Conv):
-    """Cannot be tried with the example."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.reshape(5, 1, 8, 8))
-
-
 @pytest.mark.parametrize(
     "make, expected",
-    [(Conv, True), (OfOtherImages, True), (Mlp, False), (Deep, False), (Views, False), (ViewsInEvaluation, False)],
+    [(Conv, True), (Mlp, False), (Deep, False), (Views, False), (ViewsInEvaluation, False)],
 )
 def test_it_is_the_layout_of_all_convolutions_that_run_in_it(make: type[nn.Module], expected: bool) -> None:
     assert channels_last(make, EXAMPLE) is expected
@@ -88,9 +81,10 @@ def test_asking_disturbs_no_draws_and_no_example() -> None:
     assert torch.equal(example, EXAMPLE)
 
 
-def test_a_model_that_views_what_convolutions_give_is_trained_and_evaluated(place: Path) -> None:
+@pytest.mark.parametrize("augment", [False, True])
+def test_a_model_that_views_what_convolutions_give_is_trained_and_evaluated(place: Path, augment: bool) -> None:
     (place / "archs" / "tiny" / "viewing.py").write_text(VIEWING)
-    (run,) = do(settings(place, arch_type="viewing", prune_iterations=2, connectivity=True))
+    (run,) = do(settings(place, arch_type="viewing", prune_iterations=2, connectivity=True, augment=augment))
     assert len(tables.table(run, "connectivity")) == 2 * 30
     ticket, images = lth.load_ticket(run.dumps, round=1), make_images()
     test = (images.test.float() - images.train.float().mean()) / images.train.float().std()

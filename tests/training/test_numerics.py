@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import do, settings
-from torch import Tensor, nn
 
 from lth.training.numerics import numerics
 
@@ -53,26 +50,3 @@ def test_products_are_as_precision_says_and_as_before_afterwards(
     assert (knobs(), flushes(), torch.get_num_threads()) == (before, flushed, 1)
     set_knobs(usual)
     torch.set_flush_denormal(False)
-
-
-@pytest.mark.parametrize(
-    "precision, dtype, expected",
-    [("fast", torch.float32, FAST), ("fp32", torch.float32, STRICT), ("bf16", torch.bfloat16, FAST)],
-)
-def test_an_experiment_trains_and_evaluates_so(
-    place: Path, monkeypatch: pytest.MonkeyPatch, precision: str, dtype: torch.dtype, expected: dict[str, str]
-) -> None:
-    seen = set()
-    linear = nn.Linear.forward
-
-    def forward(layer: nn.Linear, x: Tensor) -> Tensor:
-        out = linear(layer, x)
-        if len(x) > 1:  # one image is what multiply-adds are counted of
-            seen.add((layer.training, out.dtype, layer.weight.dtype, tuple(knobs().items()), flushes()))
-        return out
-
-    monkeypatch.setattr(nn.Linear, "forward", forward)
-    do(settings(place, prune_iterations=2, precision=precision, stack=1))
-    how = (dtype, torch.float32, tuple(expected.items()), expected is FAST)
-    assert seen == {(True, *how), (False, *how)}
-    assert not flushes()

@@ -20,7 +20,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from nets import TakesParts, UsesWeight
 from own import WithOptim, accuracy, find, seeded, tiny
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
 
 import lth
@@ -33,7 +33,6 @@ from lth.run.tasks import runs_of
 from lth.settings.config import Config
 from lth.training import kernels, models, sparse, sparse_linear
 from lth.training.network import Network
-from lth.training.numerics import numerics
 from lth.training.schedule import Plan
 from lth.training.sparse_linear import Places, SparseLinear, become_sparse
 from lth.training.train import Stopped, Trained
@@ -50,20 +49,6 @@ def tiny_layers_without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule for large layers holds for those of tests too, as it is on a processor without AMX."""
     monkeypatch.setattr(sparse, "SMALL", 0)
     monkeypatch.setattr(kernels, "amx", lambda: False)
-
-
-@pytest.fixture
-def bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a processor with AMX, where --precision fast multiplies bfloat16 numbers."""
-    linear, product = nn.functional.linear, torch.Tensor.matmul
-
-    def rounded(x: Tensor) -> Tensor:
-        backend: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-        return x.bfloat16().float() if backend.fp32_precision == "bf16" and x.dtype == torch.float32 else x
-
-    monkeypatch.setattr(nn.functional, "linear", lambda x, weight, bias=None: linear(rounded(x), rounded(weight), bias))
-    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda one, other: product(rounded(one), rounded(other)))
-    sparse.available.cache_clear()
 
 
 @pytest.fixture
@@ -152,8 +137,6 @@ def attention() -> nn.Module:
     [
         (sequence, [3]),
         (lambda: sequence(nn.Dropout(0.5)), [1, 2]),
-        (lambda: sequence(nn.BatchNorm1d(20)), [1, 2]),
-        (lambda: sequence(nn.Linear(20, 20)), [4]),
         (lambda: TakesParts(sequence(), "parts"), [1, 2, 1]),
         (lambda: TakesParts(sequence(), "one"), [3, 1, 1]),
         (lambda: TakesParts(sequence(), "chance"), [1, 1, 1, 1]),
@@ -245,8 +228,6 @@ def others() -> nn.Module:
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(16, 4))
 
 
-@pytest.mark.usefixtures("bfloat16_products")
-@pytest.mark.parametrize("precision", ["fast", "fp32"])
 @pytest.mark.parametrize(
     "make, expected",
     [
@@ -255,24 +236,18 @@ def others() -> nn.Module:
         *((lambda of=of: UsesWeight(f"penalises {of}"), []) for of in ("plain layers", "matrices", "vectors")),
         (others, weights(6)),
         (lambda: sequence(nn.Linear(7, 7)), []),  # which fails
-        (
-            lambda: sequence(nn.BatchNorm1d(20), nn.Linear(20, 20), nn.LayerNorm(20)),
-            ["1.weight", "4.weight", "6.weight", "8.weight"],
-        ),
+        (lambda: sequence(nn.BatchNorm1d(20), nn.Linear(20, 20), nn.LayerNorm(20)), weights(1, 4, 6, 8)),
         (lambda: sequence(parametrizations.spectral_norm(nn.Linear(20, 20))), weights(1, 4, 6)),
     ],
 )
 def test_only_layers_whose_weight_nothing_else_uses_are_sparse(
-    make: Callable[[], nn.Module], expected: list[str], precision: str
+    make: Callable[[], nn.Module], expected: list[str]
 ) -> None:
-    """Whatever the precision of dense products, since no numbers are compared."""
     model = seeded(make)
     before = models.state_of(model)
     masks = {name: torch.arange(x.numel()).view(x.shape) % 20 == 0 for name, x in before.items() if x.ndim == 2}
     state = rng.state(CPU)
-    with numerics(precision, 1):
-        assert sparse.available()
-        assert sparse.choose(model, [masks], sparse.limits(Config()), EXAMPLE) == expected
+    assert sparse.choose(model, [masks], sparse.limits(Config()), EXAMPLE) == expected
     assert all(torch.equal(now, state[name]) for name, now in rng.state(CPU).items())
     assert all(map(torch.equal, models.state_of(model).values(), before.values())), "the trial changed the model"
 
@@ -335,19 +310,16 @@ def test_a_run_continues_by_the_rule_it_began_with(
     assert_same(results(run.root, ("dumps",)), results(whole.root, ("dumps",)))
 
 
-@pytest.mark.usefixtures("bfloat16_products")
-@pytest.mark.parametrize("precision", ["fast", "fp32"])
 @pytest.mark.parametrize("arch_type", ["mlp", "drop"])
 def test_tickets_are_evaluated_by_the_products_of_their_training(
-    place: Path, precision: str, arch_type: str, sparse_layers: list[int]
+    place: Path, arch_type: str, sparse_layers: list[int]
 ) -> None:
     """In every round, and from a loader too."""
-    (run,) = session.run(settings(place, precision=precision, arch_type=arch_type, **ROUNDS))
+    (run,) = session.run(settings(place, arch_type=arch_type, **ROUNDS))
     feed = lth.data.load("tiny", place / "data").feed([0], 1, 1, CPU)
     for data in (place / "data" / "tiny.npz", [*feed.test()]):
         sparse_layers.clear()
         for number in range(5):
-            sparse.available.cache_clear()
             ticket = lth.load_ticket(run.saves, round=number)
             assert float(f"{ticket.evaluate(data, device='cpu'):.10g}") == ticket.row["test"], number
         assert sparse_layers == [0, 0, 2, 2, 2]

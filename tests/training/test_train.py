@@ -169,22 +169,6 @@ def test_weights_that_share_a_gradient_are_masked_each_by_its_own() -> None:
         assert moved.float().mean() > 0.9, f"survivors of {name} do not move"
 
 
-def test_gradients_are_those_of_autograd_and_0_where_nothing_flows() -> None:
-    class Half(Mlp):
-        def __init__(self) -> None:
-            super().__init__()
-            self.unused = nn.Linear(3, 3)
-
-    network = network_of(Half())
-    images, labels = torch.randn(5, 1, 8, 8), torch.arange(5) % 4
-    found = gradients(network.losses(images, labels), network.leaves)
-    expected = torch.autograd.grad(network.losses(images, labels), network.leaves, allow_unused=True)
-    assert [gradient is None for gradient in expected] == [False] * 4 + [True] * 2
-    for got, want in zip(found, expected, strict=True):
-        assert torch.equal(got, torch.zeros_like(got) if want is None else want)
-    assert all(leaf.grad is None for leaf in network.leaves), "gradients were stored"
-
-
 @pytest.mark.parametrize("trials", [1, 2])
 def test_frozen_parameters_stay(trials: int) -> None:
     def frozen() -> nn.Module:
@@ -214,15 +198,6 @@ def test_warmup_rises_linearly_and_milestones_multiply_by_gamma_from_that_iterat
     assert lr_of(end_iter="3ep", lr_milestones=["2"])(20) == pytest.approx(0.1)
     late = lr_of(end_iter="20it", lr_milestones=["2it"], warmup="4it", lr_gamma=0.5)
     assert [late(i) for i in range(5)] == [0.25, 0.5, 0.375, 0.5, 0.5]
-
-
-def test_every_step_gets_the_rate_of_its_iteration() -> None:
-    made = training(Mlp, Plan(7, 3, lambda iteration: 1 / (1 + iteration)), kind="sgd")
-    used = []
-    step = made.optimizer.step
-    made.optimizer.step = lambda found: (used.append(made.optimizer._lr.item()), step(found))  # type: ignore
-    made.run()
-    assert used == pytest.approx([1 / (1 + i) for i in range(7)])
 
 
 def test_rewound_rounds_begin_at_that_iteration_of_the_schedule() -> None:
@@ -356,11 +331,6 @@ def test_evaluations_leave_buffers_as_they_were(replaced: bool, trials: int) -> 
         assert states_equal(often.best, tested_once.best)
         assert [e.val_loss for e in often.evals] == [e.val_loss for e in tested_once.evals]
         assert often.evals[-1].val_loss == once.evals[-1].val_loss
-
-
-def test_a_buffer_that_an_attribute_calls_made_stays() -> None:
-    (trained,) = training(lambda: Running(once=True), Plan(4, 2, constant())).run()
-    assert trained.final["mean"] != 0
 
 
 def test_training_loss_is_the_mean_since_the_evaluation_before() -> None:
@@ -500,17 +470,6 @@ def test_stopping_anywhere_changes_nothing(make: Callable[[], nn.Module], option
             assert same(one, other), f"differs after a stop at place {place}, iteration {saved[0][0].iteration}"
 
 
-def test_checkpoints_come_at_evaluations_and_can_be_gone_on_from() -> None:
-    plan, saved = Plan(10, 3, constant()), list[list[Trained]]()
-    expected = training(Conv, plan).run(checkpoint=saved.append, checkpoint_every=0)[0]
-    assert [states[0].iteration for states in saved] == [3, 6, 9]
-    for states in saved:
-        assert same(training(Conv, plan, resume=states).run()[0], expected)
-    none: list[list[Trained]] = []
-    training(Conv, plan).run(checkpoint=none.append, checkpoint_every=1000)
-    assert none == []
-
-
 # Stacks
 
 
@@ -531,13 +490,3 @@ def test_stacked_trials_train_as_they_do_alone(
         for one, other in zip(together.evals, alone.evals, strict=True):
             assert vars(one) == pytest.approx(vars(other), rel=1e-3, abs=3)  # 2.5%: one of 40 images at the border
             assert one.val_loss == pytest.approx(other.val_loss, rel=1e-3)
-
-
-def test_a_stack_of_masks_masks_each_trial_by_its_own() -> None:
-    """Also where one trial is dense in a layer that another has pruned."""
-    masks = [random_masks(Mlp(), 0.5), pruning.dense(pruning.prunable(Mlp()))]
-    states = [models.state_of(models.build(Mlp, "glorot", seed)) for seed in (0, 1)]
-    network = Network(Mlp(), states, masks, CPU)
-    for trial in (0, 1):
-        for name, mask in masks[trial].items():
-            assert torch.equal(network.state(trial)[name], states[trial][name] * mask)
