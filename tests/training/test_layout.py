@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Conv, Mlp, do, make_images, settings
+from helpers import Conv, Mlp, make_images, settings
 from torch import Tensor, nn
 
 import lth
 from lth import rng
 from lth.records import tables
+from lth.run import session
 from lth.training import models
 from lth.training.layout import channels_last
 
@@ -84,7 +85,7 @@ def test_asking_disturbs_no_draws_and_no_example() -> None:
 @pytest.mark.parametrize("augment", [False, True])
 def test_a_model_that_views_what_convolutions_give_is_trained_and_evaluated(place: Path, augment: bool) -> None:
     (place / "archs" / "tiny" / "viewing.py").write_text(VIEWING)
-    (run,) = do(settings(place, arch_type="viewing", prune_iterations=2, connectivity=True, augment=augment))
+    (run,) = session.run(settings(place, arch_type="viewing", prune_iterations=2, connectivity=True, augment=augment))
     assert len(tables.table(run, "connectivity")) == 2 * 30
     ticket, images = lth.load_ticket(run.dumps, round=1), make_images()
     test = (images.test.float() - images.train.float().mean()) / images.train.float().std()
