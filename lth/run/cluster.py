@@ -247,8 +247,9 @@ def _work(order: Order, stop: Callable[[], bool]) -> list[Exception]:
         images = loaded[what] = loaded.get(what) or data.load(*what)
         problem = start_tickets.problem(config, images)
         prepared = Prepared(work.asked, config, runs_of(work.asked), images, problem)
+        prepared = holding.with_stack(prepared, device)
         works.append(replace(work, facts={**holding.facts(prepared, device, ()), **work.facts}))
-        inputs[work.asked] = config, images
+        inputs[work.asked] = prepared.config, images
     with Locks() as locks:
         trainer = Trainer(inputs, device, _say_nothing, stop)
         return loop.work(Queue(works, locks, order.before), trainer.train, _say_nothing, stop)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from lth.records import recording, resume, same, tables
 from lth.records.files import read_json, write_json
 from lth.records.lock import Locks
 from lth.records.tables import Run
+from lth.run import device as devices
 from lth.run.about import about, about_data
 from lth.settings.config import Config
 from lth.training.problem import Problem, stack_size
@@ -59,6 +60,16 @@ def claim(prepared: Sequence[Prepared], alone: bool) -> None:
             tables.move_aside(run, stamp)
         for one in prepared:
             same.check(one.runs, one.config, one.problem.fingerprint)
+
+
+def with_stack(one: Prepared, device: torch.device) -> Prepared:
+    """The experiment with the number of runs that a GPU trains as one network, where --stack does not say it: as many
+    as it began with on such a GPU, since a measurement may come out otherwise and other stacks give other sums."""
+    if one.config.stack or device.type == "cpu":
+        return one
+    begun = (about for run in one.runs if (about := tables.config_of(run)).get("device") == devices.name(device))
+    size = next((about["stack"] for about in begun if isinstance(about.get("stack"), int)), None)
+    return replace(one, config=replace(one.config, stack=size or stack_size(one.config, one.problem, device)))
 
 
 def facts(one: Prepared, device: torch.device, command: Sequence[str]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from lth.records.tables import Run
 from lth.run import cluster, loop, outlook, processes
 from lth.run import device as devices
 from lth.run.about import fingerprints_now
-from lth.run.holding import Prepared, claim, facts, mend
+from lth.run.holding import Prepared, claim, facts, mend, with_stack
 from lth.run.progress import Progress
 from lth.run.queue import Queue, Work
 from lth.run.tasks import runs_of
@@ -91,6 +91,7 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = ()) -> list[Ru
             if there:
                 device, works = there.device, there.works(prepared, todo, command)
             else:
+                prepared = [with_stack(one, device) for one in prepared]
                 works = _works(prepared, todo, device, command)
             outlook.announce(prepared, device, f"{there or devices.name(device)}", say, _warn)
             queue = Queue(works)

@@ -131,9 +131,12 @@ class Network:
     def put_back(self, before: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Give the model the tensors that `buffers` gave before, with the values that stand beside them: in place,
         where a CUDA graph knows them."""
-        for name, (buffer, value) in before.items():
-            buffer.copy_(value)  # without a look at whether it has changed, which would wait for a GPU
-            if self.trials == 1 and not isinstance(self.model, torch.jit.ScriptModule):  # which changes them in place
+        pairs = list(before.values())
+        for dtype in {value.dtype for _, value in pairs}:  # foreach copies tensors of one type in one kernel
+            buffers, values = zip(*(pair for pair in pairs if pair[1].dtype == dtype), strict=True)
+            torch._foreach_copy_(buffers, values)  # no look at whether they have changed, which would wait for a GPU
+        if self.trials == 1 and not isinstance(self.model, torch.jit.ScriptModule):  # which changes them in place
+            for name, (buffer, _) in before.items():
                 path, _, stem = name.rpartition(".")
                 self.model.get_submodule(path)._buffers[stem] = buffer
 

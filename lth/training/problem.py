@@ -60,11 +60,6 @@ class Problem:
     build: Callable[[int], nn.Module] | None = None
 
     @cached_property
-    def stacking_pays(self) -> dict[torch.device, bool]:
-        """By the device, as far as it has been measured (`stack_size`)."""
-        return {}
-
-    @cached_property
     def fingerprint(self) -> dict[str, str]:
         """A fingerprint each of the `model`, the `data` and, where they are the user's, the `rule`, the `optimizer`
         and the `loss`."""
@@ -109,11 +104,10 @@ def stack_size(config: Config, problem: Problem, device: torch.device) -> int:
         size = max(1, STACK_WEIGHTS // sum(weight.numel() for weight in weights))
     if size == 1 or not stackable(problem):
         return 1
-    if not config.stack and any(weight.ndim > 2 for weight in weights):
-        if device not in problem.stacking_pays:
-            alone, stacked = (step_seconds(config, problem, device, trials) for trials in (1, FEW))
-            problem.stacking_pays[device] = stacked < FEW * alone
-        return size if problem.stacking_pays[device] else 1
+    measurable = torch.cuda.is_available()  # not from the head of a cluster without a GPU of its own
+    if not config.stack and measurable and any(weight.ndim > 2 for weight in weights):
+        alone, stacked = (step_seconds(config, problem, device, trials) for trials in (1, FEW))
+        return size if stacked < FEW * alone else 1
     return size
 
 
