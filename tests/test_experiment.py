@@ -259,23 +259,6 @@ def test_fine_tuning_shares_the_dense_round_whatever_its_schedule(place: Path) -
     assert_same({k: v for k, v in results(place, ("dumps", "saves")).items() if "/finetune/" in k}, results(alone.root))
 
 
-def test_one_shot_prunes_the_dense_network_to_the_sparsity_of_the_round(place: Path) -> None:
-    for scope in ("layer", "global"):
-        config = settings(
-            place, prune_type=("lt", "one_shot"), prune_scope=scope, root=place / scope, prune_iterations=4
-        )
-        lt, one_shot = do(config)
-        assert rounds(one_shot)["weights"].tolist() == rounds(lt)["weights"].tolist()
-        dense = tickets.read_state(lt, "dense")
-        for number in (1, 2, 3):
-            masks = tickets.read_ticket(one_shot, number).masks
-            pools = [list(masks)] if scope == "global" else [[name] for name in masks]
-            for pool in pools:
-                kept = torch.cat([dense[name][masks[name]].abs() for name in pool])
-                gone = torch.cat([dense[name][~masks[name]].abs() for name in pool])
-                assert gone.max() <= kept.min()
-
-
 def test_any_arm_that_finds_masks_has_its_controls(place: Path) -> None:
     found = {run.arm: run for run in do(settings(place, prune_type=("one_shot_shuffle", "one_shot_reinit")))}
     assert list(found) == ["one_shot", "one_shot_shuffle", "one_shot_reinit"]

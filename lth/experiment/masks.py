@@ -164,11 +164,11 @@ def _highest(last: Round, masks: Masks, weights: State, initial: State, rounds: 
     quotas, score = _quotas(last, masks, rounds), _scores(last, weights, initial)
     steps: list[tuple[Masks, Weights]] = []  # the first one, and the last one
 
-    def noted(masks: Masks) -> Weights:
+    def scored_step(masks: Masks) -> Weights:
         steps[1:] = [(masks, score(masks))]
         return steps[-1][1]
 
-    after = pruning.keep_highest_in_steps(noted, masks, quotas, last.arm.steps, last.generator("ties"))
+    after = pruning.keep_highest_in_steps(scored_step, masks, quotas, last.arm.steps, last.generator("ties"))
     if last.arm.scores in SCORES and last.ticket.round == 0:
         _report_zeros(last, *steps[0])
     return Chosen(after, pruning.tied(steps[-1][1], steps[-1][0], after, quotas))

@@ -107,8 +107,8 @@ def _measure_line(trainer: Trainer, run: Run, number: int) -> None:
         return measure(trainer.network(make(), [state], [masks], channels_last=channels_last), feed, run.seed)
 
     points = [
-        {"point": share, "train_error": found.train, "test_error": found.test}
-        for share, found in along(one, other, errors)
+        {"point": share, "train_error": error.train, "test_error": error.test}
+        for share, error in along(one, other, errors)
     ]
     for end in ENDS:  # before the line counts as measured, so that a stop leaves none behind
         delete(run.saves / f"{end}.safetensors")

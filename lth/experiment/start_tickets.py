@@ -1,8 +1,8 @@
 """Saved tickets as the beginning of another experiment (--ticket; Morcos et al. 2019, arXiv:1906.02773).
 
-Round 0 trains the ticket that is named: the masks of a run, and the weights that its survivors started from. The arm
-`transfer` takes over that run's tickets of the following rounds too. Where the number of classes is another one, the
-output layer is new in each trial, and dense.
+Round 0 trains the named ticket: the masks of a run, and the weights that its survivors started from. The arm `transfer`
+also takes over that run's tickets of the following rounds. Where the number of classes differs, the output layer is new
+in each trial, and dense.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class StartTickets:
 
     @classmethod
     def of(cls, config: Config) -> StartTickets:
-        """Those of the settings; ConfigError, in one sentence, if they are not there."""
+        """The tickets that the settings name. ConfigError, in one sentence, if they are not there."""
         assert config.ticket is not None
         named, folder = f"--ticket {config.ticket}", config.ticket.folder
         try:
@@ -80,16 +80,16 @@ class StartTickets:
             raise ConfigError(f"{self.named}: {error}") from None
 
     def fingerprints(self) -> dict[str, str]:
-        """A fingerprint of each ticket that round 0 starts from: of its masks and weights. Also what trials of other
-        seeds must have in common with these: its round, and the ticket itself where all start from the same."""
-        found = {"ticket_round": str(self.first)}
+        """A fingerprint of the masks and weights of each ticket that round 0 starts from, and what trials of other
+        seeds must have in common with these: the round, and the ticket itself where all start from the same."""
+        prints = {"ticket_round": str(self.first)}
         for seed in self.runs:
             ticket = self.ticket(seed, 0)
             parts = ([tensors[name] for name in sorted(tensors)] for tensors in (ticket.masks, ticket.start))
-            found[f"ticket_of_seed_{seed}"] = of_texts(map(of_arrays, parts))
+            prints[f"ticket_of_seed_{seed}"] = of_texts(map(of_arrays, parts))
             if self.alone:
-                found["ticket"] = found[f"ticket_of_seed_{seed}"]
-        return found
+                prints["ticket"] = prints[f"ticket_of_seed_{seed}"]
+        return prints
 
 
 def _last_finished(named: str, runs: Iterable[Run]) -> int:
@@ -111,20 +111,20 @@ def fingerprints(config: Config) -> dict[str, str]:
 def problem(config: Config, images: Images) -> Problem:
     """The problem that the settings name, with the tickets that it starts from. ConfigError, in one sentence, if they
     are not there or do not fit the model."""
-    made = Problem.of(config, images)
+    problem = Problem.of(config, images)
     if config.ticket is None:
-        return made
-    source, dense = StartTickets.of(config), pruning.dense(pruning.prunable(made.make(), config.prune_embeddings))
+        return problem
+    source, dense = StartTickets.of(config), pruning.dense(pruning.prunable(problem.make(), config.prune_embeddings))
     for seed in source.runs:
-        new = _new_layer(source, seed, config, made.make())
+        new = _new_layer(source, seed, config, problem.make())
 
     def start(seed: int, number: int) -> tuple[Masks, State]:
-        ticket, own = source.ticket(seed, number), made.initial(derive_seed(seed, "weights", 0))
+        ticket, own = source.ticket(seed, number), problem.initial(derive_seed(seed, "weights", 0))
         masks = {name: mask if name in new else ticket.masks.get(name, mask) for name, mask in dense.items()}
         return masks, {name: own[name] if name in new else ticket.start[name] for name in own}
 
-    before = made.prints
-    return replace(made, start_tickets=start, prints=lambda: {**before(), **source.fingerprints()})
+    before = problem.prints
+    return replace(problem, start_tickets=start, prints=lambda: {**before(), **source.fingerprints()})
 
 
 def refuse_moved(config: Config, runs: Iterable[Run]) -> None:
