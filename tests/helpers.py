@@ -6,10 +6,12 @@ import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from lth import data, pruning
 from lth.data.images import Feed, Images
 from lth.experiment import Experiment, start_tickets
 from lth.pruning import Masks
-from lth.records import files, lock
+from lth.records import files, journal, lock, tables
 from lth.records.events import Event, Note
 from lth.records.tables import Run
 from lth.run.queue import Queue, Work
@@ -196,6 +198,13 @@ def assert_same(found: Mapping[str, bytes], expected: Mapping[str, bytes]) -> No
     """The same files with the same bytes; names those that differ."""
     assert sorted(found) == sorted(expected)
     assert [name for name in expected if found[name] != expected[name]] == []
+
+
+def write_table(run: Run, name: str, table: pd.DataFrame) -> None:
+    """Put another table of that name into the journal of a run."""
+    lines = {number: rows.to_csv(index=False, header=False).splitlines() for number, rows in table.groupby("round")}
+    known = [replace(entry, tables={**entry.tables, name: lines[entry.round]}) for entry in tables.entries(run)]
+    journal.save(run.dumps, known)
 
 
 def random_masks(model: nn.Module, keep: float = 0.5, seed: int = 0) -> Masks:

@@ -20,4 +20,5 @@ def rounds_of(test: np.ndarray, ES: np.ndarray | None = None, arm: str = "lt", l
         "ES_ratio": (stops / stops[:, :1]).ravel(),
         "ES_dense": np.repeat(stops[:, 0], count),
     }
-    return pd.DataFrame(columns).assign(arm=arm, last=last)
+    uncounted = dict.fromkeys(("macs", "dense_macs", "supermask"), np.nan)
+    return pd.DataFrame(columns).assign(arm=arm, last=last, **uncounted)

@@ -60,8 +60,8 @@ def test_partial_runs_of_several_settings(tmp_path: Path, make_runs: MakeRuns) -
     assert set(other["test"]) == {50.0}  # settings are never averaged with each other
     sentences = [line for line in done.stdout.splitlines() if line.startswith("fc1 on MNIST (")]
     assert [line for line in sentences if "prune" not in line.split(")")[0]] == []
-    assert sum("20% pruned a round" in line for line in sentences) >= 3  # lt, reinit, what they rest on
-    assert sum("40% pruned a round" in line for line in sentences) >= 1
+    assert sum("20% pruned per round" in line for line in sentences) >= 3  # lt, reinit, what they rest on
+    assert sum("40% pruned per round" in line for line in sentences) >= 1
     assert "\x1b" not in done.stdout
     assert not list(tmp_path.rglob("*.partial"))
 
@@ -88,7 +88,7 @@ def test_only_what_is_asked_for(tmp_path: Path, make_runs: MakeRuns, capsys: pyt
     told = capsys.readouterr()
     assert told.err == ""
     assert "vs dense" not in told.out
-    assert told.out.startswith("One trial has no interval, so that no ticket of lt")  # only one: it needs no name
+    assert told.out.startswith("One trial gives no interval, so no ticket of lt")  # only one: it needs no name
 
 
 @pytest.mark.parametrize(
@@ -118,11 +118,11 @@ def test_one_message_and_exit_code_2(
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        *[("rounds.csv", content) for content in ("", "round,remaining\n0,100\n", "\x00\x01\x02")],
-        *[(name, None) for name in ("journal.jsonl", "evals.csv", "config.json")],
+        *[("journal.jsonl", content) for content in ("no journal\n1,2\n", "{}\n", "\x00\x01\x02")],
+        *[(name, None) for name in ("journal.jsonl", "config.json")],
     ],
 )
-def test_a_table_that_is_spoiled_or_cannot_be_read_is_one_clear_line(
+def test_a_journal_that_is_damaged_or_cannot_be_read_is_one_clear_line(
     tmp_path: Path, make_runs: MakeRuns, capsys: pytest.CaptureFixture[str], name: str, content: str | None
 ) -> None:
     """Unreadable as another user's file; here a link to itself, which no user can read."""
@@ -143,7 +143,7 @@ def test_the_verdict_is_said_where_no_figure_can_be_written(
     (tmp_path / "plots").write_text("in the way")
     assert utils.exit_code(combine_plots.main, ["--root", str(tmp_path)]) == 1
     told = capsys.readouterr()
-    assert "fc1 on MNIST" in told.out and "One trial has no interval" in told.out
+    assert "fc1 on MNIST" in told.out and "One trial gives no interval" in told.out
     assert told.err.startswith("error: ") and str(tmp_path / "plots") in told.err
 
 
@@ -163,7 +163,7 @@ def test_with_nothing_to_do_it_loads_neither_pytorch_nor_matplotlib(tmp_path: Pa
         assert done.returncode == (0 if asked is flags else 2)
         if asked is flags:
             assert "fc1 on MNIST: The sparsest winning ticket" in done.stdout  # it is said again
-            assert "lenet5 on MNIST: One trial has no interval" in done.stdout
+            assert "lenet5 on MNIST: One trial gives no interval" in done.stdout
             assert "up to date in" in done.stdout and "written to" not in done.stdout
     assert times == {file: file.stat().st_mtime_ns for file in (tmp_path / "plots").rglob("*.*")}
 

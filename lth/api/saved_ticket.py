@@ -230,7 +230,6 @@ def load_ticket(folder: str | os.PathLike[str], round: int | None = None) -> Sav
         lth.records.tickets.Damaged, lth.records.files.RecordError: a file is damaged.
     """
     run = folders.run_of("folder", checks.path("folder", folder))
-    tables.check(run)
     table = tables.table(run, "rounds")
     have = tickets.rounds_with_ticket(run)
     if not have:

@@ -39,7 +39,7 @@ def comparison(runs: Sequence[Run], folder: Path, format: str = "png", x: str = 
     """
     rounds = verdict.paired(runs)
     if x == "flops":
-        rounds = rounds[rounds["macs"].notna()] if "macs" in rounds else rounds[:0]
+        rounds = rounds[rounds["macs"].notna()]
         rounds = rounds.assign(remaining=100 * rounds["macs"] / rounds["dense_macs"])
     if rounds.empty:
         return []

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from lth.records import files
+from lth.records import files, journal
 from lth.records.tables import Run, config_of
 
 RECORD = "figures.json"  # beside the figures: what they were drawn from, by file format
@@ -65,9 +65,8 @@ def fingerprint(runs: Iterable[Run]) -> str:
     for run in runs:
         digest.update(str(run).encode())
         digest.update(json.dumps(config_of(run).get("deciding")).encode())
-        for name in ("rounds", "evals", "layers", "connectivity"):
-            file = run.dumps / f"{name}.csv"
-            digest.update(files.read(file) if file.is_file() else b"-")
+        file = run.dumps / journal.NAME
+        digest.update(files.read(file) if file.is_file() else b"-")
         tickets = sorted(file.name for file in run.saves.glob("*.safetensors") if not file.name.startswith("check"))
         digest.update(" ".join(tickets).encode())
     return digest.hexdigest()

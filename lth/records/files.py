@@ -43,8 +43,8 @@ class Unwritable(RecordError):
 
 
 def problem(file: Path) -> str:
-    """Why there is no file, as `is gone` or `is a named pipe`; nothing if there is one. Opening a pipe or a device
-    would wait for ever, or never end. Unreadable if it cannot be told."""
+    """Why there is no file, such as `is gone` or `is a named pipe`; empty if there is one. Opening a pipe or a device
+    would wait for ever, or never end. Unreadable if that cannot be found out."""
     try:
         mode = file.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):  # the latter where a folder on the way is a file
@@ -71,7 +71,7 @@ def read(file: Path) -> bytes:
 
 
 def set_aside(file: Path) -> Path:
-    """Rename a file that cannot be used, beside those that were renamed before, and give its new name."""
+    """Rename a file that cannot be used, beside those that were renamed before. Returns its new name."""
     names = (f"{file.name}.damaged{count or ''}" for count in itertools.count())
     target = next(free for name in names if not os.path.lexists(free := file.with_name(name)))
     with explained(file):
@@ -100,10 +100,12 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The content of a JSON file; empty if there is none or it is spoiled. RecordError if it is no file at all, or
-    Unreadable."""
+    """The content of a JSON file; empty if there is none or it is no JSON. RecordError if it is no file at all, nested
+    too deeply, or Unreadable."""
     try:
         content = json.loads(read(file))
+    except RecursionError:
+        raise RecordError(f"{file} is damaged: its JSON is nested too deeply; move it away") from None
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -1,4 +1,4 @@
-"""Results in words: what pictures and tables say about whose numbers they show."""
+"""Words for runs and settings: what figures and tables say about whose numbers they show."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ T = TypeVar("T")
 DATASETS = {"mnist": "MNIST", "fashionmnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 UNITS = {"ep": "epoch", "it": "iteration"}
 DURATIONS = ("end_iter", "rewind", "warmup", "valid_freq", "lr_milestones")
-ALWAYS = ("prune_percent", "end_iter")  # said also where they have their defaults
-SAID: dict[str, str | dict[str, str]] = {  # by value where that reads better; `*` stands for the others
-    "prune_percent": "{}% pruned a round",
+ALWAYS = ("prune_percent", "end_iter")  # named even at their defaults
+WORDS: dict[str, str | dict[str, str]] = {  # per value where that reads better; `*` stands for all other values
+    "prune_percent": "{}% pruned per round",
     "conv_percent": "convolutions {}%",
     "fc_percent": "matrices {}%",
     "output_percent": "output layer {}%",
@@ -34,7 +34,7 @@ SAID: dict[str, str | dict[str, str]] = {  # by value where that reads better; `
     "nesterov": {"True": "Nesterov momentum", "False": "no Nesterov momentum"},
     "weight_decay": {"0": "no weight decay", "*": "weight decay {}"},
     "batch_size": "batches of {}",
-    "end_iter": "{} a round",
+    "end_iter": "{} per round",
     "lr_milestones": {"": "no drop of the learning rate", "*": "learning rate dropped at {}"},
     "lr_gamma": "to {} of it",
     "warmup": {"0": "no warm-up", "*": "warm-up over {}"},
@@ -48,7 +48,7 @@ SAID: dict[str, str | dict[str, str]] = {  # by value where that reads better; `
 
 def percent(value: float, digits: int = 2, pad: bool = False) -> str:
     """A percentage with that many significant digits, as on the axes of the paper: 100, 51, 8.6, 0.12. `pad` keeps
-    zeros at the end."""
+    trailing zeros."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     text = f"{value:.{max(digits - 1 - math.floor(math.log10(abs(value))), 0)}f}"
@@ -66,7 +66,7 @@ def title(run: Run) -> str:
 
 
 def settings(*runs: Run) -> str:
-    """The settings of runs of one folder: how much is pruned and how long is trained, and what else is not as usual."""
+    """The settings of runs of one folder: how much is pruned, how long is trained, and what is not at its default."""
     run, told = runs[0], same.deciding(*runs)
     if not told:  # a folder from elsewhere still has its name
         return "default settings" if run.settings == "default" else run.settings.replace("_", " ").replace(",", ", ")
@@ -77,8 +77,8 @@ def settings(*runs: Run) -> str:
 
 
 def differing(groups: Sequence[Sequence[Run]]) -> tuple[str, dict[Path, str]]:
-    """What the settings of these groups of runs, of one folder each, have in common, and what each has of its own, by
-    its folder of plots."""
+    """What the settings of these groups of runs, of one folder each, have in common, and how each differs, by its
+    folder of plots."""
     told = {runs[0]: same.deciding(*runs) for runs in groups}
     if not all(told.values()):
         return "", {runs[0].plots: settings(*runs) for runs in groups}
@@ -90,14 +90,14 @@ def differing(groups: Sequence[Sequence[Run]]) -> tuple[str, dict[Path, str]]:
     own = {}
     for run, chosen in told.items():
         mine = {name: chosen.get(name, usual.get(name, "None")) for name in differ}
-        few = len(differ) <= 3  # else those at their defaults go without saying
+        few = len(differ) <= 3  # else defaults are left out
         said = {name: value for name, value in mine.items() if few or name in ALWAYS or _unusual(name, value)}
         own[run.plots] = _listed(_name(run), {name: value for name, value in said.items() if value != "None"})
     return _listed("", {name: value for name, value in common.items() if name in ALWAYS or _unusual(name, value)}), own
 
 
 def told_apart(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Model and data set of each group of runs, with what else tells it from the others of these."""
+    """Model and data set of each group of runs, with its settings where several groups have the same."""
     titles = [title(runs[0]) for runs in groups]
     apart = []
     for runs, own in zip(groups, titles, strict=True):
@@ -112,7 +112,7 @@ def _unusual(name: str, value: str) -> bool:
 
 
 def _name(run: Run) -> str:
-    """What the user called the settings, if so."""
+    """The user's name for the settings, if there is one."""
     return "" if run.settings == "default" or "=" in run.settings else run.settings
 
 
@@ -124,7 +124,7 @@ def _listed(heading: str, values: dict[str, str]) -> str:
 
 def _said(name: str, value: str) -> str:
     """One setting in words."""
-    words = SAID.get(name, name.replace("_", " ") + " {}")
+    words = WORDS.get(name, name.replace("_", " ") + " {}")
     if isinstance(words, dict):
         words = words.get(value, words.get("*", name.replace("_", " ") + " {}"))
     if name == "ticket":  # whose name is that of a folder

@@ -17,7 +17,7 @@ from lth.records.labels import percent, trials
 
 
 def render(table: pd.DataFrame, width: int) -> str:
-    """The table as aligned text: a line a sparsity, as many arms side by side as fit into `width`, others below.
+    """The table as aligned text: one line per sparsity, as many arms side by side as fit into `width`, others below.
 
     Plain characters only. A line is never wrapped: where `width` holds not even one arm, lines are longer.
     """
@@ -53,14 +53,14 @@ def _explanation(table: pd.DataFrame) -> str:
     )
     spread = table.groupby("round")["remaining"].agg(["min", "max"])
     if (spread["max"] > 1.01 * spread["min"]).any():
-        text += f" weights: of {verdict.in_order(table['arm'])[0]}; other arms keep others (verdict.csv)."
+        text += f" weights: of {verdict.in_order(table['arm'])[0]}; other arms differ (see verdict.csv)."
     if table["winning"].any():
         text += " Winning tickets: ** better than dense and no later, * no worse and no later."
     return text
 
 
 def _cells(lines: pd.DataFrame) -> tuple[str, dict[int, str]]:
-    """The heading of an arm's column and its cell for each round, of equal lengths."""
+    """The heading of an arm's column and its cell per round, padded to the same length."""
     usual = lines["trials"].max()
     stars = 2 if lines["winning"].any() else 1
     grid = []

@@ -1,4 +1,5 @@
-"""Going on after a stop: which finished rounds can be built upon, where the next one stands, whose dense round serves.
+"""Continuing after a stop: which finished rounds can be built upon, where the next one stands, whose dense round is
+shared.
 
 What is on disk is the state: a round starts from its ticket, a ticket is made of the weights at the end of the round
 before.
@@ -26,7 +27,7 @@ def pick_up(run: Run, identity: str, rewinds: bool, tell: Callable[[str], object
     if finished and not any(run.saves.glob("*.safetensors")):
         raise RecordError(
             f"{run}: {finished} rounds are finished, but there are no weights in {run.saves}: "
-            "is its disk there? --overwrite begins anew"
+            "is its disk there? --overwrite starts again"
         )
     if missing := recording.lost(run):
         tell(missing)
@@ -34,8 +35,8 @@ def pick_up(run: Run, identity: str, rewinds: bool, tell: Callable[[str], object
     if sound < finished:
         kept = recording.keep_rounds(run, sound)
         tell(
-            f"{run}: going on from round {sound}, the first that has to be trained again; what was known of it and the "
-            f"rounds behind it is kept in {kept.name}"
+            f"{run}: continuing from round {sound}, the first that has to be trained again; the journal of it and the "
+            f"later rounds is kept in {kept.name}"
         )
     drop_rounds(run, sound)
 
@@ -47,9 +48,9 @@ def has_ticket(run: Run, number: int) -> bool:
 
 def sparse_up_to(run: Run, usual: Mapping[str, float]) -> Mapping[str, float]:
     """The rule by which layers of the run train sparsely (lth.training.sparse.limits): the one it began with, since
-    another one gives other numbers. Runs of before there was one go on densely; `usual` is that of a new run."""
-    begun = tables.config_of(run)
-    return begun.get("sparse_up_to", {}) if begun else usual
+    another one gives other numbers; `usual` is that of a new run."""
+    found: Mapping[str, float] = tables.config_of(run).get("sparse_up_to", usual)
+    return found
 
 
 def checkpoint(run: Run, number: int, identity: str, name: str = "checkpoint") -> Trained | None:
@@ -75,46 +76,42 @@ def share_dense(run: Run, identity: Callable[[Run], str], rewinds: bool) -> bool
     """Take over the dense round if another arm of this trial has it: the same seed, the same network."""
     for arm in ARMS:
         sibling = run.of_arm(arm)
-        if arm != run.arm and _sound(sibling):
+        if arm != run.arm and _begun(sibling):
             try:
-                adopt_dense(run, sibling, identity, rewinds)
-                tickets.read_ticket(run, 0, identity(run))
+                adopt_dense(run, sibling, identity(run), rewinds)
             except (tickets.Damaged, FileNotFoundError, Unreadable):
                 continue
             return True
     return False
 
 
-def _sound(run: Run) -> bool:
+def _begun(run: Run) -> bool:
     """Whether the run has a finished round, and says so undamaged: it may be none of this command's."""
     try:
-        return bool(tables.finished_rounds(run) and recording.entries(run))
-    except (RecordError, UnicodeDecodeError):
+        return tables.finished_rounds(run) > 0
+    except RecordError:
         return False
 
 
-def adopt_dense(run: Run, sibling: Run, identity: Callable[[Run], str], rewinds: bool) -> None:
+def adopt_dense(run: Run, sibling: Run, identity: str, rewinds: bool) -> None:
     """Take over the dense round that another arm of the same trial has trained, with the weights to rewind to where
     the settings want them. Damaged or FileNotFoundError if its files cannot be used."""
     needed = ["initial", "dense", tickets.numbered("ticket", 0), *(["rewind"] if rewinds else [])]
-    theirs, mine = identity(sibling), identity(run)
     for name in needed:
-        tickets.load_tensors(sibling.saves / f"{name}.safetensors", theirs)
+        tickets.load_tensors(sibling.saves / f"{name}.safetensors", identity)
     for name in (*needed, tickets.numbered("trained", 0)):
-        source, target = sibling.saves / f"{name}.safetensors", run.saves / f"{name}.safetensors"
+        source = sibling.saves / f"{name}.safetensors"
         try:
-            if theirs == mine:
-                share(source, target)
-            else:  # the dense round is the same also where the arm's later ones mean something else
-                tickets.copy_tensors(source, target, mine)
+            share(source, run.saves / source.name)
         except (FileNotFoundError, RecordError):  # not kept, or no longer: the other arm may be past this round
             if name in needed or source.exists():
                 raise
+    tickets.read_ticket(run, 0, identity)
     recording.copy_dense(run, sibling)
 
 
 def sound_rounds(run: Run, finished: int, identity: str, rewinds: bool, tell: Callable[[str], object]) -> int:
-    """How many of the finished rounds can be built upon. Unusable files are set aside, with a word to `tell`.
+    """How many of the finished rounds can be built upon. Unusable files are set aside; `tell` gets a sentence for each.
 
     Round n can start from its ticket, or a ticket can be made of the weights at the end of round n - 1: those are in
     the checkpoint, or for round 0 in `dense`. Tickets start from `initial` or, where the settings say so, `rewind`.
@@ -127,7 +124,7 @@ def sound_rounds(run: Run, finished: int, identity: str, rewinds: bool, tell: Ca
         except FileNotFoundError:
             return False
         except tickets.Damaged as reason:
-            tell(f"{reason}; kept as {set_aside(file).name}, going on from the last good round")
+            tell(f"{reason}; kept as {set_aside(file).name}, continuing from the last good round")
             return False
         return True
 

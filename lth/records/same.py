@@ -15,7 +15,7 @@ from typing import Any
 import safetensors
 
 from lth.records.files import RecordError, problem, read_json
-from lth.records.tables import SEED, Run, config_of, copied
+from lth.records.tables import SEED, Run, config_of
 from lth.settings import combinations
 from lth.settings.arms import ARMS
 from lth.settings.config import Config, ConfigError
@@ -78,13 +78,11 @@ def mismatch(runs: Sequence[Run], config: Config, prints: Prints, overwrite: boo
     `prints` (as far as they are known), and a sentence that says so; None if there is none.
 
     These are `runs` of one folder of settings, unless `overwrite`, and all other arms and trials there, in which
-    settings that one of both does not use may differ. A copy of another run's folder is another experiment too.
+    settings that one of both does not use may differ.
     """
     idle = set[str].intersection(*(_idle(run.arm) for run in runs))
     for run in [*([] if overwrite else runs), *(other for other in neighbours(runs[0]) if other not in runs)]:
         where, file = f"{run.dumps}{'' if run in runs else ', beside these runs,'}", run.dumps / "config.json"
-        if run in runs and (copy := copied(run)):
-            return run, copy
         if run in runs and (file.exists() or (run.dumps / "rounds.csv").exists()) and not read_json(file):
             return run, f"{file} is missing or damaged"
         old, new = _texts(config_of(run).get("deciding")), config.deciding()

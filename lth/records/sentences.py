@@ -1,5 +1,5 @@
-"""The verdict in words, from its table alone: which ticket is the sparsest winning one and why no sparser is, what
-each other arm comes to, and what the numbers rest on."""
+"""The verdict in words, from its table alone: the sparsest winning ticket and what happens beyond it, how each other
+arm compares, and what the numbers rest on."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lth.records.labels import percent, trials
 from lth.records.verdict import ACCURATE, LATER, NO_LATER, WORSE
 
 Row = dict[str, Any]  # of the table
-UNEVEN = 0.01  # by how much of what one keeps trials of a round may differ without a word
+UNEVEN = 0.01  # the largest difference between trials in weights kept, relative to the highest, that is not reported
 
 
 def sentences(table: pd.DataFrame) -> list[str]:
-    """The verdict: a sentence an arm, those that find tickets first, then what all of them rest on."""
+    """The verdict: one sentence per arm, arms that find tickets first, then what all of them rest on."""
     if table.empty:
         return ["No round is finished yet."]
     if table["round"].max() == 0:
@@ -33,19 +33,19 @@ def sentences(table: pd.DataFrame) -> list[str]:
     if not verdict.learned(first["remaining"], first["supermask"], first["test"]):
         return [
             f"The dense network has learned nothing: {first['test']:.2f}% test accuracy, {first['supermask']:.2f}% "
-            f"before training ({_rests_on(table)}). No ticket can be judged by it."
+            f"before training ({_rests_on(table)}). Tickets cannot be compared with it."
         ]
     arms = verdict.in_order(table["arm"])
     finders = [arm for arm in arms if verdict.finds_tickets(arm)]
     told = [_finder(arm, verdict.pruned(table, arm)) for arm in finders]
     told += [_other(arm, verdict.pruned(table, arm)) for arm in arms if arm not in finders]
     if not any(verdict.pruned(table, arm) for arm in finders):
-        told.insert(0, "Without pruned rounds of lt there is no ticket to judge")
+        told.insert(0, "There is no ticket to judge yet: no pruned round of lt is finished")
     return [f"{sentence}." for sentence in [*told, *_notes(table)] if sentence]
 
 
 def _finder(arm: str, rows: Sequence[Row]) -> str:
-    """The sparsest winning ticket of an arm, or what keeps its tickets from being one."""
+    """The sparsest winning ticket of an arm, or why it has none."""
     if not rows:
         return ""
     if max(row["trials"] for row in rows) < 2:
@@ -56,66 +56,68 @@ def _finder(arm: str, rows: Sequence[Row]) -> str:
     kept = f"{_weights(found)}{_products(found)}{_tried(found, rows)}"
     text = (
         f"The sparsest winning ticket of {arm} keeps {kept}: {found['accuracy']} than "
-        f"the dense network and no later ({found['test']:.2f}% test accuracy, {_there(found)})"
+        f"the dense network, and it stops no later ({found['test']:.2f}% test accuracy, {_there(found)})"
     )
     after = [row for row in rows if row["round"] > found["round"]]
     return f"{text}; {_beyond(after)}" if after else text
 
 
 def _beyond(after: Sequence[Row]) -> str:
-    """Why the rounds after the sparsest winning ticket are none."""
-    text = f"at {_share(after[0])} it is {_why_not(after[0])}"
+    """Why the rounds after the sparsest winning ticket do not count."""
+    text = f"at {_share(after[0])} the ticket is {_why_not(after[0])}"
     out = next((row for row in after if verdict.falls_out(row)), None)
     if out and out is not after[0]:
         text += f", at {_share(out)} {_why_not(out)}"
     again = [row for row in after if row["winning"]]
-    return f"{text}; {_shares(again)}, taken alone, would be one again" if again else text
+    return f"{text}; those at {_shares(again)} would win if judged alone" if again else text
 
 
 def _no_winner(arm: str, rows: Sequence[Row]) -> str:
-    start = f"No ticket of {arm} down to {_weights(rows[-1])} is a winning one"
-    best = max(rows, key=lambda row: row["difference"])
-    winning = [row for row in rows if row["winning"]]
-    if winning:
+    if winning := [row for row in rows if row["winning"]]:
         out = next(row for row in rows if verdict.falls_out(row))
         return (
-            f"No ticket of {arm} is a winning one down to which none falls out: at {_share(out)} it is "
-            f"{_why_not(out)}; taken alone, {_shares(winning)} would be"
+            f"No winning ticket of {arm}: those at {_shares(winning)} would win if judged alone, but already at "
+            f"{_share(out)} the ticket is {_why_not(out)}"
         )
-    accurate = [row for row in rows if row["accuracy"] in ACCURATE]
+    accurate = [row for row in rows if _accurate(row)]
+    best = max(accurate or rows, key=lambda row: row["difference"])
+    shown = f"(best: {_there(best)}, at {_share(best)})"
+    none = f"No winning ticket of {arm} down to {_weights(rows[-1])}"
     if accurate:
-        best = max(accurate, key=lambda row: row["difference"])
         late = "too late" if all(row["stop"] == LATER for row in accurate) else "perhaps too late"
-        which = f"those accurate enough, at {_shares(accurate)}, are {late}"
-        told = f"they are accurate enough but {late}" if len(accurate) == len(rows) else which
-        return f"{start}: {told} (the best: {_there(best)}, at {_share(best)})"
+        which = "tickets" if len(accurate) == len(rows) else f"those at {_shares(accurate)}"
+        return f"{none}: {which} are accurate enough but stop {late} {shown}"
     if all(row["accuracy"] == WORSE for row in rows):
-        return f"{start}: they are too inaccurate (the best: {_there(best)}, at {_share(best)})"
+        return f"{none}: all are significantly worse than the dense network {shown}"
     return (
-        f"{start} beyond doubt: the intervals are too wide or the tickets too inaccurate (the best: {_there(best)}, "
-        f"at {_share(best)}); more trials make them narrower"
+        f"Undecided: no ticket of {arm} is shown to be as good as the dense network {shown}. More trials narrow the "
+        "interval"
     )
+
+
+def _accurate(row: Row) -> bool:
+    return row["accuracy"] in ACCURATE
 
 
 def _why_not(row: Row) -> str:
     """What keeps a round from being a winning ticket."""
     if row["accuracy"] == WORSE:
-        return f"too inaccurate ({_points(row)})"
-    if row["accuracy"] in ACCURATE:
+        return f"significantly worse ({_points(row)})"
+    if _accurate(row):
         late = "too late" if row["stop"] == LATER else "perhaps too late" if row["stop"] != NO_LATER else "winning"
         return f"{late} ({_early_stop(row)})"
-    return f"not decided ({_points(row)})"
+    return f"undecided ({_points(row)})"
 
 
 def _other(arm: str, rows: Sequence[Row]) -> str:
-    """Down to where an arm is as accurate as the dense network, and from where on it is not."""
+    """The sparsity down to which an arm is as accurate as the dense network, and the one from which it is not."""
     if not rows:
         return ""
     if max(row["trials"] for row in rows) < 2:
         return _one_trial(arm, rows)
     worse = [index for index, row in enumerate(rows) if row["accuracy"] == WORSE]
-    held = [row for row in rows[: worse[0] if worse else None] if row["accuracy"] in ACCURATE]
-    last = max((index for index, row in enumerate(rows) if row["accuracy"] in ACCURATE), default=-1)
+    held = [row for row in rows[: worse[0] if worse else None] if _accurate(row)]
+    last = max((index for index, row in enumerate(rows) if _accurate(row)), default=-1)
     falls = next((index for index in worse if index > last), None)
     parts = []
     if held:
@@ -128,21 +130,21 @@ def _other(arm: str, rows: Sequence[Row]) -> str:
         parts.append(f"{'' if held else 'is '}worse{than} {on} ({_points(rows[falls])} at {_share(rows[falls])})")
     elif worse:
         shares = _shares([rows[index] for index in worse])
-        now = rows[-1]["accuracy"] if rows[-1]["accuracy"] in ACCURATE else "not beyond doubt"
+        now = rows[-1]["accuracy"] if _accurate(rows[-1]) else "not significantly"
         parts.append(f"{'' if held else 'is '}worse{than} at {shares}, but {now} at {_share(rows[-1])}")
     if not parts:
-        return f"{arm} cannot be told from the dense network ({_there(rows[-1])}, at {_share(rows[-1])})"
+        return f"{arm} does not differ significantly from the dense network ({_there(rows[-1])}, at {_share(rows[-1])})"
     return f"{arm} {', '.join(parts)}"
 
 
 def _one_trial_of_tickets(arm: str, rows: Sequence[Row]) -> str:
-    """What one trial shows, with no claim that there is a winning ticket."""
-    start = f"One trial has no interval, so that no ticket of {arm} can be called a winning one: in it, tickets are "
+    """What one trial shows, without claiming that there is a winning ticket."""
+    start = f"One trial gives no interval, so no ticket of {arm} can be called a winning one: its tickets are "
     fallen = next((index for index, row in enumerate(rows) if row["difference"] < 0), len(rows))
     if not fallen:
         best = max(rows, key=lambda row: row["difference"])
         return (
-            f"{start}less accurate than the dense network from the first pruning on ({_points(rows[0])}; the best: "
+            f"{start}less accurate than the dense network from the first pruning on ({_points(rows[0])}; best: "
             f"{_there(best)}, at {_share(best)})"
         )
     held = rows[fallen - 1]
@@ -163,36 +165,36 @@ def _one_trial(arm: str, rows: Sequence[Row]) -> str:
 
 
 def _notes(table: pd.DataFrame) -> list[str]:
-    """How many trials, what no worse means, and whether early stop means anything."""
+    """How many trials there are, what no worse means, and whether early stop means anything."""
     told = []
     first = table[table["round"] == 0]["remaining"].mean()
     if first < 99.9:
-        told.append(f"The dense network stands for round 0, which here is a ticket of {percent(first, 3)}% (--ticket)")
+        told.append(f"The dense network here is round 0, a ticket of {percent(first, 3)}% of the weights (--ticket)")
     if table["trials"].max() > 1:
         told.append(
-            f"{_rests_on(table).capitalize()}; ±: 95% interval; no worse: on average not below, and a loss of over "
-            f"{table['margin'].mean():.2g} points excluded"
+            f"{_rests_on(table).capitalize()}; ±: 95% interval; no worse: the mean is not below the dense network's, "
+            f"and the interval excludes a loss of more than {table['margin'].mean():.2g} points"
         )
     told += _uneven(table)
     last, all_of = verdict.late_stops(table)
     if last > all_of / 2:
         told.append(
-            f"Early stop is the last evaluation in {last} of {all_of} rounds: they are too short, or too seldom "
-            "evaluated, for it to mean anything"
+            f"Early stop is the last evaluation in {last} of {all_of} rounds: they are too short, or evaluated "
+            "too rarely, for it to mean anything"
         )
     return told
 
 
 def _uneven(table: pd.DataFrame) -> list[str]:
-    """Where the trials whose means stand here differ most in what they keep, if it is more than some few weights: by a
-    rule of one's own, or since they began with other tickets."""
+    """The round in which trials differ most in the weights that they keep, if by more than a few: because of the user's
+    own rule, or because they began with different tickets."""
     low, high = table["remaining_low"], table["remaining_high"]
     apart = ((high - low) / high).fillna(0)
     if apart.max() < UNEVEN:
         return []
     row = table.loc[apart.idxmax()]
     return [
-        f"Trials of {row['arm']} do not keep equally many weights, and their means are of different sparsities: in "
+        f"Trials of {row['arm']} keep different shares of the weights, so that their means mix sparsities: in "
         f"round {row['round']} they keep {percent(row['remaining_low'], 3)}% to {percent(row['remaining_high'], 3)}%"
     ]
 
@@ -213,7 +215,7 @@ def _shares(rows: Sequence[Row]) -> str:
 
 
 def _products(row: Row) -> str:
-    """What share of the multiply-adds is left, where they have been counted and it is another one."""
+    """The share of the multiply-adds that remains, where they have been counted and it is not that of the weights."""
     share = "" if math.isnan(row["speedup"]) else f"{percent(100 / row['speedup'], 3)}%"
     return f" and {share} of the multiply-adds" if share not in ("", _share(row)) else ""
 

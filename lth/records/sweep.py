@@ -1,4 +1,4 @@
-"""Several settings in one table: what they are, and how accurate each arm is at each sparsity."""
+"""The table of a sweep: several settings, and how accurate each arm is at each sparsity."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COLUMNS = ("arm", "round", "remaining", "trials", "test", "low", "high", "ES")
 
 
 def table(groups: Iterable[tuple[Mapping[str, str], Sequence[Run]]]) -> pd.DataFrame:
-    """A row a setting, arm and round: the values that tell the setting from the others, and COLUMNS.
+    """One row per setting, arm and round: the values in which the settings differ, and COLUMNS.
 
     `groups` are these values and the runs of each setting. remaining, test and ES are means over trials, low and high
     the 95% interval of the mean test accuracy by Student's t, NaN with fewer than two trials.

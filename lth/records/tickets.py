@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ from lth import pruning
 from lth.pruning import Masks
 from lth.records import same, tables
 from lth.records.files import GONE, NOWHERE, RecordError, Unreadable, problem, read, write
+from lth.records.journal import run_name
 from lth.records.tables import Run
 from lth.training.models import State
 from lth.training.train import Evaluation, Trained
 
 ENDS = ("first", "second")  # files of --connectivity's two trainings; `first` has the round's order of the data
+SHARED = ("initial", "rewind", "dense", "ticket_00", "trained_00")  # by all arms of a trial
 FORMAT = 1  # of the files under saves/; raised when an older program could not read them
 
 
@@ -34,6 +37,7 @@ class Damaged(Exception):
     """A file is there but cannot be used: truncated, from other settings or from a newer program."""
 
 
+MALFORMED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, EOFError)
 UNUSABLE = (RecordError, Damaged, FileNotFoundError)  # what reading a run's files raises
 
 
@@ -55,7 +59,7 @@ class Ticket:
 def save_tensors(file: Path, tensors: Mapping[str, Tensor], identity: str, **facts: Any) -> None:
     """Write tensors and `facts` (anything JSON holds) to a .safetensors file that `load_tensors` can check."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps({"name": file.stem, **facts}, sort_keys=True)
+    text = json.dumps({"name": file.stem, "run": _whose(file), **facts}, sort_keys=True)
     settings, _, prints = identity.partition(" ")
     about = {"format": str(FORMAT), "identity": settings, "facts": text, "checksum": _checksum(tensors, text)}
     if prints:
@@ -63,10 +67,10 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor], identity: str, **fac
     write(file, _serialised(tensors, about))
 
 
-def copy_tensors(source: Path, file: Path, identity: str) -> None:
-    """Write what another file holds as belonging to `identity`."""
-    tensors, facts = load_tensors(source)
-    save_tensors(file, tensors, identity, **facts)
+def _whose(file: Path) -> str:
+    """What a file says about whose it is: lt/seed0, or seed0 where all arms of a trial share it."""
+    run = run_name(file.parent)
+    return run.rpartition("/")[2] if file.stem in SHARED else run
 
 
 def _serialised(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
@@ -101,15 +105,15 @@ def load_tensors(file: Path, identity: str | None = None) -> tuple[dict[str, Ten
         if about.get("checksum") != _checksum(tensors, about["facts"]):
             raise Damaged(f"{file} is damaged: its checksum is wrong")
         facts = json.loads(about["facts"])
-        if facts.get("name", file.stem) != file.stem:
-            raise Damaged(f"{file} is a copy of {facts['name']}.safetensors")
+        if (facts["name"], facts["run"]) != (file.stem, _whose(file)):
+            raise Damaged(f"{file} is a copy of {facts['name']}.safetensors of {facts['run']}")
         return tensors, facts
     except FileNotFoundError as error:  # as safetensors calls whatever is in the way of opening it
         read(file)  # says what it is
         raise Unreadable.of(file, error) from None
     except OSError as error:
         raise Unreadable.of(file, error) from None
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (safetensors.SafetensorError, *MALFORMED) as error:
         raise Damaged(f"{file} is damaged: {error}") from None
 
 
@@ -128,15 +132,6 @@ def identity(deciding: Mapping[str, str], run: Run, prints: Mapping[str, str] | 
     whose = {**deciding, "arch_type": run.arch_type, "dataset": run.dataset, "seed": run.seed}
     settings = hashlib.sha256(json.dumps(whose, sort_keys=True).encode()).hexdigest()[:16]
     return " ".join([settings, *(f"{name}={value}" for name, value in sorted((prints or {}).items()))])
-
-
-def shapes_of(run: Run, name: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors in a set of weights, read from its header alone; none if it cannot be read."""
-    try:
-        with safetensors.safe_open(run.saves / f"{name}.safetensors", framework="pt") as opened:
-            return {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, ValueError):
-        return {}
 
 
 def write_state(run: Run, name: str, state: State, identity: str) -> None:
@@ -191,13 +186,18 @@ def last_finished(run: Run) -> int:
 
 def read_ticket(run: Run, round: int, identity: str | None = None) -> Ticket:
     """The ticket that a round's training starts from."""
-    tensors, facts = load_tensors(run.saves / f"{numbered('ticket', round)}.safetensors", identity)
-    masks = _masks(tensors, facts)
-    if facts["origin"] == "own":
+    file = run.saves / f"{numbered('ticket', round)}.safetensors"
+    tensors, facts = load_tensors(file, identity)
+    masks, origin = _masks(file, tensors, facts), facts.get("origin")
+    if origin == "own":
         start = {name.removeprefix("start/"): value for name, value in tensors.items() if name.startswith("start/")}
+    elif origin in ("initial", "rewind"):
+        start = read_state(run, origin, identity)
     else:
-        start = read_state(run, facts["origin"], identity)
-    return Ticket(round, masks, start, facts["origin"], facts.get("at_random", 0))
+        raise Damaged(f"{file} is damaged: it starts from {origin!r}")
+    if any(name not in start or start[name].shape != mask.shape for name, mask in masks.items()):
+        raise Damaged(f"{file} is damaged: its masks do not fit the weights that it starts from")
+    return Ticket(round, masks, start, origin, facts.get("at_random", 0))
 
 
 def ties(at_random: int, weights: float) -> str:
@@ -233,11 +233,26 @@ def _facts(file: Path) -> dict[str, Any]:
 
 def read_masks(run: Run, round: int, identity: str | None = None) -> Masks:
     """The masks of that ticket, whatever has become of the weights that it starts from."""
-    return _masks(*load_tensors(run.saves / f"{numbered('ticket', round)}.safetensors", identity))
+    file = run.saves / f"{numbered('ticket', round)}.safetensors"
+    return _masks(file, *load_tensors(file, identity))
 
 
-def _masks(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Masks:
-    return {name: pruning.unpack(tensors[f"mask/{name}"], tuple(shape)) for name, shape in facts["shapes"]}
+def _masks(file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Masks:
+    with _wellformed(file):
+        shapes = {name: tuple(shape) for name, shape in facts["shapes"]}
+        for name, shape in shapes.items():
+            if min(shape, default=1) < 0 or tensors[f"mask/{name}"].shape != (-(-math.prod(shape) // 8),):
+                raise ValueError(f"the mask of {name} is not as long as its layer")
+        return {name: pruning.unpack(tensors[f"mask/{name}"], shape) for name, shape in shapes.items()}
+
+
+@contextmanager
+def _wellformed(file: Path) -> Iterator[None]:
+    """Within it, a file whose checksum is right but that does not say what it should is Damaged."""
+    try:
+        yield
+    except MALFORMED as error:
+        raise Damaged(f"{file} is damaged: {type(error).__name__} {error}") from None
 
 
 _PARTS = ("final", "best", "rewind", "extra")
@@ -248,20 +263,20 @@ def write_checkpoint(run: Run, round: int, trained: Trained, identity: str, name
     tensors = {f"{part}/{name}": value for part in _PARTS for name, value in getattr(trained, part).items()}
     tensors["evals"] = torch.tensor([list(asdict(e).values()) for e in trained.evals], dtype=torch.float64)
     facts = {"round": round, "iteration": trained.iteration, "seconds": trained.seconds}
-    facts |= {} if trained.supermask is None else {"supermask": trained.supermask}
-    save_tensors(run.saves / f"{name}.safetensors", tensors, identity, **facts)
+    save_tensors(run.saves / f"{name}.safetensors", tensors, identity, supermask=trained.supermask, **facts)
 
 
 def read_checkpoint(run: Run, identity: str | None = None, name: str = "checkpoint") -> tuple[int, Trained]:
     """The round that the checkpoint belongs to, and where it is."""
-    tensors, facts = load_tensors(run.saves / f"{name}.safetensors", identity)
+    file = run.saves / f"{name}.safetensors"
+    tensors, facts = load_tensors(file, identity)
     parts: dict[str, State] = {part: {} for part in _PARTS}
-    for name, value in tensors.items():
-        part, _, rest = name.partition("/")
+    for key, value in tensors.items():
+        part, _, rest = key.partition("/")
         if part in parts:
             parts[part][rest] = value
-    evals = [Evaluation(int(row[0]), *row[1:]) for row in tensors["evals"].tolist()]
-    final, best, rewind, extra = (parts[part] for part in _PARTS)
-    return facts["round"], Trained(
-        facts["iteration"], evals, final, best, rewind, extra, None, facts["seconds"], facts.get("supermask")
-    )
+    with _wellformed(file):
+        round, iteration, seconds = int(facts["round"]), int(facts["iteration"]), dict(facts["seconds"])
+        evals = [Evaluation(int(row[0]), *map(float, row[1:])) for row in tensors["evals"].tolist()]
+        final, best, rewind, extra = (parts[part] for part in _PARTS)
+        return round, Trained(iteration, evals, final, best, rewind, extra, None, seconds, facts["supermask"])

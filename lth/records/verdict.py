@@ -1,7 +1,7 @@
-"""The verdict on lottery tickets, from the records of runs alone: what each round is beside the dense network.
+"""The verdict on lottery tickets, from the records of runs alone: how each round compares with the dense network.
 
-Pure functions: runs to a table, a table to the sparsest winning ticket. Its words are in sentences.py, the table as
-text in printed.py.
+Pure functions: runs to a table, a table to the sparsest winning ticket. sentences.py puts it in words, printed.py
+prints the table.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.special import stdtrit  # Student's t quantile; scipy.stats has the same one and takes longer to load
 
 from lth.records import files, same, tables
-from lth.records.files import RecordError
+from lth.records.journal import EVALS, ROUNDS
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
 
@@ -44,19 +44,9 @@ COLUMNS = (
     "stop",
     "winning",
 )
-# In each round of each trial:
-MEASURED = [
-    "remaining",
-    "macs",
-    "dense_macs",
-    "supermask",
-    "test",
-    "difference",
-    "ES",
-    "last",
-]
+MEASURED = ["remaining", "macs", "dense_macs", "supermask", "test", "difference", "ES", "last"]  # per trial and round
 CONFIDENCE = 0.95
-LEARNED = 1.0  # points of test accuracy that training brings a dense network at least, if it can judge tickets
+LEARNED = 1.0  # points of test accuracy that training must add to a dense network with which tickets are compared
 BETTER, NO_WORSE, WORSE = "better", "no worse", "worse"  # in accuracy
 NO_LATER, LATER = "no later", "later"  # in early stop
 OPEN = "open"  # the interval decides neither
@@ -82,82 +72,62 @@ def finds_tickets(arm: str) -> bool:
 
 
 def paired(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row a run and round: arm, seed, those of rounds.csv, and beside the run's own dense round `difference` (points
-    of test accuracy), `ES_ratio` and `ES_dense`; `last`, the last evaluation's iteration, and `dense_macs`, the
-    multiply-adds with all weights (both NaN if not recorded).
-    ValueError if the runs are not of one model, data set and settings, or of different experiments."""
+    """One row per run and round: arm, seed, the columns of rounds.csv, and relative to the run's own dense round
+    `difference` (points of test accuracy), `ES_ratio` and `ES_dense`; `last`, the last evaluation's iteration, and
+    `dense_macs`, the multiply-adds with all weights (NaN if not counted). ValueError if the runs are not of one model,
+    data set and settings, or of different experiments."""
     kinds = {(run.root, run.arch_type, run.dataset, run.settings) for run in runs}
     if len(kinds) > 1:
         raise ValueError(f"runs must be of one model, data set and settings, not of {len(kinds)}")
     if reason := same.mixed(runs):
         raise ValueError(reason)
-    frames = [
-        found.assign(
-            arm=run.arm,
-            seed=run.seed,
-            # rounded, because a difference of equal means must be 0 and not what floating point leaves of it
-            difference=(found["test"] - found["test"].iloc[0]).round(9),
-            ES_ratio=found["ES"] / found["ES"].iloc[0],
-            ES_dense=found["ES"].iloc[0],
-            last=found["round"].map(_last_evaluations(run)).astype(float),
-            dense_macs=_dense_macs(run, found),
-        )
-        for run in runs
-        if len(found := tables.table(run, "rounds"))
-    ]
-    columns = [*tables.ROUNDS, "arm", "seed", "difference", "ES_ratio", "ES_dense", "last", "dense_macs"]
+    frames = []
+    for run in runs:
+        if known := tables.entries(run):
+            found, layers = tables.frame("rounds", known), tables.frame("layers", known[:1])
+            pruned = (layers["dense_macs"] - layers["macs"]).sum()  # before round 0, by --ticket
+            frames.append(
+                found.assign(
+                    arm=run.arm,
+                    seed=run.seed,
+                    # rounded, because a difference of equal means must be 0 and not what floating point leaves of it
+                    difference=(found["test"] - found["test"].iloc[0]).round(9),
+                    ES_ratio=found["ES"] / found["ES"].iloc[0],
+                    ES_dense=found["ES"].iloc[0],
+                    last=[float(entry.tables["evals"][-1].split(",")[EVALS.index("iteration")]) for entry in known],
+                    dense_macs=float(found["macs"].iloc[0] + pruned),
+                )
+            )
+    columns = [*ROUNDS, "arm", "seed", "difference", "ES_ratio", "ES_dense", "last", "dense_macs"]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
 
-def _last_evaluations(run: Run) -> dict[int, int]:
-    """The iteration of each round's last evaluation; empty where evals.csv cannot be read (its figure says so)."""
-    try:
-        evals = tables.table(run, "evals")
-    except RecordError:
-        return {}
-    return evals.groupby("round")["iteration"].max().to_dict()
-
-
-def _dense_macs(run: Run, rounds: pd.DataFrame) -> float:
-    """The multiply-adds with all weights, which round 0 of a run with --ticket no longer has."""
-    if "macs" not in rounds:
-        return math.nan
-    first = float(rounds["macs"].iloc[0])
-    if rounds["remaining"].iloc[0] == 100:
-        return first
-    try:
-        layers = tables.table(run, "layers")
-    except RecordError:
-        return math.nan
-    start = layers[layers["round"] == 0]
-    return first + float((start["dense_macs"] - start["macs"]).sum())
-
-
 def table(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row a round and arm, over the trials that have finished the round (columns COLUMNS).
+    """One row per round and arm, over the trials that have finished the round (columns COLUMNS).
 
-    remaining, test and ES are means, as is supermask, the test accuracy before training (NaN if not recorded); single
-    trials keep from remaining_low to remaining_high. difference is the mean, over trials, of test accuracy minus that
-    of the trial's dense round; low and high are its 95% interval (`interval`), NaN with fewer than two trials. accuracy
-    says what that is:
+    remaining, test and ES are means, as is supermask, the test accuracy before training (NaN if not measured); single
+    trials keep between remaining_low and remaining_high percent. difference is the mean, over trials, of test accuracy
+    minus that of the trial's dense round; low and high are its 95% interval (`interval`), NaN with fewer than two
+    trials. accuracy is one of:
 
     - better: the whole interval lies above 0;
     - no worse: the mean is not below 0, and the interval excludes a loss of more than `margin` points;
     - worse: the whole interval lies below 0; open: none of these.
 
-    speedup is the dense network's multiply-adds by those that are left, NaN where they were not counted.
+    speedup is the dense network's multiply-adds divided by the remaining ones (not a measured speed-up), NaN where they
+    were not counted.
 
-    ES_ratio is mean ES by mean ES of the dense rounds (ES_dense), from ES_low to ES_high with 95% confidence. stop:
-    `no later` if it is at most 1, `later` if the whole interval is above 1, else `open`. ES_last counts the trials
-    whose ES is their last evaluation. winning, for arms that find tickets: better or no worse, and no later (Frankle &
-    Carbin, Section 1), than a dense network that has `learned`. ValueError if the runs are not of one model, data set
-    and settings.
+    ES_ratio is mean ES divided by mean ES of the dense rounds (ES_dense), from ES_low to ES_high with 95% confidence.
+    stop: `no later` if it is at most 1, `later` if the whole interval is above 1, else `open`. ES_last counts the
+    trials whose ES is their last evaluation. winning, for arms that find tickets: better or no worse, and no later
+    (Frankle & Carbin, Section 1), than a dense network that has `learned`. ValueError if the runs are not of one model,
+    data set and settings.
     """
     return judged(paired(runs))
 
 
 def compression(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row an arm, round and kind of layer, means over trials: weights that are left (weights) and that there are
+    """One row per arm, round and kind of layer, means over trials: remaining weights (weights) of how many
     (total), and the multiply-adds of an example's forward pass with them (macs, dense_macs); empty where these were not
     counted (Blalock et al. 2020, arXiv:2003.03033)."""
     found = [tables.table(run, "layers").assign(arm=run.arm, seed=run.seed) for run in runs]
@@ -167,12 +137,8 @@ def compression(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def judged(rounds: pd.DataFrame) -> pd.DataFrame:
-    """What `table` gives, of rounds as `paired` gives them."""
+    """The table of `table`, from rounds as `paired` returns them."""
     rows: list[dict[str, Any]] = []
-    if "macs" not in rounds:  # not counted, or by an older version
-        rounds = rounds.assign(macs=math.nan, dense_macs=math.nan)
-    if "supermask" not in rounds:
-        rounds = rounds.assign(supermask=math.nan)
     for arm, lines in rounds.groupby("arm"):
         wide = lines.pivot(index="seed", columns="round", values=MEASURED)
         numbers = sorted(lines["round"].unique())
@@ -203,18 +169,19 @@ def judged(rounds: pd.DataFrame) -> pd.DataFrame:
 
 
 def learned(remaining: float, before: float, after: float) -> bool:
-    """Whether training has brought round 0, with that percent of the weights, from one test accuracy to a higher one: a
-    dense network that is as good before has learned nothing. Tickets of other runs (--ticket) may be good before."""
+    """Whether training has raised the test accuracy of round 0, which has `remaining` percent of the weights: a dense
+    network that is as good before training has learned nothing. Tickets of other runs (--ticket) may be good before."""
     return math.isnan(before) or remaining < 99.9 or after >= before + LEARNED
 
 
 def _ratios(dense: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """How many times less is left; infinite where nothing is."""
+    """dense divided by left; infinite where nothing is left."""
     return np.divide(dense, left, out=np.full(len(left), math.inf), where=left != 0)
 
 
 def _accuracy(gains: np.ndarray, dense: float) -> dict[str, Any]:
-    """What the differences (trials, rounds up to this one) say; `dense` is the dense network's accuracy in percent."""
+    """The judgement of the differences (trials, rounds up to this one); `dense` is the dense network's accuracy in
+    percent."""
     mean, (low, high), allowed = round(float(gains[:, -1].mean()), 9), interval(gains[:, 1:]), margin(dense)
     if low > 0:
         found = BETTER
@@ -227,7 +194,7 @@ def _accuracy(gains: np.ndarray, dense: float) -> dict[str, Any]:
 
 
 def _stop(stops: np.ndarray) -> dict[str, Any]:
-    """What the early stops (trials, rounds up to this one) say."""
+    """The judgement of the early stops (trials, rounds up to this one)."""
     dense = float(stops[:, 0].mean())
     ratio = float(stops[:, -1].mean()) / dense
     low, high = (1 + bound / dense for bound in interval(stops[:, 1:] - stops[:, :1]))
@@ -247,7 +214,7 @@ def interval(differences: np.ndarray | pd.Series) -> tuple[float, float]:
     (trials, rounds), by Student's t; NaN if there are fewer than two trials or no round.
 
     For one round it is that of the paired t test. With more, its variance is the mean of the rounds' variances, since
-    two or three trials of one round say little about noise; sparser rounds, where networks collapse, are not asked.
+    two or three trials of one round say little about noise; sparser rounds, where networks collapse, are not used.
     The differences of a trial share its dense network, so that they correlate by one half where all trainings are
     equally noisy: r rounds have 4r / (r + 3) times the degrees of freedom of one (Satterthwaite's approximation).
     """
@@ -270,8 +237,8 @@ def pruned(table: pd.DataFrame, arm: str) -> list[dict[str, Any]]:
 
 
 def sparsest(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The sparsest winning ticket among an arm's pruned rounds: the sparsest down to which no round falls out, that
-    is, none is worse than the dense network or later. Open rounds on the way are neither named nor do they end it."""
+    """The sparsest winning ticket among an arm's pruned rounds that comes before any round that is significantly worse
+    than the dense network or later. Open rounds are not winning, but do not end the search."""
     found = None
     for row in rows:
         if falls_out(row):
@@ -281,12 +248,12 @@ def sparsest(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def falls_out(row: dict[str, Any]) -> bool:
-    """Whether a round is beyond doubt no winning ticket."""
+    """Whether a round is significantly worse than the dense network, or later."""
     return row["accuracy"] == WORSE or row["stop"] == LATER
 
 
 def late_stops(table: pd.DataFrame) -> tuple[int, int]:
-    """In how many rounds, of how many, early stop is the last evaluation: the validation loss may still fall then."""
+    """In how many rounds, of how many, early stop is the last evaluation: the validation loss may still be falling."""
     counted = table[(table["round"] > 0) | (table["arm"] == table["arm"].iloc[0])]  # the dense round is everyone's
     return int(counted["ES_last"].sum()), int(counted["trials"].sum())
 

@@ -24,7 +24,7 @@ def mend(runs: Sequence[Run], config: Config, warn: Callable[[str], object]) -> 
     """Write again what is damaged of the tables of these runs, which are not held; `warn` gets a sentence for each.
     With --dry_run that is all. RecordError if another process has the run, unless it --joins."""
     for run in runs:
-        if not (wrong := tables.damage(run)):
+        if not (wrong := recording.damage(run)):
             continue
         if config.dry_run:
             warn(f"{wrong}: it would be written again")

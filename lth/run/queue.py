@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lth.records import files, lock, resume, same, tables
+from lth.records import files, journal, lock, resume, same, tables
 from lth.records.events import Event, Note, RoundDone
 from lth.records.files import RecordError
 from lth.records.lock import Locks
@@ -131,17 +131,16 @@ class Queue:
         return not any(True for _ in self.open())
 
     def finished(self, run: Run) -> int:
-        """How many rounds of a run are finished, with the line that --connectivity measures. Its tables are read again
-        only when they have changed."""
+        """How many rounds of a run are finished, with the line that --connectivity measures. Its journal is read again
+        only when it has changed."""
         connectivity = self.work[run].config.connectivity
         try:
-            names = ("rounds", "connectivity") if connectivity else ("rounds",)
-            found = [(run.dumps / f"{name}.csv").stat() for name in names]
+            found = (run.dumps / journal.NAME).stat()
         except FileNotFoundError:
             return 0
         except OSError:
             return tables.done_rounds(run, connectivity)  # the reason why it cannot be read
-        mark = tuple(number for stat in found for number in (stat.st_mtime_ns, stat.st_size, stat.st_ino))
+        mark = (found.st_mtime_ns, found.st_size, found.st_ino)
         if run not in self._tables or self._tables[run][0] != mark:
             self._tables[run] = mark, tables.done_rounds(run, connectivity)
         return self._tables[run][1]

@@ -265,7 +265,7 @@ def check_finished(config: Config) -> None:
     if reason := same.mixed(runs):
         raise ConfigError(reason)
     for run in runs:
-        tables.check(run)
+        tables.entries(run)
 
 
 def _warn(text: str) -> None:

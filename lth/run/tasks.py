@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from lth.records import folders
 from lth.records.tables import Run
 from lth.settings import names
 from lth.settings.arms import ARMS
@@ -33,8 +32,8 @@ def runs_of(config: Config, about: str = "") -> list[Run]:
     arms = dict.fromkeys([*needed, *config.prune_type])
     dataset = names.dataset(config.dataset)
     model = names.model(config.arch_type, dataset, config.data)
-    spelled = folders.spelled(config.root, model, dataset, config.folder())
-    return [Run(config.root, *spelled, arm, seed, about=about) for seed in config.seeds for arm in arms]
+    place = (config.root, model, dataset, config.folder())
+    return [Run(*place, arm, seed, about=about) for seed in config.seeds for arm in arms]
 
 
 def tasks_of(config: Config, about: str = "") -> list[Task]:

@@ -143,12 +143,12 @@ def test_a_grid_has_axes_of_its_own_in_every_panel_and_says_what_is_where(
     assert len(panels(figure)) == 8 and len(upper) == 4
     titles = [axes.get_title().splitlines() for axes in upper]
     assert titles == [
-        ["fc1 on MNIST", "20% pruned a round", "3 trials"],
-        ["fc1 on MNIST", "40% pruned a round", "1 trial"],
-        ["fc1 on CIFAR-10", "20% pruned a round", "3 trials"],
-        ["conv2 on CIFAR-10", "20% pruned a round", "3 trials"],
+        ["fc1 on MNIST", "20% pruned per round", "3 trials"],
+        ["fc1 on MNIST", "40% pruned per round", "1 trial"],
+        ["fc1 on CIFAR-10", "20% pruned per round", "3 trials"],
+        ["conv2 on CIFAR-10", "20% pruned per round", "3 trials"],
     ]
-    assert figure.get_suptitle().splitlines() == ["accuracy and early stop", "5 epochs a round"]
+    assert figure.get_suptitle().splitlines() == ["accuracy and early stop", "5 epochs per round"]
     assert "mean of the trials" in caption_of(figure) and "2" not in caption_of(figure)
     for axes, accuracy in zip(upper, ([97, 99], [97, 99], [50, 61], [50, 61]), strict=True):
         bottom, top = axes.get_ylim()

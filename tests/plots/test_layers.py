@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from conftest import MakeRuns
 from drawn import legends_of, lines_in
+from helpers import write_table
 from matplotlib.figure import Figure
 
 from lth.plots.layers import layers
@@ -46,7 +47,7 @@ def test_a_line_means_the_same_layers_in_every_panel(tmp_path: Path, make_runs: 
         table.loc[table["layer"] == "fc2.weight", "remaining"] *= 0.5 + 0.01 * index
         if index == 1:
             table.loc[(table["layer"] == "fc1.weight") & (table["round"] > 0), "remaining"] *= 0.8
-        table.to_csv(run.dumps / "layers.csv", index=False)
+        write_table(run, "layers", table)
     layers(runs, tmp_path)
     panels = sheets["layers"].axes
     assert [axes.get_title() for axes in panels] == ["lt", "reinit", "finetune", "random"]

@@ -9,9 +9,9 @@ from lth.plots import style
 
 
 def test_settings_break_after_commas() -> None:
-    text = "20% pruned a round, 50,000 iterations a round, output layer 10%, evaluated every 100 iterations"
+    text = "20% pruned per round, 50,000 iterations per round, output layer 10%, evaluated every 100 iterations"
     first, second = style.wrapped(text, 80)
-    assert first == "20% pruned a round, 50,000 iterations a round,"
+    assert first == "20% pruned per round, 50,000 iterations per round,"
     assert f"{first} {second}" == text
     assert style.wrapped("short", 80) == ["short"]
     assert style.wrapped("", 80) == []

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import MakeRuns
 from drawn import caption_of, lines_in
+from helpers import write_table
 from matplotlib.figure import Figure
 
 from lth.plots.training import training
@@ -52,12 +53,10 @@ def test_points_of_some_trials_only_are_no_points_of_the_mean(
     """With --test_freq a trial has test accuracies where its own validation loss was the lowest."""
     runs = make_runs(arms=["lt"], seeds=(0, 1), rounds=1, evaluations=9, saves=False)
     for run, tested in zip(runs, ([3, 8], [3, 5, 8]), strict=True):
-        file = run.dumps / "evals.csv"
-        head, *lines = file.read_text().splitlines()
-        thinned = [line if i in tested else line.rpartition(",")[0] + "," for i, line in enumerate(lines)]
-        file.write_text("\n".join([head, *thinned, ""]))
+        evals = tables.table(run, "evals")
+        write_table(run, "evals", evals.assign(test=evals["test"].where(evals.index.isin(tested))))
     training(runs, tmp_path)
     (x, y) = lines_in(sheets["training"].axes[0])["100%"]
-    evals = [tables.table(run, "evals") for run in runs]
-    assert x.tolist() == evals[0]["iteration"][[3, 8]].tolist()
-    np.testing.assert_allclose(y, np.mean([table["test"][[3, 8]] for table in evals], axis=0))
+    found = [tables.table(run, "evals") for run in runs]
+    assert x.tolist() == found[0]["iteration"][[3, 8]].tolist()
+    np.testing.assert_allclose(y, np.mean([table["test"][[3, 8]] for table in found], axis=0))

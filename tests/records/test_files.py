@@ -23,6 +23,16 @@ def test_two_may_write_the_same_file_at_once(tmp_path: Path) -> None:
     assert [*tmp_path.iterdir()] == [file]
 
 
+def test_json_that_is_nested_too_deeply_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    for content in (b"{", b"[]", b"\xff"):
+        file.write_bytes(content)
+        assert files.read_json(file) == {}
+    file.write_text('{"a":' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(files.RecordError, match=r"config\.json is damaged: .* nested too deeply"):
+        files.read_json(file)
+
+
 def test_a_shared_file_is_synced_also_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, file, synced = tmp_path / "dense", tmp_path / "run" / "dense", list[bool]()
 

@@ -1,16 +1,14 @@
-"""Files that something else has touched: the same numbers again, or a sentence that names the file."""
+"""The journal and the tables that are made of it: damage is reported and mended, and changes no number."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from helpers import assert_same, do, held, lay_out, results, settings
 
@@ -53,150 +51,54 @@ def expected(finished: Config, rounds: int = ROUNDS) -> dict[str, bytes]:
     return results(finished.root if rounds == ROUNDS else finished.root.parent / "more")
 
 
-# Damages: each gets the lines of a file and gives others. Line 0 has the names of the columns.
-
-Lines = list[str]
-
-
-def bit(line: str, at: int) -> str:
-    at %= len(line)
-    return line[:at] + chr(ord(line[at]) ^ 1) + line[at + 1 :]
+def reported(capsys: pytest.CaptureFixture[str]) -> str:
+    said = capsys.readouterr()
+    return " ".join(f"{said.out} {said.err}".split())
 
 
-def last_digit(line: str) -> str:
-    at = max(i for i, char in enumerate(line) if char.isdigit())
-    return line[:at] + str((int(line[at]) + 5) % 10) + line[at + 1 :]
-
-
-def moved(line: str) -> str:
-    cells = line.split(",")
-    return ",".join([cells[0], *cells[2:], cells[1]])
-
-
-def minus(line: str) -> str:
-    head, rest = line.split(",", 1)
-    return f"{head},-{rest}"
-
-
-CHANGES: dict[str, Callable[[Lines], Lines]] = {
-    "bit": lambda lines: [*lines[:2], bit(lines[2], -1), *lines[3:]],
-    "bit of the round": lambda lines: [*lines[:2], bit(lines[2], 0), *lines[3:]],
-    "bit of a name": lambda lines: [bit(lines[0], 8), *lines[1:]],
-    "digit": lambda lines: [*lines[:-1], last_digit(lines[-1])],
-    "first line gone": lambda lines: [lines[0], *lines[2:]],
-    "line gone": lambda lines: [*lines[:2], *lines[3:]],
-    "last line gone": lambda lines: lines[:-1],
-    "doubled": lambda lines: [*lines[:3], *lines[2:]],
-    "last doubled": lambda lines: [*lines, lines[-1]],
-    "minus": lambda lines: [*lines[:2], minus(lines[2]), *lines[3:]],
-    "minus round": lambda lines: [*lines, f"-{lines[-1]}"],
-    "column moved": lambda lines: [lines[0], *map(moved, lines[1:])],
-    "whole column moved": lambda lines: list(map(moved, lines)),
-    "other order": lambda lines: [lines[0], *lines[:0:-1]],
-    "no lines": lambda lines: lines[:1],
-    "nothing": lambda lines: [],
-    "other text": lambda lines: ["hello"],
-}
+def digit(file: Path) -> None:
+    """Change the last digit of a file."""
+    content = file.read_text()
+    at = max(index for index, char in enumerate(content) if char.isdigit())
+    file.write_text(content[:at] + str((int(content[at]) + 5) % 10) + content[at + 1 :])
 
 
 def instead(file: Path, what: str) -> None:
     """Put something in a file's place."""
     file.unlink()
-    if what == "folder":
+    if what == "a folder":
         file.mkdir()
-    elif what == "pipe":
+    elif what == "a named pipe":
         os.mkfifo(file)
-    elif what == "link":
-        file.symlink_to("nowhere")
-    elif what == "device":
+    elif what == "a device":
         file.symlink_to("/dev/zero")
-    elif what == "socket":
-        here = Path.cwd()
-        os.chdir(file.parent)  # the address of a socket may not be long
-        try:
-            socket.socket(socket.AF_UNIX).bind(file.name)
-        finally:
-            os.chdir(here)
+    elif what == "a link that leads nowhere":
+        file.symlink_to("nowhere")
 
 
-INSTEAD = {
-    "deleted": "is gone",
-    "folder": "is a folder",
-    "pipe": "is a named pipe",
-    "link": "is a link that leads nowhere",
-    "device": "is a device",
-    "socket": "is a socket",
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "digit": (digit, "differs from journal.jsonl"),
+    "behind": (lambda file: file.write_text("".join(file.open().readlines()[:-1])), "differs from journal.jsonl"),
+    "gone": (Path.unlink, "is gone"),
+    "folder": (lambda file: instead(file, "a folder"), "is a folder"),
 }
-TABLES = ("rounds", "evals", "layers", "connectivity")
-
-
-def damage(file: Path, how: str) -> None:
-    if how in CHANGES:
-        lines = CHANGES[how](file.read_text().splitlines())
-        file.write_text("".join(f"{line}\n" for line in lines))
-    else:
-        instead(file, how)
-
-
-@pytest.mark.parametrize(
-    "name, how",
-    [
-        *(pytest.param(name, how) for name in TABLES for how in CHANGES),
-        *(pytest.param(name, how, marks=posix) for name in TABLES[:2] for how in INSTEAD),
-        *(("times", how) for how in ("digit", "last line gone")),
-    ],
-)
-def test_a_damaged_table_is_named_to_readers_and_written_again_by_its_command(
-    finished: Config, run: Run, name: str, how: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = run.dumps / f"{name}.csv"
-    before = file.read_bytes()
-    damage(file, how)
-    reason = INSTEAD.get(how, "is not as its run wrote it|has other columns|has a line of no round")
-    for reading in (lambda: lth.results(run.root), lambda: lth.load_ticket(run.dumps)):
-        with pytest.raises(RecordError, match=rf"{name}\.csv ({reason})[^\n]*: the command that made it"):
-            reading()
-    spoiled: list[RecordError] = []
-    assert tables.find(run.root, spoiled=spoiled.append) == [] and len(spoiled) == 1
-    go(finished, run)
-    assert f"{name}.csv {INSTEAD.get(how, '')}" in " ".join(capsys.readouterr().err.split())
-    assert file.read_bytes() == before
-    assert_same(results(run.root), expected(finished))
-    assert tables.find(run.root) == [run]
-
-
-@pytest.mark.parametrize("how", ["digit", "last line gone", "doubled", "deleted"])
-@pytest.mark.parametrize("name", TABLES)
-def test_a_run_that_goes_on_takes_no_damaged_line_along(finished: Config, run: Run, name: str, how: str) -> None:
-    damage(run.dumps / f"{name}.csv", how)
-    go(finished, run, MORE)
-    assert_same(results(run.root), expected(finished, MORE))
 
 
 @pytest.mark.parametrize("rounds", [ROUNDS, MORE])
-@pytest.mark.parametrize(
-    "how", ["number", "bit", "line gone", "last line gone", "doubled", "other order", "nothing", "pipe"]
-)
-def test_a_damaged_journal_is_written_again_from_the_tables(
+@pytest.mark.parametrize("how", DAMAGES)
+def test_tables_are_written_again_from_the_journal_and_readers_never_look_at_them(
     finished: Config, run: Run, how: str, rounds: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = run.dumps / journal.NAME
-    if how == "number":  # in what is JSON still
-        sound = file.read_text()
-        at = sound.index('","', sound.index('"evals":["') + 80) - 1
-        file.write_text(sound[:at] + str((int(sound[at]) + 5) % 10) + sound[at + 1 :])
-        assert len(file.read_text().splitlines()) == len([json.loads(line) for line in file.open()])
-    elif how in CHANGES:
-        lines = CHANGES[how](["", *file.read_text().splitlines()])[1:]
-        file.write_text("".join(f"{line}\n" for line in lines))
-    else:
-        instead(file, how)
-    with pytest.raises(RecordError, match=journal.NAME):
-        lth.results(run.root)
+    damage, words = DAMAGES[how]
+    whole = lth.results(run.root)
+    for name in journal.TABLES:
+        damage(run.dumps / f"{name}.csv")
+    assert lth.results(run.root).equals(whole) and len(whole) == ROUNDS
     go(finished, run, rounds)
-    assert journal.NAME in capsys.readouterr().err
+    said = reported(capsys)
+    assert all(f"{name}.csv {words}: written again from journal.jsonl" in said for name in journal.TABLES)
+    assert len(list(run.dumps.glob("*.csv.damaged"))) == (0 if how == "gone" else len(journal.TABLES))
     assert_same(results(run.root), expected(finished, rounds))
-    assert not tables.damage(run)
 
 
 def test_a_finished_run_that_is_sound_is_left_alone(
@@ -208,90 +110,109 @@ def test_a_finished_run_that_is_sound_is_left_alone(
     assert before == {file: file.stat().st_mtime_ns for file in run.root.rglob("*")}
 
 
-def test_a_dry_run_names_damages_and_leaves_them(
-    finished: Config, run: Run, capsys: pytest.CaptureFixture[str]
+def lines_of(run: Run) -> list[str]:
+    return (run.dumps / journal.NAME).read_text().splitlines(keepends=True)
+
+
+LINES: dict[str, Callable[[list[str]], list[str]]] = {
+    "value": lambda lines: [lines[0], lines[1].replace('"evals":["1', '"evals":["2', 1), lines[2]],
+    "line gone": lambda lines: [lines[0], lines[2]],
+    "doubled": lambda lines: [lines[0], lines[0], *lines[1:]],
+    "cut": lambda lines: [lines[0], lines[1][:-40]],
+    "no text": lambda lines: [lines[0], "\0" * 30 + "\n", lines[2]],
+    "deep": lambda lines: [lines[0], crafted("[" * 100_000 + "]" * 100_000), lines[2]],
+    "no object": lambda lines: [lines[0], crafted("[1]"), lines[2]],
+}
+
+
+def crafted(content: str) -> str:
+    """A line of any content with the right checksum."""
+    text = f'{{"run":"lt/seed0","round":1,"tables":{content},"saves":[]'
+    return f'{text},"checksum":"{journal._checksum(text.encode())}"}}\n'
+
+
+@pytest.mark.parametrize("rounds", [ROUNDS, MORE])
+@pytest.mark.parametrize("how", LINES)
+def test_a_damaged_line_of_the_journal_ends_the_good_rounds(
+    finished: Config, run: Run, how: str, rounds: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    file = run.dumps / journal.NAME
+    file.write_text("".join(LINES[how](lines_of(run))))
+    damaged = file.read_bytes()
+    for reading in (lambda: lth.results(run.root), lambda: lth.load_ticket(run.dumps)):
+        with pytest.raises(RecordError, match=r"journal\.jsonl is damaged in line 2: the command that made it"):
+            reading()
+    spoiled: list[RecordError] = []
+    assert tables.find(run.root, spoiled=spoiled.append) == [] and len(spoiled) == 1
+    go(finished, run, rounds)
+    (copy,) = run.dumps.glob("*.before-*")
+    assert copy.read_bytes() == damaged
+    assert f"is damaged in line 2: continuing from round 1; the old one is kept as {copy.name}" in reported(capsys)
+    assert_same(results(run.root), expected(finished, rounds))
+
+
+def test_a_journal_that_is_gone_or_of_another_run_is_refused(finished: Config, run: Run) -> None:
+    other = run.of_arm("reinit")
+    shutil.copytree(run.dumps, other.dumps)
+    own = journal.run_name(run.dumps)
+    file = run.dumps / journal.NAME
+    sound, before = file.read_bytes(), results(run.root)
+    journal.save(other.dumps, tables.entries(run))
+    for content, match in (
+        (None, "is gone: put it back, or use --overwrite"),
+        ((other.dumps / journal.NAME).read_bytes(), rf"is the journal of another run \(reinit/seed0\): .* {own}"),
+    ):
+        file.unlink(missing_ok=True)
+        if content:
+            file.write_bytes(content)
+        for act in (lambda: lth.results(run.root), lambda: go(finished, run, MORE)):
+            with pytest.raises(RecordError, match=match):
+                act()
+    assert_same(results(run.root), before)
+    file.write_bytes(sound)
+    shutil.rmtree(other.dumps)
+    go(finished, run, MORE)
+    assert_same(results(run.root), expected(finished, MORE))
+
+
+@posix
+@pytest.mark.parametrize("what", ["a named pipe", "a device", "a folder"])
+@pytest.mark.parametrize("name", [journal.NAME, "config.json"])
+def test_what_is_no_file_is_named(finished: Config, run: Run, name: str, what: str) -> None:
+    instead(run.dumps / name, what)
+    with pytest.raises(RecordError, match=rf"{name} is {what}: move it away"):
+        go(finished, run, MORE)
+
+
+def test_a_dry_run_names_damage_and_leaves_it(finished: Config, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     file = run.dumps / "evals.csv"
-    damage(file, "digit")
+    digit(file)
     before = file.read_bytes()
     session.run(replace(finished, root=run.root, prune_iterations=MORE, dry_run=True))
-    assert "evals.csv is not as its run wrote it" in " ".join(capsys.readouterr().err.split())
+    assert "evals.csv differs from journal.jsonl: it would be written again" in reported(capsys)
     assert file.read_bytes() == before
 
 
 def test_what_another_process_works_on_is_not_written_again(finished: Config, run: Run) -> None:
-    damage(run.dumps / "evals.csv", "digit")
+    digit(run.dumps / "evals.csv")
     with held(run.dumps), pytest.raises(Locked, match="is in use by process"):
         go(finished, run)
     go(finished, run)
     assert_same(results(run.root), expected(finished))
 
 
-def test_a_reader_beside_a_working_process_sees_no_damage(finished: Config, run: Run) -> None:
-    """It writes evals.csv and layers.csv, then the journal, then rounds.csv."""
-    more = replace(run, root=run.root.parent / "more")
-    shutil.copytree(run.root, more.root)
-    go(finished, more, MORE)
-    names = [*("evals.csv", "layers.csv", "times.csv"), journal.NAME, "rounds.csv", journal.NAME, "connectivity.csv"]
-    whole = (more.dumps / journal.NAME).read_text().splitlines()
-    unconnected = json.loads(whole[-1])
-    del unconnected["tables"]["connectivity"], unconnected["checksum"]
-    last = journal.Entry(**unconnected)
-    known = [*journal.load(run.dumps)[0].values(), last]
-    with held(run.dumps):
-        for turn, name in enumerate(names):
-            if name == journal.NAME and turn == 3:
-                journal.save(run.dumps, known)
-            else:
-                shutil.copyfile(more.dumps / name, run.dumps / name)
-            assert tables.damage(run) == "", f"after {name} was written"
-        assert len(tables.find(run.root)) == 1
-
-
-def test_runs_of_older_versions_are_gone_on_with_and_get_a_journal(finished: Config, run: Run) -> None:
-    (run.dumps / journal.NAME).unlink()
-    assert len(lth.results(run.root)) == ROUNDS
-    go(finished, run)
-    assert not (run.dumps / journal.NAME).exists()
-    go(finished, run, MORE)
-    assert_same(results(run.root), expected(finished, MORE))
-    assert len((run.dumps / journal.NAME).read_text().splitlines()) == MORE
-    assert not tables.damage(run)
-
-
-def test_columns_that_are_new_are_empty_in_the_lines_of_older_versions(finished: Config, run: Run) -> None:
-    """Also those that stand between others."""
-    (run.dumps / journal.NAME).unlink()
-    old = {"layers": ["round", "layer", "remaining", "weights", "total"], "rounds": list(tables.ROUNDS[:-2])}
-    for name, columns in old.items():
-        file = run.dumps / f"{name}.csv"
-        pd.read_csv(file, dtype=str)[columns].to_csv(file, index=False)
-    for rounds in (ROUNDS, MORE):
-        go(finished, run, rounds)
-        for name, columns in old.items():
-            found, whole = (tables.table(replace(run, root=root), name) for root in (run.root, finished.root))
-            assert found[columns].head(len(whole)).equals(whole[columns])
-    layers = tables.table(run, "layers")
-    assert (layers["kind"].isna() == (layers["round"] < ROUNDS)).all() and layers["round"].max() == MORE - 1
-    assert not tables.damage(run)
-
-
-# Weights and other files
-
-
-@pytest.mark.parametrize("rounds", [ROUNDS, MORE])
-@pytest.mark.parametrize("how", ["deleted", pytest.param("link", marks=posix)])
+@pytest.mark.parametrize("how", ["is gone", pytest.param("is a link that leads nowhere", marks=posix)])
 @pytest.mark.parametrize("name", ["trained_01", "dense"])
-def test_weights_that_are_gone_are_said(
-    finished: Config, run: Run, name: str, how: str, rounds: int, capsys: pytest.CaptureFixture[str]
+def test_weights_that_are_gone_are_reported(
+    finished: Config, run: Run, name: str, how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = run.saves / f"{name}.safetensors"
-    instead(file, how)
-    session.run(replace(finished, root=run.root, prune_iterations=rounds, quiet=False))
-    said = capsys.readouterr()
+    instead(file, how.removeprefix("is "))
+    for rounds in (ROUNDS, MORE):
+        session.run(replace(finished, root=run.root, prune_iterations=rounds, quiet=False))
+        assert f"{name}.safetensors {how}" in reported(capsys)
     file.unlink(missing_ok=True)
-    assert f"{name}.safetensors {INSTEAD[how]}" in " ".join(f"{said.out} {said.err}".split())
-    wanted = {key: value for key, value in expected(finished, rounds).items() if name not in key}
+    wanted = {key: value for key, value in expected(finished, MORE).items() if name not in key}
     assert_same({key: value for key, value in results(run.root).items() if name not in key}, wanted)
 
 
@@ -306,31 +227,11 @@ def test_weights_that_were_not_kept_are_not_missed(finished: Config, tmp_path: P
     assert "trained_01.safetensors is gone" in recording.lost(run)
 
 
-@posix
-@pytest.mark.parametrize(
-    "name, how",
-    [
-        *(("ticket_01", "pipe"), ("trained_01", "device"), ("checkpoint", "socket"), ("checkpoint", "folder")),
-        *(("config.json", "pipe"), ("config.json", "device")),
-    ],
-)
-def test_what_is_no_file_is_said(
-    finished: Config, run: Run, name: str, how: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = run.dumps / name if name == "config.json" else run.saves / f"{name}.safetensors"
-    instead(file, how)
-    config = replace(finished, root=run.root, prune_iterations=MORE, quiet=False)
-    if name == "config.json":
-        with pytest.raises(RecordError, match=rf"{file.name} {INSTEAD[how]}: move it away"):
-            session.run(config)
-        file.rmdir() if how == "folder" else file.unlink()
-    session.run(config)
-    said = " ".join(capsys.readouterr().out.split())
-    assert name == "config.json" or f"{file.name} {INSTEAD[how]}" in said
-    wanted = expected(finished, MORE)
-    if name == "trained_01":  # nothing is built on it, so that no round is trained again for it
-        del wanted[str(file.relative_to(run.root))]
-    assert_same(results(run.root), wanted)
+def test_each_line_of_the_journal_is_a_json_object_that_names_its_run(run: Run) -> None:
+    for number, line in enumerate(lines_of(run)):
+        content = json.loads(line)
+        assert (content["run"], content["round"]) == ("lt/seed0", number)
+        assert content["tables"].keys() == journal.TABLES.keys()
 
 
 # How they are written
@@ -339,7 +240,7 @@ def test_what_is_no_file_is_said(
 @posix
 def test_files_are_replaced_and_never_written_in_place(finished: Config, run: Run, tmp_path: Path) -> None:
     """Another name of the same file would change with it."""
-    damage(run.dumps / "layers.csv", "digit")
+    digit(run.dumps / "layers.csv")
     files = [file for file in run.root.rglob("*") if file.is_file()]
     before = {file: file.read_bytes() for file in files}
     for number, file in enumerate(files):
@@ -354,7 +255,7 @@ def test_files_are_replaced_and_never_written_in_place(finished: Config, run: Ru
 def test_a_file_is_synced_before_it_is_renamed_and_its_folder_before_the_next_is(
     finished: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else, after a loss of power, rounds.csv could be there and what it speaks of not, or without content."""
+    """Else, after a loss of power, the journal could be there and what it speaks of not, or without content."""
     synced: set[int] = set()
     unsynced: list[Path] = []
     renamed: list[str] = []

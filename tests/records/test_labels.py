@@ -17,6 +17,7 @@ CHANGED = {
     **{"optimizer": "sgd", "lr": "0.1", "momentum": "0.9", "nesterov": "True", "weight_decay": "0.0005"},
     **{"batch_size": "64", "end_iter": "20", "lr_milestones": "50%+75%", "lr_gamma": "0.2", "warmup": "1"},
     **{"valid_freq": "100it", "valid_size": "1000", "pixels": "unit", "augment": "True", "precision": "bf16"},
+    **{"ticket": "lt/seed0:2"},
 }
 
 
@@ -44,11 +45,11 @@ def test_settings_are_listed_with_what_is_pruned_and_how_long() -> None:
 
 def test_what_the_data_settled_is_no_choice_of_the_user(tmp_path: Path) -> None:
     run = run_with(tmp_path, "default", valid_size="30")
-    assert labels.settings(run).endswith("100 epochs a round, 30 validation images")
+    assert labels.settings(run).endswith("100 epochs per round, 30 validation images")
     files.write_json(
         run.dumps / "config.json", {**tables.read_json(run.dumps / "config.json"), "settings": {"valid_size": None}}
     )
-    assert labels.settings(run).endswith("100 epochs a round")
+    assert labels.settings(run).endswith("100 epochs per round")
 
 
 def test_rounds_are_said_where_they_decide_what_each_prunes(tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ def test_rounds_are_said_where_they_decide_what_each_prunes(tmp_path: Path) -> N
 
 
 def test_a_name_of_the_user_comes_first(tmp_path: Path) -> None:
-    assert labels.settings(run_with(tmp_path, "mine")) == "mine: 10% pruned a round, 100 epochs a round"
+    assert labels.settings(run_with(tmp_path, "mine")) == "mine: 10% pruned per round, 100 epochs per round"
 
 
 def test_settings_are_those_of_the_arms_that_look_at_them(tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def test_settings_are_those_of_the_arms_that_look_at_them(tmp_path: Path) -> Non
     snip = run_with(tmp_path, "mine", "snip", prune_method="large_init", score_batches="3")
     lt = run_with(tmp_path, "mine")
     for runs in ([snip, lt], [lt, snip]):
-        assert labels.settings(*runs).endswith("a round, score batches 3")
+        assert labels.settings(*runs).endswith("per round, score batches 3")
         shared, own = labels.differing([runs, [run_with(tmp_path, "theirs", prune_method="large_init")]])
         assert "large" not in shared and own[lt.plots].startswith("mine: the smallest weights pruned")
     assert labels.settings(run_with(tmp_path, "lone", prune_method="large_init")).endswith("pruned by large init")
@@ -76,9 +77,9 @@ def test_what_differs_is_told_apart_from_what_is_shared(tmp_path: Path) -> None:
     first = run_with(tmp_path, "a=1", end_iter="5", lr="0.1", prune_scope="global")
     second = run_with(tmp_path, "a=2", end_iter="5", lr="0.1")
     shared, own = labels.differing([[first], [second]])
-    assert shared == "10% pruned a round, 5 epochs a round, learning rate 0.1"
+    assert shared == "10% pruned per round, 5 epochs per round, learning rate 0.1"
     assert own == {first.plots: "compared over all layers", second.plots: "compared within layers"}
-    first = run_with(tmp_path, "a=3", pixels="unit")  # a setting that older runs do not mention
+    first = run_with(tmp_path, "a=3", pixels="unit")
     assert labels.differing([[first], [run_with(tmp_path, "a=4")]])[1] == {
         first.plots: "pixels from 0 to 1",
         first.plots.with_name("a=4"): "pixels standardised",

@@ -57,7 +57,7 @@ def test_arms_that_keep_other_weights_are_said() -> None:
     arms = pd.concat([rounds_of(np.full((2, 3), 98.0), arm=arm) for arm in ("lt", "transfer")])
     assert "weights: of" not in printed.render(verdict.judged(arms), 100)
     arms.loc[arms["arm"] == "transfer", "remaining"] *= 0.9
-    assert "weights: of lt; other arms keep others" in printed.render(verdict.judged(arms), 100)
+    assert "weights: of lt; other arms differ" in printed.render(verdict.judged(arms), 100)
 
 
 def test_stars_are_for_winning_tickets_of_arms_that_find_them() -> None:

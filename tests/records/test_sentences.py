@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from rounds import rounds_of
 
 from lth.records import verdict
@@ -14,16 +15,13 @@ from lth.records.sentences import sentences
 from lth.records.tables import Run
 
 JITTER = (0.0, 0.05, -0.05, 0.03, -0.03)  # of the trials, not of the rounds: pairing takes it away
+Values = Mapping[str, Sequence[float]]
 
 
 def said(
-    accuracy: Mapping[str, Sequence[float]],
-    ES: Mapping[str, Sequence[float]] | None = None,
-    trials: int = 3,
-    spread: float = 0.02,
-    last: float = 9e9,
+    accuracy: Values, ES: Values | None = None, trials: int = 3, spread: float = 0.02, last: float = 9e9
 ) -> list[str]:
-    """The sentences on each arm's mean accuracy and ES a round, where trials differ by `spread`."""
+    """The sentences on each arm's mean accuracy and ES per round, where trials differ by `spread`."""
     frames = []
     for arm, values in accuracy.items():
         means = np.array(values)
@@ -34,73 +32,71 @@ def said(
     return sentences(verdict.judged(pd.concat(frames, ignore_index=True)))
 
 
-def test_every_arm_has_a_sentence() -> None:
-    lt, *others, rest = said(
-        {
-            "lt": [98.0, 98.3, 98.3, 98.0, 97.5],
-            "reinit": [98.0, 98.1, 97.8, 97.5, 97.0],
-            "finetune": [98.0, 98.3, 98.3, 98.3, 98.3],
-            "random": [98.0, 90.0, 90.0, 90.0, 90.0],
-            "ticket_shuffle": [98.0, 97.99, 97.99, 97.99, 97.99],
-            "someone's": [98.0, 98.0, 98.0, 98.0, 98.0],
-        }
-    )
-    assert lt.startswith("The sparsest winning ticket of lt keeps 51.2% of the weights: ")
-    assert [sentence.split()[0] for sentence in others] == [
-        "reinit",
-        "finetune",
-        "random",
-        "ticket_shuffle",
-        "someone's",
-    ]
-    reinit, finetune, random, shuffle, _ = others
-    dips = said({"reinit": [98.0, 98.3, 97.0, 97.99]})[1]
-    assert "is better than the dense network down to 80% of the weights (+0.10" in reinit
-    assert "worse from 64% on (-0.20" in reinit
-    assert "is better than the dense network down to 41% of the weights" in finetune and "worse" not in finetune
-    assert "is worse than the dense network from the first pruning on (-8.00" in random
-    assert "cannot be told from the dense network" in shuffle
-    assert "worse at 64%, but not beyond doubt at 51.2%" in dips
-    recovers = said({"reinit": [98.0, 97.0, 98.3]})[1]
-    assert "is worse than the dense network at 80%, but better at 64%" in recovers
-    assert rest.startswith("Means of 3 trials; ±: 95% interval; no worse: ")
-    assert "0.1 points" in rest
-    assert all(sentence.endswith(".") and "nan" not in sentence for sentence in [lt, *others, rest])
+@pytest.mark.parametrize(
+    ("accuracy", "ES", "words"),
+    [
+        (
+            [98.0, 98.3, 98.3, 98.02, 97.0, 98.4],
+            None,
+            [
+                "The sparsest winning ticket of lt keeps 51.2% of the weights: no worse than the dense network, and it",
+                "stops no later (98.02% test accuracy, +0.02 ± 0.0",
+                "ES 1.00 ± 0.00 of dense",
+                "at 41% the ticket is significantly worse (-1.00 ±",
+                "those at 32.8% would win if judged alone",
+            ],
+        ),
+        ([98.0, 98.3], None, ["the sparsest tried"]),
+        ([98.0, 98.3, 98.3], [1000, 900, 1300], ["at 64% the ticket is too late (ES 1.30"]),
+        (
+            [60.0, 63.0, 65.96],
+            [1000, 1420, 1500],
+            [
+                "No winning ticket of lt down to 64%",
+                "tickets are accurate enough but stop too late",
+                "+5.96",
+                "ES 1.50",
+            ],
+        ),
+        ([98.0, 98.3, 97.0], [1000, 1300, 1300], ["those at 80% are accurate enough but stop too late (best: +0.30"]),
+        ([60.0, 59.0, 58.0], None, ["all are significantly worse than the dense network (best: -1.00"]),
+        ([98.0, 97.0, 98.3, 98.3], None, ["those at 64% and 51.2% would win if judged alone, but already at 80%"]),
+    ],
+)
+def test_an_arm_that_finds_tickets(accuracy: Sequence[float], ES: Sequence[float] | None, words: Sequence[str]) -> None:
+    lt = said({"lt": accuracy}, {"lt": ES} if ES else None)[0]
+    assert [part for part in words if part not in lt] == [], lt
+    assert ("too late" in lt) == any("too late" in part for part in words)
 
 
-def test_what_is_named_comes_with_its_interval_and_with_what_follows() -> None:
-    lt = said({"lt": [98.0, 98.3, 98.3, 98.02, 97.0, 98.4]})[0]
-    assert "no worse than the dense network and no later (98.02% test accuracy, +0.02 ± 0.0" in lt
-    assert "ES 1.00 ± 0.00 of dense" in lt
-    assert "at 41% it is too inaccurate (-1.00 ±" in lt
-    assert "32.8%, taken alone, would be one again" in lt
-    assert "the sparsest tried" in said({"lt": [98.0, 98.3]})[0]
+@pytest.mark.parametrize(
+    ("accuracy", "words"),
+    [
+        ([98.0, 98.1, 97.8, 97.5], "is better than the dense network down to 80% of the weights (+0.10"),
+        ([98.0, 98.1, 97.8, 97.5], ", worse from 64% on (-0.20"),
+        ([98.0, 98.3, 98.3, 98.3, 98.3], "is better than the dense network down to 41% of the weights (+0.30"),
+        ([98.0, 90.0, 90.0], "is worse than the dense network from the first pruning on (-8.00"),
+        ([98.0, 97.99, 97.99], "does not differ significantly from the dense network (-0.01"),
+        ([98.0, 98.3, 97.0, 97.99], "worse at 64%, but not significantly at 51.2%"),
+        ([98.0, 97.0, 98.3], "is worse than the dense network at 80%, but better at 64%"),
+    ],
+)
+def test_other_arms(accuracy: Sequence[float], words: str) -> None:
+    told = said({"lt": [98.0, 98.3], "someone's": accuracy})
+    assert told[1].startswith("someone's ") and words in told[1]
+    assert told[2].startswith("Means of 3 trials; ±: 95% interval; no worse: ") and "0.1 points" in told[2]
+    assert all(sentence.endswith(".") and "nan" not in sentence for sentence in told)
 
 
-def test_too_late_is_not_too_inaccurate() -> None:
-    late = said({"lt": [60.0, 63.0, 65.96]}, {"lt": [1000.0, 1420.0, 1500.0]})[0]
-    assert late.startswith(
-        "No ticket of lt down to 64% of the weights is a winning one: they are accurate enough but too"
-    )
-    assert "+5.96" in late and "ES 1.50" in late and "at 64%" in late
-    inaccurate = said({"lt": [60.0, 59.0, 58.0]})[0]
-    assert "too inaccurate" in inaccurate and "late" not in inaccurate and "-1.00" in inaccurate
-    open_ = said({"lt": [60.0, 60.5, 60.9]}, spread=3.0)[0]
-    assert "beyond doubt" in open_ and "more trials" in open_
-    after = said({"lt": [98.0, 98.3, 98.3]}, {"lt": [1000.0, 900.0, 1300.0]})[0]
-    assert "at 64% it is too late (ES 1.30" in after
-
-
-def test_one_accurate_ticket_does_not_speak_for_all() -> None:
+def test_tickets_may_be_undecided_or_perhaps_too_late() -> None:
+    undecided = said({"lt": [60.0, 60.5, 60.9]}, spread=3.0)[0]
+    assert undecided.startswith("Undecided: no ticket of lt is shown to be as good as the dense network (best: +0.90 ±")
     stops = np.array([[1000.0, 700.0], [1000.0, 1400.0], [1000.0, 1100.0]])
     test = np.array([[98.0, 98.3], [98.0, 98.31], [98.0, 98.29]])
-    perhaps = sentences(verdict.judged(rounds_of(test, stops)))[0]
-    assert "accurate enough but perhaps too late" in perhaps
-    some = said({"lt": [98.0, 98.3, 97.0, 97.0]}, {"lt": [1000.0, 1300.0, 1300.0, 1300.0]})[0]
-    assert "those accurate enough, at 80%, are too late (the best: +0.30" in some
+    assert "accurate enough but stop perhaps too late" in sentences(verdict.judged(rounds_of(test, stops)))[0]
 
 
-def test_a_dense_network_that_has_learned_nothing_judges_no_ticket() -> None:
+def test_no_ticket_is_compared_with_a_dense_network_that_has_learned_nothing() -> None:
     def told(before: float, **changes: float) -> list[str]:
         rounds = rounds_of(np.array([[9.9], [10.0], [9.8]]).repeat(3, axis=1)).assign(supermask=before, **changes)
         table = verdict.judged(rounds)
@@ -113,75 +109,58 @@ def test_a_dense_network_that_has_learned_nothing_judges_no_ticket() -> None:
         assert "winning ticket of lt" in learned[0]
 
 
-def test_a_first_round_that_falls_out_is_said() -> None:
-    lt = said({"lt": [98.0, 97.0, 98.3, 98.3]})[0]
-    assert "is a winning one down to which none falls out: at 80% it is too inaccurate (-1.00" in lt
-    assert "taken alone, 64% and 51.2% would be" in lt
-
-
 def test_one_trial_names_no_winning_ticket() -> None:
-    told = said({"lt": [98.0, 98.1, 98.2, 97.0, 98.5], "reinit": [98.0, 97.0, 96.0]}, trials=1)
-    lt, reinit = told
+    lt, reinit = said({"lt": [98.0, 98.1, 98.2, 97.0, 98.5], "reinit": [98.0, 97.0, 96.0]}, trials=1)
     assert "no ticket of lt can be called a winning one" in lt
     assert "no less accurate than the dense network down to 64% of the weights" in lt  # though 98.5 comes later
-    assert reinit.startswith(
-        "reinit, in one trial, is below the dense accuracy from the first pruning on (-2.00 points"
-    )
-    assert "±" not in " ".join(told)
+    assert reinit.startswith("reinit, in one trial, is below the dense accuracy from the first pruning on (-2.00 point")
+    assert "±" not in lt + reinit
     late = said({"lt": [60.0, 65.96]}, {"lt": [1000.0, 1420.0]}, trials=1)[0]
     assert "+5.96 points" in late and "too late for a winning ticket" in late
     below = said({"lt": [98.0, 97.0, 98.5]}, trials=1)[0]
-    assert "less accurate than the dense network from the first pruning on (-1.00 points; the best: +0.50" in below
+    assert "less accurate than the dense network from the first pruning on (-1.00 points; best: +0.50" in below
     above = said({"lt": [98.0, 98.1], "random": [98.0, 98.1]}, trials=1)[1]
     assert "is not below the dense accuracy at 80%" in above
 
 
-def test_rounds_too_short_for_early_stop_are_said() -> None:
-    accuracy = {"lt": [98.0, 98.3, 98.3]}
-    assert not any("last evaluation" in sentence for sentence in said(accuracy))
-    assert said(accuracy, last=1000.0)[-1].startswith("Early stop is the last evaluation in 9 of 9 rounds: ")
-    stops = {"lt": [1000.0, 1000.0, 700.0]}
-    assert "in 6 of 9 rounds" in said(accuracy, stops, last=1000.0)[-1]
-    stops = {"lt": [1000.0, 700.0, 700.0]}
-    assert not any("last evaluation" in sentence for sentence in said(accuracy, stops, last=1000.0))
+@pytest.mark.parametrize(
+    ("stops", "last", "share"),
+    [
+        ([1000] * 3, 9e9, ""),
+        ([1000] * 3, 1000, "9 of 9"),
+        ([1000, 1000, 700], 1000, "6 of 9"),
+        ([1000, 9, 9], 1000, ""),
+    ],
+)
+def test_rounds_too_short_for_early_stop_are_reported(stops: Sequence[float], last: float, share: str) -> None:
+    told = said({"lt": [98.0, 98.3, 98.3]}, {"lt": stops}, last=last)
+    found = [sentence for sentence in told if sentence.startswith("Early stop is the last evaluation")]
+    assert len(found) == bool(share) and all(f"in {share} rounds" in sentence for sentence in found)
 
 
-def test_without_tickets() -> None:
-    told = said({"reinit": [98.0, 97.0]})
-    assert told[0] == "Without pruned rounds of lt there is no ticket to judge."
+def test_before_there_are_tickets(tmp_path: Path) -> None:
+    told = said({"lt": [98.0], "reinit": [98.0, 97.0]})
+    assert told[0] == "There is no ticket to judge yet: no pruned round of lt is finished."
     assert told[1].startswith("reinit is worse than the dense network from the first pruning on")
-    partial = said({"lt": [98.0], "ticket_reinit": [98.0, 97.0]})
-    assert partial[0].startswith("Without pruned rounds of lt")
-
-
-def test_of_the_dense_network_only() -> None:
-    (found,) = said({"lt": [98.0], "reinit": [98.0]}, trials=1)
-    expected = "Only the dense network has been trained so far: 98.00% test accuracy at iteration 1,000 (one trial)."
-    assert found == expected
-    assert "(means of 2 trials)" in said({"lt": [98.0]}, trials=2)[0]
-
-
-def test_before_the_first_round(tmp_path: Path) -> None:
+    dense = "Only the dense network has been trained so far: 98.00% test accuracy at iteration 1,000 "
+    assert said({"lt": [98.0], "reinit": [98.0]}, trials=1) == [f"{dense}(one trial)."]
+    assert said({"lt": [98.0]}, trials=2)[0].endswith("(means of 2 trials).")
     nothing = verdict.table([Run(tmp_path, "fc1", "mnist", "default", "lt", 0)])
-    assert sentences(nothing) == ["No round is finished yet."]
+    assert sentences(nothing) == ["No round is finished yet."] and list(nothing) == list(verdict.COLUMNS)
 
 
-def test_trials_that_differ_are_said() -> None:
+def test_trials_that_differ_in_number_or_sparsity_are_reported() -> None:
     two = rounds_of(np.array([[98.0, 98.3], [98.1, 98.4]]))
     one = rounds_of(np.array([[98.0, 97.0]]), arm="reinit")
-    told = sentences(verdict.judged(pd.concat([two, one], ignore_index=True)))
-    assert told[1].startswith("reinit, in one trial, is below")
-    assert told[2].startswith("Means of 1 to 2 trials")
+    several = sentences(verdict.judged(pd.concat([two, one], ignore_index=True)))
+    assert several[2].startswith("Means of 1 to 2 trials")
 
-
-def test_trials_of_different_sparsities_are_not_averaged_without_a_word() -> None:
     def told(kept: Sequence[float], rounds: int = 3) -> list[str]:
         table = rounds_of(np.tile([98.0, 98.1, 98.0], (2, 1))[:, :rounds])
         table.loc[table["round"] == rounds - 1, "remaining"] = kept
-        return [sentence for sentence in sentences(verdict.judged(table)) if "equally many" in sentence]
+        return [sentence for sentence in sentences(verdict.judged(table)) if "different shares" in sentence]
 
-    (said,) = told([64.0, 12.5])
-    assert said.startswith("Trials of lt do not keep equally many weights")
-    assert said.endswith("in round 2 they keep 12.5% to 64%.")
+    (uneven,) = told([64.0, 12.5])
+    assert uneven.startswith("Trials of lt keep different") and uneven.endswith("in round 2 they keep 12.5% to 64%.")
     assert len(told([50.0, 12.5], rounds=1)) == len(told([0.5, 0.0])) == 1
     assert told([64.0, 63.8]) == told([0.0, 0.0]) == told([100.0, 100.0], rounds=1) == [], "a few weights"

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import pickle
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
+from torch import Tensor
 
 from lth.records import resume, tickets
 from lth.records.tables import Run
@@ -31,6 +38,126 @@ def test_a_digit_altered_in_what_a_file_says_of_itself_is_damage(tmp_path: Path)
     for there, instead in ((b"4321", b"4322"), (b"0.25", b"0.15")):
         file.write_bytes(sound.replace(there, instead))
         with pytest.raises(tickets.Damaged, match="its checksum is wrong"):
+            tickets.load_tensors(file, "settings")
+
+
+MASK = {"mask/w": torch.tensor([0b10110000], dtype=torch.uint8)}  # of 2 x 3 weights
+START = {"start/w": torch.ones(2, 3)}
+FACTS = {"round": 1, "shapes": [["w", [2, 3]]], "origin": "own"}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "facts"),
+    [
+        ({**MASK, **START}, {**FACTS, "shapes": [["w", [2, 30]]]}),  # the mask is cut short
+        ({**MASK, **START}, {**FACTS, "shapes": [["w", [-2, -3]]]}),
+        ({**MASK, **START}, {**FACTS, "shapes": {"w": 6}}),
+        ({**MASK, **START}, {**FACTS, "shapes": [["w", "ab"]]}),
+        ({**MASK, **START}, {**FACTS, "shapes": [["other", [2, 3]]]}),
+        ({"mask/w": torch.ones(1), **START}, FACTS),
+        ({**MASK, "start/w": torch.ones(6)}, FACTS),
+        (MASK, FACTS),
+        (MASK, {**FACTS, "origin": "../../other/seed0/initial"}),
+        (MASK, {**FACTS, "origin": ["initial"]}),
+        ({**MASK, **START}, {}),
+        ({**MASK, **START}, {**FACTS, "name": None}),
+        ({**MASK, **START}, {**FACTS, "run": 3}),
+    ],
+)
+def test_a_crafted_ticket_is_damaged(tmp_path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Whatever it says, its checksum is right."""
+    run = Run(tmp_path, "net", "images", "default", "lt", 0)
+    file = run.saves / "ticket_01.safetensors"
+    tickets.save_tensors(file, {**MASK, **START}, "settings", **FACTS)
+    assert tickets.read_ticket(run, 1).masks["w"].sum() == 3
+    tickets.save_tensors(file, tensors, "settings", **facts)
+    with pytest.raises(tickets.Damaged, match=r"ticket_01\.safetensors"):
+        tickets.read_ticket(run, 1)
+
+
+@pytest.mark.parametrize(
+    ("evals", "facts"),
+    [
+        *((5, {"round": "one"}), (5, {"seconds": 3}), (5, {"seconds": None}), (5, {"iteration": None})),
+        *((5, {"name": "dense"}), (3, {})),
+    ],
+)
+def test_a_crafted_checkpoint_is_damaged(tmp_path: Path, evals: int, facts: dict[str, Any]) -> None:
+    run = Run(tmp_path, "net", "images", "default", "lt", 0)
+    sound = {"round": 1, "iteration": 8, "seconds": {}, "supermask": None}
+    file = run.saves / "checkpoint.safetensors"
+    tickets.save_tensors(file, {"evals": torch.ones(1, 5)}, "settings", **sound)
+    assert tickets.read_checkpoint(run)[0] == 1
+    tickets.save_tensors(file, {"evals": torch.ones(1, evals)}, "settings", **{**sound, **facts})
+    with pytest.raises(tickets.Damaged, match=r"checkpoint\.safetensors"):
+        tickets.read_checkpoint(run)
+
+
+class Malicious:
+    """Unpickling it makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.marker,)
+
+
+def torch_saved(file: Path) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(Malicious(file.with_name("executed")), buffer)
+    return buffer.getvalue()
+
+
+def with_metadata(**changes: str) -> Callable[[Path], bytes]:
+    """The content of a file with changes in what it says of itself."""
+
+    def rewritten(file: Path) -> bytes:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            return safetensors.torch.save(tensors, metadata={**opened.metadata(), **changes})
+
+    return rewritten
+
+
+DAMAGE: dict[str, Callable[[Path], bytes]] = {
+    "truncated": lambda file: file.read_bytes()[: file.stat().st_size // 2],
+    "headless": lambda file: file.read_bytes()[:7],
+    "empty": lambda file: b"",
+    "text": lambda file: b"these are no weights\n" * 40,
+    "zeros": lambda file: bytes(file.stat().st_size),
+    "pickle": lambda file: pickle.dumps(Malicious(file.with_name("executed"))),
+    "torch.save": torch_saved,
+    "belongs to other settings": with_metadata(identity="0123456789abcdef"),
+    "newer version": with_metadata(format="2"),
+    "deep": with_metadata(facts="[" * 100_000 + "]" * 100_000),
+    "foreign": lambda file: safetensors.torch.save({"a": torch.ones(3)}),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_whatever_is_in_a_file_is_never_executed_and_named_if_it_cannot_be_used(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "initial.safetensors"
+    tickets.save_tensors(file, {"w": torch.ones(20)}, "settings")
+    file.write_bytes(DAMAGE[kind](file))
+    with pytest.raises(tickets.Damaged, match=r"initial\.safetensors") as error:
+        tickets.load_tensors(file, "settings")
+    assert not file.with_name("executed").exists() and (" " not in kind or kind in str(error.value))
+
+
+@pytest.mark.parametrize("name", ["ticket_01", "trained_01", "checkpoint", "dense", "initial", "ticket_00"])
+@pytest.mark.parametrize("other", ["lt/seed1", "reinit/seed0"])
+def test_files_of_other_runs_are_refused_but_for_the_dense_round_that_arms_share(
+    tmp_path: Path, name: str, other: str
+) -> None:
+    file, source = (tmp_path / run / f"{name}.safetensors" for run in ("lt/seed0", other))
+    for each in (file, source):
+        tickets.save_tensors(each, {"w": torch.ones(2)}, "settings")
+    shutil.copy(source, file)
+    if other == "reinit/seed0" and name in tickets.SHARED:
+        tickets.load_tensors(file, "settings")
+    else:
+        with pytest.raises(tickets.Damaged, match=rf"{name}\.safetensors is a copy of {name}\.safetensors of \S*seed"):
             tickets.load_tensors(file, "settings")
 
 

@@ -241,9 +241,6 @@ def test_how_often_early_stop_is_the_last_evaluation(tmp_path: Path, make_runs: 
     assert verdict.late_stops(verdict.table(runs)) == (10, 10)  # the dense round is that of both arms
     other = make_runs(tmp_path / "other", arms=["lt"], seeds=[0], rounds=3, evaluations=9, saves=False)
     assert verdict.late_stops(verdict.table(other)) == (0, 3)
-    for run in runs:
-        (run.dumps / "evals.csv").unlink()
-    assert verdict.late_stops(verdict.table(runs)) == (0, 10)
 
 
 def test_written_and_read_again(tmp_path: Path, make_runs: MakeRuns) -> None:
@@ -254,12 +251,6 @@ def test_written_and_read_again(tmp_path: Path, make_runs: MakeRuns) -> None:
         file, keep_default_na=False, na_values=dict.fromkeys(("low", "high", "ES_low", "ES_high", "speedup"), "")
     )
     pd.testing.assert_frame_equal(read, found, check_dtype=False, rtol=1e-8)
-
-
-def test_before_the_first_round(tmp_path: Path) -> None:
-    nothing = verdict.table([Run(tmp_path, "fc1", "mnist", "default", "lt", 0)])
-    assert list(nothing) == list(verdict.COLUMNS)
-    assert nothing.empty
 
 
 def test_arms_keep_their_order() -> None:
