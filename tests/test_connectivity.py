@@ -230,7 +230,7 @@ def test_finished_rounds_get_their_lines_later(place: Path) -> None:
     """Where the last weights of a round are gone, it is trained again, to the same end."""
     config = settings(place, prune_type=("lt", "snip_shuffle"), connectivity=True, rewind="2it")
     do(replace(config, root=place / "whole"))
-    do(replace(config, connectivity=False))
+    session.run(replace(config, connectivity=False, gpu="cpu", jobs=1, quiet=True))
     assert session._unfinished(config) and not session._unfinished(replace(config, connectivity=False))
     told = Told()
     do(config, told)

@@ -20,7 +20,7 @@ from helpers import Killed, Told, assert_released, assert_same, do, experiment, 
 
 from lth import pruning
 from lth.experiment import Experiment
-from lth.records import recording, tables, tickets
+from lth.records import recording, sentences, tables, tickets
 from lth.records.events import Evaluated, RoundDone
 from lth.records.files import RecordError
 from lth.records.tables import Run
@@ -528,7 +528,7 @@ def test_ties_are_broken_at_random_by_the_seed_and_reported(place: Path) -> None
     assert "snip seed0: snip gives these weights a score of 0: 768 of 768 in net.1.weight, 48 of 48 in" in told.notes
     done = [event for event in told if isinstance(event, RoundDone) and event.run == runs[0]]
     assert [event.at_random for event in done] == [0, *rounds(runs[0])["weights"][1:]]
-    (sentence,) = tickets.sentences_about_ties(runs)
+    (sentence,) = sentences.about_ties(runs)
     assert sentence.startswith("snip, round 1: 572 of the 572 surviving weights (100.0%) were drawn at random among")
     do(replace(config, root=place / "again"))
     assert_same(results(place / "again"), {k: v for k, v in results(place).items() if not k.startswith("again")})

@@ -3,14 +3,18 @@ arm compares, and what the numbers rest on."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import safetensors
 
-from lth.records import verdict
+from lth.records import tables, verdict
 from lth.records.labels import percent, trials
+from lth.records.tables import Run
 from lth.records.verdict import ACCURATE, LATER, NO_LATER, WORSE
 
 Row = dict[str, Any]  # of the table
@@ -240,3 +244,31 @@ def _early_stop(row: Row) -> str:
 
 def _there(row: Row) -> str:
     return f"{_points(row)}, {_early_stop(row)}"
+
+
+def ties(at_random: int, weights: float) -> str:
+    """A sentence where at least 1% of a round's surviving weights were drawn from weights with equal scores."""
+    if not at_random or 100 * at_random < weights:
+        return ""
+    share = f"{at_random:,} of the {weights:,.0f} surviving weights ({100 * at_random / weights:.1f}%)"
+    return f"{share} were drawn at random among weights of equal score, since too few have a higher one"
+
+
+def about_ties(runs: Iterable[Run]) -> list[str]:
+    """A sentence per arm about its first round in which ties decide 1% or more of what survives."""
+    found: dict[str, str] = {}
+    for run in runs:
+        for number, weights in enumerate(tables.table(run, "rounds")["weights"]):
+            at_random = _at_random(run.saves / f"ticket_{number:02}.safetensors")
+            if run.arm not in found and (text := ties(at_random, weights)):
+                found[run.arm] = f"{run.arm}, round {number}: {text}."
+    return list(found.values())
+
+
+def _at_random(ticket: Path) -> int:
+    """How many survivors of a ticket were drawn at random, by the header of its file; 0 if it cannot be read."""
+    try:
+        with safetensors.safe_open(ticket, framework="np") as opened:
+            return int(json.loads((opened.metadata() or {}).get("facts", "{}")).get("at_random", 0))
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, AttributeError):
+        return 0

@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -198,37 +198,6 @@ def read_ticket(run: Run, round: int, identity: str | None = None) -> Ticket:
     if any(name not in start or start[name].shape != mask.shape for name, mask in masks.items()):
         raise Damaged(f"{file} is damaged: its masks do not fit the weights that it starts from")
     return Ticket(round, masks, start, origin, facts.get("at_random", 0))
-
-
-def ties(at_random: int, weights: float) -> str:
-    """A sentence where at least 1% of a round's surviving weights were drawn from weights with equal scores."""
-    if not at_random or 100 * at_random < weights:
-        return ""
-    share = f"{at_random:,} of the {weights:,.0f} surviving weights ({100 * at_random / weights:.1f}%)"
-    return f"{share} were drawn at random among weights of equal score, since too few have a higher one"
-
-
-def sentences_about_ties(runs: Iterable[Run]) -> list[str]:
-    """A sentence per arm about its first round in which ties decide 1% or more of what survives."""
-    found: dict[str, str] = {}
-    for run in runs:
-        for number, file in of_rounds(run, "ticket").items():
-            if run.arm not in found and (at_random := _facts(file).get("at_random", 0)):
-                with suppress(*UNUSABLE):
-                    weights = sum(pruning.survivors(read_masks(run, number)).values())
-                    if text := ties(at_random, weights):
-                        found[run.arm] = f"{run.arm}, round {number}: {text}."
-    return list(found.values())
-
-
-def _facts(file: Path) -> dict[str, Any]:
-    """The facts of a file, read from its header alone; none if it cannot be read."""
-    try:
-        with safetensors.safe_open(file, framework="pt") as opened:
-            facts = json.loads((opened.metadata() or {}).get("facts", "{}"))
-            return facts if isinstance(facts, dict) else {}
-    except (safetensors.SafetensorError, OSError, ValueError):
-        return {}
 
 
 def read_masks(run: Run, round: int, identity: str | None = None) -> Masks:

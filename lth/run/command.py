@@ -98,12 +98,12 @@ def conclude(runs: Sequence[Run], format: str, quiet: bool = False, about: str =
     are there already or another process is just doing so, and print the verdict; `about` heads every sentence where
     verdicts of others stand beside it. Returns the files that were written."""
     from lth.plots import draw
-    from lth.records import files, labels, printed, sentences, tickets, verdict
+    from lth.records import files, labels, printed, sentences, verdict
 
     folder = runs[0].plots
     figures = draw.up_to_date(runs, folder, format)
     table = verdict.table(runs)
-    told = [*sentences.sentences(table), *tickets.sentences_about_ties(runs)]
+    told = [*sentences.sentences(table), *sentences.about_ties(runs)]
     pages = [folder / "verdict.csv", folder / "report.html"]
     if not quiet:
         print(wrapped(f"\n{labels.title(runs[0])}: {labels.settings(*runs)}\n", sys.stdout))

@@ -11,7 +11,7 @@ from typing import TextIO
 
 import tqdm.auto
 
-from lth.records import tickets
+from lth.records import sentences
 from lth.records.events import Connected, Evaluated, Event, Moved, Note, RoundDone
 from lth.records.tables import Run
 from lth.run.terminal import columns, wrapped
@@ -152,7 +152,7 @@ class Progress:
         self._row(str(event.run), cells)
         if event.empty:
             self._line(f"{event.run}: no weights left in {', '.join(event.empty)}")
-        if event.at_random and (ties := tickets.ties(event.at_random, row["weights"])):
+        if event.at_random and (ties := sentences.ties(event.at_random, row["weights"])):
             self._line(f"{event.run}: {ties}")
 
     def _row(self, name: str, cells: Mapping[str, str]) -> None:

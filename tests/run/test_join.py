@@ -155,5 +155,5 @@ def test_one_process_draws(place: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_overwriting_is_for_one(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="overwrite cannot be given with join: each process would move"):
+    with pytest.raises(ConfigError, match="overwrite cannot be given with join: each would move the others' work"):
         Config(join=True, overwrite=True)

@@ -15,6 +15,7 @@ import main
 import utils
 from lth.records import files, tables, verdict
 from lth.records.tables import Run
+from lth.run import session
 from lth.run.about import plain_settings
 from lth.settings import sweep
 
@@ -97,7 +98,8 @@ def test_a_dry_run_shows_all_and_touches_nothing(place: Path, capsys: pytest.Cap
     assert out.count(line) == 2
     assert "30 trainings, 30 of them left, up to 12 at once" in out
     assert not (place / "swept").exists()
-    do(settings(place, root=place / "swept", prune_iterations=2))
+    session.run(settings(place, root=place / "swept", prune_iterations=2, gpu="cpu", quiet=True))
+    capsys.readouterr()
     assert utils.exit_code(main.main, argv(place, *more)) == 0
     assert "30 trainings, 28 of them left" in capsys.readouterr().out
     assert utils.exit_code(main.main, argv(place, *more, "--connectivity")) == 0
