@@ -19,6 +19,8 @@ from lth import prune, pruning
 from lth.settings.arms import CRITERIA
 from lth.settings.config import Config
 
+pytestmark = pytest.mark.versions
+
 SHAPES = st.lists(
     st.sampled_from([(1, 1), (3, 2), (7, 5), (10, 10), (4, 3, 3, 3), (2, 1, 5, 5), (13,)]), min_size=1, max_size=4
 )

@@ -15,6 +15,8 @@ from helpers import assert_same, do, results, settings
 from lth import rng
 from lth.training.train import Stopped
 
+pytestmark = pytest.mark.versions
+
 CPU = torch.device("cpu")
 DRAWING = """
 import random

@@ -15,6 +15,8 @@ from lth.api.saved_ticket import SavedTicket
 from lth.run import session
 from lth.training import models
 
+pytestmark = pytest.mark.versions
+
 
 @pytest.fixture
 def ticket(place: Path, request: pytest.FixtureRequest) -> SavedTicket:

@@ -30,6 +30,8 @@ from lth.records.files import read_json
 from lth.run import session
 from lth.training import models
 
+pytestmark = pytest.mark.versions
+
 
 def test_a_ticket_evaluates_to_the_digits_of_rounds_csv(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for arch in ("mlp", "drop", "conv"):

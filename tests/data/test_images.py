@@ -28,6 +28,8 @@ from lth.run import session
 from lth.settings.config import ConfigError
 from lth.settings.names import KNOWN
 
+pytestmark = pytest.mark.versions
+
 SEEDS = (0, 1, 2)
 
 

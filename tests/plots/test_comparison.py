@@ -22,6 +22,8 @@ from lth.records.tables import Run
 from lth.settings.arms import ARMS
 from lth.training.cost import Cost
 
+pytestmark = pytest.mark.versions
+
 Sheets = dict[str, Figure]
 BETTER, NO_WORSE = "winning ticket: better than dense", "winning ticket: no worse than dense"
 

@@ -16,6 +16,8 @@ from lth.plots.comparison import comparison
 from lth.records import files
 from lth.records.tables import Run
 
+pytestmark = pytest.mark.versions
+
 
 @contextmanager
 def no_change(*folders: Path) -> Iterator[None]:

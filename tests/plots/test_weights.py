@@ -19,6 +19,8 @@ from lth.records import tickets
 from lth.records.files import read_json, write_json
 from lth.records.tickets import Ticket
 
+pytestmark = pytest.mark.versions
+
 Sheets = dict[str, Figure]
 CONV = {"conv.weight": (6, 3, 3, 3), "fc.weight": (10, 24)}
 DEEP = {f"block{i}.conv.weight": (4, 2, 3, 3) for i in range(19)} | {"fc.weight": (10, 8)}

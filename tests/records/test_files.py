@@ -12,6 +12,8 @@ import pytest
 
 from lth.records import files
 
+pytestmark = pytest.mark.versions
+
 
 def test_two_may_write_the_same_file_at_once(tmp_path: Path) -> None:
     """As processes that share a sweep and end together."""

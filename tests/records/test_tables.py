@@ -16,6 +16,8 @@ from lth.records.tables import Run
 from lth.training.cost import Cost
 from lth.training.train import Evaluation, Trained
 
+pytestmark = pytest.mark.versions
+
 LOSSES = (0.5, 0.2, 0.3)
 TESTS = (90.0, 95.0, 97.0)  # the best is not where the validation loss is lowest
 

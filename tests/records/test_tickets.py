@@ -17,6 +17,8 @@ from torch import Tensor
 from lth.records import resume, tickets
 from lth.records.tables import Run
 
+pytestmark = pytest.mark.versions
+
 
 def test_a_ticket_keeps_the_order_of_the_layers(tmp_path: Path) -> None:
     """layers.csv must not depend on whether a round's ticket was made just now or read after a stop."""

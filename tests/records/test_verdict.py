@@ -19,6 +19,8 @@ from lth.records import tables, verdict
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
 
+pytestmark = pytest.mark.versions
+
 
 def judged(test: list[list[float]], ES: list[list[float]] | None = None, **more: object) -> pd.DataFrame:
     """The table of these trials, a list of rounds each."""

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from lth.training import kernels
 from lth.training.schedule import Plan
 
+pytestmark = pytest.mark.versions
+
 QUICK = {name: thing for name, thing in vars(kernels).items() if isinstance(thing, kernels.Quick)}
 GONE = {"adam_": ["_fused_adam_", "_fused_adamw_"], "sgd_": ["_fused_sgd_"]}
 

@@ -9,6 +9,8 @@ import torch
 
 from lth.training.numerics import numerics
 
+pytestmark = pytest.mark.versions
+
 BACKENDS: Any = torch.backends
 KNOBS = {
     "oneDNN's products": BACKENDS.mkldnn.matmul,

@@ -15,6 +15,8 @@ from lth import pruning
 from lth.training import models
 from lth.training.scores import SCORES, TEMPERATURE, scored
 
+pytestmark = pytest.mark.versions
+
 
 def batches(count: int = 3, size: int = 12) -> list[tuple[Tensor, Tensor]]:
     images = make_images()

@@ -41,7 +41,10 @@ DECAY, BOTH = {"weight_decay": 0.05}, ("fc1.weight", "fc2.weight")
 EXAMPLE = Feed(make_images(), [0], 40, 10, CPU).example()
 large = partial(Mlp, 80)  # whose first layer is a large one
 
-pytestmark = pytest.mark.skipif(not sparse.available(), reason="this PyTorch has no quick sparse products")
+pytestmark = [
+    pytest.mark.versions,
+    pytest.mark.skipif(not sparse.available(), reason="this PyTorch has no quick sparse products"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,8 @@ from lth.training.network import Fused, Network, Wrapped
 from lth.training.schedule import Plan, make_plan
 from lth.training.train import Stopped, Trained, Training
 
+pytestmark = pytest.mark.versions
+
 OPTIMIZERS: list[tuple[str, dict[str, Any]]] = [
     ("adam", {}),
     ("adam", {"weight_decay": 0.1}),
