@@ -46,7 +46,9 @@ def main(argv: Sequence[str]) -> int:
     if problems := unknown_problems(made, unknown):
         raise ConfigError(*problems)
 
-    from lth.records import labels, same, tables  # with pandas; PyTorch and matplotlib only if something is to draw
+    from lth.analysis import labels
+    from lth.records import identity as same
+    from lth.records import tables
 
     spoiled: list[tables.RecordError] = []
     found = tables.find(flags.root, flags.arch_type, flags.dataset, flags.name, spoiled.append)

@@ -78,7 +78,7 @@ def _report_problems(file: Path) -> list[str]:
 
 def show(asked: Sequence[Form]) -> int:
     """A line per claim: its name, the paper and figure, and what it will take here."""
-    from lth.claims import cost
+    from lth.claims import duration as cost
 
     known: dict[tuple[object, ...], cost.Cost] = {}
     wide = max(len(form.slug) for form in asked)
@@ -92,7 +92,9 @@ def show(asked: Sequence[Form]) -> int:
 
 def ask(asked: Sequence[Form], finished: bool, file: Path | None, argv: Sequence[str]) -> int:
     """Train what is not trained yet, unless only what is `finished` counts; print the tables and write them."""
-    from lth.claims import cost, judge, report  # PyTorch loads here, once the command line has been found good
+    from lth.claims import duration as cost
+    from lth.claims import judge
+    from lth.claims import sections as report
     from lth.experiment import TrialError
     from lth.run import session
 

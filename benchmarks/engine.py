@@ -17,12 +17,12 @@ from timing import synchronise
 from lth import pruning
 from lth.data.images import Feed, Images
 from lth.data.sets import load
+from lth.models import building as models
+from lth.models.building import Build, State
 from lth.pruning import Masks
 from lth.settings.config import PROJECT, Config
 from lth.settings.names import KNOWN
-from lth.training import models
 from lth.training.layout import channels_last
-from lth.training.models import Build, State
 from lth.training.network import Fused, Network
 from lth.training.numerics import numerics
 from lth.training.schedule import Plan

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from lth.training.models import load_state
+from lth.models.building import load_state
 
 TEST_BATCH = 1000  # as in PyTorch's own MNIST example
 

@@ -13,8 +13,9 @@ import torch
 import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
-from lth import layers, rng
-from lth.layers import BIAS, CONV, EMBEDDING, FC
+from lth import rng
+from lth.models import prunable as layers
+from lth.models.prunable import BIAS, CONV, EMBEDDING, FC
 from lth.pruning import Masks, Weights
 
 Rule = Callable[[nn.Module], object]  # prunes a model in place with torch.nn.utils.prune

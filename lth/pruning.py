@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lth import layers
-from lth.layers import CONV, EMBEDDING, FC
+from lth.models import prunable as layers
+from lth.models.prunable import CONV, EMBEDDING, FC
 from lth.settings.arms import CRITERIA
 
 Masks = dict[str, Tensor]
@@ -22,8 +22,8 @@ Weights = Mapping[str, Tensor]
 
 
 def prunable(model: nn.Module, embeddings: bool = False) -> dict[str, nn.Parameter]:
-    """The weights of `model` that pruning looks at, by name: see lth.layers. Tied ones come once; those of embeddings
-    with `embeddings`."""
+    """The weights of `model` that pruning looks at, by name: see lth/models/prunable.py. Tied ones come once; those of
+    embeddings with `embeddings`."""
     return {name: part.parameter for name, part in _prunable(model, embeddings).items()}
 
 

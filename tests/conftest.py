@@ -13,12 +13,12 @@ import torch
 from nets import prune_lowest
 
 from lth import pruning
+from lth.models.multiply_adds import Cost
 from lth.records import files, recording, tickets
 from lth.records.tables import Run
 from lth.records.tickets import Ticket
 from lth.settings.arms import ARMS
 from lth.settings.config import Config
-from lth.training.cost import Cost
 from lth.training.train import Evaluation, Trained
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lth import data, pruning
 from lth.data.images import Feed, Images
 from lth.experiment import Experiment, start_tickets
+from lth.models import building as models
 from lth.pruning import Masks
 from lth.records import files, journal, lock, tables
 from lth.records.events import Event, Note
@@ -27,7 +28,6 @@ from lth.run.queue import Queue, Work
 from lth.run.tasks import runs_of
 from lth.settings import names
 from lth.settings.config import Config
-from lth.training import models
 from lth.training.network import Fused, Network
 from lth.training.schedule import Plan
 from lth.training.train import Training

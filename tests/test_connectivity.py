@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from lth.experiment import mode_connectivity as line
 from lth.experiment.mode_connectivity import Errors
 from lth.experiment.trainer import Trainer
+from lth.models import building as models
+from lth.models.building import State
 from lth.records import tables, tickets
 from lth.records.events import Connected, Evaluated, Moved
 from lth.records.tables import Run
 from lth.run import session
 from lth.run.tasks import runs_of
-from lth.training import models
-from lth.training.models import State
 from lth.training.network import Network
 from lth.training.train import Stopped
 

@@ -19,8 +19,12 @@ import torch
 from helpers import Killed, Told, assert_released, assert_same, do, experiment, killed_at, results, settings, work
 
 from lth import pruning
+from lth.analysis import sentences
 from lth.experiment import Experiment
-from lth.records import recording, sentences, tables, tickets
+from lth.experiment.scores import scored
+from lth.models import building as models
+from lth.models.building import State
+from lth.records import recording, tables, tickets
 from lth.records.events import Evaluated, RoundDone
 from lth.records.files import RecordError
 from lth.records.tables import Run
@@ -30,9 +34,6 @@ from lth.run import loop, session
 from lth.run.tasks import runs_of
 from lth.settings.arms import ARMS, CRITERIA
 from lth.settings.config import Config, ConfigError
-from lth.training import models
-from lth.training.models import State
-from lth.training.scores import scored
 from lth.training.train import Stopped
 
 FOUND_HERE = tuple(arm for arm in ARMS if ARMS[arm].masks != "of_ticket")  # which needs the ticket of another run

@@ -11,20 +11,8 @@ import pytest
 
 LTH = Path(__file__).resolve().parents[1] / "lth"
 LAYERS = (
-    "rng",
-    "settings",
-    "layers",
-    "pruning",
-    "prune",
-    "data",
-    "training",
-    "records",
-    "experiment",
-    "plots",
-    "run",
-    "claims",
-    "api",
-    "__main__",
+    *("settings", "rng", "data", "models", "pruning", "prune", "training", "records", "experiment", "analysis"),
+    *("plots", "run", "claims", "api", "__main__"),
 )
 MODULES = sorted(path for path in LTH.rglob("*.py") if path != LTH / "__init__.py")
 
@@ -66,6 +54,12 @@ def test_a_module_uses_only_what_is_above_it(file: Path) -> None:
     here = LAYERS.index(part(name_of(file)))
     for module in imported(file):
         assert LAYERS.index(part(module)) <= here, f"{name_of(file)} imports {module}, which is below it"
+
+
+def test_no_module_holds_two_concerns_and_no_two_have_one_name() -> None:
+    names = [file.stem for file in MODULES if file.name != "__init__.py"]
+    assert sorted(names) == sorted(set(names))
+    assert not [file for file in MODULES if len(file.read_text(encoding="utf-8").splitlines()) > 350]
 
 
 def test_nothing_goes_in_a_circle() -> None:

@@ -17,7 +17,7 @@ from helpers import LAYERS, MODELS, Told, arrays, assert_same, do, experiment, k
 import main
 import utils
 from lth import load_ticket, pruning
-from lth.records import same as lth_same
+from lth.records import identity as lth_same
 from lth.records import tables, tickets
 from lth.records.files import write_json
 from lth.records.tables import Run

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from lth import pruning
+from lth.models.building import State, copy_of
 from lth.pruning import Masks
 from lth.settings import checks
 from lth.settings.checks import shown
-from lth.training.models import State, copy_of
 
 CONTROLS = ("reinit", "shuffle", "random")
 TICKET = "a ticket (with .masks and .start) or a dict of masks by the names of parameters"

@@ -12,13 +12,13 @@ import torch
 
 from lth import rng
 from lth.api.saved_ticket import placed
+from lth.models import building as models
 from lth.records import files, tables
 from lth.records.tables import Run
 from lth.run import loop, session
 from lth.settings import checks
 from lth.settings.config import Config, ConfigError
 from lth.settings.values import LONGEST
-from lth.training import models
 
 MODELS = {"lenet_fc": "fc1", "lenet_conv": "lenet5"}  # other names of models under archs/
 DATASETS = {"fashion": "fashionmnist"}

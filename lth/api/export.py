@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lth import layers
+from lth.models import building as models
+from lth.models import prunable as layers
 from lth.pruning import Masks
 from lth.records.files import explained, write
 from lth.settings.checks import first_line
-from lth.training import models
 
 SUFFIXES = (".onnx", ".pt2")
 

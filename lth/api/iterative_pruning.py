@@ -13,14 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from lth import layers, rng
+from lth import rng
 from lth.api import own_network, own_rule
 from lth.api.own_network import OwnNet
 from lth.api.saved_ticket import placed
 from lth.data.loaders import Taken, take
 from lth.experiment import Experiment
+from lth.models import building as models
+from lth.models import prunable as layers
 from lth.prune import Rule
-from lth.records import folders, resume, same, tables, tickets
+from lth.records import folders, resume, tables, tickets
+from lth.records import identity as same
 from lth.records.events import Event, Note
 from lth.records.files import write_json
 from lth.records.lock import Locks
@@ -33,7 +36,7 @@ from lth.run.session import TrialsFailed
 from lth.settings import checks, values
 from lth.settings.config import Config, ConfigError
 from lth.settings.values import LONGEST, Duration
-from lth.training import models, sparse
+from lth.training import sparse
 from lth.training.problem import Problem
 
 # Settings that `optim` stands in for.

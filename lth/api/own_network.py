@@ -11,15 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lth import layers, rng
+from lth import rng
 from lth.api.own_rule import checked
 from lth.data.loaders import Taken
+from lth.models import building as models
+from lth.models import fingerprints as identity
+from lth.models import prunable as layers
+from lth.models.building import State
 from lth.prune import Rule
 from lth.pruning import prunable
 from lth.settings.checks import network, shown
 from lth.settings.config import Config
-from lth.training import fit, identity, models
-from lth.training.models import State
+from lth.training import fit
 from lth.training.network import Criterion, Fused, Network, Optimizer, Wrapped
 from lth.training.problem import Problem
 

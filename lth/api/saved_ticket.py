@@ -17,16 +17,18 @@ from lth.api import export
 from lth.data.images import Images
 from lth.data.loaders import test_batches
 from lth.data.sets import as_images
+from lth.models import building as models
+from lth.models import fingerprints as identity
+from lth.models.building import State
 from lth.pruning import Masks
-from lth.records import folders, same, tables, tickets
+from lth.records import folders, tables, tickets
+from lth.records import identity as same
 from lth.records.tables import Run, config_of
 from lth.records.tickets import numbered
 from lth.run import device as devices
 from lth.settings import checks, names
 from lth.settings.config import Config, ConfigError
-from lth.training import identity, models
 from lth.training.layout import channels_last
-from lth.training.models import State
 from lth.training.network import Network
 from lth.training.numerics import numerics
 from lth.training.sparse import choose

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from lth.analysis import verdict
 from lth.claims.claim import TIMES, Statement
 from lth.claims.forms import Form
-from lth.records import tables, verdict
+from lth.records import tables
 from lth.records.tables import Run
 from lth.run import tasks
 

@@ -16,8 +16,10 @@ import torch
 
 from lth import prune, pruning, rng
 from lth.experiment import blame
+from lth.experiment.scores import SCORES, scored
 from lth.experiment.store import Store
 from lth.experiment.trainer import Trainer
+from lth.models.building import State, load_state
 from lth.pruning import Masks, Quota, Weights
 from lth.records.events import Note
 from lth.records.tables import Run
@@ -25,8 +27,6 @@ from lth.records.tickets import Damaged, Ticket
 from lth.rng import derive_seed
 from lth.settings.arms import ARMS, Arm
 from lth.settings.config import ConfigError
-from lth.training.models import State, load_state
-from lth.training.scores import SCORES, scored
 from lth.training.train import TrialError
 
 NOTHING_PRUNED = (

@@ -19,9 +19,11 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from lth import layers, rng
+from lth import rng
 from lth.data.images import Feed
 from lth.experiment.trainer import Trainer
+from lth.models import prunable as layers
+from lth.models.building import State
 from lth.records import recording, tables
 from lth.records.events import Connected
 from lth.records.files import delete
@@ -29,7 +31,6 @@ from lth.records.tables import Run
 from lth.records.tickets import ENDS, Ticket
 from lth.rng import derive_seed
 from lth.settings.arms import ARMS
-from lth.training.models import State
 from lth.training.network import Network
 from lth.training.train import Stopped, TrialError
 

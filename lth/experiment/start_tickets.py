@@ -16,6 +16,7 @@ from torch import nn
 from lth import pruning
 from lth.data.images import Images
 from lth.data.prints import of_arrays, of_texts
+from lth.models.building import State, state_of
 from lth.pruning import Masks
 from lth.records import folders, tickets
 from lth.records.files import read_json
@@ -24,7 +25,6 @@ from lth.records.tickets import UNUSABLE, Ticket
 from lth.rng import derive_seed
 from lth.settings.arms import of_ticket
 from lth.settings.config import Config, ConfigError
-from lth.training.models import State, state_of
 from lth.training.problem import Problem
 
 

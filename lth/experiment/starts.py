@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lth.experiment.masks import Round
+from lth.models.building import State
 from lth.pruning import Masks
-from lth.training.models import State
 
 
 def original(last: Round, masks: Masks) -> State:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lth.models.building import State
 from lth.pruning import Masks
 from lth.records import resume, tickets
 from lth.records.tables import Run
 from lth.records.tickets import Ticket
-from lth.training.models import State
 from lth.training.train import Trained
 
 

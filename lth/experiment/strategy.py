@@ -15,7 +15,9 @@ from lth.experiment.masks import MASKS, Chosen, Round
 from lth.experiment.mode_connectivity import after_round
 from lth.experiment.starts import STARTS
 from lth.experiment.trainer import Trainer
-from lth.records import recording, same, tables
+from lth.models.building import State
+from lth.records import identity as same
+from lth.records import recording, tables
 from lth.records.events import Event, Note, RoundDone
 from lth.records.files import RecordError, delete
 from lth.records.tables import Run
@@ -24,7 +26,6 @@ from lth.rng import derive_seed
 from lth.settings.arms import ARMS
 from lth.settings.config import Config
 from lth.training import memory
-from lth.training.models import State
 from lth.training.numerics import numerics
 from lth.training.problem import Problem
 from lth.training.train import Trained, TrialError

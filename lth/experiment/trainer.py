@@ -11,6 +11,7 @@ import torch
 from lth.data.images import Feed
 from lth.experiment import blame
 from lth.experiment.store import Store
+from lth.models.building import State
 from lth.pruning import Masks
 from lth.records import resume, tickets
 from lth.records.events import Evaluated, Event, Moved, Note
@@ -20,7 +21,6 @@ from lth.rng import derive_seed
 from lth.settings.arms import ARMS
 from lth.settings.config import Config, same_command
 from lth.training import layout, sparse
-from lth.training.models import State
 from lth.training.network import Network
 from lth.training.problem import Problem, stack_size
 from lth.training.schedule import Plan, make_plan

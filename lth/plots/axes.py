@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from lth.records import labels
+from lth.analysis import labels
 
 STRIP = 0.2  # of an accuracy axis: the part that holds collapsed networks
 COMPRESSED = "shaded: the same axis, compressed"

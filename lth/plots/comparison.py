@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
+from lth.analysis import labels, verdict
 from lth.plots import axes as scales
 from lth.plots import style
-from lth.records import labels, verdict
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
 

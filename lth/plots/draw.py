@@ -25,7 +25,10 @@ def draw_all(
 ) -> list[Path]:
     """Draw every figure there is of runs of one model, data set and settings, and delete those that there no longer
     are. One that cannot be drawn, because a file is damaged or gone, is reported to `complain`."""
-    from lth.plots import axes, comparison, connectivity, layers, training, weights  # with matplotlib and PyTorch
+    from lth.plots import axes, comparison, weights
+    from lth.plots import barriers as connectivity
+    from lth.plots import curves as training
+    from lth.plots import layer_counts as layers
     from lth.records.tickets import UNUSABLE
 
     source, whole, written = fingerprint(runs), True, []
@@ -59,7 +62,7 @@ def fingerprint(runs: Iterable[Run]) -> str:
     """A hash of what the figures of runs depend on: the numbers, the settings, which tickets there are, and the code
     that draws. Not the files' times: they may have come from another machine with their old ones."""
     digest = hashlib.sha256()
-    code = ("plots/*.py", "plots/*.html", "records/*.py", "settings/arms.py")
+    code = ("plots/*.py", "plots/*.html", "analysis/*.py", "records/*.py", "settings/arms.py")
     for file in sorted(file for pattern in code for file in CODE.glob(pattern)):
         digest.update(file.read_bytes())
     for run in runs:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 
+from lth.analysis import labels, verdict
 from lth.plots import axes as scales
 from lth.plots import style
 from lth.plots.comparison import arm_lines, caption, grouped, per_point, rings, trials
-from lth.records import labels, verdict
 from lth.records.tables import Run
 
 ACROSS = 3  # panels side by side

@@ -18,8 +18,12 @@ import matplotlib
 import matplotlib.image
 import pandas as pd
 
-from lth.plots import comparison, connectivity, layers, training, weights
-from lth.records import files, labels, verdict
+from lth.analysis import labels, verdict
+from lth.plots import barriers as connectivity
+from lth.plots import comparison, weights
+from lth.plots import curves as training
+from lth.plots import layer_counts as layers
+from lth.records import files
 from lth.records.tables import Run, config_of
 from lth.records.tickets import UNUSABLE
 from lth.settings.config import Config

@@ -23,7 +23,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from lth.records import files, labels
+from lth.analysis import labels
+from lth.records import files
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
 

@@ -17,8 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from lth.analysis import labels, verdict
 from lth.plots import style
-from lth.records import labels, tables, tickets, verdict
+from lth.records import tables, tickets
 from lth.records.tables import Run
 from lth.records.tickets import Ticket
 from lth.settings.arms import ARMS

@@ -1,11 +1,9 @@
-"""What runs leave on disk, and what it says. Uses settings, layers, pruning, data and training.
+"""What runs leave on disk. Uses settings, models, pruning, data and training.
 
 files.py writes so that a crash loses nothing; folders.py finds the runs of a folder; lock.py keeps a run to one
-process;
-journal.py has the numbers of finished rounds, recording.py writes it and the tables under dumps/, tables.py reads it;
-tickets.py has the weights under saves/; resume.py continues from both; same.py tells experiments apart; events.py is
-what is reported meanwhile; verdict.py has the statistics, sentences.py and printed.py put them in words; labels.py has
-words for settings; sweep.py the table of many experiments.
+process; journal.py has the numbers of finished rounds, recording.py writes it and the tables under dumps/, tables.py
+reads it; tickets.py has the weights under saves/; resume.py continues from both; identity.py tells experiments apart;
+events.py is what is reported meanwhile.
 """
 
 from lth.records.tables import Run, find, finished_rounds, results, table

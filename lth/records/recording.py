@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from lth import pruning
+from lth.models.multiply_adds import Cost
 from lth.pruning import Masks
 from lth.records import files, journal, lock
 from lth.records.files import RecordError
 from lth.records.journal import TABLES, Entry
 from lth.records.tables import Run, entries
-from lth.training.cost import Cost
 from lth.training.train import Trained
 
 

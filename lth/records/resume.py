@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from lth.models.building import State
 from lth.records import recording, tables, tickets
 from lth.records.files import RecordError, Unreadable, delete, set_aside, share
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
-from lth.training.models import State
 from lth.training.train import Trained
 
 

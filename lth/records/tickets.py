@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from lth import pruning
+from lth.models.building import State
 from lth.pruning import Masks
-from lth.records import same, tables
+from lth.records import identity as same
+from lth.records import tables
 from lth.records.files import GONE, NOWHERE, RecordError, Unreadable, problem, read, write
 from lth.records.journal import run_name
 from lth.records.tables import Run
-from lth.training.models import State
 from lth.training.train import Evaluation, Trained
 
 ENDS = ("first", "second")  # files of --connectivity's two trainings; `first` has the round's order of the data

@@ -18,13 +18,15 @@ from lth import data
 from lth.data.images import Images
 from lth.data.prints import of_file
 from lth.experiment import start_tickets
+from lth.models import building as models
+from lth.models import fingerprints as identity
 from lth.records.tables import Run, config_of
 from lth.run import device as devices
 from lth.settings import names
 from lth.settings.config import PROJECT, Config
 from lth.settings.ticket import TicketName
 from lth.settings.values import Duration
-from lth.training import identity, kernels, models, sparse
+from lth.training import kernels, sparse
 
 LIBRARIES = ("torch", "torchvision", "numpy", "safetensors")
 

@@ -97,8 +97,9 @@ def conclude(runs: Sequence[Run], format: str, quiet: bool = False, about: str =
     """Draw the figures of runs of one model, data set and settings and write their verdict and report.html, unless all
     are there already or another process is just doing so, and print the verdict; `about` heads every sentence where
     verdicts of others stand beside it. Returns the files that were written."""
+    from lth.analysis import labels, printed, sentences, verdict
     from lth.plots import draw
-    from lth.records import files, labels, printed, sentences, verdict
+    from lth.records import files
 
     folder = runs[0].plots
     figures = draw.up_to_date(runs, folder, format)
@@ -133,7 +134,7 @@ def side_by_side(groups: Sequence[Sequence[Run]], folder: Path, format: str, mor
 
     runs = [run for group in groups for run in group]
     if (found := draw.up_to_date(runs, folder, format)) is None:
-        from lth.plots.connectivity import rewind_points
+        from lth.plots.barriers import rewind_points
         from lth.plots.grid import grid
 
         with _drawing(folder / "grid") as mine:
@@ -177,8 +178,9 @@ def perform(asked: Mapping[Config, Mapping[str, str]], argv: Sequence[str]) -> i
 
 
 def _show_sweep(groups: Mapping[str, tuple[Mapping[str, str], list[Run]]], config: Config) -> None:
-    from lth.records import files, sentences, verdict
-    from lth.records import sweep as records
+    from lth.analysis import sentences, verdict
+    from lth.analysis import sweep_table as records
+    from lth.records import files
 
     for name, (_, runs) in groups.items():
         for sentence in sentences.sentences(verdict.table(runs)):

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from lth.data.images import Images
-from lth.records import recording, resume, same, tables
+from lth.records import identity as same
+from lth.records import recording, resume, tables
 from lth.records.files import read_json, write_json
 from lth.records.lock import Locks
 from lth.records.tables import Run

@@ -11,8 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lth import layers, pruning
-from lth.records import labels, tables
+from lth import pruning
+from lth.analysis import labels
+from lth.models import building as models
+from lth.models import prunable as layers
+from lth.records import tables
 from lth.records.tables import Run
 from lth.records.tickets import ENDS
 from lth.run.holding import Prepared
@@ -21,7 +24,7 @@ from lth.settings import combinations, names
 from lth.settings.arms import ARMS
 from lth.settings.config import Config
 from lth.settings.problems import ConfigError, Problem
-from lth.training import fit, models, sparse
+from lth.training import fit, sparse
 from lth.training.problem import stack_size
 from lth.training.schedule import remarks
 

@@ -11,7 +11,7 @@ from typing import TextIO
 
 import tqdm.auto
 
-from lth.records import sentences
+from lth.analysis import sentences
 from lth.records.events import Connected, Evaluated, Event, Moved, Note, RoundDone
 from lth.records.tables import Run
 from lth.run.terminal import columns, wrapped

@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lth.records import files, journal, lock, resume, same, tables
+from lth.records import files, journal, lock, resume, tables
+from lth.records import identity as same
 from lth.records.events import Event, Note, RoundDone
 from lth.records.files import RecordError
 from lth.records.lock import Locks

@@ -19,7 +19,9 @@ import torch
 from lth import data
 from lth.data.images import Images
 from lth.experiment import start_tickets
-from lth.records import recording, same, tables
+from lth.models import building as models
+from lth.records import identity as same
+from lth.records import recording, tables
 from lth.records.events import Event
 from lth.records.lock import Locks, probe
 from lth.records.tables import Run
@@ -35,7 +37,7 @@ from lth.run.terminal import wrapped
 from lth.settings import checks, names
 from lth.settings.config import Config, ConfigError, usual_valid_size
 from lth.settings.ticket import TicketName
-from lth.training import fit, models
+from lth.training import fit
 from lth.training.problem import Problem, stack_size
 from lth.training.schedule import check_plan
 

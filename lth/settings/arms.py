@@ -20,7 +20,7 @@ class Arm:
 
     masks: the function in lth/experiment/masks.py that makes the masks of a round.
     scores: what it scores weights by, the lowest are pruned: "criterion" (--prune_method), "random", a name in
-        CRITERIA, or a function of lth/training/scores.py, in so many `steps`.
+        CRITERIA, or a function of lth/experiment/scores.py, in so many `steps`.
     compared: which weights compete: "scope" (as --prune_scope says), "all" (of all layers that are pruned) or "layer",
         where --random_rates says how many each layer keeps.
     mask_of: the arm whose masks are taken over ("of_arm").

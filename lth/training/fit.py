@@ -8,12 +8,13 @@ import torch
 import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
-from lth import layers, pruning, rng
+from lth import pruning, rng
 from lth.data.prints import of_arrays
+from lth.models import building as models
+from lth.models import prunable as layers
+from lth.models.building import State
 from lth.settings.checks import first_line
 from lth.settings.config import ConfigError
-from lth.training import models
-from lth.training.models import State
 
 
 def check_fit(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lth import rng
-from lth.training.models import Build
+from lth.models.building import Build
 
 
 def channels_last(make: Build, example: Tensor, bf16: bool = False) -> bool:

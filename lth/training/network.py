@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from lth.models.building import State, load_state
 from lth.pruning import Masks
 from lth.training import kernels
-from lth.training.models import State, load_state
 from lth.training.sparse_linear import become_sparse
 
 Criterion = Callable[[Tensor, Tensor], Tensor]  # (logits, labels) -> mean loss

@@ -14,16 +14,18 @@ from torch import nn
 from lth import pruning, rng
 from lth.data.images import Images
 from lth.data.stream import Source
-from lth.layers import has_gradient_hooks
+from lth.models import building as models
+from lth.models import fingerprints as identity
+from lth.models.building import Build, State
+from lth.models.multiply_adds import Cost, cost
+from lth.models.prunable import has_gradient_hooks
 from lth.prune import Rule
 from lth.pruning import Masks
 from lth.settings.checks import first_line
 from lth.settings.config import Config
-from lth.training import identity, layout, models
-from lth.training.capture import captured
-from lth.training.cost import Cost, cost
+from lth.training import layout
+from lth.training.cuda_graph import captured
 from lth.training.kernels import gradients
-from lth.training.models import Build, State
 from lth.training.network import Criterion, Fused, Network, Optimizer
 from lth.training.numerics import numerics
 

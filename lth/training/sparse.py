@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lth import rng
-from lth.layers import has_gradient_hooks, is_plain_linear
+from lth.models import building as models
+from lth.models.prunable import has_gradient_hooks, is_plain_linear
 from lth.pruning import Masks
 from lth.settings.config import Config
-from lth.training import kernels, models
+from lth.training import kernels
 from lth.training.sparse_linear import Places
 
 # A layer is trained sparsely if at most this share of its weights survives: see the table of benchmarks/README.md.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lth.layers import hooked
+from lth.models.prunable import hooked
 from lth.pruning import Masks
 from lth.training import kernels
 

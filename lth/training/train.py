@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lth import rng
 from lth.data.images import Feed
-from lth.training import models
-from lth.training.capture import captured
+from lth.models import building as models
+from lth.models.building import State
+from lth.training.cuda_graph import captured
 from lth.training.kernels import gradients
-from lth.training.models import State
 from lth.training.network import Network, Optimizer
 from lth.training.schedule import Plan
 

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import lth
 from lth import prune, pruning
-from lth.training import models
+from lth.models import building as models
 
 Masks = dict[str, Tensor]
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import lth
 from lth.api import export
 from lth.api.saved_ticket import SavedTicket
+from lth.models import building as models
 from lth.run import session
-from lth.training import models
 
 pytestmark = pytest.mark.versions
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import lth
 from lth import prune as lth_prune
-from lth.records import same
+from lth.records import identity as same
 from lth.records.files import read_json
 
 CALLS: list[int] = []  # of a rule or a loss, whose own values would make it another one

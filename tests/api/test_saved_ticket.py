@@ -25,10 +25,10 @@ from torch import nn
 import lth
 from lth import data
 from lth.api import export
+from lth.models import building as models
 from lth.records import tables
 from lth.records.files import read_json
 from lth.run import session
-from lth.training import models
 
 pytestmark = pytest.mark.versions
 

@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 
 import reproduce
 import utils
-from lth.claims import CLAIMS, Claim, Statement, cost, report
+from lth.analysis import verdict
+from lth.claims import CLAIMS, Claim, Statement
+from lth.claims import duration as cost
+from lth.claims import sections as report
 from lth.claims.claim import PERCENT, TIMES, accuracy, barrier, early_stop, untrained
 from lth.claims.forms import Form, form
 from lth.claims.judge import Records, check, findings, judge
-from lth.records import verdict
 from lth.records.recording import write_connectivity
 from lth.records.tables import Run, table
 from lth.run import tasks

@@ -12,15 +12,16 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from lth.analysis import verdict
+from lth.models.multiply_adds import Cost
 from lth.plots import axes as scales
 from lth.plots import style
 from lth.plots.comparison import comparison, grouped
+from lth.plots.curves import training
 from lth.plots.grid import grid
-from lth.plots.training import training
-from lth.records import tables, verdict
+from lth.records import tables
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
-from lth.training.cost import Cost
 
 pytestmark = pytest.mark.versions
 

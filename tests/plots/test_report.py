@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from conftest import MakeRuns
 
+from lth.analysis import verdict
 from lth.plots import report
-from lth.records import files, verdict
+from lth.records import files
 from lth.records.tables import Run
 from lth.settings.config import Config
 

@@ -10,10 +10,11 @@ import torch
 from conftest import MakeRuns
 from helpers import do, settings
 
-from lth.records import journal, recording, tables, verdict
-from lth.records.sentences import sentences
+from lth.analysis import verdict
+from lth.analysis.sentences import sentences
+from lth.models.multiply_adds import Cost
+from lth.records import journal, recording, tables
 from lth.records.tables import Run
-from lth.training.cost import Cost
 from lth.training.train import Evaluation, Trained
 
 pytestmark = pytest.mark.versions

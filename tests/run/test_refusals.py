@@ -22,8 +22,10 @@ import lth
 import main
 import utils
 from lth import data
+from lth.analysis import verdict
 from lth.experiment import Experiment
-from lth.records import journal, same, tables, verdict
+from lth.records import identity as same
+from lth.records import journal, tables
 from lth.records.files import RecordError, read_json, write_json
 from lth.records.tables import Run
 from lth.run import session

@@ -13,7 +13,8 @@ from helpers import assert_same, do, results, settings
 
 import main
 import utils
-from lth.records import files, tables, verdict
+from lth.analysis import verdict
+from lth.records import files, tables
 from lth.records.tables import Run
 from lth.run import session
 from lth.run.about import plain_settings

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lth import pruning
 from lth.experiment.trainer import Trainer
-from lth.training import models
+from lth.models import building as models
 from lth.training.network import Network
 from lth.training.train import Training
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import lth
 from lth import rng
+from lth.models import building as models
 from lth.records import tables
 from lth.run import session
-from lth.training import models
 from lth.training.layout import channels_last
 
 VIEWING = """

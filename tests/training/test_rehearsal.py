@@ -24,7 +24,8 @@ from lth.data.images import Feed
 from lth.records.tables import config_of
 from lth.run import loop, session
 from lth.settings.config import Config
-from lth.training import capture, problem, train
+from lth.training import cuda_graph as capture
+from lth.training import problem, train
 from lth.training.layout import channels_last
 from lth.training.network import _laid_out as laid_out
 from lth.training.schedule import Plan

@@ -26,12 +26,13 @@ from torch.nn.utils import parametrizations, weight_norm
 import lth
 from lth import prune, rng
 from lth.data.images import Feed
+from lth.models import building as models
 from lth.pruning import Masks
 from lth.records import tables, tickets
 from lth.run import session
 from lth.run.tasks import runs_of
 from lth.settings.config import Config
-from lth.training import kernels, models, sparse, sparse_linear
+from lth.training import kernels, sparse, sparse_linear
 from lth.training.network import Network
 from lth.training.schedule import Plan
 from lth.training.sparse_linear import Places, SparseLinear, become_sparse

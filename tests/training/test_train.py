@@ -15,8 +15,8 @@ from helpers import CPU, Conv, Mlp, constant, make_images, random_masks, trainin
 from torch import Tensor, nn
 
 from lth import prune, pruning
+from lth.models import building as models
 from lth.settings.config import Config
-from lth.training import models
 from lth.training.kernels import gradients
 from lth.training.network import Fused, Network, Wrapped
 from lth.training.schedule import Plan, make_plan

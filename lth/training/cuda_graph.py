@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lth import rng
-from lth.training import models
+from lth.models import building as models
 from lth.training.network import Network
 
 SLOWER = "no CUDA graph of this model's step, which is slower"

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from rounds import rounds_of
 
-from lth.records import verdict
-from lth.records.sentences import sentences
+from lth.analysis import verdict
+from lth.analysis.sentences import sentences
 from lth.records.tables import Run
 
 JITTER = (0.0, 0.05, -0.05, 0.03, -0.03)  # of the trials, not of the rounds: pairing takes it away

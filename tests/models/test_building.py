@@ -13,9 +13,9 @@ import torch
 from helpers import Conv, Mlp
 from torch import nn
 
+from lth.models import building as models
 from lth.settings import names
 from lth.settings.config import ConfigError
-from lth.training import models
 
 NET = """
 from torch import nn

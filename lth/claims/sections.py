@@ -19,12 +19,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lth.analysis import labels, verdict
 from lth.claims.claim import PERCENT, POINTS
 from lth.claims.forms import Form
 from lth.claims.judge import Finding, runs_of
+from lth.plots.barriers import connectivity
 from lth.plots.comparison import comparison
-from lth.plots.connectivity import connectivity
-from lth.records import files, labels, tables, verdict
+from lth.records import files, tables
 
 HEAD = ("the paper says", "weights", "paper", "here (95% interval)", "trials", "")
 EXPLANATION = (
@@ -137,7 +138,7 @@ def markdown(form: Form, findings: Sequence[Finding], figures: Mapping[str, Sequ
 
 
 def by_round(rounds: pd.DataFrame, before: bool) -> str:
-    """The table of lth.records.verdict in Markdown: a line per sparsity, the arms side by side; `before`: with test
+    """The table of lth.analysis.verdict in Markdown: a line per sparsity, the arms side by side; `before`: with test
     accuracies before training."""
     arms = verdict.in_order(rounds["arm"])
     columns = [*["before training"] * before, "test", "vs dense", "ES / dense", "trials"]

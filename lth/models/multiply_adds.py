@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
-from lth import layers
+from lth.models import prunable as layers
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Cost:
 
     uses: how often each weight of a parameter is multiplied by an activation (1 in a Linear layer, once a position of
         its output in a convolution), by the parameter's name.
-    kinds: what kind of layer each is of (lth/layers.py).
+    kinds: what kind of layer each is of (lth/models/prunable.py).
     rest: the multiply-adds that pruning leaves alone.
     """
 

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lth import layers, rng
+from lth import rng
 from lth.data.prints import of_arrays
+from lth.models import prunable as layers
 from lth.settings import names
 from lth.settings.checks import first_line, said
 from lth.settings.problems import ConfigError, Problem
@@ -81,7 +82,7 @@ def build(maker: Build, init: str, seed: int) -> nn.Module:
 
 def initialise(model: nn.Module, init: str) -> None:
     """Draw initial weights: `glorot` is Gaussian Glorot with zero biases (Frankle & Carbin, Section 2), `kaiming` the
-    same of He et al. (fan in), of the layers that lth.layers.draw names; `own` leaves what the constructor drew. A
+    same of He et al. (fan in), of the layers that prunable.draw names; `own` leaves what the constructor drew. A
     model's `_initialize_weights()` goes first. ConfigError if that fails."""
     if draws_itself(model):
         try:

@@ -11,8 +11,8 @@ from torch import nn
 
 from lth import pruning
 from lth.data.loaders import take
-from lth.training import models
-from lth.training.cost import cost
+from lth.models import building as models
+from lth.models.multiply_adds import cost
 from lth.training.network import Fused
 from lth.training.problem import Problem
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from rounds import rounds_of
 from scipy import stats
 
-from lth.records import tables, verdict
+from lth.analysis import verdict
+from lth.records import tables
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
 

@@ -20,10 +20,11 @@ from nets import prune_lowest
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from lth import layers, prune, pruning, rng
+from lth import prune, pruning, rng
+from lth.models import building as models
+from lth.models import prunable as layers
 from lth.records import tables, tickets
 from lth.run import session
-from lth.training import models
 from lth.training.network import Fused, Network
 
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lth import pruning
-from lth.training import models
-from lth.training.scores import SCORES, TEMPERATURE, scored
+from lth.experiment.scores import SCORES, TEMPERATURE, scored
+from lth.models import building as models
 
 pytestmark = pytest.mark.versions
 

@@ -26,8 +26,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lth import layers, rng
+from lth import rng
 from lth.data.prints import of_arrays, of_texts
+from lth.models import prunable as layers
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), range, slice, enum.Enum, torch.dtype)
 INSTALLED = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -39,7 +40,7 @@ def of(*things: Any) -> str:
 
 
 def of_model(make: Callable[[], nn.Module]) -> str:
-    """The fingerprint of the model that `make`, from lth.training.models.find, builds: its file, layers and shapes."""
+    """The fingerprint of the model that `make`, from lth.models.building.find, builds: its file, layers and shapes."""
     model: Any = inspect.unwrap(make)
     with rng.seeded(0):
         outline = _outline(make())

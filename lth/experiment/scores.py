@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lth import layers
+from lth.models import building as models
+from lth.models import prunable as layers
 from lth.pruning import Masks
 from lth.settings.checks import first_line, said
-from lth.training import models
 from lth.training.network import Criterion
 
 Batches = Sequence[tuple[Tensor, Tensor]]

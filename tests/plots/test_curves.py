@@ -11,8 +11,9 @@ from drawn import caption_of, lines_in
 from helpers import write_table
 from matplotlib.figure import Figure
 
-from lth.plots.training import training
-from lth.records import labels, tables
+from lth.analysis import labels
+from lth.plots.curves import training
+from lth.records import tables
 
 Sheets = dict[str, Figure]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from lth.records import same
+from lth.records import identity as same
 from lth.records.tables import Run, config_of
 from lth.settings.values import Duration
 

@@ -17,9 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import MaxNLocator
 
+from lth.analysis import labels, verdict
 from lth.plots import axes as scales
 from lth.plots import style
-from lth.records import labels, tables, verdict
+from lth.records import tables
 from lth.records.tables import Run
 
 FEW_LAYERS = 6  # as many as lines can show; more become a heat map

@@ -10,11 +10,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
+from lth.analysis import labels, verdict
 from lth.experiment.mode_connectivity import STABLE
 from lth.plots import axes as scales
 from lth.plots import style
 from lth.plots.comparison import per_point, trials
-from lth.records import labels, tables, verdict
+from lth.records import tables
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
 

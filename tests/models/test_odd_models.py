@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 import main
 import utils
+from lth.models import building as models
 from lth.records import tables, tickets
 from lth.run import session
 from lth.settings.config import ConfigError
-from lth.training import models
 from lth.training.problem import Problem, stackable
 from lth.training.schedule import Plan
 from lth.training.train import Stopped, Trained

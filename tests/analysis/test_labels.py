@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import MakeRuns
 
-from lth.records import files, labels, tables
+from lth.analysis import labels
+from lth.records import files, tables
 from lth.records.tables import Run
 from lth.settings.config import Config
 

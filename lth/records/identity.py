@@ -1,6 +1,6 @@
 """Whether results are of the same experiment: of equal settings, and of one model, one set of data, one rule.
 
-A fingerprint of each (lth.training.identity, lth.data.prints) stands in config.json and in every file under saves/.
+A fingerprint of each (lth.models.fingerprints, lth.data.prints) stands in config.json and in every file under saves/.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from rounds import rounds_of
 
-from lth.records import printed, verdict
+from lth.analysis import printed, verdict
 
 NUMBER = re.compile(r"[+-]?\d+\.\d+")
 

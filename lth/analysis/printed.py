@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lth.records import verdict
-from lth.records.labels import percent, trials
+from lth.analysis import verdict
+from lth.analysis.labels import percent, trials
 
 
 def render(table: pd.DataFrame, width: int) -> str:

@@ -19,8 +19,10 @@ import torch.nn.utils.prune as torch_prune
 from torch import nn
 
 from lth import prune
+from lth.models import building as models
+from lth.models import fingerprints as identity
 from lth.settings.config import PROJECT, ConfigError
-from lth.training import fit, identity, models
+from lth.training import fit
 
 Text = Callable[..., str]
 

@@ -10,7 +10,7 @@ from conftest import MakeRuns
 from drawn import lines_in, panels
 from matplotlib.figure import Figure
 
-from lth.plots.connectivity import LIMIT, connectivity, rewind_points
+from lth.plots.barriers import LIMIT, connectivity, rewind_points
 from lth.records import recording
 from lth.records.tables import Run
 from lth.settings.arms import ARMS

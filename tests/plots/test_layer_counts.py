@@ -10,7 +10,7 @@ from drawn import legends_of, lines_in
 from helpers import write_table
 from matplotlib.figure import Figure
 
-from lth.plots.layers import layers
+from lth.plots.layer_counts import layers
 from lth.records import tables
 
 Sheets = dict[str, Figure]

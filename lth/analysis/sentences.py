@@ -12,10 +12,11 @@ from typing import Any
 import pandas as pd
 import safetensors
 
-from lth.records import tables, verdict
-from lth.records.labels import percent, trials
+from lth.analysis import verdict
+from lth.analysis.labels import percent, trials
+from lth.analysis.verdict import ACCURATE, LATER, NO_LATER, WORSE
+from lth.records import tables
 from lth.records.tables import Run
-from lth.records.verdict import ACCURATE, LATER, NO_LATER, WORSE
 
 Row = dict[str, Any]  # of the table
 UNEVEN = 0.01  # the largest difference between trials in weights kept, relative to the highest, that is not reported

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
+from lth.analysis import labels, verdict
 from lth.plots import axes as scales
 from lth.plots import style
 from lth.plots.comparison import per_point, trials
-from lth.records import labels, tables, verdict
+from lth.records import tables
 from lth.records.tables import Run
 
 POINTS = 100  # of a curve; more would hide each other

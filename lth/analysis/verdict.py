@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit  # Student's t quantile; scipy.stats has the same one and takes longer to load
 
-from lth.records import files, same, tables
+from lth.records import files, tables
+from lth.records import identity as same
 from lth.records.journal import EVALS, ROUNDS
 from lth.records.tables import Run
 from lth.settings.arms import ARMS

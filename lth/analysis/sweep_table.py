@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
-from lth.records import tables, verdict
+from lth.analysis import verdict
+from lth.records import tables
 from lth.records.tables import Run
 
 COLUMNS = ("arm", "round", "remaining", "trials", "test", "low", "high", "ES")
