@@ -47,14 +47,13 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(*problems)
 
     from lth.analysis import labels
-    from lth.records import identity as same
-    from lth.records import tables
+    from lth.records import identity, tables
 
     spoiled: list[tables.RecordError] = []
     found = tables.find(flags.root, flags.arch_type, flags.dataset, flags.name, spoiled.append)
     if not found and not spoiled:
         raise ConfigError(_nothing(flags))
-    groups, reasons = same.unmixed([list(runs) for _, runs in itertools.groupby(found, lambda run: run.plots)])
+    groups, reasons = identity.unmixed([list(runs) for _, runs in itertools.groupby(found, lambda run: run.plots)])
     for error in (*spoiled, *reasons):
         print(f"error: {error}", file=sys.stderr)
     abouts = labels.told_apart(groups) if len(groups) > 1 else [""]

@@ -93,8 +93,7 @@ def show(asked: Sequence[Form]) -> int:
 def ask(asked: Sequence[Form], finished: bool, file: Path | None, argv: Sequence[str]) -> int:
     """Train what is not trained yet, unless only what is `finished` counts; print the tables and write them."""
     from lth.claims import duration as cost
-    from lth.claims import judge
-    from lth.claims import sections as report
+    from lth.claims import judge, sections
     from lth.experiment import TrialError
     from lth.run import session
 
@@ -112,8 +111,8 @@ def ask(asked: Sequence[Form], finished: bool, file: Path | None, argv: Sequence
         if any(config.dry_run for config in form.configs.values()):
             continue
         findings = judge.findings(form)
-        print(report.text(form, findings, shutil.get_terminal_size((100, 24)).columns))
-        written = [report.write(form, findings), *(report.renew(file, form, findings) if file else [])]
+        print(sections.text(form, findings, shutil.get_terminal_size((100, 24)).columns))
+        written = [sections.write(form, findings), *(sections.renew(file, form, findings) if file else [])]
         print("\n".join(["", "written:", *(f"  {path}" for path in written), ""]), flush=True)
     if failure:
         raise failure

@@ -17,7 +17,7 @@ from timing import synchronise
 from lth import pruning
 from lth.data.images import Feed, Images
 from lth.data.sets import load
-from lth.models import building as models
+from lth.models import building
 from lth.models.building import Build, State
 from lth.pruning import Masks
 from lth.settings.config import PROJECT, Config
@@ -48,7 +48,7 @@ class Problem:
         model, dataset = name.split("/")
         synthetic = not (folder / f"{dataset}.npz").exists() and dataset in KNOWN
         images = random_images(dataset) if synthetic else load(dataset, folder)
-        return cls(name, images, models.find(model, dataset, images.classes), synthetic)
+        return cls(name, images, building.find(model, dataset, images.classes), synthetic)
 
     @property
     def remark(self) -> str:
@@ -58,7 +58,7 @@ class Problem:
 
     def state(self, seed: int) -> State:
         """Initial weights."""
-        return models.state_of(models.build(self.make, "glorot", seed))
+        return building.state_of(building.build(self.make, "glorot", seed))
 
     def masks(self, state: State, keep: Keep = 50.0) -> Masks:
         """Masks that keep the largest `keep` percent of each layer."""

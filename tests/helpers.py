@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lth import data, pruning
 from lth.data.images import Feed, Images
 from lth.experiment import Experiment, start_tickets
-from lth.models import building as models
+from lth.models import building
 from lth.pruning import Masks
 from lth.records import files, journal, lock, tables
 from lth.records.events import Event, Note
@@ -233,7 +233,7 @@ def training(
 ) -> Training:
     """A training of one trial a seed, at its beginning; pruned at random to `keep` if given, the weights `sparse`
     trained sparsely."""
-    states = [models.state_of(models.build(make, "glorot", seed)) for seed in seeds]
+    states = [building.state_of(building.build(make, "glorot", seed)) for seed in seeds]
     masks = [
         random_masks(make(), keep, seed) if keep is not None else pruning.dense(pruning.prunable(make()))
         for seed in seeds

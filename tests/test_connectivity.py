@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lth.experiment import mode_connectivity as line
 from lth.experiment.mode_connectivity import Errors
 from lth.experiment.trainer import Trainer
-from lth.models import building as models
+from lth.models import building
 from lth.models.building import State
 from lth.records import tables, tickets
 from lth.records.events import Connected, Evaluated, Moved
@@ -66,7 +66,7 @@ def test_identical_ends_have_no_barrier(place: Path, arch: str) -> None:
     (run,) = do(settings(place, arch_type=arch, prune_iterations=2))
     made, trained = experiment(settings(place, arch_type=arch)), tickets.read_state(run, "trained_01")
     masks, feed = tickets.read_ticket(run, 1).masks, made.trainer.feed([run])
-    model = models.load_state(made.trainer.problem.make(), trained)
+    model = building.load_state(made.trainer.problem.make(), trained)
 
     def errors(found: State) -> Errors:
         return line.measure(Network(made.trainer.problem.make(), [found], [masks], CPU), feed, 0)
@@ -125,7 +125,7 @@ class Normed(nn.Module):
 def test_other_statistics_are_those_of_every_point_and_frozen_ones_stay(place: Path, within: bool) -> None:
     feed = experiment(settings(place)).trainer.feed(runs_of(settings(place)))
     torch.manual_seed(0)
-    start = models.state_of(Normed())
+    start = building.state_of(Normed())
     start |= {"frozen.running_mean": torch.full((12,), 2.0), "frozen.running_var": torch.full((12,), 9.0)}
     spoiled = start | {name: torch.ones_like(x) for name, x in start.items() if name.endswith(("_u", "_v"))}
     spoiled |= {name: x + 3 for name, x in start.items() if name.startswith("norm.running_")}
@@ -188,7 +188,7 @@ def test_every_ticket_is_trained_twice_in_different_orders(place: Path, monkeypa
             for point in (0, 11, 29):
                 middle = {name: one[name] + (other[name] - one[name]) * point / 29 for name in one}
                 (images, labels), *_ = made.trainer.feed([run]).test()
-                wrong = models.load_state(model, middle).eval()(images).argmax(1) != labels
+                wrong = building.load_state(model, middle).eval()(images).argmax(1) != labels
                 row = table[table["round"] == number].iloc[point]
                 assert row["test_error"] == pytest.approx(100 * wrong.float().mean().item())
         heights = tables.barriers(run)

@@ -22,7 +22,7 @@ from lth import pruning
 from lth.analysis import sentences
 from lth.experiment import Experiment
 from lth.experiment.scores import scored
-from lth.models import building as models
+from lth.models import building
 from lth.models.building import State
 from lth.records import recording, tables, tickets
 from lth.records.events import Evaluated, RoundDone
@@ -288,7 +288,7 @@ def test_pruning_before_training(place: Path, changes: dict[str, Any]) -> None:
     held_out = {tuple(x.flatten().tolist()) for chunk, _ in feed.validation() for x in chunk}
     assert [len(x) for x, _ in batches] == [10] * 3
     assert not held_out & {tuple(x.flatten().tolist()) for chunk, _ in batches for x in chunk}
-    model = models.load_state(made.trainer.problem.make(), start)
+    model = building.load_state(made.trainer.problem.make(), start)
     scores = {
         name: scored(name, model, pruning.dense(pruning.prunable(model)), batches, torch.nn.functional.cross_entropy)
         for name in ("snip", "grasp")
@@ -467,7 +467,7 @@ def test_keep_weights(place: Path, keep: str, expected: list[str]) -> None:
 def accuracy(place: Path, state: State) -> float:
     """Percent of the test images that the tiny network with these weights gets right."""
     made = experiment(settings(place))
-    model = models.load_state(made.trainer.problem.make(), state).eval()
+    model = building.load_state(made.trainer.problem.make(), state).eval()
     (images, labels), *_ = made.trainer.feed([Run(place, "mlp", "tiny", "", "lt", 0)]).test()
     with torch.no_grad():
         return 100 * (model(images).argmax(1) == labels).float().mean().item()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from lth.records import identity as same
+from lth.records import identity
 from lth.records.tables import Run, config_of
 from lth.settings.values import Duration
 
@@ -67,7 +67,7 @@ def title(run: Run) -> str:
 
 def settings(*runs: Run) -> str:
     """The settings of runs of one folder: how much is pruned, how long is trained, and what is not at its default."""
-    run, told = runs[0], same.deciding(*runs)
+    run, told = runs[0], identity.deciding(*runs)
     if not told:  # a folder from elsewhere still has its name
         return "default settings" if run.settings == "default" else run.settings.replace("_", " ").replace(",", ", ")
     asked = config_of(run).get("settings", {})
@@ -79,11 +79,11 @@ def settings(*runs: Run) -> str:
 def differing(groups: Sequence[Sequence[Run]]) -> tuple[str, dict[Path, str]]:
     """What the settings of these groups of runs, of one folder each, have in common, and how each differs, by its
     folder of plots."""
-    told = {runs[0]: same.deciding(*runs) for runs in groups}
+    told = {runs[0]: identity.deciding(*runs) for runs in groups}
     if not all(told.values()):
         return "", {runs[0].plots: settings(*runs) for runs in groups}
     names = list(dict.fromkeys(name for values in told.values() for name in values))
-    usual = same.usual()
+    usual = identity.usual()
     values = {name: {values.get(name, usual.get(name, "None")) for values in told.values()} for name in names}
     differ = [name for name in names if len(values[name]) > 1]
     common = {name: min(found) for name, found in values.items() if name not in differ}
@@ -108,7 +108,7 @@ def told_apart(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def _unusual(name: str, value: str) -> bool:
-    return same.usual().get(name) != value
+    return identity.usual().get(name) != value
 
 
 def _name(run: Run) -> str:

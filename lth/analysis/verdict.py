@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit  # Student's t quantile; scipy.stats has the same one and takes longer to load
 
-from lth.records import files, tables
-from lth.records import identity as same
+from lth.records import files, identity, tables
 from lth.records.journal import EVALS, ROUNDS
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
@@ -80,7 +79,7 @@ def paired(runs: Sequence[Run]) -> pd.DataFrame:
     kinds = {(run.root, run.arch_type, run.dataset, run.settings) for run in runs}
     if len(kinds) > 1:
         raise ValueError(f"runs must be of one model, data set and settings, not of {len(kinds)}")
-    if reason := same.mixed(runs):
+    if reason := identity.mixed(runs):
         raise ValueError(reason)
     frames = []
     for run in runs:

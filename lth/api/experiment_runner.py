@@ -12,7 +12,7 @@ import torch
 
 from lth import rng
 from lth.api.saved_ticket import placed
-from lth.models import building as models
+from lth.models import building
 from lth.records import files, tables
 from lth.records.tables import Run
 from lth.run import loop, session
@@ -106,7 +106,7 @@ class ExperimentRunner:
         }
         try:
             self.config = Config(**asked)
-            models.find(self.config.arch_type, self.config.dataset, data=self.config.data)
+            building.find(self.config.arch_type, self.config.dataset, data=self.config.data)
         except ConfigError as error:
             raise error.named(NAMES) from error.__cause__
         self._run: Run | None = None

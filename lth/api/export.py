@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lth.models import building as models
-from lth.models import prunable as layers
+from lth.models import building, prunable
 from lth.pruning import Masks
 from lth.records.files import explained, write
 from lth.settings.checks import first_line
@@ -49,11 +48,11 @@ def sparse(model: nn.Module, masks: Masks) -> nn.Module:
     """A copy of `model`, in evaluation mode, whose pruned Linear layers are `SparseLinear`. Others stay as they are:
     PyTorch has no sparse convolutions, hooks of a layer would be lost, and nn.TransformerEncoderLayer with batch_first
     takes dense weights. Pruned weights must be 0."""
-    made = models.copy_of(model).cpu().eval()
+    made = building.copy_of(model).cpu().eval()
     for name, mask in masks.items():
         path = name.rpartition(".")[0]
         layer = made.get_submodule(path)
-        if layers.is_plain_linear(layer) and not layers.hooked(layer) and not bool(mask.all()):
+        if prunable.is_plain_linear(layer) and not prunable.hooked(layer) and not bool(mask.all()):
             if not path:
                 return SparseLinear(layer).eval()
             above, _, child = path.rpartition(".")
@@ -74,7 +73,7 @@ def export(model: nn.Module, file: Path, example: Tensor) -> Path:
         raise ValueError(f"file must end in {' or '.join(SUFFIXES)}, not {str(file)!r}")
     batch = torch.export.Dim("batch")
     try:
-        program = torch.export.export(models.copy_of(model).cpu().eval(), (example,), dynamic_shapes=({0: batch},))
+        program = torch.export.export(building.copy_of(model).cpu().eval(), (example,), dynamic_shapes=({0: batch},))
     except Exception as error:  # whatever tracing stumbles over in a model's own code
         raise ValueError(f"model cannot be exported: {first_line(error)}") from error
     with tempfile.TemporaryDirectory(prefix="lth-") as folder:

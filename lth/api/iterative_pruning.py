@@ -19,11 +19,10 @@ from lth.api.own_network import OwnNet
 from lth.api.saved_ticket import placed
 from lth.data.loaders import Taken, take
 from lth.experiment import Experiment
-from lth.models import building as models
+from lth.models import building
 from lth.models import prunable as layers
 from lth.prune import Rule
-from lth.records import folders, resume, tables, tickets
-from lth.records import identity as same
+from lth.records import folders, identity, resume, tables, tickets
 from lth.records.events import Event, Note
 from lth.records.files import write_json
 from lth.records.lock import Locks
@@ -162,7 +161,7 @@ def iterative_pruning(
         run = Run(root, config.arch_type, config.dataset, config.folder(), config.prune_type[0], seed)
         about, prints = brought.about(taken), brought.prints(rule, taken)
         initial = _initial(run, config, about, brought, going_on=recover is not None)
-        if found := same.mismatch([run], config, prints, overwrite=recover is None):
+        if found := identity.mismatch([run], config, prints, overwrite=recover is None):
             save_or_recover = "save must be a folder without results of another experiment"
             if recover is not None:
                 save_or_recover = "recover must hold results of the same experiment"
@@ -182,7 +181,7 @@ def iterative_pruning(
             tables.move_aside(run, time.strftime("%Y%m%d-%H%M%S"))
         _write_config(run, config, about, problem, place)
         _train(config, problem, place, progress, run, rounds + 1)
-        models.load_state(net, _trained(run, rounds))
+        building.load_state(net, _trained(run, rounds))
         history = tables.table(run, "rounds").head(rounds + 1).to_dict("records")
     return net, [{str(key): value for key, value in row.items()} for row in history]
 
@@ -207,7 +206,7 @@ def _check_sizes(config: Config, taken: Taken) -> None:
         raise ValueError(f"batch_size must be that of the streamed batches, {taken.batch_size}, or be left out")
 
 
-def _initial(run: Run, config: Config, about: Mapping[str, str], brought: OwnNet, going_on: bool) -> models.State:
+def _initial(run: Run, config: Config, about: Mapping[str, str], brought: OwnNet, going_on: bool) -> building.State:
     """The initial weights: the network's own, or those of the call that is continued. ValueError if that cannot be
     continued, or if the folder holds results and `recover` was not given."""
     if not going_on:
@@ -281,7 +280,7 @@ def _train(config: Config, problem: Problem, place: torch.device, progress: Prog
         raise TrialsFailed(failed[0])
 
 
-def _trained(run: Run, number: int) -> models.State:
+def _trained(run: Run, number: int) -> building.State:
     """The weights that round `number` had at its early-stop iteration."""
     name = tickets.numbered("trained", number)
     if (run.saves / f"{name}.safetensors").exists():

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from lth import rng
 from lth.api.own_rule import checked
 from lth.data.loaders import Taken
-from lth.models import building as models
-from lth.models import fingerprints as identity
+from lth.models import building, fingerprints
 from lth.models import prunable as layers
 from lth.models.building import State
 from lth.prune import Rule
@@ -41,12 +40,12 @@ class OwnNet:
             )
         self.net = net
         try:
-            self.template = models.copy_of(net).cpu()
+            self.template = building.copy_of(net).cpu()
         except Exception as error:
             raise ValueError(f"net must be a network that copy.deepcopy can copy: {error}") from error
         for parameter in self.template.parameters():
             parameter.grad = None
-        self.initial = models.state_of(net)
+        self.initial = building.state_of(net)
         self.optim, self.groups = self._optim(net)
         if self.optim is None and (name := next((n for n, p in net.named_parameters() if p.is_complex()), None)):
             raise ValueError(f"net {fit.has_complex(name)}")
@@ -71,7 +70,7 @@ class OwnNet:
                 parameter.copy_(self.initial[name])
             if callable(own := getattr(net, "_initialize_weights", None)):
                 own()
-        drawn = models.state_of(net)
+        drawn = building.state_of(net)
         for name in [*prunable(net), *_normed(drawn)]:
             was = self.initial[name]
             if name not in frozen and torch.equal(drawn[name], was) and (was != was.flatten()[0]).any():
@@ -107,11 +106,11 @@ class OwnNet:
         """Fingerprints of what decides the numbers besides the settings: model, data, rule, optimiser and loss."""
         optim = "the settings' own" if self.optim is None else type(self.optim)
         return {
-            "model": identity.of_network(self.template, without=("optim", "criterion")),
+            "model": fingerprints.of_network(self.template, without=("optim", "criterion")),
             "data": data.fingerprint,
-            "rule": identity.of(rule),
-            "optimizer": identity.of(optim, self.groups),
-            "loss": identity.of(self.criterion, *getattr(self.criterion, "buffers", tuple)()),
+            "rule": fingerprints.of(rule),
+            "optimizer": fingerprints.of(optim, self.groups),
+            "loss": fingerprints.of(self.criterion, *getattr(self.criterion, "buffers", tuple)()),
         }
 
     @property

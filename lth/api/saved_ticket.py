@@ -17,12 +17,10 @@ from lth.api import export
 from lth.data.images import Images
 from lth.data.loaders import test_batches
 from lth.data.sets import as_images
-from lth.models import building as models
-from lth.models import fingerprints as identity
+from lth.models import building, fingerprints
 from lth.models.building import State
 from lth.pruning import Masks
-from lth.records import folders, tables, tickets
-from lth.records import identity as same
+from lth.records import folders, identity, tables, tickets
 from lth.records.tables import Run, config_of
 from lth.records.tickets import numbered
 from lth.run import device as devices
@@ -70,9 +68,9 @@ class SavedTicket:
         state = self._weights(weights)
         if checks.truth("as_pruned", as_pruned):
             _plain(model)
-        models.load_state(_bare(checks.network("model", model)), state)  # refused before anything is changed
+        building.load_state(_bare(checks.network("model", model)), state)  # refused before anything is changed
         prune.detach(model)
-        models.load_state(model, state)
+        building.load_state(model, state)
         return prune.attach(model, self.masks) if as_pruned else model
 
     def evaluate(
@@ -107,12 +105,12 @@ class SavedTicket:
             example = first[0][0][:2] if first else torch.empty(0)
             network = Network(  # with the products that gave the accuracy in rounds.csv
                 model,
-                [models.state_of(model)],
+                [building.state_of(model)],
                 [self.masks],
                 place,
                 autocast=precision == "bf16",
                 sparse=choose(model, [self.masks], about.get("sparse_up_to", {}), example),
-                channels_last=channels_last(lambda: models.copy_of(model), example),
+                channels_last=channels_last(lambda: building.copy_of(model), example),
             )
             network.model.eval()
             for x, y in itertools.chain(first, parts):
@@ -172,7 +170,7 @@ class SavedTicket:
         folder = settings.get("data")
         there = own and folder and (file := names.npz(Path(folder), self.run.dataset)).is_file()
         images = as_images(file if there else data)
-        if own and images is not None and same.differing(same.recorded(self.run), {"data": images.fingerprint}):
+        if own and images is not None and identity.differing(identity.recorded(self.run), {"data": images.fingerprint}):
             raise ValueError(f"data must be the images of the run, but {data} here are others: give their file itself")
         return None if images is None else replace(images, pixels=settings.get("pixels", Config.pixels))
 
@@ -189,11 +187,11 @@ class SavedTicket:
         if "own" in about:
             raise ValueError(f"model must be given, since {arch} is a network of your own, not a model under archs/")
         try:
-            make = models.find(arch, self.run.dataset, about.get("classes"), image=tables.image_shape(self.run))
-            model = models.constant(make)()
+            make = building.find(arch, self.run.dataset, about.get("classes"), image=tables.image_shape(self.run))
+            model = building.constant(make)()
         except ConfigError as error:
             raise ValueError(f"model must be given, since {arch} is not found under archs/ ({error})") from None
-        if same.differing(same.recorded(self.run), {"model": identity.of_model(make)}):
+        if identity.differing(identity.recorded(self.run), {"model": fingerprints.of_model(make)}):
             raise ValueError(f"model must be given, since {arch} under archs/ has changed since this ticket was found")
         return model
 
@@ -207,7 +205,7 @@ def _plain(model: nn.Module) -> nn.Module:
 
 def _bare(model: nn.Module) -> nn.Module:
     """A copy of `model` without masks of torch.nn.utils.prune."""
-    bare = models.copy_of(model)
+    bare = building.copy_of(model)
     prune.detach(bare)
     return bare
 

@@ -22,7 +22,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from lth import rng
 from lth.data.images import Feed
 from lth.experiment.trainer import Trainer
-from lth.models import prunable as layers
+from lth.models import prunable
 from lth.models.building import State
 from lth.records import recording, tables
 from lth.records.events import Connected
@@ -167,7 +167,7 @@ def _renew_statistics(network: Network, batches: Iterable[tuple[Tensor, Tensor]]
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.zero_()
         norm.momentum = None  # a plain mean over the batches; the first replaces what was there
-    layers.without_dropout(network.model)
+    prunable.without_dropout(network.model)
     for number, (images, labels) in enumerate(batches, 1):
         for norm in norms:
             if isinstance(norm, _InstanceNorm):  # which takes no momentum for 0

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lth.models import building as models
-from lth.models import prunable as layers
+from lth.models import building, prunable
 from lth.pruning import Masks
 from lth.settings.checks import first_line, said
 from lth.training.network import Criterion
@@ -105,8 +104,8 @@ def _tried(
     method: str, model: nn.Module, masks: Masks, batches: Batches, criterion: Criterion, exact: bool, plain: bool
 ) -> dict[str, Tensor]:
     """The scores in double precision, if `exact`, and with products that can be derived twice, if `plain`."""
-    made = models.copy_of(model).train()
-    layers.without_dropout(made)
+    made = building.copy_of(model).train()
+    prunable.without_dropout(made)
     with _plain_products() if plain else nullcontext():
         found = SCORES[method](made.double() if exact else made, masks, batches, criterion)
     if not all(score.isfinite().all() for score in found.values()):  # a NaN would be neither kept nor pruned

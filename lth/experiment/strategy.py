@@ -16,8 +16,7 @@ from lth.experiment.mode_connectivity import after_round
 from lth.experiment.starts import STARTS
 from lth.experiment.trainer import Trainer
 from lth.models.building import State
-from lth.records import identity as same
-from lth.records import recording, tables
+from lth.records import identity, recording, tables
 from lth.records.events import Event, Note, RoundDone
 from lth.records.files import RecordError, delete
 from lth.records.tables import Run
@@ -112,8 +111,8 @@ class Experiment:
     def pick_up(self, run: Run, rounds: int) -> None:
         """Continue the run from where its files say it is; a new one begins with the dense ticket or --ticket's."""
         problem, store, tell = self.trainer.problem, self.trainer.store(run), self.trainer.tell
-        if differ := same.differing(same.recorded(run), problem.fingerprint):  # edited while workers start
-            raise RecordError(f"{run.dumps} holds results of another experiment, {same.said(differ)} since")
+        if differ := identity.differing(identity.recorded(run), problem.fingerprint):  # edited while workers start
+            raise RecordError(f"{run.dumps} holds results of another experiment, {identity.said(differ)} since")
         store.pick_up(lambda text: tell(Note(text)))
         if not (store.has("initial") and store.has_ticket(0)):
             if problem.start_tickets is not None:

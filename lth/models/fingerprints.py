@@ -28,7 +28,7 @@ from torch import nn
 
 from lth import rng
 from lth.data.prints import of_arrays, of_texts
-from lth.models import prunable as layers
+from lth.models import prunable
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), range, slice, enum.Enum, torch.dtype)
 INSTALLED = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -125,7 +125,7 @@ def _network(net: nn.Module, without: Collection[str] = ()) -> list[Any]:
     parts: list[Any] = [_outline(net, without)]
     for path, module in net.named_modules():
         if path.partition(".")[0] not in without or not path:
-            hooks = [list(getattr(module, name).values()) for name in layers.HOOKS]
+            hooks = [list(getattr(module, name).values()) for name in prunable.HOOKS]
             parts += [type(module), hooks, _settings(module, () if path else without)]
     return parts
 

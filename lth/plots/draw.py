@@ -25,18 +25,15 @@ def draw_all(
 ) -> list[Path]:
     """Draw every figure there is of runs of one model, data set and settings, and delete those that there no longer
     are. One that cannot be drawn, because a file is damaged or gone, is reported to `complain`."""
-    from lth.plots import axes, comparison, weights
-    from lth.plots import barriers as connectivity
-    from lth.plots import curves as training
-    from lth.plots import layer_counts as layers
+    from lth.plots import axes, barriers, comparison, curves, layer_counts, weights
     from lth.records.tickets import UNUSABLE
 
     source, whole, written = fingerprint(runs), True, []
     drawings: dict[str, Callable[..., list[Path]]] = {
         draw.__name__: draw
         for draw in (
-            *(comparison.comparison, training.training, layers.layers),
-            *(weights.first_layer, weights.initial_weights, connectivity.connectivity),
+            *(comparison.comparison, curves.training, layer_counts.layers),
+            *(weights.first_layer, weights.initial_weights, barriers.connectivity),
         )
     }
     for x in axes.SPARSITY:  # those that `combine_plots.py --x` has drawn are to show the same rounds

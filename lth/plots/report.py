@@ -19,10 +19,7 @@ import matplotlib.image
 import pandas as pd
 
 from lth.analysis import labels, verdict
-from lth.plots import barriers as connectivity
-from lth.plots import comparison, weights
-from lth.plots import curves as training
-from lth.plots import layer_counts as layers
+from lth.plots import barriers, comparison, curves, layer_counts, weights
 from lth.records import files
 from lth.records.tables import Run, config_of
 from lth.records.tickets import UNUSABLE
@@ -61,7 +58,7 @@ def figures(runs: Sequence[Run], folder: Path) -> dict[str, bytes]:
     cannot be read are left out, since drawing them for plots/ says why. They are drawn below `folder`; Unwritable if
     that has no room."""
     drawn: dict[str, bytes] = {}
-    drawings = (comparison.comparison, connectivity.connectivity, training.training, layers.layers)
+    drawings = (comparison.comparison, barriers.connectivity, curves.training, layer_counts.layers)
     with files.explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         place = tempfile.TemporaryDirectory(suffix=".partial", dir=folder)

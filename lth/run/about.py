@@ -18,7 +18,7 @@ from lth import data
 from lth.data.images import Images
 from lth.data.prints import of_file
 from lth.experiment import start_tickets
-from lth.models import building as models
+from lth.models import building
 from lth.models import fingerprints as identity
 from lth.records.tables import Run, config_of
 from lth.run import device as devices
@@ -103,7 +103,7 @@ def fingerprints_now(config: Config, run: Run) -> dict[str, str]:
     about = config_of(run)
     if not about.get("classes") or "data" not in about.get("fingerprint", ()):
         return {}
-    found = {"model": identity.of_model(models.find(config.arch_type, config.dataset, about["classes"], config.data))}
+    found = {"model": identity.of_model(building.find(config.arch_type, config.dataset, about["classes"], config.data))}
     file = names.npz(config.data, names.dataset(config.dataset))
     if file.exists():
         alike = about["data_file"] == of_file(file)

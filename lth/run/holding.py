@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from lth.data.images import Images
-from lth.records import identity as same
-from lth.records import recording, resume, tables
+from lth.records import identity, recording, resume, tables
 from lth.records.files import read_json, write_json
 from lth.records.lock import Locks
 from lth.records.tables import Run
@@ -60,7 +59,7 @@ def claim(prepared: Sequence[Prepared], alone: bool) -> None:
         for run in (run for one in prepared if one.config.overwrite for run in one.runs):
             tables.move_aside(run, stamp)
         for one in prepared:
-            same.check(one.runs, one.config, one.problem.fingerprint)
+            identity.check(one.runs, one.config, one.problem.fingerprint)
 
 
 def with_stack(one: Prepared, device: torch.device) -> Prepared:

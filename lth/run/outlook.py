@@ -13,8 +13,7 @@ from torch import nn
 
 from lth import pruning
 from lth.analysis import labels
-from lth.models import building as models
-from lth.models import prunable as layers
+from lth.models import building, prunable
 from lth.records import tables
 from lth.records.tables import Run
 from lth.records.tickets import ENDS
@@ -105,7 +104,7 @@ def _disk_needed(prepared: Sequence[Prepared]) -> int:
     total, counted = 0, set[Run]()
     for one in prepared:
         config, model = one.config, one.problem.make()
-        state = sum(tensor.numel() * tensor.element_size() for tensor in models.state_of(model).values())
+        state = sum(tensor.numel() * tensor.element_size() for tensor in building.state_of(model).values())
         bits = sum(weight.numel() for weight in pruning.prunable(model, config.prune_embeddings).values()) // 8
         kept = {"all": config.prune_iterations, "last": 1, "none": 0}[config.keep_weights]
         # initial, dense, rewind; the checkpoint with its moments and best weights, also of further trainings
@@ -123,8 +122,8 @@ def _remarks(one: Prepared, device: torch.device) -> Iterator[str | None]:
     epoch_steps = (len(one.images.train) - (config.valid_size or 0)) // config.batch_size
     yield one.images.remark
     yield names.assumed(config.arch_type, one.runs[0].dataset, config.data)
-    yield layers.left_alone(model, config.prune_embeddings)
-    if config.init != Config.init and models.draws_itself(model):
+    yield prunable.left_alone(model, config.prune_embeddings)
+    if config.init != Config.init and building.draws_itself(model):
         own = f"{config.arch_type} draws its weights by its own _initialize_weights()"
         yield f"--init {config.init} only changes the folder's name: {own}"
     if rates["output"] != rates["fc"]:

@@ -9,8 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lth.records import files, journal, lock, resume, tables
-from lth.records import identity as same
+from lth.records import files, identity, journal, lock, resume, tables
 from lth.records.events import Event, Note, RoundDone
 from lth.records.files import RecordError
 from lth.records.lock import Locks
@@ -80,7 +79,7 @@ class Queue:
                     self.locks.release(run.dumps)
             if able:
                 work = self.work[able[0]]
-                if found := same.mismatch(able, work.config, work.facts["fingerprint"]):
+                if found := identity.mismatch(able, work.config, work.facts["fingerprint"]):
                     raise RecordError(found[1])
                 for run in able:
                     holding.write_config(run, work.config, work.facts)

@@ -19,9 +19,8 @@ import torch
 from lth import data
 from lth.data.images import Images
 from lth.experiment import start_tickets
-from lth.models import building as models
-from lth.records import identity as same
-from lth.records import recording, tables
+from lth.models import building
+from lth.records import identity, recording, tables
 from lth.records.events import Event
 from lth.records.lock import Locks, probe
 from lth.records.tables import Run
@@ -181,7 +180,7 @@ def _refuse(asked: Config, runs: Sequence[Run]) -> None:
     `runs` what another starts from."""
     if asked.overwrite:
         start_tickets.refuse_moved(asked, runs)
-    same.check(runs_of(asked), settled(asked), overwrite=asked.overwrite)
+    identity.check(runs_of(asked), settled(asked), overwrite=asked.overwrite)
 
 
 def _refuse_one_place(asked: Iterable[Config]) -> None:
@@ -203,7 +202,7 @@ def _unfinished(asked: Config) -> bool:
     runs = runs_of(asked)
     if asked.overwrite or any(tables.done_rounds(run, asked.connectivity) < asked.prune_iterations for run in runs):
         return True
-    same.check(runs, settled(asked), fingerprints_now(asked, runs[0]))
+    identity.check(runs, settled(asked), fingerprints_now(asked, runs[0]))
     return False
 
 
@@ -219,7 +218,7 @@ def _prepared(asked: Config, about: str, loaded: dict[tuple[object, ...], Images
     config, runs = settled(asked), runs_of(asked, about)
     images, problem = prepare(config, loaded)
     start_tickets.refuse_pruned(config)
-    same.check(runs, config, problem.fingerprint, config.overwrite)
+    identity.check(runs, config, problem.fingerprint, config.overwrite)
     return Prepared(asked, config, runs, images, problem)
 
 
@@ -233,7 +232,7 @@ def settled(config: Config) -> Config:
 def prepare(config: Config, loaded: dict[tuple[object, ...], Images] | None = None) -> tuple[Images, Problem]:
     """The images and the model of the settings, and every check that needs them. ConfigError with all that is wrong.
     `loaded` keeps images from one call for the next."""
-    models.find(config.arch_type, config.dataset, data=config.data)  # a bad file is said before data are downloaded
+    building.find(config.arch_type, config.dataset, data=config.data)  # a bad file is said before data are downloaded
     what, loaded = (config.dataset, config.data, config.pixels), {} if loaded is None else loaded
     if what not in loaded:
         name = names.dataset(config.dataset)
@@ -263,8 +262,8 @@ def check_finished(config: Config) -> None:
     """ConfigError or RecordError if what is finished of these runs is not of one experiment with these settings, or
     its tables are not as they were written: for who only reads them."""
     runs = runs_of(config)
-    same.check(runs, settled(config))
-    if reason := same.mixed(runs):
+    identity.check(runs, settled(config))
+    if reason := identity.mixed(runs):
         raise ConfigError(reason)
     for run in runs:
         tables.entries(run)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lth import rng
-from lth.models import building as models
+from lth.models import building
 from lth.training.network import Network
 
 SLOWER = "no CUDA graph of this model's step, which is slower"
@@ -82,12 +82,12 @@ def _decides(network: Network, images: Tensor) -> bool:
     def passed() -> tuple[dict[str, bytes], bytes, list[Tensor]]:
         with rng.preserved(network.device):
             network.forward(model, part.clone()).sum().backward()
-            return models.in_python(model), _cpu_state(), list(model.buffers())
+            return building.in_python(model), _cpu_state(), list(model.buffers())
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model, start = models.copy_of(network.model), _cpu_state()
+            model, start = building.copy_of(network.model), _cpu_state()
             (first, _, buffers), (second, drawn, after) = passed(), passed()
     except torch.OutOfMemoryError:
         raise

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from lth import pruning, rng
 from lth.data.prints import of_arrays
-from lth.models import building as models
-from lth.models import prunable as layers
+from lth.models import building, prunable
 from lth.models.building import State
 from lth.settings.checks import first_line
 from lth.settings.config import ConfigError
@@ -34,7 +33,7 @@ def check_fit(
         if tensor.is_complex():
             raise ConfigError(f"{name} {has_complex(called)}")
     for called, parameter in model.named_parameters():
-        if layers.waits_for_grad(parameter):
+        if prunable.waits_for_grad(parameter):
             raise ConfigError(
                 f"{name} must come without register_post_accumulate_grad_hook, which {called} has: no gradients are "
                 "stored; register_hook gets and changes each"
@@ -68,7 +67,7 @@ def check_fit(
 
 def check_seeded(build: Callable[[int], nn.Module], name: str = "model") -> None:
     """ConfigError unless `build` gives equal parameters and buffers whenever it is called with one seed."""
-    one, other = (models.state_of(build(0)) for _ in range(2))
+    one, other = (building.state_of(build(0)) for _ in range(2))
     if differ := [key for key in one if key not in other or of_arrays([one[key]]) != of_arrays([other[key]])]:
         raise ConfigError(
             f"{name} must draw by the functions of torch, np.random or random, which the seed decides, and fill its "

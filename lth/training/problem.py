@@ -14,7 +14,7 @@ from torch import nn
 from lth import pruning, rng
 from lth.data.images import Images
 from lth.data.stream import Source
-from lth.models import building as models
+from lth.models import building
 from lth.models import fingerprints as identity
 from lth.models.building import Build, State
 from lth.models.multiply_adds import Cost, cost
@@ -70,13 +70,13 @@ class Problem:
     @classmethod
     def of(cls, config: Config, images: Images) -> Problem:
         """The problem that the settings name."""
-        make = models.find(config.arch_type, config.dataset, images.classes, config.data)
+        make = building.find(config.arch_type, config.dataset, images.classes, config.data)
 
         def build(seed: int) -> nn.Module:
-            return models.build(make, config.init, seed)
+            return building.build(make, config.init, seed)
 
         def weights(seed: int) -> State:
-            return models.state_of(build(seed))
+            return building.state_of(build(seed))
 
         def optimizer(network: Network) -> Optimizer:
             return Fused(config.optimizer, network, config.lr, config.weight_decay, config.momentum, config.nesterov)
@@ -84,7 +84,7 @@ class Problem:
         def prints() -> dict[str, str]:
             return {"model": identity.of_model(make), "data": images.fingerprint}
 
-        return cls(images, models.constant(make), weights, weights, optimizer, prints=prints, build=build)
+        return cls(images, building.constant(make), weights, weights, optimizer, prints=prints, build=build)
 
     @cached_property
     def cost(self) -> tuple[Cost | None, str]:
@@ -117,7 +117,7 @@ def step_seconds(config: Config, problem: Problem, device: torch.device, trials:
     """How long some steps of so many stacked trials take on a GPU, without the optimiser. vmap makes grouped
     convolutions, which are slow on many cards: only a measurement tells."""
     model, bf16 = problem.make(), config.precision == "bf16"
-    state, masks = models.state_of(model), pruning.dense(pruning.prunable(model))
+    state, masks = building.state_of(model), pruning.dense(pruning.prunable(model))
     images = torch.zeros(trials * config.batch_size, *problem.images.shape, device=device)
     labels = torch.zeros(len(images), dtype=torch.int64, device=device)
     with numerics(config.precision, config.threads), rng.preserved(device):
@@ -142,7 +142,7 @@ def stackable(problem: Problem) -> bool:
     """Whether the model can be trained as one stacked network: torch.func.vmap cannot follow branches on values,
     nor recurrent layers, nor new tensors in the places of buffers, nor hooks on gradients."""
     model, images = problem.make(), torch.zeros(4, *problem.images.shape)
-    state, masks = models.state_of(model), pruning.dense(pruning.prunable(model))
+    state, masks = building.state_of(model), pruning.dense(pruning.prunable(model))
     buffers = list(model.buffers())
     if any(map(has_gradient_hooks, model.parameters())):
         return False  # stacked tensors have none

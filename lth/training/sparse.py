@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lth import rng
-from lth.models import building as models
+from lth.models import building
 from lth.models.prunable import has_gradient_hooks, is_plain_linear
 from lth.pruning import Masks
 from lth.settings.config import Config
@@ -104,7 +104,7 @@ def _used_elsewhere(model: nn.Module, names: Sequence[str], example: Tensor) -> 
     penalty or to clip them; all of them where it cannot be called with `example`."""
     with rng.seeded(0), torch.no_grad():
         try:
-            copy = models.copy_of(model)
+            copy = building.copy_of(model)
             layers: dict[str, Any] = {name: copy.get_submodule(name.rpartition(".")[0]) for name in names}
             weights = {name: layer.weight for name, layer in layers.items()}
             for layer in layers.values():

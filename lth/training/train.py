@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lth import rng
 from lth.data.images import Feed
-from lth.models import building as models
+from lth.models import building
 from lth.models.building import State
 from lth.training.cuda_graph import captured
 from lth.training.kernels import gradients
@@ -282,11 +282,11 @@ class Training:
         on which images, must decide nothing. Not so where attributes have changed as well, since buffers may belong to
         these, as a table to the size that it was made for."""
         before = {name: (buffer, buffer.clone()) for name, buffer in self.network.buffers().items()}
-        attributes = models.in_python(self.network.model) if before else {}
+        attributes = building.in_python(self.network.model) if before else {}
         try:
             yield
         finally:
-            if before and models.in_python(self.network.model) == attributes:
+            if before and building.in_python(self.network.model) == attributes:
                 self.network.put_back(before)
 
     @contextmanager

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import lth
 from lth import prune, pruning
-from lth.models import building as models
+from lth.models import building
 
 Masks = dict[str, Tensor]
 
@@ -95,7 +95,7 @@ def test_tickets_of_this_program_pass(place: Path, tmp_path: Path) -> None:
     arms = ("lt", "random", "ticket_reinit", "ticket_shuffle", "random_reinit")
     runs = {run.arm: run for run in do(settings(place, prune_type=arms, prune_percent=30))}
     first, last = (lth.load_ticket(runs["lt"].saves, number) for number in (1, 2))
-    net = models.find("mlp", "tiny", 4)()
+    net = building.find("mlp", "tiny", 4)()
     initial = lth.load_ticket(runs["lt"].saves, 0).start
     for as_pruned in (False, True):
         lth.audit(last.apply(net, as_pruned), last, initial=initial, remaining=49, percent=30, previous=first)

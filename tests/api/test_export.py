@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import lth
 from lth.api import export
 from lth.api.saved_ticket import SavedTicket
-from lth.models import building as models
+from lth.models import building
 from lth.run import session
 
 pytestmark = pytest.mark.versions
@@ -27,7 +27,7 @@ def ticket(place: Path, request: pytest.FixtureRequest) -> SavedTicket:
 
 def trained(ticket: SavedTicket) -> nn.Module:
     """The network that the ticket means, in evaluation mode."""
-    return ticket.apply(models.find(ticket.run.arch_type, "tiny", 4)(), weights="trained").eval()
+    return ticket.apply(building.find(ticket.run.arch_type, "tiny", 4)(), weights="trained").eval()
 
 
 def examples(count: int) -> Tensor:

@@ -34,7 +34,7 @@ import utils
 from lth import data
 from lth import prune as lth_prune
 from lth.api.own_network import OwnNet
-from lth.models import building as models
+from lth.models import building
 from lth.records import tables, tickets
 from lth.run import session
 
@@ -83,11 +83,11 @@ def test_the_code_of_the_issue_runs_as_written(capsys: pytest.CaptureFixture[str
 def test_a_net_of_ones_own_gives_the_numbers_of_the_built_in_experiment(place: Path) -> None:
     config = settings(place, valid_size=20, prune_percent=30, precision="fp32")
     (run,) = do(config)
-    make = models.find("mlp", "tiny", 4)
+    make = building.find("mlp", "tiny", 4)
     start = tickets.read_state(run, "initial")
     images = data.load("tiny", place / "data")
     options = {"lr": 0.01, "batch_size": 10, "valid_size": 20, "valid_freq": "4it", "precision": "fp32"}
-    history = find(models.load_state(make(), start), images, iterations=8, **options)
+    history = find(building.load_state(make(), start), images, iterations=8, **options)
     assert history == tables.table(run, "rounds").to_dict("records")
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import lth
 from lth import prune as lth_prune
-from lth.records import identity as same
+from lth.records import identity
 from lth.records.files import read_json
 
 CALLS: list[int] = []  # of a rule or a loss, whose own values would make it another one
@@ -173,5 +173,5 @@ def test_recover_goes_on_with_the_same_network_rule_optimiser_loss_and_data_only
     assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
     (config,) = tmp_path.glob("dumps/**/config.json")
     prints = set(read_json(config)["fingerprint"])
-    assert prints == {"model", "data", "rule", "optimizer", "loss"} and prints <= set(same.WORDS)
+    assert prints == {"model", "data", "rule", "optimizer", "loss"} and prints <= set(identity.WORDS)
     assert go_on(recover=tmp_path, rounds=3)[:3] == whole

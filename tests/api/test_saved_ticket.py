@@ -25,7 +25,7 @@ from torch import nn
 import lth
 from lth import data
 from lth.api import export
-from lth.models import building as models
+from lth.models import building
 from lth.records import tables
 from lth.records.files import read_json
 from lth.run import session
@@ -81,7 +81,7 @@ def test_a_ticket_is_evaluated_on_pixels_scaled_as_its_run_had_them(place: Path)
     for given in (place / "data" / "tiny.npz", tests):
         assert float(f"{ticket.evaluate(given, device='cpu'):.10g}") == ticket.row["test"]
     with torch.no_grad():  # and not because the scaling makes no difference
-        model, x = ticket.apply(models.find("mlp", "tiny", 4)(), weights="trained"), tests.test.flatten(1).float()
+        model, x = ticket.apply(building.find("mlp", "tiny", 4)(), weights="trained"), tests.test.flatten(1).float()
         answers = [model(pixels).argmax(1) for pixels in (x / x.norm(dim=1, keepdim=True), x / 255)]
     found, other = (100 * (given == tests.test_labels).float().mean().item() for given in answers)
     assert found == pytest.approx(ticket.row["test"]) != other
@@ -118,15 +118,15 @@ def test_a_model_that_holds_what_it_has_computed_is_evaluated_and_exported(place
     )
     (run,) = session.run(settings(place, arch_type="normed", prune_iterations=2))
     ticket, x = lth.load_ticket(run.saves), torch.randn(3, 1, 8, 8)
-    for model in (None, models.find("normed", "tiny", 4)()):
+    for model in (None, building.find("normed", "tiny", 4)()):
         found = ticket.evaluate(place / "data" / "tiny.npz", model, device="cpu")
         assert float(f"{found:.10g}") == ticket.row["test"]
-        applied = ticket.apply(models.find("normed", "tiny", 4)(), weights="trained")
+        applied = ticket.apply(building.find("normed", "tiny", 4)(), weights="trained")
         torch.testing.assert_close(ticket.sparse(model)(x), applied(x))
         assert ticket.export(place / "normed.pt2", torch.zeros(2, 1, 8, 8), model).is_file()
     with torch.no_grad():
         applied[1].weight_g.mul_(2)
-    assert not torch.allclose(models.copy_of(applied)(x), ticket.sparse()(x)), "a copy computes its weight anew"
+    assert not torch.allclose(building.copy_of(applied)(x), ticket.sparse()(x)), "a copy computes its weight anew"
 
 
 def test_a_ticket_of_an_own_net_evaluates_on_the_users_loaders(tmp_path: Path) -> None:
@@ -144,10 +144,10 @@ def test_a_ticket_of_an_own_net_evaluates_on_the_users_loaders(tmp_path: Path) -
 def test_apply_puts_plain_weights_or_masks_on_a_model(place: Path) -> None:
     (run,) = do(settings(place, arch_type="conv"))
     ticket = lth.load_ticket(run.saves, 2)
-    make = models.find("conv", "tiny", 4)
+    make = building.find("conv", "tiny", 4)
     model = make()
     assert ticket.apply(model) is model and not torch_prune.is_pruned(model)
-    state = models.state_of(model)
+    state = building.state_of(model)
     assert all(state[name].equal(value) for name, value in ticket.start.items())
     assert all((state[name][~mask] == 0).all() for name, mask in ticket.masks.items())
     ticket.apply(model, as_pruned=True)
@@ -161,7 +161,7 @@ def test_apply_puts_plain_weights_or_masks_on_a_model(place: Path) -> None:
     for wrong, kind, words in (
         ("fc1", TypeError, "model must be a torch.nn.Module, not 'fc1'"),
         (Mlp(), ValueError, "model must have the parameters and shapes of the ticket"),
-        (models.find("conv", "tiny", 5)(), ValueError, r"of the ticket; layers.5.weight, layers.5.bias differ"),
+        (building.find("conv", "tiny", 5)(), ValueError, r"of the ticket; layers.5.weight, layers.5.bias differ"),
     ):
         with pytest.raises(kind, match=words):
             ticket.apply(wrong)  # type: ignore[arg-type]

@@ -19,9 +19,7 @@ from hypothesis import strategies as st
 import reproduce
 import utils
 from lth.analysis import verdict
-from lth.claims import CLAIMS, Claim, Statement
-from lth.claims import duration as cost
-from lth.claims import sections as report
+from lth.claims import CLAIMS, Claim, Statement, duration, sections
 from lth.claims.claim import PERCENT, TIMES, accuracy, barrier, early_stop, untrained
 from lth.claims.forms import Form, form
 from lth.claims.judge import Records, check, findings, judge
@@ -218,12 +216,12 @@ def test_a_report_renews_its_own_section_and_leaves_the_rest(make_runs: MakeRuns
     file = tmp_path / "report.md"
     file.write_text("# Mine\n\nBefore.\n")
     first, second = asked(tmp_path, "--trials", "3"), asked(tmp_path, "--trials", "3", "--precision", "fp32")
-    written = report.renew(file, first, findings(first))
+    written = sections.renew(file, first, findings(first))
     assert [path.name for path in written] == ["report.md", *(path.name for path in written[1:])] and len(written) == 2
     file.write_text(file.read_text() + "\nAfter.\n")
-    report.renew(file, second, findings(second))
+    sections.renew(file, second, findings(second))
     before = file.read_text()
-    report.renew(file, first, findings(first))
+    sections.renew(file, first, findings(first))
     text = file.read_text()
     assert text == before
     assert text.startswith("# Mine\n\nBefore.\n") and "\nAfter.\n" in text and text.count("### tiny") == 2
@@ -241,7 +239,7 @@ def test_a_report_shows_what_its_statements_are_about(make_runs: MakeRuns, tmp_p
     for run in make_runs(rounds=3):
         for number in range(3):
             write_connectivity(run, number, line((1.0, 1.0, 1.0), (1.0, 1.5, 1.0)))
-    _, comparison, lines = report.renew(tmp_path / "r.md", asked_for, findings(asked_for))
+    _, comparison, lines = sections.renew(tmp_path / "r.md", asked_for, findings(asked_for))
     text = (tmp_path / "r.md").read_text()
     assert "| good before training | | 86.00 | 12.00 [12.00, 12.00] |" in text, "a level, no difference"
     assert "| stable | 100% | | +0.50 [+0.50, +0.50] |" in text
@@ -253,10 +251,10 @@ def test_a_report_shows_what_its_statements_are_about(make_runs: MakeRuns, tmp_p
 def test_changed_settings_are_never_printed_as_the_claim(make_runs: MakeRuns, tmp_path: Path) -> None:
     make_runs(seeds=(0, 1, 2), accuracy=gains({0: 0.5, 1: 0.52, 2: 0.48}))
     changed = asked(tmp_path, "--trials", "3")
-    text = report.text(changed, findings(changed), 100)
+    text = sections.text(changed, findings(changed), 100)
     assert "CHANGED SETTINGS, not the published experiment: end_iter=5, published 100" in text
     assert "(agrees)" in text and " agrees" not in text.split("here: mean")[0]
-    assert "CHANGED SETTINGS" in report.markdown(changed, findings(changed), {})
+    assert "CHANGED SETTINGS" in sections.markdown(changed, findings(changed), {})
     assert all(len(line) <= 100 for line in text.splitlines())
 
 
@@ -313,7 +311,7 @@ def test_the_list_says_what_a_claim_takes_and_writes_nothing(
     line = capsys.readouterr().out.splitlines()[0]
     assert line.startswith("tiny  Nobody 2020, Figure 0: 10 trainings, at most 1 minute here")
     assert not (place / "dumps").exists()
-    assert [cost.in_words(n) for n in (0.2, 1.4, 119.6, 121, 600)] == (
+    assert [duration.in_words(n) for n in (0.2, 1.4, 119.6, 121, 600)] == (
         ["1 minute", "1 minute", "120 minutes", "2 hours", "10 hours"]
     )
-    assert cost.minutes(form(tiny, ["--data", str(place)]), {}) is None  # where its images are not
+    assert duration.minutes(form(tiny, ["--data", str(place)]), {}) is None  # where its images are not

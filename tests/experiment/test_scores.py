@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from lth import pruning
 from lth.experiment.scores import SCORES, TEMPERATURE, scored
-from lth.models import building as models
+from lth.models import building
 
 pytestmark = pytest.mark.versions
 
@@ -25,7 +25,7 @@ def batches(count: int = 3, size: int = 12) -> list[tuple[Tensor, Tensor]]:
 
 
 def built(make: Any) -> nn.Module:
-    return models.build(make, "glorot", 3)
+    return building.build(make, "glorot", 3)
 
 
 def loss(model: nn.Module, scale: float = 1.0) -> Tensor:
@@ -131,8 +131,8 @@ def test_synflow_in_many_steps_collapses_no_layer_where_a_single_one_does() -> N
 
 @pytest.mark.parametrize("name", list(SCORES))
 def test_scores_leave_the_model_as_it_was_and_do_not_depend_on_its_mode(name: str) -> None:
-    model = models.build(lambda: Conv(dropout=0.5), "glorot", 0)
-    before = models.state_of(model)
+    model = building.build(lambda: Conv(dropout=0.5), "glorot", 0)
+    before = building.state_of(model)
     masks = everything(model)
     results = []
     for training in (True, False):
@@ -140,7 +140,7 @@ def test_scores_leave_the_model_as_it_was_and_do_not_depend_on_its_mode(name: st
         results.append(scored(name, model, masks, batches(), cross_entropy))
         assert model.training == training and all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(results[0][each], results[1][each]) for each in masks)
-    after = models.state_of(model)
+    after = building.state_of(model)
     assert all(torch.equal(before[each], after[each]) for each in before), "batch norm's statistics too"
     assert {score.dtype for score in results[0].values()} == {torch.float64}
     assert [score.shape for score in results[0].values()] == [before[each].shape for each in masks]

@@ -13,7 +13,7 @@ import torch
 from helpers import Conv, Mlp
 from torch import nn
 
-from lth.models import building as models
+from lth.models import building
 from lth.settings import names
 from lth.settings.config import ConfigError
 
@@ -50,7 +50,7 @@ def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Put:
 
 
 def find(arch_type: str, dataset: str = "mnist", classes: int | None = None) -> Any:
-    return models.find(arch_type, dataset, classes)()
+    return building.find(arch_type, dataset, classes)()
 
 
 # Which model is meant
@@ -223,7 +223,7 @@ class Wide(nn.Module):
 
 
 def test_glorot_is_gaussian_with_zero_biases() -> None:
-    model = models.build(Wide, "glorot", 0)
+    model = building.build(Wide, "glorot", 0)
     for layer, fan_in, fan_out in (
         (model.fc, 400, 200),
         (model.conv, 20 * 25, 40 * 25),
@@ -239,7 +239,7 @@ def test_glorot_is_gaussian_with_zero_biases() -> None:
 
 
 def test_kaiming_is_gaussian_of_the_inputs_alone() -> None:
-    model = models.build(Wide, "kaiming", 0)
+    model = building.build(Wide, "kaiming", 0)
     assert model.fc.weight.std().item() == pytest.approx((2 / 400) ** 0.5, rel=0.02)
     assert model.conv.weight.std().item() == pytest.approx((2 / 500) ** 0.5, rel=0.02)
     assert (model.fc.bias == 0).all()
@@ -247,8 +247,8 @@ def test_kaiming_is_gaussian_of_the_inputs_alone() -> None:
 
 def test_own_leaves_what_the_constructor_drew() -> None:
     torch.manual_seed(3)
-    expected = models.state_of(Wide())
-    found = models.state_of(models.build(Wide, "own", 3))
+    expected = building.state_of(Wide())
+    found = building.state_of(building.build(Wide, "own", 3))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
@@ -257,7 +257,7 @@ def test_own_leaves_what_the_constructor_drew() -> None:
 def test_weights_follow_from_the_seed_alone(make: Callable[[], nn.Module], init: str) -> None:
     torch.manual_seed(123)
     before = torch.get_rng_state()
-    one, same, other = (models.state_of(models.build(make, init, seed)) for seed in (5, 5, 6))
+    one, same, other = (building.state_of(building.build(make, init, seed)) for seed in (5, 5, 6))
     assert torch.equal(torch.get_rng_state(), before), "drawing weights must not disturb dropout"
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one[next(iter(one))], other[next(iter(one))])
@@ -269,10 +269,10 @@ def test_weights_follow_from_the_seed_alone(make: Callable[[], nn.Module], init:
 def test_states_are_copies_and_go_back_bit_for_bit() -> None:
     model = Conv()
     model(torch.randn(5, 1, 8, 8))  # running statistics
-    state = models.state_of(model)
+    state = building.state_of(model)
     assert list(state) == [name for name, _ in model.named_parameters()] + [name for name, _ in model.named_buffers()]
-    other = models.load_state(Conv(), state)
-    assert all(torch.equal(tensor, state[name]) for name, tensor in models.state_of(other).items())
+    other = building.load_state(Conv(), state)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in building.state_of(other).items())
     with torch.no_grad():
         model.conv.weight.zero_()
     assert (state["conv.weight"] != 0).any()
@@ -283,10 +283,10 @@ def test_states_are_copies_and_go_back_bit_for_bit() -> None:
     [lambda s: s.pop("fc1.bias"), lambda s: s.update(x=torch.ones(1)), lambda s: s.update({"fc1.bias": torch.ones(3)})],
 )
 def test_states_of_another_model_are_refused(change: Callable[[Any], Any]) -> None:
-    state = models.state_of(Mlp())
+    state = building.state_of(Mlp())
     change(state)
     with pytest.raises(ValueError, match=r"must have the parameters and shapes of the ticket; (fc1\.bias|x) differ"):
-        models.load_state(Mlp(), state)
+        building.load_state(Mlp(), state)
 
 
 class Shelf:
@@ -316,8 +316,8 @@ def test_what_a_model_keeps_in_python_shows(value: Any, change: Callable[[Any], 
     layers = {"lstm": nn.LSTM(4, 3), "norm": nn.BatchNorm1d(3), "kept": nn.Linear(3, 3)}
     model = nn.ModuleDict(layers)
     model["kept"].held, model["kept"].function = value, lambda x: x
-    before = models.in_python(model)
+    before = building.in_python(model)
     model["norm"](model["lstm"](torch.randn(5, 4))[0]).sum().backward()
-    assert models.in_python(model) == before
+    assert building.in_python(model) == before
     change(value)
-    assert models.in_python(model) != before
+    assert building.in_python(model) != before

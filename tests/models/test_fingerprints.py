@@ -134,7 +134,7 @@ from pathlib import Path
 from lth.settings import names
 names.ARCHS = [Path({str(place / "archs")!r})]
 from lth import prune
-from lth.training import identity, models
+from lth.models import building as models, fingerprints as identity
 print(identity.of_model(models.find("net", "tiny", 4)), identity.of(prune.magnitude(0.2), {{"a", "b", "c"}}))
 """
     expected = [model(), identity.of(prune.magnitude(0.2), {"a", "b", "c"})]

@@ -11,7 +11,7 @@ from torch import nn
 
 from lth import pruning
 from lth.data.loaders import take
-from lth.models import building as models
+from lth.models import building
 from lth.models.multiply_adds import cost
 from lth.training.network import Fused
 from lth.training.problem import Problem
@@ -25,7 +25,7 @@ def of(model: nn.Module, *shape: int, dtype: torch.dtype = torch.float32) -> dic
 
 
 def test_fc1_multiplies_by_each_weight_once() -> None:
-    model = models.find("fc1", "mnist", 10)()
+    model = building.find("fc1", "mnist", 10)()
     found = cost(model, torch.zeros(1, 1, 28, 28), pruning.prunable(model))
     assert set(found.uses.values()) == {1.0}
     assert found.total({name: weight.numel() for name, weight in pruning.prunable(model).items()}) == 266_200

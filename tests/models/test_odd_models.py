@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import main
 import utils
-from lth.models import building as models
+from lth.models import building
 from lth.records import tables, tickets
 from lth.run import session
 from lth.settings.config import ConfigError
@@ -134,7 +134,7 @@ def test_a_constructor_that_seeds_makes_no_two_trials_alike(place: Path) -> None
         torch.manual_seed(0)
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
 
-    first, second, again = (models.state_of(models.build(seeding, "glorot", seed)) for seed in (3, 4, 3))
+    first, second, again = (building.state_of(building.build(seeding, "glorot", seed)) for seed in (3, 4, 3))
     assert not torch.equal(first["1.weight"], second["1.weight"]) and torch.equal(first["1.weight"], again["1.weight"])
 
 

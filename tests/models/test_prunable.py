@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from lth import prune, pruning, rng
-from lth.models import building as models
-from lth.models import prunable as layers
+from lth.models import building, prunable
 from lth.records import tables, tickets
 from lth.run import session
 from lth.training.network import Fused, Network
@@ -134,12 +133,12 @@ def test_a_parametrised_weight_is_pruned_where_a_zero_stays_a_zero(
     make: Callable[[], nn.Module], wrap: Callable[[nn.Module], nn.Module]
 ) -> None:
     model = nn.Sequential(wrap(make()), nn.Flatten())
-    before = models.state_of(model)
+    before = building.state_of(model)
     state = rng.state(CPU)
     (name,) = pruning.prunable(model)
     assert all(torch.equal(now, state[key]) for key, now in rng.state(CPU).items()), "looking at it draws"
     assert name == "0.parametrizations.weight.original"
-    assert all(torch.equal(value, before[key]) for key, value in models.state_of(model).items()), "looking changed it"
+    assert all(torch.equal(value, before[key]) for key, value in building.state_of(model).items()), "looking changed it"
     masks = random_masks(model)
     prune.attach(model, masks)
     assert [name for _, name in prune.fetch_layers(model)] == ["original"]
@@ -161,21 +160,21 @@ def test_a_parametrised_weight_is_pruned_where_a_zero_stays_a_zero(
 def test_other_parametrised_weights_are_left_alone_and_said(wrap: Callable[[nn.Module], nn.Module]) -> None:
     model = nn.ModuleDict({"plain": nn.Linear(5, 5), "odd": wrap(nn.Linear(5, 5))})
     assert list(pruning.prunable(model)) == ["plain.weight"]
-    assert "odd." in layers.left_alone(model)
+    assert "odd." in prunable.left_alone(model)
 
 
 # What is left alone
 
 
 def test_what_is_left_alone_is_said_with_its_share_where_it_exceeds_one_percent() -> None:
-    assert layers.left_alone(nn.Linear(99, 100)) == "" != layers.left_alone(nn.Linear(98, 100))
+    assert prunable.left_alone(nn.Linear(99, 100)) == "" != prunable.left_alone(nn.Linear(98, 100))
     model = nn.ModuleDict({"embedding": nn.Embedding(60, 5), "fc": nn.Linear(5, 100), "norm": nn.BatchNorm1d(50)})
-    assert layers.left_alone(model) == (
+    assert prunable.left_alone(model) == (
         "pruning leaves 50.0% of all 1,000 parameters alone: embedding.weight (an embedding: see prune_embeddings) "
         "30.0%, biases, normalisation and other vectors 20.0%"
     )
-    assert "embedding" not in layers.left_alone(model, embeddings=True)
-    assert "20.0%" in layers.left_alone(model, embeddings=True)
+    assert "embedding" not in prunable.left_alone(model, embeddings=True)
+    assert "20.0%" in prunable.left_alone(model, embeddings=True)
 
 
 # Initial weights
@@ -202,13 +201,13 @@ def test_stacked_matrices_are_drawn_each_as_one_of_its_own(init: str, gain: floa
         **{"apart.out_proj.weight": (100, 100), "bilinear.weight": (600, 1200)},
         "spectral.parametrizations.weight.original": (200, 100),
     }
-    model = models.build(lambda: nn.ModuleDict(made), init, 0)
+    model = building.build(lambda: nn.ModuleDict(made), init, 0)
     weights = pruning.prunable(model)
     assert weights.keys() == fans.keys()
     for name, (inputs, outputs) in fans.items():
         expected = (gain / inputs if gain else 2 / (inputs + outputs)) ** 0.5
         assert weights[name].detach().std().item() == pytest.approx(expected, rel=0.05), name
-    biases = [part.parameter for part in layers.parts(model) if part.kind == layers.BIAS]
+    biases = [part.parameter for part in prunable.parts(model) if part.kind == prunable.BIAS]
     assert len(biases) == 12 and not any(bias.any() for bias in biases)
 
 
@@ -216,7 +215,7 @@ def test_what_is_no_layer_of_pytorchs_keeps_what_its_constructor_drew() -> None:
     def make() -> nn.Module:
         return nn.ModuleDict({"mine": Mine(), "embedding": nn.Embedding(9, 5), "norm": nn.LayerNorm(3)})
 
-    one, other = (models.state_of(models.build(make, init, 3)) for init in ("glorot", "own"))
+    one, other = (building.state_of(building.build(make, init, 3)) for init in ("glorot", "own"))
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 
@@ -226,7 +225,7 @@ def test_what_does_not_learn_keeps_what_its_constructor_drew_and_is_pruned_as_ot
         fixed, bounded = nn.Conv2d(1, 2, 3), spectral(nn.Linear(4, 3))
         return nn.Sequential(fixed.requires_grad_(False), bounded.requires_grad_(False), nn.Linear(3, 2))
 
-    drawn, own = (models.state_of(models.build(make, which, 3)) for which in (init, "own"))
+    drawn, own = (building.state_of(building.build(make, which, 3)) for which in (init, "own"))
     assert [name for name in own if not torch.equal(drawn[name], own[name])] == ["2.weight", "2.bias"]
     assert "0.weight" in pruning.prunable(make())
 
@@ -304,7 +303,7 @@ def test_pruned_weights_of_attention_and_recurrent_layers_stay_0_in_training(kin
     torch.manual_seed(0)
     model = Attending()
     model.lstm = recurrent(8, 6, num_layers=2, bidirectional=True, batch_first=True)
-    masks, state = random_masks(model), models.state_of(model)
+    masks, state = random_masks(model), building.state_of(model)
     network = Network(model, [state], [masks], CPU)
     optimizer = Fused(kind, network, 0.05, weight_decay=0.01)
     x, y = torch.randn(12, 1, 8, 8), torch.arange(12) % 4
@@ -313,7 +312,7 @@ def test_pruned_weights_of_attention_and_recurrent_layers_stay_0_in_training(kin
     after = network.state(0)
     for name, mask in masks.items():
         assert not after[name][~mask].any() and (after[name] != state[name])[mask].all(), name
-    logits = models.load_state(Attending(), after)(x)
+    logits = building.load_state(Attending(), after)(x)
     same = torch.allclose(network.logits(x, True)[0], logits, rtol=1e-4, atol=1e-6)  # some processors round otherwise
     assert same, "the recurrent layer computes with other weights"
     if recurrent is Flat:
@@ -324,11 +323,11 @@ def test_networks_with_attention_and_recurrent_layers_train_with_pytorchs_masks_
     """As `ticket.apply(model, as_pruned=True)` gives them: attention must not go round the mask of its out_proj."""
     torch.manual_seed(0)
     model, plain = Attending(), Attending()
-    models.load_state(plain, models.state_of(model))
+    building.load_state(plain, building.state_of(model))
     masks = random_masks(model)
     prune.attach(model, masks)
     optimizer, x, y = torch.optim.SGD(model.parameters(), lr=0.5), torch.randn(12, 1, 8, 8), torch.arange(12) % 4
-    network = Network(plain, [models.state_of(plain)], [masks], CPU)
+    network = Network(plain, [building.state_of(plain)], [masks], CPU)
     other = Fused("sgd", network, 0.5)
     for _ in range(3):
         optimizer.zero_grad()

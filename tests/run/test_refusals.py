@@ -24,8 +24,7 @@ import utils
 from lth import data
 from lth.analysis import verdict
 from lth.experiment import Experiment
-from lth.records import identity as same
-from lth.records import journal, tables
+from lth.records import identity, journal, tables
 from lth.records.files import RecordError, read_json, write_json
 from lth.records.tables import Run
 from lth.run import session
@@ -220,7 +219,7 @@ def test_settings_that_an_arm_does_not_look_at_may_be_others_beside_it(place: Pa
     session.run(before)
     session.run(replace(config, prune_iterations=3))
     runs = tables.find(place)
-    assert len(verdict.table(runs)["arm"].unique()) == 2 and same.mixed(runs) == ""
+    assert len(verdict.table(runs)["arm"].unique()) == 2 and identity.mixed(runs) == ""
     refused(replace(before, random_rates="uniform"), "random_rates erk, now uniform")
     refused(replace(before, seed=1, random_rates="uniform"), "beside these runs", "random_rates erk, now uniform")
     with pytest.raises(ConfigError, match="random_rates erk, now uniform"):
@@ -335,7 +334,7 @@ def test_each_run_has_one_folder(place: Path) -> None:
     """Nothing else is called seed01."""
     (run,) = session.run(settings(place, prune_iterations=1))
     shutil.copytree(run.dumps, run.dumps.with_name("seed00"))
-    assert len(lth.results(place)) == 1 and same.neighbours(run) == [run]
+    assert len(lth.results(place)) == 1 and identity.neighbours(run) == [run]
 
 
 def test_a_stop_between_the_folders_that_overwrite_moves_aside_loses_nothing(
@@ -367,4 +366,4 @@ def test_every_saved_file_says_what_it_belongs_to(place: Path) -> None:
     about = json.loads((run.dumps / "config.json").read_text())["fingerprint"]
     assert {*about} == {"model", "data"}
     files = sorted(run.saves.glob("*.safetensors"))
-    assert len(files) == 3 + 3 + 4 and all(same.fingerprint_of(file) == about for file in files)
+    assert len(files) == 3 + 3 + 4 and all(identity.fingerprint_of(file) == about for file in files)

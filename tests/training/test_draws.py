@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lth import pruning
 from lth.experiment.trainer import Trainer
-from lth.models import building as models
+from lth.models import building
 from lth.training.network import Network
 from lth.training.train import Training
 
@@ -75,7 +75,7 @@ def test_stacked_trials_have_orders_of_their_own_that_they_would_have_alone(
 
 
 def test_dropout_drops_other_units_in_each_trial_of_a_stack() -> None:
-    state = models.state_of(models.build(lambda: Conv(dropout=0.5), "glorot", 0))
+    state = building.state_of(building.build(lambda: Conv(dropout=0.5), "glorot", 0))
     masks = pruning.dense(pruning.prunable(Conv()))
     network = Network(Conv(dropout=0.5), [state] * 3, [masks] * 3, CPU)
     images, labels = torch.randn(8, 1, 8, 8).repeat(3, 1, 1, 1), torch.arange(8).remainder(4).repeat(3)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import lth
 from lth import rng
-from lth.models import building as models
+from lth.models import building
 from lth.records import tables
 from lth.run import session
 from lth.training.layout import channels_last
@@ -71,7 +71,7 @@ def test_the_models_that_come_with_the_program_have_it(name: str) -> None:
     dataset, example = (
         ("mnist", torch.zeros(2, 1, 28, 28)) if name == "lenet5" else ("cifar10", torch.zeros(2, 3, 32, 32))
     )
-    assert channels_last(models.find(name, dataset), example)
+    assert channels_last(building.find(name, dataset), example)
 
 
 def test_asking_disturbs_no_draws_and_no_example() -> None:

@@ -24,8 +24,7 @@ from lth.data.images import Feed
 from lth.records.tables import config_of
 from lth.run import loop, session
 from lth.settings.config import Config
-from lth.training import cuda_graph as capture
-from lth.training import problem, train
+from lth.training import cuda_graph, problem, train
 from lth.training.layout import channels_last
 from lth.training.network import _laid_out as laid_out
 from lth.training.schedule import Plan
@@ -213,7 +212,7 @@ def test_a_kept_error_keeps_no_network() -> None:
 
 
 def test_all_captures_on_a_device_share_a_stream() -> None:
-    capture._side_stream.cache_clear()
+    cuda_graph._side_stream.cache_clear()
     with gpu() as machine:
         for _ in range(2):
             made(Mlp, CUDA)

@@ -26,7 +26,7 @@ from torch.nn.utils import parametrizations, weight_norm
 import lth
 from lth import prune, rng
 from lth.data.images import Feed
-from lth.models import building as models
+from lth.models import building
 from lth.pruning import Masks
 from lth.records import tables, tickets
 from lth.run import session
@@ -248,12 +248,12 @@ def test_only_layers_whose_weight_nothing_else_uses_are_sparse(
     make: Callable[[], nn.Module], expected: list[str]
 ) -> None:
     model = seeded(make)
-    before = models.state_of(model)
+    before = building.state_of(model)
     masks = {name: torch.arange(x.numel()).view(x.shape) % 20 == 0 for name, x in before.items() if x.ndim == 2}
     state = rng.state(CPU)
     assert sparse.choose(model, [masks], sparse.limits(Config()), EXAMPLE) == expected
     assert all(torch.equal(now, state[name]) for name, now in rng.state(CPU).items())
-    assert all(map(torch.equal, models.state_of(model).values(), before.values())), "the trial changed the model"
+    assert all(map(torch.equal, building.state_of(model).values(), before.values())), "the trial changed the model"
 
 
 def test_a_model_that_uses_a_weight_in_later_passes_only_ends_with_a_reason() -> None:

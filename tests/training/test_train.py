@@ -15,7 +15,7 @@ from helpers import CPU, Conv, Mlp, constant, make_images, random_masks, trainin
 from torch import Tensor, nn
 
 from lth import prune, pruning
-from lth.models import building as models
+from lth.models import building
 from lth.settings.config import Config
 from lth.training.kernels import gradients
 from lth.training.network import Fused, Network, Wrapped
@@ -41,7 +41,7 @@ every_optimizer = pytest.mark.parametrize(
 
 def network_of(model: nn.Module, masks: pruning.Masks | None = None) -> Network:
     weights = pruning.prunable(model)
-    state, masks = models.state_of(model), masks or pruning.dense(weights)
+    state, masks = building.state_of(model), masks or pruning.dense(weights)
     return Network(copy.deepcopy(model), [state], [masks], CPU, channels_last=True)
 
 
@@ -62,7 +62,7 @@ def same(one: Trained, other: Trained) -> bool:
 def test_start_values_of_pruned_weights_do_not_matter(trials: int) -> None:
     plan, seeds = Plan(6, 3, constant()), tuple(range(trials))
     usual = training(Mlp, plan, seeds=seeds, keep=0.4)
-    states = [models.state_of(models.build(Mlp, "glorot", seed)) for seed in seeds]
+    states = [building.state_of(building.build(Mlp, "glorot", seed)) for seed in seeds]
     masks = [random_masks(Mlp(), 0.4, seed) for seed in seeds]
     for state, mask in zip(states, masks, strict=True):
         for name in mask:
@@ -111,7 +111,7 @@ def test_steps_are_those_of_torch(
             mask(weights)
     found = network.state(0)
     assert all(found[name].is_contiguous() and not found[name][~mask].any() for name, mask in masks.items())
-    for name, expected in models.state_of(theirs).items():
+    for name, expected in building.state_of(theirs).items():
         torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n} {text}")
 
 
@@ -134,7 +134,7 @@ def test_an_optimiser_of_ones_own_moves_survivors_as_those_of_a_masked_network(
     torch.manual_seed(0)
     masks = random_masks(Mlp(), 0.3)
     network = network_of(Mlp(), masks)
-    masked = models.load_state(Mlp(), network.state(0))
+    masked = building.load_state(Mlp(), network.state(0))
     prune.attach(masked, masks)
     mine = Wrapped(kind(network.leaves, lr=0.05, **options), network)
     theirs = kind(masked.parameters(), lr=0.05, **options)
@@ -244,7 +244,7 @@ def test_evaluations_are_means_over_all_validation_and_test_images(make: Callabl
     made = training(make, Plan(6, 3, constant()), images=images)
     made.feed.__init__(images, (0,), 1250, 10, CPU)  # type: ignore[misc]
     trained = made.run()[0]
-    model = models.load_state(make(), trained.final).eval()
+    model = building.load_state(make(), trained.final).eval()
     held = sorted(set(range(1600)) - set(made.feed.train_indices[0].tolist()))
     with torch.no_grad():
         valid = model(made.feed.normalise(images.train[held]))
@@ -371,7 +371,7 @@ def test_of_equal_losses_the_first_gives_the_weights() -> None:
 def test_weights_to_rewind_to_are_those_before_that_step() -> None:
     kept = training(Conv, Plan(10, 4, constant(), rewind_at=5)).run()[0].rewind
     assert states_equal(kept, training(Conv, Plan(5, 4, constant())).run()[0].final)
-    start = models.state_of(models.build(Conv, "glorot", 0))
+    start = building.state_of(building.build(Conv, "glorot", 0))
     assert states_equal(training(Conv, Plan(3, 4, constant(), rewind_at=0)).run()[0].rewind, start)
 
 
