@@ -154,7 +154,7 @@ def test_saves_may_be_a_link_to_another_disk(other: Path) -> None:
     for folder in (source(other / "disk"), other / "run"):
         with pytest.raises(ConfigError, match=r"must say the round, as :1: .*has tickets of 4 rounds"):
             do(transferred(other, str(folder), prune_iterations=1))
-        with pytest.raises(ValueError, match=r"round must be one of 0 to 3: .*has tickets of 4 rounds"):
+        with pytest.raises(ValueError, match=r"has tickets of 4 rounds"):
             load_ticket(folder)
     assert load_ticket(source(other / "disk"), round=2).round == 2
 
