@@ -81,7 +81,8 @@ class Images:
     def feed(
         self, seeds: Sequence[int], valid_size: int | None, batch_size: int, device: torch.device, augment: bool = False
     ) -> Feed:
-        """What trials of these `seeds` train and evaluate on: see lth.data.Feed for the arguments."""
+        """What trials of these `seeds` train and evaluate on, on `device`, with `valid_size` images held back; batches
+        have `batch_size` images, training ones shifted and mirrored at random with `augment`: see Feed."""
         return Feed(self, seeds, valid_size, batch_size, device, augment)
 
 

@@ -190,7 +190,7 @@ def test_a_process_that_began_at_the_same_moment_takes_no_run(
     session.run(config)
     if what == "model":
         edit(place)
-    monkeypatch.setattr(session, "same", SimpleNamespace(check=lambda *given, **options: None))
+    monkeypatch.setattr(session, "identity", SimpleNamespace(check=lambda *given, **options: None))
     before = everything(place)
     words = (
         r"other settings \(lr 0\.01, now 0\.02\)" if what == "settings" else "another experiment, the model has changed"
