@@ -16,7 +16,7 @@ from conftest import MakeRuns
 
 from lth.analysis import verdict
 from lth.plots import report
-from lth.records import files
+from lth.records import files, tables
 from lth.records.tables import Run
 from lth.settings.config import Config
 
@@ -113,7 +113,8 @@ def test_in_a_browser_the_slider_moves_the_table_sorts_and_no_script_of_a_name_r
     browser: Any, make_runs: MakeRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = make_runs(rounds=5)
-    files.write_json(runs[0].dumps / "config.json", {"settings": {"name": EVIL}, "command": [EVIL]})
+    config = tables.config_of(runs[0]) | {"settings": {"name": EVIL}, "command": [EVIL]}
+    files.write_json(runs[0].dumps / "config.json", config)
     table = verdict.table(runs)
     monkeypatch.setattr(report, "figures", lambda runs, folder: {"comparison": SVG})
     file = report.write(runs, table, [EVIL], tmp_path)
