@@ -81,8 +81,8 @@ def test_names_in_the_pages_are_there(page: Path) -> None:
 
 
 def test_the_table_of_the_front_doors_defaults_is_true() -> None:
-    text = (PROJECT / "README.md").read_text(encoding="utf-8").partition("### Defaults side by side")[2]
-    rows = {row.split("|")[1].strip(): row for row in text.partition("###")[0].splitlines() if row.count("|") > 3}
+    text = (PROJECT / "docs" / "python.md").read_text(encoding="utf-8").partition("## Defaults side by side")[2]
+    rows = {row.split("|")[1].strip(): row for row in text.partition("## ")[0].splitlines() if row.count("|") > 3}
     main, short = Config(), {name: option.default for name, option in OPTIONS.items()}
     runner = {name: given.default for name, given in inspect.signature(lth.ExperimentRunner).parameters.items()}
     assert main.lr == float(short["learn_rate"] or 0) == runner["learning_rate"] and main.optimizer == short["optim"]
@@ -92,7 +92,7 @@ def test_the_table_of_the_front_doors_defaults_is_true() -> None:
         "model": [f"`{main.arch_type}`", f"`{runner['model_name']}` (fc1)"],
         "data": [f"`{main.dataset}`", f"`{runner['dataset']}`"],
         "rounds": [f"{n} trainings" for n in (main.prune_iterations, rounds + 1, runner["num_rounds"])],
-        "pruned a round": [f"{main.prune_percent:g}%", f"{100 * rate:g}% (a fraction: {runner['pruning_rate']})"],
+        "pruned per round": [f"{main.prune_percent:g}%", f"{100 * rate:g}% (a fraction: {runner['pruning_rate']})"],
         "a round lasts": [
             f"{main.end_iter} epochs",
             f"{short['iter']} iterations",

@@ -98,7 +98,7 @@ def test_the_command_of_the_readme_and_of_those_who_know_such_scripts() -> None:
     known = "--prune_type=lt --arch_type=fc1 --dataset=mnist --prune_percent=10 --prune_iterations=35"
     assert parse(known.split()) == Config()
     readme = (PROJECT / "README.md").read_text(encoding="utf-8")
-    (main_job,) = re.findall(r"requirements.txt && python main.py (.+)", readme)
+    (main_job,) = re.findall(r"requirements.txt && +python main.py (.+)", readme.replace("\\\n", " "))
     config = parse(main_job.split())
     assert config.prune_type == ("lt", "reinit") and config.end_iter == Duration(5) and config.prune_iterations == 10
     assert config.valid_freq == Duration(300, "it") and config.trials == 2  # so that early stop and its spread are seen
