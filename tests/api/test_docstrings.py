@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import flag_page
 import lth
 from lth.__main__ import OPTIONS
 from lth.settings.config import PROJECT, Config
@@ -102,3 +103,8 @@ def test_the_table_of_the_front_doors_defaults_is_true() -> None:
         "results under": [f"`{short['save']}`", f"`{runner['results_dir']}/`"],
     }
     assert [word for name, words in told.items() for word in words if word not in rows[name]] == []
+
+
+def test_the_page_of_flags_is_made_from_the_settings() -> None:
+    written = (PROJECT / "docs" / "flags.md").read_text(encoding="utf-8")
+    assert written == flag_page.page(), "renew it: PYTHONPATH=. python tests/flag_page.py >docs/flags.md"
