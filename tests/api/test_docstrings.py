@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import flag_page
 import pytest
 
-import flag_page
 import lth
 from lth.__main__ import OPTIONS
 from lth.settings.config import PROJECT, Config
