@@ -7,8 +7,8 @@ from lth.settings.flags import EVERY, PRESETS, parser
 
 HEAD = """# All flags
 
-Made from the settings by `tests/flag_page.py`; `python main.py --help` shows the same. Flags may be spelled with hyphens
-(`--prune-type`), and `--no-NAME` turns a switch off. A duration is `5` or `5ep` (epochs), `500it` (iterations) or `1%`
+Made from the settings by `tests/flag_page.py`; `python main.py --help` shows the same. Hyphens may be used
+(`--prune-type`); `--no-NAME` turns a switch off. A duration is `5` or `5ep` (epochs), `500it` (iterations) or `1%`
 (of a round). `combine_plots.py --help` and `reproduce.py --help` list the flags of the other programs.
 """
 
