@@ -15,11 +15,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lth.settings import values
 from lth.settings.arms import ARMS, CONTROLS, CRITERIA, of_ticket
-from lth.settings.problems import ConfigError, Problem
+from lth.settings.problems import ConfigError, Problem, nearest
 from lth.settings.ticket import TicketName
-from lth.settings.values import Duration, as_text, duration, folder_path, matching, number, parse_value, plain_name
+from lth.settings.values import (
+    Duration,
+    as_text,
+    as_words,
+    dataset_name,
+    duration,
+    folder_path,
+    matching,
+    number,
+    parse_value,
+    plain_name,
+)
 
 LTH = Path(__file__).resolve().parents[1]
 # Where archs/ and data/ lie: beside main.py in a clone, inside the library where it was installed.
@@ -32,7 +42,7 @@ COUNT = number(int, 1)
 
 
 def same_command(overwrite: bool) -> str:
-    """What continues after a stop, in words: with --overwrite it would move aside what has been done."""
+    """What continues after a stop, in words: --overwrite would move aside what has been done."""
     return "the same command without --overwrite" if overwrite else "the same command again"
 
 
@@ -55,7 +65,7 @@ neutral = partial(setting, changes_numbers=False)
 
 
 def rate_twice(given: Collection[str]) -> list[str]:
-    """What is wrong with the names of settings that were given, whatever their values: the percent of a round twice."""
+    """What is wrong with giving these settings, whatever their values: the percent of a round twice."""
     rates = [name for name in ("conv_percent", "fc_percent", "output_percent", "prune_percent") if name in given]
     if "target_remaining" not in given or not rates:
         return []
@@ -73,7 +83,7 @@ class Config:
     prune_type: tuple[str, ...] = neutral(
         ("lt",),
         RUN,
-        "the arms to run, one or several, listed below",
+        "one or several arms, listed below",
         ARMS,
         or_else=f", or one but lt with {' or '.join(f'_{name}' for name in CONTROLS)}",
         many=True,
@@ -83,21 +93,19 @@ class Config:
         "mnist",
         RUN,
         "mnist, fashionmnist, kmnist, qmnist, emnist, cifar10, cifar100, svhn or the NAME of <data>/NAME.npz",
-        values.dataset_name,
+        dataset_name,
     )
     ticket: TicketName | None = setting(
         None,
         RUN,
-        "start from a saved ticket, RUN or RUN:ROUND (default: its last round): RUN is the folder of a run, or of an "
-        "arm, where each trial takes the run with its own seed",
+        "start from saved tickets: RUN or RUN:ROUND (default: the last), RUN being the folder of a run, or of an arm for "
+        "a run per trial",
         TicketName.parse,
     )
     trials: int = neutral(1, RUN, "repetitions, with seeds SEED, SEED+1, ...", number(int, 1, 9999))
     seed: int = neutral(0, RUN, "of the first trial: weights, split, data order", number(int, 0, 2**62))
     name: str | None = neutral(None, RUN, "folder of the results (default: made from the settings)", plain_name)
-    connectivity: bool = neutral(
-        False, RUN, "train every ticket again with another data order, and measure the error between both"
-    )
+    connectivity: bool = neutral(False, RUN, "error barriers: train each ticket again in another data order")
 
     prune_percent: float = setting(10.0, PRUNE, "percent of surviving weights pruned per round", PERCENT)
     conv_percent: float | None = setting(None, PRUNE, "the same for convolutions (0: never pruned)", PERCENT)
@@ -108,23 +116,14 @@ class Config:
     )
     prune_iterations: int = neutral(35, PRUNE, "rounds, the dense one included", number(int, 1, 9999))
     prune_scope: str = setting("layer", PRUNE, "compare weights within each layer, or over all", ("layer", "global"))
-    prune_method: str = setting(
-        "magnitude", PRUNE, f"what scores a weight (the lowest are pruned): {', '.join(CRITERIA)}", CRITERIA
-    )
-    random_rates: str = setting(
-        "uniform", PRUNE, "what layers keep in random_init: equal or Erdos-Renyi-Kernel shares", ("uniform", "erk")
-    )
+    prune_method: str = setting("magnitude", PRUNE, "criterion that scores weights, listed below", CRITERIA)
+    random_rates: str = setting("uniform", PRUNE, "random_init: equal or Erdos-Renyi-Kernel shares", ("uniform", "erk"))
     score_batches: int = setting(10, PRUNE, "training batches for the scores of snip and grasp", COUNT)
     prune_embeddings: bool = setting(False, PRUNE, "prune embeddings too, by --fc_percent")
     rewind: Duration = setting(
         Duration(0), PRUNE, "reset to the weights of this point of round 0", duration(zero=True, percent=True)
     )
-    init: str = setting(
-        "glorot",
-        PRUNE,
-        "initial weights: Glorot (the paper's), Kaiming or the model's own",
-        ("glorot", "kaiming", "own"),
-    )
+    init: str = setting("glorot", PRUNE, "initial weights (own: the model's)", ("glorot", "kaiming", "own"))
 
     optimizer: str = setting("adam", TRAIN, "the optimiser, new in every round", ("adam", "adamw", "sgd"))
     lr: float = setting(1.2e-3, TRAIN, "learning rate", number(float, 0, above=True))
@@ -138,7 +137,7 @@ class Config:
     lr_milestones: tuple[Duration, ...] = setting(
         (), TRAIN, "when the learning rate drops", duration(percent=True), many=True
     )
-    lr_gamma: float = setting(0.1, TRAIN, "what it is multiplied with then", number(float, 0, 1, above=True))
+    lr_gamma: float = setting(0.1, TRAIN, "what it is multiplied by then", number(float, 0, 1, above=True))
     warmup: Duration = setting(
         Duration(0), TRAIN, "linear rise to the learning rate over this time", duration(zero=True, percent=True)
     )
@@ -146,22 +145,18 @@ class Config:
     test_freq: Duration | None = neutral(
         None,
         TRAIN,
-        "how often to include the test images, beside each new lowest validation loss and the end (default: always)",
+        "how often to include the test images, besides each new lowest validation loss and the end (default: always)",
         duration(percent=True),
     )
     valid_size: int | None = setting(
-        None, TRAIN, f"training images held out for validation (default: {VALID_SIZE}, at most a tenth)", COUNT
+        None, TRAIN, f"images held out for validation (default: {VALID_SIZE}, at most a tenth)", COUNT
     )
     pixels: str = setting(
-        "standard", TRAIN, "standardised per channel; from 0 to 1; images of norm 1", ("standard", "unit", "norm")
+        "standard", TRAIN, "standardised per channel, 0 to 1, or norm 1", ("standard", "unit", "norm")
     )
-    augment: bool = setting(False, TRAIN, "random crops (4 pixels) and, of colour images but svhn's, flips")
-    precision: str = setting(
-        "fast", TRAIN, "float32 with the quickest products; strict float32; bfloat16 autocast", ("fast", "fp32", "bf16")
-    )
-    sparse: str = setting(
-        "auto", TRAIN, "on a CPU, multiply by the survivors of sparse layers alone, which is quicker", ("auto", "off")
-    )
+    augment: bool = setting(False, TRAIN, "random crops (4 pixels), and flips of colour images except svhn")
+    precision: str = setting("fast", TRAIN, "quickest or strict float32, or bfloat16", ("fast", "fp32", "bf16"))
+    sparse: str = setting("auto", TRAIN, "multiply by surviving weights only, on a CPU", ("auto", "off"))
 
     gpu: str | None = neutral(
         None,
@@ -170,29 +165,24 @@ class Config:
         matching(r"cpu|mps|\d+", "the number of a GPU, or cpu, or mps"),
     )
     jobs: int | None = neutral(
-        None,
-        MACHINE,
-        "processes on a CPU (default: one per core), or tasks with --ray (no limit)",
-        number(int, 1, 1024),
+        None, MACHINE, "processes on a CPU (default: one per core), or Ray tasks", number(int, 1, 1024)
     )
     threads: int = neutral(1, MACHINE, "threads of each process on a CPU", number(int, 1, 1024))
-    stack: int | None = neutral(
-        None, MACHINE, "runs trained at once as one network (default: 20 million weights on a GPU, else 1)", COUNT
-    )
+    stack: int | None = neutral(None, MACHINE, "runs trained as one network (default: on a GPU, 20M weights)", COUNT)
     data: Path = neutral(PROJECT / "data", MACHINE, "folder of the data sets", folder_path)
-    root: Path = neutral(Path(), MACHINE, "folder that gets dumps/, saves/ and plots/", folder_path)
-    join: bool = neutral(False, MACHINE, "share the work with all processes, on any machine, of the same command")
+    root: Path = neutral(Path(), MACHINE, "folder for dumps/, saves/ and plots/", folder_path)
+    join: bool = neutral(False, MACHINE, "share the work with all processes that run the same command")
     ray: str | None = neutral(
         None,
         MACHINE,
-        "work on a Ray cluster that shares --root and --data: auto (this machine's), local (a new one) or host:port",
+        "Ray cluster to use: auto (this machine's), local (new), host:port",
         matching(r"auto|local|([\w.-]+|\[[\da-fA-F:.]+\]):\d+", "auto, local or the host:port of a Ray cluster"),
     )
     checkpoint_every: float = neutral(
-        30.0, MACHINE, "seconds between checkpoints (0: one per evaluation)", number(float, 0)
+        30.0, MACHINE, "seconds between checkpoints, 0: every evaluation", number(float, 0)
     )
-    keep_weights: str = neutral("all", MACHINE, "rounds of which to keep the trained weights", ("all", "last", "none"))
-    overwrite: bool = neutral(False, MACHINE, "move old results of these runs aside and start anew")
+    keep_weights: str = neutral("all", MACHINE, "rounds whose trained weights are kept", ("all", "last", "none"))
+    overwrite: bool = neutral(False, MACHINE, "move old results of these runs aside and start again")
     dry_run: bool = neutral(False, MACHINE, "show what would be trained, and do nothing else")
 
     print_freq: int = neutral(1, OUTPUT, "epochs per printed line without a progress bar", COUNT)
@@ -203,18 +193,21 @@ class Config:
 
     def __post_init__(self) -> None:
         problems: list[str] = []
-        for spec in dataclasses.fields(self):  # for those who build a Config in Python rather than from flags
+        for spec in dataclasses.fields(self):
             value = getattr(self, spec.name)
             try:
                 object.__setattr__(self, spec.name, parse_value(spec, value))
             except ValueError as error:
-                problems.append(Problem(spec.name, f"{error}, not {value!r}"))
+                choices = spec.metadata.get("choices", ())
+                words = value if isinstance(value, (list, tuple)) else [value]
+                meant = next(filter(None, (nearest(str(word), choices) for word in words if word not in choices)), "")
+                problems.append(Problem(spec.name, f"{error}, not {as_words(value)!r}{meant}"))
         problems += self._clashes()
         if problems:
             raise ConfigError(*problems)
 
     def _clashes(self) -> list[str]:
-        """What is wrong with settings that are right one by one. Some may still be of the wrong type."""
+        """What is wrong with settings that are valid one by one. Some may still be of the wrong type."""
         changed = {spec.name for spec in dataclasses.fields(self) if getattr(self, spec.name) != spec.default}
         arms = self.prune_type if isinstance(self.prune_type, tuple) else ("lt",)
         sgd, taken = self.optimizer == "sgd", "".join(of_ticket(arms)[:1])

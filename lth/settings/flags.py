@@ -13,19 +13,18 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from lth.settings import VERSION, names
-from lth.settings.arms import ARMS, CONTROLS
+from lth.settings.arms import ARMS, CONTROLS, CRITERIA
 from lth.settings.config import PRUNE, RUN, Config, rate_twice
 from lth.settings.problems import ConfigError, Problem, collect_errors, nearest
-from lth.settings.values import number, parse_value
+from lth.settings.values import as_words, number
 
 T = TypeVar("T")
 FIELDS = {spec.name: spec for spec in dataclasses.fields(Config)}
 
 # Figure 2 of Frankle & Carbin (arXiv:1803.03635), evaluated every 100 iterations as in their figures.
-EVERY = "--valid_freq 100it --test_freq 500it"  # in all presets
-_ADAM = "--batch_size 60 --prune_percent 20 --output_percent 10"
-_SGD = "--optimizer sgd --lr 0.1 --momentum 0.9 --weight_decay 1e-4 --augment --prune_percent 20 --output_percent 0 "
-_SGD += "--prune_scope global"
+EVERY = "--valid_freq 100it --test_freq 500it --prune_percent 20"  # in all presets
+_ADAM = "--batch_size 60 --output_percent 10"
+_SGD = "--optimizer sgd --lr 0.1 --momentum 0.9 --weight_decay 1e-4 --augment --output_percent 0 --prune_scope global"
 PRESETS = {
     "lenet": f"--arch_type fc1 --dataset mnist --end_iter 50000it --lr 1.2e-3 --pixels unit {_ADAM}",
     "conv2": f"--arch_type conv2 --dataset cifar10 --end_iter 20000it --lr 2e-4 --conv_percent 10 {_ADAM}",
@@ -36,24 +35,12 @@ PRESETS = {
     "vgg19": "--arch_type vgg19 --dataset cifar10 --end_iter 112000it --lr_milestones 56000it 84000it "
     f"--batch_size 64 {_SGD}",
 }
+METAVARS = {"int": "N", "float": "X", "Duration": "TIME", "Path": "FOLDER", "TicketName": "RUN", "str": "NAME"}
 RATES = {"prune_percent", "conv_percent", "fc_percent", "output_percent"}
-IN_ALL = {"prune_pc": number(float, 0, 1, above=True, below=True), "prune_rounds": number(int, 1, 9998)}
-MORE = [  # flags that stand for several settings: their group, metavar, and help
-    ("preset", RUN, "NAME", f"settings of a published experiment: {', '.join(PRESETS)}"),
-    ("config", RUN, "FILE", "repeat the run of this config.json"),
-    (
-        "sweep",
-        RUN,
-        "NAME=VALUE,VALUE",
-        "an experiment per combination of these values: lr=1e-3,1e-4 arch_type=fc1,lenet5",
-    ),
-    ("prune_pc", PRUNE, "P", "fraction pruned in all, by --prune_rounds, in place of a percent per round"),
-    ("prune_rounds", PRUNE, "N", "prunings that --prune_pc takes (default: 5)"),
-]
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """A line per flag where it fits; `--no-NAME` goes without saying."""
+    """A line per flag where it fits; `--no-NAME` is not listed."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32)
@@ -81,11 +68,11 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(re.sub(r"^argument (\S+?)(/\S+)?: ", r"\1: ", message))
+        raise ConfigError(re.sub(r"^argument (\S+?)(/\S+)?: ", r"\1 ", message))
 
 
 def typed(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """A parser of values as argparse takes it, which says in its own words what is wrong."""
+    """A parser of values for argparse, with the message of its ValueError."""
 
     def parsed(text: str) -> T:
         try:
@@ -97,38 +84,49 @@ def typed(parse: Callable[[str], T]) -> Callable[[str], T]:
 
 
 def parser(prog: str = "main.py") -> argparse.ArgumentParser:
-    """The parser of all flags, in groups. Values stay text: `parse` checks them all together."""
+    """The parser of all flags, in groups. The values of settings stay text: `parse` checks them all together."""
     arms = {name: arm.help for name, arm in ARMS.items() if not name.startswith("ticket_")}
-    arms |= {f"ARM_{name}": f"{control.help} (of lt: ticket_{name})" for name, control in CONTROLS.items()}
+    controls = {f"ARM_{name}": control.help for name, control in CONTROLS.items()}
+    criteria = {name: score.__doc__ or "" for name, score in CRITERIA.items()}
     made = Parser(
         prog=prog,
         usage="%(prog)s [flags]",
         description="Lottery tickets: train, prune, reset, train again (Frankle & Carbin, ICLR 2019).\n\n"
         f"  python {prog} --prune_type lt reinit --prune_percent 20 --prune_iterations 10 --end_iter 5\n"
         f"  python {prog} --preset lenet --trials 5\n\n"
-        "The same command again continues where it stopped.",
-        epilog="Durations: 5 or 5ep is epochs, 500it iterations, 1% of a round. --no-NAME turns a switch off.\n\n"
-        f"Arms (--prune_type):\n{_table(arms)}\n\n"
+        "The same command again continues where it stopped. Times are durations: 5 or 5ep is epochs, 500it\n"
+        "iterations, 1% of a round. --no-NAME turns a switch off.",
+        epilog=f"Arms (--prune_type):\n{_table(arms)}\n"
+        f"and controls of any that finds masks (those of lt: ticket_reinit, ...):\n{_table(controls)}\n\n"
+        f"Criteria (--prune_method); the lowest are pruned:\n{_table(criteria)}\n\n"
         f"Presets, all with {EVERY}; flags given beside them win:\n{_table(PRESETS)}",
     )
     groups: dict[str, Any] = {}
     for spec in FIELDS.values():
-        facts, default = spec.metadata, spec.default
-        told = "data beside main.py" if spec.name == "data" else _joined(default)
-        shown = "" if default in (None, ()) or default is False else f" (default: {told})"
+        facts, default = spec.metadata, "data beside main.py" if spec.name == "data" else as_words(spec.default)
+        shown = "" if default in (None, "") or default is False else f" (default: {default})"
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": (facts["help"] + shown).replace("%", "%%")}
         if spec.type == "bool":
             options["action"] = argparse.BooleanOptionalAction
         else:
             few = "choices" in facts and len(facts["choices"]) < 6
-            options["metavar"] = "|".join(facts["choices"]) if few else spec.name.split("_")[-1].upper()
+            kind = str(spec.type).partition(" ")[0].removeprefix("tuple[").rstrip(",")
+            options["metavar"] = "|".join(facts["choices"]) if few else METAVARS[kind]
             options["nargs"] = "+" if facts.get("many") else None
         if facts["group"] not in groups:
             groups[facts["group"]] = made.add_argument_group(facts["group"])
         groups[facts["group"]].add_argument(f"--{spec.name}", *facts.get("aliases", ()), dest=spec.name, **options)
-    for name, group, metavar, help in MORE:
-        nargs = "+" if name == "sweep" else None
-        groups[group].add_argument(f"--{name}", metavar=metavar, nargs=nargs, default=argparse.SUPPRESS, help=help)
+
+    def more(group: str, name: str, metavar: str, help: str, **options: Any) -> None:
+        groups[group].add_argument(f"--{name}", metavar=metavar, help=help, default=argparse.SUPPRESS, **options)
+
+    fraction, count = number(float, 0, 1, above=True, below=True), number(int, 1, 9998)
+    more(RUN, "preset", "NAME", "settings of a published experiment, listed below")
+    more(RUN, "config", "FILE", "repeat the run of this config.json")
+    combinations = "an experiment per combination: lr=1e-3,1e-4 arch_type=fc1,lenet5"
+    more(RUN, "sweep", "NAME=VALUE,VALUE", combinations, nargs="+")
+    more(PRUNE, "prune_pc", "P", "fraction pruned in all, instead of a percent per round", type=typed(fraction))
+    more(PRUNE, "prune_rounds", "N", "prunings that --prune_pc takes (default: 5)", type=typed(count))
     return made
 
 
@@ -153,7 +151,7 @@ def parse(argv: Sequence[str], prog: str = "main.py", swept: Mapping[str, Any] |
         problems.append(Problem("preset", must))
     if swept is not None:  # the name in a config.json was one experiment's
         settings.pop("name", None)
-    in_all = bool(IN_ALL.keys() & given.keys())
+    in_all = "prune_pc" in given
     with collect_errors(problems):
         given |= _pruned_in_all(given)
     # A flag rules out what cannot stand beside it in a preset or config.json.
@@ -162,28 +160,15 @@ def parse(argv: Sequence[str], prog: str = "main.py", swept: Mapping[str, Any] |
     ruled_out |= {"momentum", "nesterov"} if given.get("optimizer", "sgd") != "sgd" else set()
     settings = {name: value for name, value in settings.items() if name not in ruled_out} | given
 
-    values = {}
-    for name, value in settings.items():
-        try:
-            values[name] = parse_value(FIELDS[name], value)
-        except ValueError as error:
-            meant = _meant(value, FIELDS[name].metadata.get("choices", ()))
-            problems.append(Problem(name, f"{error}, not {_joined(value)!r}{meant}"))
-    config = Config()
     with collect_errors(problems):
-        config = Config(**values)
+        config = Config(**settings)
     problems += rate_twice(given)
-    if {"arch_type", "dataset"} & settings.keys() <= values.keys():
-        asked = [values.get(name, getattr(config, name)) for name in ("arch_type", "dataset", "data")]
-        problems += names.problems(*asked)
+    named = {name: settings.get(name, getattr(Config, name)) for name in ("arch_type", "dataset", "data")}
+    if not named.keys() & {getattr(problem, "setting", "") for problem in problems}:
+        problems += names.problems(named["arch_type"], named["dataset"], Path(named["data"]))
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     return config
-
-
-def _meant(value: Any, choices: Collection[str]) -> str:
-    words = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-    return next((hint for word in words if word not in choices and (hint := nearest(str(word), choices))), "")
 
 
 def unknown_problems(made: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
@@ -199,16 +184,11 @@ def unknown_problems(made: argparse.ArgumentParser, words: Sequence[str]) -> lis
     return problems
 
 
-def _joined(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
 def _table(rows: Mapping[str, str]) -> str:
     """A line per name, broken between words at the width of the terminal."""
     columns, wide = max(shutil.get_terminal_size().columns - 2, 40), max(map(len, rows)) + 4
-    indent = " " * wide
     return "\n".join(
-        textwrap.fill(f"  {name:{wide - 2}}{text}", columns, subsequent_indent=indent, break_on_hyphens=False)
+        textwrap.fill(f"  {name:{wide - 2}}{text}", columns, subsequent_indent=" " * wide, break_on_hyphens=False)
         for name, text in rows.items()
     )
 
@@ -224,7 +204,7 @@ def as_argv(given: Mapping[str, Any]) -> list[str]:
 
 
 def _config_file(path: str, given: Collection[str]) -> dict[str, Any]:
-    """The settings of a run's config.json, without data where that is `given` beside it or stands for the default."""
+    """The settings of a run's config.json, without `data` where it is `given` or stands for the default."""
     try:
         if Path(path).exists() and not Path(path).is_file():
             raise OSError("it is not a regular file")
@@ -234,32 +214,23 @@ def _config_file(path: str, given: Collection[str]) -> dict[str, Any]:
     if unknown := [name for name in settings if name not in FIELDS]:
         text = f"{path} has settings that this version does not know: {', '.join(unknown)}"
         raise ConfigError(Problem("config", text))
-    data = settings.pop("data", None)
-    if data is None or "data" in given:
-        return settings
-    if not Path(str(data)).is_dir():
-        text = f"{path} used the data in {data}, which is no folder here: give --data"
+    if settings.get("data") is None or "data" in given:
+        settings.pop("data", None)
+    elif not Path(str(settings["data"])).is_dir():
+        text = f"{path} used the data in {settings['data']}, which is no folder here: give --data"
         raise ConfigError(Problem("config", text))
-    return {**settings, "data": data}
+    return settings
 
 
-def _pruned_in_all(given: dict[str, Any]) -> dict[str, str]:
+def _pruned_in_all(given: dict[str, Any]) -> dict[str, Any]:
     """--prune_pc and --prune_rounds, taken out of `given`, as the percent and the rounds that they mean."""
-    texts = {name: given.pop(name) for name in IN_ALL if name in given}
-    if not texts:
+    fraction, rounds = given.pop("prune_pc", None), given.pop("prune_rounds", None)
+    if fraction is None:
+        if rounds is not None:
+            raise ConfigError(Problem("prune_rounds", "is the number of prunings of --prune_pc: give --prune_pc too"))
         return {}
-    parsed, problems = {"prune_rounds": 5}, list[str]()
-    for name, text in texts.items():
-        try:
-            parsed[name] = IN_ALL[name](text)
-        except ValueError as error:
-            problems.append(Problem(name, f"{error}, not {text!r}"))
-    if "prune_pc" not in texts:
-        problems.append(Problem("prune_rounds", "is the number of prunings that reach --prune_pc: give --prune_pc too"))
     if clash := [name for name in ("prune_percent", "prune_iterations", "target_remaining") if name in given]:
-        told = f"already decides the number of rounds and what each prunes: leave out --{' --'.join(clash)}"
-        problems.append(Problem("prune_pc", told))
-    if problems:
-        raise ConfigError(*problems)
-    percent = 100 * (1 - (1 - parsed["prune_pc"]) ** (1 / parsed["prune_rounds"]))
-    return {"prune_percent": str(percent), "prune_iterations": str(parsed["prune_rounds"] + 1)}
+        text = f"already decides the number of rounds and what each prunes: leave out --{' --'.join(clash)}"
+        raise ConfigError(Problem("prune_pc", text))
+    rounds = rounds or 5
+    return {"prune_percent": 100 * (1 - (1 - fraction) ** (1 / rounds)), "prune_iterations": rounds + 1}

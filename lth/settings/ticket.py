@@ -37,17 +37,16 @@ class TicketName:
             there = False
         if not there:
             raise ValueError(
-                "must be the folder of a run that is there, saves/<model>/<data>/<settings>/<arm>/seed<k>, or that of "
-                "its arm, and may end in :ROUND"
+                "must be the folder of an existing run, saves/<model>/<data>/<settings>/<arm>/seed<k>, or of its arm, "
+                "and may end in :ROUND"
             )
         return made
 
     @property
     def _parts(self) -> tuple[str, ...]:
-        """What follows dumps/ or saves/ (which settings may be called too, by --name): 5 folders, or 4 of an arm."""
+        """The 4 folders of an arm, or 5 of a run, that follow dumps/ or saves/."""
         parts = self.folder.parts
-        ends = [parts[at + 1 :] for at, part in enumerate(parts) if part in ("dumps", "saves")]
-        return next((end for end in reversed(ends) if len(end) in (5, 4)), ())
+        return next((parts[-n:] for n in (4, 5) if len(parts) > n and parts[-n - 1] in ("dumps", "saves")), ())
 
     @property
     def name(self) -> str:

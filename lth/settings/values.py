@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import math
 import os
 import re
@@ -39,7 +38,7 @@ class Duration:
         return cls(amount, unit)
 
     def iterations(self, epoch: int, whole: int = 0) -> int:
-        """In iterations, where an epoch has `epoch` of them and a round `whole`; at least 1 unless it is zero."""
+        """In iterations, for epochs of `epoch` and rounds of `whole` iterations; at least 1 unless it is zero."""
         scale = {"ep": epoch, "it": 1, "%": whole / 100}[self.unit]
         return max(round(self.amount * scale), 1 if self.amount else 0)
 
@@ -57,7 +56,7 @@ def number(
     def parse(text: str) -> Any:
         try:
             value = kind(text)
-        except (ValueError, OverflowError):
+        except ValueError:
             value = math.nan
         fits = (low < value if above else low <= value) and (value < high if below else value <= high)
         if not fits or value == math.inf:
@@ -68,7 +67,7 @@ def number(
 
 
 def duration(*, zero: bool = False, percent: bool = False) -> Callable[[str], Duration]:
-    """A parser of durations."""
+    """A parser of durations, which may be `zero` or a `percent` of a round."""
 
     def parse(text: str) -> Duration:
         value = Duration.parse(text)
@@ -93,14 +92,13 @@ def matching(pattern: str, must: str) -> Callable[[str], str]:
 
 
 def path(text: str) -> Path:
-    """A path that exists or can be created: its names are not too long, and its parents are accessible folders."""
+    """A path that exists or can be created."""
     try:
         Path(text).stat()
-    except OSError as error:
-        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES):
-            raise ValueError(f"must be a possible path ({error.strerror})") from None
-    except ValueError as error:
-        raise ValueError(f"must be a possible path ({error})") from None
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:  # a name too long, a file for a folder, links in a circle, no access
+        raise ValueError(f"must be a possible path ({getattr(error, 'strerror', error)})") from None
     return Path(text)
 
 
@@ -118,17 +116,17 @@ def plain_name(text: str) -> str:
     raise ValueError("must be a plain name: at most 100 letters (200 bytes), digits and . _ - + = ,")
 
 
+def as_plain_name(text: str) -> str:
+    """The plain name that is nearest to `text`, which may be one."""
+    plain = re.sub(r"[^\w.+=,-]", "_", text)[:100].encode()[:200].decode(errors="ignore")
+    return plain if plain.strip(".") else plain.replace(".", "_") or "_"
+
+
 def dataset_name(text: str) -> str:
     """The name of a data set."""
     if text.endswith(".npz"):
         raise ValueError(f"must be the name alone, {Path(text).stem}, and data the folder that the file is in")
     return plain_name(text)
-
-
-def as_plain_name(text: str) -> str:
-    """The plain name that is nearest to `text`, which may be one."""
-    plain = re.sub(r"[^\w.+=,-]", "_", text)[:100].encode()[:200].decode(errors="ignore")
-    return plain if plain.strip(".") else plain.replace(".", "_") or "_"
 
 
 def parse_value(spec: dataclasses.Field[Any], value: Any) -> Any:
@@ -139,10 +137,10 @@ def parse_value(spec: dataclasses.Field[Any], value: Any) -> Any:
         if not isinstance(value, bool):
             raise ValueError("must be True or False")
         return value
-    if not spec.metadata.get("many"):
-        return _parse_item(spec.metadata, value)
-    items = value if isinstance(value, (list, tuple)) else [value]
-    return tuple(dict.fromkeys([_parse_item(spec.metadata, item) for item in items]))
+    if spec.metadata.get("many"):
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(dict.fromkeys(_parse_item(spec.metadata, item) for item in items))
+    return _parse_item(spec.metadata, value)
 
 
 def _parse_item(facts: Any, item: Any) -> Any:
@@ -155,8 +153,13 @@ def _parse_item(facts: Any, item: Any) -> Any:
     return facts["parse"](str(item))
 
 
+def as_words(value: Any) -> Any:
+    """A setting's value as it was typed; several values as the words that follow a flag."""
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+
+
 def as_text(value: Any) -> str:
-    """A setting's value as it stands in a flag."""
+    """A setting's value in one word, for a folder's name."""
     if isinstance(value, tuple):
         return "+".join(map(as_text, value))
     if isinstance(value, TicketName):
