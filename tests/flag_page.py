@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lth.settings.arms import ARMS, CONTROLS
+from lth.settings.arms import ARMS, CONTROLS, CRITERIA
 from lth.settings.flags import EVERY, PRESETS, parser
 
 HEAD = """# All flags
@@ -32,6 +32,8 @@ def page() -> str:
     arms |= {f"ARM_{name}": control.help for name, control in CONTROLS.items()}
     lines += ["## Arms", "", "[arms.md](arms.md) has their papers.", "", "| `--prune_type` | between rounds |"]
     lines += ["| --- | --- |", *(f"| `{name}` | {cell(help)} |" for name, help in arms.items()), ""]
+    lines += ["## Criteria", "", "The weights with the lowest values are pruned.", "", "| `--prune_method` | value |"]
+    lines += ["| --- | --- |", *(f"| `{name}` | {cell(score.__doc__ or '')} |" for name, score in CRITERIA.items()), ""]
     lines += ["## Presets", "", f"All have `{EVERY}`; flags beside a preset win.", "", "| `--preset` | flags |"]
     lines += ["| --- | --- |", *(f"| `{name}` | `{flags}` |" for name, flags in PRESETS.items())]
     return "\n".join(lines) + "\n"

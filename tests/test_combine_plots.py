@@ -97,7 +97,7 @@ def test_only_what_is_asked_for(tmp_path: Path, make_runs: MakeRuns, capsys: pyt
         (["--dataset", "mnist", "--name", "x"], ["no run", "--dataset mnist --name x"]),
         (["--format", "gif"], ["--format", "gif", "svg"]),
         (["--formt", "png"], ["--formt"]),
-        (["--root", "ROOT/file"], ["error: --root: must be a folder, or a new one, not"]),
+        (["--root", "ROOT/file"], ["error: --root must be a folder, or a new one, not"]),
         (["--root", "ROOT/empty"], ["error: no run with a finished round", "dumps", "--root"]),
     ],
 )

@@ -232,7 +232,7 @@ def test_spoiled_tickets_and_wrong_names_are_said_before_anything_is_written(oth
         session.run(transferred(other, f"{source(other)}:2"))
     file.write_bytes(whole)
     for wrong in (other / "nowhere", other, other / "saves", source(other).parent.parent):
-        with pytest.raises(ConfigError, match="ticket must be the folder of a run that is there, saves/<model>"):
+        with pytest.raises(ConfigError, match="ticket must be the folder of an existing run, saves/<model>"):
             transferred(other, str(wrong))
     with pytest.raises(ConfigError, match="transfer_shuffle needs a ticket, which says whose"):
         settings(other, prune_type=("transfer_shuffle",))
@@ -330,7 +330,7 @@ def test_sweeps_over_tickets_in_folders_with_commas(other: Path) -> None:
     assert [(config.ticket.round, config.lr) for config in found if config.ticket] == [
         *itertools.product((0, 1), (0.1, 0.2))
     ]
-    with pytest.raises(ConfigError, match="--ticket must be the folder of a run"):
+    with pytest.raises(ConfigError, match="--ticket must be the folder of an existing run"):
         sweep.parse([*argv, "--sweep", f"ticket={run.saves}:0,nowhere"])
 
 

@@ -60,7 +60,8 @@ class Arms(dict[str, Arm]):
 
 
 def _control(name: str, of: str) -> Arm:
-    return replace(CONTROLS[name], masks="of_arm", mask_of=of)
+    control = CONTROLS[name]
+    return replace(control, masks="of_arm", mask_of=of, help=control.help.replace("the same", f"{of}'s", 1))
 
 
 # Sanity checks: Frankle & Carbin (Section 2, Appendix E); for any mask, Frankle et al. 2021 (arXiv:2009.08576).

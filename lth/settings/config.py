@@ -98,7 +98,7 @@ class Config:
     ticket: TicketName | None = setting(
         None,
         RUN,
-        "start from saved tickets: RUN or RUN:ROUND (default: the last), RUN being the folder of a run, or of an arm for "
+        "start from saved tickets, RUN or RUN:ROUND (default: the last): RUN is the folder of a run, or of an arm with "
         "a run per trial",
         TicketName.parse,
     )

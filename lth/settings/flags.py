@@ -99,7 +99,7 @@ def parser(prog: str = "main.py") -> argparse.ArgumentParser:
         epilog=f"Arms (--prune_type):\n{_table(arms)}\n"
         f"and controls of any that finds masks (those of lt: ticket_reinit, ...):\n{_table(controls)}\n\n"
         f"Criteria (--prune_method); the lowest are pruned:\n{_table(criteria)}\n\n"
-        f"Presets, all with {EVERY}; flags given beside them win:\n{_table(PRESETS)}",
+        f"Presets, all with {EVERY}; given flags win:\n{_table(PRESETS)}",
     )
     groups: dict[str, Any] = {}
     for spec in FIELDS.values():

@@ -70,7 +70,7 @@ def test_tickets_may_have_commas_in_their_names(tmp_path: Path) -> None:
     found = sweep.parse(["--sweep", f"ticket={arms[0]}:3,{arms[1]}"])
     assert [(config.ticket and config.ticket.folder) for config in found] == arms
     (said,) = problems(f"--sweep ticket={arms[0]},{tmp_path / 'nowhere'}")
-    assert "--ticket must be the folder of a run" in said and "nowhere" in said
+    assert "--ticket must be the folder of an existing run" in said and "nowhere" in said
 
 
 def test_all_mistakes_come_in_one_message() -> None:
