@@ -413,6 +413,22 @@ def test_counts_in_the_tables_are_the_arithmetic_ones(place: Path, scope: str) -
     assert rounds(run)["remaining"].tolist() == pytest.approx([100 * (n + 48) / 816 for n in expected], abs=1e-4)
 
 
+def test_scope_erk_gives_layers_its_shares_and_keeps_the_largest_of_each(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = Ends(monkeypatch)
+    (run,) = do(settings(place, prune_scope="erk", prune_percent=60, prune_iterations=4))
+    for number in (1, 2, 3):
+        before, after = (tickets.read_ticket(run, count).masks for count in (number - 1, number))
+        keep = sum(pruning.survivors(before).values())
+        keep -= sum(round(count * 0.6) for count in pruning.survivors(before).values())
+        shares = pruning.erdos_renyi(pruning.dense(after), [pruning.Quota(list(after), keep)])
+        assert pruning.survivors(after) == {share.layers[0]: share.keep for share in shares}
+        for name, mask in after.items():
+            final, gone = ends.final["lt", number - 1][name].abs(), before[name] & ~mask
+            assert not gone.any() or final[gone].max() <= final[mask].min()
+
+
 @pytest.mark.parametrize("counts", [(3,), (1, 2, 3)])
 def test_pruning_looks_at_the_end_of_training_and_reporting_at_es(
     place: Path, counts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch

@@ -16,7 +16,6 @@ from nets import prune_lowest
 from torch import Tensor, nn
 
 from lth import prune, pruning
-from lth.settings.arms import CRITERIA
 from lth.settings.config import Config
 
 pytestmark = pytest.mark.versions
@@ -246,7 +245,7 @@ DIRECT: dict[str, Callable[[float, float], float]] = {
 }
 
 
-@pytest.mark.parametrize("method", sorted(CRITERIA.keys() - {"large_init_large_final"}))
+@pytest.mark.parametrize("method", sorted(DIRECT))
 def test_criteria_against_direct_computation(method: str) -> None:
     values = [-3.0, -1.0, -0.25, 0.0, 0.5, 2.0]
     initial, final = torch.tensor(list(itertools.product(values, values))).unbind(1)
@@ -254,6 +253,30 @@ def test_criteria_against_direct_computation(method: str) -> None:
     assert list(found) == ["w"]
     pairs = zip(initial.tolist(), final.tolist(), strict=True)
     assert found["w"].tolist() == [DIRECT[method](w0, w1) for w0, w1 in pairs]
+
+
+@QUICK
+@given(st.lists(st.integers(-5, 5), min_size=1, max_size=30), st.sampled_from([1e-25, 1.0, 3e4]))
+def test_lamp_divides_by_all_that_are_at_least_as_large(values: list[int], scale: float) -> None:
+    """Equal weights have equal scores, the largest have one divided by their number, zeros have none."""
+    final = torch.tensor(values, dtype=torch.float32).mul(scale).view(-1, 1)
+    found = pruning.score("lamp", {"w": torch.zeros_like(final)}, {"w": final})["w"]
+    expected = [w * w / max(sum(v * v for v in values if abs(v) >= abs(w)), 1) for w in values]
+    assert found.shape == final.shape and found.flatten().tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_lamp_keeps_the_largest_of_each_layer_where_magnitudes_over_all_empty_one() -> None:
+    final = {"a": torch.tensor([5.0, 6, 7, 8]), "b": torch.tensor([0.1, 0.2, 0.3, 0.9])}
+    masks, one = pruning.dense(final), dict.fromkeys(final, 50.0)
+    magnitude, lamp = (
+        prune_lowest(pruning.score(method, final, final), masks, one, "global") for method in ("magnitude", "lamp")
+    )
+    assert pruning.survivors(magnitude) == {"a": 4, "b": 0}
+    # The scores of a are 25/174, 36/149, 49/113 and 1; those of b are 0.01/0.95, 0.04/0.94, 0.09/0.9 and 1.
+    assert {name: mask.tolist() for name, mask in lamp.items()} == {
+        "a": [False, True, True, True],
+        "b": [False, False, False, True],
+    }
 
 
 @QUICK

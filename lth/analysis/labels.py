@@ -23,7 +23,11 @@ WORDS: dict[str, str | dict[str, str]] = {  # per value where that reads better;
     "output_percent": "output layer {}%",
     "target_remaining": "pruned down to {}%",
     "prune_iterations": "{} rounds",
-    "prune_scope": {"layer": "compared within layers", "global": "compared over all layers"},
+    "prune_scope": {
+        "layer": "compared within layers",
+        "global": "compared over all layers",
+        "erk": "compared within layers of Erdos-Renyi-Kernel shares",
+    },
     "prune_method": {"magnitude": "the smallest weights pruned", "*": "pruned by {}"},
     "rewind": {"0": "reset to initial weights", "*": "rewound to {}"},
     "init": {"glorot": "Glorot weights", "kaiming": "Kaiming weights", "own": "the model's own initial weights"},

@@ -199,12 +199,11 @@ def _quotas(last: Round, masks: Masks, rounds: int) -> list[Quota]:
     """How many weights which layers keep together."""
     config, compared = last.trainer.config, last.arm.compared
     percents = pruning.percents(last.trainer.problem.make(), config.rates(), config.prune_embeddings)
-    quotas = pruning.quotas(masks, percents, "layer" if compared == "layer" else config.prune_scope, rounds)
+    scope = config.random_rates if compared == "layer" else config.prune_scope
+    quotas = pruning.quotas(masks, percents, scope, rounds)
     if compared == "all":
         return pruning.together(quotas, percents)
-    if compared == "layer" and config.random_rates == "erk":
-        return pruning.erdos_renyi(masks, pruning.together(quotas, percents))
-    return quotas
+    return pruning.erdos_renyi(masks, pruning.together(quotas, percents)) if scope == "erk" else quotas
 
 
 def _sensitivity(last: Round, weights: State) -> Callable[[Masks], Weights]:

@@ -145,5 +145,16 @@ def large_final_same_sign(initial: Tensor, final: Tensor) -> Tensor:
     return final * initial.sign()
 
 
-_CRITERIA = (magnitude, magnitude_increase, movement, large_init, large_init_large_final, large_final_same_sign)
+def lamp(initial: Tensor, final: Tensor) -> Tensor:
+    """trained² / sum of trained² at least as large in the layer, for --prune_scope global (Lee et al. 2021)"""
+    import torch
+
+    squares = final.double().square().flatten()
+    ascending = squares.sort().values
+    at_least = ascending.flip(0).cumsum(0).flip(0)
+    first = torch.searchsorted(ascending, squares)  # of the weights of the same size
+    return (squares / at_least[first].clamp_min(torch.finfo(torch.double).tiny)).view_as(final)
+
+
+_CRITERIA = (magnitude, magnitude_increase, movement, large_init, large_init_large_final, large_final_same_sign, lamp)
 CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {score.__name__: score for score in _CRITERIA}

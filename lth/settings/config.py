@@ -115,7 +115,9 @@ class Config:
         None, PRUNE, "percent of the weights left in the last round, instead", number(float, 0, 100, above=True)
     )
     prune_iterations: int = neutral(35, PRUNE, "rounds, the dense one included", number(int, 1, 9999))
-    prune_scope: str = setting("layer", PRUNE, "compare weights within each layer, or over all", ("layer", "global"))
+    prune_scope: str = setting(
+        "layer", PRUNE, "compare weights within layers, over all, or within erk shares", ("layer", "global", "erk")
+    )
     prune_method: str = setting("magnitude", PRUNE, "criterion that scores weights, listed below", CRITERIA)
     random_rates: str = setting("uniform", PRUNE, "random_init: equal or Erdos-Renyi-Kernel shares", ("uniform", "erk"))
     score_batches: int = setting(10, PRUNE, "training batches for the scores of snip and grasp", COUNT)
