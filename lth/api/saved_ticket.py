@@ -16,7 +16,7 @@ from lth import prune, pruning
 from lth.api import export
 from lth.data.images import Images
 from lth.data.loaders import test_batches
-from lth.data.sets import as_images
+from lth.data.sets import as_images, load
 from lth.models import building, fingerprints
 from lth.models.building import State
 from lth.pruning import Masks
@@ -167,9 +167,9 @@ class SavedTicket:
         """The data set that `data` stands for, scaled as in the run with that config.json; None if it is a loader."""
         settings = about.get("settings", {})
         own = isinstance(data, str) and names.dataset(data) == names.dataset(self.run.dataset) and "own" not in about
-        folder = settings.get("data")
-        there = own and folder and (file := names.npz(Path(folder), self.run.dataset)).is_file()
-        images = as_images(file if there else data)
+        name, folder, size = self.run.dataset, Path(settings.get("data") or Config.data), settings.get("image_size")
+        there = own and (names.npz(folder, name, size).is_file() or names.pictures(name, folder))
+        images = load(name, folder, image_size=size) if there else as_images(data)
         if own and images is not None and identity.differing(identity.recorded(self.run), {"data": images.fingerprint}):
             raise ValueError(f"data must be the images of the run, but {data} here are others: give their file itself")
         return None if images is None else replace(images, pixels=settings.get("pixels", Config.pixels))

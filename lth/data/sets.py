@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lth.data import pictures
 from lth.data.images import Images, normalisation, split
 from lth.settings import checks, names
 from lth.settings.config import PROJECT, VALID_SIZE
@@ -22,26 +22,34 @@ from lth.settings.names import ARRAYS, KNOWN
 from lth.settings.problems import ConfigError, Problem
 
 
-def load(name: str, folder: Path, pixels: str = "standard") -> Images:
-    """The data set `<folder>/<name>.npz` (Keras's convention: x_train, y_train, x_test, y_test), or else the one that
-    torchvision has in `folder` or downloads, which is then kept as such a file. Models see it as `pixels` says
-    (--pixels). ConfigError if neither is to be had."""
+def load(name: str, folder: Path, pixels: str = "standard", image_size: int | None = None) -> Images:
+    """The data set `<folder>/<name>.npz` (Keras's convention: x_train, y_train, x_test, y_test), or the pictures in
+    `<folder>/<name>/`, or else the one that torchvision has in `folder` or downloads, which is then kept as such a
+    file. Models see it as `pixels` says (--pixels), pictures as squares of `image_size` pixels (--image_size).
+    ConfigError if none is to be had."""
     name = names.dataset(name)
-    file = names.npz(Path(folder), name)
+    if found := names.pictures(name, folder):
+        return replace(checked(found, *pictures.of_folder(found, image_size)), pixels=pixels)
+    if image_size and (name not in KNOWN or len(KNOWN[name].shape) == 3):
+        raise ConfigError(Problem("image_size", f"is for pictures of several sizes, and {name} has images of one size"))
+    file = names.npz(Path(folder), name, image_size)
     if not file.exists():
         if name not in KNOWN:
             must = f"must be one of {', '.join(KNOWN)} or have a file {file} with the arrays {', '.join(ARRAYS)}"
             raise ConfigError(Problem("dataset", f"{must}, not {name!r}"))
-        _fetch(name, file)
+        _fetch(name, file, image_size)
     images = read(file, KNOWN[name].classes if name in KNOWN else None)
     called = name if name in KNOWN else images.name  # whatever the case of the file's name, digits are not mirrored
     return replace(images, name=called, pixels=pixels)
 
 
-def training_count(name: str, folder: Path) -> int:
-    """How many training images the data set `name` that `load` would give from `folder` has, without reading them. One
-    that is not there or is spoiled, of which `load` says so, counts as having as many as those that are downloaded."""
-    file = names.npz(Path(folder), names.dataset(name))
+def training_count(name: str, folder: Path, image_size: int | None = None) -> int:
+    """How many training images the data set that `load` would give has, without reading them. One that is not there or
+    is spoiled, of which `load` says so, counts as having as many as those that are downloaded."""
+    name = names.dataset(name)
+    if found := names.pictures(name, folder):
+        return pictures.training_count(found)
+    file = names.npz(Path(folder), name, image_size)
     if not file.is_file():
         return 10 * VALID_SIZE
     try:
@@ -67,10 +75,10 @@ def read(file: Path, classes: int | None = None) -> Images:
     except Exception as error:  # zipfile, zlib, tokenize and NumPy raise a dozen kinds of it on a spoiled file
         reason = checks.first_line(error)
         raise ConfigError(f"{file} is no readable .npz file ({reason}); put a complete one in its place") from None
-    return _checked(file, held, classes)
+    return checked(file, held, classes)
 
 
-def _checked(file: Path, arrays: Sequence[np.ndarray], classes: int | None) -> Images:
+def checked(file: Path, arrays: Sequence[np.ndarray], classes: int | None = None) -> Images:
     """The data set of these ARRAYS, which `file` holds or is to hold."""
     x_train, y_train, x_test, y_test = arrays
     for key, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
@@ -102,7 +110,7 @@ def _labels(y: np.ndarray) -> Tensor:
     return torch.from_numpy(y.reshape(-1).astype(np.int64))
 
 
-def _fetch(name: str, file: Path) -> None:
+def _fetch(name: str, file: Path, image_size: int | None) -> None:
     """Write `file` from torchvision's copy of the data set, downloading it if there is none. All or nothing."""
     from torchvision import datasets
 
@@ -116,15 +124,14 @@ def _fetch(name: str, file: Path) -> None:
                     halves = [kind(str(file.parent), **half, download=False) for half in known.halves]
                 except RuntimeError:
                     halves = [kind(temporary, **half, download=True) for half in known.halves]
-            (x_train, y_train), (x_test, y_test) = (_as_here(name, half) for half in halves)
-            _checked(file, (x_train, y_train, x_test, y_test), known.classes)
-            partial = Path(temporary) / file.name
-            with partial.open("wb") as stream:
-                np.savez_compressed(stream, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
-                stream.flush()
-                os.fsync(stream.fileno())
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial.replace(file)
+            if len(known.shape) == 1:
+                arrays = [array for half in halves for array in pictures.as_arrays(half, image_size)]
+            else:
+                arrays = [array for half in halves for array in _as_here(name, half)]
+            checked(file, arrays, known.classes)
+            pictures.write(file, arrays)
+    except ConfigError:
+        raise
     except Exception as error:  # of the network, of the disk, or of what a spoiled copy makes torchvision stumble on
         reason = checks.first_line(error)
         raise ConfigError(

@@ -93,7 +93,7 @@ def _cpu_precision(config: Config) -> str:
 
 def about_data(images: Images, config: Config) -> dict[str, Any]:
     """What it says of the data beside their fingerprint, so that a finished run need not read them again."""
-    file = of_file(names.npz(config.data, names.dataset(config.dataset)))
+    file = of_file(names.npz(config.data, names.dataset(config.dataset), config.image_size))
     return {"data_file": file, "classes": images.classes, "image_shape": list(images.shape)}
 
 
@@ -104,10 +104,12 @@ def fingerprints_now(config: Config, run: Run) -> dict[str, str]:
     if not about.get("classes") or "data" not in about.get("fingerprint", ()):
         return {}
     found = {"model": identity.of_model(building.find(config.arch_type, config.dataset, about["classes"], config.data))}
-    file = names.npz(config.data, names.dataset(config.dataset))
-    if file.exists():
-        alike = about["data_file"] == of_file(file)
-        found["data"] = about["fingerprint"]["data"] if alike else data.load(config.dataset, config.data).fingerprint
+    name = names.dataset(config.dataset)
+    file = names.npz(config.data, name, config.image_size)
+    if file.exists() and about["data_file"] == of_file(file):
+        found["data"] = about["fingerprint"]["data"]
+    elif file.exists() or names.pictures(name, config.data):
+        found["data"] = data.load(name, config.data, image_size=config.image_size).fingerprint
     return {**found, **start_tickets.fingerprints(config)}
 
 

@@ -243,7 +243,7 @@ def _work(order: Order, stop: Callable[[], bool]) -> list[Exception]:
     loaded: dict[tuple[object, ...], data.Images] = {}
     works, inputs = [], {}
     for work in order.works:
-        config, what = work.config, (work.config.dataset, work.config.data, work.config.pixels)
+        config, what = work.config, (work.config.dataset, work.config.data, work.config.pixels, work.config.image_size)
         images = loaded[what] = loaded.get(what) or data.load(*what)
         problem = start_tickets.problem(config, images)
         prepared = Prepared(work.asked, config, runs_of(work.asked), images, problem)

@@ -215,6 +215,7 @@ def _tidy(runs: Sequence[Run], warn: Callable[[str], object]) -> None:
 
 def _prepared(asked: Config, about: str, loaded: dict[tuple[object, ...], Images]) -> Prepared:
     """An experiment, checked. `loaded` keeps the images for the next one."""
+    _images(asked, loaded)  # how many there are decides the validation split
     config, runs = settled(asked), runs_of(asked, about)
     images, problem = prepare(config, loaded)
     start_tickets.refuse_pruned(config)
@@ -226,20 +227,13 @@ def settled(config: Config) -> Config:
     """The settings with what the data alone tell: the size of the validation split where none is given."""
     if config.valid_size is not None:
         return config
-    return replace(config, valid_size=usual_valid_size(data.training_count(config.dataset, config.data)))
+    return replace(config, valid_size=usual_valid_size(data.training_count(config.dataset, config.data, config.image_size)))
 
 
 def prepare(config: Config, loaded: dict[tuple[object, ...], Images] | None = None) -> tuple[Images, Problem]:
     """The images and the model of the settings, and every check that needs them. ConfigError with all that is wrong.
     `loaded` keeps images from one call for the next."""
-    building.find(config.arch_type, config.dataset, data=config.data)  # a bad file is said before data are downloaded
-    what, loaded = (config.dataset, config.data, config.pixels), {} if loaded is None else loaded
-    if what not in loaded:
-        name = names.dataset(config.dataset)
-        if config.dry_run and name in names.KNOWN and not (file := names.npz(config.data, name)).exists():
-            raise ConfigError(f"--dry_run neither downloads nor converts images, and there is no {file}")
-        loaded[what] = data.load(*what)
-    images = loaded[what]
+    images = _images(config, {} if loaded is None else loaded)
     problem = start_tickets.problem(config, images)
     held_back = usual_valid_size(len(images.train)) if config.valid_size is None else config.valid_size
     problems = data.check_sizes(images, held_back, config.batch_size)
@@ -256,6 +250,19 @@ def prepare(config: Config, loaded: dict[tuple[object, ...], Images] | None = No
     if problems:
         raise ConfigError(*problems)
     return images, problem
+
+
+def _images(config: Config, loaded: dict[tuple[object, ...], Images]) -> Images:
+    """The images of the settings, from `loaded` if they are there; else they are kept in it."""
+    what = (config.dataset, config.data, config.pixels, config.image_size)
+    if what not in loaded:
+        building.find(config.arch_type, config.dataset, data=config.data)  # a bad file is said before data are loaded
+        name = names.dataset(config.dataset)
+        file = names.npz(config.data, name, config.image_size)
+        if config.dry_run and name in names.KNOWN and not file.exists():
+            raise ConfigError(f"--dry_run neither downloads nor converts images, and there is no {file}")
+        loaded[what] = data.load(*what)
+    return loaded[what]
 
 
 def check_finished(config: Config) -> None:

@@ -92,8 +92,12 @@ class Config:
     dataset: str = neutral(
         "mnist",
         RUN,
-        "mnist, fashionmnist, kmnist, qmnist, emnist, cifar10, cifar100, svhn or the NAME of <data>/NAME.npz",
+        "mnist, fashionmnist, kmnist, qmnist, emnist, cifar10, cifar100, svhn, a class of pictures of torchvision "
+        "(Flowers102), or the NAME of <data>/NAME.npz or of pictures in <data>/NAME/train/CLASS/",
         dataset_name,
+    )
+    image_size: int | None = setting(
+        None, RUN, "pixels of the square that pictures are scaled and cut to (default: they have one size)", COUNT
     )
     ticket: TicketName | None = setting(
         None,

@@ -23,8 +23,9 @@ with contextlib.suppress(FileNotFoundError):  # a folder may be deleted while on
 
 @dataclass(frozen=True)
 class Known:
-    """A data set of torchvision: its class there, the number of labels, the images' shape (C, H, W), the arguments for
-    its training and its test half, and whether mirrored images keep their meaning."""
+    """A data set of torchvision: its class there, the number of labels, the images' shape, (C, H, W) or (C,) where
+    --image_size decides the rest, the arguments for its training and its test half, and whether mirrored images keep
+    their meaning."""
 
     kind: str
     classes: int
@@ -45,13 +46,34 @@ KNOWN = {
     "cifar100": Known("CIFAR100", 100, COLOUR, mirrors=True),
     "svhn": Known("SVHN", 10, COLOUR, ({"split": "train"}, {"split": "test"})),
 }
-SERVES: dict[tuple[int, ...], str] = {GREY: "mnist", COLOUR: "cifar10"}  # whose models also serve others of this size
+for kind, classes, train, test, mirrors in (
+    ("Country211", 211, "train", "test", True),
+    ("DTD", 47, "train", "test", True),
+    ("FGVCAircraft", 100, "trainval", "test", True),
+    ("Flowers102", 102, "train", "test", True),
+    ("Food101", 101, "train", "test", True),
+    ("GTSRB", 43, "train", "test", False),
+    ("Imagenette", 10, "train", "val", True),
+    ("OxfordIIITPet", 37, "trainval", "test", True),
+    ("PCAM", 2, "train", "test", True),
+    ("RenderedSST2", 2, "train", "test", False),
+    ("StanfordCars", 196, "train", "test", True),
+    ("STL10", 10, "train", "test", True),
+):
+    KNOWN[kind.lower()] = Known(kind, classes, (3,), ({"split": train}, {"split": test}), mirrors)
+SERVES = {1: "mnist", 3: "cifar10"}  # whose models also serve others of as many channels
 
 
 def dataset(name: str) -> str:
     """The one spelling of a data set's name, which may be given in any case."""
     known = [*KNOWN, *_own_folders()]
     return name if name in known else next((one for one in known if one.lower() == name.lower()), name)
+
+
+def pictures(of: str, data: Path) -> Path | None:
+    """The folder `<data>/<of>/` where it holds pictures in `train/<class>/` and no .npz file goes before it."""
+    folder = Path(data) / of
+    return folder if (folder / "train").is_dir() and of not in KNOWN and not npz(Path(data), of).exists() else None
 
 
 def model(name: str, of: str, data: Path | None = None) -> str:
@@ -76,11 +98,11 @@ def problems(arch_type: str, of: str, data: Path | None = None) -> list[str]:
     if file is not None and file.is_file():
         if not (size := shape(of, data)):
             return [other_arrays(file)]
-        must = f"must have models in archs/{of}/, or images of 28x28x1 or 32x32x3"
+        must = f"must have models in archs/{of}/, or images of one or three channels"
         return [Problem("dataset", f"{must}: {file} has images of {_size(size)}")]
     choices = dict.fromkeys(name for name in (*KNOWN, *_own_folders()) if available(name))
     must = f"must be one of {', '.join(choices)}, or have models in archs/{of}/, or be the name of a file "
-    must += f"<data>/{of}.npz with images of 28x28x1 or 32x32x3, not {of!r}{nearest(of, choices)}"
+    must += f"<data>/{of}.npz or of a folder of pictures <data>/{of}/train/<class>/, not {of!r}{nearest(of, choices)}"
     return [Problem("dataset", must)]
 
 
@@ -97,11 +119,12 @@ def available(of: str, data: Path | None = None) -> list[str]:
 
 
 def folders(of: str, data: Path | None = None, image: tuple[int, ...] = ()) -> list[Path]:
-    """The folders under archs/ that have models for the data set `of`: its own, then the one that serves images of
-    that size. Where their shape `image` (C, H, W) is not given and the set not known by name, they are looked for in
-    the folder `data`."""
+    """The folders under archs/ that have models for the data set `of`: its own, then the one that serves images of as
+    many channels. Where their shape `image` (C, H, W) is not given and the set not known by name, they are looked for
+    in the folder `data`."""
     name = dataset(of)
-    places = dict.fromkeys([name, SERVES.get(image or shape(name, data))])
+    channels = (image or shape(name, data))[:1]
+    places = dict.fromkeys([name, *(SERVES.get(count) for count in channels)])
     return [archs / one for one in places if one for archs in ARCHS if (archs / one).is_dir()]
 
 
@@ -110,15 +133,15 @@ def assumed(arch_type: str, of: str, data: Path | None = None) -> str:
     file = next((file for file in _model_files(of, data) if mentions(file, arch_type)), None)
     if file is None or file.parent.name == dataset(of):
         return ""
-    return f"{of} has images of {_size(shape(of, data))}: it uses the model of archs/{file.parent.name}/"
+    return f"{of} has images of {_size(shape(of, data))} and uses the model of archs/{file.parent.name}/"
 
 
 def shape(of: str, data: Path | None = None) -> tuple[int, ...]:
     """The shape (C, H, W) of the images of a data set known by name, or else of `<data>/<of>.npz`, of which only the
-    header is read; () if it cannot be told."""
+    header is read; (3,) of pictures, () if it cannot be told."""
     of = dataset(of)
-    if of in KNOWN:
-        return KNOWN[of].shape
+    if of in KNOWN or (data and pictures(of, data)):
+        return KNOWN[of].shape if of in KNOWN else (3,)
     file = npz(Path(data), of) if data else None
     if file is None or not file.is_file():
         return ()
@@ -149,6 +172,8 @@ def other_arrays(file: Path) -> str:
 
 
 def _size(image: tuple[int, ...]) -> str:
+    if len(image) == 1:
+        return f"{image[0]} channels"
     return "x".join(map(str, (*image[1:], *image[:1])))  # as people say it: 28x28x1
 
 
@@ -159,9 +184,10 @@ def channels_first(size: tuple[int, ...]) -> bool:
     return last not in (1, 3) and (second in (1, 3) or second <= 4 < last or second != third == last)
 
 
-def npz(folder: Path, of: str) -> Path:
-    """`<folder>/<of>.npz`, or the file there whose name differs from it in case alone."""
-    exact = folder / f"{of}.npz"
+def npz(folder: Path, of: str, image_size: int | None = None) -> Path:
+    """`<folder>/<of>.npz`, or the file there whose name differs from it in case alone. With an --image_size,
+    `<of>-<image_size>.npz`."""
+    exact = folder / (f"{of}-{image_size}.npz" if image_size else f"{of}.npz")
     if exact.exists() or not folder.is_dir():
         return exact
     return next((other for other in sorted(folder.glob("*.npz")) if other.name.lower() == exact.name.lower()), exact)

@@ -126,6 +126,8 @@ def dataset_name(text: str) -> str:
     """The name of a data set."""
     if text.endswith(".npz"):
         raise ValueError(f"must be the name alone, {Path(text).stem}, and data the folder that the file is in")
+    if "/" in text:
+        raise ValueError(f"must be the name alone, {Path(text).name}, and data the folder that it is in")
     return plain_name(text)
 
 

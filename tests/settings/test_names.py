@@ -71,7 +71,7 @@ def test_a_file_in_another_case_is_the_data_set(place: Path) -> None:
 
 @pytest.mark.parametrize(
     "shape, version, uses",
-    [((9, 28, 28), (1, 0), "mnist"), ((9, 32, 32, 3), (2, 0), "cifar10"), ((9, 20, 20), (1, 0), "")],
+    [((9, 28, 28), (1, 0), "mnist"), ((9, 64, 64, 3), (2, 0), "cifar10"), ((9, 2, 20, 20), (1, 0), "")],
 )
 def test_a_data_set_without_models_uses_those_for_images_of_its_size(
     tmp_path: Path, shape: tuple[int, ...], version: tuple[int, int], uses: str
@@ -79,8 +79,8 @@ def test_a_data_set_without_models_uses_those_for_images_of_its_size(
     with zipfile.ZipFile(tmp_path / "mine.npz", "w") as arrays, arrays.open("x_train.npy", "w") as array:
         format.write_array(array, np.zeros(shape, np.uint8), version)
     assert [folder.name for folder in names.folders("mine", tmp_path)] == [uses] * bool(uses)
-    must = "--dataset must have models in archs/mine/, or images of 28x28x1 or 32x32x3"
-    said = [] if uses else [f"{must}: {tmp_path}/mine.npz has images of 20x20x1"]
+    must = "--dataset must have models in archs/mine/, or images of one or three channels"
+    said = [] if uses else [f"{must}: {tmp_path}/mine.npz has images of 20x20x2"]
     assert names.problems("fc1", "mine", data=tmp_path) == said
     assert (f"archs/{uses}/" in names.assumed("fc1", "mine", tmp_path)) == bool(uses)
     assert names.problems("fc1", "mine", data=tmp_path / "elsewhere") and not names.assumed("fc1", "mnist")
