@@ -130,9 +130,9 @@ def _fetch(name: str, file: Path, image_size: int | None) -> None:
                 arrays = [array for half in halves for array in _as_here(name, half)]
             checked(file, arrays, known.classes)
             pictures.write(file, arrays)
-    except ConfigError:
-        raise
     except Exception as error:  # of the network, of the disk, or of what a spoiled copy makes torchvision stumble on
+        if isinstance(error, ConfigError) and len(known.shape) == 1:  # of --image_size
+            raise
         reason = checks.first_line(error)
         raise ConfigError(
             f"there is no {file} and {name} could not be downloaded ({reason}): "
