@@ -44,8 +44,9 @@ def load(name: str, folder: Path, pixels: str = "standard", image_size: int | No
 
 
 def training_count(name: str, folder: Path, image_size: int | None = None) -> int:
-    """How many training images the data set that `load` would give has, without reading them. One that is not there or
-    is spoiled, of which `load` says so, counts as having as many as those that are downloaded."""
+    """How many training images the data set `name` that `load` would give from `folder` has, where pictures are scaled
+    to `image_size`, without reading them. One that is not there or is spoiled, of which `load` says so, counts as
+    having as many as those that are downloaded."""
     name = names.dataset(name)
     if found := names.pictures(name, folder):
         return pictures.training_count(found)
