@@ -33,8 +33,8 @@ def to_npz(
         checks.whole("image_size", image_size, 1)
     halves = [dataset.get(key) for key in ("train", "test")] if isinstance(dataset, Mapping) else dataset
     if not isinstance(halves, (tuple, list)) or len(halves) != 2 or not all(hasattr(x, "__getitem__") for x in halves):
-        must = "a pair (train, test) of map-style Datasets, or a mapping with these"
-        raise TypeError(f"dataset must be {must}, not {checks.shown(dataset)}; torch.utils.data.random_split divides one")
+        must = "a pair (train, test) of map-style Datasets (as torch.utils.data.random_split gives), or a mapping of them"
+        raise TypeError(f"dataset must be {must}, not {checks.shown(dataset)}")
     arrays = []
     for half in halves:
         arrays += pictures.as_arrays([_pair(half[i], columns) for i in range(len(half))], image_size)

@@ -227,7 +227,8 @@ def settled(config: Config) -> Config:
     """The settings with what the data alone tell: the size of the validation split where none is given."""
     if config.valid_size is not None:
         return config
-    return replace(config, valid_size=usual_valid_size(data.training_count(config.dataset, config.data, config.image_size)))
+    count = data.training_count(config.dataset, config.data, config.image_size)
+    return replace(config, valid_size=usual_valid_size(count))
 
 
 def prepare(config: Config, loaded: dict[tuple[object, ...], Images] | None = None) -> tuple[Images, Problem]:

@@ -58,7 +58,7 @@ def test_folders_that_are_no_data_set_are_refused_in_a_sentence(place: Path) -> 
     folder = flowers(place / "data" / "flowers")
     with pytest.raises(ConfigError, match=r"^--image_size must be given where pictures differ in size .*: \d+x\d+x3"):
         data.load("flowers", place / "data")
-    with pytest.raises(ConfigError, match="^--image_size is for pictures of several sizes, and tiny has images"):
+    with pytest.raises(ConfigError, match=r"^--image_size is for pictures of several sizes, and tiny has images"):
         data.load("tiny", place / "data", image_size=8)
     (folder / "test" / "rose").rename(folder / "test" / "tulip")
     with pytest.raises(ConfigError, match="must have folders of the same classes; rose, tulip differ"):
