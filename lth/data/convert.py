@@ -33,7 +33,7 @@ def to_npz(
         checks.whole("image_size", image_size, 1)
     halves = [dataset.get(key) for key in ("train", "test")] if isinstance(dataset, Mapping) else dataset
     if not isinstance(halves, (tuple, list)) or len(halves) != 2 or not all(hasattr(x, "__getitem__") for x in halves):
-        must = "a pair (train, test) of map-style Datasets (as torch.utils.data.random_split gives), or a mapping of them"
+        must = "a pair (train, test) of map-style Datasets (as random_split gives) or a mapping of these"
         raise TypeError(f"dataset must be {must}, not {checks.shown(dataset)}")
     arrays = []
     for half in halves:
