@@ -22,7 +22,8 @@ def write(file: Path, arrays: Sequence[np.ndarray]) -> None:
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".writing-") as temporary:
         partial = Path(temporary) / file.name
         with partial.open("wb") as stream:
-            np.savez_compressed(stream, **dict(zip(ARRAYS, arrays, strict=True)))
+            held: dict[str, Any] = dict(zip(ARRAYS, arrays, strict=True))
+            np.savez_compressed(stream, **held)
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(file)
