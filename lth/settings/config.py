@@ -92,13 +92,11 @@ class Config:
     dataset: str = neutral(
         "mnist",
         RUN,
-        "mnist, fashionmnist, kmnist, qmnist, emnist, cifar10, cifar100, svhn, a class of pictures of torchvision "
-        "(Flowers102), or the NAME of <data>/NAME.npz or of pictures in <data>/NAME/train/CLASS/",
+        "mnist, fashionmnist, cifar10, svhn, Flowers102, ... (all in docs/models.md), or the NAME of "
+        "<data>/NAME.npz or of a folder of pictures",
         dataset_name,
     )
-    image_size: int | None = setting(
-        None, RUN, "pixels of the square that pictures are scaled and cut to (default: they have one size)", COUNT
-    )
+    image_size: int | None = setting(None, RUN, "pixels of the square that pictures become (default: as is)", COUNT)
     ticket: TicketName | None = setting(
         None,
         RUN,
