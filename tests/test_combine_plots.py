@@ -31,7 +31,7 @@ def drawn(root: Path) -> dict[str, set[str]]:
     """Names of the files in every folder under plots/."""
     folders: dict[str, set[str]] = {}
     for file in (root / "plots").rglob("*.*"):
-        if file.is_file() and file.suffix not in (".lock", ".holder"):
+        if file.is_file():
             folders.setdefault(file.parent.relative_to(root / "plots").as_posix(), set()).add(file.name)
     return folders
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import os
+import contextlib
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lth.run.terminal import wrapped
+from lth.run.terminal import Output, say
 from lth.settings import flags, sweep
 from lth.settings.config import Config, ConfigError, same_command
 
@@ -23,53 +21,29 @@ if TYPE_CHECKING:
 def exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Run a program and return its exit code, with one message for what it raises: 2 for bad input, 1 for a failure,
     130 and 143 for Ctrl-C and SIGTERM. Tracebacks only with --debug."""
-    _mend_output()
-    try:
-        return main(argv)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if "--debug" in argv:
-            traceback.print_exc()
-        if isinstance(error, ConfigError):
-            _complain("\n".join(f"error: {problem}" for problem in error.problems))
-            return 2
-        if signum := getattr(error, "signum", 0):
-            again = same_command("--overwrite" in argv)
-            _complain(f"stopped by {error}: finished rounds are kept, {again} continues from here")
-            return 128 + int(signum)
-        ours = type(error).__module__.startswith("lth.")
-        kind = "" if ours else f"{type(error).__name__}: "
-        _complain(f"error: {kind}{error}{'' if ours else ' (--debug shows where)'}")
-        return 1
-
-
-class _Pipe(io.FileIO):
-    """An output whose reader may go away, as in `main.py | head`: the rest goes nowhere, and the program continues."""
-
-    def write(self, data: Any, /) -> int:
+    out, err = Output(sys.stdout), Output(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            return super().write(data)
-        except BrokenPipeError:
-            return len(data)
-
-
-def _mend_output() -> None:
-    """Write to nobody where a stream is closed or its reader goes away, and escapes where its encoding lacks a
-    character."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name) or Path(os.devnull).open("w")  # noqa: SIM115
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-            if stream is getattr(sys, f"__{name}__") and not stream.isatty():
-                raw = io.BufferedWriter(_Pipe(stream.fileno(), "w", closefd=False))
-                stream = io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=name == "stderr")
-        setattr(sys, name, stream)
-
-
-def _complain(text: str) -> None:
-    print(wrapped(text, sys.stderr), file=sys.stderr)
+            return main(argv)
+        except KeyboardInterrupt:
+            say("stopped", sys.stderr)
+            return 130
+        except Exception as error:
+            if "--debug" in argv:
+                traceback.print_exc()
+            if isinstance(error, ConfigError):
+                say("\n".join(f"error: {problem}" for problem in error.problems), sys.stderr)
+                return 2
+            if signum := getattr(error, "signum", 0):
+                again = same_command("--overwrite" in argv)
+                say(f"stopped by {error}: finished rounds are kept, {again} continues from here", sys.stderr)
+                return 128 + int(signum)
+            ours = type(error).__module__.startswith("lth.")
+            kind = "" if ours else f"{type(error).__name__}: "
+            say(f"error: {kind}{error}{'' if ours else ' (--debug shows where)'}", sys.stderr)
+            return 1
+        finally:
+            out.flush()
 
 
 def listed(told: str, files: Sequence[Path]) -> str:
@@ -78,28 +52,18 @@ def listed(told: str, files: Sequence[Path]) -> str:
     return "\n".join([f"{told} {files[0].parent}:", *(f"  {name}" for name in names)])
 
 
-@contextmanager
-def _drawing(folder: Path) -> Iterator[bool]:
-    """Within it, no other process draws what this folder stands for; False, and a line, if one does already."""
-    from lth.records.lock import Locked, Locks
-
-    with Locks() as locks:
-        try:
-            locks.take(folder)
-        except Locked:
-            print(f"\nanother process is drawing the figures: {folder}")
-            yield False
-        else:
-            yield True
+def _warn(problem: object) -> None:
+    say(f"warning: {problem}", sys.stderr)
 
 
 def conclude(runs: Sequence[Run], format: str, quiet: bool = False, about: str = "") -> list[Path]:
     """Draw the figures of runs of one model, data set and settings and write their verdict and report.html, unless all
-    are there already or another process is just doing so, and print the verdict; `about` heads every sentence where
+    are there already or another process is drawing them, and print the verdict; `about` heads every sentence where
     verdicts of others stand beside it. Returns the files that were written."""
     from lth.analysis import labels, printed, sentences, verdict
     from lth.plots import draw
     from lth.records import files
+    from lth.records.lock import Locks
 
     folder = runs[0].plots
     figures = draw.up_to_date(runs, folder, format)
@@ -107,22 +71,23 @@ def conclude(runs: Sequence[Run], format: str, quiet: bool = False, about: str =
     told = [*sentences.sentences(table), *sentences.about_ties(runs)]
     pages = [folder / "verdict.csv", folder / "report.html"]
     if not quiet:
-        print(wrapped(f"\n{labels.title(runs[0])}: {labels.settings(*runs)}\n", sys.stdout))
+        say(f"\n{labels.title(runs[0])}: {labels.settings(*runs)}\n", sys.stdout)
         print(f"{printed.render(table, shutil.get_terminal_size((100, 24)).columns)}\n")
     for sentence in told:
-        print(wrapped(f"{about}: {sentence}" if about else sentence, sys.stdout))
+        say(f"{about}: {sentence}" if about else sentence, sys.stdout)
     if figures is not None and verdict.written(table, folder) and pages[1].is_file():
         print(listed("\nup to date in", [*figures, *pages]))
         return []
-    with _drawing(folder) as mine:  # after what needs no disk has been printed
-        if not mine:
+    with Locks(alone=True) as locks:
+        if not locks.try_take(runs[0].dumps.parent.parent):  # beside the folder of the settings
+            print(f"\nanother process is drawing the figures: {folder}")
             return []
         from lth.plots import report
 
         files.drop_partials(folder)  # of a process that was killed here
         pages = [verdict.write(table, folder), report.write(runs, table, told, folder)]
         # These come first: where the figures are recorded, all is there.
-        written = [*draw.draw_all(runs, folder, format, lambda problem: _complain(f"warning: {problem}")), *pages]
+        written = [*draw.draw_all(runs, folder, format, _warn), *pages]
     print(listed("\nwritten to", written))
     return written
 
@@ -137,13 +102,10 @@ def side_by_side(groups: Sequence[Sequence[Run]], folder: Path, format: str, mor
         from lth.plots.barriers import rewind_points
         from lth.plots.grid import grid
 
-        with _drawing(folder / "grid") as mine:
-            found = []
-            if mine:
-                source = draw.fingerprint(runs)
-                (folder / f"connectivity.{format}").unlink(missing_ok=True)  # of settings no longer among these
-                found = [*grid(groups, folder, format), *rewind_points(groups, folder, format)]
-                draw.record(folder, format, source, found)
+        source = draw.fingerprint(runs)
+        (folder / f"connectivity.{format}").unlink(missing_ok=True)  # of settings no longer among these
+        found = [*grid(groups, folder, format), *rewind_points(groups, folder, format)]
+        draw.record(folder, format, source, found)
     if found or more:
         print(listed("\nall settings in", [*more, *found]))
 
@@ -151,12 +113,16 @@ def side_by_side(groups: Sequence[Sequence[Run]], folder: Path, format: str, mor
 def perform(asked: Mapping[Config, Mapping[str, str]], argv: Sequence[str]) -> int:
     """Run or continue the experiments that the command line `argv` asked for, and show their results. Those of a sweep,
     each with the values that tell it from the others, end with the verdicts in words, one figure, and sweep.csv."""
+    from lth.experiment import start_tickets
     from lth.run import session, tensorboard  # PyTorch loads here, once the flags have been found good
     from lth.training.train import TrialError
 
     first, failure = next(iter(asked)), None
+    given = vars(flags.parser().parse_known_args(argv)[0])
+    for config, values in asked.items():
+        if "config" in given and not {"ticket"} & {*given, *values}:
+            start_tickets.refuse_later_round(given["config"], config)
     own = {config: {name: text for name, text in values.items() if name != "seed"} for config, values in asked.items()}
-    _check_repeated([config for config, values in asked.items() if "ticket" not in values], argv)
     try:
         session.run_all({config: sweep.label(values) for config, values in own.items()}, argv)
     except (session.TrialsFailed, TrialError) as error:  # the others are complete and can be looked at
@@ -178,28 +144,16 @@ def perform(asked: Mapping[Config, Mapping[str, str]], argv: Sequence[str]) -> i
 
 
 def _show_sweep(groups: Mapping[str, tuple[Mapping[str, str], list[Run]]], config: Config) -> None:
-    from lth.analysis import sentences, verdict
-    from lth.analysis import sweep_table as records
+    from lth.analysis import sentences, sweep_table, verdict
     from lth.records import files
 
     for name, (_, runs) in groups.items():
         for sentence in sentences.sentences(verdict.table(runs)):
-            print(wrapped(f"{name}: {sentence}", sys.stdout))
-    table, text = config.root / "plots" / "sweep.csv", records.text(records.table(groups.values())).encode()
+            say(f"{name}: {sentence}", sys.stdout)
+    table, text = config.root / "plots" / "sweep.csv", sweep_table.text(sweep_table.table(groups.values())).encode()
     if not table.exists() or table.read_bytes() != text:  # whatever a spreadsheet has made of it
         files.write(table, text)
     side_by_side([runs for _, runs in groups.values()], table.parent, config.format, [table])
-
-
-def _check_repeated(asked: Iterable[Config], argv: Sequence[str]) -> None:
-    """ConfigError if --config would repeat a run with another ticket than it had."""
-    given = vars(flags.parser().parse_known_args(argv)[0])
-    if "config" not in given or "ticket" in given:
-        return
-    from lth.experiment import start_tickets
-
-    for config in asked:
-        start_tickets.refuse_later_round(given["config"], config)
 
 
 def _finished(config: Config) -> list[Run]:
@@ -209,7 +163,5 @@ def _finished(config: Config) -> list[Run]:
     from lth.run import tasks
 
     one = tasks.runs_of(config)[0]
-    found = tables.find(
-        config.root, one.arch_type, one.dataset, one.settings, lambda error: _complain(f"warning: {error}")
-    )
+    found = tables.find(config.root, one.arch_type, one.dataset, one.settings, _warn)
     return [run for run in found if run.plots == one.plots]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import sys
 import time
 from collections import Counter
@@ -18,7 +20,7 @@ from lth.run.terminal import columns, wrapped
 
 WIDTHS = {"round": 5, "remaining": 9, "ES": 7, "val": 6, "test": 6, "seconds": 8, "time left": 9}
 REFRESH = 0.1  # seconds between two drawings of the bar
-BAR, ECHO = 8, 4  # columns that it has at least; those left free at its right, where the terminal writes ^C
+ECHO = 4  # columns left free at its right, where the terminal writes ^C
 NOTEBOOK = tqdm.auto.notebook_tqdm is not tqdm.auto.std_tqdm
 
 
@@ -39,28 +41,29 @@ class Progress:
         self.left, self.at_once, self.print_freq, self.quiet = Counter(left), at_once, print_freq, quiet
         self.finished = Counter[Run]()
         self.steps: dict[Run, int] = {}  # iterations of one training
-        self.running: dict[Run, tuple[str, int, float]] = {}  # round, iteration, and when that was reported
+        self.running: dict[Run, tuple[int, int, float]] = {}  # round, iteration, and when that was reported
         self.seconds = self.iterations = 0.0  # their quotient is the pace of one run
         self.printed: dict[Run, int] = {}  # the epochs, in units of print_freq, of a run's last line
         self.out, self.drawn = sys.stdout, 0.0
         self.bar: _Bar | None = None
         self.live = NOTEBOOK or self.out.isatty()
         self.name_width = max((len(str(run)) for run in left), default=24)
-        whole = self.name_width + sum(WIDTHS.values()) + len(WIDTHS)
-        shown = len(WIDTHS) if not self.live else len(WIDTHS) - 1 if whole - 10 <= columns(self.out) else 5
-        self.heads = list(WIDTHS)[:shown]
+        room = columns(self.out) - self.name_width if self.live else math.inf
+        ends = itertools.accumulate(width + 1 for width in WIDTHS.values())
+        self.heads = [head for head, end in zip(WIDTHS, ends, strict=True) if end <= room]
+        if self.live and "time left" in self.heads:  # the bar has it
+            self.heads.remove("time left")
         self._row("run", {head: head for head in WIDTHS})
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        if isinstance(event, Note):
-            if event.failed:
-                for run in [run for run in self.left if event.text.startswith(f"{run}: ")]:  # it trains no more
-                    del self.left[run]
-                    self.running.pop(run, None)
-                self._write(event.text, sys.stderr)
-            else:
-                self._line(event.text)
+        if isinstance(event, Note) and event.failed:
+            for run in [run for run in self.left if event.text.startswith(f"{run}: ")]:  # it trains no more
+                del self.left[run]
+                self.running.pop(run, None)
+            self._write(event.text, sys.stderr)
+        elif isinstance(event, Note):
+            self._line(event.text)
         elif isinstance(event, RoundDone):
             self._ended(event.run, event.seconds)
             self._round(event)
@@ -82,23 +85,32 @@ class Progress:
 
     def time_left(self) -> float:
         """Seconds until all is trained, by the pace of the last rounds; 0 as long as that is unknown."""
-        remaining = [n * self._steps(run) - self._iteration(run) for run, n in self.left.items() if n > 0]
+        now = {run: iteration for run, (_, iteration, _) in self.running.items()}
+        remaining = [n * self._steps(run) - now.get(run, 0) for run, n in self.left.items() if n > 0]
+        if not remaining or not self.iterations:
+            return 0
         at_once = min(max(self.at_once, len(self.running)), len(remaining))
-        longest = max(max(remaining), sum(remaining) / at_once) if remaining else 0
-        return longest * self.seconds / self.iterations if self.iterations else 0
+        return max(max(remaining), sum(remaining) / at_once) * self.seconds / self.iterations
 
     def _moved(self, event: Moved | Evaluated) -> None:
         iteration = event.iteration if isinstance(event, Moved) else event.evaluation.iteration
-        number, now, before = f"r{event.round}", time.monotonic(), self.running.get(event.run)
-        if before and before[0] == number and iteration >= before[1]:
-            self.iterations += iteration - before[1]
-            self.seconds += now - before[2]
-        self.running[event.run], self.steps[event.run] = (number, iteration, now), event.steps
-        if isinstance(event, Evaluated) and not self.live:
-            self._evaluation(event)
+        now = time.monotonic()
+        number, before, since = self.running.get(event.run, (-1, 0, now))
+        if number == event.round and iteration >= before:
+            self.iterations += iteration - before
+            self.seconds += now - since
+        self.running[event.run], self.steps[event.run] = (event.round, iteration, now), event.steps
+        if not isinstance(event, Evaluated) or self.live:
+            return
+        found, epochs = event.evaluation, iteration // event.epoch // self.print_freq
+        last = iteration == event.steps
+        if last or epochs > self.printed.get(event.run, 0):
+            self.printed[event.run] = 0 if last else epochs
+            text = f"iteration {iteration} of {event.steps}: loss {found.train_loss:.4f}  val {found.val:.2f}%"
+            self._line(f"{event.run!s:{self.name_width}} {event.round:5}   {text}")
 
     def _ended(self, run: Run, seconds: float) -> None:
-        """A training has ended, or none was needed. `seconds` count where it ran out of sight, on another machine."""
+        """A training has ended, or none was needed. Its `seconds` count where it ran on another machine."""
         if self.running.pop(run, None) or seconds:
             self.finished[run] += 1
             self.left[run] -= 1
@@ -110,33 +122,21 @@ class Progress:
         """Iterations of a training of a run: the mean of the others as long as none has begun."""
         return self.steps.get(run) or (sum(self.steps.values()) / len(self.steps) if self.steps else 1)
 
-    def _iteration(self, run: Run) -> int:
-        return self.running[run][1] if run in self.running else 0
-
     def _draw(self) -> None:
         if self.bar is None:
-            form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
+            form = "{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt}{postfix}"
             self.bar = _Bar(total=1, leave=False, file=self.out, bar_format=form)
         done = sum(n * self._steps(run) for run, n in self.finished.items())
         total = done + sum(n * self._steps(run) for run, n in self.left.items())
-        self.bar.n, self.bar.total = round(done + sum(map(self._iteration, self.running))), max(round(total), 1)
-        told = ", ".join(f"{run} {place[0]}" for run, place in self.running.items())
-        told = f"{duration(left)} left, {told}" if (left := self.time_left()) else told
+        now = sum(iteration for _, iteration, _ in self.running.values())
+        self.bar.n, self.bar.total = round(done + now), max(round(total), 1)
         if not NOTEBOOK:
             self.bar.ncols = columns(self.out) - ECHO
-            room = self.bar.ncols - BAR - len(f"100%|| {self.bar.n}/{self.bar.total}, ")
-            told = told if len(told) <= room else f"{told[: max(room - 3, 0)]}..."
-        self.bar.set_postfix_str(told, refresh=False)
+        time_left = [f"{duration(left)} left"] if (left := self.time_left()) else []
+        rounds = [f"{run} r{number}" for run, (number, _, _) in self.running.items()]
+        self.bar.set_postfix_str(", ".join(time_left + rounds), refresh=False)
         self.bar.refresh()
         self.drawn = time.monotonic()
-
-    def _evaluation(self, event: Evaluated) -> None:
-        """A line per evaluation, at most one in `print_freq` epochs; the last always."""
-        found, epochs = event.evaluation, event.evaluation.iteration // event.epoch // self.print_freq
-        if found.iteration == event.steps or epochs > self.printed.get(event.run, 0):
-            self.printed[event.run] = 0 if found.iteration == event.steps else epochs
-            text = f"iteration {found.iteration} of {event.steps}: loss {found.train_loss:.4f}  val {found.val:.2f}%"
-            self._line(f"{event.run!s:{self.name_width}} {event.round:5}   {text}")
 
     def _round(self, event: RoundDone) -> None:
         row = event.row
@@ -170,6 +170,6 @@ class Progress:
 
 def duration(seconds: float) -> str:
     """Hours and minutes, or minutes and seconds."""
-    minutes, seconds = divmod(round(max(seconds, 0)), 60)
+    minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"

@@ -1,12 +1,52 @@
-"""Sentences on a terminal: broken between words, and without control characters."""
+"""What is written to a terminal: broken between words, without control characters."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import textwrap
-from typing import TextIO
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+
+def plain(text: str) -> str:
+    """`text` with control characters escaped, which a folder's name or a model's message may have."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: ascii(found[0])[1:-1], text)
+
+
+class Output:
+    """A stream that gets plain text only, with escapes where its encoding lacks a character. Where it is closed, or its
+    reader goes away as in `main.py | head`, the text goes nowhere and the program continues."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream: Any = stream or Path(os.devnull).open("w")  # noqa: SIM115
+        if hasattr(self._stream, "reconfigure"):
+            self._stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write text, which may begin with a carriage return as a progress bar does."""
+        start = text.startswith("\r")
+        with self._without_reader():
+            self._stream.write(text[:start] + plain(text[start:]))
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        with self._without_reader():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _without_reader(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
 def columns(stream: TextIO) -> int:
@@ -18,10 +58,14 @@ def columns(stream: TextIO) -> int:
 
 
 def wrapped(text: str, stream: TextIO) -> str:
-    """`text`, broken between words where `stream` is a terminal; a longer word, such as a path, stays whole. Control
-    characters, as a folder's name or a model's error may have them, are escaped."""
-    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: ascii(found[0])[1:-1], text)
+    """Plain `text`, broken between words where `stream` is a terminal; a longer word, such as a path, stays whole."""
+    text = plain(text)
     if not stream.isatty():
         return text
     filler = textwrap.TextWrapper(columns(stream), break_long_words=False, break_on_hyphens=False)
     return "\n".join(line if len(line) <= filler.width else filler.fill(line) for line in text.split("\n"))
+
+
+def say(text: str, stream: TextIO) -> None:
+    """Print `text`, wrapped."""
+    print(wrapped(text, stream), file=stream, flush=True)

@@ -56,6 +56,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
+        self.color = False  # which Python 3.14 would give to --help
         self.add_argument("--version", action="version", version=f"{self.prog} {VERSION}", help="print the version")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

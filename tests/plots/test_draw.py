@@ -6,6 +6,7 @@ import shutil
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from conftest import MakeRuns
 
 from lth.plots import draw, style
 from lth.plots.comparison import comparison
-from lth.records import files
+from lth.records import files, journal
 from lth.records.tables import Run
 
 pytestmark = pytest.mark.versions
@@ -108,10 +109,13 @@ def test_figures_are_up_to_date_until_what_they_show_changes(
     for name in ("journal.jsonl", "config.json"):
         file = runs[0].dumps / name
         before = file.read_bytes()
-        file.write_bytes(before.replace(b"20", b"21", 1) if name == "config.json" else before + b"9")
+        file.write_bytes(before.replace(b"20", b"21", 1) if name == "config.json" else before.splitlines(True)[0])
         assert not current(), name
         file.write_bytes(before)
-    assert current()
+    rounds, _ = journal.load(runs[0].dumps)
+    slower = [replace(entry, tables={**entry.tables, "times": [f"{entry.round},99,98,1"]}) for entry in rounds]
+    journal.save(runs[0].dumps, slower)
+    assert current(), "--overwrite has given the same numbers in another time"
     (runs[0].saves).mkdir(parents=True)
     (runs[0].saves / "ticket_00.safetensors").touch()
     assert not current()

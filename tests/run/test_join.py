@@ -146,7 +146,7 @@ def test_one_process_draws(place: Path, capsys: pytest.CaptureFixture[str]) -> N
     argv += ["--gpu", "cpu", "--jobs", "1"]
     (run,) = runs_of(flags.parse(argv))
     with Locks() as locks:
-        locks.take(run.plots)
+        locks.take(run.dumps.parent.parent)
         assert utils.exit_code(main.main, argv) == 0
     assert f"another process is drawing the figures: {run.plots}" in capsys.readouterr().out
     assert not list(place.rglob("*.png"))
