@@ -94,8 +94,8 @@ def ask(asked: Sequence[Form], finished: bool, file: Path | None, argv: Sequence
     """Train what is not trained yet, unless only what is `finished` counts; print the tables and write them."""
     from lth.claims import duration as cost
     from lth.claims import judge, sections
+    from lth.commands import session
     from lth.experiment import TrialError
-    from lth.run import session
 
     failure = None
     for form in asked:

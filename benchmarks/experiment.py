@@ -83,10 +83,10 @@ class Clock:
 
 def instrument(clock: Clock) -> None:
     """Have the clock charge what the functions of lth do."""
+    from lth.commands import command, holding, processes, session
     from lth.experiment import Experiment
     from lth.experiment.trainer import Trainer
     from lth.records import recording, resume, tables, tickets
-    from lth.run import command, holding, processes, session
     from lth.training.train import Training
 
     clock.wrap(session, "prepare", DATA)

@@ -12,7 +12,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 if not __package__:  # `python lth` looks for modules in lth/, where they would be found under the wrong names
     sys.path[0] = str(PROJECT)
 
-from lth.run import command  # noqa: E402
+from lth.commands import command  # noqa: E402
 from lth.settings import checks, flags, names  # noqa: E402
 from lth.settings.config import Config  # noqa: E402
 from lth.settings.problems import ConfigError  # noqa: E402
@@ -143,8 +143,8 @@ def parse(argv: Sequence[str]) -> Config:
 
 
 def _check_recovered(config: Config) -> None:
+    from lth.commands import tasks
     from lth.records import tables
-    from lth.run import tasks
 
     (run,) = tasks.runs_of(config)
     if not (run.dumps / "config.json").exists():

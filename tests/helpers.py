@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lth import data, pruning
+from lth.commands.queue import Queue, Work
+from lth.commands.tasks import runs_of
 from lth.data.images import Feed, Images
 from lth.experiment import Experiment, start_tickets
 from lth.models import building
@@ -24,8 +26,6 @@ from lth.pruning import Masks
 from lth.records import files, journal, lock, tables
 from lth.records.events import Event, Note
 from lth.records.tables import Run
-from lth.run.queue import Queue, Work
-from lth.run.tasks import runs_of
 from lth.settings import names
 from lth.settings.config import Config
 from lth.training.network import Fused, Network

@@ -15,6 +15,8 @@ import torch
 from helpers import CPU, Told, assert_same, do, experiment, killed_at, results, settings
 from torch import Tensor, nn
 
+from lth.commands import session
+from lth.commands.tasks import runs_of
 from lth.experiment import mode_connectivity as line
 from lth.experiment.mode_connectivity import Errors
 from lth.experiment.trainer import Trainer
@@ -23,8 +25,6 @@ from lth.models.building import State
 from lth.records import tables, tickets
 from lth.records.events import Connected, Evaluated, Moved
 from lth.records.tables import Run
-from lth.run import session
-from lth.run.tasks import runs_of
 from lth.training.network import Network
 from lth.training.train import Stopped
 

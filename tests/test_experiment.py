@@ -20,6 +20,8 @@ from helpers import Killed, Told, assert_released, assert_same, do, experiment, 
 
 from lth import pruning
 from lth.analysis import sentences
+from lth.commands import loop, session
+from lth.commands.tasks import runs_of
 from lth.experiment import Experiment
 from lth.experiment.scores import scored
 from lth.models import building
@@ -30,8 +32,6 @@ from lth.records.files import RecordError
 from lth.records.tables import Run
 from lth.records.tickets import numbered
 from lth.rng import derive_seed
-from lth.run import loop, session
-from lth.run.tasks import runs_of
 from lth.settings.arms import ARMS, CRITERIA
 from lth.settings.config import Config, ConfigError
 from lth.training.train import Stopped

@@ -19,8 +19,8 @@ from helpers import assert_released, assert_same, results
 
 import main
 import utils
+from lth.commands import session
 from lth.records import tables
-from lth.run import session
 from lth.settings import flags
 from lth.settings.config import PROJECT
 

@@ -17,13 +17,13 @@ from helpers import LAYERS, MODELS, Told, arrays, assert_same, do, experiment, k
 import main
 import utils
 from lth import load_ticket, pruning
+from lth.commands import session
+from lth.commands.tasks import runs_of
 from lth.records import identity as lth_same
 from lth.records import tables, tickets
 from lth.records.files import write_json
 from lth.records.tables import Run
 from lth.records.tickets import Ticket
-from lth.run import session
-from lth.run.tasks import runs_of
 from lth.settings import flags, sweep
 from lth.settings.config import Config, ConfigError
 from lth.settings.ticket import TicketName

@@ -12,10 +12,10 @@ import torch
 
 from lth import rng
 from lth.api.saved_ticket import placed
+from lth.commands import loop, session
 from lth.models import building
 from lth.records import files, tables
 from lth.records.tables import Run
-from lth.run import loop, session
 from lth.settings import checks
 from lth.settings.config import Config, ConfigError
 from lth.settings.values import LONGEST
@@ -114,8 +114,8 @@ class ExperimentRunner:
     def run(self) -> Results:
         """Run the experiment, or continue it where an earlier `run` with these arguments stopped; returns its table.
 
-        ValueError, naming the argument, if it cannot be done with these data; lth.run.session.TrialsFailed if a loss
-        was not finite; lth.records.files.RecordError if a file cannot be written.
+        ValueError, naming the argument, if it cannot be done with these data; lth.commands.session.TrialsFailed
+        if a loss was not finite; lth.records.files.RecordError if a file cannot be written.
         """
         try:
             with rng.preserved(placed(self.config.gpu)[0]):

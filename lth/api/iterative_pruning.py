@@ -17,6 +17,10 @@ from lth import rng
 from lth.api import own_network, own_rule
 from lth.api.own_network import OwnNet
 from lth.api.saved_ticket import placed
+from lth.commands.about import about as about_settings
+from lth.commands.holding import mend
+from lth.commands.progress import Progress
+from lth.commands.session import TrialsFailed
 from lth.data.loaders import Taken, take
 from lth.experiment import Experiment
 from lth.models import building
@@ -28,10 +32,6 @@ from lth.records.files import write_json
 from lth.records.lock import Locks
 from lth.records.tables import Run
 from lth.rng import derive_seed
-from lth.run.about import about as about_settings
-from lth.run.holding import mend
-from lth.run.progress import Progress
-from lth.run.session import TrialsFailed
 from lth.settings import checks, values
 from lth.settings.config import Config, ConfigError
 from lth.settings.values import LONGEST, Duration
@@ -105,7 +105,7 @@ def iterative_pruning(
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it. Raised before anything is written.
-        lth.run.session.TrialsFailed: a loss was not finite.
+        lth.commands.session.TrialsFailed: a loss was not finite.
         lth.experiment.TrialError, RuntimeError: the code of `net` or of its loss failed in training, or that of
             `prune_rule` or `data`; the message says which, `__cause__` is the error itself.
         lth.records.files.RecordError: a file cannot be written, or another process is at the same results.

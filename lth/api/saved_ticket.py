@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lth import prune, pruning
 from lth.api import export
+from lth.commands import device as devices
 from lth.data.images import Images
 from lth.data.loaders import test_batches
 from lth.data.sets import as_images, load
@@ -23,7 +24,6 @@ from lth.pruning import Masks
 from lth.records import folders, identity, tables, tickets
 from lth.records.tables import Run, config_of
 from lth.records.tickets import numbered
-from lth.run import device as devices
 from lth.settings import checks, names
 from lth.settings.config import Config, ConfigError
 from lth.training.layout import channels_last

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from lth import pruning
 from lth.claims.forms import Form, trainings
-from lth.run import device as devices
-from lth.run import loop, session
+from lth.commands import device as devices
+from lth.commands import loop, session
 from lth.settings import names
 from lth.settings.config import Config
 from lth.training import memory

@@ -11,9 +11,9 @@ import pandas as pd
 from lth.analysis import verdict
 from lth.claims.claim import TIMES, Statement
 from lth.claims.forms import Form
+from lth.commands import tasks
 from lth.records import tables
 from lth.records.tables import Run
-from lth.run import tasks
 
 NEAR = 1.1  # a sparsity is the one that a statement is about if they differ by at most this factor
 ROUGHLY = 2.0  # the same where settings were changed, as for quick forms, whose rounds prune more

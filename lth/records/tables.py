@@ -115,8 +115,8 @@ def entries(run: Run) -> list[Entry]:
 
 
 def config_of(run: Run) -> dict[str, Any]:
-    """What the run's config.json says (lth.run.about writes it), but for objects and lists in whose place somebody has
-    put something else; empty if there is none or it is spoiled. RecordError if it cannot be read."""
+    """What the run's config.json says (lth.commands.about writes it), but for objects and lists in whose place there is
+    something else; empty if there is none or it is spoiled. RecordError if it cannot be read."""
     kinds = {**dict.fromkeys(OBJECTS, dict), **dict.fromkeys(LISTS, list)}
     found = read_json(run.dumps / "config.json")
     return {name: value for name, value in found.items() if isinstance(value, kinds.get(name, object))}

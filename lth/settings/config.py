@@ -258,7 +258,7 @@ class Config:
             if spec.metadata.get("changes_numbers", True)
         }
         if self.valid_size is None:
-            chosen["valid_size"] = str(VALID_SIZE)  # lth.run.session knows the data, and puts their tenth here
+            chosen["valid_size"] = str(VALID_SIZE)  # lth.commands.session knows the data, and puts their tenth here
         if self.target_remaining is not None:  # the rate of a round then follows from their number
             chosen["prune_iterations"] = str(self.prune_iterations)
         return chosen

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import lth
 from lth.api import export
 from lth.api.saved_ticket import SavedTicket
+from lth.commands import session
 from lth.models import building
-from lth.run import session
 
 pytestmark = pytest.mark.versions
 

@@ -34,9 +34,9 @@ import utils
 from lth import data
 from lth import prune as lth_prune
 from lth.api.own_network import OwnNet
+from lth.commands import session
 from lth.models import building
 from lth.records import tables, tickets
-from lth.run import session
 
 ISSUE = """
 import torch, torch.nn as nn, torch.nn.utils.prune as prune

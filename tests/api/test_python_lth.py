@@ -15,7 +15,7 @@ import pytest
 import lth
 from lth.__main__ import main as short_main
 from lth.__main__ import parse
-from lth.run import command
+from lth.commands import command
 from lth.settings import names
 from lth.settings.config import PROJECT, Config, ConfigError
 

@@ -25,10 +25,10 @@ from torch import nn
 import lth
 from lth import data
 from lth.api import export
+from lth.commands import session
 from lth.models import building
 from lth.records import tables
 from lth.records.files import read_json
-from lth.run import session
 
 pytestmark = pytest.mark.versions
 

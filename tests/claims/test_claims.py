@@ -23,9 +23,9 @@ from lth.claims import CLAIMS, Claim, Statement, duration, sections
 from lth.claims.claim import PERCENT, TIMES, accuracy, barrier, early_stop, untrained
 from lth.claims.forms import Form, form
 from lth.claims.judge import Records, check, findings, judge
+from lth.commands import tasks
 from lth.records.recording import write_connectivity
 from lth.records.tables import Run, table
-from lth.run import tasks
 from lth.settings.config import ConfigError
 
 ABOVE = (0.0, math.inf)

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from torchvision import datasets
 
 from lth import data
+from lth.commands import session
 from lth.data.images import CROP, Feed, crop_and_flip, split
 from lth.data.sets import _as_here
-from lth.run import session
 from lth.settings.config import ConfigError
 from lth.settings.names import KNOWN
 

@@ -15,7 +15,7 @@ from torchvision import datasets, transforms
 
 import lth
 from lth import data
-from lth.run import session
+from lth.commands import session
 from lth.settings.config import ConfigError
 
 RED, BLUE = (250, 0, 0), (0, 0, 250)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import main
 import utils
+from lth.commands import session
 from lth.models import building
 from lth.records import tables, tickets
-from lth.run import session
 from lth.settings.config import ConfigError
 from lth.training.problem import Problem, stackable
 from lth.training.schedule import Plan

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from lth import prune, pruning, rng
+from lth.commands import session
 from lth.models import building, prunable
 from lth.records import tables, tickets
-from lth.run import session
 from lth.training.network import Fused, Network
 
 CPU = torch.device("cpu")

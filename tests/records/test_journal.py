@@ -13,12 +13,12 @@ import pytest
 from helpers import assert_same, do, held, lay_out, results, settings
 
 import lth
+from lth.commands import session
+from lth.commands.tasks import runs_of
 from lth.records import journal, recording, tables
 from lth.records.files import RecordError
 from lth.records.lock import Locked
 from lth.records.tables import Run
-from lth.run import session
-from lth.run.tasks import runs_of
 from lth.settings.config import Config
 
 ROUNDS, MORE = 3, 4

@@ -14,11 +14,11 @@ import pytest
 import safetensors
 from helpers import Told, assert_same, do, lay_out, results, settings
 
+from lth.commands import command
+from lth.commands.tasks import runs_of
 from lth.records import folders, journal, tables, tickets
 from lth.records.files import RecordError
 from lth.records.tables import Run
-from lth.run import command
-from lth.run.tasks import runs_of
 from lth.settings.config import Config
 
 ROUNDS, MORE = 3, 4

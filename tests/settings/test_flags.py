@@ -14,7 +14,7 @@ import pytest
 
 import main
 import utils
-from lth.run.about import plain_settings
+from lth.commands.about import plain_settings
 from lth.settings import VERSION, combinations
 from lth.settings.arms import ARMS, CONTROLS, CRITERIA
 from lth.settings.config import PROJECT, Config, ConfigError

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.lib import format
 
 from lth import data
-from lth.run.tasks import runs_of
+from lth.commands.tasks import runs_of
 from lth.settings import names, values
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import lth
 from lth import rng
+from lth.commands import session
 from lth.models import building
 from lth.records import tables
-from lth.run import session
 from lth.training.layout import channels_last
 
 VIEWING = """

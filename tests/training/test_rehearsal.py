@@ -20,9 +20,9 @@ from pretended_gpu import CUDA, gpu
 from torch import Tensor, nn
 
 from lth import data
+from lth.commands import loop, session
 from lth.data.images import Feed
 from lth.records.tables import config_of
-from lth.run import loop, session
 from lth.settings.config import Config
 from lth.training import cuda_graph, problem, train
 from lth.training.layout import channels_last

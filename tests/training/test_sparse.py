@@ -25,12 +25,12 @@ from torch.nn.utils import parametrizations, weight_norm
 
 import lth
 from lth import prune, rng
+from lth.commands import session
+from lth.commands.tasks import runs_of
 from lth.data.images import Feed
 from lth.models import building
 from lth.pruning import Masks
 from lth.records import tables, tickets
-from lth.run import session
-from lth.run.tasks import runs_of
 from lth.settings.config import Config
 from lth.training import kernels, sparse, sparse_linear
 from lth.training.network import Network

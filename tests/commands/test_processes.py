@@ -18,6 +18,11 @@ from helpers import CPU, Told, arrays, assert_released, experiment, settings, wo
 import main
 import utils
 from lth import data
+from lth.commands import cluster, command, loop, processes
+from lth.commands.device import DeviceError
+from lth.commands.loop import Trainer
+from lth.commands.queue import FAILED, Piece, Queue
+from lth.commands.tasks import runs_of
 from lth.experiment import Experiment
 from lth.experiment.trainer import Trainer as TicketTrainer
 from lth.records import tables, tickets
@@ -25,11 +30,6 @@ from lth.records.events import Evaluated, Event
 from lth.records.files import RecordError, Unreadable
 from lth.records.lock import Locks, Lost
 from lth.records.tables import Run
-from lth.run import cluster, command, loop, processes
-from lth.run.device import DeviceError
-from lth.run.loop import Trainer
-from lth.run.queue import FAILED, Piece, Queue
-from lth.run.tasks import runs_of
 from lth.settings.config import Config
 from lth.training.train import TrialError
 

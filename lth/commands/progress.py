@@ -14,9 +14,9 @@ from typing import TextIO
 import tqdm.auto
 
 from lth.analysis import sentences
+from lth.commands.terminal import columns, wrapped
 from lth.records.events import Connected, Evaluated, Event, Moved, Note, RoundDone
 from lth.records.tables import Run
-from lth.run.terminal import columns, wrapped
 
 WIDTHS = {"round": 5, "remaining": 9, "ES": 7, "val": 6, "test": 6, "seconds": 8, "time left": 9}
 REFRESH = 0.1  # seconds between two drawings of the bar

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lth.run.terminal import Output, say
+from lth.commands.terminal import Output, say
 from lth.settings import flags, sweep
 from lth.settings.config import Config, ConfigError, same_command
 
@@ -113,8 +113,8 @@ def side_by_side(groups: Sequence[Sequence[Run]], folder: Path, format: str, mor
 def perform(asked: Mapping[Config, Mapping[str, str]], argv: Sequence[str]) -> int:
     """Run or continue the experiments that the command line `argv` asked for, and show their results. Those of a sweep,
     each with the values that tell it from the others, end with the verdicts in words, one figure, and sweep.csv."""
+    from lth.commands import session, tensorboard  # PyTorch loads here, once the flags have been found good
     from lth.experiment import start_tickets
-    from lth.run import session, tensorboard  # PyTorch loads here, once the flags have been found good
     from lth.training.train import TrialError
 
     first, failure = next(iter(asked)), None
@@ -159,8 +159,8 @@ def _show_sweep(groups: Mapping[str, tuple[Mapping[str, str], list[Run]]], confi
 def _finished(config: Config) -> list[Run]:
     """All runs of these settings with a finished round, also those of other commands. Damaged ones are reported and
     left out."""
+    from lth.commands import tasks
     from lth.records import tables
-    from lth.run import tasks
 
     one = tasks.runs_of(config)[0]
     found = tables.find(config.root, one.arch_type, one.dataset, one.settings, _warn)

@@ -14,10 +14,10 @@ from helpers import assert_same, do, results, settings
 import main
 import utils
 from lth.analysis import verdict
+from lth.commands import session
+from lth.commands.about import plain_settings
 from lth.records import files, tables
 from lth.records.tables import Run
-from lth.run import session
-from lth.run.about import plain_settings
 from lth.settings import sweep
 
 

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from lth import data
+from lth.commands import device as devices
 from lth.data.images import Images
 from lth.data.prints import of_file
 from lth.experiment import start_tickets
 from lth.models import building
 from lth.models import fingerprints as identity
 from lth.records.tables import Run, config_of
-from lth.run import device as devices
 from lth.settings import names
 from lth.settings.config import PROJECT, Config
 from lth.settings.ticket import TicketName

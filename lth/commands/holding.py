@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
+from lth.commands import device as devices
+from lth.commands.about import about, about_data
 from lth.data.images import Images
 from lth.records import identity, recording, resume, tables
 from lth.records.files import read_json, write_json
 from lth.records.lock import Locks
 from lth.records.tables import Run
-from lth.run import device as devices
-from lth.run.about import about, about_data
 from lth.settings.config import Config
 from lth.training.problem import Problem, stack_size
 

@@ -9,9 +9,9 @@ import pytest
 from helpers import do, settings
 from tensorboardX import SummaryWriter
 
+from lth.commands.tensorboard import Board
 from lth.records import tables
 from lth.records.events import Event, RoundDone
-from lth.run.tensorboard import Board
 
 
 def test_rounds_of_other_processes_have_their_curves(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,12 +23,12 @@ import main
 import utils
 from lth import data
 from lth.analysis import verdict
+from lth.commands import session
+from lth.commands.tasks import runs_of
 from lth.experiment import Experiment
 from lth.records import identity, journal, tables
 from lth.records.files import RecordError, read_json, write_json
 from lth.records.tables import Run
-from lth.run import session
-from lth.run.tasks import runs_of
 from lth.settings.config import Config, ConfigError
 from lth.training.problem import Problem
 

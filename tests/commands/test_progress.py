@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from helpers import Mlp, settings, training
 
+from lth.commands import progress, session
+from lth.commands.progress import Progress
+from lth.commands.terminal import wrapped
 from lth.records.events import Connected, Evaluated, Event, Moved, Note, RoundDone
 from lth.records.tables import Run
-from lth.run import progress, session
-from lth.run.progress import Progress
-from lth.run.terminal import wrapped
 from lth.training import train
 from lth.training.schedule import Plan
 from lth.training.train import Evaluation

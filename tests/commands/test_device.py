@@ -12,8 +12,8 @@ from own import find, runner, seeded
 import lth
 import main
 import utils
-from lth.run import device as devices
-from lth.run import session
+from lth.commands import device as devices
+from lth.commands import session
 from lth.settings.config import ConfigError
 
 

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 import torch.multiprocessing  # teaches pickle to share tensors between processes
 
+from lth.commands import loop
+from lth.commands.loop import FATAL, POLL, Data, Tell, Trainer, WorkerKilled, next_look
+from lth.commands.queue import Queue, Work
 from lth.records.events import Note
 from lth.records.lock import Locks
 from lth.records.tables import Run
-from lth.run import loop
-from lth.run.loop import FATAL, POLL, Data, Tell, Trainer, WorkerKilled, next_look
-from lth.run.queue import Queue, Work
 
 KILLED = "a worker process was killed, by lack of memory perhaps (--jobs lowers the need)"
 

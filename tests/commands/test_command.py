@@ -9,8 +9,8 @@ from typing import NoReturn
 
 import pytest
 
-from lth.run import command
-from lth.run.terminal import wrapped
+from lth.commands import command
+from lth.commands.terminal import wrapped
 from lth.settings.config import ConfigError
 
 

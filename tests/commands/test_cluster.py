@@ -17,11 +17,11 @@ from helpers import CPU, assert_released, assert_same, do, held, results, settin
 
 import main
 import utils
+from lth.commands import cluster, session
+from lth.commands.cluster import Cluster, ClusterError, Order
+from lth.commands.queue import FAILED, Queue
+from lth.commands.tasks import runs_of
 from lth.records import tables
-from lth.run import cluster, session
-from lth.run.cluster import Cluster, ClusterError, Order
-from lth.run.queue import FAILED, Queue
-from lth.run.tasks import runs_of
 from lth.settings.config import Config, ConfigError
 
 

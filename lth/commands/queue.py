@@ -9,13 +9,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lth.commands import holding
+from lth.commands.tasks import Task, by_run, tasks_of
 from lth.records import files, identity, journal, lock, resume, tables
 from lth.records.events import Event, Note, RoundDone
 from lth.records.files import RecordError
 from lth.records.lock import Locks
 from lth.records.tables import Run
-from lth.run import holding
-from lth.run.tasks import Task, by_run, tasks_of
 from lth.settings.config import Config
 
 FAILED = "failed.txt"  # in a run's folder: why it ended early, until somebody tries it again

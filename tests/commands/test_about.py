@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from helpers import do, settings
 
-from lth.run import session
-from lth.run.about import commit
+from lth.commands import session
+from lth.commands.about import commit
 from lth.settings.config import ConfigError, usual_valid_size
 
 

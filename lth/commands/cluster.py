@@ -26,17 +26,17 @@ from typing import Any
 import torch
 
 from lth import data
+from lth.commands import holding, loop
+from lth.commands.about import about_command
+from lth.commands.holding import Prepared
+from lth.commands.loop import FATAL, POLL, Tell, Trainer, next_look
+from lth.commands.queue import Queue, Work
+from lth.commands.tasks import runs_of
 from lth.experiment import start_tickets
 from lth.records.events import Event, Note
 from lth.records.files import RecordError
 from lth.records.lock import Locks
 from lth.records.tables import Run
-from lth.run import holding, loop
-from lth.run.about import about_command
-from lth.run.holding import Prepared
-from lth.run.loop import FATAL, POLL, Tell, Trainer, next_look
-from lth.run.queue import Queue, Work
-from lth.run.tasks import runs_of
 from lth.settings import names
 from lth.settings.config import LTH, Config, ConfigError
 from lth.training.problem import stack_size

@@ -17,6 +17,15 @@ from pathlib import Path
 import torch
 
 from lth import data
+from lth.commands import cluster, loop, outlook, processes
+from lth.commands import device as devices
+from lth.commands.about import fingerprints_now
+from lth.commands.holding import Prepared, claim, facts, mend, with_stack
+from lth.commands.progress import Progress
+from lth.commands.queue import Queue, Work
+from lth.commands.tasks import runs_of
+from lth.commands.tensorboard import Board
+from lth.commands.terminal import wrapped
 from lth.data.images import Images
 from lth.experiment import start_tickets
 from lth.models import building
@@ -24,15 +33,6 @@ from lth.records import identity, recording, tables
 from lth.records.events import Event
 from lth.records.lock import Locks, probe
 from lth.records.tables import Run
-from lth.run import cluster, loop, outlook, processes
-from lth.run import device as devices
-from lth.run.about import fingerprints_now
-from lth.run.holding import Prepared, claim, facts, mend, with_stack
-from lth.run.progress import Progress
-from lth.run.queue import Queue, Work
-from lth.run.tasks import runs_of
-from lth.run.tensorboard import Board
-from lth.run.terminal import wrapped
 from lth.settings import checks, names
 from lth.settings.config import Config, ConfigError, usual_valid_size
 from lth.settings.ticket import TicketName

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import settings
 
-from lth.run import session
+from lth.commands import session
 from lth.training import sparse
 
 BROADCAST = """

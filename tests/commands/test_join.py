@@ -14,13 +14,13 @@ from helpers import assert_released, assert_same, do, held, results, settings
 
 import main
 import utils
+from lth.commands import loop, session
+from lth.commands.progress import Progress
+from lth.commands.tasks import runs_of
 from lth.records import tables
 from lth.records.events import Evaluated, Event, Note
 from lth.records.files import write_json
 from lth.records.lock import Locks
-from lth.run import loop, session
-from lth.run.progress import Progress
-from lth.run.tasks import runs_of
 from lth.settings import flags
 from lth.settings.config import Config, ConfigError
 

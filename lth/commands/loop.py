@@ -1,7 +1,7 @@
 """The loop of work: look for a run that can go on, take its lock, train it as far as it can go, let it go.
 
-It is the same in this process, in --jobs processes beside each other (lth.run.processes), in every process of --join
-and in the tasks of a Ray cluster (lth.run.cluster).
+It is the same in this process, in --jobs processes beside each other (lth.commands.processes), in every process of
+--join and in the tasks of a Ray cluster (lth.commands.cluster).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
+from lth.commands import device as devices
+from lth.commands.queue import Piece, Queue
 from lth.data.images import Images
 from lth.experiment import Experiment, start_tickets
 from lth.records.events import Event, Note
 from lth.records.files import RecordError
 from lth.records.lock import Lost
 from lth.records.tables import Run
-from lth.run import device as devices
-from lth.run.queue import Piece, Queue
 from lth.settings import checks
 from lth.settings.config import Config, ConfigError, same_command
 from lth.training.train import Stopped, TrialError

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from helpers import experiment, held, settings, works
 
+from lth.commands.queue import FAILED, Piece, Queue
+from lth.commands.tasks import Task, by_run, runs_of, tasks_of, trainings
 from lth.records import files, tables
 from lth.records.events import Event, Note, RoundDone
 from lth.records.lock import Locks
-from lth.run.queue import FAILED, Piece, Queue
-from lth.run.tasks import Task, by_run, runs_of, tasks_of, trainings
 from lth.settings.config import Config
 
 
