@@ -33,6 +33,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--format", choices=formats, default="png", help="file format of the figures (default: png)")
     made.add_argument("--grid", action="store_true", help="also draw all of them side by side")
     also = "also draw the comparison against multiply-adds or compression (default: weights remaining alone)"
+    masks = "also compare the masks of arms and trials: masks.csv and its figure"
+    made.add_argument("--masks", action="store_true", help=masks)
     made.add_argument("--x", choices=axes, default="remaining", help=also)
     made.add_argument("--quiet", action="store_true", help="print the verdicts' sentences and the files only")
     made.add_argument("--debug", action="store_true", help="tracebacks with error messages")
@@ -58,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
     abouts = labels.told_apart(groups) if len(groups) > 1 else [""]
     for runs, about in zip(groups, abouts, strict=False):
-        utils.conclude(runs, flags.format, flags.quiet, about)
+        utils.conclude(runs, flags.format, flags.quiet, about, flags.masks)
         if flags.x != "remaining":
             from lth.plots.comparison import comparison
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lth import data, prune, pruning, records
+    from lth.analysis.overlap import compare
     from lth.api.audit import AuditError, audit
     from lth.api.experiment_runner import ExperimentRunner
     from lth.api.iterative_pruning import iterative_pruning
@@ -26,6 +27,7 @@ _HOMES = {  # of each public name
     "ExperimentRunner": "api.experiment_runner",
     "SavedTicket": "api.saved_ticket",
     "audit": "api.audit",
+    "compare": "analysis.overlap",
     "iterative_pruning": "api.iterative_pruning",
     "load_ticket": "api.saved_ticket",
     "results": "records.tables",
@@ -40,6 +42,7 @@ __all__ = [
     "ExperimentRunner",
     "SavedTicket",
     "audit",
+    "compare",
     "data",
     "iterative_pruning",
     "load_ticket",

@@ -56,10 +56,13 @@ def _warn(problem: object) -> None:
     say(f"warning: {problem}", sys.stderr)
 
 
-def conclude(runs: Sequence[Run], format: str, quiet: bool = False, about: str = "") -> list[Path]:
+def conclude(
+    runs: Sequence[Run], format: str, quiet: bool = False, about: str = "", masks: bool = False
+) -> list[Path]:
     """Draw the figures of runs of one model, data set and settings and write their verdict and report.html, unless all
     are there already or another process is drawing them, and print the verdict; `about` heads every sentence where
-    verdicts of others stand beside it. Returns the files that were written."""
+    verdicts of others stand beside it. With `masks`, or where there is a masks.csv already, masks are compared too.
+    Returns the files that were written."""
     from lth.analysis import labels, printed, sentences, verdict
     from lth.plots import draw
     from lth.records import files
@@ -67,6 +70,9 @@ def conclude(runs: Sequence[Run], format: str, quiet: bool = False, about: str =
 
     folder = runs[0].plots
     figures = draw.up_to_date(runs, folder, format)
+    compared = folder / "masks.csv"
+    if masks and not compared.is_file():
+        figures = None
     table = verdict.table(runs)
     told = [*sentences.sentences(table), *sentences.about_ties(runs)]
     pages = [folder / "verdict.csv", folder / "report.html"]
@@ -85,11 +91,26 @@ def conclude(runs: Sequence[Run], format: str, quiet: bool = False, about: str =
         from lth.plots import report
 
         files.drop_partials(folder)  # of a process that was killed here
-        pages = [verdict.write(table, folder), report.write(runs, table, told, folder)]
+        pages = [compared] if (masks or compared.is_file()) and _compare_masks(runs, folder) else []
+        pages += [verdict.write(table, folder), report.write(runs, table, told, folder)]
         # These come first: where the figures are recorded, all is there.
         written = [*draw.draw_all(runs, folder, format, _warn), *pages]
     print(listed("\nwritten to", written))
     return written
+
+
+def _compare_masks(runs: Sequence[Run], folder: Path) -> bool:
+    """Whether masks.csv has been written."""
+    from lth.analysis import overlap
+    from lth.records.tickets import UNUSABLE
+
+    try:
+        if overlap.write(runs, folder):
+            return True
+        _warn("no masks.csv: no two of these runs have a mask of the same round")
+    except UNUSABLE as error:
+        _warn(f"no new masks.csv: {error}")
+    return False
 
 
 def side_by_side(groups: Sequence[Sequence[Run]], folder: Path, format: str, more: Sequence[Path] = ()) -> None:

@@ -25,7 +25,7 @@ def draw_all(
 ) -> list[Path]:
     """Draw every figure there is of runs of one model, data set and settings, and delete those that there no longer
     are. One that cannot be drawn, because a file is damaged or gone, is reported to `complain`."""
-    from lth.plots import axes, barriers, comparison, curves, layer_counts, weights
+    from lth.plots import axes, barriers, comparison, curves, layer_counts, mask_overlap, weights
     from lth.records.tickets import UNUSABLE
 
     source, whole, written = fingerprint(runs), True, []
@@ -33,7 +33,7 @@ def draw_all(
         draw.__name__: draw
         for draw in (
             *(comparison.comparison, curves.training, layer_counts.layers),
-            *(weights.first_layer, weights.initial_weights, barriers.connectivity),
+            *(weights.first_layer, weights.initial_weights, mask_overlap.masks, barriers.connectivity),
         )
     }
     for x in axes.SPARSITY:  # those that `combine_plots.py --x` has drawn are to show the same rounds

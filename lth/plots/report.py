@@ -19,7 +19,7 @@ import matplotlib.image
 import pandas as pd
 
 from lth.analysis import labels, verdict
-from lth.plots import barriers, comparison, curves, layer_counts, weights
+from lth.plots import barriers, comparison, curves, layer_counts, mask_overlap, weights
 from lth.records import files
 from lth.records.tables import Run, config_of
 from lth.records.tickets import UNUSABLE
@@ -58,7 +58,10 @@ def figures(runs: Sequence[Run], folder: Path) -> dict[str, bytes]:
     cannot be read are left out, since drawing them for plots/ says why. They are drawn below `folder`; Unwritable if
     that has no room."""
     drawn: dict[str, bytes] = {}
-    drawings = (comparison.comparison, barriers.connectivity, curves.training, layer_counts.layers)
+    drawings = (
+        *(comparison.comparison, barriers.connectivity, mask_overlap.masks),
+        *(curves.training, layer_counts.layers),
+    )
     with files.explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         place = tempfile.TemporaryDirectory(suffix=".partial", dir=folder)

@@ -1,0 +1,188 @@
+"""Do two trainings find the same ticket? How far masks overlap, beside random masks that keep as many weights."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import gammaln
+from torch import Tensor
+
+from lth.analysis import verdict
+from lth.models.building import State
+from lth.pruning import Masks
+from lth.records import files, tables, tickets
+from lth.records.tables import Run
+from lth.records.tickets import numbered
+from lth.settings.arms import ARMS
+
+FILE = "masks.csv"
+ALL = "all"  # layers together, in the column `layer`
+TAIL = 0.025  # of the distribution, on either side of the 95% range
+WIDTH = 12  # standard deviations on either side of the mean that are computed; what lies outside is below 1e-30
+
+
+class Sparse(Protocol):
+    """What `lth.load_ticket` gives: masks, and the weights before and after their training."""
+
+    @property
+    def masks(self) -> Masks: ...
+    @property
+    def start(self) -> State: ...
+    @property
+    def trained(self) -> State | None: ...
+
+
+class Chance(NamedTuple):
+    """How many weights two random masks share: the mean, and the 2.5% and 97.5% quantiles."""
+
+    mean: float
+    low: int
+    high: int
+
+
+def compare(a: Sparse | Mapping[str, Tensor], b: Sparse | Mapping[str, Tensor]) -> pd.DataFrame:
+    """How far two tickets of one model are the same: arms, trials, rounds or runs of other settings.
+
+    Args:
+        a: a ticket as `lth.load_ticket` gives it, or a dict of boolean masks by the names of parameters.
+        b: another one, with masks of the same names and shapes.
+
+    Returns:
+        A row for each layer, and `all` for the whole network: `weights` in it; `kept_a`, `kept_b` and `both`, how many
+        of them a, b and both keep; `jaccard`, both divided by those that a or b keeps; `of_smaller`, both divided by
+        the smaller of kept_a and kept_b. `chance` is what of_smaller would be on average if both masks were random with
+        the same number of weights in each layer, 95% of the time from `chance_low` to `chance_high` (hypergeometric
+        distribution); `jaccard_chance`, `jaccard_low` and `jaccard_high` are the Jaccard indices of that many common
+        weights. `signs_start` and `signs_trained`: the share of the common weights that have the same sign, before and
+        after training; NaN for dicts and for weights that were not kept. Shares of nothing are NaN.
+
+    Raises TypeError, ValueError: an argument is no ticket, or the two are not of one model.
+    """
+    one, other = _masks("a", a), _masks("b", b)
+    differ = one.keys() ^ other.keys() or {name for name in one if one[name].shape != other[name].shape}
+    if differ or not one:
+        which = f"{min(differ)} differs" if differ else "they have no masks"
+        raise ValueError(f"a and b must be tickets of one model, with masks of the same names and shapes, but {which}")
+    counts = {
+        name: (mask.numel(), int(mask.sum()), int(other[name].sum()), int((mask & other[name]).sum()))
+        for name, mask in one.items()
+    }
+    alike = {kind: _same_signs(kind, a, b, one, other) for kind in ("start", "trained")}
+    groups = {**{name: [name] for name in one}, ALL: list(one)}
+    return pd.DataFrame([_row(layer, [counts[name] for name in of], of, alike) for layer, of in groups.items()])
+
+
+def _masks(name: str, ticket: Any) -> Masks:
+    masks = ticket if isinstance(ticket, Mapping) else getattr(ticket, "masks", None)
+    if not isinstance(masks, Mapping) or not all(isinstance(mask, Tensor) for mask in masks.values()):
+        raise TypeError(f"{name} must be a ticket of lth.load_ticket or a dict of masks, not {type(ticket).__name__}")
+    return {key: mask.detach().cpu().bool() for key, mask in masks.items()}
+
+
+def _same_signs(kind: str, a: Any, b: Any, one: Masks, other: Masks) -> dict[str, int]:
+    """How many weights that both keep have the same sign in the `kind` of weights of both; empty if not known."""
+    first, second = getattr(a, kind, None), getattr(b, kind, None)
+    if first is None or second is None:
+        return {}
+    return {
+        name: int((first[name].sign() == second[name].sign())[mask & other[name]].sum()) for name, mask in one.items()
+    }
+
+
+def _row(layer: str, counts: Sequence[tuple[int, ...]], names: Sequence[str], alike: Any) -> dict[str, Any]:
+    weights, kept_a, kept_b, both = (sum(column) for column in zip(*counts, strict=True))
+    smaller, expected = min(kept_a, kept_b), chance(*(tuple(sizes[:3]) for sizes in counts))
+
+    def share(part: float, whole: float) -> float:
+        return part / whole if whole else np.nan
+
+    row: dict[str, Any] = {"layer": layer, "weights": weights, "kept_a": kept_a, "kept_b": kept_b, "both": both}
+    row |= {"jaccard": share(both, kept_a + kept_b - both), "of_smaller": share(both, smaller)}
+    for end, common in zip(("", "_low", "_high"), expected, strict=True):
+        row[f"chance{end}"] = share(common, smaller)
+        row[f"jaccard{end or '_chance'}"] = share(common, kept_a + kept_b - common)
+    for kind, same in alike.items():
+        row[f"signs_{kind}"] = share(sum(same[name] for name in names), both) if same else np.nan
+    return row
+
+
+@functools.lru_cache(maxsize=4096)  # arms and trials keep the same counts
+def chance(*layers: tuple[int, int, int]) -> Chance:
+    """How many weights two random masks share in layers of so many (weights, kept by one, kept by the other) together:
+    the sum of independent hypergeometric variables."""
+    starts, parts = zip(*(_hypergeometric(*sizes) for sizes in layers), strict=True)
+    length = sum(len(part) - 1 for part in parts) + 1
+    # The distribution of a sum is the convolution of the parts', here by the product of their Fourier transforms.
+    whole = np.fft.irfft(np.prod([np.fft.rfft(part, length) for part in parts], axis=0), length)
+    low, high = np.searchsorted(np.cumsum(whole), (TAIL, 1 - TAIL))
+    mean = sum(one * other / max(total, 1) for total, one, other in layers)
+    return Chance(mean, sum(starts) + int(low), sum(starts) + int(high))
+
+
+def _hypergeometric(total: int, one: int, other: int) -> tuple[int, np.ndarray]:
+    """The probabilities of so many common weights: the first number, and those of it and the following numbers."""
+    mean, rest = one * other / max(total, 1), max(total - 1, 1)
+    deviation = np.sqrt(mean * (total - one) / max(total, 1) * (total - other) / rest)
+    reach = WIDTH * deviation + 10
+    first, last = max(0, one + other - total, int(mean - reach)), min(one, other, int(mean + reach) + 1)
+    common = np.arange(first, last + 1)
+    logs = -sum(gammaln(x + 1.0) for x in (common, one - common, other - common, total - one - other + common))
+    probabilities = np.exp(logs - np.max(logs))
+    return first, probabilities / probabilities.sum()
+
+
+def pairs(runs: Sequence[Run]) -> pd.DataFrame:
+    """`compare` for every two of these runs of one model and every round that both have: its columns behind `round`,
+    `remaining` (percent, mean of both), and the arms and seeds of both. Arms that take over another's masks as they are
+    would say nothing new and are left out."""
+    arms = verdict.in_order([run.arm for run in runs])
+    finders = [run for run in runs if run.arm not in ARMS or not ARMS[run.arm].mask_of or ARMS[run.arm].shuffled]
+    finders.sort(key=lambda run: (arms.index(run.arm), run.seed))
+    rounds = {run: set(tickets.rounds_with_ticket(run)) & set(tables.table(run, "rounds")["round"]) for run in finders}
+    frames = []
+    for number in sorted(set().union(*rounds.values()) - {0}):
+        there = {run: _signs(run, number) for run in finders if number in rounds[run]}
+        for a, b in itertools.combinations(there, 2):
+            found = compare(there[a], there[b])
+            remaining = 50 * (found["kept_a"] + found["kept_b"]).iloc[-1] / found["weights"].iloc[-1]
+            about = {"round": number, "remaining": round(remaining, 4)}
+            about |= {"arm_a": a.arm, "seed_a": a.seed, "arm_b": b.arm, "seed_b": b.seed}
+            frames.append(pd.concat([pd.DataFrame([about] * len(found)), found], axis=1))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+class _Signs(NamedTuple):
+    masks: Masks
+    start: State
+    trained: State | None
+
+
+def _signs(run: Run, number: int) -> _Signs:
+    """A saved ticket of which only the signs of its weights are kept, so that many fit into memory."""
+    ticket = tickets.read_ticket(run, number)
+
+    def signs(state: State) -> State:
+        return {name: state[name].sign().to(torch.int8) for name in ticket.masks}
+
+    try:
+        trained = signs(tickets.read_state(run, numbered("trained", number)))
+    except FileNotFoundError:
+        trained = None
+    return _Signs(ticket.masks, signs(ticket.start), trained)
+
+
+def write(runs: Sequence[Run], folder: Path) -> bool:
+    """Write masks.csv, the table of `pairs`, into `folder`; False, and no file, where there are no two masks."""
+    found, file = pairs(runs), folder / FILE
+    if found.empty:
+        file.unlink(missing_ok=True)
+        return False
+    files.write(file, found.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
+    return True
