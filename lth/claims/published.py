@@ -300,5 +300,30 @@ _ALL = (
         ),
         note="The paper's networks are larger, on CIFAR-10 and Tiny ImageNet.",
     ),
+    Claim(
+        name="lamp",
+        about="how many weights each layer should keep: LAMP, global magnitude or Erdos-Renyi-Kernel, on MNIST",
+        paper="Lee et al. 2021",
+        source="arXiv:2010.07611",
+        where="Abstract, with weight rewinding",
+        experiments={
+            name: f"--preset lenet --output_percent 20 --prune_type lt --prune_iterations 15 --trials 3 {rates}"
+            for name, rates in (
+                ("lamp", "--prune_method lamp --prune_scope global"),
+                ("global", "--prune_scope global"),
+                ("erk", "--prune_scope erk"),
+            )
+        },
+        quick="--end_iter 2000it --prune_percent 53 --output_percent 53 --prune_iterations 5 --trials 2",
+        statements=(
+            Statement("LAMP is more accurate than magnitude over all layers",
+                      accuracy("lamp/lt", "global/lt"), at=5, holds=ABOVE),
+            Statement("LAMP is more accurate than Erdos-Renyi-Kernel",
+                      accuracy("lamp/lt", "erk/lt"), at=5, holds=ABOVE),
+            Statement("Erdos-Renyi-Kernel is less accurate than magnitude over all layers",
+                      accuracy("erk/lt", "global/lt"), at=5, holds=BELOW),
+        ),
+        note="The paper's networks are larger, its images those of CIFAR-10 and others; it shows curves.",
+    ),
 )  # fmt: skip
 CLAIMS = {claim.name: claim for claim in _ALL}
