@@ -56,9 +56,7 @@ def _warn(problem: object) -> None:
     say(f"warning: {problem}", sys.stderr)
 
 
-def conclude(
-    runs: Sequence[Run], format: str, quiet: bool = False, about: str = "", masks: bool = False
-) -> list[Path]:
+def conclude(runs: Sequence[Run], format: str, quiet: bool = False, about: str = "", masks: bool = False) -> list[Path]:
     """Draw the figures of runs of one model, data set and settings and write their verdict and report.html, unless all
     are there already or another process is drawing them, and print the verdict; `about` heads every sentence where
     verdicts of others stand beside it. With `masks`, or where there is a masks.csv already, masks are compared too.
