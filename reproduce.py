@@ -33,12 +33,24 @@ def parser() -> argparse.ArgumentParser:
     made.usage = "reproduce.py NAME [NAME ...] [--quick] [--finished] [--report FILE] [flags of main.py]"
     made.description = __doc__
     own = made.add_argument_group("claims")
-    own.add_argument("--list", action="store_true", help="the known claims, and what they will take here")
+    own.add_argument("--list", action="store_true", help="the known claims, and how long they take here")
     own.add_argument("--quick", action="store_true", help="a form of less than three minutes; not the published claim")
     own.add_argument("--finished", action="store_true", help="train nothing: judge by the rounds that are finished")
-    report = "write or renew each claim's section of this Markdown"
-    own.add_argument("--report", type=flags.typed(values.path), metavar="FILE", help=report)
+    report = "write or renew each claim's section of this Markdown file"
+    own.add_argument("--report", type=flags.typed(text_file), metavar="FILE", help=report)
     return made
+
+
+def text_file(text: str) -> Path:
+    """A file of text, existing or new."""
+    file = values.path(text)
+    if file.exists() and not file.is_file():  # a folder, or a pipe, which would be waited for
+        raise ValueError("must be a file or a new one")
+    try:
+        file.read_text(encoding="utf-8") if file.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot be read as text: {error}") from None
+    return file.resolve()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,61 +65,44 @@ def main(argv: Sequence[str]) -> int:
     problems += [f"{name!r} is no claim{nearest(name, CLAIMS)} ({there})" for name in names if name not in CLAIMS]
     if not names and not listing:
         problems.append(f"name a claim ({', '.join(CLAIMS)}), or give --list")
-    problems += _report_problems(file) if file is not None else []
     asked = []
     for name in [name for name in names if name in CLAIMS] or CLAIMS:
         with collect_errors(problems):
             asked.append(forms.form(CLAIMS[name], flags.as_argv(given), quick))
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
-    return show(asked) if listing else ask(asked, finished, file and file.resolve(), argv)
-
-
-def _report_problems(file: Path) -> list[str]:
-    """Why a section cannot be written into that file, which may be new."""
-    if not file.exists():
-        return []
-    if not file.is_file():  # a folder, or a pipe, which would be waited for
-        return [f"--report must be a file or a new one, not {file}"]
-    try:
-        file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        return [f"--report {file} cannot be read as text: {error}"]
-    return []
+    return show(asked) if listing else ask(asked, finished, file, argv)
 
 
 def show(asked: Sequence[Form]) -> int:
-    """A line per claim: its name, the paper and figure, and what it will take here."""
-    from lth.claims import duration as cost
+    """A line per claim: its name, the paper and figure, and how long it takes here."""
+    from lth.claims import duration
 
-    known: dict[tuple[object, ...], cost.Cost] = {}
+    known: duration.Known = {}
     wide = max(len(form.slug) for form in asked)
     for form in asked:
-        whose = f"{form.slug:{wide}}  {form.claim.paper}, {form.claim.where}"
-        whose += f" (needs {form.claim.needs})" if form.claim.needs and not form.quick else ""
-        print(f"{whose}: {cost.told(form, known)}", flush=True)
+        needs = f" (needs {form.claim.needs})" if form.claim.needs and not form.quick else ""
+        whose = f"{form.slug:{wide}}  {form.claim.paper}, {form.claim.where}{needs}"
+        print(f"{whose}: {duration.told(form, known)}", flush=True)
     print("minutes: by a few steps of the dense network just now; --quick with --list for the quick forms")
     return 0
 
 
 def ask(asked: Sequence[Form], finished: bool, file: Path | None, argv: Sequence[str]) -> int:
     """Train what is not trained yet, unless only what is `finished` counts; print the tables and write them."""
-    from lth.claims import duration as cost
-    from lth.claims import judge, sections
+    from lth.claims import duration, judge, sections
     from lth.commands import session
     from lth.experiment import TrialError
 
     failure = None
     for form in asked:
         if not finished:
-            print(f"{form.slug}: {cost.told(form, {})} if nothing of it is finished", flush=True)
-        for config in form.configs.values() if not finished else ():
+            print(f"{form.slug}: {duration.told(form, {})} if nothing of it is finished", flush=True)
+        for config in form.configs.values():
             try:
-                session.run(config, command=argv)
+                session.check_finished(config) if finished else session.run(config, command=argv)
             except (session.TrialsFailed, TrialError) as error:  # the others are complete and can be looked at
                 failure = error
-        for config in form.configs.values() if finished else ():
-            session.check_finished(config)
         if any(config.dry_run for config in form.configs.values()):
             continue
         findings = judge.findings(form)

@@ -8,30 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
 
 POINTS, TIMES, PERCENT = "points", "times", "percent"  # units: differences of accuracy; ratios; accuracies
 
-
-class Measured(Protocol):
-    """The records that measures read (lth.claims.judge.Records)."""
-
-    def arm(self, which: str) -> pd.DataFrame:
-        """The rows of an arm, by seed. `which` is `lt`, or `large_init/lt` where a claim has several experiments."""
-
-    def barriers(self, which: str) -> pd.Series:
-        """The error barriers of an arm, by seed."""
-
-
-Measure = Callable[[Measured], "pd.Series"]  # one value per trial, by seed
+# A measure gives one value per trial, by seed, from the records of a claim's runs (lth.claims.judge.Records, untyped
+# here, since it loads pandas). An arm is named `lt`, or `large_init/lt` where a claim has several experiments.
+Measure = Callable[[Any], "pd.Series"]
 
 
 def early_stop(which: str, beside: str = "") -> Measure:
-    """An arm's early-stop iteration as a share of that of the trial's dense network, or of another arm's in the same
-    round."""
+    """An arm's early-stop iteration divided by that of the trial's dense network, or of another arm in that round."""
     return lambda found: found.arm(which)["ES"] / found.arm(beside)["ES"] if beside else found.arm(which)["ES_ratio"]
 
 
@@ -68,8 +58,8 @@ class Statement:
     at: percent of the weights that the sentence is about; None: `measure` gets all rounds.
     holds: the lowest and the highest value for which the sentence is true. `towards` derives it from a figure.
     published: the paper's figure, if it has one.
-    unit: POINTS; TIMES for ratios (geometric mean, interval of the logarithms); PERCENT for test accuracies before
-    training, which the report's table of rounds then shows too.
+    unit: POINTS; TIMES for ratios (geometric mean); PERCENT for test accuracies before training, which the report's
+        table of rounds then shows too.
     """
 
     says: str

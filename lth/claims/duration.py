@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from lth import pruning
 from lth.claims.forms import Form, trainings
 from lth.commands import device as devices
@@ -18,28 +16,19 @@ from lth.training.schedule import Plan
 from lth.training.train import Training
 
 WARM_UP, STEPS = 5, 40
+Known = dict[tuple[object, ...], tuple[float, float, int]]  # what was measured before, by the settings that matter
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Seconds of a step and of an evaluation of the dense network, and the steps of an epoch."""
-
-    step: float
-    evaluation: float
-    epoch: int
-
-
-def measured(config: Config) -> Cost:
-    """Train the settings' dense network for a moment. Nothing is written."""
+def measured(config: Config) -> tuple[float, float, int]:
+    """Seconds of a step and of an evaluation of the dense network, and the steps of an epoch. Nothing is written."""
     images, problem = session.prepare(config)
     device, _ = devices.choose(config.gpu)
     with numerics(config.precision, config.threads), memory.kept():
         feed = images.feed([0], config.valid_size, config.batch_size, device, config.augment)
-        masks = pruning.dense(pruning.prunable(problem.make()))
         network = Network(
             problem.make(),
             [problem.initial(0)],
-            [masks],
+            [pruning.dense(pruning.prunable(problem.make()))],
             device,
             problem.criterion,
             autocast=config.precision == "bf16",
@@ -49,13 +38,14 @@ def measured(config: Config) -> Cost:
         for steps in (WARM_UP, STEPS):
             training = Training(network, optimizer, feed, Plan(steps, steps, lambda _: config.lr), [(0, "cost")], 0)
             (trained,) = training.run()
-    return Cost(trained.seconds["training"] / STEPS, trained.seconds["evaluation"], feed.epoch_steps)
+    return trained.seconds["training"] / STEPS, trained.seconds["evaluation"], feed.epoch_steps
 
 
-def told(form: Form, known: dict[tuple[object, ...], Cost]) -> str:
+def told(form: Form, known: Known) -> str:
     """`18 trainings, at most 3 minutes here`."""
     needed = minutes(form, known)
-    time = f"its images ({form.dataset}) are not here" if needed is None else f"at most {in_words(needed)} here"
+    dataset = next(iter(form.configs.values())).dataset
+    time = f"its images ({dataset}) are not here" if needed is None else f"at most {in_words(needed)} here"
     return f"{form.trainings} trainings, {time}"
 
 
@@ -65,7 +55,7 @@ def in_words(minutes: float) -> str:
     return f"{number:,.0f} {unit}{'s' * (round(number) != 1)}"
 
 
-def minutes(form: Form, known: dict[tuple[object, ...], Cost]) -> float | None:
+def minutes(form: Form, known: Known) -> float | None:
     """At most how long the form will take with these jobs; None if its images are not here (nothing is downloaded).
     `known` keeps the measurements for the next claim."""
     total = 0.0
@@ -73,10 +63,11 @@ def minutes(form: Form, known: dict[tuple[object, ...], Cost]) -> float | None:
         if not names.npz(config.data, config.dataset).exists():
             return None
         what = (config.arch_type, config.dataset, config.batch_size, config.precision, config.gpu, config.augment)
-        cost = known.get(what) or known.setdefault(what, measured(config))
-        steps = config.end_iter.iterations(cost.epoch)
-        evaluations = -(-steps // config.valid_freq.iterations(cost.epoch, steps))
-        seconds = trainings(config) * (steps * cost.step + evaluations * cost.evaluation)
-        together = min(loop.at_once(config), config.trials)
-        total += seconds / (together if devices.choose(config.gpu)[0].type == "cpu" else 1)
+        if what not in known:
+            known[what] = measured(config)
+        step, evaluation, epoch = known[what]
+        steps = config.end_iter.iterations(epoch)
+        evaluations = -(-steps // config.valid_freq.iterations(epoch, steps))
+        at_once = min(loop.at_once(config), config.trials) if devices.choose(config.gpu)[0].type == "cpu" else 1
+        total += trainings(config) * (steps * step + evaluations * evaluation) / at_once
     return total / 60

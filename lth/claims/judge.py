@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from lth.analysis import verdict
-from lth.claims.claim import TIMES, Statement
+from lth.claims.claim import PERCENT, POINTS, TIMES, Statement
 from lth.claims.forms import Form
 from lth.commands import tasks
 from lth.records import tables
@@ -17,6 +17,11 @@ from lth.records.tables import Run
 
 NEAR = 1.1  # a sparsity is the one that a statement is about if they differ by at most this factor
 ROUGHLY = 2.0  # the same where settings were changed, as for quick forms, whose rounds prune more
+SCALES: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {  # of means and intervals, and back
+    POINTS: (float, float),
+    TIMES: (math.log, math.exp),
+    PERCENT: (lambda p: math.log(max(p, 0.01) / max(100 - p, 0.01)), lambda x: 100 / (1 + math.exp(-x))),
+}
 
 
 @dataclass(frozen=True)
@@ -87,9 +92,9 @@ def check(statement: Statement, records: Records, factor: float = NEAR) -> Findi
     remaining = there.rounds["remaining"].mean() if statement.at is not None else math.nan
     if not len(values):
         return Finding(statement)
-    scaled = values.map(math.log) if statement.unit == TIMES else values
-    found = [scaled.mean(), *verdict.interval(scaled)]
-    mean, low, high = map(math.exp, found) if statement.unit == TIMES else found
+    scale, back = SCALES[statement.unit]
+    scaled = values.map(scale)
+    mean, low, high = map(back, (scaled.mean(), *verdict.interval(scaled)))
     return Finding(statement, remaining, mean, low, high, len(values), judge(low, high, statement.holds))
 
 
@@ -112,5 +117,5 @@ def runs_of(form: Form) -> dict[str, list[Run]]:
 
 def findings(form: Form) -> list[Finding]:
     """What the finished rounds say about each statement."""
-    records, factor = Records.of(runs_of(form)), NEAR if form.published else ROUGHLY
+    records, factor = Records.of(runs_of(form)), ROUGHLY if form.changes else NEAR
     return [check(statement, records, factor) for statement in form.claim.statements]

@@ -2,7 +2,7 @@
 
 Say in `experiments` the flags of main.py that repeat the paper's experiment, and in each `Statement` a sentence of the
 paper, the sparsity that it is about, a function of the records that measures it (`early_stop` and `accuracy` of
-lth/claims/claim.py, or one of your own: it gets `Records` and gives a value a trial), the paper's figure, and the
+lth/claims/claim.py, or one of your own: it gets `Records` and gives one value per trial), the paper's figure, and the
 values for which the sentence is true. Figures that are read off a plot are no figures: leave `published` out.
 """
 
@@ -21,6 +21,8 @@ SAME = (-0.15, 0.15)  # points of accuracy: half of the gain that the paper repo
 NO_WORSE = (-0.15, math.inf)
 WELL_BELOW = (-math.inf, -0.5)
 STABLE = (-math.inf, 2.0)  # points of error that the barrier stays below (arXiv:1912.05671, Section 3)
+LENET = "--preset lenet --prune_iterations 17 --trials 3"
+LENET_SHORT = "--preset lenet --end_iter 24000it --prune_iterations 16 --trials 3"
 RESNET20 = (
     "--arch_type resnet20 --dataset cifar10 --augment --optimizer sgd --lr 0.1 --momentum 0.9 --weight_decay 1e-4 "
     "--batch_size 128 --end_iter 63000it --lr_milestones 51% 76% --valid_freq 500it "
@@ -31,7 +33,7 @@ TWO_ROUNDS = "--prune_percent 81 --output_percent 57 --prune_iterations 3 --tria
 LENET_QUICK = "--end_iter 3000it --prune_percent 56.7 --output_percent 34 --prune_iterations 5 --trials 2"
 
 _WINNING = (
-    Statement("winning tickets stop early 38% earlier than the dense network",
+    Statement("winning tickets reach early stop 38% sooner than the dense network",
               early_stop("lt"), at=21.1, published=0.62, holds=towards(0.62, none=1), unit=TIMES),
     Statement("their test accuracy is more than 0.3 points higher",
               accuracy("lt"), at=13.5, published=0.3, holds=towards(0.3, none=0)),
@@ -41,7 +43,7 @@ _WINNING = (
               early_stop("lt"), at=3.6, published=1.0, holds=(0.81, 1 / 0.81), unit=TIMES),
 )  # fmt: skip
 _REINITIALISED = (
-    Statement("reinitialised, they stop early 2.51 times as late as winning tickets",
+    Statement("reinitialised, they reach early stop 2.51 times as late as winning tickets",
               early_stop("ticket_reinit", "lt"), at=21.1, published=2.51, holds=towards(2.51, none=1), unit=TIMES),
     Statement("and are half a point less accurate than winning tickets",
               accuracy("ticket_reinit", "lt"), at=21.1, published=-0.5, holds=towards(-0.5, none=0)),
@@ -52,28 +54,24 @@ _REINITIALISED = (
 
 _ALL = (
     Claim(
-        name="lenet",
-        about="winning tickets of a 300-100 network on MNIST, and the same reinitialised",
-        **LTH,
-        where="Section 2, Figures 3 and 4",
-        experiments={"": "--preset lenet --prune_type lt ticket_reinit --prune_iterations 17 --trials 5"},
+        "lenet",
+        "winning tickets of a 300-100 network on MNIST, and the same reinitialised",
+        **LTH, where="Section 2, Figures 3 and 4",
+        experiments={"": f"{LENET} --prune_type lt ticket_reinit --trials 5"},
         quick=LENET_QUICK,
         statements=(*_WINNING, *_REINITIALISED),
         note="The paper has five trials too.",
     ),
     Claim(
-        name="lenet_fashion",
-        about="winning tickets on Fashion-MNIST: does the effect hold on other images?",
-        **LTH,
-        where="Section 2, Figures 3 and 4",
-        experiments={
-            "": "--preset lenet --dataset fashionmnist --prune_type lt ticket_reinit --prune_iterations 17 --trials 3"
-        },
+        "lenet_fashion",
+        "winning tickets on Fashion-MNIST: does the effect hold on other images?",
+        **LTH, where="Section 2, Figures 3 and 4",
+        experiments={"": f"{LENET} --dataset fashionmnist --prune_type lt ticket_reinit"},
         quick=LENET_QUICK,
         statements=(
-            Statement("winning tickets stop early earlier", early_stop("lt"), at=21.1, holds=(0, 1), unit=TIMES),
+            Statement("winning tickets reach early stop sooner", early_stop("lt"), at=21.1, holds=(0, 1), unit=TIMES),
             Statement("and are more accurate", accuracy("lt"), at=13.5, holds=ABOVE),
-            Statement("reinitialised, they stop early later than winning tickets",
+            Statement("reinitialised, they reach early stop later than winning tickets",
                       early_stop("ticket_reinit", "lt"), at=21.1, holds=(1, math.inf), unit=TIMES),
             Statement("and are less accurate than winning tickets",
                       accuracy("ticket_reinit", "lt"), at=13.5, holds=BELOW),
@@ -81,66 +79,61 @@ _ALL = (
         note="The paper has no Fashion-MNIST: its statements on MNIST without their figures are asked here.",
     ),
     Claim(
-        name="lenet_shuffled",
-        about="sparse networks of the same shape at random places, on MNIST",
-        **LTH,
-        where="Section 1, Figure 1",
-        experiments={"": "--preset lenet --prune_type lt ticket_shuffle --prune_iterations 17 --trials 5"},
+        "lenet_shuffled",
+        "sparse networks of the same shape at random places, on MNIST",
+        **LTH, where="Section 1, Figure 1",
+        experiments={"": f"{LENET} --prune_type lt ticket_shuffle --trials 5"},
         quick=LENET_QUICK,
         statements=(
-            Statement("they stop early later than winning tickets",
+            Statement("they reach early stop later than winning tickets",
                       early_stop("ticket_shuffle", "lt"), at=21.1, holds=(1, math.inf), unit=TIMES),
             Statement("the sparser, the less accurate: at 13.5%", accuracy("ticket_shuffle"), at=13.5, holds=BELOW),
             Statement("and at 3.6%", accuracy("ticket_shuffle"), at=3.6, holds=BELOW),
             Statement("where winning tickets are more accurate", accuracy("ticket_shuffle", "lt"), at=3.6, holds=BELOW),
         ),
-        note="The paper samples random networks; these have as many weights a layer as the winning tickets.",
+        note="The paper samples random networks; these have as many weights per layer as the winning tickets.",
     ),
     Claim(
-        name="one_shot",
-        about="tickets of a network pruned at once beside those pruned round by round, on MNIST",
-        **LTH,
-        where="Section 2, Figure 4c",
-        experiments={"": "--preset lenet --prune_type lt one_shot --prune_iterations 17 --trials 3"},
+        "one_shot",
+        "tickets of a network pruned at once beside those pruned round by round, on MNIST",
+        **LTH, where="Section 2, Figure 4c",
+        experiments={"": f"{LENET} --prune_type lt one_shot"},
         quick=LENET_QUICK,
         statements=(
-            Statement("down to about 18% one-shot tickets stop early earlier than the dense network",
+            Statement("down to about 18% one-shot tickets reach early stop sooner than the dense network",
                       early_stop("one_shot"), at=21.1, holds=(0, 1), unit=TIMES),
             Statement("down to about 5% they are more accurate", accuracy("one_shot"), at=5.6, holds=ABOVE),
             Statement("iterative pruning finds smaller ones: at 3.6% its tickets are more accurate than one-shot's",
                       accuracy("lt", "one_shot"), at=3.6, holds=ABOVE),
-            Statement("and stop early earlier", early_stop("lt", "one_shot"), at=3.6, holds=(0, 1), unit=TIMES),
+            Statement("and reach early stop sooner", early_stop("lt", "one_shot"), at=3.6, holds=(0, 1), unit=TIMES),
         ),
         note="The paper has five trials and its own list of sparsities; here they are those of the rounds.",
     ),
     Claim(
-        name="conv2",
-        about="winning tickets of a small convolutional network on CIFAR-10, and the same reinitialised",
-        **LTH,
-        where="Section 3, Figure 5",
+        "conv2",
+        "winning tickets of a small convolutional network on CIFAR-10, and the same reinitialised",
+        **LTH, where="Section 3, Figure 5",
         experiments={"": "--preset conv2 --prune_type lt ticket_reinit --prune_iterations 17 --trials 5"},
         quick="--end_iter 300it --valid_freq 100it --prune_percent 70 --conv_percent 70 --output_percent 70 "
         "--prune_iterations 3 --trials 1",
         statements=(
-            Statement("winning tickets stop early up to 3.5 times earlier, at 8.8%",
+            Statement("winning tickets reach early stop up to 3.5 times sooner, at 8.8%",
                       early_stop("lt"), at=8.8, published=1 / 3.5, holds=towards(1 / 3.5, none=1), unit=TIMES),
             Statement("and are up to 3.4 points more accurate, at 4.6%",
                       accuracy("lt"), at=4.6, published=3.4, holds=towards(3.4, none=0)),
             Statement("they stay above the dense accuracy while more than 2% of the weights remain",
                       accuracy("lt"), at=2.9, holds=ABOVE),
-            Statement("reinitialised, they stop early later than winning tickets",
+            Statement("reinitialised, they reach early stop later than winning tickets",
                       early_stop("ticket_reinit", "lt"), at=8.8, holds=(1, math.inf), unit=TIMES),
             Statement("and are less accurate", accuracy("ticket_reinit", "lt"), at=4.6, holds=BELOW),
         ),
     ),
     Claim(
-        name="criteria",
-        about="which scores of the weights find tickets that keep the accuracy, on MNIST",
-        **ZHOU,
-        where="Section 2, Figure 3",
+        "criteria",
+        "which scores of the weights find tickets that keep the accuracy, on MNIST",
+        **ZHOU, where="Section 2, Figure 3",
         experiments={
-            criterion: "--preset lenet --prune_type lt --prune_iterations 17 --trials 3 "
-            f"--prune_method {criterion}"
+            criterion: f"{LENET} --prune_method {criterion}"
             for criterion in ("magnitude", "magnitude_increase", "large_init")
         },
         quick=f"{LENET_QUICK} --prune_iterations 3",
@@ -156,13 +149,11 @@ _ALL = (
         note="The settings are those of the preset lenet. The paper shows curves and gives no figures.",
     ),
     Claim(
-        name="supermask",
-        about="how accurate a masked network with signed constants for weights is before any training, on MNIST",
-        **ZHOU,
-        where="Section 5, Table 1",
+        "supermask",
+        "how accurate a masked network with signed constants for weights is before any training, on MNIST",
+        **ZHOU, where="Section 5, Table 1",
         experiments={
-            "": "--preset lenet --prune_method large_final_same_sign --prune_type lt ticket_sign ticket_shuffle "
-            "--prune_iterations 17 --trials 3"
+            "": f"{LENET} --prune_method large_final_same_sign --prune_type lt ticket_sign ticket_shuffle"
         },
         quick=f"{LENET_QUICK} --end_iter 2000it",
         statements=(
@@ -176,14 +167,10 @@ _ALL = (
         note="Accuracies in percent; chance is 10. The paper has the same network and prunes it otherwise.",
     ),
     Claim(
-        name="random_tickets",
-        about="tickets of 3.5% on MNIST beside random pruning and fresh weights",
-        **FRANKLE,
-        where="Section 4",
-        experiments={
-            "": "--preset lenet --end_iter 24000it --prune_type lt random ticket_reinit --prune_iterations 16 "
-            "--trials 3"
-        },
+        "random_tickets",
+        "tickets of 3.5% on MNIST beside random pruning and fresh weights",
+        **FRANKLE, where="Section 4",
+        experiments={"": f"{LENET_SHORT} --prune_type lt random ticket_reinit"},
         quick=f"{LENET_QUICK} --end_iter 2000it",
         statements=(
             Statement("at 3.5% winning tickets are about as accurate as the dense network",
@@ -195,13 +182,10 @@ _ALL = (
         note="Well below is more than half a point here.",
     ),
     Claim(
-        name="stable_lenet",
-        about="is a 300-100 network on MNIST, and are its tickets, stable to the order of the data from the start?",
-        **FRANKLE,
-        where="Sections 3 and 4",
-        experiments={
-            "": "--preset lenet --end_iter 24000it --prune_type lt --prune_iterations 16 --trials 3 --connectivity"
-        },
+        "stable_lenet",
+        "is a 300-100 network on MNIST, and are its tickets, stable to the order of the data from the start?",
+        **FRANKLE, where="Sections 3 and 4",
+        experiments={"": f"{LENET_SHORT} --connectivity"},
         quick=f"{TWO_ROUNDS} --end_iter 3000it",
         statements=(
             Statement("the dense network is stable at initialisation: the error barrier is below 2 points",
@@ -212,10 +196,9 @@ _ALL = (
         note="The barrier is the higher one of both errors, on 30 points.",
     ),
     Claim(
-        name="stable_resnet20",
-        about="from when on is ResNet-20 on CIFAR-10 stable to the order of the data?",
-        **FRANKLE,
-        where="Sections 3 and 4",
+        "stable_resnet20",
+        "from when on is ResNet-20 on CIFAR-10 stable to the order of the data?",
+        **FRANKLE, where="Sections 3 and 4",
         experiments={
             "": f"{RESNET20} --prune_type lt --connectivity",
             "rewound": f"{RESNET20} --prune_type lt --connectivity --rewind 3.2%",
@@ -231,10 +214,9 @@ _ALL = (
         needs="a GPU",
     ),
     Claim(
-        name="rewinding",
-        about="what tickets of ResNet-20 on CIFAR-10 should start from",
-        **RENDA,
-        where="Section 4; rewinding to 0: arXiv:1912.05671, Section 4",
+        "rewinding",
+        "what tickets of ResNet-20 on CIFAR-10 should start from",
+        **RENDA, where="Section 4; rewinding to 0: arXiv:1912.05671, Section 4",
         experiments={
             "": f"{RESNET20} --prune_type lr_rewind finetune lt",
             "rewound": f"{RESNET20} --prune_type lt --rewind 3.2%",
@@ -243,8 +225,7 @@ _ALL = (
         statements=(
             Statement("at 26.2% learning-rate rewinding has 92.1% test accuracy, the dense network 91.7%",
                       accuracy("lr_rewind"), at=26.2, published=0.4, holds=towards(0.4, none=0)),
-            Statement(
-                "weight rewinding has 91.6%",
+            Statement("weight rewinding has 91.6%",
                 accuracy("rewound/lt"), at=26.2, published=-0.1, holds=(-0.6, math.inf),  # 0.1 is no effect
             ),
             Statement("fine-tuning at the final learning rate has 90.6%",
@@ -257,13 +238,12 @@ _ALL = (
         needs="a GPU",
     ),
     Claim(
-        name="rewinding_lenet",
-        about="what tickets of a 300-100 network on MNIST should start from",
-        **RENDA,
-        where="Section 4",
+        "rewinding_lenet",
+        "what tickets of a 300-100 network on MNIST should start from",
+        **RENDA, where="Section 4",
         experiments={
-            "": "--preset lenet --optimizer sgd --lr 0.1 --end_iter 24000it --lr_milestones 51% 76% "
-            "--prune_type lr_rewind finetune lt --prune_iterations 17 --trials 3"
+            "": f"{LENET} --optimizer sgd --lr 0.1 --end_iter 24000it --lr_milestones 51% 76% "
+            "--prune_type lr_rewind finetune lt"
         },
         quick=f"{LENET_QUICK} --end_iter 2000it",
         statements=(
@@ -277,14 +257,11 @@ _ALL = (
         note="The paper has no MNIST: what it says of larger networks is asked of a small one, with SGD and two drops.",
     ),
     Claim(
-        name="before_training",
-        about="is what pruning before training finds more than counts a layer? A 300-100 network on MNIST",
-        paper="Frankle et al. 2021",
-        source="arXiv:2009.08576",
-        where="Section 5",
+        "before_training",
+        "is what pruning before training finds more than counts per layer? A 300-100 network on MNIST",
+        paper="Frankle et al. 2021", source="arXiv:2009.08576", where="Section 5",
         experiments={
-            "": "--preset lenet --prune_type lt snip snip_shuffle snip_reinit synflow synflow_shuffle synflow_reinit "
-            "--prune_iterations 17 --trials 3"
+            "": f"{LENET} --prune_type lt snip snip_shuffle snip_reinit synflow synflow_shuffle synflow_reinit"
         },
         quick=f"{TWO_ROUNDS} --end_iter 1500it",
         statements=tuple(

@@ -28,51 +28,41 @@ from lth.plots.comparison import comparison
 from lth.records import files, tables
 
 HEAD = ("the paper says", "weights", "paper", "here (95% interval)", "trials", "")
+COLUMNS = ("says", "remaining", "unit", "published", "mean", "low", "high", "trials", "verdict")
 EXPLANATION = (
-    "here: mean over trials, with its 95% interval by Student's t (ratios: of their logarithms). agrees: the whole "
-    "interval lies where the sentence is true, for a published figure usually at least half of its effect. disagrees: "
-    "the whole interval lies elsewhere. not decided: the interval includes both, or one trial gives none."
+    "here: mean over trials, with its 95% interval by Student's t (ratios: of their logarithms; accuracies before "
+    "training: of their log-odds). agrees: the whole interval lies where the sentence is true, for a published figure "
+    "usually at least half of its effect. disagrees: the whole interval lies elsewhere. not decided: the interval "
+    "includes both, or one trial gives none."
 )
-
-
-def heading(form: Form) -> str:
-    """The claim and where it was published."""
-    claim = form.claim
-    return f"{claim.name}: {claim.about} ({claim.paper}, {claim.where}, {claim.source})"
 
 
 def warning(form: Form) -> str:
     """The changes to the published experiment; nothing if there are none."""
-    if form.published:
-        return ""
     kind = "QUICK FORM" if form.quick else "CHANGED SETTINGS"
-    return f"{kind}, not the published experiment: {'; '.join(form.changes)}"
-
-
-def summary(form: Form, findings: Sequence[Finding]) -> str:
-    """How many statements agree, disagree and so on."""
-    counts = Counter(finding.verdict for finding in findings)
-    told = [f"{word} {counts[word]}" for word in ("agrees", "disagrees", "not decided", "not measured") if counts[word]]
-    whose = "" if form.published else ", of another experiment than the published one"
-    return f"{form.claim.name}, {len(findings)} statements{whose}: {', '.join(told)}."
+    return f"{kind}, not the published experiment: {'; '.join(form.changes)}" if form.changes else ""
 
 
 def cells(finding: Finding, form: Form) -> list[str]:
     """A finding as a row below HEAD."""
     statement = finding.statement
     number = (lambda value: f"{value:+.2f}") if statement.unit == POINTS else (lambda value: f"{value:.2f}")
-    paper = "" if statement.published is None else number(statement.published)
-    here = ""
-    if finding.trials:
-        band = "" if math.isnan(finding.low) else f" [{number(finding.low)}, {number(finding.high)}]"
-        here = number(finding.mean) + band
-    weights = f"{labels.percent(finding.remaining, 3)}%" if not math.isnan(finding.remaining) else ""
-    judged = finding.verdict if form.published or not finding.trials else f"({finding.verdict})"
-    return [statement.says, weights, paper, here, f"{finding.trials or ''}", judged]
+    band = "" if math.isnan(finding.low) else f" [{number(finding.low)}, {number(finding.high)}]"
+    return [
+        statement.says,
+        "" if math.isnan(finding.remaining) else f"{labels.percent(finding.remaining, 3)}%",
+        "" if statement.published is None else number(statement.published),
+        number(finding.mean) + band if finding.trials else "",
+        f"{finding.trials or ''}",
+        f"({finding.verdict})" if form.changes and finding.trials else finding.verdict,
+    ]
 
 
 def text(form: Form, findings: Sequence[Finding], width: int) -> str:
     """The findings as aligned text of at most that width."""
+    claim, counts = form.claim, Counter(finding.verdict for finding in findings)
+    told = [f"{word} {counts[word]}" for word in ("agrees", "disagrees", "not decided", "not measured") if counts[word]]
+    whose = ", of another experiment than the published one" if form.changes else ""
     ruled = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)  # a line below the headings only
     drawn = Table(box=ruled, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for number, name in enumerate(HEAD):
@@ -81,19 +71,18 @@ def text(form: Form, findings: Sequence[Finding], width: int) -> str:
         drawn.add_row(*map(Text, cells(finding, form)))
     content = io.StringIO()
     console = Console(file=content, width=max(width, 90), color_system=None, legacy_windows=False)
-    console.print(Text("\n".join(filter(None, (heading(form), warning(form)))) + "\n"))
+    console.print(Text(f"{claim.name}: {claim.about} ({claim.paper}, {claim.where}, {claim.source})\n{warning(form)}"))
     console.print(drawn)
     console.print(Text(EXPLANATION))
-    console.print(Text("\n" + summary(form, findings)))
+    console.print(Text(f"\n{claim.name}, {len(findings)} statements{whose}: {', '.join(told)}."))
     return "\n".join(line.rstrip() for line in content.getvalue().splitlines())
 
 
 def write(form: Form, findings: Sequence[Finding]) -> Path:
     """Write the findings into plots/claims/ as a CSV file, a row per statement."""
-    columns = ("says", "remaining", "unit", "published", "mean", "low", "high", "trials", "verdict")
-    whose = {"claim": form.claim.name, "published_settings": form.published, "changes": "; ".join(form.changes)}
+    whose = {"claim": form.claim.name, "published_settings": not form.changes, "changes": "; ".join(form.changes)}
     facts = [vars(found.statement) | vars(found) for found in findings]
-    frame = pd.DataFrame([whose | {column: row[column] for column in columns} for row in facts])
+    frame = pd.DataFrame([whose | {column: row[column] for column in COLUMNS} for row in facts])
     file = next(iter(form.configs.values())).root / "plots" / "claims" / f"{form.slug}.csv"
     files.write(file, frame.to_csv(index=False, float_format="%.10g", lineterminator="\n").encode())
     return file
@@ -116,13 +105,11 @@ def markdown(form: Form, findings: Sequence[Finding], figures: Mapping[str, Sequ
     """A section of a report: the claim, how it was measured, the findings, and the figures and rounds of each
     experiment."""
     claim = form.claim
-    said = f"**{warning(form)}.**" if warning(form) else ""
     link = f"https://arxiv.org/abs/{claim.source.removeprefix('arXiv:')}"
-    source = f"{claim.paper}, {claim.where} ([{claim.source}]({link}))"
     parts = [
         f"### {claim.name}: {claim.about}",
-        f"{source}. {claim.note}".strip(),
-        said,
+        f"{claim.paper}, {claim.where} ([{claim.source}]({link})). {claim.note}".strip(),
+        f"**{warning(form)}.**" if form.changes else "",
         f"```bash\n{form.command}\n```",
         measured_by(form),
         _rows(HEAD, [cells(finding, form) for finding in findings], "lrrrrl"),
@@ -145,15 +132,13 @@ def by_round(rounds: pd.DataFrame, before: bool) -> str:
     head = ["weights", *(f"{arm}: {what}" for arm in arms for what in columns)]
     lines = []
     for _, group in rounds.groupby("round"):
-        line = [f"{labels.percent(group['remaining'].mean(), 3)}%"]
-        for arm in arms:
-            found = group[group["arm"] == arm].to_dict("records")
-            line += _arm(found[0])[-len(columns) :] if found else [""] * len(columns)
-        lines.append(line)
+        found = {row["arm"]: _arm(row)[-len(columns) :] for row in group.to_dict("records")}
+        cells = itertools.chain(*(found.get(arm, [""] * len(columns)) for arm in arms))
+        lines.append([f"{labels.percent(group['remaining'].mean(), 3)}%", *cells])
     return _rows(head, lines, "r" * len(head))
 
 
-def _arm(row: dict[str, Any]) -> list[str]:
+def _arm(row: Mapping[Any, Any]) -> list[str]:
     band = "" if math.isnan(row["low"]) else f" ± {(row['high'] - row['low']) / 2:.2f}"
     difference = f"{row['difference']:+.2f}{band}" if row["round"] else ""
     return [f"{row['supermask']:.2f}", f"{row['test']:.2f}", difference, f"{row['ES_ratio']:.2f}", str(row["trials"])]
@@ -166,20 +151,20 @@ def _rows(head: Sequence[str], lines: Iterable[Sequence[str]], align: str) -> st
 
 def measured_by(form: Form) -> str:
     """The machines, versions, precision and dates that the finished rounds of a form were measured with."""
-    about: dict[str, list[str]] = {"where": [], "versions": [], "precision": []}
+    about: dict[str, None] = {}
     days, trainings, seconds, dense = [], 0, 0.0, set[tuple[str, int]]()
     for name, run in ((name, run) for name, runs in runs_of(form).items() for run in runs):
         if not (run.dumps / "rounds.csv").exists():
             continue
         config = tables.config_of(run)
-        settings, device = config.get("settings", {}), str(config.get("device", "?"))
-        if device.startswith("cpu") and config.get("processor"):
-            device = f"{config['processor']} ({device})"
-        exactly = f" ({config['cpu_precision']})" if config.get("cpu_precision") else ""
-        densely = ", --sparse off" if settings.get("sparse") == "off" else ""
-        about["where"].append(device)
-        about["versions"].append(", ".join(f"{what} {number}" for what, number in config.get("versions", {}).items()))
-        about["precision"].append(f"--precision {settings.get('precision')}{exactly}{densely}")
+        device, precision = str(config.get("device", "?")), f"--precision {config.get('settings', {}).get('precision')}"
+        if device.startswith("cpu"):
+            device = f"{config.get('processor') or '?'} ({device})"
+            precision += f" ({config.get('cpu_precision')})"
+        if config.get("settings", {}).get("sparse") == "off":
+            precision += ", --sparse off"
+        versions = (f"{what} {number}" for what, number in config.get("versions", {}).items())
+        about[", ".join((device, *versions, precision))] = None
         days.append(time.strftime("%Y-%m-%d", time.localtime((run.dumps / "rounds.csv").stat().st_mtime)))
         times = tables.table(run, "times")
         times = times[(times["round"] > 0) | ((name, run.seed) not in dense)]  # the arms of a trial share round 0
@@ -188,9 +173,8 @@ def measured_by(form: Form) -> str:
     if not days:
         return "Nothing is finished yet."
     when = " to ".join(dict.fromkeys((min(days), max(days))))
-    said = ", ".join("; ".join(filter(None, dict.fromkeys(found))) for found in about.values())
     took = f"{seconds / 3600:.1f} hours" if seconds > 3600 else f"{seconds / 60:.1f} minutes"
-    return f"Measured {when} on {said}: {trainings} trainings, {took} if they were done one after another."
+    return f"Measured {when} on {'; '.join(about)}: {trainings} trainings, {took} if they were done one after another."
 
 
 def _figures(form: Form, file: Path) -> dict[str, list[Path]]:
@@ -198,10 +182,9 @@ def _figures(form: Form, file: Path) -> dict[str, list[Path]]:
     measured."""
     drawn: dict[str, list[Path]] = {}
     for name, runs in runs_of(form).items():
-        found = [run for run in runs if len(tables.table(run, "rounds"))]
+        found = [run for run in runs if tables.finished_rounds(run)]
         with tempfile.TemporaryDirectory() as folder:
-            pictures = [*comparison(found, Path(folder)), *connectivity(found, Path(folder))] if found else []
-            for picture in pictures:
+            for picture in [*comparison(found, Path(folder)), *connectivity(found, Path(folder))] if found else []:
                 what = [form.slug, name, "" if picture.stem == comparison.__name__ else picture.stem]
                 beside = file.parent / ("-".join(filter(None, what)) + picture.suffix)
                 files.write(beside, picture.read_bytes())
