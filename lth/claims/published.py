@@ -278,11 +278,9 @@ _ALL = (
         note="The paper's networks are larger, on CIFAR-10 and Tiny ImageNet.",
     ),
     Claim(
-        name="lamp",
-        about="how many weights each layer should keep: LAMP, global magnitude or Erdos-Renyi-Kernel, on MNIST",
-        paper="Lee et al. 2021",
-        source="arXiv:2010.07611",
-        where="Abstract, with weight rewinding",
+        "lamp",
+        "how many weights each layer should keep: LAMP, global magnitude or Erdos-Renyi-Kernel, on MNIST",
+        paper="Lee et al. 2021", source="arXiv:2010.07611", where="Abstract, with weight rewinding",
         experiments={
             name: f"--preset lenet --output_percent 20 --prune_type lt --prune_iterations 15 --trials 3 {rates}"
             for name, rates in (
