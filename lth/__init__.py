@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from lth.analysis.overlap import compare
     from lth.api.audit import AuditError, audit
     from lth.api.experiment_runner import ExperimentRunner
+    from lth.api.experiments import Result, plot, run
     from lth.api.iterative_pruning import iterative_pruning
     from lth.api.saved_ticket import SavedTicket, load_ticket
     from lth.records.tables import results
+    from lth.settings import VERSION as __version__
     from lth.settings.config import Config, ConfigError
     from lth.settings.values import Duration
 
@@ -25,12 +27,15 @@ _HOMES = {  # of each public name
     "ConfigError": "settings.config",
     "Duration": "settings.values",
     "ExperimentRunner": "api.experiment_runner",
+    "Result": "api.experiments",
     "SavedTicket": "api.saved_ticket",
     "audit": "api.audit",
     "compare": "analysis.overlap",
     "iterative_pruning": "api.iterative_pruning",
     "load_ticket": "api.saved_ticket",
+    "plot": "api.experiments",
     "results": "records.tables",
+    "run": "api.experiments",
 }
 _MODULES = ("data", "prune", "pruning", "records")
 
@@ -40,16 +45,20 @@ __all__ = [
     "ConfigError",
     "Duration",
     "ExperimentRunner",
+    "Result",
     "SavedTicket",
+    "__version__",
     "audit",
     "compare",
     "data",
     "iterative_pruning",
     "load_ticket",
+    "plot",
     "prune",
     "pruning",
     "records",
     "results",
+    "run",
 ]
 
 
@@ -58,6 +67,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f"lth.{_HOMES[name]}"), name)
     elif name in _MODULES:
         value = importlib.import_module(f"lth.{name}")
+    elif name == "__version__":
+        value = importlib.import_module("lth.settings").VERSION
     else:
         raise AttributeError(f"module 'lth' has no attribute {name!r}")
     globals()[name] = value

@@ -27,7 +27,7 @@ from lth.models import building
 from lth.models import prunable as layers
 from lth.prune import Rule
 from lth.records import folders, identity, resume, tables, tickets
-from lth.records.events import Event, Note
+from lth.records.events import Callback, Event, Note, as_dict
 from lth.records.files import write_json
 from lth.records.lock import Locks
 from lth.records.tables import Run
@@ -63,6 +63,7 @@ def iterative_pruning(
     device: str | torch.device | None = None,
     in_memory: bool | None = None,
     quiet: bool = False,
+    callback: Callback | None = None,
     **settings: Any,
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Find a ticket in `net` by iterative pruning (Frankle & Carbin, arXiv:1803.03635, Section 2 and Appendix B).
@@ -91,6 +92,7 @@ def iterative_pruning(
         in_memory: whether the data are read once and kept on the device (random augmentation then happens once) or
             streamed from the loaders. None: kept if they fit and do not change.
         quiet: print nothing.
+        callback: is called with each evaluation and each finished round, as a dict: see `lth.run`.
         settings: those of `lth.Config` named in SETTINGS of this module, such as valid_freq="100it" (how often to
             evaluate, by default ten times per round), batch_size (by default that of the data, else 60), valid_size (of
             data without a validation part; by default 5000, or a tenth of fewer than 50,000), precision, sparse ("off";
@@ -180,7 +182,7 @@ def iterative_pruning(
         if recover is None:  # what a call left that was stopped in its first round
             tables.move_aside(run, time.strftime("%Y%m%d-%H%M%S"))
         _write_config(run, config, about, problem, place)
-        _train(config, problem, place, progress, run, rounds + 1)
+        _train(config, problem, place, progress, run, rounds + 1, callback)
         building.load_state(net, _trained(run, rounds))
         history = tables.table(run, "rounds").head(rounds + 1).to_dict("records")
     return net, [{str(key): value for key, value in row.items()} for row in history]
@@ -262,7 +264,15 @@ def _write_config(run: Run, config: Config, about: Mapping[str, str], problem: P
     )
 
 
-def _train(config: Config, problem: Problem, place: torch.device, progress: Progress, run: Run, rounds: int) -> None:
+def _train(
+    config: Config,
+    problem: Problem,
+    place: torch.device,
+    progress: Progress,
+    run: Run,
+    rounds: int,
+    callback: Callback | None,
+) -> None:
     """All rounds of the run. TrialsFailed, with the reason, if it ends early."""
     failed: list[str] = []
 
@@ -271,6 +281,8 @@ def _train(config: Config, problem: Problem, place: torch.device, progress: Prog
             failed.append(event.text)
         else:
             progress(event)
+        if callback and (plain := as_dict(event)):
+            callback(plain)
 
     try:
         Experiment(config, problem, place, tell).run([run], rounds)

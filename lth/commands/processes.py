@@ -7,12 +7,14 @@ import multiprocessing
 import os
 import queue as queues
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -109,7 +111,9 @@ def work(
 
 @contextmanager
 def _undisturbed(threads: int) -> Iterator[None]:
-    """Start processes of so many threads in which Ctrl-C is left to the parent from their first moment on."""
+    """Start processes of so many threads in which Ctrl-C is left to the parent from their first moment on, and which do
+    not import the program that started them: a script without `if __name__ == "__main__"` would begin anew there."""
+    program, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # read when a child loads torch
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, str(threads)))
@@ -118,6 +122,7 @@ def _undisturbed(threads: int) -> Iterator[None]:
     try:
         yield
     finally:
+        sys.modules["__main__"] = program
         if masks:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         for name, value in before.items():

@@ -30,7 +30,7 @@ from lth.data.images import Images
 from lth.experiment import start_tickets
 from lth.models import building
 from lth.records import identity, recording, tables
-from lth.records.events import Event
+from lth.records.events import Callback, Event, as_dict
 from lth.records.lock import Locks, probe
 from lth.records.tables import Run
 from lth.settings import checks, names
@@ -45,16 +45,17 @@ class TrialsFailed(Exception):
     """Some trials ended early, as has been said; the others are complete."""
 
 
-def run(asked: Config, command: Sequence[str] = ()) -> list[Run]:
-    """Do or continue the experiment of these settings, and give its runs.
+def run(asked: Config, command: Sequence[str] = (), callback: Callback | None = None) -> list[Run]:
+    """Do or continue the experiment of these settings, and give its runs. `callback` gets each evaluation and each
+    finished round as events.as_dict gives them.
 
     ConfigError if it cannot be done, before anything is written; RecordError if a file cannot be written or another
     process is at it; loop.Interrupted after a signal; TrialsFailed if a trial ended early.
     """
-    return run_all({asked: ""}, command)
+    return run_all({asked: ""}, command, callback)
 
 
-def run_all(asked: Mapping[Config, str], command: Sequence[str] = ()) -> list[Run]:
+def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), callback: Callback | None = None) -> list[Run]:
     """The same for several experiments, side by side, each with what tells its runs from the others' in what is said of
     them. What concerns the machine and the output is the first one's."""
     first = next(iter(asked))
@@ -98,7 +99,7 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = ()) -> list[Ru
             queue = Queue(works)
             size = 1 if device.type != "cpu" else min(loop.at_once(first), _most(works, queue))
             at_once = max(loop.at_once(first), works[0].together)
-            with _shown(first, queue.left(), at_once, runs) as tell, Locks(alone) as locks:
+            with _shown(first, queue.left(), at_once, runs, callback) as tell, Locks(alone) as locks:
                 inputs = {one.asked: (one.config, one.images) for one in prepared}
                 if there:
                     there.work(works, queue, tell, signalled)
@@ -126,8 +127,11 @@ def _todo(asked: Mapping[Config, str], runs: Sequence[Run], warn: Callable[[str]
 
 
 @contextmanager
-def _shown(config: Config, left: Mapping[Run, int], at_once: int, runs: Sequence[Run]) -> Iterator[loop.Tell]:
-    """Within it, the events of the trainings that are `left` are shown and, with --tensorboard, logged."""
+def _shown(
+    config: Config, left: Mapping[Run, int], at_once: int, runs: Sequence[Run], callback: Callback | None
+) -> Iterator[loop.Tell]:
+    """Within it, the events of the trainings that are `left` are shown, given to `callback` and, with --tensorboard,
+    logged."""
     progress = Progress(left, at_once, config.print_freq, config.quiet)
     board = Board() if config.tensorboard else None
 
@@ -135,6 +139,8 @@ def _shown(config: Config, left: Mapping[Run, int], at_once: int, runs: Sequence
         progress(event)
         if board:
             board(event)
+        if callback and (plain := as_dict(event)):
+            callback(plain)
 
     try:
         yield tell

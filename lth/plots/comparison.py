@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from lth.analysis import labels, verdict
 from lth.plots import axes as scales
@@ -31,6 +32,12 @@ RINGS = {verdict.NO_WORSE: (style.LAST[1], "#999999"), verdict.BETTER: (style.LA
 
 
 def comparison(runs: Sequence[Run], folder: Path, format: str = "png", x: str = "remaining") -> list[Path]:
+    """Write the figure of `runs` as comparison.<format> into `folder`; nothing where there is none."""
+    file = folder / f"comparison{'' if x == 'remaining' else f'_{x}'}.{format}"
+    return [] if draw(runs, file, x) is None else [file]
+
+
+def draw(runs: Sequence[Run], file: Path | None = None, x: str = "remaining") -> Figure | None:
     """Test accuracy at early stop, and the iteration of early stop, against weights remaining (Frankle & Carbin,
     Figure 4): mean over trials, with a band from the lowest to the highest trial. A row a group of arms.
 
@@ -42,9 +49,8 @@ def comparison(runs: Sequence[Run], folder: Path, format: str = "png", x: str = 
         rounds = rounds[rounds["macs"].notna()]
         rounds = rounds.assign(remaining=100 * rounds["macs"] / rounds["dense_macs"])
     if rounds.empty:
-        return []
+        return None
     groups = grouped(list(rounds["arm"]))
-    file = folder / f"comparison{'' if x == 'remaining' else f'_{x}'}.{format}"
     height = 3.6 if len(groups) == 1 else 1.0 + 2.4 * len(groups)
     with style.sheet(file, height, runs, "accuracy and early stop") as figure:
         table = verdict.judged(rounds)
@@ -71,7 +77,7 @@ def comparison(runs: Sequence[Run], folder: Path, format: str = "png", x: str = 
             if len(groups) > 1:
                 style.heading(figure.add_subplot(cells[2 * row, :]), left, arms, f"arms with {title}")
         style.legend(figure, lefts, said, leave_out=rounds["arm"] if len(groups) > 1 else ())
-    return [file]
+    return figure
 
 
 def grouped(arms: Sequence[str]) -> list[tuple[str, list[str]]]:

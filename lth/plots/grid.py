@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from lth.analysis import labels, verdict
 from lth.plots import axes as scales
@@ -18,18 +19,23 @@ ACROSS = 3  # panels side by side
 
 
 def grid(groups: Sequence[Sequence[Run]], folder: Path, format: str = "png") -> list[Path]:
+    """Write the figure of these groups of runs as grid.<format> into `folder`; nothing where no round is finished."""
+    file = folder / f"grid.{format}"
+    return [] if draw(groups, file) is None else [file]
+
+
+def draw(groups: Sequence[Sequence[Run]], file: Path | None = None) -> Figure | None:
     """Groups of runs side by side, each of one model, data set and settings: accuracy above, early stop relative to
     the dense network below. Each has axes of its own, since data sets and depths of pruning differ; groups of many arms
-    stand below each other. Writes grid.<format> into `folder`; nothing where no round is finished."""
+    stand below each other. Written to `file`, if there is one; None where no round is finished."""
     found = [(runs, rounds) for runs in groups if len(rounds := verdict.paired(runs))]
     if not found:
-        return []
+        return None
     panels = [(run, rounds, title, arms) for (run, *_), rounds in found for title, arms in grouped(list(rounds["arm"]))]
     across = min(len(panels), ACROSS)
     bands = [panels[i : i + across] for i in range(0, len(panels), across)]
     shared, own = labels.differing([runs for runs, _ in found])
     width = max(3.6, style.WIDTH * across / ACROSS)
-    file = folder / f"grid.{format}"
     everything = pd.concat([rounds for _, rounds in found])
     with style.sheet(file, 0.9 + 4.0 * len(bands), [], "accuracy and early stop", width, shared) as figure:
         axes = figure.subplots(2 * len(bands), across, squeeze=False)
@@ -46,7 +52,7 @@ def grid(groups: Sequence[Sequence[Run]], folder: Path, format: str = "png") -> 
             axes[2 * row + 1, 0].set_ylabel("early stop / dense")
         said = caption(everything, each=True) + (f"; {scales.COMPRESSED}" if strip else "")
         style.legend(figure, uppers, said, columns=max(across, 2) + 1)
-    return [file]
+    return figure
 
 
 def _panel(upper: Axes, lower: Axes, rounds: pd.DataFrame, arms: Sequence[str]) -> bool:

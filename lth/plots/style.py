@@ -98,10 +98,10 @@ def shades(count: int) -> list[Any]:
 
 @contextmanager
 def sheet(
-    file: Path, height: float, runs: Sequence[Run], what: str, width: float = WIDTH, about: str = ""
+    file: Path | None, height: float, runs: Sequence[Run], what: str, width: float = WIDTH, about: str = ""
 ) -> Iterator[Figure]:
     """A figure of that size in inches, headed by whose numbers it shows (those of `runs`, or `about`), written to
-    `file` at the end of the block."""
+    `file`, if there is one, at the end of the block."""
     theme: Any = {**seaborn.axes_style("darkgrid"), **seaborn.plotting_context("paper")}
     own: Any = {
         **{"font.sans-serif": ["DejaVu Sans"], "font.size": 8.5, "axes.labelsize": 8.5, "axes.titlesize": 9},
@@ -116,7 +116,8 @@ def sheet(
         lines += wrapped(labels.settings(*runs) if runs else about, int(width * 13))
         figure.suptitle("\n".join(lines), color=DARK)
         yield figure
-        save(figure, file)
+        if file is not None:
+            save(figure, file)
 
 
 def wrapped(text: str, width: int, between: str = ", ") -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,4 +64,16 @@ class Connected:
     stable: bool
 
 
+def as_dict(event: Event) -> dict[str, Any] | None:
+    """An evaluation or a finished round as a plain dict, for callbacks: its `event` ("evaluation" or "round"), whose it
+    is, and its numbers; None for other events."""
+    if not isinstance(event, (Evaluated, RoundDone)):
+        return None
+    whose = {name: getattr(event.run, name) for name in ("arch_type", "dataset", "settings", "arm", "seed")}
+    if isinstance(event, Evaluated):
+        return {"event": "evaluation", **whose, "round": event.round, **vars(event.evaluation)}
+    return {"event": "round", **whose, **event.row, "seconds": event.seconds}
+
+
+Callback = Callable[[dict[str, Any]], object]  # gets what `as_dict` gives
 Event = Evaluated | Moved | RoundDone | Connected | Note
