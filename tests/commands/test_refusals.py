@@ -136,7 +136,7 @@ def test_a_finished_run_reads_its_data_only_if_their_file_is_another(
     session.run(config)
     read: list[Any] = []
     load = data.load
-    monkeypatch.setattr(data, "load", lambda *given: (read.append(given), load(*given))[1])
+    monkeypatch.setattr(data, "load", lambda *given, **size: (read.append(given), load(*given, **size))[1])
     session.run(config)
     assert not read
     refused(replace(config, data=other_data(place)), "the data have changed")
