@@ -97,7 +97,9 @@ def test_the_returned_net_has_the_weights_at_early_stop_not_the_last_ones(tmp_pa
     wrong = [(x, (y + 1) % 4)]  # what is learned of the training labels makes the validation loss rise
     net = seeded()
     given = {**tiny(), "validation": wrong}
-    history = find(net, given, rounds=1, save=tmp_path, iterations=30, valid_freq="3it", keep_weights=keep)
+    history = find(
+        net, given, rounds=1, save=tmp_path, iterations=30, valid_freq="3it", keep_weights=keep, precision="fp32"
+    )
     assert history[-1]["ES"] < 30
     (folder,) = tmp_path.glob("saves/*/*/*/*/seed0")
     last = tickets.read_checkpoint(tables.Run(tmp_path, *folder.parts[-5:-1], 0))[1].final  # type: ignore[arg-type]
