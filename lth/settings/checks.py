@@ -51,16 +51,16 @@ def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
 
 def fraction(name: str, value: Any) -> float:
     """A number from 0 to below 1."""
+    must = f"{name} must be a fraction from 0 to below 1, not"
     if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a fraction from 0 to below 1, not {shown(value)}")
+        raise TypeError(f"{must} {shown(value)}")
     if not 0 <= float(value) < 1:
-        hint = f": {value} percent is {float(value) / 100:g}" if 1 <= float(value) < 100 else ""
-        raise ValueError(f"{name} must be a fraction from 0 to below 1, not {value}{hint}")
+        raise ValueError(f"{must} {value}" + (f": {value} percent is {value / 100:g}" if 1 <= value < 100 else ""))
     return float(value)
 
 
 def of_type(name: str, value: Any, kind: type[T], told: str) -> T:
-    """A value of a type, which is `told` as the error says it."""
+    """A value of a type; `told` is its name in the error."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be {told}, not {shown(value)}")
     return value
@@ -95,11 +95,12 @@ def path(name: str, value: Any) -> Path:
 
 def rewind(name: str, value: Any, iterations: int) -> Duration:
     """Iterations, or a fraction below 1 of a round of `iterations`, as a duration."""
-    limits = f"a number of iterations below {iterations}, the length of a round, or a fraction of a round below 1"
+    must = f"{name} must be a number of iterations below {iterations}, the length of a round, or a fraction of a round "
+    must += "below 1, not"
     if isinstance(value, bool) or not (hasattr(value, "__index__") or isinstance(value, float)):
-        raise TypeError(f"{name} must be {limits}, not {shown(value)}")
+        raise TypeError(f"{must} {shown(value)}")
     if not 0 <= value < iterations or (value >= 1 and value != int(value)):
-        raise ValueError(f"{name} must be {limits}, not {value}")
+        raise ValueError(f"{must} {value}")
     if not value:
         return Duration(0)
     return Duration(value if value >= 1 else min(max(round(value * iterations), 1), iterations - 1), "it")
@@ -109,12 +110,11 @@ def device(name: str, value: Any) -> str | None:
     """The setting --gpu that a device means: None (a GPU where there is one), cpu, cuda, cuda:1, mps, or a number."""
     if value is None:
         return None
-    expected = "None, 'cpu', 'cuda', 'cuda:0', 'mps' or a torch.device"
     found = re.fullmatch(r"(cpu|mps|cuda)(?::(\d+))?|(\d+)", str(value))
-    if isinstance(value, bool) or type(value).__name__ not in ("str", "int", "device"):
-        raise TypeError(f"{name} must be {expected}, not {shown(value)}")
-    if not found:
-        raise ValueError(f"{name} must be {expected}, not {shown(value)}")
+    known = not isinstance(value, bool) and type(value).__name__ in ("str", "int", "device")
+    if not known or not found:
+        kind = ValueError if known else TypeError
+        raise kind(f"{name} must be None, 'cpu', 'cuda', 'cuda:0', 'mps' or a torch.device, not {shown(value)}")
     return found[1] if found[1] in ("cpu", "mps") else found[2] or found[3] or "0"
 
 

@@ -1,4 +1,4 @@
-"""Which settings the arms that were asked for look at, and what may surprise in their values."""
+"""Which settings are used by the arms that were asked for, and what may surprise in their values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lth.settings.values import as_text
 
 
 def unused(config: Config) -> list[str]:
-    """Sentences about settings that decide the folder and that none of the arms asked for looks at."""
+    """Sentences about settings that decide the folder and that none of the arms asked for uses."""
     of_none = set[str].intersection(*map(idle, config.prune_type)) - ({"rewind"} if config.connectivity else set())
     told = " ".join(config.prune_type)
     return [
@@ -21,15 +21,15 @@ def unused(config: Config) -> list[str]:
 
 
 def idle(name: str) -> set[str]:
-    """The settings that decide a folder and that the arm of this name does not look at."""
-    arm, finder = ARMS[name], ARMS[ARMS[name].mask_of or name]  # which finds its masks
-    looked_at = {
+    """The settings that decide a folder and that the arm of this name does not use."""
+    arm, finder = ARMS[name], ARMS[ARMS[name].mask_of or name]  # the latter finds its masks
+    used = {
         "random_rates": finder.compared == "layer",
         "score_batches": finder.scores in ("snip", "grasp"),
         "prune_method": finder.scores == "criterion" and finder.masks != "of_ticket",
         "rewind": "rewound" in (arm.schedule, finder.schedule),
     }
-    return {setting for setting, looks in looked_at.items() if not looks}
+    return {setting for setting, uses in used.items() if not uses}
 
 
 def scores_batches(config: Config) -> bool:

@@ -60,7 +60,7 @@ def test_the_number_of_rounds_may_be_swept_where_it_decides_what_each_prunes() -
 
 def test_equal_values_and_spellings_are_one() -> None:
     assert [config.lr for config in sweep.parse(["--sweep", "lr=0.1,1e-1,0.10,0.2,0.2"])] == [0.1, 0.2]
-    assert [config.arch_type for config in sweep.parse(["--sweep", "arch_type=FC1,fc1"])] == ["FC1"]
+    assert [config.arch_type for config in sweep.parse(["--sweep", "arch_type=FC1,fc1"])] == ["fc1"]
 
 
 def test_tickets_may_have_commas_in_their_names(tmp_path: Path) -> None:
