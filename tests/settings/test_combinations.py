@@ -27,28 +27,18 @@ def test_every_combination_is_an_experiment() -> None:
     assert [(config.lr, config.arch_type, config.trials, config.end_iter) for config in found] == [
         (lr, arch, 2, Duration(3)) for lr in (1.2e-3, 1e-4) for arch in ("fc1", "lenet5")
     ]
-    assert [sweep.label(texts) for texts in found.values()] == [
-        "lr=1.2e-3 fc1",
-        "lr=1.2e-3 lenet5",
-        "lr=1e-4 fc1",
-        "lr=1e-4 lenet5",
-    ]
-
-
-def test_values_of_every_kind() -> None:
+    labels = ["lr=1.2e-3 fc1", "lr=1.2e-3 lenet5", "lr=1e-4 fc1", "lr=1e-4 lenet5"]
+    assert [sweep.label(texts) for texts in found.values()] == labels
+    found = sweep.parse(["--preset", "lenet", "--sweep", "lr=0.1,0.2"])
+    assert [config.lr for config in found] == [0.1, 0.2] and {config.prune_percent for config in found} == {20}
     found = sweep.parse(
         ["--sweep", "bs=60,100", "lr_milestones=1ep+50%,2ep", "augment=true,False", "rewind=0,500it", "seed=3,7"]
     )
-    assert len(found) == 32
-    config, texts = list(found.items())[-1]
-    assert (config.batch_size, config.lr_milestones, config.augment) == (100, (Duration(2),), False)
-    assert config.rewind == Duration(500, "it") and config.seed == 7 and texts["batch_size"] == "100"
-    assert next(iter(found)).lr_milestones == (Duration(1), Duration(50, "%")) and next(iter(found)).augment is True
-
-
-def test_a_sweep_beats_a_preset_and_flags_win_over_neither() -> None:
-    found = sweep.parse(["--preset", "lenet", "--sweep", "lr=0.1,0.2"])
-    assert [config.lr for config in found] == [0.1, 0.2] and {config.prune_percent for config in found} == {20}
+    first, *_, last = found
+    assert len(found) == 32 and found[last]["batch_size"] == "100" and last.seed == 7
+    assert (first.lr_milestones, first.augment) == ((Duration(1), Duration(50, "%")), True)
+    assert (last.batch_size, last.lr_milestones, last.augment) == (100, (Duration(2),), False)
+    assert last.rewind == Duration(500, "it")
 
 
 def test_the_number_of_rounds_may_be_swept_where_it_decides_what_each_prunes() -> None:
@@ -100,18 +90,11 @@ def test_all_mistakes_come_in_one_message() -> None:
     assert unknown.startswith("--arch_type must be a model") and "(with lr=0.1 fc2" in unknown
 
 
-def test_a_combination_that_cannot_be_is_named() -> None:
+def test_a_combination_that_cannot_be_is_named_and_too_many_are_refused_at_once() -> None:
     (said,) = problems("--momentum 0.9 --sweep optimizer=sgd,adam")
     assert said == "--momentum belongs to the optimizer sgd, not to adam (with optimizer=adam)"
-
-
-def test_too_many_are_refused_at_once() -> None:
     many = ",".join(map(str, range(1, 150)))
-    assert problems(f"--sweep batch_size={many} valid_size={many}") == [
-        "--sweep must have at most 10000 combinations, not 22201"
-    ]
-
-
-def test_who_wants_one_experiment_gets_no_sweep() -> None:
+    (said,) = problems(f"--sweep batch_size={many} valid_size={many}")
+    assert said == "--sweep must have at most 10000 combinations, not 22201"
     with pytest.raises(ConfigError, match="--sweep asks for several experiments, and this is one"):
         flags.parse(["--sweep", "lr=0.1,0.2"])

@@ -133,7 +133,7 @@ def test_folders_are_named_after_what_changes_the_numbers() -> None:
 def test_long_folder_names_are_shortened_and_stay_apart() -> None:
     found = [parse(["--preset", "vgg19", "--weight_decay", f"{i}e-5"]).folder() for i in range(1, 30)]
     assert len(set(found)) == 29 and all(len(name) <= 100 for name in found)
-    for length in range(1, 60):  # wherever the cut falls, the values that are shown are whole
+    for length in range(1, 60, 3):  # wherever the cut falls, the values that are shown are whole
         config = parse(["--preset", "vgg19", "--weight_decay", f"{'1' * length}e-5"])
         shown, mark = config.folder().split("...")
         full = {f"{key}={value}" for key, value in config.deciding().items()}
@@ -277,9 +277,9 @@ def test_a_path_where_nothing_can_be_is_said_before_anything_is_done(
     impossible, ticket = "must be a possible path", "must be the folder of an existing run"
     wrong = {"--root circle": impossible, "--data file/inside": impossible, f"--root {'a' * 300}": impossible}
     wrong |= {
-        "--root file": "must be a folder, or a new one",
         "--ticket circle": ticket,
         f"--ticket {'a' * 300}": ticket,
+        "--root file": "must be a folder, or a new one",
     }
     for argv, problem in wrong.items():
         with pytest.raises(ConfigError, match=f"^{argv.split()[0]} {problem}"):
@@ -300,21 +300,17 @@ def test_all_mistakes_come_in_one_message(
     assert all(any(line.startswith(f"error: {text}") for line in said) for text in expected)
 
 
-def test_a_config_made_in_python_says_the_same() -> None:
+def test_a_config_made_in_python_gives_the_same_errors_by_its_own_names() -> None:
     with pytest.raises(ConfigError) as caught:
         Config(lr=0, batch_size="x", prune_type=5, end_iter=True, optimizer="adm", nesterov=True)  # type: ignore
-    assert len(caught.value.problems) == 6
+    assert len(caught.value.problems) == 6 and "did you mean adam?" in str(caught.value)
     with pytest.raises(ConfigError, match="prune_type needs at least one"):
         Config(prune_type=())
     assert Config(prune_type="lt", end_iter=5, lr="0.1", root="x") == Config(
         end_iter=Duration(5), lr=0.1, root=Path("x")
     )
-
-
-def test_each_front_door_names_a_setting_in_its_own_way() -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match=r"^--prune_percent must be a number") as caught:
         Config(lr=0, prune_percent=200)
-    assert str(caught.value).splitlines()[0].startswith("--prune_percent must be a number")
     error = ConfigError(*caught.value.problems, "a sentence about --lr").named({"lr": "learning_rate"})
     begun = [problem.split(" must")[0] for problem in pickle.loads(pickle.dumps(error)).problems]
     assert begun == ["prune_percent", "learning_rate", "a sentence about --lr"]
@@ -365,7 +361,7 @@ def test_settings_that_no_arm_uses_are_reported(tmp_path: Path) -> None:
         assert sorted(sentence.split(" only")[0] for sentence in told) == unused, argv
 
 
-def test_durations_that_are_hardly_meant_are_told() -> None:
+def test_values_that_are_hardly_meant_are_reported() -> None:
     (told,) = remarks(parse(["--valid_freq", "300", "--end_iter", "5"]), 900)
     assert told.startswith("--valid_freq 300 (epochs): each round is evaluated once, at its end after 4,500")
     assert not [*remarks(parse(["--valid_freq", "300it", "--end_iter", "5"]), 900)]
@@ -373,8 +369,5 @@ def test_durations_that_are_hardly_meant_are_told() -> None:
     (told,) = remarks(parse([*argv, "snip_reinit"]), 916)
     assert told == "--score_batches 1000: scores look at all of an epoch, which has 916 batches"
     assert not [*remarks(parse([*argv, "snip"]), 1000)] and not [*remarks(parse([*argv, "lt"]), 916)]
-
-
-def test_small_percents_are_told() -> None:
     (told,) = combinations.small_percents(parse(["--prune_percent", "0.2", "--fc_percent", "0"]))
     assert told.startswith("--prune_percent 0.2 prunes 0.2% of the weights per round")
