@@ -130,7 +130,7 @@ def _mask_of(model: nn.Module, name: str) -> Tensor | None:
 
 def attach(model: nn.Module, masks: Masks) -> nn.Module:
     """Put masks on `model` (changed in place) as torch.nn.utils.prune does, so that PyTorch's tools see them: on a tied
-    weight in each of its layers, which go on sharing it."""
+    weight in each of its layers, which continue to share it."""
     tied = {name: names for names in layers.all_names(model).values() for name in names}
     for name, mask in masks.items():
         for each in tied[name]:
@@ -144,7 +144,7 @@ def attach(model: nn.Module, masks: Masks) -> nn.Module:
 
 
 def _masked_output(attention: nn.Module, inputs: object) -> None:
-    """Put the mask on attention's output weights anew: it reads them without calling their module, whose hook would."""
+    """Mask attention's output weights again: it reads them without calling their module, whose hook would."""
     for hook in attention.out_proj._forward_pre_hooks.values():  # type: ignore[union-attr]
         hook(attention.out_proj, inputs)
 

@@ -125,7 +125,7 @@ def keep_highest_in_steps(
     generator: torch.Generator | None = None,
 ) -> Masks:
     """`masks` pruned to `quotas` in so many `steps`: what is left shrinks by the same factor in each, and is scored
-    anew, by `score` of the masks (Tanaka et al. 2020, arXiv:2006.05467, Algorithm 1)."""
+    again, by `score` of the masks (Tanaka et al. 2020, arXiv:2006.05467, Algorithm 1)."""
     before = [sum(int(masks[name].sum()) for name in quota.layers) for quota in quotas]
     for step in range(1, steps + 1):
         shares = [quota.keep / max(count, 1) for quota, count in zip(quotas, before, strict=True)]

@@ -851,7 +851,7 @@ def test_a_file_vanishing_midway_is_one_clear_line_and_costs_nothing(place: Path
     if name in ("checkpoint", "ticket_01"):  # the next pruning has them in memory
         do(config, tell)
     else:
-        with pytest.raises(RecordError, match=r"is gone: the same command again goes on") as caught:
+        with pytest.raises(RecordError, match=r"is gone: the same command again continues") as caught:
             do(config, tell)
         assert name in str(caught.value) and "\n" not in str(caught.value)
         do(config)

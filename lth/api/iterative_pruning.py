@@ -70,7 +70,7 @@ def iterative_pruning(
 
     Args:
         net: the network, with its initial weights. Used where it has them: `net.optim`, a torch.optim optimiser,
-            made anew for every round from its class, defaults and parameter groups (else Adam, learning rate 0.0012);
+            created again every round from its class, defaults and parameter groups (else Adam, learning rate 0.0012);
             `net.criterion`, a mean loss of (logits (B, classes), labels (B,)) alone (else cross entropy);
             `net._initialize_weights()`, for fresh weights (else every module's `reset_parameters()`).
         data: `train`, `validation` and `test`, as a named tuple, tuple, dict or object: DataLoaders or other

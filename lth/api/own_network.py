@@ -75,13 +75,13 @@ class OwnNet:
             was = self.initial[name]
             if name not in frozen and torch.equal(drawn[name], was) and (was != was.flatten()[0]).any():
                 raise ValueError(
-                    f"random=True needs new random weights, but nothing draws {name} anew: give its module a "
+                    f"random=True needs new random weights, but nothing draws {name} again: give its module a "
                     "reset_parameters() or net an _initialize_weights()"
                 )
         return drawn
 
     def optimizer(self, network: Network, config: Config) -> Optimizer:
-        """The network's own optimiser, made anew, or that of the settings."""
+        """The network's own optimiser, created again, or that of the settings."""
         if self.optim is None:
             made = Fused(config.optimizer, network, config.lr, config.weight_decay, config.momentum, config.nesterov)
             made.capturable = False  # a CUDA graph would freeze whatever Python a model of the user's own runs
@@ -181,7 +181,7 @@ def _anew(optim: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> torch.o
         return kind([dict(group) for group in groups], **defaults)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"net.optim must be an optimiser that can be made anew from its parameters and defaults, "
+            f"net.optim must be an optimiser that can be created again from its parameters and defaults, "
             f"as {kind.__name__}(params, {', '.join(defaults)}): {error}"
         ) from error
 

@@ -45,7 +45,7 @@ def checked(rule: Rule, own: nn.Module) -> Rule:
         if masked or (_print(own) != values and _print(net) == before):
             raise ValueError(
                 "prune_rule must prune the network that it is given, a trained copy of net, not net itself, which it "
-                "has changed: build net anew"
+                "has changed: build net again"
             )
         now = dict(net.named_modules())
         for path in [*modules, *now]:

@@ -37,7 +37,7 @@ def about(asked: Config, config: Config, device: torch.device, command: Sequence
 
 
 def about_command(asked: Config, config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
-    """What of it is the same wherever the training is done."""
+    """The part that is the same wherever the training is done."""
     return {
         "settings": plain_settings(asked),
         "deciding": config.deciding(),
@@ -48,7 +48,7 @@ def about_command(asked: Config, config: Config, command: Sequence[str] = ()) ->
 
 
 def about_machine(config: Config, device: torch.device) -> dict[str, Any]:
-    """What of it is said of the machine that does the training."""
+    """The part about the machine that does the training."""
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "device": devices.name(device),
@@ -92,7 +92,7 @@ def _cpu_precision(config: Config) -> str:
 
 
 def about_data(images: Images, config: Config) -> dict[str, Any]:
-    """What it says of the data beside their fingerprint, so that a finished run need not read them again."""
+    """The part about the data besides their fingerprint, so that a finished run need not read them again."""
     file = of_file(names.npz(config.data, names.dataset(config.dataset), config.image_size))
     return {"data_file": file, "classes": images.classes, "image_shape": list(images.shape)}
 
@@ -114,7 +114,7 @@ def fingerprints_now(config: Config, run: Run) -> dict[str, str]:
 
 
 def _processor() -> str:
-    """The name of the processor, as `AMD EPYC 9B14`; that of its architecture where there is no knowing it."""
+    """The name of the processor, as `AMD EPYC 9B14`; that of its architecture where the name is unknown."""
     try:
         if platform.system() == "Linux":
             found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)

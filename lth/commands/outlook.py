@@ -66,7 +66,7 @@ def planned(prepared: Sequence[Prepared]) -> list[str]:
     except OSError as error:
         must = f"must be a folder that can be written, not {asked.root} ({error.strerror})"
         raise ConfigError(Problem("root", must)) from None
-    if asked.overwrite:  # it starts anew, whatever is there
+    if asked.overwrite:  # it starts again, whatever is there
         finished = connected = lambda run: 0
     everything: list[Task] = []
     for folder in dict.fromkeys(one.runs[0].dumps.parent.parent for one in prepared):
@@ -153,9 +153,9 @@ def _without_layers(config: Config, model: nn.Module) -> Iterator[str]:
 
 
 def _anew(one: Prepared) -> str:
-    """A sentence about arms that --overwrite starts anew though only those that take their masks were asked for."""
+    """A sentence about arms that --overwrite starts again because arms that take their masks were asked for."""
     arms = dict.fromkeys(run.arm for run in one.runs if run.arm not in one.config.prune_type)
-    told = f"--overwrite starts {' and '.join(arms)} anew too, whose masks {' '.join(one.config.prune_type)} takes"
+    told = f"--overwrite starts {' and '.join(arms)} again too, whose masks {' '.join(one.config.prune_type)} takes"
     return told if one.config.overwrite and arms else ""
 
 

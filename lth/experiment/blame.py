@@ -41,4 +41,4 @@ def run(ended: Callable[[str], object], again: str) -> Iterator[None]:
     except TrialError as error:
         ended(str(error))
     except (FileNotFoundError, Damaged) as error:
-        raise RecordError(f"{error}: {again} goes on from the last good round") from None
+        raise RecordError(f"{error}: {again} continues from the last good round") from None

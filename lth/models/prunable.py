@@ -38,7 +38,7 @@ _MATRIX = re.compile(r"(^|_)(w|weights?|kernels?|filters?)\d*(_|$)", re.IGNORECA
 class Part:
     """A parameter of a network.
 
-    layer: the module that it works in; its kind is said of that.
+    layer: the module that it works in, whose kind is reported.
     module, name: where torch.nn.utils.prune finds it: the layer itself or, if it is parametrised, its parametrisation.
     """
 

@@ -84,7 +84,7 @@ def reason(model: nn.Module, error: BaseException) -> str:
 
 
 def has_complex(called: str) -> str:
-    """What is said of a model with a tensor of complex numbers, behind its name."""
+    """The sentence about a model with a tensor of complex numbers, without the model's name."""
     return f"must have plain tensors, but {called} has complex numbers: torch.view_as_complex makes them of plain ones"
 
 

@@ -310,7 +310,7 @@ class Wrapped:
         return []
 
     def state(self, trial: int) -> State:
-        """Nothing: such trainings go on after a stop by whole rounds."""
+        """Nothing: after a stop, such trainings continue from the last whole round."""
         return {}
 
     def restore(self, states: Sequence[State]) -> None:

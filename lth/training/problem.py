@@ -148,7 +148,7 @@ def stackable(problem: Problem) -> bool:
         return False  # stacked tensors have none
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what vmap does slowly is said when it is done
+            warnings.simplefilter("ignore")  # operations that vmap does slowly are reported when they run
             with rng.preserved(torch.device("cpu")), torch.no_grad():
                 model.train()(images)
             if any(one is not other for one, other in zip(buffers, model.buffers(), strict=True)):

@@ -28,7 +28,7 @@ class Stopped(Exception):
 
 
 class TrialError(Exception):
-    """One trial cannot go on; others can."""
+    """One trial cannot continue; others can."""
 
 
 @dataclass(frozen=True)

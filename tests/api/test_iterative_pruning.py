@@ -265,7 +265,7 @@ class Odd(nn.Module):
 
 
 def test_fresh_weights_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nothing draws weight anew: give its module a reset_parameters"):
+    with pytest.raises(ValueError, match=r"nothing draws weight again: give its module a reset_parameters"):
         find(seeded(Odd), random=True, save=tmp_path / "results")
     assert not (tmp_path / "results").exists()
     assert find(seeded(Odd), rounds=1)[1]["weights"] == 358 + 22

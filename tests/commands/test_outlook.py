@@ -31,7 +31,7 @@ def test_overwrite_says_whose_masks_are_trained_anew_too(
     place: Path, capsys: pytest.CaptureFixture[str], dry_run: bool
 ) -> None:
     config = settings(place, prune_type=("ticket_reinit",), prune_iterations=2, quiet=False, dry_run=dry_run)
-    told = "--overwrite starts lt anew too, whose masks ticket_reinit takes"
+    told = "--overwrite starts lt again too, whose masks ticket_reinit takes"
     session.run(config)
     assert told not in capsys.readouterr().out
     session.run(replace(config, overwrite=True))

@@ -58,7 +58,7 @@ def test_after_a_stop_the_advice_moves_nothing_aside(
     assert said == f"stopped by SIGTERM: finished rounds are kept, the same command {goes_on} continues from here"
     made = experiment(settings(place, prune_iterations=1, overwrite=bool(argv)))
     monkeypatch.setattr(made, "record", lambda run, *given: tickets.read_ticket(run, 1))
-    with pytest.raises(RecordError, match=rf"is gone: the same command {goes_on} goes on from the last good round$"):
+    with pytest.raises(RecordError, match=rf"is gone: the same command {goes_on} continues from the last good round$"):
         made.run(runs_of(made.trainer.config), 1)
     monkeypatch.setattr(loop.devices, "answers", lambda device: False)
     with pytest.raises(DeviceError, match=rf"used by this process: the same command {goes_on} goes on from here$"):
