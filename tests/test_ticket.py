@@ -26,7 +26,7 @@ from lth.records.tables import Run
 from lth.records.tickets import Ticket
 from lth.settings import flags, sweep
 from lth.settings.config import Config, ConfigError
-from lth.settings.ticket import TicketName
+from lth.settings.values import TicketName
 
 
 @pytest.fixture

@@ -24,8 +24,7 @@ from lth.models import fingerprints as identity
 from lth.records.tables import Run, config_of
 from lth.settings import names
 from lth.settings.config import PROJECT, Config
-from lth.settings.ticket import TicketName
-from lth.settings.values import Duration
+from lth.settings.values import Duration, TicketName
 from lth.training import kernels, sparse
 
 LIBRARIES = ("torch", "torchvision", "numpy", "safetensors")

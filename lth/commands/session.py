@@ -35,7 +35,7 @@ from lth.records.lock import Locks, probe
 from lth.records.tables import Run
 from lth.settings import checks, names
 from lth.settings.config import Config, ConfigError, usual_valid_size
-from lth.settings.ticket import TicketName
+from lth.settings.values import TicketName
 from lth.training import fit
 from lth.training.problem import Problem, stack_size
 from lth.training.schedule import check_plan

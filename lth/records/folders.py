@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lth.records import tables
 from lth.records.tables import Run
-from lth.settings.ticket import written
+from lth.settings.values import written
 
 RUN_FOLDER = "a run's folder, <root>/dumps/<model>/<data>/<settings>/<arm>/seed<k>"
 

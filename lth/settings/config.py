@@ -17,9 +17,9 @@ from typing import Any
 
 from lth.settings.arms import ARMS, CONTROLS, CRITERIA, of_ticket
 from lth.settings.problems import ConfigError, Problem, nearest
-from lth.settings.ticket import TicketName
 from lth.settings.values import (
     Duration,
+    TicketName,
     as_text,
     as_words,
     dataset_name,
@@ -39,6 +39,7 @@ VALID_SIZE = 5000  # images held out for validation from sets that have at least
 RUN, PRUNE, TRAIN, MACHINE, OUTPUT = "experiment", "pruning and resetting", "training", "machine", "output"
 PERCENT = number(float, 0, 100, below=True)  # 100 would leave no network to train
 COUNT = number(int, 1)
+TIME, TIME_OR_NONE = duration(percent=True), duration(zero=True, percent=True)
 
 
 def same_command(overwrite: bool) -> str:
@@ -52,7 +53,7 @@ def usual_valid_size(count: int) -> int:
 
 
 def setting(
-    default: Any, group: str, help: str, valid: Callable[[str], Any] | Collection[str] = str, **more: Any
+    group: str, default: Any, help: str, valid: Callable[[str], Any] | Collection[str] = str, **more: Any
 ) -> Any:
     """A field of Config. `valid` parses its text, or has its choices. `more`: or_else (words about further choices);
     many (takes several values); changes_numbers (False for settings that do not affect the results of a run and so are
@@ -61,7 +62,9 @@ def setting(
     return field(default=default, metadata={"group": group, "help": help, **read, **more})
 
 
-neutral = partial(setting, changes_numbers=False)
+experiment = partial(setting, RUN, changes_numbers=False)
+pruning, training = partial(setting, PRUNE), partial(setting, TRAIN)
+machine, output = partial(setting, MACHINE, changes_numbers=False), partial(setting, OUTPUT, changes_numbers=False)
 
 
 def rate_twice(given: Collection[str]) -> list[str]:
@@ -80,120 +83,106 @@ class Config:
     ConfigError, a ValueError, has a sentence for each that is not valid.
     """
 
-    prune_type: tuple[str, ...] = neutral(
+    prune_type: tuple[str, ...] = experiment(
         ("lt",),
-        RUN,
         "one or several arms, listed below",
         ARMS,
         or_else=f", or one but lt with {' or '.join(f'_{name}' for name in CONTROLS)}",
         many=True,
     )
-    arch_type: str = neutral("fc1", RUN, "the model: a file under archs/<dataset>/", plain_name)
-    dataset: str = neutral(
+    arch_type: str = experiment("fc1", "the model: a file under archs/<dataset>/", plain_name)
+    dataset: str = experiment(
         "mnist",
-        RUN,
         "mnist, fashionmnist, cifar10, svhn, Flowers102, ... (all in docs/models.md), or the NAME of "
         "<data>/NAME.npz or of a folder of pictures",
         dataset_name,
     )
-    image_size: int | None = setting(None, RUN, "pixels of the square that pictures become (default: as is)", COUNT)
-    ticket: TicketName | None = setting(
+    image_size: int | None = experiment(
+        None, "pixels of the square that pictures become (default: as is)", COUNT, changes_numbers=True
+    )
+    ticket: TicketName | None = experiment(
         None,
-        RUN,
         "start from saved tickets, RUN or RUN:ROUND (default: the last): RUN is the folder of a run, or of an arm with "
         "a run per trial",
         TicketName.parse,
+        changes_numbers=True,
     )
-    trials: int = neutral(1, RUN, "repetitions, with seeds SEED, SEED+1, ...", number(int, 1, 9999))
-    seed: int = neutral(0, RUN, "of the first trial: weights, split, data order", number(int, 0, 2**62))
-    name: str | None = neutral(None, RUN, "folder of the results (default: made from the settings)", plain_name)
-    connectivity: bool = neutral(False, RUN, "error barriers: train each ticket again in another data order")
+    trials: int = experiment(1, "repetitions, with seeds SEED, SEED+1, ...", number(int, 1, 9999))
+    seed: int = experiment(0, "of the first trial: weights, split, data order", number(int, 0, 2**62))
+    name: str | None = experiment(None, "folder of the results (default: made from the settings)", plain_name)
+    connectivity: bool = experiment(False, "error barriers: train each ticket again in another data order")
 
-    prune_percent: float = setting(10.0, PRUNE, "percent of surviving weights pruned per round", PERCENT)
-    conv_percent: float | None = setting(None, PRUNE, "the same for convolutions (0: never pruned)", PERCENT)
-    fc_percent: float | None = setting(None, PRUNE, "the same for all other layers (Linear, attention, ...)", PERCENT)
-    output_percent: float | None = setting(None, PRUNE, "the same for the Linear layer that is defined last", PERCENT)
-    target_remaining: float | None = setting(
-        None, PRUNE, "percent of the weights left in the last round, instead", number(float, 0, 100, above=True)
+    prune_percent: float = pruning(10.0, "percent of surviving weights pruned per round", PERCENT)
+    conv_percent: float | None = pruning(None, "the same for convolutions (0: never pruned)", PERCENT)
+    fc_percent: float | None = pruning(None, "the same for all other layers (Linear, attention, ...)", PERCENT)
+    output_percent: float | None = pruning(None, "the same for the Linear layer that is defined last", PERCENT)
+    target_remaining: float | None = pruning(
+        None, "percent of the weights left in the last round, instead", number(float, 0, 100, above=True)
     )
-    prune_iterations: int = neutral(35, PRUNE, "rounds, the dense one included", number(int, 1, 9999))
-    prune_scope: str = setting(
-        "layer", PRUNE, "compare weights within layers, over all, or within erk shares", ("layer", "global", "erk")
+    prune_iterations: int = pruning(35, "rounds, the dense one included", number(int, 1, 9999), changes_numbers=False)
+    prune_scope: str = pruning(
+        "layer", "compare weights within layers, over all, or within erk shares", ("layer", "global", "erk")
     )
-    prune_method: str = setting("magnitude", PRUNE, "criterion that scores weights, listed below", CRITERIA)
-    random_rates: str = setting("uniform", PRUNE, "random_init: equal or Erdos-Renyi-Kernel shares", ("uniform", "erk"))
-    score_batches: int = setting(10, PRUNE, "training batches for the scores of snip and grasp", COUNT)
-    prune_embeddings: bool = setting(False, PRUNE, "prune embeddings too, by --fc_percent")
-    rewind: Duration = setting(
-        Duration(0), PRUNE, "reset to the weights of this point of round 0", duration(zero=True, percent=True)
-    )
-    init: str = setting("glorot", PRUNE, "initial weights (own: the model's)", ("glorot", "kaiming", "own"))
+    prune_method: str = pruning("magnitude", "criterion that scores weights, listed below", CRITERIA)
+    random_rates: str = pruning("uniform", "random_init: equal or Erdos-Renyi-Kernel shares", ("uniform", "erk"))
+    score_batches: int = pruning(10, "training batches for the scores of snip and grasp", COUNT)
+    prune_embeddings: bool = pruning(False, "prune embeddings too, by --fc_percent")
+    rewind: Duration = pruning(Duration(0), "reset to the weights of this point of round 0", TIME_OR_NONE)
+    init: str = pruning("glorot", "initial weights (own: the model's)", ("glorot", "kaiming", "own"))
 
-    optimizer: str = setting("adam", TRAIN, "the optimiser, new in every round", ("adam", "adamw", "sgd"))
-    lr: float = setting(1.2e-3, TRAIN, "learning rate", number(float, 0, above=True))
-    momentum: float = setting(0.0, TRAIN, "momentum of sgd", number(float, 0, 0.9999))
-    nesterov: bool = setting(False, TRAIN, "Nesterov momentum in sgd")
-    weight_decay: float = setting(0.0, TRAIN, "weight decay", number(float, 0))
-    batch_size: int = setting(60, TRAIN, "images per step", COUNT, aliases=("--bs",))
-    end_iter: Duration = setting(
-        Duration(100), TRAIN, "length of a round: 100 (epochs) or 50000it", duration(), aliases=("--epochs",)
+    optimizer: str = training("adam", "the optimiser, new in every round", ("adam", "adamw", "sgd"))
+    lr: float = training(1.2e-3, "learning rate", number(float, 0, above=True))
+    momentum: float = training(0.0, "momentum of sgd", number(float, 0, 0.9999))
+    nesterov: bool = training(False, "Nesterov momentum in sgd")
+    weight_decay: float = training(0.0, "weight decay", number(float, 0))
+    batch_size: int = training(60, "images per step", COUNT, aliases=("--bs",))
+    end_iter: Duration = training(
+        Duration(100), "length of a round: 100 (epochs) or 50000it", duration(), aliases=("--epochs",)
     )
-    lr_milestones: tuple[Duration, ...] = setting(
-        (), TRAIN, "when the learning rate drops", duration(percent=True), many=True
-    )
-    lr_gamma: float = setting(0.1, TRAIN, "what it is multiplied by then", number(float, 0, 1, above=True))
-    warmup: Duration = setting(
-        Duration(0), TRAIN, "linear rise to the learning rate over this time", duration(zero=True, percent=True)
-    )
-    valid_freq: Duration = setting(Duration(1), TRAIN, "how often to evaluate", duration(percent=True))
-    test_freq: Duration | None = neutral(
+    lr_milestones: tuple[Duration, ...] = training((), "when the learning rate drops", TIME, many=True)
+    lr_gamma: float = training(0.1, "what it is multiplied by then", number(float, 0, 1, above=True))
+    warmup: Duration = training(Duration(0), "linear rise to the learning rate over this time", TIME_OR_NONE)
+    valid_freq: Duration = training(Duration(1), "how often to evaluate", TIME)
+    test_freq: Duration | None = training(
         None,
-        TRAIN,
         "how often to include the test images, besides each new lowest validation loss and the end (default: always)",
-        duration(percent=True),
+        TIME,
+        changes_numbers=False,
     )
-    valid_size: int | None = setting(
-        None, TRAIN, f"images held out for validation (default: {VALID_SIZE}, at most a tenth)", COUNT
+    valid_size: int | None = training(
+        None, f"images held out for validation (default: {VALID_SIZE}, at most a tenth)", COUNT
     )
-    pixels: str = setting(
-        "standard", TRAIN, "standardised per channel, 0 to 1, or norm 1", ("standard", "unit", "norm")
-    )
-    augment: bool = setting(False, TRAIN, "random crops (4 pixels), and flips of colour images except svhn")
-    precision: str = setting("fast", TRAIN, "quickest or strict float32, or bfloat16", ("fast", "fp32", "bf16"))
-    sparse: str = setting("auto", TRAIN, "multiply by surviving weights only, on a CPU", ("auto", "off"))
+    pixels: str = training("standard", "standardised per channel, 0 to 1, or norm 1", ("standard", "unit", "norm"))
+    augment: bool = training(False, "random crops (4 pixels), and flips of colour images except svhn")
+    precision: str = training("fast", "quickest or strict float32, or bfloat16", ("fast", "fp32", "bf16"))
+    sparse: str = training("auto", "multiply by surviving weights only, on a CPU", ("auto", "off"))
 
-    gpu: str | None = neutral(
+    gpu: str | None = machine(
         None,
-        MACHINE,
         "number of a GPU, cpu or mps (default: a GPU if there is one)",
         matching(r"cpu|mps|\d+", "the number of a GPU, or cpu, or mps"),
     )
-    jobs: int | None = neutral(
-        None, MACHINE, "processes on a CPU (default: one per core), or Ray tasks", number(int, 1, 1024)
-    )
-    threads: int = neutral(1, MACHINE, "threads of each process on a CPU", number(int, 1, 1024))
-    stack: int | None = neutral(None, MACHINE, "runs trained as one network (default: on a GPU, 20M weights)", COUNT)
-    data: Path = neutral(PROJECT / "data", MACHINE, "folder of the data sets", folder_path)
-    root: Path = neutral(Path(), MACHINE, "folder for dumps/, saves/ and plots/", folder_path)
-    join: bool = neutral(False, MACHINE, "share the work with all processes that run the same command")
-    ray: str | None = neutral(
+    jobs: int | None = machine(None, "processes on a CPU (default: one per core), or Ray tasks", number(int, 1, 1024))
+    threads: int = machine(1, "threads of each process on a CPU", number(int, 1, 1024))
+    stack: int | None = machine(None, "runs trained as one network (default: on a GPU, 20M weights)", COUNT)
+    data: Path = machine(PROJECT / "data", "folder of the data sets", folder_path)
+    root: Path = machine(Path(), "folder for dumps/, saves/ and plots/", folder_path)
+    join: bool = machine(False, "share the work with all processes that run the same command")
+    ray: str | None = machine(
         None,
-        MACHINE,
         "Ray cluster to use: auto (this machine's), local (new), host:port",
         matching(r"auto|local|([\w.-]+|\[[\da-fA-F:.]+\]):\d+", "auto, local or the host:port of a Ray cluster"),
     )
-    checkpoint_every: float = neutral(
-        30.0, MACHINE, "seconds between checkpoints, 0: every evaluation", number(float, 0)
-    )
-    keep_weights: str = neutral("all", MACHINE, "rounds whose trained weights are kept", ("all", "last", "none"))
-    overwrite: bool = neutral(False, MACHINE, "move old results of these runs aside and start again")
-    dry_run: bool = neutral(False, MACHINE, "show what would be trained, and do nothing else")
+    checkpoint_every: float = machine(30.0, "seconds between checkpoints, 0: every evaluation", number(float, 0))
+    keep_weights: str = machine("all", "rounds whose trained weights are kept", ("all", "last", "none"))
+    overwrite: bool = machine(False, "move old results of these runs aside and start again")
+    dry_run: bool = machine(False, "show what would be trained, and do nothing else")
 
-    print_freq: int = neutral(1, OUTPUT, "epochs per printed line without a progress bar", COUNT)
-    quiet: bool = neutral(False, OUTPUT, "print the verdict and the files only")
-    tensorboard: bool = neutral(False, OUTPUT, "also log to runs/ for TensorBoard")
-    format: str = neutral("png", OUTPUT, "file format of the figures", ("png", "svg", "pdf"))
-    debug: bool = neutral(False, OUTPUT, "tracebacks with error messages")
+    print_freq: int = output(1, "epochs per printed line without a progress bar", COUNT)
+    quiet: bool = output(False, "print the verdict and the files only")
+    tensorboard: bool = output(False, "also log to runs/ for TensorBoard")
+    format: str = output("png", "file format of the figures", ("png", "svg", "pdf"))
+    debug: bool = output(False, "tracebacks with error messages")
 
     def __post_init__(self) -> None:
         problems: list[str] = []
@@ -236,16 +225,11 @@ class Config:
         """The seeds of the trials."""
         return range(self.seed, self.seed + self.trials)
 
-    @property
-    def round_percent(self) -> float:
-        """Percent of the survivors that a round prunes, also where --target_remaining decides it."""
-        if self.target_remaining is None:
-            return self.prune_percent
-        return 100 * (1 - (self.target_remaining / 100) ** (1 / (self.prune_iterations - 1)))
-
     def rates(self) -> dict[str, float]:
         """Percent of the survivors that a round prunes, by the kind of layer."""
-        usual = self.round_percent
+        usual = self.prune_percent
+        if self.target_remaining is not None:
+            usual = 100 * (1 - (self.target_remaining / 100) ** (1 / (self.prune_iterations - 1)))
         fc = usual if self.fc_percent is None else self.fc_percent
         conv = usual if self.conv_percent is None else self.conv_percent
         return {"conv": conv, "fc": fc, "output": fc if self.output_percent is None else self.output_percent}
