@@ -1,118 +1,14 @@
 #!/usr/bin/env python3
-"""Reproduce published claims: what a paper says beside what is measured here, with intervals, and whether they agree.
+"""Reproduce published claims: the command `lth reproduce` in a clone.
 
-    python reproduce.py --list
-    python reproduce.py lenet --quick
-    python reproduce.py lenet --trials 3 --jobs 2 --report docs/reproduction.md
-
-All flags of main.py may follow, and the same command again continues where it stopped. Flags that change the experiment
-are named in every table, and so is --quick. The claims are in lth/claims/published.py.
+python reproduce.py --list
+python reproduce.py lenet --quick
 """
 
-from __future__ import annotations
-
-import argparse
-import shutil
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import utils
-from lth.claims import CLAIMS, forms
-from lth.settings import flags, values
-from lth.settings.problems import ConfigError, collect_errors, nearest
-
-if TYPE_CHECKING:
-    from lth.claims.forms import Form
-
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of main.py, and this script's."""
-    made = flags.parser("reproduce.py")
-    made.usage = "reproduce.py NAME [NAME ...] [--quick] [--finished] [--report FILE] [flags of main.py]"
-    made.description = __doc__
-    own = made.add_argument_group("claims")
-    own.add_argument("--list", action="store_true", help="the known claims, and how long they take here")
-    own.add_argument("--quick", action="store_true", help="a form of less than three minutes; not the published claim")
-    own.add_argument("--finished", action="store_true", help="train nothing: judge by the rounds that are finished")
-    report = "write or renew each claim's section of this Markdown file"
-    own.add_argument("--report", type=flags.typed(text_file), metavar="FILE", help=report)
-    return made
-
-
-def text_file(text: str) -> Path:
-    """A file of text, existing or new."""
-    file = values.path(text)
-    if file.exists() and not file.is_file():  # a folder, or a pipe, which would be waited for
-        raise ValueError("must be a file or a new one")
-    try:
-        file.read_text(encoding="utf-8") if file.exists() else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot be read as text: {error}") from None
-    return file.resolve()
-
-
-def main(argv: Sequence[str]) -> int:
-    """Ask the claims that the command line names, one after another, or list them."""
-    made = parser()
-    known, words = made.parse_known_args(argv)
-    given = vars(known)
-    listing, quick, finished, file = (given.pop(name) for name in ("list", "quick", "finished", "report"))
-    names = list(dict.fromkeys(word for word in words if not word.startswith("-")))
-    problems = flags.unknown_problems(made, [word for word in words if word.startswith("-")])
-    there = f"there are {', '.join(CLAIMS)}"
-    problems += [f"{name!r} is no claim{nearest(name, CLAIMS)} ({there})" for name in names if name not in CLAIMS]
-    if not names and not listing:
-        problems.append(f"name a claim ({', '.join(CLAIMS)}), or give --list")
-    asked = []
-    for name in [name for name in names if name in CLAIMS] or CLAIMS:
-        with collect_errors(problems):
-            asked.append(forms.form(CLAIMS[name], flags.as_argv(given), quick))
-    if problems:
-        raise ConfigError(*dict.fromkeys(problems))
-    return show(asked) if listing else ask(asked, finished, file, argv)
-
-
-def show(asked: Sequence[Form]) -> int:
-    """A line per claim: its name, the paper and figure, and how long it takes here."""
-    from lth.claims import duration
-
-    known: duration.Known = {}
-    wide = max(len(form.slug) for form in asked)
-    for form in asked:
-        needs = f" (needs {form.claim.needs})" if form.claim.needs and not form.quick else ""
-        whose = f"{form.slug:{wide}}  {form.claim.paper}, {form.claim.where}{needs}"
-        print(f"{whose}: {duration.told(form, known)}", flush=True)
-    print("minutes: by a few steps of the dense network just now; --quick with --list for the quick forms")
-    return 0
-
-
-def ask(asked: Sequence[Form], finished: bool, file: Path | None, argv: Sequence[str]) -> int:
-    """Train what is not trained yet, unless only what is `finished` counts; print the tables and write them."""
-    from lth.claims import duration, judge, sections
-    from lth.commands import session
-    from lth.experiment import TrialError
-
-    failure = None
-    for form in asked:
-        if not finished:
-            print(f"{form.slug}: {duration.told(form, {})} if nothing of it is finished", flush=True)
-        for config in form.configs.values():
-            try:
-                session.check_finished(config) if finished else session.run(config, command=argv)
-            except (session.TrialsFailed, TrialError) as error:  # the others are complete and can be looked at
-                failure = error
-        if any(config.dry_run for config in form.configs.values()):
-            continue
-        findings = judge.findings(form)
-        print(sections.text(form, findings, shutil.get_terminal_size((100, 24)).columns))
-        written = [sections.write(form, findings), *(sections.renew(file, form, findings) if file else [])]
-        print("\n".join(["", "written:", *(f"  {path}" for path in written), ""]), flush=True)
-    if failure:
-        raise failure
-    return 0
-
+from lth.claims.reproduce import main
 
 if __name__ == "__main__":
     sys.exit(utils.exit_code(main, sys.argv[1:]))

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lth import data, prune, pruning, records
+    from lth import data, prune, pruning, records, testing
     from lth.analysis.overlap import compare
     from lth.api.audit import AuditError, audit
     from lth.api.experiment_runner import ExperimentRunner
@@ -37,7 +37,7 @@ _HOMES = {  # of each public name
     "results": "records.tables",
     "run": "api.experiments",
 }
-_MODULES = ("data", "prune", "pruning", "records")
+_MODULES = ("data", "prune", "pruning", "records", "testing")
 
 __all__ = [
     "AuditError",
@@ -59,6 +59,7 @@ __all__ = [
     "records",
     "results",
     "run",
+    "testing",
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,6 +21,14 @@ from lth.settings.values import LONGEST, number  # noqa: E402
 
 NETS = {"lenet": "fc1", "resnet": "resnet20", "vgg": "vgg16"}  # other names of models under archs/
 DATASETS = {"fashion": "fashionmnist"}
+
+
+COMMANDS = {  # with the flags of a script, and the module whose `main` they are
+    "run": "lth.commands.command",
+    "plot": "lth.commands.combine",
+    "reproduce": "lth.claims.reproduce",
+    "audit": "lth.api.audit_files",
+}
 
 
 class Option(NamedTuple):
@@ -90,8 +99,12 @@ NAMES |= {"arch_type": "net", "dataset": "dataset"}  # what messages call the se
 
 def parser() -> flags.Parser:
     """The parser of this command line. Values stay text: `parse` checks them all together."""
-    about = "Find lottery tickets. The same command again continues where it stopped."
-    made = flags.Parser(prog="python lth", description=about)
+    about = (
+        "Find lottery tickets. The same command again continues where it stopped. More flags, and other programs:\n\n"
+    )
+    about += "  lth run        as python main.py\n  lth plot       as python combine_plots.py\n"
+    about += "  lth reproduce  as python reproduce.py\n  lth audit      check saved tickets: lth audit --help"
+    made = flags.Parser(prog="lth", description=about)
     made.add_argument("net", help="lenet (fc1), resnet (resnet20), vgg (vgg16) or any model under archs/")
     made.add_argument("dataset", help=f"{', '.join(names.KNOWN)} or a file of yours: see --data")
     for name, (short, default, _, help, _) in OPTIONS.items():
@@ -153,7 +166,9 @@ def _check_recovered(config: Config) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run or continue the experiment that the command line asks for, and show its results."""
+    """Run or continue the experiment that the command line asks for, and show its results; or be one of COMMANDS."""
+    if argv and argv[0] in COMMANDS:
+        return int(importlib.import_module(COMMANDS[argv[0]]).main(argv[1:]))
     config = parse(argv)
     try:
         return command.perform({config: {}}, argv)

@@ -39,7 +39,7 @@ class AuditError(Exception):
 
 def audit(
     model: nn.Module | Mapping[str, Tensor],
-    ticket: Any,
+    ticket: Any = None,
     *,
     initial: nn.Module | Mapping[str, Tensor] | None = None,
     trained: bool = False,
@@ -58,7 +58,8 @@ def audit(
         model: a network, or a state dict. It is not changed. Tied weights are checked under all their names (in a state
             dict: those that share memory).
         ticket: what `lth.load_ticket` returns, or anything else with `masks` and `start`; or the masks alone: a dict
-            from parameter names to tensors of the parameters' shapes, 1 (True) kept, 0 (False) pruned.
+            from parameter names to tensors of the parameters' shapes, 1 (True) kept, 0 (False) pruned; or a network
+            that torch.nn.utils.prune has put masks on. None: `model` is such a network. `previous` and `original` too.
         initial: a network or a state dict with the initial weights, or those of the iteration that is rewound to. All
             survivors, biases and buffers too, must equal them bit by bit. None: the ticket's start, if it has one.
         trained: whether the model has been trained since its reset: then only its zeros are checked, and the start that
@@ -81,7 +82,7 @@ def audit(
         checks.word("control", control, CONTROLS)
     if (control is None) != (original is None):
         raise ValueError("control and original must be given together")
-    masks, start, value = _masks("ticket", ticket), _start(ticket), _state("model", model)
+    masks, start, value = _masks("ticket", model if ticket is None else ticket), _start(ticket), _state("model", model)
     reset_to = start if initial is None else _state("initial", initial)
     before = pruning.dense(masks) if previous is None else _masks("previous", previous)
     found = list(_other_shapes(value, masks)) or list(  # with other shapes, nothing can be compared
@@ -110,13 +111,20 @@ def _sentences(problems: list[Problem]) -> list[str]:
 
 def _masks(where: str, given: Any) -> Masks:
     """The masks of a ticket, or masks given as such, on the CPU."""
-    masks = getattr(given, "masks", given)
+    state = given.state_dict() if isinstance(given, nn.Module) else given
+    masks = (isinstance(state, Mapping) and pruned_by_torch(state)) or getattr(given, "masks", given)
     if not isinstance(masks, Mapping) or not masks or not all(isinstance(mask, Tensor) for mask in masks.values()):
         raise TypeError(f"{where} must be {TICKET}, not {shown(given)}")
     for name, mask in masks.items():
         if bad := int(((mask != 0) & (mask != 1)).sum()):
             raise ValueError(f"{where} must have masks of 0 and 1, but {bad} values of that of {name} are others")
     return {str(name): mask.detach().cpu().bool() for name, mask in masks.items()}
+
+
+def pruned_by_torch(state: Mapping[str, Any]) -> Masks:
+    """The masks of torch.nn.utils.prune in a state dict, by the names of the parameters."""
+    bare = [name.removesuffix("_orig") for name in state if name.endswith("_orig")]
+    return {name: state[f"{name}_mask"].bool() for name in bare if f"{name}_mask" in state}
 
 
 def _start(ticket: Any) -> State | None:

@@ -22,7 +22,7 @@ from lth.experiment import start_tickets
 from lth.models import building
 from lth.models import fingerprints as identity
 from lth.records.tables import Run, config_of
-from lth.settings import names
+from lth.settings import flags, names
 from lth.settings.config import PROJECT, Config
 from lth.settings.values import Duration, TicketName
 from lth.training import kernels, sparse
@@ -40,10 +40,17 @@ def about_command(asked: Config, config: Config, command: Sequence[str] = ()) ->
     return {
         "settings": plain_settings(asked),
         "deciding": config.deciding(),
-        "program": ["-m", "lth"] if Path(sys.argv[0]).stem in ("lth", "__main__") else [Path(sys.argv[0]).name],
+        "program": program(),
         "command": list(command),
         "git_commit": commit(PROJECT) if (PROJECT / "main.py").exists() else None,  # not an installed library's
     }
+
+
+def program() -> list[str]:
+    """What `python` was given before the flags."""
+    if Path(sys.argv[0]).stem in flags.LTH:
+        return ["-m", "lth", *(word for word in sys.argv[1:2] if word in flags.COMMANDS.values())]
+    return [Path(sys.argv[0]).name]
 
 
 def about_machine(config: Config, device: torch.device) -> dict[str, Any]:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from lth.records.tables import Run
 
 
+def main(argv: Sequence[str]) -> int:
+    """Run the experiments that the flags ask for, or continue them, and show their results."""
+    return perform(sweep.parse(argv), argv)
+
+
 def exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Run a program and return its exit code, with one message for what it raises: 2 for bad input, 1 for a failure,
     130 and 143 for Ctrl-C and SIGTERM. Tracebacks only with --debug."""

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,10 @@ METAVARS = {"int": "N", "float": "X", "Duration": "TIME", "Path": "FOLDER", "Tic
 RATES = {"prune_percent", "conv_percent", "fc_percent", "output_percent"}
 
 
+COMMANDS = {"main.py": "run", "combine_plots.py": "plot", "reproduce.py": "reproduce"}  # of lth, by their scripts
+LTH = ("lth", "__main__")  # how sys.argv[0] ends where that is the program
+
+
 class _Help(argparse.RawDescriptionHelpFormatter):
     """A line per flag where it fits; `--no-NAME` is not listed."""
 
@@ -52,10 +57,14 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises ConfigError, knows --version, and takes flags spelled with hyphens too."""
+    """A parser that raises ConfigError, knows --version, and takes flags spelled with hyphens too. The program `prog`,
+    a script of the clone, is called `lth run`, `lth plot` or `lth reproduce` where it was started so."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
+    def __init__(self, prog: str, **options: Any) -> None:
+        self.script, started = prog, [Path(sys.argv[0]).stem, *sys.argv[1:2]]
+        self.command = f"lth {COMMANDS[prog]}" if started[1:] == [COMMANDS.get(prog)] and started[0] in LTH else prog
+        super().__init__(prog=self.command, allow_abbrev=False, formatter_class=_Help, **options)
+        self.description = self.as_called(self.description or "")
         self.color = False  # which Python 3.14 would give to --help
         self.add_argument("--version", action="version", version=f"{self.prog} {VERSION}", help="print the version")
 
@@ -67,6 +76,10 @@ class Parser(argparse.ArgumentParser):
             flag, equals, value = word.partition("=")
             words.append(f"{known.get(flag.replace('_', '-'), flag)}{equals}{value}" if flag[:2] == "--" else word)
         return super().parse_known_args(words, namespace)
+
+    def as_called(self, text: str) -> str:
+        """`text` with the examples of a clone as the program was called."""
+        return text if self.command == self.script else text.replace(f"python {self.script}", self.command)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(re.sub(r"^argument (\S+?)(/\S+)?: ", r"\1 ", message))
@@ -84,7 +97,7 @@ def typed(parse: Callable[[str], T]) -> Callable[[str], T]:
     return parsed
 
 
-def parser(prog: str = "main.py") -> argparse.ArgumentParser:
+def parser(prog: str = "main.py") -> Parser:
     """The parser of all flags, in groups. The values of settings stay text: `parse` checks them all together."""
     arms = {name: arm.help for name, arm in ARMS.items() if not name.startswith("ticket_")}
     controls = {f"ARM_{name}": control.help for name, control in CONTROLS.items()}
