@@ -18,7 +18,7 @@ from lth.api import own_network, own_rule
 from lth.api.own_network import OwnNet
 from lth.api.saved_ticket import placed
 from lth.commands.about import about as about_settings
-from lth.commands.holding import mend
+from lth.commands.holding import mend, with_threads
 from lth.commands.progress import Progress
 from lth.commands.session import TrialsFailed
 from lth.data.loaders import Taken, take
@@ -171,6 +171,7 @@ def iterative_pruning(
         if recover is not None:
             mend([run], config, (lambda text: None) if quiet else print)
         problem = own_network.problem(brought, taken, rule, config, initial, str(about), prints)
+        config = with_threads(config, problem, run, 1, place)
         progress = Progress({run: rounds + 1 - tables.finished_rounds(run)}, 1, config.print_freq, config.quiet)
         densely = config.sparse == "auto" and place.type == "cpu" and not problem.whole and not sparse.available()
         alone = layers.left_alone(net, config.prune_embeddings)
@@ -256,6 +257,7 @@ def _write_config(run: Run, config: Config, about: Mapping[str, str], problem: P
             **facts,
             "sparse_up_to": {} if problem.whole else resume.sparse_up_to(run, facts["sparse_up_to"]),
             "own": dict(about),
+            "threads": config.threads,
             **({"image_shape": list(shape)} if len(shape := problem.images.shape) == 3 else {}),
             "fingerprint": problem.fingerprint,
             "arm": run.arm,

@@ -98,7 +98,7 @@ class SavedTicket:
         model = self._applied(model, weights)
         precision = settings.get("precision", Config.precision)
         right = seen = 0
-        with numerics(precision, settings.get("threads", 1)), torch.no_grad():
+        with numerics(precision, about.get("threads") or 1), torch.no_grad():
             feed = images.feed([self.run.seed], 1, 1, place) if images else None
             parts = feed.test() if feed else test_batches(data, place)
             first = list(itertools.islice(parts, 1))

@@ -82,7 +82,7 @@ def connected(config: Config) -> Iterator[Cluster]:
             if archs.is_dir():
                 ignored = shutil.ignore_patterns("__pycache__")
                 shutil.copytree(archs, program / "archs", ignore=ignored, dirs_exist_ok=True)
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(config.threads))
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(config.threads or 1))
         try:
             ray.init(
                 address=config.ray,
@@ -122,7 +122,7 @@ class Cluster:
     """A Ray cluster. `device` is of the kind that its tasks train on; this machine may have none of it."""
 
     def __init__(self, ray: Any, config: Config) -> None:
-        self.ray, self.root, self.most, self.threads = ray, config.root.resolve(), config.jobs, config.threads
+        self.ray, self.root, self.most, self.threads = ray, config.root.resolve(), config.jobs, config.threads or 1
         has = ray.cluster_resources()
         self.cpus, self.gpus = int(has.get("CPU", 0)), 0 if config.gpu == "cpu" else int(has.get("GPU", 0))
         self.nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import traceback
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -39,6 +42,17 @@ def choose(gpu: str | None) -> tuple[torch.device, str]:
 def name(device: torch.device) -> str:
     """The name of a GPU, or the kind of processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()}"
+
+
+def cores(quotas: Path = Path("/sys/fs/cgroup")) -> int:
+    """The processor cores that this process may use: those of its affinity mask, and no more than a container's quota,
+    which Linux has below `quotas` (cgroups of version 2, then 1)."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        with suppress(OSError, ValueError):  # "max" and -1 are no quota
+            quota, period = map(int, " ".join((quotas / file).read_text() for file in files).split())
+            return min(count, max(1, quota // period)) if quota > 0 else count
+    return count
 
 
 def answers(device: torch.device) -> bool:

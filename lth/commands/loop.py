@@ -193,13 +193,6 @@ def portable(error: Exception) -> Exception:
         return TrialError(f"{type(error).__name__}: {error}")
 
 
-def cores() -> int:
-    """The processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def at_once(config: Config) -> int:
     """How many processes train beside each other on a CPU, if there is work for so many."""
-    return config.jobs or max(1, cores() // config.threads)
+    return config.jobs or max(1, devices.cores() // (config.threads or 1))

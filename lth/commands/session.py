@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 from lth import data
-from lth.commands import cluster, loop, outlook, processes
+from lth.commands import cluster, forecast, loop, outlook, processes
 from lth.commands import device as devices
 from lth.commands.about import fingerprints_now
-from lth.commands.holding import Prepared, claim, facts, mend, with_stack
+from lth.commands.holding import Prepared, claim, facts, mend, with_stack, with_threads
 from lth.commands.progress import Progress
 from lth.commands.queue import Queue, Work
 from lth.commands.tasks import runs_of
@@ -61,7 +61,7 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), callback: 
     first = next(iter(asked))
 
     def say(text: str) -> None:
-        if not first.quiet:
+        if text and not first.quiet:
             print(wrapped(text, sys.stdout), flush=True)
 
     with loop.signals() as signalled:
@@ -79,8 +79,14 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), callback: 
         )
         if remark:
             say(remark)
+        left = len({run for one in prepared for run in one.runs if _left(one.config, run)})
+        prepared = [
+            replace(one, config=with_threads(one.config, one.problem, one.runs[0], left, device)) for one in prepared
+        ]
+        threads = [one.config.threads or 1 for one in prepared]
+        side_by_side = min(loop.at_once(replace(first, threads=min(threads))), left)
         if first.dry_run:
-            print("\n".join(outlook.planned(prepared)))
+            print("\n".join(outlook.planned(prepared, device, side_by_side)))
         loop.stop_if(signalled)
         if first.dry_run:
             return runs
@@ -96,9 +102,11 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), callback: 
                 prepared = [with_stack(one, device) for one in prepared]
                 works = _works(prepared, todo, device, command)
             outlook.announce(prepared, device, f"{there or devices.name(device)}", say, _warn)
+            if device.type == "cpu" and not there and not first.quiet:
+                say(forecast.sentence(prepared, side_by_side))
             queue = Queue(works)
-            size = 1 if device.type != "cpu" else min(loop.at_once(first), _most(works, queue))
-            at_once = max(loop.at_once(first), works[0].together)
+            size = 1 if device.type != "cpu" else min(side_by_side, _most(works, queue))
+            at_once = max(side_by_side, works[0].together)
             with _shown(first, queue.left(), at_once, runs, callback) as tell, Locks(alone) as locks:
                 inputs = {one.asked: (one.config, one.images) for one in prepared}
                 if there:
@@ -110,7 +118,7 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), callback: 
                     probe(first.root, alone=False)  # they share the work by their locks
                     # this process only waits: what draws the figures can be loaded meanwhile
                     threading.Thread(target=import_module, args=["lth.plots.report"]).start()
-                    processes.work(size, first.threads, works, inputs, queue, tell, signalled)
+                    processes.work(size, max(threads), works, inputs, queue, tell, signalled)
         if queue.failed:
             raise TrialsFailed(f"{len(queue.failed)} of {len(runs)} runs ended early; what they finished is kept")
     return runs
@@ -206,10 +214,14 @@ def _unfinished(asked: Config) -> bool:
     """Whether something is left to do of an experiment; ConfigError if nothing is, and a folder holds another one's
     results."""
     runs = runs_of(asked)
-    if asked.overwrite or any(tables.done_rounds(run, asked.connectivity) < asked.prune_iterations for run in runs):
+    if any(_left(asked, run) for run in runs):
         return True
     identity.check(runs, settled(asked), fingerprints_now(asked, runs[0]))
     return False
+
+
+def _left(config: Config, run: Run) -> bool:
+    return config.overwrite or tables.done_rounds(run, config.connectivity) < config.prune_iterations
 
 
 def _tidy(runs: Sequence[Run], warn: Callable[[str], object]) -> None:

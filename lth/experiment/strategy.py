@@ -49,7 +49,7 @@ class Experiment:
         """Strategy 1 for several runs at once: `rounds` trainings of each, and a pruning and a reset after all but the
         last."""
         config, device = self.trainer.config, self.trainer.device
-        with numerics(config.precision, config.threads), memory.kept(), rng.preserved(device):
+        with numerics(config.precision, config.threads or 1), memory.kept(), rng.preserved(device):
             for run in runs:
                 self.pick_up(run, rounds)
             for number in range(rounds):

@@ -96,6 +96,14 @@ class Problem:
         except Exception as error:  # whatever a model's own code raises
             return None, f"multiply-adds are not counted: {first_line(error)}"
 
+    def step_multiply_adds(self, batch_size: int) -> float | None:
+        """Multiply-adds of a dense training step, whose backward pass has twice those of the forward pass; None where
+        they cannot be counted."""
+        if self.cost[0] is None:
+            return None
+        weights = pruning.prunable(self.make(), embeddings=True)
+        return 3 * batch_size * self.cost[0].total({name: weight.numel() for name, weight in weights.items()})
+
 
 def stack_size(config: Config, problem: Problem, device: torch.device) -> int:
     """How many runs train as one network: --stack, or on a GPU as many as STACK_WEIGHTS allows, else one; one if the
@@ -120,7 +128,7 @@ def step_seconds(config: Config, problem: Problem, device: torch.device, trials:
     state, masks = building.state_of(model), pruning.dense(pruning.prunable(model))
     images = torch.zeros(trials * config.batch_size, *problem.images.shape, device=device)
     labels = torch.zeros(len(images), dtype=torch.int64, device=device)
-    with numerics(config.precision, config.threads), rng.preserved(device):
+    with numerics(config.precision, config.threads or 1), rng.preserved(device):
         fast = trials == 1 and layout.channels_last(problem.make, images[:2], bf16)
         options = [state] * trials, [masks] * trials, device, problem.criterion, bf16
         network = Network(model, *options, channels_last=fast)

@@ -23,7 +23,7 @@ from lth.claims import CLAIMS, Claim, Statement, duration, sections
 from lth.claims.claim import PERCENT, TIMES, accuracy, barrier, early_stop, untrained
 from lth.claims.forms import Form, form
 from lth.claims.judge import Records, check, findings, judge
-from lth.commands import tasks
+from lth.commands import forecast, tasks
 from lth.records.recording import write_connectivity
 from lth.records.tables import Run, table
 from lth.settings.config import ConfigError
@@ -315,7 +315,7 @@ def test_the_list_says_what_a_claim_takes_and_writes_nothing(
     line = capsys.readouterr().out.splitlines()[0]
     assert line.startswith("tiny  Nobody 2020, Figure 0: 10 trainings, at most 1 minute here")
     assert not (place / "dumps").exists()
-    assert [duration.in_words(n) for n in (0.2, 1.4, 119.6, 121, 600)] == (
+    assert [forecast.in_words(n) for n in (0.2, 1.4, 119.6, 121, 600)] == (
         ["1 minute", "1 minute", "120 minutes", "2 hours", "10 hours"]
     )
     assert duration.minutes(form(tiny, ["--data", str(place)]), {}) is None  # where its images are not
