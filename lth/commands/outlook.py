@@ -127,6 +127,7 @@ def _remarks(one: Prepared, device: torch.device) -> Iterator[str | None]:
     epoch_steps = (len(one.images.train) - (config.valid_size or 0)) // config.batch_size
     yield one.images.remark
     yield names.assumed(config.arch_type, one.runs[0].dataset, config.data)
+    yield from prunable.left_out(model)
     yield prunable.left_alone(model, config.prune_embeddings)
     if config.init != Config.init and building.draws_itself(model):
         own = f"{config.arch_type} draws its weights by its own _initialize_weights()"

@@ -15,6 +15,7 @@ from lth.settings.config import usual_valid_size
 from lth.settings.names import KNOWN
 
 CROP = 4  # pixels that a random crop may shift an image by, as in He et al. (arXiv:1512.03385, Section 4.2)
+TRIED = 32  # examples that a model is tried on before any training
 EVALUATION_CHUNK = 1000  # images of a trial evaluated at once; larger ones leave the processor's cache
 STACK_CHUNK = 5000  # images of all trials together
 GPU_CHUNK, GPU_VALUES = 10_000, 16_000_000  # the same on a GPU, and the values in them, for its memory
@@ -50,6 +51,12 @@ class Images:
     def example(self) -> Tensor:
         """A copy of an example of the shape and type that models get, (1, ...); of images, one of zeros."""
         return self.train[:1].cpu().clone() if self.as_is else torch.zeros(1, *self.shape)
+
+    @property
+    def examples(self) -> Tensor:
+        """Copies of some examples of the shape and type that models get, to try one on."""
+        some = self.train[:TRIED].cpu().clone()
+        return some if self.as_is or some.is_floating_point() else some / 255
 
     @property
     def mirrors(self) -> bool:

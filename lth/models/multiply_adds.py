@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from lth.models import prunable as layers
+from lth.models.probe import Trace
 
 
 @dataclass(frozen=True)
@@ -54,76 +49,22 @@ def cost(model: nn.Module, example: Tensor, names: Collection[str]) -> Cost:
     logits depend on a parameter that is in no such product.
     """
     parameters = dict(model.named_parameters())
-    products, training = _Products(model, example), model.training
+    trace, training = Trace(model, example), model.training
     # Without gradients attention's products would be hidden, and with oneDNN those of recurrent layers; attention's own
     # count only as plain products.
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
-        with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH), products:
+        with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH), trace:
             logits = model.eval()(example)
     model.train(training)
     named = layers.names(model)
     kinds = {named[id(part.parameter)]: part.kind for part in layers.parts(model)}
-    uses = {name: products.of[name] / parameters[name].numel() for name in names}
+    uses = {name: trace.products[name] / parameters[name].numel() for name in names}
     silent = [name for name, often in uses.items() if not often and kinds[name] != layers.EMBEDDING]
     reached = _reached(logits) if silent else set()
     if unknown := [name for name in silent if id(parameters[name]) in reached]:
         raise ValueError(f"what is multiplied by {unknown[0]} is not known")
-    return Cost(uses, kinds, products.total - sum(products.of[name] for name in uses))
-
-
-def _trilinear(x: Sequence[int], weight: Sequence[int], *rest: object, **more: object) -> int:
-    """The operations of a bilinear layer for inputs of these shapes: a multiply-add per weight and example."""
-    return 2 * math.prod(x[:-1]) * math.prod(weight)
-
-
-COUNTS = {**flop_registry, torch.ops.aten._trilinear: shape_wrapper(_trilinear)}
-
-
-class _Products(TorchDispatchMode):
-    """Counts multiply-adds: in `total`, and `of` each parameter by its name."""
-
-    def __init__(self, model: nn.Module, example: Tensor) -> None:
-        super().__init__()
-        self.total, self.of = 0.0, Counter[str]()
-        self.made_of = {_memory(value): name for name, value in model.named_parameters()}
-        self.live = {_memory(example)}  # what depends on the example
-        self.held = list[Tensor]()  # so that no memory is used again
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Call the operation `func`, and count it."""
-        kwargs, operation = kwargs or {}, func.overloadpacket
-        count = COUNTS.get(operation)
-        if count is None:
-            with self:
-                parts = func.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
-        result = func(*args, **kwargs)
-        if count is not None:
-            often = count(*args, **kwargs, out_val=result) / 2
-            self.total += often
-            factors = args[1:3] if "add" in operation.__name__ else args[:2]
-            names = {self.made_of[_memory(factor)] for factor in factors if _memory(factor) in self.made_of}
-            if len(names) == 1:
-                self.of[names.pop()] += often
-        given, made = ([x for x in tree_leaves(of) if isinstance(x, Tensor)] for of in ((args, kwargs), result))
-        self.held += made
-        if any(_memory(x) in self.live for x in given):
-            self.live |= {_memory(x) for x in made} - {0}
-        else:
-            for x in made:
-                for source in given:
-                    if (name := self.made_of.get(_memory(source))) and source.numel() == x.numel():
-                        self.made_of.setdefault(_memory(x), name)
-        return result
-
-
-def _memory(tensor: Tensor) -> int:
-    """Where the values of a tensor lie; 0 for one without any."""
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
+    return Cost(uses, kinds, trace.total - sum(trace.products[name] for name in uses))
 
 
 def _reached(logits: Tensor) -> set[int]:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 import torch
@@ -25,6 +25,7 @@ from lth import rng
 
 CONV, FC, EMBEDDING, BIAS, OTHER = "conv", "fc", "embedding", "bias", "other"
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # of a module, by attribute
+UNUSED, CHANGED = "unused", "changed"  # why parameters are left out of pruning: see lth/models/probe.py
 WORTH_SAYING = 0.01  # of all parameters, left alone
 MOVED = 1e-3  # how far a step may move a parameter, about
 
@@ -61,7 +62,32 @@ def parts(model: nn.Module) -> list[Part]:
                 if known is None or (known.kind not in (CONV, FC) and part.kind in (CONV, FC)):
                     found.pop(id(part.parameter), None)
                     found[id(part.parameter)] = part
+    if alone := vars(model).get("_left_out"):
+        named = names(model)
+        found = {key: replace(part, kind=OTHER) if named[key] in alone else part for key, part in found.items()}
     return list(found.values())
+
+
+def leave_out(model: nn.Module, names: Mapping[str, str]) -> nn.Module:
+    """Keep in `model`, which is returned, the parameters that pruning leaves alone, each with UNUSED or CHANGED."""
+    model._left_out = names  # type: ignore[assignment]
+    return model
+
+
+def left_out(model: nn.Module) -> list[str]:
+    """Sentences about the parameters of `leave_out` and their share of all."""
+    named, told = names(model), []
+    sizes = {named[id(parameter)]: parameter.numel() for parameter in model.parameters()}
+    for reason, sentence in (
+        (UNUSED, "no forward pass uses {}, in training or in evaluation: left out of pruning and percentages"),
+        (CHANGED, "the model changes {} before it multiplies, so that zeros do not stay zeros: not pruned"),
+    ):
+        which = [name for name, why in vars(model).get("_left_out", {}).items() if why == reason]
+        if which:
+            more = f" and {len(which) - 4} more" if len(which) > 4 else ""
+            share = f"{100 * sum(sizes[name] for name in which) / sum(sizes.values()):.1f}% of all parameters"
+            told.append(sentence.format(f"{', '.join(which[:4])}{more} ({share})"))
+    return told
 
 
 def names(model: nn.Module) -> dict[int, str]:
@@ -85,7 +111,8 @@ def left_alone(model: nn.Module, embeddings: bool = False) -> str:
     pruned = (CONV, FC, EMBEDDING) if embeddings else (CONV, FC)
     every, named = parts(model), names(model)
     total = sum(part.parameter.numel() for part in every)
-    alone = [part for part in every if part.kind not in pruned]
+    told_elsewhere = vars(model).get("_left_out", {})
+    alone = [part for part in every if part.kind not in pruned and named[id(part.parameter)] not in told_elsewhere]
     count = sum(part.parameter.numel() for part in alone)
     if count <= WORTH_SAYING * total:
         return ""
@@ -262,8 +289,7 @@ def _keeps_zeros(listed: ParametrizationList) -> bool:
     device = listed.original.device
     with rng.preserved(device), torch.no_grad(), contextlib.suppress(Exception):  # of a user's own code
         tried = copy.deepcopy(listed).eval()
-        kept = torch.arange(tried.original.numel(), device=device).view_as(tried.original) % 3 > 0
-        kept[: len(kept) - 1][:1] = False  # a row of nothing, but for a single one
+        kept = holes(tried.original)
         tried.original.copy_(kept * _varied(tried.original))
         if not torch.equal(tried() != 0, kept) or not tried().isfinite().all():
             return False
@@ -277,3 +303,11 @@ def _keeps_zeros(listed: ParametrizationList) -> bool:
 def _varied(like: Tensor, place: int = 0) -> Tensor:
     """Values from 0.5 to 2.5 of this shape, others at another `place`."""
     return 1.5 + (torch.arange(like.numel(), device=like.device).view_as(like) + place).sin()
+
+
+def holes(like: Tensor) -> Tensor:
+    """A mask of this shape that prunes a third of the weights, and a row of several as a whole."""
+    kept = torch.ones(like.numel(), dtype=torch.bool, device=like.device)
+    kept[::3] = False
+    kept[: like[0].numel() * (len(like) > 1)] = False
+    return kept.view(like.shape)

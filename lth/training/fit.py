@@ -117,7 +117,9 @@ def unfit(model: nn.Module, embeddings: bool = False) -> str:
     if not pruning.prunable(model, embeddings):
         return (
             "must have weights to prune: of Linear, convolution, attention, recurrent or bilinear layers, or matrices "
-            "of its own" + (" (see prune_embeddings)" if pruning.prunable(model, True) else "")
+            "of its own"
+            + (" (see prune_embeddings)" if pruning.prunable(model, True) else "")
+            + "".join(f"; {sentence}" for sentence in prunable.left_out(model))
         )
     return ""
 

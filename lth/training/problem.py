@@ -14,7 +14,7 @@ from torch import nn
 from lth import pruning, rng
 from lth.data.images import Images
 from lth.data.stream import Source
-from lth.models import building
+from lth.models import building, probe
 from lth.models import fingerprints as identity
 from lth.models.building import Build, State
 from lth.models.multiply_adds import Cost, cost
@@ -84,7 +84,8 @@ class Problem:
         def prints() -> dict[str, str]:
             return {"model": identity.of_model(make), "data": images.fingerprint}
 
-        return cls(images, building.constant(make), weights, weights, optimizer, prints=prints, build=build)
+        usual = probe.leaving_out(building.constant(make), lambda: images.examples)
+        return cls(images, usual, weights, weights, optimizer, prints=prints, build=build)
 
     @cached_property
     def cost(self) -> tuple[Cost | None, str]:
