@@ -164,7 +164,7 @@ class Config:
     )
     jobs: int | None = machine(None, "processes on a CPU (default: one per core), or Ray tasks", number(int, 1, 1024))
     threads: int | None = machine(
-        None, "threads per run on a CPU (default: large networks cores / runs, else 1)", number(int, 1, 1024)
+        None, "threads per run on a CPU (default: by network, runs and cores)", number(int, 1, 1024)
     )
     stack: int | None = machine(None, "runs trained as one network (default: on a GPU, 20M weights)", COUNT)
     data: Path = machine(PROJECT / "data", "folder of the data sets", folder_path)
