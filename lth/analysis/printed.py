@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 from rich import box
@@ -80,19 +81,22 @@ def _cells(lines: pd.DataFrame) -> tuple[str, dict[int, str]]:
 
 def _block(block: list[tuple[str, str, dict[int, str]]], head: list[str], left: dict[int, list[str]]) -> str:
     """Some arms side by side."""
+    heads = [*("\n" + name for name in head), *(f"{name}\n{heading}" for name, heading, _ in block)]
+    rows = ([*start, *(cells.get(number, "") for _, _, cells in block)] for number, start in left.items())
+    # As wide as it needs: `render` has already made sure that it fits.
+    return aligned(heads, [row for row in rows if any(row[len(head) :])], 10_000, right=len(head)) + "\n"
+
+
+def aligned(heads: Sequence[str], rows: Iterable[Sequence[str]], width: int, right: int = 0, folded: int = 0) -> str:
+    """Columns below their headings and a line, without colours, the first `right` of them aligned to the right; the
+    first `folded` are broken into lines where `width` is too small."""
     ruled = box.Box("    \n    \n -- \n    \n -- \n -- \n    \n    \n", ascii=True)  # a line below the headings only
     # Between columns are two spaces: this padding, and the place of the box's missing vertical line.
     drawn = Table(box=ruled, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in head:
-        drawn.add_column(Text("\n" + name), justify="right", no_wrap=True)
-    for name, heading, _ in block:
-        drawn.add_column(Text(f"{name}\n{heading}"), no_wrap=True)
-    for number, start in left.items():
-        cells = [cells.get(number, "") for _, _, cells in block]
-        if any(cells):
-            drawn.add_row(*map(Text, [*start, *cells]))
+    for number, name in enumerate(heads):
+        drawn.add_column(Text(name), justify="right" if number < right else "left", no_wrap=number >= folded)
+    for row in rows:
+        drawn.add_row(*map(Text, row))
     text = io.StringIO()
-    # As wide as it needs: `render` has already seen to it that it fits.
-    console = Console(file=text, width=10_000, color_system=None, force_terminal=False, legacy_windows=False)
-    console.print(drawn)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+    Console(file=text, width=width, color_system=None, force_terminal=False, legacy_windows=False).print(drawn)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 import re
 import tempfile
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,12 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from lth.analysis import labels, verdict
+from lth.analysis import labels, printed, verdict
 from lth.claims.claim import PERCENT, POINTS
 from lth.claims.forms import Form
 from lth.claims.judge import Finding, runs_of
@@ -63,19 +59,15 @@ def text(form: Form, findings: Sequence[Finding], width: int) -> str:
     claim, counts = form.claim, Counter(finding.verdict for finding in findings)
     told = [f"{word} {counts[word]}" for word in ("agrees", "disagrees", "not decided", "not measured") if counts[word]]
     whose = ", of another experiment than the published one" if form.changes else ""
-    ruled = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)  # a line below the headings only
-    drawn = Table(box=ruled, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for number, name in enumerate(HEAD):
-        drawn.add_column(Text(name), no_wrap=number > 0)
-    for finding in findings:
-        drawn.add_row(*map(Text, cells(finding, form)))
-    content = io.StringIO()
-    console = Console(file=content, width=max(width, 90), color_system=None, legacy_windows=False)
-    console.print(Text(f"{claim.name}: {claim.about} ({claim.paper}, {claim.where}, {claim.source})\n{warning(form)}"))
-    console.print(drawn)
-    console.print(Text(EXPLANATION))
-    console.print(Text(f"\n{claim.name}, {len(findings)} statements{whose}: {', '.join(told)}."))
-    return "\n".join(line.rstrip() for line in content.getvalue().splitlines())
+    parts = [
+        f"{claim.name}: {claim.about} ({claim.paper}, {claim.where}, {claim.source})",
+        warning(form),
+        printed.aligned(HEAD, [cells(finding, form) for finding in findings], max(width, 90), folded=1),
+        f"{EXPLANATION}\n",
+        f"{claim.name}, {len(findings)} statements{whose}: {', '.join(told)}.",
+    ]
+    lines = itertools.chain(*(part.split("\n") for part in parts))
+    return "\n".join(textwrap.fill(line, max(width, 90), break_on_hyphens=False) for line in lines)
 
 
 def write(form: Form, findings: Sequence[Finding]) -> Path:
