@@ -86,7 +86,8 @@ def instrument(clock: Clock) -> None:
     from lth.commands import command, holding, processes, session
     from lth.experiment import Experiment
     from lth.experiment.trainer import Trainer
-    from lth.records import recording, resume, tables, tickets
+    from lth.records import recording, tables
+    from lth.records.store import Store
     from lth.training.train import Training
 
     clock.wrap(session, "prepare", DATA)
@@ -96,10 +97,10 @@ def instrument(clock: Clock) -> None:
     clock.wrap(Experiment, "prune", PRUNING)
     clock.wrap(Training, "run", TRAINING)
     clock.wrap(Training, "_evaluate", EVALUATION)
-    for name in ("write_state", "read_state", "write_ticket", "read_ticket", "write_checkpoint", "read_checkpoint"):
-        clock.wrap(tickets, name, FILES)
+    for name in ("write_weights", "weights", "write_ticket", "ticket", "masks", "write_checkpoint", "checkpoint"):
+        clock.wrap(Store, name, FILES)
     for owner, name in (
-        *((resume, name) for name in ("adopt_dense", "sound_rounds")),
+        *((Store, name) for name in ("share_dense", "pick_up")),
         *((recording, "write_round"), (tables, "finished_rounds")),
         (holding, "write_json"),
     ):

@@ -14,7 +14,8 @@ from nets import prune_lowest
 
 from lth import pruning
 from lth.models.multiply_adds import Cost
-from lth.records import files, recording, tickets
+from lth.records import files, recording
+from lth.records.store import Store
 from lth.records.tables import Run
 from lth.records.tickets import Ticket
 from lth.settings.arms import ARMS
@@ -98,13 +99,13 @@ def _write(
     facts = {"deciding": {**Config().deciding(), **deciding}, "image_shape": image}
     files.write_json(run.dumps / "config.json", facts)
     if saves:
-        tickets.write_state(run, "initial", weights, "test")
+        Store(run, "test").write_weights("initial", weights)
     masks = pruning.dense(weights)
     for number in range(rounds):
         if number or ticket:
             masks = prune_lowest(scores, masks, dict.fromkeys(masks, percent), scope)
         if saves:
-            tickets.write_ticket(run, Ticket(number, masks, weights), "test")
+            Store(run, "test").write_ticket(Ticket(number, masks, weights))
         best = accuracy(run.arm, number, run.seed)
         stop = min(evaluations - 1, round(evaluations * (0.8 - 0.4 * (1 - 0.85**number) * (run.arm == "lt"))))
         evals = [

@@ -6,7 +6,6 @@ import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +202,7 @@ def assert_same(found: Mapping[str, bytes], expected: Mapping[str, bytes]) -> No
 def write_table(run: Run, name: str, table: pd.DataFrame) -> None:
     """Put another table of that name into the journal of a run."""
     lines = {number: rows.to_csv(index=False, header=False).splitlines() for number, rows in table.groupby("round")}
-    known = [replace(entry, tables={**entry.tables, name: lines[entry.round]}) for entry in tables.entries(run)]
+    known = [{**entry, name: lines[number]} for number, entry in enumerate(tables.entries(run))]
     journal.save(run.dumps, known)
 
 

@@ -20,8 +20,9 @@ from lth import load_ticket, pruning
 from lth.commands import session
 from lth.commands.tasks import runs_of
 from lth.records import identity as lth_same
-from lth.records import tables, tickets
+from lth.records import tables
 from lth.records.files import write_json
+from lth.records.store import Store
 from lth.records.tables import Run
 from lth.records.tickets import Ticket
 from lth.settings import flags, sweep
@@ -57,7 +58,7 @@ def transferred(other: Path, ticket: str, **changes: Any) -> Config:
 
 
 def ticket_of(run: Run, number: int) -> Ticket:
-    return tickets.read_ticket(run, number)
+    return Store(run).ticket(number)
 
 
 def same(one: Any, two: Any) -> bool:
@@ -77,7 +78,7 @@ def test_round_0_is_the_ticket_that_is_named_and_later_ones_prune_on(other: Path
     masks = [ticket_of(run, number).masks for number in range(3)]
     assert all((masks[n + 1][name] <= masks[n][name]).all() for n in (0, 1) for name in masks[0])
     assert same(ticket_of(run, 2).start, found.start), "reset to the weights of the ticket"
-    dense = tickets.read_state(run, "dense")
+    dense = Store(run).weights("dense")
     assert all((dense[name][~mask] == 0).all() for name, mask in found.masks.items())
 
 
@@ -301,11 +302,9 @@ def test_a_run_that_changes_beneath_transfer_ends_it(other: Path) -> None:
     """Round 0 of two runs may be the same while later ones are not."""
     config = transferred(other, f"{source(other)}:0", prune_type=("transfer",), prune_iterations=3)
     do(replace(config, prune_iterations=2))
-    file = source(other) / "ticket_01.safetensors"
-    masks = ticket_of(Run(other, "mlp", "tiny", "source", "lt", 0), 1)
-    flipped = {name: mask.flip(0) for name, mask in masks.masks.items()}
-    file.unlink()
-    tickets.write_ticket(Run(other, "mlp", "tiny", "source", "lt", 0), replace(masks, masks=flipped), "")
+    theirs = Store(Run(other, "mlp", "tiny", "source", "lt", 0))
+    flipped = {name: mask.flip(0) for name, mask in theirs.masks(1).items()}
+    theirs.write_ticket(replace(theirs.ticket(1), masks=flipped))
     told = Told()
     do(config, told)
     assert "--ticket has changed: its masks are not those that round 1 here had" in told.notes

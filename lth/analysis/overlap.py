@@ -17,7 +17,8 @@ from torch import Tensor
 from lth.analysis import verdict
 from lth.models.building import State
 from lth.pruning import Masks
-from lth.records import files, tables, tickets
+from lth.records import files, tables
+from lth.records.store import Store
 from lth.records.tables import Run
 from lth.records.tickets import numbered
 from lth.settings.arms import ARMS
@@ -145,7 +146,7 @@ def pairs(runs: Sequence[Run]) -> pd.DataFrame:
     arms = verdict.in_order([run.arm for run in runs])
     finders = [run for run in runs if run.arm not in ARMS or not ARMS[run.arm].mask_of or ARMS[run.arm].shuffled]
     finders.sort(key=lambda run: (arms.index(run.arm), run.seed))
-    rounds = {run: set(tickets.rounds_with_ticket(run)) & set(tables.table(run, "rounds")["round"]) for run in finders}
+    rounds = {run: set(Store(run).of_rounds("ticket")) & set(tables.table(run, "rounds")["round"]) for run in finders}
     frames = []
     for number in sorted(set().union(*rounds.values()) - {0}):
         there = {run: _signs(run, number) for run in finders if number in rounds[run]}
@@ -166,13 +167,13 @@ class _Signs(NamedTuple):
 
 def _signs(run: Run, number: int) -> _Signs:
     """A saved ticket of which only the signs of its weights are kept, so that many fit into memory."""
-    ticket = tickets.read_ticket(run, number)
+    ticket = Store(run).ticket(number)
 
     def signs(state: State) -> State:
         return {name: state[name].sign().to(torch.int8) for name in ticket.masks}
 
     try:
-        trained = signs(tickets.read_state(run, numbered("trained", number)))
+        trained = signs(Store(run).weights(numbered("trained", number)))
     except FileNotFoundError:
         trained = None
     return _Signs(ticket.masks, signs(ticket.start), trained)

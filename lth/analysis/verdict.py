@@ -94,7 +94,7 @@ def paired(runs: Sequence[Run]) -> pd.DataFrame:
                     difference=(found["test"] - found["test"].iloc[0]).round(9),
                     ES_ratio=found["ES"] / found["ES"].iloc[0],
                     ES_dense=found["ES"].iloc[0],
-                    last=[float(entry.tables["evals"][-1].split(",")[EVALS.index("iteration")]) for entry in known],
+                    last=[float(entry["evals"][-1].split(",")[EVALS.index("iteration")]) for entry in known],
                     dense_macs=float(found["macs"].iloc[0] + pruned),
                 )
             )

@@ -25,7 +25,8 @@ from torch import Tensor
 from lth import pruning
 from lth.api.audit import AuditError, audit, pruned_by_torch
 from lth.api.saved_ticket import SavedTicket, load_ticket
-from lth.records import folders, tables, tickets
+from lth.records import folders, tables
+from lth.records.store import Store
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
 from lth.settings.checks import first_line
@@ -64,7 +65,7 @@ def _runs(flags: argparse.Namespace) -> int:
         raise ConfigError(str(error)) from None
     wrong = 0
     for run in runs:
-        rounds, found = tickets.rounds_with_ticket(run), list(_of_run(run))
+        rounds, found = Store(run).of_rounds("ticket"), list(_of_run(run))
         wrong += len(found)
         print("\n".join([f"{run.dumps}: {len(rounds)} rounds, {'wrong' if found else 'as they should be'}", *found]))
     return int(wrong > 0)
@@ -76,14 +77,14 @@ def _of_run(run: Run) -> Iterator[str]:
     nested = arm.masks == "iterative"  # each round prunes what the one before has left
     first = 0 if tables.config_of(run).get("deciding", {}).get("rewind") == "0" else 1  # to start like the later ones
     other = run.of_arm(arm.mask_of) if arm.mask_of else None
-    for number in tickets.rounds_with_ticket(run):
+    for number in Store(run).of_rounds("ticket"):
         ticket = known[number] = load_ticket(run.dumps, round=number)
         options: dict[str, Any] = {}
         if number > first and nested and arm.start == "original":
             options["initial"] = known[first].start
         if number > 0 and nested:
             options["previous"] = known[number - 1]
-        if other and number in tickets.rounds_with_ticket(other) and number > 0:
+        if other and number in Store(other).of_rounds("ticket") and number > 0:
             kind = "shuffle" if arm.shuffled else "reinit" if arm.start == "fresh" else None
             options |= {"control": kind, "original": load_ticket(other.dumps, round=number)} if kind else {}
         if ticket.row:

@@ -26,11 +26,13 @@ from lth.experiment import Experiment
 from lth.models import building
 from lth.models import prunable as layers
 from lth.prune import Rule
-from lth.records import folders, identity, resume, tables, tickets
+from lth.records import folders, identity, tables
 from lth.records.events import Callback, Event, Note, as_dict
 from lth.records.files import write_json
 from lth.records.lock import Locks
+from lth.records.store import Store
 from lth.records.tables import Run
+from lth.records.tickets import Damaged, numbered
 from lth.rng import derive_seed
 from lth.settings import checks, values
 from lth.settings.config import Config, ConfigError
@@ -233,8 +235,8 @@ def _initial(run: Run, config: Config, about: Mapping[str, str], brought: OwnNet
             f"to {run.dumps}"
         )
     try:
-        return tickets.read_state(run, "initial")
-    except (FileNotFoundError, tickets.Damaged):
+        return Store(run).weights("initial")
+    except (FileNotFoundError, Damaged):
         if not tables.finished_rounds(run):
             return brought.initial
         raise ValueError(f"recover must hold the initial weights, but {run.saves} has none that are sound") from None
@@ -255,7 +257,7 @@ def _write_config(run: Run, config: Config, about: Mapping[str, str], problem: P
         run.dumps / "config.json",
         {
             **facts,
-            "sparse_up_to": {} if problem.whole else resume.sparse_up_to(run, facts["sparse_up_to"]),
+            "sparse_up_to": {} if problem.whole else tables.config_of(run).get("sparse_up_to", facts["sparse_up_to"]),
             "own": dict(about),
             "threads": config.threads,
             **({"image_shape": list(shape)} if len(shape := problem.images.shape) == 3 else {}),
@@ -296,10 +298,10 @@ def _train(
 
 def _trained(run: Run, number: int) -> building.State:
     """The weights that round `number` had at its early-stop iteration."""
-    name = tickets.numbered("trained", number)
-    if (run.saves / f"{name}.safetensors").exists():
-        return tickets.read_state(run, name)
-    of_round, saved = tickets.read_checkpoint(run)
+    store, name = Store(run), numbered("trained", number)
+    if store.has(name):
+        return store.weights(name)
+    of_round, saved = store.saved()
     if of_round != number:
         raise ValueError(
             f"rounds must be {of_round}, since the weights of round {number} were not kept (keep_weights), not {number}"

@@ -21,7 +21,8 @@ from lth.data.sets import as_images, load
 from lth.models import building, fingerprints
 from lth.models.building import State
 from lth.pruning import Masks
-from lth.records import folders, identity, tables, tickets
+from lth.records import folders, identity, tables
+from lth.records.store import Store
 from lth.records.tables import Run, config_of
 from lth.records.tickets import numbered
 from lth.settings import checks, names
@@ -231,17 +232,18 @@ def load_ticket(folder: str | os.PathLike[str], round: int | None = None) -> Sav
     """
     run = folders.run_of("folder", checks.path("folder", folder))
     table = tables.table(run, "rounds")
-    have = tickets.rounds_with_ticket(run)
+    store = Store(run)
+    have = list(store.of_rounds("ticket"))
     if not have:
         raise ValueError(f"folder must be of a run with tickets, but there are none in {run.saves}")
     if round is None:
-        round = tickets.last_finished(run)
+        round = store.last_finished()
     if checks.whole("round", round, 0) not in have:
         raise ValueError(f"round must be one of {have[0]} to {have[-1]}, the rounds of {run.saves}, not {round}")
-    ticket = tickets.read_ticket(run, round)
+    ticket = store.ticket(round)
     start = {name: x * ticket.masks[name] if name in ticket.masks else x for name, x in ticket.start.items()}
     try:
-        trained = tickets.read_state(run, numbered("trained", round)) if round < len(table) else None
+        trained = store.weights(numbered("trained", round)) if round < len(table) else None
     except FileNotFoundError:
         trained = None
     rows = table[table["round"] == round].to_dict("records")

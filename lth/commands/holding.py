@@ -12,7 +12,7 @@ import torch
 from lth.commands import device as devices
 from lth.commands.about import about, about_data
 from lth.data.images import Images
-from lth.records import identity, recording, resume, tables
+from lth.records import identity, recording, tables
 from lth.records.files import read_json, write_json
 from lth.records.lock import Locks
 from lth.records.tables import Run
@@ -105,5 +105,5 @@ def write_config(run: Run, config: Config, facts: Mapping[str, Any]) -> None:
     if read_json(file) and tables.done_rounds(run, config.connectivity) >= config.prune_iterations:
         return
     own: dict[str, Any] = {"arm": run.arm, "seed": run.seed}
-    own["sparse_up_to"] = resume.sparse_up_to(run, facts["sparse_up_to"])
+    own["sparse_up_to"] = tables.config_of(run).get("sparse_up_to", facts["sparse_up_to"])
     write_json(file, {**facts, **own})

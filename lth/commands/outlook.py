@@ -18,8 +18,8 @@ from lth.commands.holding import Prepared
 from lth.commands.tasks import Task, by_run, plan, tasks_of, trainings
 from lth.models import building, prunable
 from lth.records import tables
+from lth.records.store import ENDS
 from lth.records.tables import Run
-from lth.records.tickets import ENDS
 from lth.settings import combinations, names
 from lth.settings.arms import ARMS
 from lth.settings.config import Config

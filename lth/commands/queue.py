@@ -11,11 +11,13 @@ from typing import Any
 
 from lth.commands import holding
 from lth.commands.tasks import Task, by_run, tasks_of
-from lth.records import files, identity, journal, lock, resume, tables
+from lth.records import files, identity, journal, lock, tables
 from lth.records.events import Event, Note, RoundDone
 from lth.records.files import RecordError
 from lth.records.lock import Locks
+from lth.records.store import Store
 from lth.records.tables import Run
+from lth.records.tickets import numbered
 from lth.settings.config import Config
 
 FAILED = "failed.txt"  # in a run's folder: why it ended early, until somebody tries it again
@@ -214,7 +216,7 @@ class Queue:
             return True
         if task.shared:
             return other in along or self.finished(other) > number
-        return self.finished(other) > number and resume.has_ticket(other, task.round)
+        return self.finished(other) > number and Store(other).has(numbered("ticket", task.round))
 
 
 def _of(run: Run, ours: Collection[int]) -> bool:

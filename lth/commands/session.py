@@ -29,7 +29,7 @@ from lth.commands.terminal import wrapped
 from lth.data.images import Images
 from lth.experiment import start_tickets
 from lth.models import building
-from lth.records import identity, recording, tables
+from lth.records import identity, tables
 from lth.records.events import Callback, Event, as_dict
 from lth.records.lock import Locks, probe
 from lth.records.tables import Run
@@ -70,7 +70,6 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), callback: 
         if not todo:
             loop.stop_if(signalled)
             say("Nothing to do: all rounds are finished. Raise --prune_iterations or --trials to continue.")
-            _tidy(runs, _warn)
             return runs
         loaded: dict[tuple[object, ...], Images] = {}
         (device, remark), *prepared = checks.together(
@@ -222,13 +221,6 @@ def _unfinished(asked: Config) -> bool:
 
 def _left(config: Config, run: Run) -> bool:
     return config.overwrite or tables.done_rounds(run, config.connectivity) < config.prune_iterations
-
-
-def _tidy(runs: Sequence[Run], warn: Callable[[str], object]) -> None:
-    """Say which of the weights of finished runs are gone."""
-    for run in runs:
-        if missing := recording.lost(run):
-            warn(f"{missing}; no number depends on them, --overwrite trains the run again")
 
 
 def _prepared(asked: Config, about: str, loaded: dict[tuple[object, ...], Images]) -> Prepared:

@@ -13,9 +13,11 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from lth.records import tables, tickets
+from lth.records import tables
 from lth.records.events import Evaluated, Event, RoundDone
+from lth.records.store import Store
 from lth.records.tables import Run
+from lth.records.tickets import UNUSABLE, numbered
 
 CURVES = {
     "loss/train": "train_loss",
@@ -67,15 +69,15 @@ class Board:
     def _round(self, run: Run, row: dict[str, Any]) -> None:
         number = int(row["round"])
         if (run, number) not in self.told:  # the dense round of another arm, or what another process has trained
-            with contextlib.suppress(*tickets.UNUSABLE):  # who reads them next says so
+            with contextlib.suppress(*UNUSABLE):  # who reads them next says so
                 evals = tables.table(run, "evals").query("round == @number")
                 for found in evals.to_dict("records"):
                     self._curves(run, number * int(evals["iteration"].max()) + int(found["iteration"]), found)
         for name in ("remaining", "ES", "val", "test"):
             self._writer(run).add_scalar(f"round/{name}", row[name], number)
-        with contextlib.suppress(*tickets.UNUSABLE):  # --keep_weights none, for one
-            trained = tickets.read_state(run, tickets.numbered("trained", number))
-            for name, mask in tickets.read_ticket(run, number).masks.items():
+        with contextlib.suppress(*UNUSABLE):  # --keep_weights none, for one
+            trained = Store(run).weights(numbered("trained", number))
+            for name, mask in Store(run).masks(number).items():
                 if mask.any():
                     self._writer(run).add_histogram(name, trained[name][mask].numpy(), number)
         self.last[run] = row

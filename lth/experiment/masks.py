@@ -15,13 +15,12 @@ from typing import NamedTuple
 import torch
 
 from lth import prune, pruning, rng
-from lth.experiment import blame
 from lth.experiment.scores import SCORES, scored
-from lth.experiment.store import Store
-from lth.experiment.trainer import Trainer
+from lth.experiment.trainer import Trainer, blame_model
 from lth.models.building import State, load_state
 from lth.pruning import Masks, Quota, Weights
 from lth.records.events import Note
+from lth.records.store import Store
 from lth.records.tables import Run
 from lth.records.tickets import Damaged, Ticket
 from lth.rng import derive_seed
@@ -29,9 +28,6 @@ from lth.settings.arms import ARMS, Arm
 from lth.settings.config import ConfigError
 from lth.training.train import TrialError
 
-NOTHING_PRUNED = (
-    "layers come to it with masks of torch.nn.utils.prune, their weights called weight_orig; fetch_layers names them"
-)
 LAYERS = 4  # that a sentence names
 
 
@@ -148,8 +144,8 @@ def _by_rule(last: Round, rule: prune.Rule) -> Chosen:
     model = last.trainer.problem.make()
     masks = prune.by_rule(rule, model, last.final, last.ticket.masks, last.seed("rule"))
     if pruning.survivors(masks) == pruning.survivors(last.ticket.masks):
-        nothing = f"prune_rule pruned nothing before round {last.next} ({NOTHING_PRUNED})"
-        last.trainer.tell(Note(f"{last.run}: {nothing}"))
+        why = "layers have masks of torch.nn.utils.prune, their weights called weight_orig; fetch_layers names them"
+        last.trainer.tell(Note(f"{last.run}: prune_rule pruned nothing before round {last.next} ({why})"))
     return Chosen(masks)
 
 
@@ -211,7 +207,7 @@ def _sensitivity(last: Round, weights: State) -> Callable[[Masks], Weights]:
     trainer, config, method = last.trainer, last.trainer.config, last.arm.scores
     failed = f"{last.run.arch_type} failed in the scores of {method} before round {last.next}"
     exhausted = f"is exhausted by the scores of {method} at batch size {config.batch_size}: lower --batch_size"
-    blamed = partial(blame.model, failed, f"the memory of {trainer.device} {exhausted}", all_of_it=True)
+    blamed = partial(blame_model, failed, f"the memory of {trainer.device} {exhausted}", all_of_it=True)
     with blamed():
         feed = trainer.feed([last.run])
         order = feed.epoch([(last.run.seed, "scores")], 0)  # the same in every round and arm

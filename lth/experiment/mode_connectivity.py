@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -27,10 +28,10 @@ from lth.models.building import State
 from lth.records import recording, tables
 from lth.records.events import Connected
 from lth.records.files import delete
+from lth.records.store import ENDS
 from lth.records.tables import Run
-from lth.records.tickets import ENDS, Ticket
+from lth.records.tickets import Ticket
 from lth.rng import derive_seed
-from lth.settings.arms import ARMS
 from lth.training.network import Network
 from lth.training.train import Stopped, TrialError
 
@@ -47,9 +48,9 @@ def after_round(trainer: Trainer, runs: Sequence[Run], number: int) -> None:
         if run not in trainer.failed and tables.connected_rounds(run) == number < tables.finished_rounds(run)
     ]
     chosen = waiting
-    if number == 0:  # the dense round is the same in all arms of a trial
-        waiting = [run for run in waiting if not _shared(run)]
-        chosen = list({run.seed: run for run in reversed(waiting)}.values())[::-1]
+    if number == 0:  # the dense round is the same in all arms of a trial: one measures its line, the others copy it
+        unshared = [run for run in waiting if not recording.share_connectivity(run)]
+        chosen = list({run.seed: run for run in reversed(unshared)}.values())[::-1]
     for end in ENDS:
         while stack := trainer.stackable([run for run in chosen if _missing(trainer, run, number, end)], number, end):
             tickets = [_ticket(trainer, run, number) for run in stack]
@@ -64,12 +65,7 @@ def after_round(trainer: Trainer, runs: Sequence[Run], number: int) -> None:
                 _measure_line(trainer, run, number)
     for run in waiting:
         if run not in chosen:
-            _shared(run)
-
-
-def _shared(run: Run) -> bool:
-    """Whether another arm of the trial has measured the dense round; if so, its line is taken over."""
-    return any(recording.share_connectivity(run, run.of_arm(arm)) for arm in ARMS if arm != run.arm)
+            recording.share_connectivity(run)
 
 
 def _ticket(trainer: Trainer, run: Run, number: int) -> Ticket:
@@ -88,31 +84,26 @@ def _end(trainer: Trainer, run: Run, number: int, end: str) -> State | None:
     """The last weights of a training, if they are there."""
     store = trainer.store(run)
     if end == "first" and (number or store.original == "initial"):
-        try:
+        with suppress(FileNotFoundError):
             return store.end_of_round(number)
-        except FileNotFoundError:
-            pass
     trained = store.checkpoint(number, end)
     return trained.final if trained and trained.complete(trainer.plan(run, number, end).steps) else None
 
 
 def _measure_line(trainer: Trainer, run: Run, number: int) -> None:
+    store, feed, make = trainer.store(run), trainer.feed([run]), trainer.problem.make
     one, other = (_end(trainer, run, number, end) for end in ENDS)
     assert one is not None and other is not None
-    masks, feed, make = trainer.store(run).ticket(number).masks, trainer.feed([run]), trainer.problem.make
-    channels_last = trainer.channels_last(feed)
+    masks, channels_last = store.masks(number), trainer.channels_last(feed)
 
     def errors(state: State) -> Errors:
         if trainer.stop():
             raise Stopped
-        return measure(trainer.network(make(), [state], [masks], channels_last=channels_last), feed, run.seed)
+        return measure(trainer.network(make(), [state], [masks], channels_last), feed, run.seed)
 
-    points = [
-        {"point": share, "train_error": error.train, "test_error": error.test}
-        for share, error in along(one, other, errors)
-    ]
+    points = [{"point": share, **found._asdict()} for share, found in along(one, other, errors)]
     for end in ENDS:  # before the line counts as measured, so that a stop leaves none behind
-        delete(run.saves / f"{end}.safetensors")
+        delete(store.file(end))
     recording.write_connectivity(run, number, points)
     barrier = tables.barriers(run).iloc[number]
     stable = max(barrier["train"], barrier["test"]) < STABLE
@@ -122,8 +113,8 @@ def _measure_line(trainer: Trainer, run: Run, number: int) -> None:
 class Errors(NamedTuple):
     """Percent of the images that a network classifies wrongly."""
 
-    train: float
-    test: float
+    train_error: float
+    test_error: float
 
 
 def along(one: State, other: State, errors: Callable[[State], Errors]) -> Iterator[tuple[float, Errors]]:

@@ -18,8 +18,9 @@ from lth.data.images import Images
 from lth.data.prints import of_arrays, of_texts
 from lth.models.building import State, state_of
 from lth.pruning import Masks
-from lth.records import folders, tickets
+from lth.records import folders
 from lth.records.files import read_json
+from lth.records.store import Store
 from lth.records.tables import Run
 from lth.records.tickets import UNUSABLE, Ticket
 from lth.rng import derive_seed
@@ -61,11 +62,19 @@ class StartTickets:
                 f"{named} has runs of the seeds {seeds} and none for the trial of seed {missing[0]}: each trial takes "
                 f"the run of its own seed; the folder of one run, such as {there[0].dumps.name}, serves all trials"
             )
-        first = _last_finished(named, runs.values()) if config.ticket.round is None else config.ticket.round
+        first = config.ticket.round
+        if first is None:
+            try:
+                last = {Store(run).last_finished() for run in runs.values()}
+            except ValueError as error:
+                raise ConfigError(f"{named} must say the round, as :1: {error}") from None
+            if len(last) > 1:
+                raise ConfigError(f"{named} must say the round, as :1, since its runs have not finished equally many")
+            first = last.pop()
         takers = of_ticket(config.prune_type)
         needed = config.prune_iterations if takers else 1
         for run in dict.fromkeys(runs.values()):
-            have = tickets.rounds_with_ticket(run)
+            have = list(Store(run).of_rounds("ticket"))
             if absent := [number for number in range(first, first + needed) if number not in have]:
                 rounds = f"those of rounds {have[0]} to {have[-1]}" if have else "none"
                 why = f", which --prune_iterations {needed} with {takers[0]} needs" if needed > 1 else ""
@@ -75,7 +84,7 @@ class StartTickets:
     def ticket(self, seed: int, number: int) -> Ticket:
         """What round `number` of a trial starts from. ConfigError if its file cannot be used."""
         try:
-            return tickets.read_ticket(self.runs[seed], self.first + number)
+            return Store(self.runs[seed]).ticket(self.first + number)
         except UNUSABLE as error:
             raise ConfigError(f"{self.named}: {error}") from None
 
@@ -90,17 +99,6 @@ class StartTickets:
             if self.alone:
                 prints["ticket"] = prints[f"ticket_of_seed_{seed}"]
         return prints
-
-
-def _last_finished(named: str, runs: Iterable[Run]) -> int:
-    """The last finished round of these runs. ConfigError if it is not the same in all, or not known."""
-    try:
-        last = {tickets.last_finished(run) for run in runs}
-    except ValueError as error:
-        raise ConfigError(f"{named} must say the round, as :1: {error}") from None
-    if len(last) > 1:
-        raise ConfigError(f"{named} must say the round, as :1, since its runs have not finished equally many")
-    return last.pop()
 
 
 def fingerprints(config: Config) -> dict[str, str]:
@@ -169,16 +167,15 @@ def refuse_pruned(config: Config) -> None:
 def _new_layer(source: StartTickets, seed: int, config: Config, model: nn.Module) -> list[str]:
     """The parameters of the output layer, where the ticket is of a network with another number of classes. ConfigError
     if anything else is not as in the ticket."""
-    ticket, state = source.ticket(seed, 0), state_of(model)
+    ticket, run = source.ticket(seed, 0), source.runs[seed]
     kinds = pruning.layer_kinds(model, config.prune_embeddings)
-    output = next((name.rpartition(".")[0] for name, kind in kinds.items() if kind == "output"), None)
-    new = [name for name in state if output is not None and name.rpartition(".")[0] == output]
     there = {name: tuple(tensor.shape) for name, tensor in ticket.start.items()}
-    here = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    here = {name: tuple(tensor.shape) for name, tensor in state_of(model).items()}
+    output = next((name.rpartition(".")[0] for name, kind in kinds.items() if kind == "output"), None)
+    new = [name for name in here if name.rpartition(".")[0] == output]
     other = [name for name in {**here, **there} if here.get(name) != there.get(name)]
     if other and all(name in new and there.get(name, ())[1:] == here[name][1:] for name in other):
         return new
-    run = source.runs[seed]
     if other:
         has, needs = (str(shapes.get(other[0], "missing")) for shapes in (there, here))
         raise ConfigError(

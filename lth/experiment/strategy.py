@@ -87,13 +87,10 @@ class Experiment:
         for name, state in weights.items():
             store.write_weights(name, state)
         store.write_checkpoint(ticket.round, replace(trained, extra={}))
-        earlier = [numbered("trained", number) for number in range(ticket.round) if keep == "last"]
-        recording.forget(run, earlier)
-        for name in earlier:  # before the round counts as finished, so that a stop leaves none behind
-            delete(run.saves / f"{name}.safetensors")
-        saves = [*([] if ticket.round else ["initial"]), numbered("ticket", ticket.round), *weights]
-        cost = self.trainer.problem.cost[0]
-        row = recording.write_round(run, ticket.round, ticket.masks, trained, cost, saves)
+        if keep == "last":  # before the round counts as finished, so that a stop leaves none behind
+            for number in range(ticket.round):
+                delete(store.file(numbered("trained", number)))
+        row = recording.write_round(run, ticket.round, ticket.masks, trained, self.trainer.problem.cost[0])
         empty = tuple(name for name, count in pruning.survivors(ticket.masks).items() if not count)
         self.trainer.tell(RoundDone(run, row, sum(trained.seconds.values()), empty, ticket.at_random))
 
@@ -114,7 +111,7 @@ class Experiment:
         if differ := identity.differing(identity.recorded(run), problem.fingerprint):  # edited while workers start
             raise RecordError(f"{run.dumps} holds results of another experiment, {identity.said(differ)} since")
         store.pick_up(lambda text: tell(Note(text)))
-        if not (store.has("initial") and store.has_ticket(0)):
+        if not (store.has("initial") and store.has(numbered("ticket", 0))):
             if problem.start_tickets is not None:
                 masks, start = problem.start_tickets(run.seed, 0)
             else:
@@ -129,7 +126,7 @@ class Experiment:
         """Prune and reset after the last finished round, where that is left to do: the run was stopped there, took the
         round over from another arm, or had no further round to train."""
         number, store = tables.finished_rounds(run), self.trainer.store(run)
-        if 0 < number < rounds and not store.has_ticket(number):
+        if 0 < number < rounds and not store.has(numbered("ticket", number)):
             with self.trainer.alone(run):
                 ticket, final = store.ticket(number - 1), store.end_of_round(number - 1)
                 self.reset(run, ticket, final, self.prune(run, ticket, final))
@@ -145,7 +142,7 @@ class Experiment:
 
     def _share_dense(self, run: Run, rounds: int) -> bool:
         """Take over the dense round, and continue from it, if another arm of this trial has trained it."""
-        if not self.trainer.store(run).share_dense(lambda other: self.trainer.store(other).identity):
+        if not self.trainer.store(run).share_dense():
             return False
         self.trainer.tell(RoundDone(run, tables.table(run, "rounds").iloc[0].to_dict(), 0.0, ()))
         self._make_ticket(run, rounds)

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
 
 from lth.data.images import Feed
-from lth.experiment import blame
-from lth.experiment.store import Store
 from lth.models.building import State
 from lth.pruning import Masks
-from lth.records import resume, tickets
+from lth.records import tables, tickets
 from lth.records.events import Evaluated, Event, Moved, Note
+from lth.records.files import RecordError
+from lth.records.store import ENDS, Store
 from lth.records.tables import Run
-from lth.records.tickets import ENDS, Ticket
+from lth.records.tickets import Damaged, Ticket
 from lth.rng import derive_seed
+from lth.settings import checks
 from lth.settings.arms import ARMS
 from lth.settings.config import Config, same_command
 from lth.training import layout, sparse
 from lth.training.network import Network
 from lth.training.problem import Problem, stack_size
 from lth.training.schedule import Plan, make_plan
-from lth.training.train import Evaluation, Trained, Training
+from lth.training.train import Evaluation, Trained, Training, TrialError
 
 
 class Trainer:
@@ -85,14 +86,17 @@ class Trainer:
 
         exhausted = f"the memory of {self.device} is exhausted at batch size {self.config.batch_size}"
         short = "" if len(stack) > 1 else f"{exhausted}: lower --batch_size"
-        with blame.model(f"{stack[0].arch_type} failed in round {number}", short):
+        with blame_model(f"{stack[0].arch_type} failed in round {number}", short):
             model, masks = self.problem.make(), [ticket.masks for ticket in started]
+            limits: Mapping[str, float] = {}  # those that the run began with, since others give other numbers
+            if not self.problem.whole:
+                limits = tables.config_of(stack[0]).get("sparse_up_to", sparse.limits(self.config))
             network = self.network(
                 model,
                 [ticket.start for ticket in started],
                 masks,
-                sparse=self._sparse(stack[0], model, masks, feed),
                 channels_last=len(stack) == 1 and self.channels_last(feed),
+                sparse=sparse.choose(model, masks, limits, feed.example()),
             )
             training = Training(
                 network,
@@ -125,40 +129,24 @@ class Trainer:
         model: torch.nn.Module,
         starts: Sequence[State],
         masks: Sequence[Masks],
-        *,
         channels_last: bool,
         sparse: Sequence[str] = (),
     ) -> Network:
         """The network that computes with these weights under these masks, one trial beside the other."""
-        return Network(
-            model,
-            starts,
-            masks,
-            self.device,
-            self.problem.criterion,
-            autocast=self.bf16,
-            sparse=sparse,
-            channels_last=channels_last,
-        )
-
-    @property
-    def bf16(self) -> bool:
-        """Whether products are computed in bfloat16."""
-        return self.config.precision == "bf16"
+        bf16, criterion = self.config.precision == "bf16", self.problem.criterion
+        return Network(model, starts, masks, self.device, criterion, bf16, sparse=sparse, channels_last=channels_last)
 
     def channels_last(self, feed: Feed) -> bool:
         """Whether a network of one trial is to lie in memory with the channels last."""
-        return layout.channels_last(self.problem.make, feed.example(), self.bf16)
+        return layout.channels_last(self.problem.make, feed.example(), self.config.precision == "bf16")
 
     def feed(self, runs: Sequence[Run]) -> Feed:
         """The data of these runs' trials on the device."""
         seeds = tuple(run.seed for run in runs)
         if seeds not in self._feeds:
             self._feeds.clear()  # so that the images lie on the device once
-            config = self.config
-            self._feeds[seeds] = self.problem.images.feed(
-                seeds, config.valid_size, config.batch_size, self.device, config.augment
-            )
+            sizes = self.config.valid_size, self.config.batch_size
+            self._feeds[seeds] = self.problem.images.feed(seeds, *sizes, self.device, self.config.augment)
         return self._feeds[seeds]
 
     def plan(self, run: Run, number: int, again: str = "") -> Plan:
@@ -171,19 +159,37 @@ class Trainer:
     def store(self, run: Run) -> Store:
         """What the run keeps under saves/."""
         whose = {"whose": self.problem.whose} if self.problem.whose else {}
-        decides = {**self.config.deciding(), **whose}
-        identity = tickets.identity(decides, run, self.problem.fingerprint)
+        identity = tickets.identity({**self.config.deciding(), **whose}, run, self.problem.fingerprint)
         return Store(run, identity, "rewind" if self.config.rewind.amount else "initial")
 
-    def alone(self, run: Run) -> AbstractContextManager[None]:
-        """Within it, what ends this run does not end the others."""
+    @contextmanager
+    def alone(self, run: Run) -> Iterator[None]:
+        """Within it, a TrialError ends this run and no other. A file that is gone or damaged, which was sound when the
+        run was picked up, ends the whole command."""
+        try:
+            yield
+        except TrialError as error:
+            self.failed[run] = str(error)
+            self.tell(Note(f"{run}: {error}", failed=True))
+        except (FileNotFoundError, Damaged) as error:
+            again = same_command(self.config.overwrite)
+            raise RecordError(f"{error}: {again} continues from the last good round") from None
 
-        def ended(reason: str) -> None:
-            self.failed[run] = reason
-            self.tell(Note(f"{run}: {reason}", failed=True))
 
-        return blame.run(ended, same_command(self.config.overwrite))
-
-    def _sparse(self, run: Run, model: torch.nn.Module, masks: Sequence[Masks], feed: Feed) -> list[str]:
-        rule = {} if self.problem.whole else resume.sparse_up_to(run, sparse.limits(self.config))
-        return sparse.choose(model, masks, rule, feed.example())
+@contextmanager
+def blame_model(failed: str, exhausted: str, all_of_it: bool = False) -> Iterator[None]:
+    """Within it, errors of the model's own code become a TrialError: `failed`, as `fc1 failed in round 3`, and the
+    error itself. Memory that runs out becomes one that says `exhausted`, where that is given. Errors of files pass, as
+    do those that this library raises itself, unless the model is to blame for `all_of_it`."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        if not exhausted:
+            raise
+        raise TrialError(exhausted) from None
+    except (OSError, RecordError, TrialError):
+        raise
+    except (Exception, SystemExit) as error:
+        if checks.ours(error) and not all_of_it:
+            raise
+        raise TrialError(f"{failed} with {checks.said(error)}") from error

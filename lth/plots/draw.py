@@ -66,7 +66,7 @@ def fingerprint(runs: Iterable[Run]) -> str:
         digest.update(str(run).encode())
         digest.update(json.dumps(config_of(run).get("deciding")).encode())
         for entry in journal.load(run.dumps)[0]:
-            numbers = {name: list(lines) for name, lines in entry.tables.items() if name != "times"}
+            numbers = {name: list(lines) for name, lines in entry.items() if name != "times"}
             digest.update(json.dumps(numbers, sort_keys=True).encode())
         tickets = sorted(file.name for file in run.saves.glob("*.safetensors") if not file.name.startswith("check"))
         digest.update(" ".join(tickets).encode())

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from lth.analysis import labels, verdict
 from lth.plots import style
-from lth.records import tables, tickets
+from lth.records import tables
+from lth.records.store import Store
 from lth.records.tables import Run
 from lth.records.tickets import Ticket
 from lth.settings.arms import ARMS
@@ -33,7 +34,7 @@ class TicketRun:
     rounds: list[int]
 
     def ticket(self, number: int) -> Ticket:
-        return tickets.read_ticket(self.run, number)
+        return Store(self.run).ticket(number)
 
     def remaining(self) -> dict[int, float]:
         found = tables.table(self.run, "rounds")
@@ -45,7 +46,7 @@ def ticket_run(runs: Sequence[Run], starts: Sequence[str] = ()) -> TicketRun | N
     arms = [arm for arm in verdict.in_order([run.arm for run in runs]) if not starts or arm in starts]
     for run in sorted((run for run in runs if run.arm in arms), key=lambda run: (arms.index(run.arm), run.seed)):
         finished = tables.finished_rounds(run)
-        rounds = [number for number in tickets.rounds_with_ticket(run) if number < finished]
+        rounds = [number for number in Store(run).of_rounds("ticket") if number < finished]
         if rounds and (run.saves / "initial.safetensors").exists():
             return TicketRun(run, rounds)
     return None

@@ -14,14 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-GONE, NOWHERE = "is gone", "is a link that leads nowhere"
-KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
+GONE = "is gone"
 
 
 class RecordError(Exception):
@@ -43,25 +36,21 @@ class Unwritable(RecordError):
 
 
 def problem(file: Path) -> str:
-    """Why there is no file, such as `is gone` or `is a named pipe`; empty if there is one. Opening a pipe or a device
-    would wait for ever, or never end. Unreadable if that cannot be found out."""
+    """Why there is no file: it is gone, or no regular file, such as a pipe, which would be read for ever; empty if
+    there is one. Unreadable if that cannot be found out."""
     try:
-        mode = file.stat().st_mode
+        return "" if stat.S_ISREG(file.stat().st_mode) else "is no file"
     except (FileNotFoundError, NotADirectoryError):  # the latter where a folder on the way is a file
-        return NOWHERE if file.is_symlink() else GONE
+        return GONE
     except OSError as error:
         raise Unreadable.of(file, error) from None
-    return "" if stat.S_ISREG(mode) else f"is {KINDS.get(stat.S_IFMT(mode), 'no file')}"
 
 
 def read(file: Path) -> bytes:
     """The content of a file. FileNotFoundError if there is none, RecordError if something else is in its place or it
     is Unreadable."""
-    what = problem(file)
-    if what in (GONE, NOWHERE):
-        raise FileNotFoundError(f"{file} {what}")
-    if what:
-        raise RecordError(f"{file} {what}: move it away")
+    if what := problem(file):
+        raise FileNotFoundError(f"{file} {what}") if what == GONE else RecordError(f"{file} {what}: move it away")
     try:
         return file.read_bytes()
     except FileNotFoundError:
@@ -72,8 +61,8 @@ def read(file: Path) -> bytes:
 
 def set_aside(file: Path) -> Path:
     """Rename a file that cannot be used, beside those that were renamed before. Returns its new name."""
-    names = (f"{file.name}.damaged{count or ''}" for count in itertools.count())
-    target = next(free for name in names if not os.path.lexists(free := file.with_name(name)))
+    names = (file.with_name(f"{file.name}.damaged{count or ''}") for count in itertools.count())
+    target = next(name for name in names if not os.path.lexists(name))
     with explained(file):
         file.replace(target)
     return target

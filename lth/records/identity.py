@@ -5,17 +5,15 @@ A fingerprint of each (lth.models.fingerprints, lth.data.prints) stands in confi
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-import safetensors
-
-from lth.records.files import RecordError, problem, read_json
-from lth.records.tables import SEED, Run, config_of
+from lth.records.files import read_json
+from lth.records.tables import Run, config_of, runs_at
 from lth.settings import combinations
 from lth.settings.arms import ARMS
 from lth.settings.config import Config, ConfigError
@@ -35,37 +33,13 @@ Prints = Mapping[str, str]  # fingerprints of the parts of an experiment, by nam
 
 def recorded(run: Run) -> dict[str, str]:
     """The fingerprints that the results of a run say they are of; empty if there are none."""
-    found = config_of(run).get("fingerprint")
-    if found is not None:
-        return {str(key): str(value) for key, value in found.items()}
-    return next(filter(None, map(fingerprint_of, sorted(run.saves.glob("*.safetensors")))), {})
-
-
-def fingerprint_of(file: Path) -> dict[str, str]:
-    """The fingerprints that a .safetensors file says it belongs to; empty if it cannot be read."""
-    try:
-        if problem(file):
-            return {}
-        with safetensors.safe_open(file, framework="np") as opened:
-            return parsed((opened.metadata() or {}).get("fingerprint", ""))
-    except (safetensors.SafetensorError, RecordError, OSError, ValueError):
-        return {}
-
-
-def parsed(text: str) -> dict[str, str]:
-    """`data=... model=...` as a dict."""
-    return dict(part.split("=", 1) for part in text.split() if "=" in part)
+    return {str(key): str(value) for key, value in config_of(run).get("fingerprint", {}).items()}
 
 
 def neighbours(run: Run) -> list[Run]:
     """All runs, begun or finished, of the settings' folder that `run` belongs to: other arms, other trials, itself."""
-    found = set()
-    for kind, name in (("dumps", "config.json"), ("saves", "initial.safetensors")):
-        for file in run.folder(kind).parent.parent.glob(f"*/seed*/{name}"):
-            if number := SEED.fullmatch(file.parent.name):
-                place = (run.root, run.arch_type, run.dataset, run.settings, file.parent.parent.name)
-                found.add(Run(*place, int(number[1])))
-    return sorted(found, key=lambda run: (run.arm, run.seed))
+    folder = run.dumps.parents[1].relative_to(run.root)
+    return runs_at(run.root, f"{glob.escape(str(folder))}/*/seed*")
 
 
 def differing(old: Prints, new: Prints) -> list[str]:
@@ -81,11 +55,12 @@ def mismatch(runs: Sequence[Run], config: Config, prints: Prints, overwrite: boo
     settings that one of both does not use may differ.
     """
     idle = set[str].intersection(*(_idle(run.arm) for run in runs))
-    for run in [*([] if overwrite else runs), *(other for other in neighbours(runs[0]) if other not in runs)]:
+    beside = [run for run in neighbours(runs[0]) if run not in runs]
+    for run in [*([] if overwrite else runs), *beside]:
         where, file = f"{run.dumps}{'' if run in runs else ', beside these runs,'}", run.dumps / "config.json"
         if run in runs and (file.exists() or (run.dumps / "rounds.csv").exists()) and not read_json(file):
             return run, f"{file} is missing or damaged"
-        old, new = _texts(config_of(run).get("deciding")), config.deciding()
+        old, new = _deciding(run), config.deciding()
         spared = set[str]() if run in runs else idle | _idle(run.arm)
         if differ := [key for key in new if old.get(key, new[key]) != new[key] and key not in spared]:
             changes = ", ".join(f"{key} {old[key]}, now {new[key]}" for key in differ)
@@ -117,9 +92,9 @@ def _idle(arm: str) -> set[str]:
     return combinations.idle(arm) - {"rewind"} if arm in ARMS else set()
 
 
-def _texts(found: Mapping[str, Any] | None) -> dict[str, str]:
-    """Settings as a config.json says them; none where it does not."""
-    return {name: str(value) for name, value in (found or {}).items()}
+def _deciding(run: Run) -> dict[str, str]:
+    """The settings that decide numbers, as a config.json says them; none where it does not."""
+    return {name: str(value) for name, value in config_of(run).get("deciding", {}).items()}
 
 
 @cache
@@ -133,7 +108,7 @@ def deciding(*runs: Run) -> dict[str, str]:
     """The settings that decide the numbers of runs of one folder, in the order of the flags, those that they do not
     name at their defaults; empty if no config.json says them. Beside each other arms may differ in settings that one of
     them does not look at: what an arm says that looks at them counts."""
-    found = [(_idle(run.arm), chosen) for run in runs if (chosen := _texts(config_of(run).get("deciding")))]
+    found = [(_idle(run.arm), chosen) for run in runs if (chosen := _deciding(run))]
     if not found:
         return {}
     told = {**usual(), **found[0][1]}
@@ -154,24 +129,17 @@ def said(differ: Sequence[str]) -> str:
 
 def mixed(runs: Sequence[Run]) -> str:
     """Why these runs must not be averaged: what of them is not the same in all. Nothing if they may be."""
-    prints: dict[str, tuple[str, Run]] = {}
-    settings: dict[str, tuple[str, Run]] = {}
+    known: dict[str, tuple[str, Run]] = {}
     for run in runs:
-        for name, value in recorded(run).items():
-            known, other = prints.setdefault(name, (value, run))
-            if known != value:
-                return _different(other, run, f"another {WORDS.get(name, name)}")
+        prints = {f"another {WORDS.get(name, name)}": value for name, value in recorded(run).items()}
         looked_at = {name: value for name, value in deciding(run).items() if name not in _idle(run.arm)}
-        for name, value in looked_at.items():
-            known, other = settings.setdefault(name, (value, run))
-            if known != value:
-                return _different(other, run, f"{name} {known} and {value}")
+        for name, value in {**prints, **looked_at}.items():
+            was, other = known.setdefault(name, (value, run))
+            if was != value:
+                what = name if name in prints else f"{name} {was} and {value}"
+                both = f"{other.dumps} and {run.dumps} are of different experiments ({what})"
+                return f"{both} and are not averaged: move one of them away"
     return ""
-
-
-def _different(one: Run, other: Run, what: str) -> str:
-    those = f"{one.dumps} and {other.dumps} are of different experiments ({what})"
-    return f"{those} and are not averaged: move one of them away"
 
 
 def unmixed(groups: Sequence[list[Run]]) -> tuple[list[list[Run]], list[str]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,7 @@ TIMES = ("round", "seconds", "training", "evaluation")
 CONNECTIVITY = ("round", "remaining", "point", "train_error", "test_error")
 TABLES = {"evals": EVALS, "layers": LAYERS, "times": TIMES, "rounds": ROUNDS, "connectivity": CONNECTIVITY}
 
-
-@dataclass(frozen=True)
-class Entry:
-    """A finished round: its lines of each table, and the names of the weights that are kept of it, such as
-    trained_07."""
-
-    round: int
-    tables: Mapping[str, Sequence[str]]
-    saves: Sequence[str] = ()
+Entry = Mapping[str, Sequence[str]]  # a finished round: its lines of each table
 
 
 def load(folder: Path) -> tuple[list[Entry], str]:
@@ -45,18 +36,22 @@ def load(folder: Path) -> tuple[list[Entry], str]:
         if (folder / "rounds.csv").exists():
             raise RecordError(f"{file} is gone: put it back, or use --overwrite to start again") from None
         return [], ""
-    for line in lines:
+    for number, line in enumerate(lines):
         try:
-            content = _parsed(line)
-            whose, entry = content.pop("run"), Entry(**content)
-            sound = entry.round == len(entries) and entry.tables.keys() >= {"evals", "layers", "times", "rounds"}
+            content = json.loads(line)
+            checksum, entry = content.pop("checksum"), content["tables"]
+            sound = (
+                checksum == _checksum(content)
+                and content["round"] == number
+                and entry.keys() >= TABLES.keys() - {"connectivity"}
+            )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             sound = False
         if not sound:
-            return entries, f"{file} is damaged in line {len(entries) + 1}"
-        if whose != run_name(folder):
+            return entries, f"{file} is damaged in line {number + 1}"
+        if content["run"] != run_name(folder):
             raise RecordError(
-                f"{file} is the journal of another run ({whose}): put back that of {run_name(folder)}, or use "
+                f"{file} is the journal of another run ({content['run']}): put back that of {run_name(folder)}, or use "
                 "--overwrite to start again"
             )
         entries.append(entry)
@@ -65,12 +60,16 @@ def load(folder: Path) -> tuple[list[Entry], str]:
 
 def save(folder: Path, entries: Sequence[Entry]) -> None:
     """Write the journal."""
-    write(folder / NAME, "".join(_line(run_name(folder), entry) for entry in entries).encode())
+    lines = []
+    for number, entry in enumerate(entries):
+        content = {"run": run_name(folder), "round": number, "tables": entry}
+        lines.append(_compact({**content, "checksum": _checksum(content)}) + "\n")
+    write(folder / NAME, "".join(lines).encode())
 
 
 def text(name: str, entries: Sequence[Entry]) -> str:
     """The table of that name, as CSV."""
-    lines = (line for entry in entries for line in entry.tables.get(name, ()))
+    lines = (line for entry in entries for line in entry.get(name, ()))
     return "\n".join([",".join(TABLES[name]), *lines, ""])
 
 
@@ -80,20 +79,9 @@ def run_name(folder: Path) -> str:
     return "/".join(folder.parts[-2:])
 
 
-def _line(run: str, entry: Entry) -> str:
-    content = {"run": run, "round": entry.round, "tables": entry.tables, "saves": entry.saves}
-    text = json.dumps(content, separators=(",", ":")).removesuffix("}")
-    return f'{text},"checksum":"{_checksum(text.encode())}"}}\n'
+def _compact(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, separators=(",", ":"))
 
 
-def _parsed(line: bytes) -> dict[str, Any]:
-    """What a line says. ValueError if its checksum is wrong."""
-    text, _, checksum = line.rpartition(b',"checksum":"')
-    if checksum.decode(errors="replace") != f'{_checksum(text)}"}}':
-        raise ValueError
-    found: dict[str, Any] = json.loads(text + b"}")
-    return found
-
-
-def _checksum(text: bytes) -> str:
-    return hashlib.sha256(text).hexdigest()[:16]
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_compact(content).encode()).hexdigest()[:16]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,16 @@ class Run:
         return f"{self.about} {self.arm} seed{self.seed}".lstrip()
 
 
+def runs_at(root: Path, pattern: str) -> list[Run]:
+    """The runs whose folders, <root>/<pattern> with wildcards, are there."""
+    runs = []
+    for folder in Path(root).glob(pattern):
+        if number := SEED.fullmatch(folder.name):
+            arch_type, dataset, settings, arm = folder.parts[-5:-1]
+            runs.append(Run(Path(root), arch_type, dataset, settings, arm, int(number[1])))
+    return sorted(runs, key=lambda run: (run.arch_type, run.dataset, run.settings, run.arm, run.seed))
+
+
 def find(
     root: Path,
     arch_type: str | None = None,
@@ -76,34 +86,19 @@ def find(
     """All runs under <root>/dumps with a finished round; those of one model, data set or settings if given, and of
     which `among` is true. A damaged journal raises RecordError, or its run is left out after `spoiled` was called with
     the error."""
-
-    def wanted(run: Run) -> bool:
+    found = []
+    for run in runs_at(root, "dumps/*/*/*/*/seed*"):
         pairs = ((arch_type, run.arch_type), (dataset, run.dataset), (name, run.settings))
-        return all(want is None or want.lower() == have.lower() for want, have in pairs) and among(run)
-
-    return [run for run, _, _ in _finished(root, wanted, spoiled)]
-
-
-def _finished(
-    root: Path, wanted: Callable[[Run], bool], spoiled: Callable[[RecordError], object] | None = None
-) -> Iterator[tuple[Run, list[Entry], dict[str, Any]]]:
-    """The runs of `find`, in order, with their finished rounds and what their config.json says."""
-    runs = []
-    for folder in Path(root).glob("dumps/*/*/*/*/seed*"):
-        if number := SEED.fullmatch(folder.name):
-            arch, data, settings, arm = folder.parts[-5:-1]
-            runs.append(Run(Path(root), arch, data, settings, arm, int(number[1])))
-    for run in sorted(runs, key=lambda run: (run.arch_type, run.dataset, run.settings, run.arm, run.seed)):
-        if wanted(run):
-            try:
-                known, config = entries(run), config_of(run)
-            except RecordError as error:
-                if spoiled is None:
-                    raise
-                spoiled(error)
-                continue
-            if known:
-                yield run, known, config
+        if not all(want is None or want.lower() == have.lower() for want, have in pairs) or not among(run):
+            continue
+        try:
+            config_of(run)  # which may be spoiled too
+            found += [run] if entries(run) else []
+        except RecordError as error:
+            if spoiled is None:
+                raise
+            spoiled(error)
+    return found
 
 
 def entries(run: Run) -> list[Entry]:
@@ -112,6 +107,14 @@ def entries(run: Run) -> list[Entry]:
     if damage:
         raise RecordError(f"{damage}: the command that made it continues from the rounds before, or use --overwrite")
     return found
+
+
+def sound_entries(run: Run) -> list[Entry]:
+    """The finished rounds of a run that may be none of this command's: none if its journal is damaged."""
+    try:
+        return entries(run)
+    except RecordError:
+        return []
 
 
 def config_of(run: Run) -> dict[str, Any]:
@@ -139,15 +142,14 @@ def finished_rounds(run: Run) -> int:
 
 def connected_rounds(run: Run) -> int:
     """How many of the first rounds, without a gap, have their line measured."""
-    return sum(1 for _ in itertools.takewhile(lambda entry: "connectivity" in entry.tables, entries(run)))
+    return len(list(itertools.takewhile(lambda entry: "connectivity" in entry, entries(run))))
 
 
 def image_shape(run: Run) -> tuple[int, ...]:
     """The shape (C, H, W) of the images that the run was trained on; () where its config.json does not say it."""
     found = config_of(run).get("image_shape", [])
-    if len(found) != 3 or not all(isinstance(size, int) and size > 0 for size in found):
-        return ()
-    return tuple(found)
+    sound = len(found) == 3 and all(isinstance(size, int) and size > 0 for size in found)
+    return tuple(found) if sound else ()
 
 
 def done_rounds(run: Run, connectivity: bool) -> int:
@@ -164,13 +166,9 @@ def barrier(errors: Sequence[float]) -> float:
 def barriers(run: Run) -> pd.DataFrame:
     """One row per round whose line was measured: round, remaining, and the error barriers `train` and `test` in
     points."""
-    rows = []
-    for number, line in table(run, "connectivity").groupby("round"):
-        line = line.sort_values("point")
-        errors = {half: line[f"{half}_error"] for half in ("train", "test")}
-        heights = {half: barrier(list(found)) for half, found in errors.items()}
-        rows.append({"round": number, "remaining": line["remaining"].iloc[0], **heights})
-    return pd.DataFrame(rows, columns=["round", "remaining", "train", "test"])
+    lines = table(run, "connectivity").rename(columns=lambda name: name.removesuffix("_error"))
+    by_round = lines.groupby(["round", "remaining"], sort=False)[["train", "test"]]
+    return by_round.agg(lambda errors: barrier(errors.tolist())).reset_index()
 
 
 def move_aside(run: Run, stamp: str) -> None:
@@ -193,7 +191,8 @@ def results(root: str | Path = ".") -> pd.DataFrame:
     whose = ["arch_type", "dataset", "settings", "arm", "seed"]
     abouts: list[dict[str, Any]] = []
     rounds: list[Entry] = []
-    for run, known, config in _finished(folder, lambda run: True):
+    for run in find(folder):
+        known, config = entries(run), config_of(run)
         about = {f"setting/{key}": value for key, value in config.get("deciding", {}).items()}
         about |= {name: getattr(run, name) for name in whose}
         if prints := config.get("fingerprint"):

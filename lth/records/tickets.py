@@ -1,6 +1,6 @@
-"""Weights on disk: initial weights, tickets, trained weights, checkpoints, in safetensors files.
+"""Files of weights under saves/: safetensors that say which experiment they belong to, with a checksum.
 
-Nothing in these files is ever executed. Each says which settings it belongs to and carries a checksum.
+Nothing in these files is ever executed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,11 @@ from torch import Tensor
 from lth import pruning
 from lth.models.building import State
 from lth.pruning import Masks
-from lth.records import identity as same
-from lth.records import tables
-from lth.records.files import GONE, NOWHERE, RecordError, Unreadable, problem, read, write
+from lth.records.files import GONE, RecordError, Unreadable, problem, read, write
+from lth.records.identity import differing
 from lth.records.journal import run_name
 from lth.records.tables import Run
-from lth.training.train import Evaluation, Trained
 
-ENDS = ("first", "second")  # files of --connectivity's two trainings; `first` has the round's order of the data
 SHARED = ("initial", "rewind", "dense", "ticket_00", "trained_00")  # by all arms of a trial
 FORMAT = 1  # of the files under saves/; raised when an older program could not read them
 
@@ -38,7 +35,15 @@ class Damaged(Exception):
     """A file is there but cannot be used: truncated, from other settings or from a newer program."""
 
 
-MALFORMED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, EOFError)
+MALFORMED = (
+    safetensors.SafetensorError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    EOFError,
+)
 UNUSABLE = (RecordError, Damaged, FileNotFoundError)  # what reading a run's files raises
 
 
@@ -87,35 +92,46 @@ def load_tensors(file: Path, identity: str | None = None) -> tuple[dict[str, Ten
     """The tensors and facts of a file. FileNotFoundError if there is none; Damaged, with the reason, if it is
     truncated or altered, written by a newer program, or belongs to another `identity`; RecordError if it is
     Unreadable, which is no damage."""
-    what = problem(file)
-    if what in (GONE, NOWHERE):
-        raise FileNotFoundError(f"{file} {what}")
-    if what:
-        raise Damaged(f"{file} {what}")
+    if what := problem(file):
+        raise FileNotFoundError(f"{file} {what}") if what == GONE else Damaged(f"{file} {what}")
     try:
-        with safetensors.safe_open(file, framework="pt") as opened:
+        with wellformed(file), safetensors.safe_open(file, framework="pt") as opened:
             about = opened.metadata() or {}
             if int(about.get("format", 0)) > FORMAT:
                 raise Damaged(f"{file} was written by a newer version of this program")
             settings, _, prints = (identity or "").partition(" ")
             if identity is not None and about.get("identity") != settings:
                 raise Damaged(f"{file} belongs to other settings")
-            if differ := same.differing(same.parsed(about.get("fingerprint", "")), same.parsed(prints)):
+            if differ := differing(_parsed(about.get("fingerprint", "")), _parsed(prints)):
                 raise Damaged(f"{file} belongs to another experiment ({', '.join(differ)})")
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        if about.get("checksum") != _checksum(tensors, about["facts"]):
-            raise Damaged(f"{file} is damaged: its checksum is wrong")
-        facts = json.loads(about["facts"])
-        if (facts["name"], facts["run"]) != (file.stem, _whose(file)):
-            raise Damaged(f"{file} is a copy of {facts['name']}.safetensors of {facts['run']}")
-        return tensors, facts
+            if about["checksum"] != _checksum(tensors, about["facts"]):
+                raise ValueError("its checksum is wrong")
+            facts = json.loads(about["facts"])
+            if (facts["name"], facts["run"]) != (file.stem, _whose(file)):
+                raise Damaged(f"{file} is a copy of {facts['name']}.safetensors of {facts['run']}")
+            return tensors, facts
     except FileNotFoundError as error:  # as safetensors calls whatever is in the way of opening it
         read(file)  # says what it is
         raise Unreadable.of(file, error) from None
     except OSError as error:
         raise Unreadable.of(file, error) from None
-    except (safetensors.SafetensorError, *MALFORMED) as error:
+
+
+@contextmanager
+def wellformed(file: Path) -> Iterator[None]:
+    """Within it, a file that does not say what it should is Damaged, even if its checksum is right."""
+    try:
+        yield
+    except KeyError as error:
+        raise Damaged(f"{file} is damaged: {error} is missing") from None
+    except MALFORMED as error:
         raise Damaged(f"{file} is damaged: {error}") from None
+
+
+def _parsed(text: str) -> dict[str, str]:
+    """`data=... model=...` as a dict."""
+    return dict(part.split("=", 1) for part in text.split())
 
 
 def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
@@ -135,118 +151,21 @@ def identity(deciding: Mapping[str, str], run: Run, prints: Mapping[str, str] | 
     return " ".join([settings, *(f"{name}={value}" for name, value in sorted((prints or {}).items()))])
 
 
-def write_state(run: Run, name: str, state: State, identity: str) -> None:
-    """Write a set of weights: `initial`, `rewind`, `dense` or `trained_07`."""
-    save_tensors(run.saves / f"{name}.safetensors", state, identity)
-
-
-def read_state(run: Run, name: str, identity: str | None = None) -> State:
-    """The weights that `write_state` wrote."""
-    return load_tensors(run.saves / f"{name}.safetensors", identity)[0]
-
-
 def numbered(kind: str, round: int) -> str:
     """The name of a round's file: ticket_07 or trained_07."""
     return f"{kind}_{round:02d}"
 
 
-def write_ticket(run: Run, ticket: Ticket, identity: str) -> None:
-    """Write a ticket: its masks as bits and, where it is its own, its start."""
-    tensors = {f"mask/{name}": pruning.pack(mask) for name, mask in ticket.masks.items()}
-    if ticket.origin == "own":
-        tensors |= {f"start/{name}": value for name, value in ticket.start.items()}
-    shapes = [[name, list(mask.shape)] for name, mask in ticket.masks.items()]  # in the order of the layers
-    ties = {"at_random": ticket.at_random} if ticket.at_random else {}
-    file = run.saves / f"{numbered('ticket', ticket.round)}.safetensors"
-    save_tensors(file, tensors, identity, round=ticket.round, shapes=shapes, origin=ticket.origin, **ties)
+def packed(masks: Masks) -> tuple[dict[str, Tensor], list[Any]]:
+    """Masks as bits, and their shapes in the order of the layers."""
+    bits = {f"mask/{name}": pruning.pack(mask) for name, mask in masks.items()}
+    return bits, [[name, list(mask.shape)] for name, mask in masks.items()]
 
 
-def of_rounds(run: Run, kind: str) -> dict[int, Path]:
-    """The files of that kind, `ticket` or `trained`, by their rounds; what else lies beside them is the user's."""
-    files = {file.stem.removeprefix(f"{kind}_"): file for file in run.saves.glob(f"{kind}_*.safetensors")}
-    return {
-        int(number): file
-        for number, file in sorted(files.items())
-        if number.isdecimal() and numbered(kind, int(number)) == file.stem
-    }
-
-
-def rounds_with_ticket(run: Run) -> list[int]:
-    """The rounds whose tickets are on disk."""
-    return sorted(of_rounds(run, "ticket"))
-
-
-def last_finished(run: Run) -> int:
-    """The last finished round that has a ticket; where none is finished, the only one that has. ValueError if there are
-    several."""
-    have, finished = rounds_with_ticket(run), tables.finished_rounds(run)
-    if not finished and len(have) > 1:
-        raise ValueError(f"{run.saves} has tickets of {len(have)} rounds, of which {run.dumps} knows none as finished")
-    return max((number for number in have if number < finished), default=next(iter(have), 0))
-
-
-def read_ticket(run: Run, round: int, identity: str | None = None) -> Ticket:
-    """The ticket that a round's training starts from."""
-    file = run.saves / f"{numbered('ticket', round)}.safetensors"
-    tensors, facts = load_tensors(file, identity)
-    masks, origin = _masks(file, tensors, facts), facts.get("origin")
-    if origin == "own":
-        start = {name.removeprefix("start/"): value for name, value in tensors.items() if name.startswith("start/")}
-    elif origin in ("initial", "rewind"):
-        start = read_state(run, origin, identity)
-    else:
-        raise Damaged(f"{file} is damaged: it starts from {origin!r}")
-    if any(name not in start or start[name].shape != mask.shape for name, mask in masks.items()):
-        raise Damaged(f"{file} is damaged: its masks do not fit the weights that it starts from")
-    return Ticket(round, masks, start, origin, facts.get("at_random", 0))
-
-
-def read_masks(run: Run, round: int, identity: str | None = None) -> Masks:
-    """The masks of that ticket, whatever has become of the weights that it starts from."""
-    file = run.saves / f"{numbered('ticket', round)}.safetensors"
-    return _masks(file, *load_tensors(file, identity))
-
-
-def _masks(file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Masks:
-    with _wellformed(file):
-        shapes = {name: tuple(shape) for name, shape in facts["shapes"]}
-        for name, shape in shapes.items():
-            if min(shape, default=1) < 0 or tensors[f"mask/{name}"].shape != (-(-math.prod(shape) // 8),):
-                raise ValueError(f"the mask of {name} is not as long as its layer")
-        return {name: pruning.unpack(tensors[f"mask/{name}"], shape) for name, shape in shapes.items()}
-
-
-@contextmanager
-def _wellformed(file: Path) -> Iterator[None]:
-    """Within it, a file whose checksum is right but that does not say what it should is Damaged."""
-    try:
-        yield
-    except MALFORMED as error:
-        raise Damaged(f"{file} is damaged: {type(error).__name__} {error}") from None
-
-
-_PARTS = ("final", "best", "rewind", "extra")
-
-
-def write_checkpoint(run: Run, round: int, trained: Trained, identity: str, name: str = "checkpoint") -> None:
-    """Write where a round is, complete or not."""
-    tensors = {f"{part}/{name}": value for part in _PARTS for name, value in getattr(trained, part).items()}
-    tensors["evals"] = torch.tensor([list(asdict(e).values()) for e in trained.evals], dtype=torch.float64)
-    facts = {"round": round, "iteration": trained.iteration, "seconds": trained.seconds}
-    save_tensors(run.saves / f"{name}.safetensors", tensors, identity, supermask=trained.supermask, **facts)
-
-
-def read_checkpoint(run: Run, identity: str | None = None, name: str = "checkpoint") -> tuple[int, Trained]:
-    """The round that the checkpoint belongs to, and where it is."""
-    file = run.saves / f"{name}.safetensors"
-    tensors, facts = load_tensors(file, identity)
-    parts: dict[str, State] = {part: {} for part in _PARTS}
-    for key, value in tensors.items():
-        part, _, rest = key.partition("/")
-        if part in parts:
-            parts[part][rest] = value
-    with _wellformed(file):
-        round, iteration, seconds = int(facts["round"]), int(facts["iteration"]), dict(facts["seconds"])
-        evals = [Evaluation(int(row[0]), *map(float, row[1:])) for row in tensors["evals"].tolist()]
-        final, best, rewind, extra = (parts[part] for part in _PARTS)
-        return round, Trained(iteration, evals, final, best, rewind, extra, None, seconds, facts["supermask"])
+def unpacked(bits: Mapping[str, Tensor], shapes: list[Any]) -> Masks:
+    """The masks that `packed` was given. ValueError, TypeError or KeyError if these cannot be."""
+    sizes = {name: tuple(shape) for name, shape in shapes}
+    for name, shape in sizes.items():
+        if min(shape, default=1) < 0 or bits[f"mask/{name}"].shape != (-(-math.prod(shape) // 8),):
+            raise ValueError(f"the mask of {name} is not as long as its layer")
+    return {name: pruning.unpack(bits[f"mask/{name}"], shape) for name, shape in sizes.items()}

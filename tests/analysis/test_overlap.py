@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import lth
 from lth import pruning
 from lth.analysis import overlap
-from lth.records import tickets
+from lth.records.store import Store
 from lth.records.tables import Run
 
 Counts = tuple[int, int, int]
@@ -116,7 +116,7 @@ def test_all_pairs_of_runs_in_every_round_that_both_have(make_runs: MakeRuns, tm
     assert set(whole["arm_a"]) | set(whole["arm_b"]) == {"lt", "snip", "ticket_shuffle"}, "masks of lt taken twice"
     assert whole.groupby("round").size().to_dict() == {1: 15, 2: 6}, "pairs of 6 masks, and of 4"
     pair = whole.query("round == 2 and arm_a == 'lt' and arm_b == 'lt'").iloc[0]
-    masks = [tickets.read_masks(Run(tmp_path, "fc1", "mnist", runs[0].settings, "lt", seed), 2) for seed in (0, 1)]
+    masks = [Store(Run(tmp_path, "fc1", "mnist", runs[0].settings, "lt", seed)).masks(2) for seed in (0, 1)]
     assert (pair["seed_a"], pair["seed_b"]) == (0, 1)
     assert pair["remaining"] == pytest.approx(pruning.remaining(masks[0]), abs=1e-3)
     assert pair["both"] == sum(int((masks[0][name] & masks[1][name]).sum()) for name in masks[0])

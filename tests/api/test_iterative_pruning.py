@@ -37,6 +37,7 @@ from lth.api.own_network import OwnNet
 from lth.commands import session
 from lth.models import building
 from lth.records import tables, tickets
+from lth.records.store import Store
 
 ISSUE = """
 import torch, torch.nn as nn, torch.nn.utils.prune as prune
@@ -84,7 +85,7 @@ def test_a_net_of_ones_own_gives_the_numbers_of_the_built_in_experiment(place: P
     config = settings(place, valid_size=20, prune_percent=30, precision="fp32")
     (run,) = do(config)
     make = building.find("mlp", "tiny", 4)
-    start = tickets.read_state(run, "initial")
+    start = Store(run).weights("initial")
     images = data.load("tiny", place / "data")
     options = {"lr": 0.01, "batch_size": 10, "valid_size": 20, "valid_freq": "4it", "precision": "fp32"}
     history = find(building.load_state(make(), start), images, iterations=8, **options)
@@ -102,7 +103,7 @@ def test_the_returned_net_has_the_weights_at_early_stop_not_the_last_ones(tmp_pa
     )
     assert history[-1]["ES"] < 30
     (folder,) = tmp_path.glob("saves/*/*/*/*/seed0")
-    last = tickets.read_checkpoint(tables.Run(tmp_path, *folder.parts[-5:-1], 0))[1].final  # type: ignore[arg-type]
+    last = Store(tables.Run(tmp_path, *folder.parts[-5:-1], 0)).saved()[1].final  # type: ignore[arg-type]
     assert not net.get_parameter("fc2.weight").equal(last["fc2.weight"])
     net.eval()
     with torch.no_grad():

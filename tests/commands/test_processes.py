@@ -25,10 +25,11 @@ from lth.commands.queue import FAILED, Piece, Queue
 from lth.commands.tasks import runs_of
 from lth.experiment import Experiment
 from lth.experiment.trainer import Trainer as TicketTrainer
-from lth.records import tables, tickets
+from lth.records import tables
 from lth.records.events import Evaluated, Event
 from lth.records.files import RecordError, Unreadable
 from lth.records.lock import Locks, Lost
+from lth.records.store import Store
 from lth.records.tables import Run
 from lth.settings.config import Config
 from lth.training.train import TrialError
@@ -57,7 +58,7 @@ def test_after_a_stop_the_advice_moves_nothing_aside(
     said = " ".join(capsys.readouterr().err.split())
     assert said == f"stopped by SIGTERM: finished rounds are kept, the same command {goes_on} continues from here"
     made = experiment(settings(place, prune_iterations=1, overwrite=bool(argv)))
-    monkeypatch.setattr(made, "record", lambda run, *given: tickets.read_ticket(run, 1))
+    monkeypatch.setattr(made, "record", lambda run, *given: Store(run).ticket(1))
     with pytest.raises(RecordError, match=rf"is gone: the same command {goes_on} continues from the last good round$"):
         made.run(runs_of(made.trainer.config), 1)
     monkeypatch.setattr(loop.devices, "answers", lambda device: False)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors
 from helpers import CPU, Told, arrays, assert_same, do, results, settings
 from own import runner
 
@@ -257,10 +258,6 @@ def test_a_model_edited_while_workers_start_is_not_trained_by_them(place: Path) 
     made = Experiment(config, Problem.of(config, data.load("tiny", place / "data")), CPU, told)
     with pytest.raises(RecordError, match="the model has changed since"):
         made.run(runs, 3)
-    (runs[0].dumps / "config.json").unlink()  # the files under saves/ have it too
-    with pytest.raises(RecordError, match="the model has changed since"):
-        made.run(runs, 3)
-    del before[runs[0].dumps / "config.json"]
     assert everything(place) == before and not told
 
 
@@ -334,7 +331,7 @@ def test_each_run_has_one_folder(place: Path) -> None:
     """Nothing else is called seed01."""
     (run,) = session.run(settings(place, prune_iterations=1))
     shutil.copytree(run.dumps, run.dumps.with_name("seed00"))
-    assert len(lth.results(place)) == 1 and identity.neighbours(run) == [run]
+    assert len(lth.results(place)) == 1 and tables.runs_at(place, "dumps/*/*/*/*/*") == [run]
 
 
 def test_a_stop_between_the_folders_that_overwrite_moves_aside_loses_nothing(
@@ -366,4 +363,7 @@ def test_every_saved_file_says_what_it_belongs_to(place: Path) -> None:
     about = json.loads((run.dumps / "config.json").read_text())["fingerprint"]
     assert {*about} == {"model", "data"}
     files = sorted(run.saves.glob("*.safetensors"))
-    assert len(files) == 3 + 3 + 4 and all(identity.fingerprint_of(file) == about for file in files)
+    assert len(files) == 3 + 3 + 4
+    for file in files:
+        with safetensors.safe_open(file, framework="np") as opened:
+            assert dict(part.split("=") for part in opened.metadata()["fingerprint"].split()) == about

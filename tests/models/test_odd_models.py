@@ -16,7 +16,8 @@ import main
 import utils
 from lth.commands import session
 from lth.models import building
-from lth.records import tables, tickets
+from lth.records import tables
+from lth.records.store import Store
 from lth.settings.config import ConfigError
 from lth.training.problem import Problem, stackable
 from lth.training.schedule import Plan
@@ -180,7 +181,7 @@ def test_layers_without_weights_are_none(place: Path) -> None:
     empty += "        x = x.flatten(1)\n        return self.fc(x) + self.none(x).sum(1, keepdim=True)\n"
     assert ran(place, "empty", empty) == 0
     (run,) = tables.find(place, "empty")
-    assert set(tables.table(run, "layers")["layer"]) == {"fc.weight"} == tickets.read_ticket(run, 1).masks.keys()
+    assert set(tables.table(run, "layers")["layer"]) == {"fc.weight"} == Store(run).ticket(1).masks.keys()
 
 
 def test_weights_that_no_seed_changes_are_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,8 @@ from torch.nn.utils import parametrizations, parametrize
 from lth import prune, pruning, rng
 from lth.commands import session
 from lth.models import building, prunable
-from lth.records import tables, tickets
+from lth.records import tables
+from lth.records.store import Store
 from lth.training.network import Fused, Network
 
 CPU = torch.device("cpu")
@@ -384,7 +385,7 @@ def test_a_recurrent_model_goes_through_a_whole_experiment(
         assert layers_csv.loc[1].to_dict() == {n: w if n == "head.weight" else 3 * w // 4 for n, w in weights.items()}
         rounds = tables.table(run, "rounds")
         assert rounds["remaining"].tolist() == pytest.approx([100, 100 * (0.75 * 896 + 32) / 928], abs=1e-3)
-        state, masks = tickets.read_state(run, "trained_01"), tickets.read_ticket(run, 1).masks
+        state, masks = Store(run).weights("trained_01"), Store(run).ticket(1).masks
         assert all((state[name] != 0).equal(mask) for name, mask in masks.items())
     said = capsys.readouterr().out
     assert "embedding.weight (an embedding: see prune_embeddings)" in said

@@ -6,7 +6,6 @@ import shutil
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,7 +112,7 @@ def test_figures_are_up_to_date_until_what_they_show_changes(
         assert not current(), name
         file.write_bytes(before)
     rounds, _ = journal.load(runs[0].dumps)
-    slower = [replace(entry, tables={**entry.tables, "times": [f"{entry.round},99,98,1"]}) for entry in rounds]
+    slower = [{**entry, "times": [f"{number},99,98,1"]} for number, entry in enumerate(rounds)]
     journal.save(runs[0].dumps, slower)
     assert current(), "--overwrite has given the same numbers in another time"
     (runs[0].saves).mkdir(parents=True)

@@ -15,8 +15,8 @@ from drawn import lines_in
 from matplotlib.figure import Figure
 
 from lth.plots import report, weights
-from lth.records import tickets
 from lth.records.files import read_json, write_json
+from lth.records.store import Store
 from lth.records.tickets import Ticket
 
 pytestmark = pytest.mark.versions
@@ -42,10 +42,10 @@ def test_pixels_show_where_the_ticket_looks(tmp_path: Path, make_runs: MakeRuns,
     colors = plt.get_cmap("viridis")(last / panels[0].images[0].get_clim()[1])
     assert np.abs(plt.imread(io.BytesIO(png)) - colors).max() < 0.01, "the report's map has the scale of the figure"
     empty = make_runs(arms=["lt"], seeds=[0], rounds=4, percent=100.0)
-    ticket = tickets.read_ticket(empty[0], 0)
+    ticket = Store(empty[0]).ticket(0)
     mask = torch.zeros(12, 8, 8, dtype=torch.bool)
     mask[:, 0, 5] = True  # in the first row, to the right
-    tickets.write_ticket(empty[0], Ticket(0, {**ticket.masks, "fc1.weight": mask.flatten(1)}, ticket.start), "test")
+    Store(empty[0], "test").write_ticket(Ticket(0, {**ticket.masks, "fc1.weight": mask.flatten(1)}, ticket.start))
     for draw in (weights.first_layer, weights.initial_weights):  # without weights too
         draw(empty, tmp_path)
     image = sheets["first_layer"].axes[0].images[0]

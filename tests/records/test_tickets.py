@@ -14,33 +14,28 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from lth.records import resume, tickets
+from lth.records import tickets
+from lth.records.store import Store
 from lth.records.tables import Run
+from lth.records.tickets import Ticket, numbered
 
 pytestmark = pytest.mark.versions
 
 
-def test_a_ticket_keeps_the_order_of_the_layers(tmp_path: Path) -> None:
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(Run(tmp_path, "net", "images", "default", "lt", 0), "settings")
+
+
+def test_a_ticket_keeps_the_order_of_the_layers(store: Store) -> None:
     """layers.csv must not depend on whether a round's ticket was made just now or read after a stop."""
-    run = Run(tmp_path, "net", "images", "default", "lt", 0)
     masks = {"features.conv.weight": torch.tensor([True, False, True]), "classifier.weight": torch.ones(2, 2).bool()}
     start = {"features.conv.weight": torch.randn(3), "classifier.weight": torch.randn(2, 2)}
-    tickets.write_ticket(run, tickets.Ticket(3, masks, start, "own"), "settings")
-    read = tickets.read_ticket(run, 3, "settings")
-    assert list(read.masks) == list(masks)
+    store.write_ticket(Ticket(3, masks, start, "own", at_random=2))
+    read = store.ticket(3)
+    assert list(read.masks) == list(masks) and read.at_random == 2
     assert all(torch.equal(read.masks[name], masks[name]) for name in masks)
     assert all(torch.equal(read.start[name], start[name]) for name in start)
-
-
-def test_a_digit_altered_in_what_a_file_says_of_itself_is_damage(tmp_path: Path) -> None:
-    file = tmp_path / "checkpoint.safetensors"
-    tickets.save_tensors(file, {"w": torch.ones(2)}, "settings", iteration=4321, val_loss=0.25)
-    sound = file.read_bytes()
-    assert sound.count(b"4321") == 1 and sound.count(b"0.25") == 1
-    for there, instead in ((b"4321", b"4322"), (b"0.25", b"0.15")):
-        file.write_bytes(sound.replace(there, instead))
-        with pytest.raises(tickets.Damaged, match="its checksum is wrong"):
-            tickets.load_tensors(file, "settings")
 
 
 MASK = {"mask/w": torch.tensor([0b10110000], dtype=torch.uint8)}  # of 2 x 3 weights
@@ -48,51 +43,46 @@ START = {"start/w": torch.ones(2, 3)}
 FACTS = {"round": 1, "shapes": [["w", [2, 3]]], "origin": "own"}
 
 
-@pytest.mark.parametrize(
-    ("tensors", "facts"),
-    [
-        ({**MASK, **START}, {**FACTS, "shapes": [["w", [2, 30]]]}),  # the mask is cut short
-        ({**MASK, **START}, {**FACTS, "shapes": [["w", [-2, -3]]]}),
-        ({**MASK, **START}, {**FACTS, "shapes": {"w": 6}}),
-        ({**MASK, **START}, {**FACTS, "shapes": [["w", "ab"]]}),
-        ({**MASK, **START}, {**FACTS, "shapes": [["other", [2, 3]]]}),
-        ({"mask/w": torch.ones(1), **START}, FACTS),
-        ({**MASK, "start/w": torch.ones(6)}, FACTS),
-        (MASK, FACTS),
-        (MASK, {**FACTS, "origin": "../../other/seed0/initial"}),
-        (MASK, {**FACTS, "origin": ["initial"]}),
-        ({**MASK, **START}, {}),
-        ({**MASK, **START}, {**FACTS, "name": None}),
-        ({**MASK, **START}, {**FACTS, "run": 3}),
-    ],
-)
-def test_a_crafted_ticket_is_damaged(tmp_path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+CRAFTED: list[tuple[dict[str, Tensor], dict[str, Any]]] = [
+    ({}, {"shapes": [["w", [2, 30]]]}),  # the mask is cut short
+    ({}, {"shapes": [["w", [-2, -3]]]}),
+    ({}, {"shapes": {"w": 6}}),
+    ({}, {"shapes": [["w", "ab"]]}),
+    ({}, {"shapes": [["other", [2, 3]]]}),
+    ({}, {"at_random": "many"}),
+    ({}, {"at_random": [1]}),
+    ({}, {"at_random": None}),
+    ({}, {"origin": "../../other/seed0/initial"}),
+    ({}, {"origin": ["initial"]}),
+    ({}, {"name": None}),
+    ({}, {"run": 3}),
+    ({"mask/w": torch.ones(1)}, {}),
+    ({"start/w": torch.ones(6)}, {}),
+]
+
+
+def test_a_crafted_ticket_is_damaged(store: Store) -> None:
     """Whatever it says, its checksum is right."""
-    run = Run(tmp_path, "net", "images", "default", "lt", 0)
-    file = run.saves / "ticket_01.safetensors"
+    file = store.file("ticket_01")
     tickets.save_tensors(file, {**MASK, **START}, "settings", **FACTS)
-    assert tickets.read_ticket(run, 1).masks["w"].sum() == 3
-    tickets.save_tensors(file, tensors, "settings", **facts)
-    with pytest.raises(tickets.Damaged, match=r"ticket_01\.safetensors"):
-        tickets.read_ticket(run, 1)
+    assert store.ticket(1).masks["w"].sum() == 3
+    contents = [({**MASK, **START, **tensors}, {**FACTS, **facts}) for tensors, facts in CRAFTED]
+    for tensors, facts in (*contents, (MASK, FACTS), ({**MASK, **START}, {})):
+        tickets.save_tensors(file, tensors, "settings", **facts)
+        with pytest.raises(tickets.Damaged, match=r"ticket_01\.safetensors"):
+            store.ticket(1)
 
 
-@pytest.mark.parametrize(
-    ("evals", "facts"),
-    [
-        *((5, {"round": "one"}), (5, {"seconds": 3}), (5, {"seconds": None}), (5, {"iteration": None})),
-        *((5, {"name": "dense"}), (3, {})),
-    ],
-)
-def test_a_crafted_checkpoint_is_damaged(tmp_path: Path, evals: int, facts: dict[str, Any]) -> None:
-    run = Run(tmp_path, "net", "images", "default", "lt", 0)
+def test_a_crafted_checkpoint_is_damaged(store: Store) -> None:
     sound = {"round": 1, "iteration": 8, "seconds": {}, "supermask": None}
-    file = run.saves / "checkpoint.safetensors"
+    file = store.file("checkpoint")
     tickets.save_tensors(file, {"evals": torch.ones(1, 5)}, "settings", **sound)
-    assert tickets.read_checkpoint(run)[0] == 1
-    tickets.save_tensors(file, {"evals": torch.ones(1, evals)}, "settings", **{**sound, **facts})
-    with pytest.raises(tickets.Damaged, match=r"checkpoint\.safetensors"):
-        tickets.read_checkpoint(run)
+    assert store.saved()[0] == 1
+    crafted: list[tuple[int, dict[str, Any]]] = [(5, {name: None}) for name in ("round", "seconds", "iteration")]
+    for evals, facts in (*crafted, (5, {"round": "one"}), (5, {"seconds": 3}), (5, {"name": "dense"}), (3, {})):
+        tickets.save_tensors(file, {"evals": torch.ones(1, evals)}, "settings", **{**sound, **facts})
+        with pytest.raises(tickets.Damaged, match=r"checkpoint\.safetensors"):
+            store.saved()
 
 
 class Malicious:
@@ -133,18 +123,19 @@ DAMAGE: dict[str, Callable[[Path], bytes]] = {
     "belongs to other settings": with_metadata(identity="0123456789abcdef"),
     "newer version": with_metadata(format="2"),
     "deep": with_metadata(facts="[" * 100_000 + "]" * 100_000),
+    "checksum is wrong": lambda file: file.read_bytes().replace(b"4321", b"4322"),
     "foreign": lambda file: safetensors.torch.save({"a": torch.ones(3)}),
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_whatever_is_in_a_file_is_never_executed_and_named_if_it_cannot_be_used(tmp_path: Path, kind: str) -> None:
-    file = tmp_path / "initial.safetensors"
-    tickets.save_tensors(file, {"w": torch.ones(20)}, "settings")
-    file.write_bytes(DAMAGE[kind](file))
-    with pytest.raises(tickets.Damaged, match=r"initial\.safetensors") as error:
-        tickets.load_tensors(file, "settings")
-    assert not file.with_name("executed").exists() and (" " not in kind or kind in str(error.value))
+def test_whatever_is_in_a_file_is_never_executed_and_named_if_it_cannot_be_used(tmp_path: Path) -> None:
+    for kind, damaged in DAMAGE.items():
+        file = tmp_path / kind / "initial.safetensors"
+        tickets.save_tensors(file, {"w": torch.ones(20)}, "settings", iteration=4321)
+        file.write_bytes(damaged(file))
+        with pytest.raises(tickets.Damaged, match=r"initial\.safetensors") as error:
+            tickets.load_tensors(file, "settings")
+        assert not file.with_name("executed").exists() and (" " not in kind or kind in str(error.value))
 
 
 @pytest.mark.parametrize("name", ["ticket_01", "trained_01", "checkpoint", "dense", "initial", "ticket_00"])
@@ -153,8 +144,8 @@ def test_files_of_other_runs_are_refused_but_for_the_dense_round_that_arms_share
     tmp_path: Path, name: str, other: str
 ) -> None:
     file, source = (tmp_path / run / f"{name}.safetensors" for run in ("lt/seed0", other))
-    for each in (file, source):
-        tickets.save_tensors(each, {"w": torch.ones(2)}, "settings")
+    tickets.save_tensors(source, {"w": torch.ones(2)}, "settings")
+    file.parent.mkdir(parents=True)
     shutil.copy(source, file)
     if other == "reinit/seed0" and name in tickets.SHARED:
         tickets.load_tensors(file, "settings")
@@ -163,14 +154,14 @@ def test_files_of_other_runs_are_refused_but_for_the_dense_round_that_arms_share
             tickets.load_tensors(file, "settings")
 
 
-def test_rounds_that_are_made_again_leave_nothing_but_the_ticket_they_start_from(tmp_path: Path) -> None:
-    run = Run(tmp_path, "net", "images", "default", "lt", 0)
-    run.saves.mkdir(parents=True)
-    files = [f"{kind}_{number:02}.safetensors" for kind in ("ticket", "trained") for number in range(4)]
+def test_rounds_that_are_made_again_leave_nothing_but_the_ticket_they_start_from(store: Store) -> None:
+    saves = store.run.saves
+    saves.mkdir(parents=True)
+    files = [numbered(kind, number) for kind in ("ticket", "trained") for number in range(4)]
     copies = ["ticket_02 copy", "ticket_03 (1)", "ticket_3", "ticket_best", "trained_03_old", "trained_best"]
-    for name in (*files, "initial.safetensors", "dense.safetensors", *(f"{copy}.safetensors" for copy in copies)):
-        (run.saves / name).touch()
-    assert tickets.rounds_with_ticket(run) == [0, 1, 2, 3]
-    resume.drop_rounds(run, 2)
+    for name in (*files, "initial", "dense", *copies):
+        store.file(name).touch()
+    assert list(store.of_rounds("ticket")) == [0, 1, 2, 3]
+    store.drop_rounds(2)
     kept = ["dense", "initial", "ticket_00", "ticket_01", "ticket_02", "trained_00", "trained_01"]
-    assert sorted(file.stem for file in run.saves.iterdir()) == sorted([*kept, *copies])
+    assert sorted(file.stem for file in saves.iterdir()) == sorted([*kept, *copies])

@@ -30,7 +30,9 @@ from lth.commands.tasks import runs_of
 from lth.data.images import Feed
 from lth.models import building
 from lth.pruning import Masks
-from lth.records import tables, tickets
+from lth.records import tables
+from lth.records.store import Store
+from lth.records.tickets import numbered
 from lth.settings.config import Config
 from lth.training import kernels, sparse, sparse_linear
 from lth.training.network import Network
@@ -293,10 +295,10 @@ def test_experiments_are_sparse_where_the_table_says_with_the_same_bytes_after_a
     assert_same(results(stopped.root), results(whole.root))
     assert results(off.root).keys() == results(whole.root).keys()
     for number in range(5):
-        one, two = (tickets.read_state(run, tickets.numbered("trained", number)) for run in (found, other))
+        one, two = (Store(run).weights(numbered("trained", number)) for run in (found, other))
         for name, tensor in two.items():
             torch.testing.assert_close(one[name], tensor, rtol=2e-3, atol=2e-4)
-        assert torch.equal(one["layers.1.weight"] != 0, tickets.read_ticket(found, number).masks["layers.1.weight"])
+        assert torch.equal(one["layers.1.weight"] != 0, Store(found).ticket(number).masks["layers.1.weight"])
 
 
 def test_a_run_continues_by_the_rule_it_began_with(

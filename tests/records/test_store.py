@@ -21,7 +21,7 @@ from lth.records.files import RecordError
 from lth.records.tables import Run
 from lth.settings.config import Config
 
-ROUNDS, MORE = 3, 4
+ROUNDS, MORE = 2, 3
 posix = pytest.mark.skipif(os.name != "posix", reason="needs links and limits of POSIX")
 
 
@@ -98,8 +98,8 @@ def forbidden(run: Run) -> Iterator[None]:
 
 
 REACH = {
-    unmounted: r"lt seed0: 3 rounds are finished, but there are no weights in .*saves.*: is its disk there\?",
-    deleted: r"lt seed0: 3 rounds are finished, but there are no weights in .*saves.*: is its disk there\?",
+    unmounted: r"lt seed0: 2 rounds are finished, but there are no weights in .*saves.*: is its disk there\?",
+    deleted: r"lt seed0: 2 rounds are finished, but there are no weights in .*saves.*: is its disk there\?",
     loop: r"ticket_01\.safetensors cannot be read \(",
     forbidden: r"initial\.safetensors cannot be read \(Permission denied\)",
 }
