@@ -155,3 +155,9 @@ def amx() -> bool:
     """Whether this processor has tiles for products of bfloat16 matrices (AMX), as far as PyTorch says."""
     asked = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return bool(asked and asked())
+
+
+def tiles() -> bool:
+    """Whether float32 products are computed with such tiles now (lth.training.numerics)."""
+    backends: Any = torch.backends
+    return backends.mkldnn.matmul.fp32_precision == "bf16" and amx()

@@ -45,7 +45,7 @@ class Network:
         if self.trials == 1 and convolutional and channels_last:
             self.model.to(memory_format=torch.channels_last)
         # Images that one forward pass evaluates: on a CPU, few where what lies between products leaves its cache.
-        few = 100 if convolutional else 200 if sparse else sys.maxsize
+        few = 100 if convolutional else 200 if sparse and not kernels.tiles() else sys.maxsize
         self.at_once = few if device.type == "cpu" else sys.maxsize
         self.tensors: dict[str, Tensor] = dict([*model.named_parameters(), *model.named_buffers()])
         self.learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]

@@ -20,13 +20,13 @@ from lth.settings.config import Config
 from lth.training import kernels
 from lth.training.sparse_linear import Places
 
-# A layer is trained sparsely if at most this share of its weights survives: see the table of benchmarks/README.md.
+# A layer is trained sparsely if at most this share of its weights survives: see the tables of benchmarks/README.md.
 BELOW = ((256, 0.27), (math.inf, 0.17))  # for batches up to so many examples
+BELOW_AMX = ((100, 0.135), (256, 0.036), (math.inf, 0.0))  # where `fast` means products with bfloat16 tiles
 # A layer of so few weights gains only beside a sparse larger one, since autograd then treats both as one: a step of
 # fc1, all others at 21% (at 6.9%), took 0.67 (0.60) of the dense one's time with its last layer, 1000 weights, dense at
 # 48% (28%), and 0.55 (0.46) with that sparse too; 1.1 with that one sparse alone.
 SMALL, BESIDE = 4096, 0.6
-AMX_FACTOR = 0.5  # of the share, where `fast` means bfloat16 tiles, about twice as quick. An estimate, not measured.
 TENSOR: Any = Tensor
 HARMLESS = {TENSOR.device.__get__, TENSOR.dtype.__get__}  # of a sparse weight they are the same
 UNAVAILABLE = "this PyTorch has no quick sparse products: sparse rounds take as long as dense ones"
@@ -41,9 +41,9 @@ def limits(config: Config) -> dict[str, float]:
     """
     if config.sparse == "off" or config.precision == "bf16" or (config.stack or 1) > 1 or not available():
         return {}
-    share = next(share for most, share in BELOW if config.batch_size <= most)
-    factor = AMX_FACTOR if config.precision == "fast" and kernels.amx() else 1.0
-    return {str(SMALL): BESIDE * factor, "more": share * factor}
+    shares = BELOW_AMX if config.precision == "fast" and kernels.amx() else BELOW
+    share = next(share for most, share in shares if config.batch_size <= most)
+    return {str(SMALL): BESIDE, "more": share}
 
 
 def choose(model: nn.Module, masks: Sequence[Masks], shares: Mapping[str, float], example: Tensor) -> list[str]:

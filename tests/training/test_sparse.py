@@ -306,6 +306,7 @@ def test_a_run_continues_by_the_rule_it_began_with(
 ) -> None:
     """As where machines with and without AMX share a folder: numbers must not depend on who continues."""
     config = settings(place, **ROUNDS)
+    monkeypatch.setattr(kernels, "tiles", lambda: False)  # only the choice of layers is pretended
     with monkeypatch.context() as tiles:
         tiles.setattr(kernels, "amx", lambda: True)
         (whole,) = session.run(replace(config, root=place / "whole"))
@@ -314,6 +315,24 @@ def test_a_run_continues_by_the_rule_it_began_with(
     (run,) = session.run(config)
     assert sparse_layers == [0, 2, 2], "without tiles the third round would be sparse too"
     assert_same(results(run.root, ("dumps",)), results(whole.root, ("dumps",)))
+
+
+def test_with_bfloat16_tiles_evaluations_are_dense_and_trainings_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same logits, by the weight as a whole."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 5)), torch.randn(7, 30)
+    masks = {"0.weight": torch.rand(20, 30) < 0.2, "2.weight": torch.rand(5, 20) < 0.3}
+    sparse_linear.become_sparse(model, masks)
+    with torch.no_grad():
+        expected = model.eval()(x)
+        calls = list[str]()
+        product = kernels.sparse_product
+        monkeypatch.setattr(kernels, "tiles", lambda: True)
+        monkeypatch.setattr(kernels, "sparse_product", lambda *a: (calls.append("sparse"), product(*a))[1])
+        torch.testing.assert_close(model(x), expected)
+        assert not calls
+    model.train()(x).sum().backward()
+    assert calls
 
 
 @pytest.mark.parametrize("arch_type", ["mlp", "drop"])
