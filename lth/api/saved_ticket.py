@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from lth import prune, pruning
-from lth.api import export
+from lth.api import compaction, export, sizes
 from lth.commands import device as devices
 from lth.data.images import Images
 from lth.data.loaders import test_batches
@@ -132,6 +133,7 @@ class SavedTicket:
         example: Tensor | None = None,
         model: nn.Module | None = None,
         weights: str = "trained",
+        compact: bool = False,
     ) -> Path:
         """Write the network, pruned weights as zeros, for other programs. Returns the file's path.
 
@@ -142,17 +144,62 @@ class SavedTicket:
                 config.json has it. The network takes images scaled as the run's `--pixels` says.
             model: as in `evaluate`.
             weights: "trained" or "start".
+            compact: write the smaller network that `compact` gives.
 
         Raises TypeError, ValueError: an argument is wrong, or the model cannot be exported; ImportError: ONNX is not
         there; lth.records.files.RecordError: the file cannot be written.
         """
+        example, made = self._examples(example), self._applied(model, weights)
+        if checks.truth("compact", compact):
+            made = compaction.compact(made, example)
+        return export.export(made, checks.path("file", file), example)
+
+    def compact(
+        self, example: Tensor | None = None, model: nn.Module | None = None, weights: str = "trained"
+    ) -> nn.Module:
+        """A smaller dense network with the same logits, in evaluation mode on the CPU: without units and channels that
+        have no outgoing weights left, and without those whose value is always the same, which biases take over.
+
+        Args:
+            example: as in `export`.
+            model: as in `evaluate`; of Linear, Conv2d, batch norm, ReLU, pooling, flatten and residual additions.
+            weights: "trained" or "start".
+
+        `sizes` says what it saves. Raises TypeError, ValueError: an argument is wrong, or the model has other parts.
+        """
+        return compaction.compact(_plain(self._applied(model, weights)), self._examples(example))
+
+    def sizes(
+        self, example: Tensor | None = None, model: nn.Module | None = None, weights: str = "trained"
+    ) -> pd.DataFrame:
+        """What the ticket takes on disk and in time on this machine's CPU, in four forms. Takes seconds.
+
+        Args:
+            example: as in `export`.
+            model: as in `evaluate`.
+            weights: "trained" or "start".
+
+        Returns:
+            A row for each form: `dense`, with zeros; `compact`, as `compact` gives it (no row where that cannot be);
+            `csr`, pruned weights in CSR form with 32-bit indices (on disk all, in time the Linear layers that `sparse`
+            makes so); `packed`, the survivors and a mask of one bit a weight, which must be unpacked to be used.
+            Columns: `numbers` of floating point, `bytes` as a safetensors file, `multiply_adds` of an example's forward
+            pass, and `ms_1` and `ms_100`, the median milliseconds of a call with 1 and 100 examples, with the threads
+            that PyTorch has now.
+
+        Raises TypeError, ValueError: an argument is wrong.
+        """
+        return sizes.sizes(_plain(self._applied(model, weights)), self.masks, self._examples(example))
+
+    def _examples(self, example: Tensor | None) -> Tensor:
+        """Examples as the network takes them: those given, or blank images of the shape of the run's."""
         if example is None:
             if not (image := tables.image_shape(self.run)):
                 raise ValueError(f"example must be given: the shape of the images of {self.run.dataset} is not known")
             example = torch.zeros(2, *image)
         if not isinstance(example, Tensor) or len(example) < 2:
             raise TypeError("example must be a tensor of two or more examples")
-        return export.export(self._applied(model, weights), checks.path("file", file), example)
+        return example
 
     def sparse(self, model: nn.Module | None = None, weights: str = "trained") -> nn.Module:
         """The network in evaluation mode on the CPU, its pruned Linear layers with weights in CSR form: at 5% of the
