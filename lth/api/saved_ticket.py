@@ -184,8 +184,8 @@ class SavedTicket:
             `csr`, pruned weights in CSR form with 32-bit indices (on disk all, in time the Linear layers that `sparse`
             makes so); `packed`, the survivors and a mask of one bit a weight, which must be unpacked to be used.
             Columns: `numbers` of floating point, `bytes` as a safetensors file, `multiply_adds` of an example's forward
-            pass, and `ms_1` and `ms_100`, the median milliseconds of a call with 1 and 100 examples, with the threads
-            that PyTorch has now.
+            pass, and `ms_1` and `ms_100`, the milliseconds of a call with 1 and 100 examples, with the threads that
+            PyTorch has now: the lowest of several measurements in turns.
 
         Raises TypeError, ValueError: an argument is wrong.
         """

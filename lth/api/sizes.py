@@ -19,7 +19,7 @@ from lth.models import building, multiply_adds
 from lth.pruning import Masks
 
 BATCHES = (1, 100)  # images per call that is timed
-SECONDS = 0.3  # of timing at least
+TURNS, SECONDS = 5, 0.05  # measurements of each form, and how long one takes at least
 
 
 def sizes(model: nn.Module, masks: Masks, example: Tensor) -> pd.DataFrame:
@@ -38,13 +38,14 @@ def sizes(model: nn.Module, masks: Masks, example: Tensor) -> pd.DataFrame:
     sparse = export.sparse(model, masks)
     products = multiply_adds.cost(model, example[:1], ())
     saved = sum(mask.numel() - kept[name] for name, (_, mask) in pruned.items() if _is_sparse(sparse, name))
-    rows = {"dense": _row(state, products.rest) | _milliseconds(model, example)}
+    rows, models = {"dense": _row(state, products.rest)}, {"dense": model, "csr": sparse}
     with contextlib.suppress(ValueError):  # of a kind of network that cannot be made smaller
-        small = compaction.compact(model, example)
-        smaller = multiply_adds.cost(small, example[:1], ()).rest
-        rows["compact"] = _row(building.state_of(small), smaller) | _milliseconds(small, example)
-    rows["csr"] = _row(csr, products.rest - saved) | _milliseconds(sparse, example)
+        models["compact"] = small = compaction.compact(model, example)
+        rows["compact"] = _row(building.state_of(small), multiply_adds.cost(small, example[:1], ()).rest)
+    rows["csr"] = _row(csr, products.rest - saved)
     rows["packed"] = _row(packed, math.nan)  # computes nothing until it is unpacked
+    for name, times in _milliseconds(models, example).items():
+        rows[name] |= times
     return pd.DataFrame(rows.values(), index=pd.Index(rows, name="form"))
 
 
@@ -58,11 +59,19 @@ def _row(tensors: Mapping[str, Tensor], products: float) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def _milliseconds(model: nn.Module, example: Tensor) -> dict[str, float]:
-    """The median time of a call, by the images in it, with as many threads as PyTorch has now."""
-    found = {}
+def _milliseconds(models: Mapping[str, nn.Module], example: Tensor) -> dict[str, dict[str, float]]:
+    """How long a call of each takes, by the images in it, with as many threads as PyTorch has now: the lowest of
+    several measurements in turns, which other work on the machine disturbs least."""
+    found: dict[str, dict[str, float]] = {name: {} for name in models}
     for batch in BATCHES:
         images = example[:1].expand(batch, *example.shape[1:]).contiguous()
-        timer = Timer("model(images)", globals={"model": model, "images": images}, num_threads=torch.get_num_threads())
-        found[f"ms_{batch}"] = 1000 * timer.blocked_autorange(min_run_time=SECONDS).median
+        threads = torch.get_num_threads()
+        timers = {
+            name: Timer("model(images)", globals={"model": model, "images": images}, num_threads=threads)
+            for name, model in models.items()
+        }
+        turns = [{name: timer.blocked_autorange(min_run_time=SECONDS).median for name, timer in timers.items()}
+                 for _ in range(TURNS)]  # fmt: skip
+        for name in models:
+            found[name][f"ms_{batch}"] = 1000 * min(turn[name] for turn in turns)
     return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,6 +43,12 @@ def untrained(which: str) -> Measure:
     return lambda found: found.arm(which).query("round > 0").groupby("seed")["supermask"].max()
 
 
+def overlap(which: str) -> Measure:
+    """The Jaccard index of the masks that two trials of an arm found, divided by that of random masks; each trial is
+    in one pair, so that the values are independent."""
+    return lambda found: found.overlaps(which)
+
+
 def towards(published: float, none: float) -> tuple[float, float]:
     """The values that show an effect at least half as large as the published one; `none` is no effect."""
     half = (published + none) / 2
@@ -75,6 +81,7 @@ class Claim:
     """A published experiment.
 
     experiments: the flags of main.py that repeat each, by name. Most claims have one, named "".
+    start_of: for an experiment, another one above it, with whose initial weights of the first trial all trials begin.
     quick: flags that follow them for a form of less than three minutes on two cores.
     source: where to find the paper. note: what differs from the paper.
     needs: what the published form needs beyond any computer.
@@ -90,3 +97,4 @@ class Claim:
     statements: Sequence[Statement]
     note: str = ""
     needs: str = ""
+    start_of: Mapping[str, str] = field(default_factory=dict)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lth.claims.forms import Form, trainings
 from lth.commands import device as devices
 from lth.commands import forecast, loop, session
@@ -22,7 +24,7 @@ def minutes(form: Form, known: Known) -> float | None:
     """At most how long the form will take with these jobs; None if its images are not here (nothing is downloaded).
     `known` keeps the measurements for the next claim."""
     total = 0.0
-    for config in map(session.settled, form.configs.values()):
+    for config in (session.settled(replace(config, ticket=None)) for config in form.configs.values()):
         if not names.npz(config.data, config.dataset).exists():
             return None
         what = (config.arch_type, config.dataset, config.batch_size, config.precision, config.gpu, config.augment)

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lth.claims.claim import Claim
+from lth.commands import tasks
 from lth.settings import flags, names
 from lth.settings.arms import ARMS
 from lth.settings.config import MACHINE, OUTPUT, Config, ConfigError
+from lth.settings.values import TicketName, written
 
 HOW_COMPUTED = ("precision", "sparse")  # every measurement names them: they do not make it another experiment
 HERE = [name for name, spec in flags.FIELDS.items() if spec.metadata["group"] in (MACHINE, OUTPUT)]
@@ -60,9 +62,12 @@ def form(claim: Claim, given: Sequence[str] = (), quick: bool = False) -> Form:
             continue
         dataset = names.dataset(asked.dataset)
         config = replace(asked, dataset=dataset, arch_type=names.model(asked.arch_type, dataset, asked.data))
-        configs[name] = config
         changes += differences(flags.parse(text.split()), config)
         own += [change.split(",")[0] for change in differences(flags.parse(usual), config)]
+        if name in claim.start_of:  # whose files need not be there yet
+            first = tasks.runs_of(configs[claim.start_of[name]])[0]
+            config = replace(config, ticket=TicketName(written(first.saves), 0))
+        configs[name] = config
         own += [f"{how}={getattr(config, how)}" for how in HOW_COMPUTED if getattr(config, how) != getattr(Config, how)]
     if len(claim.experiments) > 1 and any(config.name for config in configs.values()):
         problems += ["--name cannot be given: this claim has experiments of several settings, each with its folder"]

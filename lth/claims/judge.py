@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from lth.analysis import verdict
+from lth.analysis import overlap, verdict
 from lth.claims.claim import PERCENT, POINTS, TIMES, Statement
 from lth.claims.forms import Form
 from lth.commands import tasks
-from lth.records import tables
+from lth.records import tables, tickets
 from lth.records.tables import Run
 
 NEAR = 1.1  # a sparsity is the one that a statement is about if they differ by at most this factor
@@ -68,6 +68,17 @@ class Records:
             if run.arm == arm and run.seed in rows.index:
                 heights = tables.barriers(run).set_index("round")[["train", "test"]].max(axis=1)
                 found[run.seed] = heights.get(rows["round"][run.seed], math.nan)
+        return pd.Series(found, dtype=float)
+
+    def overlaps(self, which: str) -> pd.Series:
+        """How far the masks of two trials overlap, as a multiple of chance, by the seed of the first."""
+        rows, (experiment, _, arm) = self.arm(which), which.rpartition("/")
+        runs = [run for run in self.runs[experiment] if run.arm == arm and run.seed in rows.index]
+        found = {}
+        for pair in zip(runs[::2], runs[1::2], strict=False):
+            masks = [tickets.read_masks(run, int(rows["round"][run.seed])) for run in pair]
+            both = overlap.compare(*masks).set_index("layer").loc[overlap.ALL]
+            found[pair[0].seed] = both["jaccard"] / both["jaccard_chance"]
         return pd.Series(found, dtype=float)
 
 

@@ -9,17 +9,30 @@ values for which the sentence is true. Figures that are read off a plot are no f
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from lth.claims.claim import PERCENT, TIMES, Claim, Statement, accuracy, barrier, early_stop, towards, untrained
+from lth.claims.claim import (
+    PERCENT,
+    TIMES,
+    Claim,
+    Statement,
+    accuracy,
+    barrier,
+    early_stop,
+    overlap,
+    towards,
+    untrained,
+)
 
-LTH = {"paper": "Frankle & Carbin 2019", "source": "arXiv:1803.03635"}
-ZHOU = {"paper": "Zhou et al. 2019", "source": "arXiv:1905.01067"}
-FRANKLE = {"paper": "Frankle et al. 2020", "source": "arXiv:1912.05671"}
-RENDA = {"paper": "Renda et al. 2020", "source": "arXiv:2003.02389"}
+LTH: dict[str, Any] = {"paper": "Frankle & Carbin 2019", "source": "arXiv:1803.03635"}
+ZHOU: dict[str, Any] = {"paper": "Zhou et al. 2019", "source": "arXiv:1905.01067"}
+FRANKLE: dict[str, Any] = {"paper": "Frankle et al. 2020", "source": "arXiv:1912.05671"}
+RENDA: dict[str, Any] = {"paper": "Renda et al. 2020", "source": "arXiv:2003.02389"}
 BELOW, ABOVE = (-math.inf, 0.0), (0.0, math.inf)
 SAME = (-0.15, 0.15)  # points of accuracy: half of the gain that the paper reports for winning tickets
 NO_WORSE = (-0.15, math.inf)
 WELL_BELOW = (-math.inf, -0.5)
+NOT_MUCH_MORE = (0.0, 1.5)  # times chance
 STABLE = (-math.inf, 2.0)  # points of error that the barrier stays below (arXiv:1912.05671, Section 3)
 LENET = "--preset lenet --prune_iterations 17 --trials 3"
 LENET_SHORT = "--preset lenet --end_iter 24000it --prune_iterations 16 --trials 3"
@@ -299,6 +312,24 @@ _ALL = (
                       accuracy("erk/lt", "global/lt"), at=5, holds=BELOW),
         ),
         note="The paper's networks are larger, its images those of CIFAR-10 and others; it shows curves.",
+    ),
+    Claim(
+        "masks",
+        "do trainings of one 300-100 network with other orders of the data find the same ticket, on MNIST?",
+        paper="Movva et al. 2021", source="arXiv:2104.14753", where="Abstract",
+        experiments=dict.fromkeys(("other_weights", "siblings"),
+                                  "--preset lenet --prune_type lt --prune_iterations 17 --trials 6"),
+        start_of={"siblings": "other_weights"},
+        quick="--end_iter 2000it --prune_percent 81 --output_percent 57 --prune_iterations 3 --trials 4",
+        statements=(
+            Statement("masks of siblings, of one initialisation, are not much more alike than chance: at 21.1%",
+                      overlap("siblings/lt"), at=21.1, holds=NOT_MUCH_MORE, unit=TIMES),
+            Statement("and at 3.6%", overlap("siblings/lt"), at=3.6, holds=NOT_MUCH_MORE, unit=TIMES),
+            Statement("nor are those of other initial weights, at 3.6%",
+                      overlap("other_weights/lt"), at=3.6, holds=NOT_MUCH_MORE, unit=TIMES),
+        ),
+        note="The Jaccard index of two masks divided by that of random masks, each trial in one pair; not much more is "
+        "at most 1.5 times. The paper has ResNet-20 on CIFAR-10, and nothing on other initial weights.",
     ),
 )  # fmt: skip
 CLAIMS = {claim.name: claim for claim in _ALL}

@@ -10,20 +10,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import MakeRuns
-from helpers import results
+from helpers import arrays, results
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+import lth
 import reproduce
 import utils
 from lth.analysis import verdict
 from lth.claims import CLAIMS, Claim, Statement, duration, sections
-from lth.claims.claim import PERCENT, TIMES, accuracy, barrier, early_stop, untrained
+from lth.claims.claim import PERCENT, TIMES, accuracy, barrier, early_stop, overlap, untrained
 from lth.claims.forms import Form, form
 from lth.claims.judge import Records, check, findings, judge
-from lth.commands import forecast, tasks
+from lth.commands import forecast, session, tasks
+from lth.records import tickets
 from lth.records.recording import write_connectivity
 from lth.records.tables import Run, table
 from lth.settings.config import ConfigError
@@ -125,6 +128,30 @@ def test_a_barrier_is_that_of_the_round_on_training_or_test_images(make_runs: Ma
     assert check(Statement("stable", barrier("reinit"), at=64, holds=(0, 2)), records).verdict == "not measured"
 
 
+def test_masks_are_compared_in_pairs_that_share_no_trial(make_runs: MakeRuns) -> None:
+    runs = make_runs(arms=["lt"], seeds=range(5), rounds=4)
+    found = check(Statement("alike", overlap("lt"), at=64, holds=(0, 1.5), unit=TIMES), Records.of({"": runs}))
+    one, other = (tickets.read_masks(run, 2) for run in runs[2:4])
+    both = lth.compare(one, other).set_index("layer").loc["all"]
+    values = Records.of({"": runs}).near(64).overlaps("lt")
+    assert list(values.index) == [0, 2] and found.trials == 2
+    assert values[2] == pytest.approx(both["jaccard"] / both["jaccard_chance"])
+
+
+def test_trials_may_start_from_the_initial_weights_of_a_run_that_is_trained_before(tmp_path: Path) -> None:
+    np.savez(tmp_path / "mnist.npz", **arrays(shape=(28, 28)))
+    tiny = f"--data {tmp_path} --root {tmp_path} --valid_size 40 --batch_size 10"
+    tiny += " --end_iter 4it --valid_freq 4it --prune_iterations 2 --trials 2 --jobs 1 --quiet"
+    asked = form(CLAIMS["masks"], tiny.split(), quick=True)
+    assert "8 trainings, at most" in duration.told(asked, {}), "before anything is there"
+    for config in asked.configs.values():
+        session.run(config)
+    one, other = (lth.load_ticket(run.saves, round=1) for run in tasks.runs_of(asked.configs["siblings"]))
+    both = {name: mask & other.masks[name] for name, mask in one.masks.items()}
+    assert all(torch.equal(one.start[name][mask], other.start[name][mask]) for name, mask in both.items())
+    assert any(not torch.equal(mask, other.masks[name]) for name, mask in one.masks.items())
+
+
 # Forms
 
 
@@ -152,12 +179,13 @@ def test_forms_have_files_of_their_own() -> None:
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_every_claim_is_measured_by_the_runs_it_asks_for(name: str, make_runs: MakeRuns, tmp_path: Path) -> None:
-    asked = form(CLAIMS[name], ["--root", str(tmp_path), "--trials", "1"])
+    of_pairs = bool(CLAIMS[name].start_of)
+    asked = form(CLAIMS[name], ["--root", str(tmp_path), "--trials", "2" if of_pairs else "1"])
     for config in asked.configs.values():
         arms = list(dict.fromkeys(run.arm for run in tasks.runs_of(config)))
         facts = {"arch_type": config.arch_type, "dataset": config.dataset, "settings": config.folder()}
         rounds = {"rounds": config.prune_iterations, "percent": config.prune_percent}
-        runs = make_runs(arms=arms, seeds=config.seeds, saves=False, **facts, **rounds)
+        runs = make_runs(arms=arms, seeds=config.seeds, saves=of_pairs, **facts, **rounds)
         for run, number in itertools.product(runs if config.connectivity else [], range(config.prune_iterations)):
             write_connectivity(run, number, line((4.0, 5.0 + number, 6.0), (1.0, 2.0, 3.0)))
     assert [found.statement.says for found in findings(asked) if found.trials != 1] == []
