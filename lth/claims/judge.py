@@ -12,7 +12,8 @@ from lth.analysis import overlap, verdict
 from lth.claims.claim import PERCENT, POINTS, TIMES, Statement
 from lth.claims.forms import Form
 from lth.commands import tasks
-from lth.records import tables, tickets
+from lth.records import tables
+from lth.records.store import Store
 from lth.records.tables import Run
 
 NEAR = 1.1  # a sparsity is the one that a statement is about if they differ by at most this factor
@@ -76,7 +77,7 @@ class Records:
         runs = [run for run in self.runs[experiment] if run.arm == arm and run.seed in rows.index]
         found = {}
         for pair in zip(runs[::2], runs[1::2], strict=False):
-            masks = [tickets.read_masks(run, int(rows["round"][run.seed])) for run in pair]
+            masks = [Store(run).masks(int(rows["round"][run.seed])) for run in pair]
             both = overlap.compare(*masks).set_index("layer").loc[overlap.ALL]
             found[pair[0].seed] = both["jaccard"] / both["jaccard_chance"]
         return pd.Series(found, dtype=float)

@@ -26,8 +26,8 @@ from lth.claims.claim import PERCENT, TIMES, accuracy, barrier, early_stop, over
 from lth.claims.forms import Form, form
 from lth.claims.judge import Records, check, findings, judge
 from lth.commands import forecast, session, tasks
-from lth.records import tickets
 from lth.records.recording import write_connectivity
+from lth.records.store import Store
 from lth.records.tables import Run, table
 from lth.settings.config import ConfigError
 
@@ -131,7 +131,7 @@ def test_a_barrier_is_that_of_the_round_on_training_or_test_images(make_runs: Ma
 def test_masks_are_compared_in_pairs_that_share_no_trial(make_runs: MakeRuns) -> None:
     runs = make_runs(arms=["lt"], seeds=range(5), rounds=4)
     found = check(Statement("alike", overlap("lt"), at=64, holds=(0, 1.5), unit=TIMES), Records.of({"": runs}))
-    one, other = (tickets.read_masks(run, 2) for run in runs[2:4])
+    one, other = (Store(run).masks(2) for run in runs[2:4])
     both = lth.compare(one, other).set_index("layer").loc["all"]
     values = Records.of({"": runs}).near(64).overlaps("lt")
     assert list(values.index) == [0, 2] and found.trials == 2
