@@ -65,8 +65,8 @@ def about_machine(config: Config, device: torch.device) -> dict[str, Any]:
 
 
 def plain_settings(config: Config) -> dict[str, Any]:
-    """All settings as JSON holds them; --config reads them back. `data` is null where it is the project's own folder,
-    which another machine has elsewhere; where results go is left out."""
+    """All settings for JSON; --config reads them back. `data` is null for the project's own folder, which another
+    machine has elsewhere; the folder of the results is left out."""
     settings: dict[str, Any] = {}
     for spec in fields(config):
         value = getattr(config, spec.name)

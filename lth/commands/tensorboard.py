@@ -1,6 +1,6 @@
 """TensorBoard: the numbers of dumps/ as they come, in <root>/runs/ with the same folders.
 
-Steps count iterations over all rounds in curves, and rounds in what a round gives, so that arms and trials line up.
+The steps of curves are iterations over all rounds, and those of a round's results are rounds, so that arms line up.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Board:
     def __init__(self) -> None:
         self.writers: dict[Run, SummaryWriter] = {}
         self.last: dict[Run, dict[str, Any]] = {}
-        self.told: set[tuple[Run, int]] = set()  # rounds whose evaluations were reported as they came
+        self.told: set[tuple[Run, int]] = set()  # rounds whose evaluations were logged as they came
 
     def __call__(self, event: Event) -> None:
         """Log one event."""
         if isinstance(event, Evaluated):
-            found = event.evaluation
             self.told.add((event.run, event.round))
-            self._curves(event.run, event.round * event.steps + found.iteration, vars(found))
+            step = event.round * event.steps + event.evaluation.iteration
+            self._curves(event.run, step, vars(event.evaluation))
         elif isinstance(event, RoundDone):
             self._round(event.run, event.row)
 
@@ -69,7 +69,7 @@ class Board:
     def _round(self, run: Run, row: dict[str, Any]) -> None:
         number = int(row["round"])
         if (run, number) not in self.told:  # the dense round of another arm, or what another process has trained
-            with contextlib.suppress(*UNUSABLE):  # who reads them next says so
+            with contextlib.suppress(*UNUSABLE):  # the next command reports them
                 evals = tables.table(run, "evals").query("round == @number")
                 for found in evals.to_dict("records"):
                     self._curves(run, number * int(evals["iteration"].max()) + int(found["iteration"]), found)
