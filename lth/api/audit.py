@@ -62,8 +62,8 @@ def audit(
             that torch.nn.utils.prune has put masks on. None: `model` is such a network. `previous` and `original` too.
         initial: a network or a state dict with the initial weights, or those of the iteration that is rewound to. All
             survivors, biases and buffers too, must equal them bit by bit. None: the ticket's start, if it has one.
-        trained: whether the model has been trained since its reset: then only its zeros are checked, and the start that
-            the ticket itself has.
+        trained: whether the model has been trained since its reset: then its zeros are checked, the start that the
+            ticket itself has, and, where its start or `initial` is known, that not only positive weights have learned.
         remaining: percent of the weights under masks that must survive, within five weights per layer, which rounding
             may add up to over the rounds.
         percent: percent of the survivors of `previous` that must have been pruned, within one weight per layer: of all
@@ -90,6 +90,7 @@ def audit(
             _zeros(value, {**masks, **_tied(masks, value, reset_to)}, reset_to if start is None else start),
             _control(control, masks, start if trained else value, original, reset_to),
             _not_reset(masks, value, start, start if control == "reinit" else reset_to, trained),
+            _frozen(masks, value, start if initial is None else reset_to) if trained else (),
             _revived(masks, before),
             _counts(masks, before, remaining, percent),
         )
@@ -230,6 +231,18 @@ def _not_reset(masks: Masks, value: State, start: State | None, reset_to: State 
                 by = float((now.double() - was.double())[differ].abs().max())
                 of = f"{count} of the {int(kept.sum())} {what} of {name} differ by up to {by:.3g} from the initial ones"
                 yield f"the {whose} was not reset, or to other values: ", of, ""
+
+
+def _frozen(masks: Masks, value: State, before: State | None) -> Problems:
+    """Layers of which only the positive survivors were trained."""
+    for name, mask in masks.items():
+        was = (before or {}).get(name)
+        if was is not None and was.shape == mask.shape and value[name].dtype == was.dtype:
+            same, negative = _same_bits(value[name], was) & mask, mask & (was < 0)
+            still, moved = int((same & negative).sum()), int((~same & mask & (was > 0)).sum())
+            if negative.any() and still > 0.9 * negative.sum() and moved > 0.5 * (mask & (was > 0)).sum():
+                of = f"{still} of the {int(negative.sum())} negative survivors of {name} did not move in training, but "
+                yield "", f"{of}{moved} positive ones did", ": their gradients are frozen, by `weight < eps` perhaps"
 
 
 def _same_bits(a: Tensor, b: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def iterative_pruning(
     device: str | torch.device | None = None,
     in_memory: bool | None = None,
     quiet: bool = False,
+    trials: int = 1,
     callback: Callback | None = None,
     **settings: Any,
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
@@ -76,7 +78,8 @@ def iterative_pruning(
             `net.criterion`, a mean loss of (logits (B, classes), labels (B,)) alone (else cross entropy);
             `net._initialize_weights()`, for fresh weights (else every module's `reset_parameters()`).
         data: `train`, `validation` and `test`, as a named tuple, tuple, dict or object: DataLoaders or other
-            re-iterables of batches (examples (B, ...), labels (B,)); or the name of a data set, an .npz file, or
+            re-iterables of batches (examples (B, ...), labels (B,)), or dicts of these (`labels` or the like, and one
+            more entry); map-style Datasets of single examples; or the name of a data set, an .npz file, or
             `lth.data.Images`. The validation part decides the early-stop iteration, the test part is only reported.
         iterations: of each round.
         rounds: prunings; there is one training more, the dense one.
@@ -94,6 +97,8 @@ def iterative_pruning(
         in_memory: whether the data are read once and kept on the device (random augmentation then happens once) or
             streamed from the loaders. None: kept if they fit and do not change.
         quiet: print nothing.
+        trials: repetitions, for error bars. The first is that of one trial; the others begin with fresh weights, drawn
+            as for `random`, and have the seeds that follow `seed`.
         callback: is called with each evaluation and each finished round, as a dict: see `lth.run`.
         settings: those of `lth.Config` named in SETTINGS of this module, such as valid_freq="100it" (how often to
             evaluate, by default ten times per round), batch_size (by default that of the data, else 60), valid_size (of
@@ -105,7 +110,8 @@ def iterative_pruning(
     Returns:
         `net` itself with the weights of the last round at its early-stop iteration, 0 where pruned, and the history: a
         dict for each training with round, remaining (percent of the prunable weights), ES (early-stop iteration), val
-        and test (accuracies there, in percent), val_loss, train_loss and weights (surviving).
+        and test (accuracies there, in percent), val_loss, train_loss and weights (surviving). Of several trials, `net`
+        is the first one's, and the dicts begin with trial, counted from 0.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it. Raised before anything is written.
@@ -122,6 +128,10 @@ def iterative_pruning(
     checks.settings("iterative_pruning", settings, (*SETTINGS, "seed", "iterations", "rounds", "device", "save"))
     if in_memory is not None:
         checks.truth("in_memory", in_memory)
+    if checks.whole("trials", trials, 1, 9999) > 1:
+        options = {"device": device, "in_memory": in_memory, "quiet": quiet, "callback": callback, **settings}
+        once = partial(iterative_pruning, data=data, iterations=iterations, rounds=rounds, prune_rule=prune_rule)
+        return net, _trials(net, partial(once, random=random, rewind=rewind, **options), trials, seed, save, recover)
     place, remark = placed(device)
     brought = OwnNet(net, place, checks.truth("prune_embeddings", settings.get("prune_embeddings", False)))
     if brought.optim is not None and (given := [name for name in FIT if name in settings]):
@@ -133,7 +143,7 @@ def iterative_pruning(
         valid_size = settings.pop("valid_size", None)
         if valid_size is not None:
             valid_size = checks.whole("valid_size", valid_size, 1)
-        taken = take(data, place, in_memory, valid_size, iterations)
+        taken = take(data, place, in_memory, valid_size, iterations, settings.get("batch_size", 60))
         own_network.try_out(brought, taken, place)
         usual: dict[str, Any] = {
             "valid_freq": Duration(max(iterations // 10, 1), "it"),
@@ -189,6 +199,23 @@ def iterative_pruning(
         building.load_state(net, _trained(run, rounds))
         history = tables.table(run, "rounds").head(rounds + 1).to_dict("records")
     return net, [{str(key): value for key, value in row.items()} for row in history]
+
+
+def _trials(
+    net: nn.Module, once: Callable[..., Any], trials: int, seed: int, save: Any, recover: Any
+) -> list[dict[str, Any]]:
+    """The history of so many calls of `once`, with the seeds from `seed` on, the first of them on `net` itself."""
+    root, dense = _root(save, recover), building.copy_of(net)
+    begun = {run.seed for run in tables.find(root)} if root and recover is not None else set[int]()
+    history = []
+    for trial in range(trials):
+        own = building.copy_of(dense) if trial else net
+        if trial:
+            fresh = OwnNet(own, torch.device("cpu")).fresh(derive_seed(seed + trial, "weights", 0))
+            building.load_state(own, fresh)
+        where = {"recover": root} if seed + trial in begun else {"save": root}
+        history += [{"trial": trial, **row} for row in once(own, seed=seed + trial, **where)[1]]
+    return history
 
 
 def _root(save: Any, recover: Any) -> Path | None:

@@ -75,8 +75,8 @@ class OwnNet:
             was = self.initial[name]
             if name not in frozen and torch.equal(drawn[name], was) and (was != was.flatten()[0]).any():
                 raise ValueError(
-                    f"random=True needs new random weights, but nothing draws {name} again: give its module a "
-                    "reset_parameters() or net an _initialize_weights()"
+                    f"random=True and trials above 1 need new random weights, but nothing draws {name} "
+                    "again: give its module a reset_parameters() or net an _initialize_weights()"
                 )
         return drawn
 

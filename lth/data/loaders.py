@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 from lth.data.images import Images
 from lth.data.prints import of_arrays, of_texts
 from lth.data.sets import Loaders, as_images, check_sizes
-from lth.data.stream import Batch, Source, Stream, draw, has_length
+from lth.data.stream import Batch, Source, Stream, draw, has_length, pair_of
 from lth.settings.checks import shown
 from lth.settings.config import VALID_SIZE, ConfigError, usual_valid_size
 from lth.settings.values import LONGEST
@@ -51,10 +51,12 @@ def take(
     in_memory: bool | None = None,
     valid_size: int | None = None,
     iterations: int = LONGEST,
+    batch_size: int = 60,
 ) -> Taken:
     """The data that a user handed over: the name of a data set, `Images`, or training, validation and test batches.
 
-    A batch is (examples (B, ...), labels (B,)). Batches are read once and kept on `device` if each part has a length,
+    A batch is (examples (B, ...), labels (B,)) or a dict of these; a map-style Dataset gives batches of `batch_size`.
+    Batches are read once and kept on `device` if each part has a length,
     drawing some of its examples twice gives the same and all fit in half of the free memory; otherwise they are
     streamed. `in_memory` decides it instead. `valid_size` training examples are held back for validation where the data
     bring no others. A round takes `iterations` batches.
@@ -66,7 +68,7 @@ def take(
         raise ValueError("valid_size must be left out: data bring validation examples of their own")
     if images is not None and not (in_memory is False and isinstance(given, Loaders)):
         return _of_images(images, given.train.batch_size if isinstance(given, Loaders) else None, valid_size)
-    parts = _three(given)
+    parts = {name: _in_batches(part, name == "train", batch_size) for name, part in _three(given).items()}
     for name, part in parts.items():
         if not isinstance(part, Iterable) or isinstance(part, (str, bytes, Tensor, Mapping)):
             raise TypeError(f"data.{name} must be a DataLoader or another re-iterable of batches, not {shown(part)}")
@@ -90,6 +92,20 @@ def test_batches(given: Any, device: torch.device) -> Iterator[Batch]:
     if not isinstance(given, Iterable) or isinstance(given, (bytes, Tensor)):
         raise TypeError(f"data must be a DataLoader or other batches, or {EXPECTED}, not {shown(given)}")
     return ((x.to(device), y.to(device)) for x, y in draw(given, "data"))
+
+
+def _in_batches(part: Any, shuffle: bool, batch_size: int) -> Any:
+    """A loader of a map-style Dataset, whose items are (example, label) or dicts of these; anything else as it is."""
+    if isinstance(part, (DataLoader, Mapping, str)) or not all(hasattr(part, x) for x in ("__getitem__", "__len__")):
+        return part
+    try:
+        item = part[0]
+        _, label = pair_of(item, "data") if isinstance(item, Mapping) else item
+        single = np.ndim(label) == 0
+    except (TypeError, ValueError, LookupError):
+        return part
+    size = batch_size if isinstance(batch_size, int) and batch_size > 0 else 60  # else the settings are refused later
+    return DataLoader(part, batch_size=min(size, len(part)), shuffle=shuffle) if single else part
 
 
 def _three(given: Any) -> dict[str, Any]:

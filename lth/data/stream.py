@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +18,14 @@ from lth.rng import derive_seed
 from lth.settings.checks import said, shown
 
 Batch = tuple[Tensor, Tensor]
+LABELS = ("label", "labels", "target", "targets", "y")  # what dicts call them
 ENDLESS = 2_000_000  # examples after which a pass over data without a length is taken to be endless
 
 
 def checked(batch: Any, where: str) -> Batch:
-    """Examples (B, ...) and labels (B,) of a batch."""
+    """Examples (B, ...) and labels (B,) of a batch, which may be a dict of these."""
+    if isinstance(batch, Mapping):
+        batch = pair_of(batch, where)
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise TypeError(f"{where} must give batches (examples, labels), not {shown(batch)}")
     x, y = (torch.as_tensor(part) if isinstance(part, (Tensor, np.ndarray, list)) else part for part in batch)
@@ -35,6 +38,15 @@ def checked(batch: Any, where: str) -> Batch:
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or int(y.min()) < 0:
         raise ValueError(f"{where} must give labels 0, 1, ... as whole numbers, not {y.dtype} from {y.min().item()}")
     return x.detach(), y.detach().long()
+
+
+def pair_of(found: Mapping[str, Any], where: str) -> tuple[Any, Any]:
+    """The examples and the labels in a dict with one entry for each, the labels under one of LABELS."""
+    labels, others = [key for key in found if key in LABELS], [key for key in found if key not in LABELS]
+    if len(labels) != 1 or len(others) != 1:
+        must = f"dicts with the labels under one of {', '.join(LABELS)}, and the examples under another key"
+        raise ValueError(f"{where} must give (examples, labels), or {must}, not {', '.join(map(str, found))}")
+    return found[others[0]], found[labels[0]]
 
 
 def draw(loader: Iterable[Any], where: str, seed: int = 0, endless: bool = True) -> Iterator[Batch]:
