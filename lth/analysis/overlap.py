@@ -183,7 +183,7 @@ def write(runs: Sequence[Run], folder: Path) -> bool:
     """Write masks.csv, the table of `pairs`, into `folder`; False, and no file, where there are no two masks."""
     found, file = pairs(runs), folder / FILE
     if found.empty:
-        file.unlink(missing_ok=True)
+        files.delete(file)
         return False
     files.write(file, found.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
     return True

@@ -120,6 +120,7 @@ def side_by_side(groups: Sequence[Sequence[Run]], folder: Path, format: str, mor
     """Draw runs of several models, data sets and settings in one figure, unless it is there already, and print its
     name, with those of `more` files."""
     from lth.plots import draw
+    from lth.records import files
 
     runs = [run for group in groups for run in group]
     if (found := draw.up_to_date(runs, folder, format)) is None:
@@ -127,7 +128,7 @@ def side_by_side(groups: Sequence[Sequence[Run]], folder: Path, format: str, mor
         from lth.plots.grid import grid
 
         source = draw.fingerprint(runs)
-        (folder / f"connectivity.{format}").unlink(missing_ok=True)  # of settings no longer among these
+        files.delete(folder / f"connectivity.{format}")  # of settings no longer among these
         found = [*grid(groups, folder, format), *rewind_points(groups, folder, format)]
         draw.record(folder, format, source, found)
     if found or more:

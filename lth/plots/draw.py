@@ -48,7 +48,7 @@ def draw_all(
             whole = False
             continue
         if not found:
-            file.unlink(missing_ok=True)  # of earlier settings or an earlier program
+            files.delete(file)  # of earlier settings or an earlier program
         written += found
     if whole and written:
         record(folder, format, source, written)

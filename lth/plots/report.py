@@ -64,7 +64,7 @@ def figures(runs: Sequence[Run], folder: Path) -> dict[str, bytes]:
     )
     with files.explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        place = tempfile.TemporaryDirectory(suffix=".partial", dir=folder)
+        place = tempfile.TemporaryDirectory(suffix=".partial", dir=folder, ignore_cleanup_errors=True)
     with place as inside:
         for draw in (*drawings, weights.initial_weights):
             try:
