@@ -95,11 +95,12 @@ def _measure_line(trainer: Trainer, run: Run, number: int) -> None:
     one, other = (_end(trainer, run, number, end) for end in ENDS)
     assert one is not None and other is not None
     masks, channels_last = store.masks(number), trainer.channels_last(feed)
+    options = trainer.device, trainer.problem.criterion, trainer.bf16
 
     def errors(state: State) -> Errors:
         if trainer.stop():
             raise Stopped
-        return measure(trainer.network(make(), [state], [masks], channels_last), feed, run.seed)
+        return measure(Network(make(), [state], [masks], *options, channels_last=channels_last), feed, run.seed)
 
     points = [{"point": share, **found._asdict()} for share, found in along(one, other, errors)]
     for end in ENDS:  # before the line counts as measured, so that a stop leaves none behind

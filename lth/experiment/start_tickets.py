@@ -53,15 +53,14 @@ class StartTickets:
             there = folders.runs_in("--ticket", folder)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        own = {run.seed: run for run in there}
-        alone = folder in (there[0].dumps, there[0].saves)
-        runs = {seed: there[0] if alone else own[seed] for seed in config.seeds if alone or seed in own}
-        if missing := [seed for seed in config.seeds if seed not in runs]:
-            seeds = ", ".join(str(run.seed) for run in there)
+        alone, own = folder in (there[0].dumps, there[0].saves), {run.seed: run for run in there}
+        if not alone and (missing := [seed for seed in config.seeds if seed not in own]):
+            seeds = ", ".join(map(str, own))
             raise ConfigError(
                 f"{named} has runs of the seeds {seeds} and none for the trial of seed {missing[0]}: each trial takes "
                 f"the run of its own seed; the folder of one run, such as {there[0].dumps.name}, serves all trials"
             )
+        runs = {seed: there[0] if alone else own[seed] for seed in config.seeds}
         first = config.ticket.round
         if first is None:
             try:

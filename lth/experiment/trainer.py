@@ -9,8 +9,6 @@ from functools import cached_property
 import torch
 
 from lth.data.images import Feed
-from lth.models.building import State
-from lth.pruning import Masks
 from lth.records import tables, tickets
 from lth.records.events import Evaluated, Event, Moved, Note
 from lth.records.files import RecordError
@@ -91,10 +89,13 @@ class Trainer:
             limits: Mapping[str, float] = {}  # those that the run began with, since others give other numbers
             if not self.problem.whole:
                 limits = tables.config_of(stack[0]).get("sparse_up_to", sparse.limits(self.config))
-            network = self.network(
+            network = Network(
                 model,
                 [ticket.start for ticket in started],
                 masks,
+                self.device,
+                self.problem.criterion,
+                self.bf16,
                 channels_last=len(stack) == 1 and self.channels_last(feed),
                 sparse=sparse.choose(model, masks, limits, feed.example()),
             )
@@ -124,21 +125,14 @@ class Trainer:
         """How many runs train as one network."""
         return stack_size(self.config, self.problem, self.device)
 
-    def network(
-        self,
-        model: torch.nn.Module,
-        starts: Sequence[State],
-        masks: Sequence[Masks],
-        channels_last: bool,
-        sparse: Sequence[str] = (),
-    ) -> Network:
-        """The network that computes with these weights under these masks, one trial beside the other."""
-        bf16, criterion = self.config.precision == "bf16", self.problem.criterion
-        return Network(model, starts, masks, self.device, criterion, bf16, sparse=sparse, channels_last=channels_last)
+    @property
+    def bf16(self) -> bool:
+        """Whether products are computed in bfloat16."""
+        return self.config.precision == "bf16"
 
     def channels_last(self, feed: Feed) -> bool:
         """Whether a network of one trial is to lie in memory with the channels last."""
-        return layout.channels_last(self.problem.make, feed.example(), self.config.precision == "bf16")
+        return layout.channels_last(self.problem.make, feed.example(), self.bf16)
 
     def feed(self, runs: Sequence[Run]) -> Feed:
         """The data of these runs' trials on the device."""

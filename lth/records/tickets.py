@@ -35,15 +35,7 @@ class Damaged(Exception):
     """A file is there but cannot be used: truncated, from other settings or from a newer program."""
 
 
-MALFORMED = (
-    safetensors.SafetensorError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
-    EOFError,
-)
+MALFORMED = (safetensors.SafetensorError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
 UNUSABLE = (RecordError, Damaged, FileNotFoundError)  # what reading a run's files raises
 
 

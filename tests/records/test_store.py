@@ -48,34 +48,12 @@ def go(finished: Config, run: Run, tell: Told | None = None) -> None:
 
 
 @contextmanager
-def unmounted(run: Run) -> Iterator[None]:
-    """saves/ is a link to a disk that is not there."""
-    saves = run.root / "saves"
-    disk = saves.rename(run.root / "disk")
-    saves.symlink_to(run.root / "nowhere")
-    yield
-    saves.unlink()
-    disk.rename(saves)
-
-
-@contextmanager
 def deleted(run: Run) -> Iterator[None]:
     """The run's weights have been moved away."""
     elsewhere = run.saves.rename(run.root / "elsewhere")
     yield
     assert not run.saves.exists()
     elsewhere.rename(run.saves)
-
-
-@contextmanager
-def loop(run: Run) -> Iterator[None]:
-    """Looking for a ticket ends in an error."""
-    file = run.saves / "ticket_01.safetensors"
-    elsewhere = file.rename(run.root / "elsewhere")
-    file.symlink_to(file.name)
-    yield
-    assert file.is_symlink()
-    elsewhere.rename(file)
 
 
 @contextmanager
@@ -98,9 +76,7 @@ def forbidden(run: Run) -> Iterator[None]:
 
 
 REACH = {
-    unmounted: r"lt seed0: 2 rounds are finished, but there are no weights in .*saves.*: is its disk there\?",
     deleted: r"lt seed0: 2 rounds are finished, but there are no weights in .*saves.*: is its disk there\?",
-    loop: r"ticket_01\.safetensors cannot be read \(",
     forbidden: r"initial\.safetensors cannot be read \(Permission denied\)",
 }
 
