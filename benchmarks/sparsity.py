@@ -9,6 +9,7 @@ it counts little. With --preset, the rounds of the preset lenet, and what its wh
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -88,22 +89,42 @@ def layer_step(size: tuple[int, int, int], keep: float | None, first: bool) -> C
     return run
 
 
+def layer_evaluation(size: tuple[int, int, int], keep: float | None) -> Callable[[int], None]:
+    """A layer's forward passes of 1,000 examples, 200 at once where it is sparse, as lth.training.network has them."""
+    inputs, outputs, _ = size
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(inputs, outputs))
+    if keep is not None:
+        become_sparse(model, {"0.weight": torch.rand(outputs, inputs) < keep})
+    model.eval().requires_grad_(False)  # without torch.no_grad, under which sparse layers are dense beside AMX
+    parts = torch.randn(1000, inputs).split(1000 if keep is None else 200)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            torch.cat([model(part) for part in parts])
+
+    return run
+
+
 def compare_layers(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Time single layers at every share of survivors, print the table, and give the measurements."""
     rows, results = [["", *(f"{share:g}%" for share in args.keep)]], []
-    for name in args.layers:
+    for name, evaluates in itertools.product(args.layers, (False, True)):
         inputs, outputs, batch = (int(part) for part in name.replace("x", "-").split("-"))
-        cells = [name]
+        cells = [f"{name}, evaluation" if evaluates else name]
         for share in args.keep:
             size, first = (inputs, outputs, batch), inputs == 784
-            loops = {SPARSE: layer_step(size, share / 100, first), DENSE: layer_step(size, None, first)}
+            if evaluates:
+                loops = {SPARSE: layer_evaluation(size, share / 100), DENSE: layer_evaluation(size, None)}
+            else:
+                loops = {SPARSE: layer_step(size, share / 100, first), DENSE: layer_step(size, None, first)}
             with numerics(args.precision, args.threads):
                 count = max(steps_for(args.seconds, loop) for loop in loops.values())
                 runs = {way: partial(loop, count) for way, loop in loops.items()}
-                taken = in_turns(runs, args.repeats, time.process_time)
+                taken = in_turns(runs, args.repeats, time.thread_time)
             found = ratio(taken[SPARSE], taken[DENSE])
             cells.append(found.cells(2)[0])
-            results.append({"layer": name, "left": share, "of_dense": vars(found)})
+            results.append({"layer": name, "evaluation": evaluates, "left": share, "of_dense": vars(found)})
         rows.append(cells)
     show(f"layers (inputs-outputs x batch): sparse, of dense; --precision {args.precision}", rows)
     return results

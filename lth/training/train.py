@@ -193,6 +193,8 @@ class Training:
                         self.iteration += 1
                         if beat.due():
                             moved(self.iteration)
+                    if self.network.device.type == "cuda":  # or what it still has to do counts as evaluation
+                        torch.cuda.synchronize(self.network.device)
         except Stopped:
             checkpoint(self.state())
             raise

@@ -27,6 +27,7 @@ from lth.data.images import CROP, Feed, crop_and_flip, split
 from lth.data.sets import _as_here
 from lth.settings.config import ConfigError
 from lth.settings.names import KNOWN
+from lth.training.fit import check_fit
 
 pytestmark = pytest.mark.versions
 
@@ -383,3 +384,12 @@ def test_a_model_that_cannot_train_on_one_image_at_a_time_is_said_before_anythin
         session.run(settings(place, arch_type="drop", batch_size=1))
     assert not (place / "dumps").exists()
     session.run(settings(place, batch_size=1, prune_iterations=1))
+
+
+def test_a_default_device_other_than_the_cpu_is_one_clear_line() -> None:
+    torch.set_default_device("meta")
+    try:
+        with pytest.raises(ConfigError, match=r"^model must come without torch\.set_default_device, which is meta"):
+            check_fit(torch.nn.Linear(4, 4, device="cpu"), (4,), 4)
+    finally:
+        torch.set_default_device(None)

@@ -258,6 +258,24 @@ def test_the_host_is_a_beat_ahead_of_the_device(monkeypatch: pytest.MonkeyPatch)
     assert steps[:6] == [2, 4, 8, 16, 25, 25] and steps[-5:] == [1] * 5
 
 
+def test_what_the_device_still_has_to_do_counts_as_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a device that takes a second per step and nothing else, and works only while the host waits."""
+    now, asked = [0.0], [0]
+    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
+
+    def wait(why: str) -> None:
+        now[0] += asked[0]
+        asked[0] = 0
+
+    with gpu() as machine:
+        run = made(Mlp, CUDA)
+        machine.wait = wait  # type: ignore[method-assign]
+        run_step = run._run_step
+        run._run_step = lambda batch: (asked.__setitem__(0, asked[0] + 1), run_step(batch))[1]  # type: ignore
+        (trained,) = run.run()
+    assert trained.seconds == {"training": 40, "evaluation": 0}
+
+
 def test_a_stack_that_the_memory_is_too_small_for_becomes_smaller(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = Training.step
 
