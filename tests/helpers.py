@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ from lth.records import files, journal, lock, tables
 from lth.records.events import Event, Note
 from lth.records.tables import Run
 from lth.settings import names
-from lth.settings.config import Config
+from lth.settings.config import PROJECT, Config
 from lth.training.network import Fused, Network
 from lth.training.schedule import Plan
 from lth.training.train import Training
@@ -248,7 +251,7 @@ def constant(lr: float = 0.01) -> Callable[[int], float]:
     return lambda iteration: lr
 
 
-class Killed(BaseException):
+class Killed(KeyboardInterrupt):
     """What a process that is killed would notice of it, if it noticed anything."""
 
 
@@ -293,3 +296,38 @@ def held(folder: Path, pid: int = 77, host: str = "elsewhere") -> Iterator[None]
 def assert_released(root: Path) -> None:
     """No lock under `root` is held."""
     assert not [file for file in root.rglob("*.lock") if lock.is_held(file.with_suffix(""))]
+
+
+class Command:
+    """main.py as somebody starts it in a terminal of its own."""
+
+    def __init__(self, root: Path, *argv: str) -> None:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        self.root, self.began, self.log = root, time.time(), root.with_suffix(f".{time.monotonic_ns()}.log")
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "main.py", *argv, "--data", str(root.parent), "--root", str(root)],
+                cwd=PROJECT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def is_training(self) -> bool:
+        """Whether somebody has written a checkpoint since: before that, Python and PyTorch are loaded."""
+        with contextlib.suppress(FileNotFoundError):
+            return any(file.stat().st_mtime > self.began for file in self.root.rglob("checkpoint*"))
+        return False
+
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        return self.process.poll() is None
+
+    def signal(self, signum: int) -> None:
+        """What the terminal, or another process, sends to it and its children."""
+        os.killpg(self.process.pid, signum)
+
+    def ends(self, code: int = 0) -> str:
+        """Wait for its end with that exit code; gives what it printed."""
+        assert self.process.wait(timeout=400) == code, self.log.read_text()
+        return self.log.read_text()

@@ -7,8 +7,6 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,12 +14,10 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from helpers import arrays, assert_released, assert_same, results
+from helpers import Command, arrays, assert_released, assert_same, results
 
-from lth.settings.config import PROJECT
-
-COMMAND = [
-    *("main.py", "--arch_type", "fc1", "--dataset", "small", "--prune_percent", "60", "--prune_iterations", "3"),
+FLAGS = [
+    *("--arch_type", "fc1", "--dataset", "small", "--prune_percent", "60", "--prune_iterations", "3"),
     *("--end_iter", "100it", "--valid_freq", "10it", "--valid_size", "200", "--checkpoint_every", "0", "--gpu", "cpu"),
 ]
 KINDS = {  # what is asked for, and how many processes share it
@@ -34,48 +30,27 @@ KINDS = {  # what is asked for, and how many processes share it
 EXHAUSTIVE = bool(os.environ.get("LTH_EXHAUSTIVE"))
 
 
-class Command:
-    """A command that somebody starts in a terminal of its own."""
+def started(root: Path, asked: str) -> Command:
+    return Command(root, *FLAGS, *asked.split())
 
-    def __init__(self, root: Path, asked: str) -> None:
-        argv = [sys.executable, *COMMAND, *asked.split(), "--data", str(root.parent), "--root", str(root)]
-        self.root, self.began, self.log = root, time.time(), root.with_suffix(f".{time.monotonic_ns()}.log")
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                argv, cwd=PROJECT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
 
-    def is_training(self) -> bool:
-        """Whether somebody has written a checkpoint since: before that, Python and PyTorch are loaded."""
-        with contextlib.suppress(FileNotFoundError):
-            return any(file.stat().st_mtime > self.began for file in self.root.rglob("checkpoint*"))
-        return False
-
-    def runs(self) -> bool:
-        """Whether it has not ended."""
-        return self.process.poll() is None
-
-    def ends(self) -> None:
-        """Wait for its end, which is a good one."""
-        assert self.process.wait(timeout=300) == 0, self.log.read_text()
-
-    def kill(self, everyone: bool) -> None:
-        """kill -9 all of it, or the parent alone: its children must notice."""
-        children: list[psutil.Process] = []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            children = psutil.Process(self.process.pid).children(recursive=True)
-        os.killpg(self.process.pid, signal.SIGKILL) if everyone else self.process.kill()
-        self.process.wait()
-        assert not psutil.wait_procs(children, timeout=10)[1], "children outlive their parent"
+def kill(command: Command, everyone: bool) -> None:
+    """kill -9 all of it, or the parent alone: its children must notice."""
+    children: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = psutil.Process(command.process.pid).children(recursive=True)
+    os.killpg(command.process.pid, signal.SIGKILL) if everyone else command.process.kill()
+    command.process.wait()
+    assert not psutil.wait_procs(children, timeout=10)[1], "children outlive their parent"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs kill -9")
 @pytest.mark.parametrize("kind", KINDS if EXHAUSTIVE else ["two arms, two jobs", "three joined processes"])
-def test_a_command_killed_anywhere_goes_on_as_if_nothing_had_happened(tmp_path: Path, kind: str) -> None:
+def test_a_command_killed_anywhere_continues_as_if_nothing_had_happened(tmp_path: Path, kind: str) -> None:
     np.savez(tmp_path / "small.npz", **arrays(2000, 400, shape=(28, 28)))
     asked, count = KINDS[kind]
-    whole = Command(tmp_path / "undisturbed", asked.replace("--join", ""))
+    whole = started(tmp_path / "undisturbed", asked.replace("--join", ""))
     while whole.runs() and not whole.is_training():
         time.sleep(0.02)
     began = time.monotonic()
@@ -84,7 +59,7 @@ def test_a_command_killed_anywhere_goes_on_as_if_nothing_had_happened(tmp_path: 
     assert expected
 
     chance, root = random.Random(kind), tmp_path / "killed0"
-    crew = [Command(root, asked) for _ in range(count)]
+    crew = [started(root, asked) for _ in range(count)]
     kills = 13 if EXHAUSTIVE else 4
     while kills:
         while any(one.runs() for one in crew) and not crew[-1].is_training():
@@ -94,16 +69,16 @@ def test_a_command_killed_anywhere_goes_on_as_if_nothing_had_happened(tmp_path: 
             time.sleep(0.005)
         if alive := [one for one in crew if one.runs()]:
             victim = chance.choice(alive)
-            victim.kill(everyone=chance.random() < 0.5)
+            kill(victim, everyone=chance.random() < 0.5)
             kills -= 1
             for file in root.glob("dumps/**/*.csv"):
                 pd.read_csv(file)
                 assert file.read_bytes().endswith(b"\n")
-            crew = [*(one for one in crew if one is not victim), Command(root, asked)]
+            crew = [*(one for one in crew if one is not victim), started(root, asked)]
         else:  # this one is finished: begin another
             assert_finished(crew, expected)
             root = tmp_path / f"killed{len(list(tmp_path.iterdir()))}"
-            crew = [Command(root, asked) for _ in range(count)]
+            crew = [started(root, asked) for _ in range(count)]
     assert_finished(crew, expected)
 
 

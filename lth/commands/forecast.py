@@ -10,7 +10,7 @@ import torch
 
 from lth import pruning
 from lth.commands.holding import Prepared
-from lth.commands.tasks import by_run, tasks_of
+from lth.commands.tasks import dense_runs
 from lth.data.images import Images
 from lth.records import tables
 from lth.settings.config import Config
@@ -89,8 +89,10 @@ def sentence(prepared: Sequence[Prepared], at_once: int) -> str:
     for one in prepared:
         config, images = one.config, one.images
         done = (lambda run: 0) if config.overwrite else tables.finished_rounds
-        tasks = by_run(tasks_of(one.asked)).items()
-        left = [[task.round for task in mine if not task.shared and task.round >= done(run)] for run, mine in tasks]
+        left = [  # the dense round of a trial is trained once
+            range(max(done(run), int(dense != run)), config.prune_iterations)
+            for run, dense in dense_runs(one.asked).items()
+        ]
         rounds, multiply_adds = (
             {number for numbers in left for number in numbers},
             one.problem.step_multiply_adds(config.batch_size),

@@ -1,45 +1,32 @@
-"""Runs that are locked by this process: begun anew, compared with what is asked for, described in config.json."""
+"""Experiments that are about to be trained: what they need, whether their runs are free, what config.json says."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from lth import data
 from lth.commands import device as devices
 from lth.commands.about import about, about_data
 from lth.data.images import Images
+from lth.models import building
 from lth.records import identity, recording, tables
 from lth.records.files import read_json, write_json
-from lth.records.lock import Locks
+from lth.records.lock import Locked, Locks
 from lth.records.tables import Run
-from lth.settings.config import Config
+from lth.settings import names
+from lth.settings.config import Config, ConfigError
 from lth.training.problem import Problem, stack_size
 
 # Multiply-adds of a step from which on it gains from more threads. The time on two threads by that on one, two cores of
 # an Intel Xeon with AMX: fc1 at batch 60 (5e7) 0.98, lenet5 at 60 (8e7) 0.80, or five times as long beside other work,
 # lenet5 at 256 (3e8) 0.65, fc1 at 512 (4e8) 0.77; on CIFAR-10 conv2 (7e9) 0.56, resnet20 0.58, vgg16 0.54.
 LARGE_STEP = 3e8
-
-
-def mend(runs: Sequence[Run], config: Config, warn: Callable[[str], object]) -> None:
-    """Write again what is damaged of the tables of these runs, which are not held; `warn` gets a sentence for each.
-    With --dry_run that is all. RecordError if another process has the run, unless it --joins."""
-    for run in runs:
-        if not (wrong := recording.damage(run)):
-            continue
-        if config.dry_run:
-            warn(f"{wrong}: it would be written again")
-            continue
-        with Locks(alone=not config.join) as locks:
-            if config.join and not locks.try_take(run.dumps):
-                continue
-            if not config.join:
-                locks.take(run.dumps)
-            recording.mend(run, warn)
 
 
 @dataclass(frozen=True)
@@ -52,6 +39,31 @@ class Prepared:
     runs: list[Run]
     images: Images
     problem: Problem
+
+
+def images_of(config: Config, loaded: dict[tuple[object, ...], Images]) -> Images:
+    """The images of the settings, from `loaded` if they are there; otherwise they are kept in it."""
+    what = (config.dataset, config.data, config.pixels, config.image_size)
+    if what not in loaded:
+        building.find(config.arch_type, config.dataset, data=config.data)  # a bad file is reported before data are read
+        name = names.dataset(config.dataset)
+        file = names.npz(config.data, name, config.image_size)
+        if config.dry_run and name in names.KNOWN and not file.exists():
+            raise ConfigError(f"--dry_run neither downloads nor converts images, and there is no {file}")
+        loaded[what] = data.load(*what)
+    return loaded[what]
+
+
+def mend(runs: Sequence[Run], config: Config, warn: Callable[[str], object]) -> None:
+    """Write damaged tables of these runs again; `warn` gets a sentence for each. With --dry_run that is all. Locked if
+    another process has the run; with --join, that one is left to it."""
+    for run in runs:
+        if (wrong := recording.damage(run)) and config.dry_run:
+            warn(f"{wrong}: it would be written again")
+        elif wrong:
+            with suppress(Locked) if config.join else nullcontext(), Locks(alone=not config.join) as locks:
+                locks.take(run.dumps)
+                recording.mend(run, warn)
 
 
 def claim(prepared: Sequence[Prepared], alone: bool) -> None:
@@ -100,10 +112,8 @@ def facts(one: Prepared, device: torch.device, command: Sequence[str]) -> dict[s
 
 
 def write_config(run: Run, config: Config, facts: Mapping[str, Any]) -> None:
-    """Say in config.json what the run is trained with, unless it is finished."""
+    """Write config.json, which says what the run is trained with, unless the run is finished."""
     file = run.dumps / "config.json"
-    if read_json(file) and tables.done_rounds(run, config.connectivity) >= config.prune_iterations:
-        return
-    own: dict[str, Any] = {"arm": run.arm, "seed": run.seed}
-    own["sparse_up_to"] = tables.config_of(run).get("sparse_up_to", facts["sparse_up_to"])
-    write_json(file, {**facts, **own})
+    if not read_json(file) or tables.done_rounds(run, config.connectivity) < config.prune_iterations:
+        limits = tables.config_of(run).get("sparse_up_to", facts["sparse_up_to"])
+        write_json(file, {**facts, "arm": run.arm, "seed": run.seed, "sparse_up_to": limits})

@@ -1,4 +1,4 @@
-"""The loop of work: look for a run that can go on, take its lock, train it as far as it can go, let it go.
+"""The loop of work: look for a run that can be trained, take its lock, train it as far as it can go, release it.
 
 It is the same in this process, in --jobs processes beside each other (lth.commands.processes), in every process of
 --join and in the tasks of a Ray cluster (lth.commands.cluster).
@@ -6,19 +6,20 @@ It is the same in this process, in --jobs processes beside each other (lth.comma
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from lth.commands import device as devices
 from lth.commands.queue import Piece, Queue
+from lth.commands.watch import POLL, Watch, next_look
 from lth.data.images import Images
 from lth.experiment import Experiment, start_tickets
 from lth.records.events import Event, Note
@@ -29,9 +30,6 @@ from lth.settings import checks
 from lth.settings.config import Config, ConfigError, same_command
 from lth.training.train import Stopped, TrialError
 
-POLL = 0.2  # seconds between looks at the folder, or at what the processes tell
-SHARE = 20  # of the time that a look at the folder takes, others share it: so much longer until the next look
-LONGEST = 30.0  # seconds between looks at the folder
 Tell = Callable[[Event], None]
 Data = Mapping[Config, tuple[Config, Images]]  # by the settings as asked for: as the data settle them, and these
 
@@ -48,10 +46,11 @@ class WorkerKilled(TrialError):
     """A worker process has vanished."""
 
 
-FATAL = (OSError, RecordError, devices.DeviceError, WorkerKilled)  # of this machine; others are the fault of the runs
+# What stops all work, since it is the fault of this machine; other errors are the fault of the runs.
+FATAL = (OSError, RecordError, ConfigError, devices.DeviceError, WorkerKilled)
 
 
-@contextmanager
+@contextlib.contextmanager
 def signals() -> Iterator[Callable[[], int]]:
     """Within it, Ctrl-C and SIGTERM are only noted; the function given says which one came (0: none). A second one
     acts as usual."""
@@ -79,11 +78,6 @@ def stop_if(signalled: Callable[[], int]) -> None:
         raise Interrupted(signalled())
 
 
-def next_look(began: float) -> float:
-    """When to look at the folder again, after a look that began then: seldom, where looks take long."""
-    return time.monotonic() + min(max(POLL, SHARE * (time.monotonic() - began)), LONGEST)
-
-
 class Trainer:
     """Trains pieces of some experiments in this process, one after the other."""
 
@@ -92,8 +86,8 @@ class Trainer:
         self.asked: Config | None = None  # of the experiment that it is at
 
     def train(self, piece: Piece) -> dict[Run, str]:
-        """Train what the piece says; gives those of its runs that ended early, with the reason. DeviceError if the
-        device died of it; RecordError if files that the settings name have been spoiled since the command began."""
+        """Train what the piece says. Returns those of its runs that ended early, with the reason. DeviceError if the
+        device died of it; ConfigError if files that the settings name have been spoiled since the command began."""
         try:
             if self.asked != piece.asked:
                 config, images = self.data[piece.asked]
@@ -102,59 +96,56 @@ class Trainer:
                 self.asked = piece.asked  # only now: what raised above raises again
             self.experiment.run(piece.runs, piece.rounds)
             return {run: why for run, why in self.experiment.failed.items() if run in piece.runs}
-        except ConfigError as error:
-            raise RecordError(f"{error} (all was well when the command began)") from None
         except Exception as error:
             if self.device.type != "cpu":  # whose memory the next piece needs
                 devices.release(error)
             if devices.answers(self.device):
                 raise
-            goes_on = f"{same_command(piece.asked.overwrite)} goes on from here"
-            dead = f"{self.device} can no longer be used by this process: {goes_on}"
-            raise devices.DeviceError(f"{checks.first_line(error)}; {dead}") from error
+            raise devices.DeviceError(
+                f"{checks.first_line(error)}; {self.device} can no longer be used by this process: "
+                f"{same_command(piece.asked.overwrite)} continues from here"
+            ) from error
 
 
 def work(
     queue: Queue,
-    train: Callable[[Piece], Mapping[Run, str]],
-    tell: Tell,
-    stop: Callable[[], object],
+    trainer: Trainer,
     look: Callable[[bool], object] = lambda idle: None,
 ) -> list[Exception]:
-    """Do what can be done in the queue, until nothing is left for any process, or `stop` says so. `look` is called
-    after every look at the folder, with whether there was nothing to do at the moment.
+    """Do what can be done in the queue, until nothing is left for any process, or the trainer is to stop. `look` is
+    called after every look at the folder, with whether there was nothing to do at the moment.
 
-    Gives what pieces raised: their runs count as failed, and others go on. FATAL errors are raised, and say nothing
-    about the runs: another process may train them.
+    Returns what pieces raised: their runs count as failed, and the loop continues with the others. FATAL errors are
+    raised, and say nothing about the runs: another process may train them.
     """
     errors: list[Exception] = []
     due = 0.0
-    while not stop():
+    while not trainer.stop():
         if (began := time.monotonic()) < due:
             time.sleep(POLL)
             continue
         piece = queue.take()
         look(piece is None)
         if piece is None:
-            if queue.over():
+            if not queue.open():
                 break
             due = next_look(began)
             continue
         failed: Mapping[Run, str] = {}
         try:
-            failed = train(piece)
+            failed = trainer.train(piece)
         except Stopped:
             pass
-        except Lost as error:  # whoever has it goes on with it
-            tell(Note(f"{error}"))
+        except Lost as error:  # the process that has it now continues it
+            trainer.tell(Note(str(error)))
         except FATAL:
             raise
         except Exception as error:
             errors.append(error)
             failed = dict.fromkeys(piece.runs, str(error))
-            if len(queue.tasks) > len(failed):  # the others go on: now is the time to say it
+            if len(queue.work) > len(failed):  # the others are trained first: now is the time to report it
                 for run in piece.runs:
-                    tell(Note(f"{run}: {error}", failed=True))
+                    trainer.tell(Note(f"{run}: {error}", failed=True))
         finally:
             queue.give_back(piece, failed)
     return errors
@@ -162,19 +153,8 @@ def work(
 
 def work_here(queue: Queue, data: Data, device: torch.device, tell: Tell, signalled: Callable[[], int]) -> None:
     """The loop in this process. Raises what stopped it, or in the end what pieces raised."""
-    waited = False
-
-    def look(idle: bool) -> None:
-        nonlocal waited
-        for event in queue.news([os.getpid()]):
-            tell(event)
-        if idle and not waited and not queue.over() and (sentence := queue.waiting_for()):
-            tell(Note(sentence))
-            waited = True
-        waited &= idle
-
-    trainer = Trainer(data, device, tell, lambda: bool(signalled()))
-    errors = work(queue, trainer.train, tell, signalled, look)
+    watch = Watch(queue, tell, [os.getpid()])
+    errors = work(queue, Trainer(data, device, watch.hear, lambda: bool(signalled())), watch.look)
     finish(errors, signalled)
 
 
@@ -185,12 +165,13 @@ def finish(errors: list[Exception], signalled: Callable[[], int]) -> None:
         raise min(errors, key=lambda error: not isinstance(error, FATAL))
 
 
-def portable(error: Exception) -> Exception:
+def portable(error: BaseException) -> Exception:
     """The error, as another process can read it."""
-    try:
-        return error if isinstance(pickle.loads(pickle.dumps(error)), type(error)) else TrialError(str(error))
-    except Exception:  # whatever a foreign class does when it is pickled
-        return TrialError(f"{type(error).__name__}: {error}")
+    with contextlib.suppress(Exception):  # whatever a foreign class raises when it is pickled
+        copy = pickle.loads(pickle.dumps(error))
+        if isinstance(error, Exception) and type(copy) is type(error):
+            return error
+    return TrialError(f"{type(error).__name__}: {error}")
 
 
 def at_once(config: Config) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,8 @@ from lth import pruning
 from lth.analysis import labels
 from lth.commands import forecast
 from lth.commands.holding import Prepared
-from lth.commands.tasks import Task, by_run, plan, tasks_of, trainings
+from lth.commands.queue import Queue, Work
+from lth.commands.tasks import trainings
 from lth.models import building, prunable
 from lth.records import tables
 from lth.records.store import ENDS
@@ -36,22 +37,22 @@ def announce(
     say: Callable[[str], object],
     warn: Callable[[str], object],
 ) -> None:
-    """Say at which `place` is trained, where results go, how much disk space they take, what may surprise, and which
-    rounds are finished already."""
-    runs = _runs(prepared)
-    rounds = sorted({one.config.prune_iterations for one in prepared})
-    need, free = _disk_needed(prepared) / 1e6, shutil.disk_usage(_existing(runs[0].saves)).free / 1e6
+    """Print where training takes place (`place`), where results go, how much disk space they take, what may surprise,
+    and which rounds are finished already."""
+    runs = {run: one.config.prune_iterations for one in prepared for run in one.runs}  # a sweep's may share trials
+    rounds = sorted({*runs.values()})
+    need, free = _disk_needed(prepared) / 1e6, shutil.disk_usage(_existing(prepared[0].runs[0].saves)).free / 1e6
     of = f"{len(prepared)} experiments, " if len(prepared) > 1 else ""
     upto = "up to " if len(rounds) > 1 else ""
     most = max(one.config.threads or 1 for one in prepared)
     threads = f" with {most} threads each" if most > 1 else ""
-    say(f"{of}{len(runs)} runs of {upto}{rounds[-1]} rounds on {place}{threads}, results in {where(runs)}")
+    say(f"{of}{len(runs)} runs of {upto}{rounds[-1]} rounds on {place}{threads}, results in {where([*runs])}")
     say(f"the weights under saves/ take up to {need:,.0f} MB of {free:,.0f} MB free (--keep_weights last: less)")
     for remark in dict.fromkeys(remark for one in prepared for remark in _remarks(one, device) if remark):
         say(remark)
     if need > free:
         warn("warning: the disk may become full; a stopped run can be continued later")
-    for run, count in {run: one.config.prune_iterations for one in prepared for run in one.runs}.items():
+    for run, count in runs.items():
         if 0 < (finished := tables.finished_rounds(run)) < count:
             say(f"Continuing {run}: {finished} of {count} rounds are finished")
             for row in tables.table(run, "rounds").itertuples():
@@ -62,31 +63,40 @@ def announce(
 def planned(prepared: Sequence[Prepared], device: torch.device, at_once: int) -> list[str]:
     """What --dry_run shows: the trainings of each setting, how many are left, the disk space they take. ConfigError if
     results cannot be written."""
-    lines: list[str] = []
-    asked, finished, connected = prepared[0].asked, tables.finished_rounds, tables.connected_rounds
+    asked = prepared[0].asked
     try:
         tempfile.TemporaryFile(dir=_existing(asked.root)).close()
     except OSError as error:
         must = f"must be a folder that can be written, not {asked.root} ({error.strerror})"
         raise ConfigError(Problem("root", must)) from None
-    if asked.overwrite:  # it starts again, whatever is there
-        finished = connected = lambda run: 0
-    everything: list[Task] = []
-    for folder in dict.fromkeys(one.runs[0].dumps.parent.parent for one in prepared):
-        here = [one for one in prepared if one.runs[0].dumps.parent.parent == folder]
-        rounds = by_run(task for one in here for task in tasks_of(one.asked))
-        graph = [task for tasks in rounds.values() for task in tasks]
-        lines.append(f"{labels.title(here[0].runs[0])}, results in {folder}")
-        lines += [f"  {line}" for line in [*plan(graph, finished), *dict.fromkeys(map(_anew, here))] if line]
-        everything += graph
-    left, again_left = (sum(not t.shared and t.round >= of(t.run) for t in everything) for of in (finished, connected))
-    count = trainings(everything)
-    total = f"{count} trainings, {left} of them left, up to {len(_runs(prepared))} at once"
+    queue = Queue([Work(one.asked, one.config, "", 1, {}) for one in prepared])
+
+    def left(runs: Iterable[Run], finished: Callable[[Run], int] = lambda run: 0) -> int:
+        done = {run: 0 if asked.overwrite else finished(run) for run in runs}  # which starts again, whatever is there
+        return sum(trainings(queue.rounds(run), done[run], queue.dense[run] != run) for run in runs)
+
+    lines: list[str] = []
+    for folder in dict.fromkeys(run.plots for run in queue.work):
+        here = [run for run in queue.work if run.plots == folder]
+        lines.append(f"{labels.title(here[0])}, results in {here[0].dumps.parent.parent}")
+        for arm in dict.fromkeys(run.arm for run in here):
+            mine = [run for run in here if run.arm == arm]
+            rounds, total = max(map(queue.rounds, mine)), left(mine)
+            finished = total - left(mine, tables.finished_rounds)
+            line = f"  {arm}: {len(mine)} trials x {rounds} rounds, {total} trainings, {finished} finished"
+            needs = [f"the dense round of {other}" for other in sorted({queue.dense[run].arm for run in mine} - {arm})]
+            if rounds > 1 and ARMS[arm].mask_of:
+                needs.append(f"the masks of {ARMS[arm].mask_of}")
+            lines.append(f"{line}; needs {' and '.join(needs)}" if needs else line)
+        lines += dict.fromkeys(f"  {anew}" for one in prepared if one.runs[0] in here and (anew := _anew(one)))
+    count, runs = left(queue.work), len(queue.work)
+    total_line = f"{count} trainings, {left(queue.work, tables.finished_rounds)} of them left, up to {runs} at once"
     if asked.connectivity:
-        total += f"; --connectivity trains {count} tickets once more, {again_left} of them left"
-    time = forecast.sentence(prepared, at_once) if device.type == "cpu" else ""
-    lines += [time] if time else []
-    return [*lines, f"{total}; the weights under saves/ take up to {_disk_needed(prepared) / 1e6:,.0f} MB"]
+        again = f"{count} tickets once more, {left(queue.work, tables.connected_rounds)} of them left"
+        total_line += f"; --connectivity trains {again}"
+    if time := forecast.sentence(prepared, at_once) if device.type == "cpu" else "":
+        lines.append(time)
+    return [*lines, f"{total_line}; the weights under saves/ take up to {_disk_needed(prepared) / 1e6:,.0f} MB"]
 
 
 def where(runs: Sequence[Run]) -> Path:
@@ -97,11 +107,6 @@ def where(runs: Sequence[Run]) -> Path:
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that exists (which may be a link to another disk)."""
     return next(one for one in (folder, *folder.absolute().parents) if one.exists())
-
-
-def _runs(prepared: Sequence[Prepared]) -> list[Run]:
-    """All runs, each once: seeds that a sweep names may be trials of each other's."""
-    return list(dict.fromkeys(run for one in prepared for run in one.runs))
 
 
 def _disk_needed(prepared: Sequence[Prepared]) -> int:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import socket
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lth.commands import holding
-from lth.commands.tasks import Task, by_run, tasks_of
-from lth.records import files, identity, journal, lock, tables
-from lth.records.events import Event, Note, RoundDone
+from lth.commands import holding, tasks
+from lth.records import files, identity, journal, tables
 from lth.records.files import RecordError
 from lth.records.lock import Locks
 from lth.records.store import Store
 from lth.records.tables import Run
 from lth.records.tickets import numbered
+from lth.settings.arms import ARMS
 from lth.settings.config import Config
 
-FAILED = "failed.txt"  # in a run's folder: why it ended early, until somebody tries it again
+FAILED = "failed.txt"  # in a run's folder: why it ended early, until a later command tries it again
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Work:
     """An experiment for the loop of work, which may be in another process.
 
     asked, config: its settings, as they were asked for and as the data settle them.
-    about: what tells its runs from those of other settings in what is said about them.
+    about: what tells its runs from those of other settings in messages.
     together: how many of its runs may be trained at once, as one stacked network.
     facts: what the config.json of each run says.
     """
@@ -50,29 +48,59 @@ class Piece:
 
 
 class Queue:
-    """The runs of some experiments, as the folder shows them.
+    """The runs of some experiments, as the folder shows them. `locks` are those of this process; None for a process
+    that only looks on. `failed` has the runs that ended early, here or elsewhere, with the reason."""
 
-    locks: of this process; None for who only looks on.
-    before: the marks of runs that had ended early when the command began (see `marks`), which are tried again.
-    """
-
-    def __init__(self, works: Sequence[Work], locks: Locks | None = None, before: Mapping[Run, int] | None = None):
+    def __init__(self, works: Sequence[Work], locks: Locks | None = None) -> None:
         self.locks = locks
         self.work: dict[Run, Work] = {}
-        self.tasks: dict[Run, list[Task]] = {}
+        self.dense: dict[Run, Run] = {}  # the run of the trial that trains the dense round
         for work in works:
-            for run, tasks in by_run(tasks_of(work.asked, work.about)).items():
-                if len(tasks) > len(self.tasks.get(run, ())):
-                    self.work[run], self.tasks[run] = work, tasks
-        self.before = self.marks() if before is None else before
-        self.failed: dict[Run, str] = {}  # with the reason
-        self._tables: dict[Run, tuple[tuple[int, ...], int]] = {}
-        self._told = {run: self.finished(run) for run in self.tasks}
+            for run, dense in tasks.dense_runs(work.asked, work.about).items():
+                if run not in self.work or self.rounds(run) < work.asked.prune_iterations:
+                    self.work[run], self.dense[run] = work, dense
+        self.failed: dict[Run, str] = {}
+        self._finished: dict[Run, tuple[tuple[int, ...], int]] = {}
+
+    def rounds(self, run: Run) -> int:
+        """How many rounds of a run are asked for."""
+        return self.work[run].asked.prune_iterations
+
+    def finished(self, run: Run) -> int:
+        """How many rounds of a run are finished, with the line that --connectivity measures. Its journal is read again
+        only when it has changed."""
+        mark: tuple[int, ...] = ()
+        with contextlib.suppress(OSError):  # reading it says why, if it is there
+            found = (run.dumps / journal.NAME).stat()
+            mark = found.st_mtime_ns, found.st_size, found.st_ino
+        if not mark or self._finished.get(run, ((), 0))[0] != mark:
+            self._finished[run] = mark, tables.done_rounds(run, self.work[run].config.connectivity)
+        return self._finished[run][1]
+
+    def left(self) -> dict[Run, int]:
+        """How many trainings each run still needs: two per round with --connectivity, none for a shared round."""
+        return {
+            run: tasks.trainings(self.rounds(run), self.finished(run), self.dense[run] != run)
+            * (1 + work.config.connectivity)
+            for run, work in self.work.items()
+        }
+
+    def open(self) -> list[Run]:
+        """The runs that are neither finished nor failed."""
+        for run in self.work:
+            if run not in self.failed:
+                with contextlib.suppress(FileNotFoundError):
+                    self.failed[run] = files.read(run.dumps / FAILED).decode(errors="replace").strip()
+        return [run for run in self.work if not self._ended(run)]
+
+    def try_again(self) -> None:
+        """Forget which runs ended early in earlier commands."""
+        for run in self.work:
+            files.delete(run.dumps / FAILED)
 
     def take(self) -> Piece | None:
-        """Runs that can go on now, locked for this process; None if there are none that nobody works on."""
+        """Runs that can be trained now, locked for this process; None if there are none that nobody works on."""
         assert self.locks is not None
-        self._look_for_failures()
         for runs, rounds in self.ready():
             locked = [run for run in runs if self.locks.try_take(run.dumps)]
             able = [run for run in locked if self.finished(run) < rounds <= self._reach(run, locked)]
@@ -81,145 +109,48 @@ class Queue:
                     self.locks.release(run.dumps)
             if able:
                 work = self.work[able[0]]
-                if found := identity.mismatch(able, work.config, work.facts["fingerprint"]):
-                    raise RecordError(found[1])
+                identity.check(able, work.config, work.facts["fingerprint"])
                 for run in able:
                     holding.write_config(run, work.config, work.facts)
-                    files.delete(run.dumps / FAILED)
                 return Piece(work.asked, tuple(able), rounds)
         return None
 
     def give_back(self, piece: Piece, failed: Mapping[Run, str]) -> None:
         """Work has ended, done or not. What `failed`, with the reason, is tried by no process of this command again."""
         assert self.locks is not None
+        self.failed.update(failed)
         for run in piece.runs:
             if run in failed:
-                self.failed[run] = failed[run]
                 with contextlib.suppress(RecordError):
                     files.write(run.dumps / FAILED, f"{failed[run]}\n".encode())
-            self._told[run] = self.finished(run)
             self.locks.release(run.dumps)
 
-    def news(self, ours: Collection[int]) -> list[Event]:
-        """What other processes than `ours` of this machine, by their numbers, have done since this was last asked:
-        rounds finished, runs that ended early."""
-        known, news = set(self.failed), list[Event]()
-        self._look_for_failures()
-        for run in self.tasks:
-            failed = run in self.failed and run not in known
-            if (failed or self.finished(run) > self._told[run]) and not _of(run, ours):
-                news += self._catch_up(run, self.finished(run))
-                if failed:
-                    news.append(Note(f"{run}: {self.failed[run]} (in another process)", failed=True))
-        return news
-
-    def hear(self, event: Event) -> list[Event]:
-        """An event that a process of ours told, behind what others had done of the same run before it."""
-        if not isinstance(event, RoundDone):
-            return [event]
-        number = int(event.row["round"])
-        news = self._catch_up(event.run, number)
-        self._told[event.run] = number + 1
-        return [*news, event]
-
-    def waiting_for(self) -> str:
-        """Who works on what is left, in a sentence; nothing if nobody does."""
-        others = [f"{lock.holder(run.dumps)} has {run}" for run in self.open() if lock.is_held(run.dumps)]
-        return f"waiting for others: {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}" if others else ""
-
-    def over(self) -> bool:
-        """Whether nothing is left to do, for this process or another."""
-        self._look_for_failures()
-        return not any(True for _ in self.open())
-
-    def finished(self, run: Run) -> int:
-        """How many rounds of a run are finished, with the line that --connectivity measures. Its journal is read again
-        only when it has changed."""
-        connectivity = self.work[run].config.connectivity
-        try:
-            found = (run.dumps / journal.NAME).stat()
-        except FileNotFoundError:
-            return 0
-        except OSError:
-            return tables.done_rounds(run, connectivity)  # the reason why it cannot be read
-        mark = (found.st_mtime_ns, found.st_size, found.st_ino)
-        if run not in self._tables or self._tables[run][0] != mark:
-            self._tables[run] = mark, tables.done_rounds(run, connectivity)
-        return self._tables[run][1]
-
-    def left(self) -> dict[Run, int]:
-        """How many trainings each run still needs: two per round with --connectivity, none for a shared round."""
-        return {
-            run: sum(not task.shared for task in tasks[self.finished(run) :]) * (1 + self.work[run].config.connectivity)
-            for run, tasks in self.tasks.items()
-        }
-
-    def marks(self) -> dict[Run, int]:
-        """When the runs that have ended early did so, by the clock of their file system."""
-        found = {}
-        for run in self.tasks:
-            with contextlib.suppress(OSError):
-                found[run] = (run.dumps / FAILED).stat().st_mtime_ns
-        return found
-
-    def _look_for_failures(self) -> None:
-        for run, mark in self.marks().items():
-            if run not in self.failed and mark != self.before.get(run):
-                with contextlib.suppress(FileNotFoundError):
-                    self.failed[run] = files.read(run.dumps / FAILED).decode(errors="replace").strip()
-
-    def _catch_up(self, run: Run, upto: int) -> list[Event]:
-        """The rounds below `upto` that have not been told."""
-        news, before, now = list[Event](), self._told[run], min(upto, len(self.tasks[run]))
-        if before < now:
-            seconds = tables.table(run, "times")["seconds"].tolist()
-            for number, row in enumerate(tables.table(run, "rounds").to_dict("records")[before:now], before):
-                took = 0.0 if self.tasks[run][number].shared else seconds[number]
-                news.append(RoundDone(run, {str(key): value for key, value in row.items()}, took, ()))
-        self._told[run] = max(before, now)
-        return news
-
-    def open(self) -> Iterator[Run]:
-        """The runs that somebody has to go on with."""
-        return (run for run in self.tasks if run not in self.failed and not self._ended(run))
-
-    def _ended(self, run: Run) -> bool:
-        return self.finished(run) >= len(self.tasks[run])
-
     def ready(self) -> Iterator[tuple[list[Run], int]]:
-        """Runs that can go on now, as many together as one process may train, and up to which round."""
-        for _, group in itertools.groupby(list(self.open()), lambda run: self.work[run].asked):
+        """Runs that can be trained now, as many together as one process may train, and up to which round; those of most
+        rounds first, since what waits for others had better wait for all that it needs."""
+        for work, group in itertools.groupby(self.open(), self.work.__getitem__):
             runs = list(group)
-            size = self.work[runs[0]].together
-            along = [run for run in runs if self._reach(run) > self.finished(run)] if size > 1 else []
-            reach = {run: self._reach(run, along) for run in runs}
-            able = [run for run in runs if reach[run] > self.finished(run)]
-            if size > 1:  # most rounds first: what waits for others had better wait for all that it needs
-                able.sort(key=reach.__getitem__, reverse=True)
-            for rounds, alike in itertools.groupby(able, reach.__getitem__):
-                waiting = list(alike)
-                for first in range(0, len(waiting), size):
-                    yield waiting[first : first + size], rounds
+            along = [run for run in runs if self._reach(run) > self.finished(run)] if work.together > 1 else []
+            reach = {run: rounds for run in runs if (rounds := self._reach(run, along)) > self.finished(run)}
+            for rounds in sorted({*reach.values()}, reverse=True):
+                alike = [run for run in reach if reach[run] == rounds]
+                for first in range(0, len(alike), work.together):
+                    yield alike[first : first + work.together], rounds
 
     def _reach(self, run: Run, along: Sequence[Run] = ()) -> int:
-        """Up to which round a run can go on now, where the runs `along` are trained together with it."""
-        rounds = self.finished(run)
-        for task in self.tasks[run][rounds:]:
-            if not all(other == run or self._met(task, other, number, along) for other, number in task.needs):
-                break
-            rounds += 1
+        """Up to which round a run can be trained now, where the runs `along` are trained together with it: as far as
+        the dense round of its trial and the masks that it takes from another arm are there. Where that arm has ended
+        without them, the run's own training reports it."""
+        finished, rounds, dense = self.finished(run), self.rounds(run), self.dense[run]
+        if not finished and dense not in (run, *along) and not self.finished(dense) and not self._ended(dense):
+            return 0
+        masks_of = ARMS[run.arm].mask_of
+        if not masks_of or self._ended(other := run.of_arm(masks_of)):
+            return rounds
+        for number in range(max(finished, 1), rounds):
+            if self.finished(other) < number or not Store(other).has(numbered("ticket", number)):
+                return number
         return rounds
 
-    def _met(self, task: Task, other: Run, number: int, along: Sequence[Run]) -> bool:
-        """Whether a task has what it needs of another run. Where that will not go on, its own training says so."""
-        if other in self.failed or self._ended(other):
-            return True
-        if task.shared:
-            return other in along or self.finished(other) > number
-        return self.finished(other) > number and Store(other).has(numbered("ticket", task.round))
-
-
-def _of(run: Run, ours: Collection[int]) -> bool:
-    """Whether one of these processes of this machine was the last to hold a run."""
-    last = files.read_json(lock.holder_file(run.dumps))
-    return last.get("host") == socket.gethostname() and last.get("pid") in ours
+    def _ended(self, run: Run) -> bool:
+        return run in self.failed or self.finished(run) >= self.rounds(run)

@@ -1,4 +1,4 @@
-"""One command from its settings to its results: checks before any work, the locks, the rounds, what is said about them.
+"""One command from its settings to its results: checks before any work, the locks, the rounds, what is shown of them.
 
 All front doors (main.py, `python lth`, ExperimentRunner) come through `run`.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -20,7 +20,7 @@ from lth import data
 from lth.commands import cluster, forecast, loop, outlook, processes
 from lth.commands import device as devices
 from lth.commands.about import fingerprints_now
-from lth.commands.holding import Prepared, claim, facts, mend, with_stack, with_threads
+from lth.commands.holding import Prepared, claim, facts, images_of, mend, with_stack, with_threads
 from lth.commands.progress import Progress
 from lth.commands.queue import Queue, Work
 from lth.commands.tasks import runs_of
@@ -28,12 +28,11 @@ from lth.commands.tensorboard import Board
 from lth.commands.terminal import wrapped
 from lth.data.images import Images
 from lth.experiment import start_tickets
-from lth.models import building
 from lth.records import identity, tables
 from lth.records.events import Callback, Event, as_dict
 from lth.records.lock import Locks, probe
 from lth.records.tables import Run
-from lth.settings import checks, names
+from lth.settings import checks
 from lth.settings.config import Config, ConfigError, usual_valid_size
 from lth.settings.values import TicketName
 from lth.training import fit
@@ -42,22 +41,22 @@ from lth.training.schedule import check_plan
 
 
 class TrialsFailed(Exception):
-    """Some trials ended early, as has been said; the others are complete."""
+    """Some trials ended early, as has been reported; the others are complete."""
 
 
 def run(asked: Config, command: Sequence[str] = (), callback: Callback | None = None) -> list[Run]:
-    """Do or continue the experiment of these settings, and give its runs. `callback` gets each evaluation and each
+    """Do or continue the experiment of these settings, and return its runs. `callback` gets each evaluation and each
     finished round as events.as_dict gives them.
 
     ConfigError if it cannot be done, before anything is written; RecordError if a file cannot be written or another
-    process is at it; loop.Interrupted after a signal; TrialsFailed if a trial ended early.
+    process works on it; loop.Interrupted after a signal; TrialsFailed if a trial ended early.
     """
     return run_all({asked: ""}, command, callback)
 
 
 def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), callback: Callback | None = None) -> list[Run]:
-    """The same for several experiments, side by side, each with what tells its runs from the others' in what is said of
-    them. What concerns the machine and the output is the first one's."""
+    """The same for several experiments, side by side, each with what tells its runs from the others' in messages. What
+    concerns the machine and the output is the first one's."""
     first = next(iter(asked))
 
     def say(text: str) -> None:
@@ -66,15 +65,18 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), callback: 
 
     with loop.signals() as signalled:
         runs = list(dict.fromkeys(run for config, about in asked.items() for run in runs_of(config, about)))
-        todo = _todo(asked, runs, _warn)
+        _refuse_one_place(asked)
+        checks.together(*(partial(_refuse, config, runs) for config in asked))
+        for config in asked:
+            mend([] if config.overwrite else runs_of(config), config, _warn)
+        todo = {config: about for config, about in asked.items() if _unfinished(config)}
         if not todo:
             loop.stop_if(signalled)
             say("Nothing to do: all rounds are finished. Raise --prune_iterations or --trials to continue.")
             return runs
         loaded: dict[tuple[object, ...], Images] = {}
         (device, remark), *prepared = checks.together(
-            lambda: _device(first),
-            *(partial(_prepared, *one, loaded) for one in todo.items()),
+            partial(_device, first), *(partial(_prepared, *one, loaded) for one in todo.items())
         )
         if remark:
             say(remark)
@@ -104,7 +106,9 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), callback: 
             if device.type == "cpu" and not there and not first.quiet:
                 say(forecast.sentence(prepared, side_by_side))
             queue = Queue(works)
-            size = 1 if device.type != "cpu" else min(side_by_side, _most(works, queue))
+            queue.try_again()
+            most = len(queue.work) if works[0].together == 1 else len(works)  # processes that can have work at once
+            size = 1 if device.type != "cpu" else min(side_by_side, most)
             at_once = max(side_by_side, works[0].together)
             with _shown(first, queue.left(), at_once, runs, callback) as tell, Locks(alone) as locks:
                 inputs = {one.asked: (one.config, one.images) for one in prepared}
@@ -123,49 +127,37 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), callback: 
     return runs
 
 
-def _todo(asked: Mapping[Config, str], runs: Sequence[Run], warn: Callable[[str], object]) -> dict[Config, str]:
-    """Those of the experiments of which something is left to do, after a look at what is there: ConfigError if that is
-    of others, and what is damaged is mended."""
-    _refuse_one_place(asked)
-    checks.together(*(partial(_refuse, config, runs) for config in asked))
-    for config in asked:
-        mend([] if config.overwrite else runs_of(config), config, warn)
-    return {config: about for config, about in asked.items() if _unfinished(config)}
-
-
 @contextmanager
 def _shown(
     config: Config, left: Mapping[Run, int], at_once: int, runs: Sequence[Run], callback: Callback | None
 ) -> Iterator[loop.Tell]:
     """Within it, the events of the trainings that are `left` are shown, given to `callback` and, with --tensorboard,
     logged."""
-    progress = Progress(left, at_once, config.print_freq, config.quiet)
-    board = Board() if config.tensorboard else None
+    with (
+        closing(Progress(left, at_once, config.print_freq, config.quiet)) as progress,
+        closing(Board()) if config.tensorboard else nullcontext() as board,
+    ):
 
-    def tell(event: Event) -> None:
-        progress(event)
-        if board:
-            board(event)
-        if callback and (plain := as_dict(event)):
-            callback(plain)
+        def tell(event: Event) -> None:
+            progress(event)
+            if board:
+                board(event)
+            if callback and (plain := as_dict(event)):
+                callback(plain)
 
-    try:
-        yield tell
-    except loop.Interrupted:
-        progress.close()
-        _warn(f"the results so far are in {outlook.where(runs)}")
-        raise
-    finally:
-        progress.close()
-        if board:
-            board.close()
+        try:
+            yield tell
+        except loop.Interrupted:
+            progress.close()
+            _warn(f"the results so far are in {outlook.where(runs)}")
+            raise
 
 
 def _works(
     prepared: Sequence[Prepared], about: Mapping[Config, str], device: torch.device, command: Sequence[str]
 ) -> list[Work]:
-    """The experiments for the loop on this machine. Who is alone trains all runs of an experiment side by side, round
-    by round, where they are stacked or on a GPU; who joins leaves what is no part of its stack to others."""
+    """The experiments for the loop on this machine. One process alone trains all runs of an experiment side by side,
+    round by round, where they are stacked or on a GPU; one that joins leaves what is no part of its stack to others."""
     stacks = [stack_size(one.config, one.problem, device) for one in prepared]
     if not prepared[0].asked.join and (device.type != "cpu" or max(stacks) > 1):
         stacks = [sum(len(one.runs) for one in prepared)] * len(stacks)
@@ -175,13 +167,8 @@ def _works(
     ]
 
 
-def _most(works: Sequence[Work], queue: Queue) -> int:
-    """How many processes can have work at the same time."""
-    return len(queue.tasks) if works[0].together == 1 else len(works)
-
-
 def _device(config: Config) -> tuple[torch.device, str]:
-    """Where to train, and a sentence about it; with --ray the cluster says so later."""
+    """Where to train, and a sentence about it; with --ray the cluster decides later."""
     if config.ray:
         cluster.installed()
         return torch.device("cpu"), ""
@@ -225,7 +212,7 @@ def _left(config: Config, run: Run) -> bool:
 
 def _prepared(asked: Config, about: str, loaded: dict[tuple[object, ...], Images]) -> Prepared:
     """An experiment, checked. `loaded` keeps the images for the next one."""
-    _images(asked, loaded)  # how many there are decides the validation split
+    images_of(asked, loaded)  # how many there are decides the validation split
     config, runs = settled(asked), runs_of(asked, about)
     images, problem = prepare(config, loaded)
     start_tickets.refuse_pruned(config)
@@ -244,7 +231,7 @@ def settled(config: Config) -> Config:
 def prepare(config: Config, loaded: dict[tuple[object, ...], Images] | None = None) -> tuple[Images, Problem]:
     """The images and the model of the settings, and every check that needs them. ConfigError with all that is wrong.
     `loaded` keeps images from one call for the next."""
-    images = _images(config, {} if loaded is None else loaded)
+    images = images_of(config, {} if loaded is None else loaded)
     problem = start_tickets.problem(config, images)
     held_back = usual_valid_size(len(images.train)) if config.valid_size is None else config.valid_size
     problems = data.check_sizes(images, held_back, config.batch_size)
@@ -263,22 +250,9 @@ def prepare(config: Config, loaded: dict[tuple[object, ...], Images] | None = No
     return images, problem
 
 
-def _images(config: Config, loaded: dict[tuple[object, ...], Images]) -> Images:
-    """The images of the settings, from `loaded` if they are there; else they are kept in it."""
-    what = (config.dataset, config.data, config.pixels, config.image_size)
-    if what not in loaded:
-        building.find(config.arch_type, config.dataset, data=config.data)  # a bad file is said before data are loaded
-        name = names.dataset(config.dataset)
-        file = names.npz(config.data, name, config.image_size)
-        if config.dry_run and name in names.KNOWN and not file.exists():
-            raise ConfigError(f"--dry_run neither downloads nor converts images, and there is no {file}")
-        loaded[what] = data.load(*what)
-    return loaded[what]
-
-
 def check_finished(config: Config) -> None:
     """ConfigError or RecordError if what is finished of these runs is not of one experiment with these settings, or
-    its tables are not as they were written: for who only reads them."""
+    its tables are not as they were written; for commands that only read them."""
     runs = runs_of(config)
     identity.check(runs, settled(config))
     if reason := identity.mixed(runs):

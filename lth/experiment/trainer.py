@@ -181,9 +181,9 @@ def blame_model(failed: str, exhausted: str, all_of_it: bool = False) -> Iterato
         if not exhausted:
             raise
         raise TrialError(exhausted) from None
-    except (OSError, RecordError, TrialError):
+    except (KeyboardInterrupt, OSError, RecordError, TrialError):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         if checks.ours(error) and not all_of_it:
             raise
         raise TrialError(f"{failed} with {checks.said(error)}") from error

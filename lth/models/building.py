@@ -87,7 +87,9 @@ def initialise(model: nn.Module, init: str) -> None:
     if draws_itself(model):
         try:
             model._initialize_weights()  # type: ignore[operator]
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise ConfigError(
                 f"{type(model).__name__} cannot draw its initial weights: its _initialize_weights() fails with "
                 f"{said(error)}"
@@ -183,7 +185,9 @@ def _load(file: Path) -> ModuleType:
     try:
         with rng.seeded(0), _staying():  # it is loaded again in every process: what it draws must be the same
             spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise ConfigError(f"{_shown(file)} cannot be loaded: {said(error)}") from error
     return module
 
@@ -217,7 +221,9 @@ def _gives_module(model: Callable[..., Any]) -> bool:
     """Whether the function or class makes a module; one that fails counts, so that the failure is seen."""
     try:
         return isinstance(model(**_arguments(model, None)), nn.Module)
-    except Exception:
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
         return True
 
 
@@ -232,7 +238,9 @@ def _builder(model: Callable[..., Any], classes: int | None, file: Path) -> Buil
         try:
             with _staying():
                 made = model(**_arguments(model, classes))
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise ConfigError(f"{_shown(file)}: {model.__name__} cannot be built: {first_line(error)}") from error
         if not isinstance(made, nn.Module):
             raise ConfigError(f"{_shown(file)}: {model.__name__} must return a torch.nn.Module, not {type(made)}")

@@ -105,7 +105,9 @@ def left_out(make: Callable[[], nn.Module], examples: Tensor) -> Mapping[str, st
             unused, changed = _passes(make(), examples[:2])
             if unused:  # a branch may depend on the data
                 unused &= _passes(make(), examples)[0]
-    except (Exception, SystemExit):  # whatever a model's own code raises, which others report
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # whatever a model's own code raises, which others report
         return {}
     return dict.fromkeys(sorted(changed), CHANGED) | dict.fromkeys(sorted(unused), UNUSED)
 

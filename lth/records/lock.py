@@ -17,6 +17,7 @@ import re
 import socket
 import time
 import uuid
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
@@ -45,7 +46,7 @@ class Locks:
 
     def __init__(self, alone: bool = False) -> None:
         self.alone = alone
-        self._held: dict[Path, int] = {}  # the descriptors of the locked files
+        self._held: dict[Path, ExitStack] = {}  # which close the locked files
 
     def __enter__(self) -> Locks:
         return self
@@ -63,34 +64,28 @@ class Locks:
             time.sleep(0.05)
 
     def try_take(self, folder: Path) -> bool:
-        """Take the lock of a folder, unless another process (or other Locks of this one) has it; tells which."""
-        file = lock_file(folder)
-        with explained(file):
+        """Take the lock of a folder, and return whether that succeeded: another process may have it, or other Locks of
+        this one."""
+        file, me = lock_file(folder), {"host": socket.gethostname(), "pid": os.getpid(), "token": _token(os.getpid())}
+        with explained(file), ExitStack() as undo:
             file.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+            undo.callback(os.close, descriptor)
             try:
-                taken = self._lock(descriptor)
-                if taken:
-                    me = {"host": socket.gethostname(), "pid": os.getpid(), "token": _token(os.getpid())}
-                    write_json(holder_file(folder), me)
-                    self._held[folder] = descriptor
-            finally:
-                if folder not in self._held or self._held[folder] != descriptor:
-                    os.close(descriptor)
+                taken = lock_descriptor(descriptor, blocking=False)
+            except OSError as error:
+                taken = self.alone and error.errno in NO_LOCKS
+                if not taken:
+                    raise
+            if taken:
+                write_json(holder_file(folder), me)
+                self._held[folder] = undo.pop_all()
         return taken
 
     def release(self, folder: Path) -> None:
         """Release a lock, if it is held here."""
-        if (descriptor := self._held.pop(folder, None)) is not None:
-            os.close(descriptor)
-
-    def _lock(self, descriptor: int) -> bool:
-        try:
-            return lock_descriptor(descriptor, blocking=False)
-        except OSError as error:
-            if self.alone and error.errno in NO_LOCKS:
-                return True
-            raise
+        if folder in self._held:
+            self._held.pop(folder).close()
 
 
 def check(folder: Path) -> None:
@@ -98,7 +93,7 @@ def check(folder: Path) -> None:
     has locked, as when an Experiment is used by itself."""
     last = read_json(holder_file(folder))
     if last and last.get("token") != _token(os.getpid()):
-        raise Lost(f"{folder} is no longer this process's: {holder(folder)} has it now, and goes on with it")
+        raise Lost(f"{holder(folder)} has taken over the run in {folder}: this process stops training it")
 
 
 def holder(folder: Path) -> str:
@@ -132,8 +127,8 @@ def holder_file(folder: Path) -> Path:
 
 
 def probe(root: Path, alone: bool) -> str:
-    """What must be known of the locks under `root`, in a sentence: that there are none, or that they hold on one
-    machine only; nothing if all is well. RecordError if there are none and several processes are to share the work."""
+    """A sentence where there are no locks under `root`, or where they hold on one machine only; otherwise nothing.
+    RecordError if there are none and several processes are to share the work."""
     mark = root / f"{uuid.uuid4().hex}.probe"
     with explained(root):
         root.mkdir(parents=True, exist_ok=True)

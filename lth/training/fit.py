@@ -46,7 +46,9 @@ def check_fit(
             with rng.preserved(torch.device("cpu")), torch.set_grad_enabled(training):
                 model.train(training)
                 logits = model(torch.zeros(count, *image_shape, dtype=torch.float32))
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             why = reason(model, error)
             raise ConfigError(
                 f"{name} does not take images of {shape} (channels x height x width){when}: {why}"

@@ -65,7 +65,7 @@ def test_a_network_of_another_type_than_float32_is_named() -> None:
         find(Mlp().to(torch.bfloat16))
 
 
-@pytest.mark.parametrize("error", ["IndexError", "SystemExit"])
+@pytest.mark.parametrize("error", ["IndexError", "SystemExit", "GeneratorExit"])
 def test_a_model_of_archs_that_fails_is_named(place: Path, capsys: pytest.CaptureFixture[str], error: str) -> None:
     (place / "archs" / "tiny" / "fails.py").write_text(
         "from torch import nn\n\n\nclass Fails(nn.Module):\n    def __init__(self):\n        super().__init__()\n"

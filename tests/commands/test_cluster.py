@@ -13,64 +13,56 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CPU, assert_released, assert_same, do, held, results, settings
+from helpers import CPU, assert_released, assert_same, do, results, settings
 
 import main
 import utils
 from lth.commands import cluster, session
-from lth.commands.cluster import Cluster, ClusterError, Order
-from lth.commands.queue import FAILED, Queue
+from lth.commands.cluster import Cluster, ClusterError
+from lth.commands.queue import FAILED, Work
 from lth.commands.tasks import runs_of
 from lth.records import tables
 from lth.settings.config import Config, ConfigError
 
 
-def order(config: Config, device: torch.device = CPU) -> Order:
-    """An experiment as a task gets it."""
+def works(config: Config, device: torch.device = CPU) -> list[Work]:
+    """An experiment as tasks get it; the file `mark` shows that its folder is shared."""
     cluster_of_one = SimpleNamespace(device=device)
     prepared = session.Prepared(config, session.settled(config), runs_of(config), *session.prepare(config))
-    works = Cluster.works(cluster_of_one, [prepared], {config: ""}, ["--ray", "auto"])  # type: ignore[arg-type]
-    mark = config.root / "mark"
-    mark.parent.mkdir(exist_ok=True)
-    mark.touch()
-    return Order(works, Queue(works).before, False, mark)
+    config.root.mkdir(exist_ok=True)
+    (config.root / "mark").touch()
+    return Cluster.works(cluster_of_one, [prepared], {config: ""}, ["--ray", "auto"])  # type: ignore[arg-type]
+
+
+def done(config: Config) -> list[Exception]:
+    """A task of an experiment, done here; what it raised."""
+    return cluster.do(works(config), False, config.root / "mark")
 
 
 def test_a_task_does_what_the_plain_command_does(place: Path) -> None:
     config = settings(place, root=place / "ray", prune_type=("lt", "ticket_reinit"))
-    assert cluster.do(order(config)) == []
+    assert done(config) == []
     do(settings(place, root=place / "plain", prune_type=("lt", "ticket_reinit")))
     assert_same(results(place / "ray"), results(place / "plain"))
     about = tables.read_json(runs_of(config)[0].dumps / "config.json")
     assert about["command"] == ["--ray", "auto"] and about["device"].startswith("cpu")
     assert_released(place)
-    assert cluster.do(order(config)) == [], "nothing is left to do"
+    assert done(config) == [], "nothing is left to do"
 
 
 def test_the_command_needs_no_driver_of_the_gpus_that_its_tasks_have(place: Path) -> None:
     """--overwrite moved results aside there, and asked for the name of a GPU that the machine has not."""
     config = settings(place, ray="local", overwrite=True)
     do(settings(place))
-    (work,) = order(config, torch.device("cuda")).works
+    (work,) = works(config, torch.device("cuda"))
     assert "device" not in work.facts and not work.config.overwrite
     session.claim([session.Prepared(config, config, runs_of(config), *session.prepare(config))], alone=False)
     assert not runs_of(config)[0].dumps.exists() and len(list(place.rglob("seed0.old-*"))) == 2
 
 
-def test_what_another_process_holds_is_waited_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = settings(place)
-    task = order(config)
-    with held(runs_of(config)[0].dumps):
-        waits = iter([False] * 5 + [True] * 9)
-        monkeypatch.setattr(cluster, "_asked", lambda: cluster.contextlib.nullcontext(lambda: next(waits)))
-        assert cluster.do(task) == []
-    assert not results(place)
-
-
 def test_an_error_of_the_experiment_is_in_the_folder_and_not_tried_again(place: Path) -> None:
     config = settings(place, optimizer="sgd", lr=1e30)
-    task = order(config)
-    assert cluster.do(task) == cluster.do(task) == []
+    assert done(config) == done(config) == []
     assert "the loss became" in (runs_of(config)[0].dumps / FAILED).read_text()
 
 
@@ -81,7 +73,7 @@ def test_what_is_wrong_with_a_node_is_no_fault_of_the_runs(place: Path, monkeypa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(cluster.Trainer, "train", full)
-    (error,) = cluster.do(order(config))
+    (error,) = done(config)
     assert isinstance(error, OSError) and error.errno == errno.ENOSPC
     assert not (runs_of(config)[0].dumps / FAILED).exists()
 
@@ -91,7 +83,6 @@ def test_a_task_that_is_cancelled_or_pre_empted_writes_where_it_is_and_lets_go(
     place: Path, monkeypatch: pytest.MonkeyPatch, signum: signal.Signals
 ) -> None:
     config = settings(place, checkpoint_every=100)
-    task = order(config)
     came: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda *_: came.append(signal.SIGTERM))
     train = cluster.Trainer.train
@@ -103,23 +94,23 @@ def test_a_task_that_is_cancelled_or_pre_empted_writes_where_it_is_and_lets_go(
 
     monkeypatch.setattr(cluster.Trainer, "train", interrupted)
     try:
-        assert cluster.do(task) == []
+        assert done(config) == []
     finally:
         signal.signal(signal.SIGTERM, before)
     assert (runs_of(config)[0].saves / "checkpoint.safetensors").exists()
-    assert came == ([signum] if signum == signal.SIGTERM else []), "the process would go on, and Ray not try again"
+    assert came == ([signum] if signum == signal.SIGTERM else []), "the process would continue, and Ray not try again"
     assert_released(place)
 
 
 def test_a_node_that_does_not_share_the_folder_is_named(place: Path, tmp_path: Path) -> None:
-    task = order(settings(place))
-    elsewhere = replace(task.works[0].config, data=tmp_path / "none")
-    without_data = replace(task, works=[replace(task.works[0], config=elsewhere)])
-    for wrong, expected in (
-        (replace(task, mark=tmp_path / "unseen"), "--root must be a folder that all share"),
-        (without_data, "--data must be where all nodes"),
+    config = settings(place)
+    (work,) = works(config)
+    elsewhere = replace(work, config=replace(work.config, data=tmp_path / "none"))
+    for wrong, mark, expected in (
+        (work, "unseen", "--root must be a folder that all share"),
+        (elsewhere, "mark", "--data must be where all nodes"),
     ):
-        (error,) = cluster.do(wrong)
+        (error,) = cluster.do([wrong], False, config.root / mark)
         assert isinstance(error, ClusterError) and expected in str(error) and "\n" not in str(error)
     assert not results(place)
 
@@ -130,14 +121,11 @@ class Pretended:
     exceptions = SimpleNamespace(RayError=KeyError, TaskCancelledError=IndexError, RayTaskError=AttributeError)
 
     def __init__(self, error: Exception | None = None) -> None:
-        self.error, self.cancelled, self.started = error, list[Any](), list[Order]()
+        self.error, self.cancelled, self.started = error, list[Any](), list[Any]()
 
     def remote(self, **resources: Any) -> Any:
         assert resources == {"max_retries": -1, "retry_exceptions": False, "num_cpus": 1, "num_gpus": 0}
-        return lambda do: SimpleNamespace(remote=lambda order: self.started.append(order) or len(self.started))
-
-    def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": 2.0}
+        return lambda do: SimpleNamespace(remote=lambda *order: self.started.append(order) or len(self.started))
 
     def nodes(self) -> list[dict[str, Any]]:
         return [{"Alive": True, "Resources": {"CPU": 2.0}}]
@@ -150,7 +138,7 @@ class Pretended:
             raise self.error
         if task in self.cancelled:
             raise IndexError
-        return cluster.do(self.started[task - 1])
+        return cluster.do(*self.started[task - 1])
 
     def cancel(self, task: int) -> None:
         self.cancelled.append(task)
@@ -176,7 +164,6 @@ def test_progress_is_read_in_the_folder_and_what_is_not_begun_is_cancelled(
     assert_same(results(place / "ray"), results(place / "plain"))
     assert not list(place.rglob("*.probe"))
     for error, said in ((KeyError("node died"), "could not do a task"), (AttributeError("x"), "a task of the cluster")):
-        monkeypatch.setattr(cluster, "connected", lambda config: cluster.contextlib.nullcontext(Cluster(ray, config)))
         ray.error = error
         with pytest.raises(ClusterError, match=said):
             session.run(replace(config, trials=3))
@@ -204,8 +191,9 @@ def test_what_is_no_address(address: str) -> None:
         Config(ray=address)
 
 
-def test_an_address_where_nothing_listens_is_said_at_once(place: Path) -> None:
+def test_an_address_where_nothing_listens_is_reported_at_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", Pretended())  # type: ignore[arg-type]
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    with pytest.raises(ClusterError, match=f"--ray 127.0.0.1:{port} reaches no Ray cluster, is it running"):
-        cluster._answers(f"127.0.0.1:{port}")
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    with pytest.raises(ClusterError, match=f"--ray {address} reaches no Ray cluster, is it running"):
+        cluster.connected(settings(place, ray=address)).__enter__()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import signal
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,26 +39,17 @@ def test_what_another_holds_is_waited_for_and_then_done(
     whole: tuple[Config, dict[str, bytes]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, expected = whole
-    lt, said = runs_of(config)[0], threading.Event()
+    other = contextlib.ExitStack()
     show = Progress.__call__
-
-    def release() -> None:
-        with held(lt.dumps):
-            begun.set()
-            said.wait(60)
 
     def watched(self: Progress, event: Event) -> None:
         show(self, event)
         if isinstance(event, Note) and event.text.startswith("waiting for others"):
-            said.set()
+            other.close()
 
-    begun = threading.Event()
     monkeypatch.setattr(Progress, "__call__", watched)
-    other = threading.Thread(target=release)
-    other.start()
-    begun.wait(60)
+    other.enter_context(held(runs_of(config)[0].dumps))
     session.run(replace(config, quiet=False))
-    other.join()
     out = capsys.readouterr().out
     assert out.index("lt seed1 ") < out.index("waiting for others: process 77 on elsewhere has lt seed0")
     assert out.count("waiting for ") == 1
@@ -111,17 +102,6 @@ def test_sigterm_writes_a_checkpoint_and_releases_at_once(
     assert any(len(tables.table(run, "rounds")) < 3 for run in runs_of(config))
     session.run(config)
     assert_same(results(config.root), expected)
-
-
-def test_the_second_time_there_is_nothing_to_do_and_dead_locks_go(
-    whole: tuple[Config, dict[str, bytes]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    config, _ = whole
-    session.run(config)
-    before = {file: file.stat().st_mtime_ns for file in config.root.rglob("*") if file.is_file()}
-    session.run(replace(config, quiet=False))
-    assert "all rounds are finished" in capsys.readouterr().out
-    assert {file: file.stat().st_mtime_ns for file in config.root.rglob("*") if file.is_file()} == before
 
 
 def test_failures_are_not_repeated_and_said_by_all(

@@ -7,8 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,10 +15,9 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from helpers import arrays, assert_released, assert_same, results
+from helpers import Command, arrays, assert_released, assert_same, results
 
 from lth.records import lock
-from lth.settings.config import PROJECT
 
 pytestmark = [
     pytest.mark.slow,
@@ -44,47 +41,24 @@ QUICK_TO_NOTICE = {  # that a node has died, within two seconds or so
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data/small.npz."""
+    """A folder with small.npz."""
     made = tmp_path_factory.mktemp("machines")
-    (made / "data").mkdir()
-    np.savez(made / "data" / "small.npz", **arrays(count=2000, tests=200, shape=(28, 28)))
+    np.savez(made / "small.npz", **arrays(count=2000, tests=200, shape=(28, 28)))
     return made
-
-
-class Command:
-    """main.py as somebody starts it in a terminal of its own."""
-
-    def __init__(self, folder: Path, root: Path, *more: str) -> None:
-        self.log = folder / f"{time.monotonic_ns()}.log"
-        argv = [sys.executable, "main.py", *ARGV, "--data", str(folder / "data"), "--root", str(root), *more]
-        with self.log.open("w") as stream:
-            self.process = subprocess.Popen(
-                argv, cwd=PROJECT, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
-            )
-
-    def signal(self, signum: int) -> None:
-        """What the terminal, or another process, sends to it and its children."""
-        os.killpg(self.process.pid, signum)
-
-    def ends(self, code: int = 0) -> str:
-        """Wait for its end, which is this one; gives what it printed."""
-        assert self.process.wait(timeout=400) == code, self.log.read_text()
-        return self.log.read_text()
 
 
 @pytest.fixture
 def start(folder: Path) -> Iterator[Callable[..., Command]]:
     """Starts commands, none of which outlives the test."""
-    started: list[Command] = []
+    commands: list[Command] = []
 
-    def begin(root: Path, *more: str) -> Command:
-        started.append(Command(folder, root, *more))
-        return started[-1]
+    def begin(*more: str) -> Command:
+        commands.append(Command(folder / "ray", *ARGV, *more))
+        return commands[-1]
 
     yield begin
-    for command in started:
+    for command in commands:
         with contextlib.suppress(ProcessLookupError):
-            command.signal(signal.SIGCONT)
             command.signal(signal.SIGKILL)
 
 
@@ -92,19 +66,10 @@ def start(folder: Path) -> Iterator[Callable[..., Command]]:
 def expected(folder: Path) -> tuple[dict[str, bytes], bytes]:
     """What the plain command gives: results, and the table over all settings."""
     root = folder / "plain"
-    Command(folder, root, "--jobs", "2").ends()
+    Command(root, *ARGV, "--jobs", "2").ends()
     found = results(root)
     assert len(found) == 8 * (3 + 2 * 3 + 2)  # tables; tickets and weights at ES; initial and dense weights
     return found, (root / "plots" / "sweep.csv").read_bytes()
-
-
-def assert_finished(root: Path, expected: tuple[dict[str, bytes], bytes]) -> None:
-    """Everything is there, the same, and nothing else."""
-    assert_same(results(root), expected[0])
-    assert (root / "plots" / "sweep.csv").read_bytes() == expected[1]
-    assert (root / "plots" / "grid.png").exists()
-    assert_released(root)
-    assert not list(root.rglob("*.partial"))
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> Any:
@@ -169,22 +134,21 @@ def node_of(pid: int, nodes: Any) -> Any:
 def test_a_sweep_survives_its_driver_and_one_of_the_nodes(
     folder: Path, expected: tuple[dict[str, bytes], bytes], start: Callable[..., Command], ray_cluster: Any
 ) -> None:
-    """With the usual limit: nobody has to wait five minutes for a lock."""
     root, more = folder / "ray", ("--ray", ray_cluster.address)
-    stopped = start(root, *more)
+    stopped = start(*more)
     wait_for(lambda: under_way(root), "a task works")
     stopped.signal(signal.SIGINT)
     said = stopped.ends(130)
     assert "stopped by SIGINT: finished rounds are kept, the same command again continues from here" in said
     assert not holders(root) and list(root.rglob("checkpoint.safetensors"))
 
-    killed, before = start(root, *more), finished(root)
-    wait_for(lambda: finished(root) > before and under_way(root), "tasks go on")
+    killed, before = start(*more), finished(root)
+    wait_for(lambda: finished(root) > before and under_way(root), "tasks continue")
     workers = list(holders(root))
     killed.signal(signal.SIGKILL)
     wait_for(lambda: not any(map(psutil.pid_exists, workers)), "Ray ends the tasks of a dead driver")
 
-    last, others = start(root, *more), [node for node in ray_cluster.worker_nodes if node.all_processes]
+    last, others = start(*more), [node for node in ray_cluster.worker_nodes if node.all_processes]
     before = finished(root)
 
     def busy() -> Any:
@@ -200,5 +164,8 @@ def test_a_sweep_survives_its_driver_and_one_of_the_nodes(
     assert finished(root) < ROUNDS, "too quick to be in the middle"
     said = last.ends()
     assert "4 experiments, 8 runs of 3 rounds on a Ray cluster of 3 nodes with 3 cores" in said
-    assert_finished(root, expected)
+    assert_same(results(root), expected[0])
+    assert (root / "plots" / "sweep.csv").read_bytes() == expected[1] and (root / "plots" / "grid.png").exists()
+    assert_released(root)
+    assert not list(root.rglob("*.partial"))
     assert json.loads(run.with_suffix(".holder").read_text())["pid"] != pid, "it was done again elsewhere"

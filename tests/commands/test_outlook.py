@@ -10,7 +10,6 @@ import pytest
 from helpers import settings
 
 from lth.commands import session
-from lth.training import sparse
 
 BROADCAST = """
 from torch import nn
@@ -27,7 +26,7 @@ class Broadcast(nn.Module):
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
-def test_overwrite_says_whose_masks_are_trained_anew_too(
+def test_overwrite_says_whose_masks_are_trained_again_too(
     place: Path, capsys: pytest.CaptureFixture[str], dry_run: bool
 ) -> None:
     config = settings(place, prune_type=("ticket_reinit",), prune_iterations=2, quiet=False, dry_run=dry_run)
@@ -56,14 +55,6 @@ def test_multiply_adds_that_cannot_be_counted_are_said(place: Path, capsys: pyte
     assert "multiply-adds are not counted: what is multiplied by body.1.weight is not known" in told
     session.run(settings(place, quiet=False))
     assert "multiply-adds" not in capsys.readouterr().out
-
-
-def test_missing_sparse_products_are_reported_once(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sparse, "available", lambda: False)
-    session.run(settings(place, quiet=False, trials=2, prune_iterations=1))
-    assert " ".join(capsys.readouterr().out.split()).count("no quick sparse products") == 1
 
 
 def test_stacks_of_one_leave_the_processes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ from lth.records.files import RecordError, Unreadable
 from lth.records.lock import Locks, Lost
 from lth.records.store import Store
 from lth.records.tables import Run
-from lth.settings.config import Config
+from lth.settings.config import Config, ConfigError
 from lth.training.train import TrialError
 
 NAMES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -47,22 +47,22 @@ def work(config: Config, tell: loop.Tell | None = None) -> None:
         loop.work_here(Queue(works(config), locks), inputs(config), CPU, Told() if tell is None else tell, lambda: 0)
 
 
-@pytest.mark.parametrize("argv, goes_on", [([], "again"), (["--overwrite"], "without --overwrite")])
+@pytest.mark.parametrize("argv, again", [([], "again"), (["--overwrite"], "without --overwrite")])
 def test_after_a_stop_the_advice_moves_nothing_aside(
-    argv: list[str], goes_on: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argv: list[str], again: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stopped(argv: Sequence[str]) -> int:
         raise loop.Interrupted(signal.SIGTERM)
 
     assert command.exit_code(stopped, argv) == 143
     said = " ".join(capsys.readouterr().err.split())
-    assert said == f"stopped by SIGTERM: finished rounds are kept, the same command {goes_on} continues from here"
+    assert said == f"stopped by SIGTERM: finished rounds are kept, the same command {again} continues from here"
     made = experiment(settings(place, prune_iterations=1, overwrite=bool(argv)))
     monkeypatch.setattr(made, "record", lambda run, *given: Store(run).ticket(1))
-    with pytest.raises(RecordError, match=rf"is gone: the same command {goes_on} continues from the last good round$"):
+    with pytest.raises(RecordError, match=rf"is gone: the same command {again} continues from the last good round$"):
         made.run(runs_of(made.trainer.config), 1)
     monkeypatch.setattr(loop.devices, "answers", lambda device: False)
-    with pytest.raises(DeviceError, match=rf"used by this process: the same command {goes_on} goes on from here$"):
+    with pytest.raises(DeviceError, match=rf"used by this process: the same command {again} continues from here$"):
         Trainer({}, CPU, Told(), lambda: False).train(Piece(made.trainer.config, (), 1))
 
 
@@ -145,7 +145,7 @@ def test_an_output_that_is_closed_is_no_fault_of_the_runs(place: Path) -> None:
 
 def test_a_model_that_is_half_saved_is_no_fault_of_the_runs(place: Path) -> None:
     (place / "archs" / "tiny" / "mlp.py").write_text("from torch import nn\n\n\nclass Mlp(nn.Mod")
-    with pytest.raises(RecordError, match=r"mlp\.py cannot be loaded: .* \(all was well when the command began\)$"):
+    with pytest.raises(ConfigError, match=r"mlp\.py cannot be loaded: "):
         work(settings(place, trials=3))
     assert not list(place.rglob(FAILED))
 

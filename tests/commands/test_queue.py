@@ -1,4 +1,4 @@
-"""The graph of trainings, and who gets which when: what is needed is there, what another holds is left to it."""
+"""Who gets which run when: what is needed is there, what another holds is left to it, what others do is shown."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import experiment, held, settings, works
+from helpers import Told, experiment, held, settings, works
 
 from lth.commands.queue import FAILED, Piece, Queue
-from lth.commands.tasks import Task, by_run, runs_of, tasks_of, trainings
+from lth.commands.tasks import runs_of
+from lth.commands.watch import Watch
 from lth.records import files, tables
-from lth.records.events import Event, Note, RoundDone
+from lth.records.events import Note, RoundDone
 from lth.records.lock import Locks
 from lth.settings.config import Config
 
@@ -36,25 +37,6 @@ def taken(queue: Queue) -> list[tuple[str, int]]:
     return pieces
 
 
-def test_the_graph_is_data(tmp_path: Path) -> None:
-    arms = ("ticket_reinit", "reinit", "one_shot", "random_shuffle")
-    config = Config(prune_type=arms, prune_iterations=3, trials=2, seed=4, root=tmp_path)
-    graph = tasks_of(config)
-    lt, random, control, reinit, one_shot, shuffle = runs_of(config)[:6]
-    assert [run.arm for run in (lt, random, shuffle)] == ["lt", "random", "random_shuffle"]
-    assert graph[:3] == [Task(lt, 0), Task(lt, 1, ((lt, 0),)), Task(lt, 2, ((lt, 1),))]
-    found = by_run(graph)
-    assert found[control] == [
-        Task(control, 0, ((lt, 0),), shared=True),
-        Task(control, 1, ((control, 0), (lt, 0))),  # the ticket of lt's round 1 is made at the end of its round 0
-        Task(control, 2, ((control, 1), (lt, 1))),
-    ]
-    for run in (random, reinit, one_shot):
-        assert found[run] == [Task(run, 0, ((lt, 0),), True), Task(run, 1, ((run, 0),)), Task(run, 2, ((run, 1),))]
-    assert found[shuffle][2].needs == ((shuffle, 1), (random, 1))
-    assert len(graph) == 2 * 6 * 3 and trainings(graph) == 2 * (1 + 6 * 2), "the dense round is trained once a trial"
-
-
 def test_work_is_taken_as_soon_as_it_has_what_it_needs(place: Path, locks: Locks) -> None:
     config = settings(place, prune_type=("lt", "reinit", "ticket_reinit"), prune_iterations=4, trials=2)
     queue = Queue(works(config), locks)
@@ -65,8 +47,8 @@ def test_work_is_taken_as_soon_as_it_has_what_it_needs(place: Path, locks: Locks
     assert taken(queue) == [("reinit seed0", 4), ("ticket_reinit seed0", 1)], "lt has not made the next ticket yet"
     queue.give_back(Piece(config, (runs_of(config)[2],), 1), {})
     train(config, lt, rounds=3)
-    assert taken(queue) == [("ticket_reinit seed0", 3)], "it follows lt, whose work goes on"
-    assert queue.left()[lt.runs[0]] == 1 and sum(queue.left().values()) == 17 and not queue.over()
+    assert taken(queue) == [("ticket_reinit seed0", 3)], "it follows lt, which is still being trained"
+    assert queue.left()[lt.runs[0]] == 1 and sum(queue.left().values()) == 17 and queue.open()
 
 
 def test_a_finished_run_without_the_tickets_that_others_need_holds_nothing_up(place: Path, locks: Locks) -> None:
@@ -77,20 +59,23 @@ def test_a_finished_run_without_the_tickets_that_others_need_holds_nothing_up(pl
 
 
 def test_what_failed_is_not_tried_again_and_what_needs_it_is_not_waited_for(place: Path, locks: Locks) -> None:
-    """Here or in another process of the command; who begins later tries again, since the reason may be gone."""
-    config = settings(place, prune_type=("lt", "ticket_reinit"))
+    """Here or in another process of the command; later commands try again, since the reason may be gone."""
+    config, told = settings(place, prune_type=("lt", "ticket_reinit")), Told()
     queue, other, looking = Queue(works(config), locks), Queue(works(config), Locks()), Queue(works(config))
+    watch = Watch(looking, told, [os.getpid()])
     piece = queue.take()
     assert piece is not None
     train(config, piece, rounds=1)
     queue.give_back(piece, {piece.runs[0]: "the loss became nan"})
     assert (piece.runs[0].dumps / FAILED).read_text() == "the loss became nan\n"
-    assert looking.news([os.getpid()]) == [], "what ours do they tell themselves"
-    assert taken(queue) == [("ticket_reinit seed0", 3)] and not other.over()
+    watch.look()
+    assert not told, "what our own processes do they tell themselves"
+    assert taken(queue) == [("ticket_reinit seed0", 3)] and other.open()
     queue.give_back(Piece(config, (runs_of(config)[1],), 3), {runs_of(config)[1]: "no ticket"})
-    assert queue.take() is other.take() is None and queue.over() and other.over()
+    assert queue.take() is other.take() is None and not queue.open() and not other.open()
     assert queue.failed == other.failed == dict(zip(runs_of(config), ["the loss became nan", "no ticket"], strict=True))
     later = Queue(works(config), locks)
+    later.try_again()
     assert taken(later) == [("lt seed0", 3), ("ticket_reinit seed0", 1)]
     assert not list(place.rglob(FAILED)) and not later.failed
 
@@ -104,8 +89,6 @@ def test_stacks_are_taken_together_and_those_that_need_others_after_them(place: 
     train(config, piece)
     queue.give_back(piece, {})
     assert taken(queue) == [("ticket_reinit seed0 ticket_reinit seed1", 3)]
-    queue.give_back(Piece(config, tuple(runs_of(config)), 3), {})
-    assert taken(Queue(works(config), locks)) == [("ticket_reinit seed0", 3), ("ticket_reinit seed1", 3)]
 
 
 def test_several_experiments_share_a_queue_and_a_run_of_two_is_done_once(place: Path, locks: Locks) -> None:
@@ -128,36 +111,46 @@ def test_what_another_process_holds_is_left_to_it(place: Path, locks: Locks, mon
             train(config, Piece(config, (second,), 3))  # another finishes it at this moment
         return inner(self, folder)
 
-    queue = Queue(works(config), locks)
+    queue, told = Queue(works(config), locks), Told()
+    watch = Watch(queue, told)
     with held(first.dumps):
         with monkeypatch.context() as patch:
             patch.setattr(Locks, "try_take", try_take)
             assert taken(queue) == [("lt seed2", 3)]
         assert Locks().try_take(second.dumps), "it is let go"
-        assert queue.waiting_for().startswith("waiting for others: process 77 on elsewhere has lt seed0, ")
+        for _ in range(2):
+            watch.due = 0
+            watch.look(idle=True)
+        assert told.notes.count("waiting for others: process 77 on elsewhere has lt seed0, ") == 1
         train(config, Piece(config, (third,), 3))
         queue.give_back(Piece(config, (third,), 3), {})
-        assert queue.take() is None and not queue.over(), "one is still another's"
-    assert queue.waiting_for() == "" and taken(queue) == [("lt seed0", 3)]
+        assert queue.take() is None and queue.open(), "one is still another's"
+    assert taken(queue) == [("lt seed0", 3)]
 
 
-def test_what_others_do_is_news_once_and_behind_it_what_ours_told(place: Path) -> None:
-    config = settings(place, prune_type=("lt", "reinit"))
+def test_what_others_do_is_shown_once_and_what_ours_do_by_themselves(place: Path) -> None:
+    config, told = settings(place, prune_type=("lt", "reinit")), Told()
     lt, reinit = runs_of(config)
     train(config, Piece(config, (lt,), 1))
     queue = Queue(works(config))
+    watch = Watch(queue, told, [os.getpid()])
     train(config, Piece(config, (reinit,), 2))
     with held(reinit.dumps):
-        dense, pruned = queue.news([os.getpid()])
-        assert queue.news([os.getpid()]) == []
+        for _ in range(2):
+            watch.due = 0
+            watch.look()
+    dense, pruned = told
     assert isinstance(dense, RoundDone) and dense.run == reinit and dense.row["round"] == 0 and dense.seconds == 0
     assert isinstance(pruned, RoundDone) and pruned.row == tables.table(reinit, "rounds").to_dict("records")[1]
     assert pruned.seconds == tables.table(reinit, "times")["seconds"][1] > 0
     files.write(reinit.dumps / FAILED, b"the loss became nan\n")
-    assert queue.news([]) == [Note("reinit seed0: the loss became nan (in another process)", failed=True)]
-
-    train(config, Piece(config, (lt,), 3))  # round 1 by another, then round 2 by one of ours
-    told = RoundDone(lt, {"round": 2}, 1.0, ())
-    heard: list[Event] = queue.hear(told)
-    assert [event.row["round"] for event in heard if isinstance(event, RoundDone)] == [1, 2] and heard[1] is told
-    assert queue.news([]) == []
+    watch.due = 0
+    watch.look()
+    assert told[2:] == [Note("reinit seed0: the loss became nan (in another process)", failed=True)]
+    with Locks() as locks:
+        locks.take(lt.dumps)
+        train(config, Piece(config, (lt,), 2))
+        watch.hear(RoundDone(lt, {"round": 1}, 1.0, ()))
+    watch.due = 0
+    watch.look()
+    assert told[3:] == [RoundDone(lt, {"round": 1}, 1.0, ())]

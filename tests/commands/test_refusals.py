@@ -72,29 +72,23 @@ def refused(config: Config, *words: str) -> None:
     assert everything(config.root) == before
 
 
-@pytest.mark.parametrize("new", ["nn.Tanh()", "nn.LeakyReLU()", "nn.Linear(12, 14), nn.ReLU(), nn.Linear(14, 12)"])
-def test_an_edited_model_is_refused_wherever_its_rounds_would_meet_the_old_ones(place: Path, new: str) -> None:
+def test_an_edited_model_is_refused_wherever_its_rounds_would_meet_the_old_ones(place: Path) -> None:
     config = settings(place, prune_iterations=2)
     session.run(config)
-    edit(place, new=new)
+    edit(place)
     here = str(runs_of(config)[0].dumps)
-    words = (here, "another experiment, the model has changed since", "--name must be another one", "or overwrite them")
+    told = ("another experiment, the model has changed since", "--name must be another one")
+    words = (here, *told, "or overwrite them")
     refused(config, *words)  # finished as it is
     refused(replace(config, prune_iterations=3), *words)
     refused(replace(config, trials=2), *words)
-    beside = (
-        here,
-        "beside these runs",
-        "the model has changed since",
-        "--name must be another one",
-        "or move them away",
-    )
+    beside = (here, "beside these runs", *told, "or move them away")
     refused(replace(config, prune_type=("reinit",)), *beside)
     refused(replace(config, seed=1), *beside)
     refused(replace(config, seed=1, overwrite=True), *beside)
     session.run(replace(config, name="other"))
     (run,) = session.run(replace(config, overwrite=True))
-    edit(place, old=new, new="nn.ReLU()")
+    edit(place, "nn.Tanh()", "nn.ReLU()")
     refused(config, *words)
     assert len(tables.table(run, "rounds")) == 2
 
@@ -181,8 +175,7 @@ def test_other_settings_are_refused_beside_the_runs_of_the_same_name(place: Path
     refused(replace(config, overwrite=True, lr=0.02), *words)
 
 
-@pytest.mark.parametrize("join", [False, True])
-@pytest.mark.parametrize("what", ["settings", "model"])
+@pytest.mark.parametrize("join, what", [(False, "settings"), (True, "model")])
 def test_a_process_that_began_at_the_same_moment_takes_no_run(
     place: Path, monkeypatch: pytest.MonkeyPatch, join: bool, what: str
 ) -> None:
@@ -227,23 +220,15 @@ def test_settings_that_an_arm_does_not_look_at_may_be_others_beside_it(place: Pa
         session.check_finished(replace(before, random_rates="uniform", overwrite=True))
 
 
-@pytest.mark.parametrize(
-    "spoiled",
-    [
-        {"deciding": ["lr"], "seed": "0"},
-        {"image_shape": None},
-        {"image_shape": "1x28x28"},
-        dict.fromkeys([*tables.OBJECTS, *tables.LISTS]),
-        dict.fromkeys([*tables.OBJECTS, *tables.LISTS], "many"),
-    ],
-)
-def test_odd_words_in_config_json_stop_nobody(place: Path, spoiled: dict[str, Any]) -> None:
+def test_odd_words_in_config_json_stop_nobody(place: Path) -> None:
     config = settings(place, prune_iterations=2)
     (run,) = session.run(config)
     file = run.dumps / "config.json"
-    write_json(file, {**read_json(file), **spoiled})
-    session.run(config)
-    session.run(replace(config, prune_type=("random",)))
+    about, parts = read_json(file), [*tables.OBJECTS, *tables.LISTS]
+    for spoiled in ({"deciding": ["lr"], "seed": "0", "image_shape": "1x28x28"}, dict.fromkeys(parts, "many")):
+        write_json(file, {**about, **spoiled})
+        session.run(config)
+        session.run(replace(config, prune_type=("random",)))
     utils.conclude(tables.find(place), "png", quiet=True)
     assert (run.plots / "report.html").is_file()
     assert lth.load_ticket(run.saves).sparse() is not None and len(tables.results(place)) == 4
@@ -307,10 +292,9 @@ def test_results_of_different_models_are_never_averaged(
     assert "fingerprint" not in lth.results(place / "elsewhere") and len(table) == 6
 
 
-@pytest.mark.parametrize("copy", ["lt/seed7", "reinit/seed0"])
-def test_a_copied_folder_is_no_further_trial_or_arm(place: Path, capsys: pytest.CaptureFixture[str], copy: str) -> None:
+def test_a_copied_folder_is_no_further_trial(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run,) = session.run(settings(place, prune_iterations=1))
-    copied = run.dumps.parent.parent / copy
+    copied = run.dumps.with_name("seed7")
     shutil.copytree(run.dumps, copied)
     assert utils.exit_code(combine_plots.main, ["--root", str(place)]) == 2
     assert f"error: {copied / journal.NAME} is the journal of another run (lt/seed0)" in capsys.readouterr().err
@@ -318,20 +302,13 @@ def test_a_copied_folder_is_no_further_trial_or_arm(place: Path, capsys: pytest.
     assert (written["arm"].tolist(), written["trials"].tolist()) == (["lt"], [1])
     with pytest.raises(RecordError, match="is the journal of another run"):
         lth.results(place)
-    before, arm, seed = everything(place), copied.parent.name, int(copied.name.removeprefix("seed"))
-    going_on = settings(place, prune_type=(arm,), seed=seed, prune_iterations=2)
+    before, further = everything(place), settings(place, seed=7, prune_iterations=2)
     with pytest.raises(RecordError, match=r"the journal of another run \(lt/seed0\): .*, or use --overwrite"):
-        session.run(going_on)
+        session.run(further)
     assert everything(place) == before
-    session.run(replace(going_on, overwrite=True))
-    assert len(lth.results(place)) == 3
-
-
-def test_each_run_has_one_folder(place: Path) -> None:
-    """Nothing else is called seed01."""
-    (run,) = session.run(settings(place, prune_iterations=1))
-    shutil.copytree(run.dumps, run.dumps.with_name("seed00"))
-    assert len(lth.results(place)) == 1 and tables.runs_at(place, "dumps/*/*/*/*/*") == [run]
+    session.run(replace(further, overwrite=True))
+    shutil.copytree(run.dumps, run.dumps.with_name("seed00"))  # which is no run's name
+    assert len(lth.results(place)) == 3 and len(tables.runs_at(place, "dumps/*/*/*/*/*")) == 2
 
 
 def test_a_stop_between_the_folders_that_overwrite_moves_aside_loses_nothing(
