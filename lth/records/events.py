@@ -1,4 +1,4 @@
-"""What an experiment tells while it runs; the terminal and TensorBoard listen."""
+"""What an experiment reports while it runs; the terminal and TensorBoard show it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lth.training.train import Evaluation
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Tells of an evaluation within a round that lasts `steps` iterations of `epoch` an epoch."""
+    """An evaluation within a round of `steps` iterations, `epoch` of them per epoch."""
 
     run: Run
     round: int
@@ -23,8 +23,8 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Moved:
-    """Tells, now and then, at which of its `steps` iterations a round is: first when its training begins. `again` names
-    a further training of the same ticket."""
+    """The iteration, of `steps`, that a round is at: sent when its training begins, then now and then. `again` names a
+    further training of the same ticket."""
 
     run: Run
     round: int
@@ -35,8 +35,8 @@ class Moved:
 
 @dataclass(frozen=True)
 class RoundDone:
-    """Tells of a finished round: its line of rounds.csv, its seconds (0 if shared), layers left without weights, and
-    how many survivors were drawn from weights with equal scores."""
+    """A finished round: its line of rounds.csv, its seconds (0 if shared), layers left without weights, and how many
+    survivors were drawn from weights with equal scores."""
 
     run: Run
     row: dict[str, Any]
@@ -55,7 +55,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Connected:
-    """Tells of the error barriers, in points, between two trainings of a round's ticket (--connectivity)."""
+    """The error barriers, in points, between two trainings of a round's ticket (--connectivity)."""
 
     run: Run
     round: int
@@ -65,8 +65,8 @@ class Connected:
 
 
 def as_dict(event: Event) -> dict[str, Any] | None:
-    """An evaluation or a finished round as a plain dict, for callbacks: its `event` ("evaluation" or "round"), whose it
-    is, and its numbers; None for other events."""
+    """An evaluation or a finished round as a plain dict, for callbacks: its `event` ("evaluation" or "round"), the run
+    it belongs to, and its numbers; None for other events."""
     if not isinstance(event, (Evaluated, RoundDone)):
         return None
     whose = {name: getattr(event.run, name) for name in ("arch_type", "dataset", "settings", "arm", "seed")}
