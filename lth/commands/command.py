@@ -33,7 +33,9 @@ def exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
         except KeyboardInterrupt:
             say("stopped", sys.stderr)
             return 130
-        except Exception as error:
+        except SystemExit:
+            raise
+        except BaseException as error:
             if "--debug" in argv:
                 traceback.print_exc()
             if isinstance(error, ConfigError):
