@@ -165,7 +165,7 @@ def test_what_stops_a_command_leaves_a_checkpoint_and_no_process(tmp_path: Path)
                 os.killpg(run.pid, what)
             else:
                 (workers[0] if what == signal.SIGKILL else run).send_signal(what)
-            out, err = run.communicate(timeout=30)
+            out, err = run.communicate(timeout=120)
         assert run.returncode == code and "Traceback" not in err and plain(out + err), err
         if what == signal.SIGKILL:
             assert "a worker process was killed" in err
