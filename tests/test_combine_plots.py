@@ -49,7 +49,7 @@ def test_partial_runs_of_several_settings(tmp_path: Path, make_runs: MakeRuns) -
     assert (done.returncode, done.stderr) == (0, "")
     figures = {f"{name}.svg" for name in FIGURES} | ALWAYS
     first, second = "fc1/mnist/prune_percent=20", "fc1/mnist/prune_percent=40"
-    assert drawn(tmp_path) == {first: figures, second: figures, ".": {"grid.svg", "figures.json"}}
+    assert drawn(tmp_path) == {first: figures, second: figures, ".": {"grid.svg", "figures.json", "index.html"}}
     told = re.findall(r"^(?:written to|all settings in) (.+):\n((?:  [\w.]+\n)+)", done.stdout, re.M)
     files = [Path(folder) / name for folder, names in told for name in names.split()]
     assert len(files) == len(set(files)) == 13 and all(file.is_file() for file in files)

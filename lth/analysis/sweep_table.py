@@ -33,6 +33,23 @@ def table(groups: Iterable[tuple[Mapping[str, str], Sequence[Run]]]) -> pd.DataF
     return pd.DataFrame(rows, columns=[*names, *COLUMNS])
 
 
+def ranked(groups: Iterable[tuple[str, Sequence[Run]]]) -> list[str]:
+    """A sentence per setting, by its name and its runs: the sparsest winning tickets first, then the highest validation
+    accuracy of the dense network."""
+    found = []
+    for name, runs in groups:
+        judged = verdict.table(runs)
+        arm = next(iter(verdict.in_order([run.arm for run in runs])))
+        best = verdict.sparsest(verdict.pruned(judged, arm)) if verdict.finds_tickets(arm) else None
+        dense = pd.concat([tables.table(run, "rounds").query("round == 0") for run in runs])["val"].mean()
+        said = f"the sparsest winning ticket of {arm} keeps {best['remaining']:.3g}% of the weights" if best else ""
+        found.append((best["remaining"] if best else 100.0, -dense, f"{name}: {said or f'no winning ticket of {arm}'}"))
+    return [
+        f"{place}. {sentence}; the dense network has {-dense:.2f}% validation accuracy"
+        for place, (_, dense, sentence) in enumerate(sorted(found), 1)
+    ]
+
+
 def text(table: pd.DataFrame) -> str:
     """The table as sweep.csv holds it."""
     return table.to_csv(index=False, float_format="%.10g", lineterminator="\n")

@@ -16,8 +16,8 @@ import pandas as pd
 from lth import rng
 from lth.analysis import labels, sentences, verdict
 from lth.api.saved_ticket import placed
-from lth.commands import loop, session
-from lth.records import identity, tables
+from lth.commands import command, loop, session
+from lth.records import tables
 from lth.records.events import Callback
 from lth.records.tables import Run
 from lth.settings import checks, flags
@@ -74,7 +74,7 @@ def plot(
     """
     skipped: list[Any] = []
     found = tables.find(checks.path("root", root), arch_type, dataset, name, skipped.append)
-    groups, reasons = identity.unmixed([list(runs) for _, runs in itertools.groupby(found, lambda run: run.plots)])
+    groups, reasons = command.grouped(found)
     for problem in (*skipped, *reasons):
         warnings.warn(str(problem), stacklevel=2)
     if not groups:

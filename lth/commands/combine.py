@@ -9,7 +9,6 @@ Different settings are never averaged; --grid puts them side by side.
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,13 +47,13 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(*problems)
 
     from lth.analysis import labels
-    from lth.records import identity, tables
+    from lth.records import tables
 
     spoiled: list[tables.RecordError] = []
     found = tables.find(flags.root, flags.arch_type, flags.dataset, flags.name, spoiled.append)
     if not found and not spoiled:
         raise ConfigError(_nothing(flags))
-    groups, reasons = identity.unmixed([list(runs) for _, runs in itertools.groupby(found, lambda run: run.plots)])
+    groups, reasons = command.grouped(found)
     for error in (*spoiled, *reasons):
         print(f"error: {error}", file=sys.stderr)
     abouts = labels.told_apart(groups) if len(groups) > 1 else [""]
@@ -65,6 +64,10 @@ def main(argv: Sequence[str]) -> int:
 
             drawn = comparison(runs, runs[0].plots, flags.format, flags.x)
             print("\n".join(f"  {path}" for path in drawn) or "  the multiply-adds of these runs were not counted")
+    if groups and not (flags.arch_type or flags.dataset or flags.name):
+        from lth.plots import gallery
+
+        print(command.listed("\nall experiments in", [gallery.write(groups, flags.root / "plots")]))
     if flags.grid and groups:
         command.side_by_side(groups, flags.root / "plots", flags.format)
     return 2 if spoiled or reasons else 0

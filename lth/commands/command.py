@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import sys
 import traceback
@@ -172,15 +173,28 @@ def perform(asked: Mapping[Config, Mapping[str, str]], argv: Sequence[str]) -> i
 
 def _show_sweep(groups: Mapping[str, tuple[Mapping[str, str], list[Run]]], config: Config) -> None:
     from lth.analysis import sentences, sweep_table, verdict
-    from lth.records import files
+    from lth.plots import gallery
+    from lth.records import files, tables
 
     for name, (_, runs) in groups.items():
         for sentence in sentences.sentences(verdict.table(runs)):
             say(f"{name}: {sentence}", sys.stdout)
+    print("\nThe settings, by their sparsest winning ticket, then by validation accuracy:")
+    for sentence in sweep_table.ranked([(name, runs) for name, (_, runs) in groups.items()]):
+        say(sentence, sys.stdout)
     table, text = config.root / "plots" / "sweep.csv", sweep_table.text(sweep_table.table(groups.values())).encode()
     if not table.exists() or table.read_bytes() != text:  # whatever a spreadsheet has made of it
         files.write(table, text)
-    side_by_side([runs for _, runs in groups.values()], table.parent, config.format, [table])
+    everything, _ = grouped(tables.find(config.root, spoiled=lambda error: None))
+    index = gallery.write(everything, table.parent)
+    side_by_side([runs for _, runs in groups.values()], table.parent, config.format, [table, index])
+
+
+def grouped(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str]]:
+    """Runs in groups of one model, data set and settings that may be averaged, and why others must not be."""
+    from lth.records import identity
+
+    return identity.unmixed([list(found) for _, found in itertools.groupby(runs, lambda run: run.plots)])
 
 
 def _finished(config: Config) -> list[Run]:

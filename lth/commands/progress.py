@@ -46,7 +46,7 @@ class Progress:
         self.printed: dict[Run, int] = {}  # the epochs, in units of print_freq, of a run's last line
         self.out, self.drawn = sys.stdout, 0.0
         self.bar: _Bar | None = None
-        self.live = NOTEBOOK or self.out.isatty()
+        self.live = NOTEBOOK or "ipykernel" in sys.modules or self.out.isatty()
         self.name_width = max((len(str(run)) for run in left), default=24)
         room = columns(self.out) - self.name_width if self.live else math.inf
         ends = itertools.accumulate(width + 1 for width in WIDTHS.values())

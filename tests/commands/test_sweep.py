@@ -35,7 +35,15 @@ def test_a_sweep_gives_what_its_commands_give_and_one_table(place: Path, capsys:
             do(settings(place, lr=lr, seed=seed, **usual))
     assert_same(results(place / "swept"), results(place / "single"))
     assert "4 experiments, 8 runs of 3 rounds" in out and "lr=0.02 reinit seed4 " in out
-    assert out.index("\nlr=0.01: ") < out.index("\nlr=0.02: ") < out.index("/plots:\n  grid.png\n  sweep.csv\n")
+    assert (
+        out.index("\nlr=0.01: ")
+        < out.index("\nlr=0.02: ")
+        < out.index("/plots:\n  grid.png\n  index.html\n  sweep.csv\n")
+    )
+    places = [line for line in out.splitlines() if line.startswith(("1. lr=", "2. lr="))]
+    assert len(places) == 2 and "1. lr=" in places[0] and "% validation accuracy" in places[0]
+    page = (place / "swept" / "plots" / "index.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 2 and "0.02" in page and "<h1>2 experiments</h1>" in page
     assert (place / "swept" / "plots" / "grid.png").stat().st_size > 10_000
 
     found = pd.read_csv(place / "swept" / "plots" / "sweep.csv")

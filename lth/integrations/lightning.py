@@ -1,0 +1,51 @@
+"""Lightning: a callback that audits a network after each pruning (pip install lightning)."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lth.api.audit import AuditError, audit, pruned_by_torch
+from lth.pruning import Masks
+
+
+class TicketAudit(Callback):
+    """Checks the network with `lth.audit` whenever the masks of torch.nn.utils.prune have changed in an epoch.
+
+    It stands after the callback that prunes, such as ModelPruning, in the trainer's list. What was pruned before must
+    not come back.
+
+    Args:
+        reset: whether survivors, and all else that is not pruned, must have been reset to the weights with which the
+            fit began.
+        strict: raise lth.AuditError, which ends the fit; False: warn.
+    """
+
+    def __init__(self, reset: bool = True, strict: bool = True) -> None:
+        self.reset, self.strict = reset, strict
+        self.initial: dict[str, Any] = {}
+        self.masks: Masks = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the weights with which the fit begins."""
+        self.initial = {name.replace("_orig", ""): x for name, x in copy.deepcopy(pl_module.state_dict()).items()}
+        self.masks = pruned_by_torch(self.initial)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Audit what was pruned at the end of the epoch."""
+        masks = {name: mask.cpu().clone() for name, mask in pruned_by_torch(pl_module.state_dict()).items()}
+        if masks.keys() == self.masks.keys() and all(mask.equal(self.masks[name]) for name, mask in masks.items()):
+            return
+        before = {name: self.masks.get(name, mask.new_ones(mask.shape)) for name, mask in masks.items()}
+        self.masks = masks
+        try:
+            audit(
+                pl_module, masks, initial=self.initial if self.reset else None, previous=before, trained=not self.reset
+            )
+        except AuditError as error:
+            if self.strict:
+                raise
+            warnings.warn(f"epoch {trainer.current_epoch}: {error}", stacklevel=2)
