@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lth import rng
 from lth.models import prunable as layers
+from lth.models.building import renamed
 from lth.models.prunable import BIAS, CONV, EMBEDDING, FC
 from lth.pruning import Masks, Weights
 
@@ -132,7 +133,7 @@ def attach(model: nn.Module, masks: Masks) -> nn.Module:
     """Put masks on `model` (changed in place) as torch.nn.utils.prune does, so that PyTorch's tools see them: on a tied
     weight in each of its layers, which continue to share it."""
     tied = {name: names for names in layers.all_names(model).values() for name in names}
-    for name, mask in masks.items():
+    for name, mask in renamed(masks, tied).items():
         for each in tied[name]:
             path, _, parameter = each.rpartition(".")
             module = model.get_submodule(path)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lth import pruning
-from lth.models.building import State, copy_of
+from lth.models.building import State, copy_of, plain
+from lth.models.probe import changes_weight
 from lth.pruning import Masks
 from lth.settings import checks
 from lth.settings.checks import shown
@@ -55,8 +56,9 @@ def audit(
     (weight_orig, weight_mask) must be the ticket's; surviving weights must not be 0. More is checked on request:
 
     Args:
-        model: a network, or a state dict. It is not changed. Tied weights are checked under all their names (in a state
-            dict: those that share memory).
+        model: a network, or a state dict, which may be in a dict as its "state_dict". It is not changed. In all
+            names, the prefixes `module.` and `_orig_mod.` of torch's wrappers do not count. Tied weights are checked
+            under all their names (in a state dict: those that share memory).
         ticket: what `lth.load_ticket` returns, or anything else with `masks` and `start`; or the masks alone: a dict
             from parameter names to tensors of the parameters' shapes, 1 (True) kept, 0 (False) pruned; or a network
             that torch.nn.utils.prune has put masks on. None: `model` is such a network. `previous` and `original` too.
@@ -87,6 +89,7 @@ def audit(
     before = pruning.dense(masks) if previous is None else _masks("previous", previous)
     found = list(_other_shapes(value, masks)) or list(  # with other shapes, nothing can be compared
         chain(
+            _changed(model, masks),
             _zeros(value, {**masks, **_tied(masks, value, reset_to)}, reset_to if start is None else start),
             _control(control, masks, start if trained else value, original, reset_to),
             _not_reset(masks, value, start, start if control == "reinit" else reset_to, trained),
@@ -112,6 +115,7 @@ def _sentences(problems: list[Problem]) -> list[str]:
 
 def _masks(where: str, given: Any) -> Masks:
     """The masks of a ticket, or masks given as such, on the CPU."""
+    given = _inside(given)
     state = given.state_dict() if isinstance(given, nn.Module) else given
     masks = (isinstance(state, Mapping) and pruned_by_torch(state)) or getattr(given, "masks", given)
     if not isinstance(masks, Mapping) or not masks or not all(isinstance(mask, Tensor) for mask in masks.values()):
@@ -119,7 +123,12 @@ def _masks(where: str, given: Any) -> Masks:
     for name, mask in masks.items():
         if bad := int(((mask != 0) & (mask != 1)).sum()):
             raise ValueError(f"{where} must have masks of 0 and 1, but {bad} values of that of {name} are others")
-    return {str(name): mask.detach().cpu().bool() for name, mask in masks.items()}
+    return {plain(str(name)): mask.detach().cpu().bool() for name, mask in masks.items()}
+
+
+def _inside(given: Any) -> Any:
+    """The state dict of a checkpoint {"state_dict": ...}, or what else was given."""
+    return given["state_dict"] if isinstance(given, Mapping) and "state_dict" in given else given
 
 
 def pruned_by_torch(state: Mapping[str, Any]) -> Masks:
@@ -136,6 +145,7 @@ def _start(ticket: Any) -> State | None:
 def _state(where: str, given: Any) -> State:
     """Parameters, buffers and masks (`.._mask`) by name, on the CPU, without the `_orig` of torch.nn.utils.prune. Tied
     ones are the same tensor."""
+    given = _inside(given)
     if isinstance(given, nn.Module):
         state = dict(given.state_dict())
         for path, module in given.named_modules():  # a state dict lacks parametrised weights under their own name
@@ -145,6 +155,7 @@ def _state(where: str, given: Any) -> State:
         state = {name: value for name, value in given.items() if isinstance(value, Tensor)}
     else:
         raise TypeError(f"{where} must be a torch.nn.Module or a state dict, not {shown(given)}")
+    state = {plain(name): value for name, value in state.items()}
     held = {_place(value): value.detach().cpu() for value in state.values()}
     return {
         name.removesuffix("_orig") if f"{name.removesuffix('_orig')}_mask" in state else name: held[_place(value)]
@@ -205,6 +216,19 @@ def _zeros(value: State, masks: Masks, start: State | None) -> Problems:
         name = key.removesuffix("_mask")
         if key != name and name in value and name not in masks and not own.all():
             yield "the model has masks that the ticket has not: ", f"on {name}, of {int((own == 0).sum())} weights", ""
+
+
+def _changed(model: Any, masks: Masks) -> Problems:
+    """Layers that fill the zeros of their weights before they multiply."""
+    for path, layer in model.named_modules() if isinstance(model, nn.Module) else ():
+        mask = masks.get(plain(f"{path}.weight" if path else "weight"))
+        if mask is not None and not mask.all() and changes_weight(layer):
+            of = f"{path} ({type(layer).__name__})"
+            yield (
+                "",
+                of,
+                " changes its weight before it multiplies: pruned weights are not 0 in the forward pass",
+            )
 
 
 def _not_reset(masks: Masks, value: State, start: State | None, reset_to: State | None, trained: bool) -> Problems:

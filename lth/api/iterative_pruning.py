@@ -26,7 +26,7 @@ from lth.data.loaders import Taken, take
 from lth.experiment import Experiment
 from lth.models import building
 from lth.models import prunable as layers
-from lth.prune import Rule
+from lth.prune import Rule, detach
 from lth.records import folders, identity, tables
 from lth.records.events import Callback, Event, Note, as_dict
 from lth.records.files import write_json
@@ -73,9 +73,10 @@ def iterative_pruning(
     """Find a ticket in `net` by iterative pruning (Frankle & Carbin, arXiv:1803.03635, Section 2 and Appendix B).
 
     Args:
-        net: the network, with its initial weights. Used where it has them: `net.optim`, a torch.optim optimiser,
-            created again every round from its class, defaults and parameter groups (else Adam, learning rate 0.0012);
-            `net.criterion`, a mean loss of (logits (B, classes), labels (B,)) alone (else cross entropy);
+        net: the network, with its initial weights. Masks of torch.nn.utils.prune on it are the ticket that the first
+            training starts from, and are taken off it in the end. Used where it has them: `net.optim`, a torch.optim
+            optimiser, created again every round from its class, defaults and parameter groups (else Adam, learning
+            rate 0.0012); `net.criterion`, a mean loss of (logits (B, classes), labels (B,)) alone (else cross entropy);
             `net._initialize_weights()`, for fresh weights (else every module's `reset_parameters()`).
         data: `train`, `validation` and `test`, as a named tuple, tuple, dict or object: DataLoaders or other
             re-iterables of batches (examples (B, ...), labels (B,)), or dicts of these (`labels` or the like, and one
@@ -145,6 +146,7 @@ def iterative_pruning(
             valid_size = checks.whole("valid_size", valid_size, 1)
         taken = take(data, place, in_memory, valid_size, iterations, settings.get("batch_size", 60))
         own_network.try_out(brought, taken, place)
+        left_out = brought.leave_out(taken.sample[0])
         usual: dict[str, Any] = {
             "valid_freq": Duration(max(iterations // 10, 1), "it"),
             "batch_size": taken.batch_size or 60,
@@ -186,9 +188,9 @@ def iterative_pruning(
         config = with_threads(config, problem, run, 1, place)
         progress = Progress({run: rounds + 1 - tables.finished_rounds(run)}, 1, config.print_freq, config.quiet)
         densely = config.sparse == "auto" and place.type == "cpu" and not problem.whole and not sparse.available()
-        alone = layers.left_alone(net, config.prune_embeddings)
+        alone = layers.left_alone(brought.template, config.prune_embeddings)
         odd = getattr(taken.source, "remark", "")
-        for said in (remark, odd, alone, sparse.UNAVAILABLE if densely else "", problem.cost[1]):
+        for said in (remark, odd, *left_out, alone, sparse.UNAVAILABLE if densely else "", problem.cost[1]):
             if said and not quiet:
                 print(said)
         stack.enter_context(Locks(alone=True)).take(run.dumps)
@@ -196,6 +198,7 @@ def iterative_pruning(
             tables.move_aside(run, time.strftime("%Y%m%d-%H%M%S"))
         _write_config(run, config, about, problem, place)
         _train(config, problem, place, progress, run, rounds + 1, callback)
+        detach(net)
         building.load_state(net, _trained(run, rounds))
         history = tables.table(run, "rounds").head(rounds + 1).to_dict("records")
     return net, [{str(key): value for key, value in row.items()} for row in history]

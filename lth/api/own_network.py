@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lth import rng
+from lth import pruning, rng
 from lth.api.own_rule import checked
 from lth.data.loaders import Taken
-from lth.models import building, fingerprints
+from lth.data.prints import of_arrays
+from lth.models import building, fingerprints, probe
 from lth.models import prunable as layers
 from lth.models.building import State
-from lth.prune import Rule
+from lth.prune import Rule, detach
 from lth.pruning import prunable
 from lth.settings.checks import network, shown
 from lth.settings.config import Config
@@ -25,10 +26,15 @@ from lth.training import fit
 from lth.training.network import Criterion, Fused, Network, Optimizer, Wrapped
 from lth.training.problem import Problem
 
+FEW = 0.01  # share of a layer's weights that may be 0 without a word
+
 
 class OwnNet:
     """Copies of the user's network, with its own `optim`, `criterion` and `_initialize_weights`. TypeError or
-    ValueError unless it can be copied, trained and pruned (its embeddings too if `embeddings`)."""
+    ValueError unless it can be copied, trained and pruned (its embeddings too if `embeddings`).
+
+    masks: those of torch.nn.utils.prune that are on the network, by parameter; its copies have none.
+    """
 
     def __init__(self, net: nn.Module, device: torch.device, embeddings: bool = False) -> None:
         if what := fit.unfit(network("net", net), embeddings):
@@ -38,14 +44,15 @@ class OwnNet:
                 f"net must have no hooks on gradients, but {hooked[0]} has some: copies of net are trained, without "
                 "hooks"
             )
-        self.net = net
+        self.net, self.embeddings = net, embeddings
         try:
             self.template = building.copy_of(net).cpu()
+            self.masks = detach(self.template)
         except Exception as error:
             raise ValueError(f"net must be a network that copy.deepcopy can copy: {error}") from error
         for parameter in self.template.parameters():
             parameter.grad = None
-        self.initial = building.state_of(net)
+        self.initial = building.state_of(self.template)
         self.optim, self.groups = self._optim(net)
         if self.optim is None and (name := next((n for n, p in net.named_parameters() if p.is_complex()), None)):
             raise ValueError(f"net {fit.has_complex(name)}")
@@ -54,6 +61,26 @@ class OwnNet:
     def make(self) -> nn.Module:
         """A copy with the initial weights."""
         return copy.deepcopy(self.template)
+
+    def leave_out(self, examples: Tensor) -> list[str]:
+        """Leave out of pruning what it must leave alone (lth/models/probe.py); what is to be said of that, and of
+        weights that are 0. ValueError if no weight is left."""
+        layers.leave_out(self.template, probe.left_out(self.make, examples))
+        told = layers.left_out(self.template)
+        if not (weights := prunable(self.template, self.embeddings)):
+            raise ValueError(f"net must have weights to prune: {'; '.join(told)}")
+        zeros = {
+            name: int(((self.initial[name] == 0) & self.masks.get(name, torch.tensor(True))).sum()) for name in weights
+        }
+        some = [name for name, n in zeros.items() if FEW * weights[name].numel() < n < weights[name].numel()]
+        if some:
+            counts = ", ".join(f"{zeros[name]:,} of {weights[name].numel():,} in {name}" for name in some[:4])
+            more = f" and some of {len(some) - 4} further layers" if len(some) > 4 else ""
+            told.append(
+                f"weights of net are 0 and will be trained: {counts}{more}; masks of torch.nn.utils.prune on net would "
+                "keep them pruned"
+            )
+        return told
 
     def fresh(self, seed: int) -> State:
         """New random weights: those of the modules' `reset_parameters`, where they learn, then of the network's
@@ -108,6 +135,7 @@ class OwnNet:
         return {
             "model": fingerprints.of_network(self.template, without=("optim", "criterion")),
             "data": data.fingerprint,
+            **({"masks": of_arrays([self.masks[name] for name in sorted(self.masks)])} if self.masks else {}),
             "rule": fingerprints.of(rule),
             "optimizer": fingerprints.of(optim, self.groups),
             "loss": fingerprints.of(self.criterion, *getattr(self.criterion, "buffers", tuple)()),
@@ -131,7 +159,7 @@ class OwnNet:
             raise ValueError(f"net.optim must step without a closure, which {type(optim).__name__} cannot")
         if optim._optimizer_step_pre_hooks or optim._optimizer_step_post_hooks:
             raise ValueError("net.optim must have no step hooks: every round makes a new optimizer, without them")
-        names = {id(parameter): name for name, parameter in net.named_parameters()}
+        names = layers.names(net)
         groups = []
         for group in optim.param_groups:
             if not isinstance(group.get("lr"), (int, float, Tensor)):
@@ -244,7 +272,7 @@ def problem(
     own: OwnNet, data: Taken, rule: Rule, config: Config, initial: State, whose: str, prints: Mapping[str, str]
 ) -> Problem:
     """The problem of pruning the user's network by `rule` on `data`, starting from the weights `initial`."""
-    digest = hashlib.sha256(whose.encode())
+    digest, dense = hashlib.sha256(whose.encode()), pruning.dense(prunable(own.make(), config.prune_embeddings))
     for name, tensor in sorted(initial.items()):
         digest.update(name.encode() + tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return Problem(
@@ -258,4 +286,5 @@ def problem(
         whose=digest.hexdigest()[:16],
         prints=lambda: prints,
         whole=own.optim is not None,
+        start_tickets=(lambda seed, number: ({**dense, **own.masks}, initial)) if own.masks else None,
     )

@@ -98,6 +98,7 @@ class SavedTicket:
         settings = about.get("settings", {})
         images = self._images(data, about)
         model = self._applied(model, weights)
+        masks = building.renamed(self.masks, dict(model.named_parameters()))
         precision = settings.get("precision", Config.precision)
         right = seen = 0
         with numerics(precision, about.get("threads") or 1), torch.no_grad():
@@ -108,10 +109,10 @@ class SavedTicket:
             network = Network(  # with the products that gave the accuracy in rounds.csv
                 model,
                 [building.state_of(model)],
-                [self.masks],
+                [masks],
                 place,
                 autocast=precision == "bf16",
-                sparse=choose(model, [self.masks], about.get("sparse_up_to", {}), example),
+                sparse=choose(model, [masks], about.get("sparse_up_to", {}), example),
                 channels_last=channels_last(lambda: building.copy_of(model), example),
             )
             network.model.eval()
@@ -205,7 +206,8 @@ class SavedTicket:
         """The network in evaluation mode on the CPU, its pruned Linear layers with weights in CSR form: at 5% of the
         weights it is quicker than the dense one (benchmarks/README.md). Those of nn.TransformerEncoderLayer with
         batch_first stay dense, as its quick path wants them. `model` and `weights` as in `export`."""
-        return export.sparse(_plain(self._applied(model, weights)), self.masks)
+        net = _plain(self._applied(model, weights))
+        return export.sparse(net, building.renamed(self.masks, dict(net.named_parameters())))
 
     def _applied(self, model: nn.Module | None, weights: str) -> nn.Module:
         """A network of its own with the ticket on it."""

@@ -16,7 +16,7 @@ from torch import nn
 from lth import pruning
 from lth.data.images import Images
 from lth.data.prints import of_arrays, of_texts
-from lth.models.building import State, state_of
+from lth.models.building import State, renamed, state_of
 from lth.pruning import Masks
 from lth.records import folders
 from lth.records.files import read_json
@@ -80,12 +80,14 @@ class StartTickets:
                 raise ConfigError(f"{named} has no ticket of round {absent[0]}{why}: in {run.saves} there are {rounds}")
         return cls(named, runs, first, alone)
 
-    def ticket(self, seed: int, number: int) -> Ticket:
-        """What round `number` of a trial starts from. ConfigError if its file cannot be used."""
+    def ticket(self, seed: int, number: int, names: Iterable[str] = ()) -> Ticket:
+        """What round `number` of a trial starts from, under `names` of parameters (building.renamed). ConfigError if
+        its file cannot be used."""
         try:
-            return Store(self.runs[seed]).ticket(self.first + number)
+            ticket = Store(self.runs[seed]).ticket(self.first + number)
         except UNUSABLE as error:
             raise ConfigError(f"{self.named}: {error}") from None
+        return replace(ticket, masks=renamed(ticket.masks, names), start=renamed(ticket.start, names))
 
     def fingerprints(self) -> dict[str, str]:
         """A fingerprint of the masks and weights of each ticket that round 0 starts from, and what trials of other
@@ -116,7 +118,8 @@ def problem(config: Config, images: Images) -> Problem:
         new = _new_layer(source, seed, config, problem.make())
 
     def start(seed: int, number: int) -> tuple[Masks, State]:
-        ticket, own = source.ticket(seed, number), problem.initial(derive_seed(seed, "weights", 0))
+        own = problem.initial(derive_seed(seed, "weights", 0))
+        ticket = source.ticket(seed, number, own)
         masks = {name: mask if name in new else ticket.masks.get(name, mask) for name, mask in dense.items()}
         return masks, {name: own[name] if name in new else ticket.start[name] for name in own}
 
@@ -166,10 +169,11 @@ def refuse_pruned(config: Config) -> None:
 def _new_layer(source: StartTickets, seed: int, config: Config, model: nn.Module) -> list[str]:
     """The parameters of the output layer, where the ticket is of a network with another number of classes. ConfigError
     if anything else is not as in the ticket."""
-    ticket, run = source.ticket(seed, 0), source.runs[seed]
+    state, run = state_of(model), source.runs[seed]
+    ticket = source.ticket(seed, 0, state)
     kinds = pruning.layer_kinds(model, config.prune_embeddings)
     there = {name: tuple(tensor.shape) for name, tensor in ticket.start.items()}
-    here = {name: tuple(tensor.shape) for name, tensor in state_of(model).items()}
+    here = {name: tuple(tensor.shape) for name, tensor in state.items()}
     output = next((name.rpartition(".")[0] for name, kind in kinds.items() if kind == "output"), None)
     new = [name for name in here if name.rpartition(".")[0] == output]
     other = [name for name in {**here, **there} if here.get(name) != there.get(name)]

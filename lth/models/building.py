@@ -10,9 +10,10 @@ import inspect
 import io
 import os
 import pickle
+import re
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -117,9 +118,21 @@ def copy_of(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(value): value.detach().clone() for value in held if value.grad_fn is not None})
 
 
+def plain(name: str) -> str:
+    """The name of a parameter without what DataParallel and torch.compile put before it."""
+    return re.sub(r"(^|(?<=\.))(module|_orig_mod)\.", "", name)
+
+
+def renamed(tensors: Mapping[str, Tensor], names: Iterable[str]) -> State:
+    """`tensors` under those of `names` that differ from theirs in what `plain` takes away."""
+    known = {plain(name): name for name in names}
+    return {known.get(plain(name), name): tensor for name, tensor in tensors.items()}
+
+
 def load_state(model: nn.Module, state: State) -> nn.Module:
-    """Copy `state` into `model` (changed in place). ValueError if names or shapes differ."""
+    """Copy `state` into `model` (changed in place). ValueError if names (see `renamed`) or shapes differ."""
     own = dict([*model.named_parameters(), *model.named_buffers()])
+    state = renamed(state, own)
     if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in own):
         wrong = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
         raise ValueError(f"model must have the parameters and shapes of the ticket; {', '.join(wrong[:3])} differ")

@@ -26,6 +26,7 @@ WORDS = {
     "rule": "pruning rule",
     "optimizer": "optimiser",
     "loss": "loss",
+    "masks": "masks",
     "ticket_round": "round of the ticket",
 }
 Prints = Mapping[str, str]  # fingerprints of the parts of an experiment, by names such as those in WORDS

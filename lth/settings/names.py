@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from lth.settings.config import PROJECT
-from lth.settings.problems import Problem, nearest
+from lth.settings.problems import ConfigError, Problem, nearest
 
 ARCHS = [(PROJECT / "archs").resolve()]  # of models: archs/ where the program was started, then the project's
-with contextlib.suppress(FileNotFoundError):  # a folder may be deleted while one is in it
+with contextlib.suppress(FileNotFoundError, RuntimeError):  # of a deleted folder, of links in a circle
     ARCHS = list(dict.fromkeys([Path("archs").resolve(), *ARCHS]))
 
 
@@ -122,6 +122,8 @@ def folders(of: str, data: Path | None = None, image: tuple[int, ...] = ()) -> l
     """The folders under archs/ that have models for the data set `of`: its own, then the one that serves images of as
     many channels. Where their shape `image` (C, H, W) is not given and the set not known by name, they are looked for
     in the folder `data`."""
+    if Path("archs").is_symlink() and not Path("archs").exists():
+        raise ConfigError("archs in the current folder is a link that leads nowhere, or to itself: remove it")
     name = dataset(of)
     channels = (image or shape(name, data))[:1]
     places = dict.fromkeys([name, *(SERVES.get(count) for count in channels)])

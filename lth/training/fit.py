@@ -27,6 +27,8 @@ def check_fit(
     """ConfigError unless `model` maps images of that shape (C, H, W) to one logit a class, alone too where it trains
     in batches of one, and has weights to prune."""
     shape = " x ".join(map(str, image_shape))
+    if torch_prune.is_pruned(model):
+        raise ConfigError(f"{name} must come without masks of torch.nn.utils.prune: take them off with prune.remove")
     if what := unfit(model, embeddings):
         raise ConfigError(f"{name} {what}")
     for called, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -99,8 +101,6 @@ def unfit(model: nn.Module, embeddings: bool = False) -> str:
     tensors = {**parameters, **dict(model.named_buffers())}
     if any(map(nn.parameter.is_lazy, tensors.values())):
         return "must know its shapes: it has lazy layers, call it on a batch first"
-    if torch_prune.is_pruned(model):
-        return "must come without masks of torch.nn.utils.prune: take them off with prune.remove"
     for called, tensor in tensors.items():
         if tensor.layout != torch.strided:
             return f"must have plain tensors, but {called} is {tensor.layout}: to_dense() makes a plain one"

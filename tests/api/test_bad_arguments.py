@@ -27,12 +27,6 @@ from torch.utils.data import TensorDataset
 import lth
 
 
-def pruned_net() -> nn.Module:
-    net = seeded()
-    torch_prune.l1_unstructured(net.fc1, "weight", amount=0.1)
-    return net
-
-
 def net_of_views() -> nn.Module:
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 4))
     net[2].weight.data = net[1].weight.data.t()
@@ -117,7 +111,6 @@ WRONG = [
     ({"net": nn.Sequential(nn.Flatten(), nn.Linear(60, 4))}, ValueError, r"net must take .* \(B, 1, 8, 8\)"),
     ({"net": nn.Sequential(nn.Flatten(), nn.Linear(64, 3))}, ValueError, "net must give a logit .* 4 classes"),
     ({"net": nn.Conv2d(1, 4, 3)}, ValueError, r"net must give one row of logits .*not \(2, 4, 6, 6\)"),
-    ({"net": pruned_net()}, ValueError, "net must come without masks"),
     ({"net": net_of_views()}, ValueError, "net must have tied weights as one Parameter, but 1.weight and 2.weight are"),
     (
         {"net": net_with_buffer(torch.ones(1).expand(9))},

@@ -442,3 +442,33 @@ def test_tied_weights_are_pruned_once() -> None:
         torch_prune.l1_unstructured(net.two, "weight", amount=0.3)  # type: ignore[arg-type]
 
     assert find(seeded(Tied), prune_rule=in_the_second)[-1]["weights"] == 2007 + 256
+
+
+def test_masks_on_the_net_are_the_ticket_that_training_starts_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net, other = seeded(WithOptim), seeded(WithOptim)
+    torch_prune.random_unstructured(net.fc1, "weight", amount=0.5)  # type: ignore[arg-type]
+    mask = net.fc1.weight_mask.bool()  # type: ignore[operator, union-attr]
+    history = find(net, rounds=2, save=tmp_path, quiet=False)
+    assert "will be trained" not in capsys.readouterr().out
+    assert [row["weights"] for row in history][:2] == [384 + 48, 269 + 34]
+    assert history[0]["remaining"] == pytest.approx(100 * 432 / 816, abs=0.001)
+    assert lth.load_ticket(tmp_path, 0).masks["fc1.weight"].equal(mask)
+    assert not net.get_parameter("fc1.weight")[~mask].any() and not torch_prune.is_pruned(net)
+    again = seeded(WithOptim)
+    with pytest.raises(ValueError, match="recover must hold results of the same"):
+        find(again, rounds=3, recover=tmp_path)
+    torch_prune.custom_from_mask(again.fc1, "weight", mask)
+    assert find(again, rounds=3, recover=tmp_path)[:3] == history
+    torch_prune.custom_from_mask(other.fc1, "weight", mask)
+    torch_prune.remove(other.fc1, "weight")  # type: ignore[arg-type]
+    assert find(other, quiet=False)[0]["weights"] == 816
+    assert "weights of net are 0 and will be trained: 384 of 768 in fc1.weight" in capsys.readouterr().out
+
+
+def test_what_the_net_does_not_use_is_reported_and_no_part_of_percentages(capsys: pytest.CaptureFixture[str]) -> None:
+    net = seeded()
+    net.old = nn.Linear(12, 40)
+    assert find(net, quiet=False)[0]["weights"] == 816
+    assert "no forward pass uses old.bias, old.weight (38.5% of" in capsys.readouterr().out.replace("\n", " ")

@@ -167,6 +167,19 @@ def test_apply_puts_plain_weights_or_masks_on_a_model(place: Path) -> None:
             ticket.apply(wrong)  # type: ignore[arg-type]
 
 
+def test_a_ticket_of_a_wrapped_network_fits_the_network_and_the_other_way_round(tmp_path: Path) -> None:
+    wrapped = nn.DataParallel(seeded())
+    test = find(wrapped, save=tmp_path)[2]["test"]
+    ticket = lth.load_ticket(tmp_path, 2)
+    assert ticket.masks.keys() == {"module.fc1.weight", "module.fc2.weight"}
+    net = ticket.apply(seeded(seed=1), as_pruned=True, weights="trained")
+    assert net.fc1.weight_mask.bool().equal(ticket.masks["module.fc1.weight"])  # type: ignore[union-attr, operator]
+    assert float(f"{ticket.evaluate(batches(60, 2), seeded(seed=1)):.10g}") == test
+    assert not torch_prune.is_pruned(ticket.apply(wrapped)) and wrapped.module.fc1.weight.equal(
+        ticket.apply(seeded(seed=1)).get_parameter("fc1.weight")
+    )
+
+
 def test_load_ticket_says_what_there_is(place: Path) -> None:
     runs = session.run(settings(place, prune_type=("lt", "reinit"), keep_weights="last"))
     for folder, number, kind, words in (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from numpy.lib import format
 
+import main
 from lth import data
 from lth.commands.tasks import runs_of
 from lth.settings import names, values
@@ -131,3 +134,13 @@ def test_models_of_the_folder_that_one_works_in_come_before_the_projects(
     monkeypatch.setattr(names, "ARCHS", [tmp_path / "mine", tmp_path / "project"])
     assert names.folders("mnist") == [tmp_path / "mine" / "mnist", tmp_path / "project" / "mnist"]
     assert names.available("kmnist") == ["fc1", "lenet5"]
+
+
+def test_a_link_in_the_place_of_archs_that_leads_nowhere_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "archs").symlink_to("archs")
+    monkeypatch.chdir(tmp_path)
+    done = subprocess.run([sys.executable, Path(main.__file__), "--dry_run"], capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "archs in the current folder is a link that leads nowhere, or to itself" in done.stderr
