@@ -6,7 +6,7 @@ A pruned parameter `weight` becomes `weight_orig` and `weight_mask` there. Funct
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -169,3 +169,9 @@ def detach(model: nn.Module) -> Masks:
                 masks.setdefault(name, mask.detach().bool().cpu().clone())
                 torch_prune.remove(module, parameter)
     return masks
+
+
+def pruned_by_torch(state: Mapping[str, Tensor]) -> Masks:
+    """The masks of torch.nn.utils.prune in a state dict, by the names of the parameters."""
+    bare = [name.removesuffix("_orig") for name in state if name.endswith("_orig")]
+    return {name: state[f"{name}_mask"].bool() for name in bare if f"{name}_mask" in state}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lth import pruning
 from lth.models.building import State, copy_of, plain
 from lth.models.probe import changes_weight
+from lth.prune import pruned_by_torch
 from lth.pruning import Masks
 from lth.settings import checks
 from lth.settings.checks import shown
@@ -91,7 +92,8 @@ def audit(
         chain(
             _changed(model, masks),
             _zeros(value, {**masks, **_tied(masks, value, reset_to)}, reset_to if start is None else start),
-            _control(control, masks, start if trained else value, original, reset_to),
+            _reinitialised(masks, start if trained else value, original, reset_to) if control == "reinit" else (),
+            _at_random(masks, original, control == "shuffle") if control in ("shuffle", "random") else (),
             _not_reset(masks, value, start, start if control == "reinit" else reset_to, trained),
             _frozen(masks, value, start if initial is None else reset_to) if trained else (),
             _revived(masks, before),
@@ -129,12 +131,6 @@ def _masks(where: str, given: Any) -> Masks:
 def _inside(given: Any) -> Any:
     """The state dict of a checkpoint {"state_dict": ...}, or what else was given."""
     return given["state_dict"] if isinstance(given, Mapping) and "state_dict" in given else given
-
-
-def pruned_by_torch(state: Mapping[str, Any]) -> Masks:
-    """The masks of torch.nn.utils.prune in a state dict, by the names of the parameters."""
-    bare = [name.removesuffix("_orig") for name in state if name.endswith("_orig")]
-    return {name: state[f"{name}_mask"].bool() for name in bare if f"{name}_mask" in state}
 
 
 def _start(ticket: Any) -> State | None:
@@ -275,14 +271,6 @@ def _same_bits(a: Tensor, b: Tensor) -> Tensor:
     return (bits[0] == bits[1]).all(1).view(a.shape)
 
 
-def _control(kind: str | None, masks: Masks, value: State | None, original: Any, initial: State | None) -> Problems:
-    """Whether the ticket is such a control of `original`. `value`: what it starts from, if that is known."""
-    if kind == "reinit":
-        yield from _reinitialised(masks, value, original, initial)
-    elif kind is not None:
-        yield from _at_random(masks, _masks("original", original), counted=kind == "shuffle")
-
-
 def _reinitialised(masks: Masks, value: State | None, original: Any, initial: State | None) -> Problems:
     """The masks must be the original's, the weights that survive must not."""
     theirs, old = _masks("original", original), _start(original)
@@ -300,9 +288,10 @@ def _reinitialised(masks: Masks, value: State | None, original: Any, initial: St
                 yield "", of, " start as in the original ticket: it is no control, its weights are not new"
 
 
-def _at_random(masks: Masks, original: Masks, counted: bool) -> Problems:
+def _at_random(masks: Masks, original: Any, counted: bool) -> Problems:
     """Layer by layer, as many survivors must be the original's as chance (hypergeometric) allows; if `counted`, there
     must be as many survivors."""
+    original = _masks("original", original)
     if masks.keys() != original.keys() or any(masks[name].shape != mask.shape for name, mask in original.items()):
         yield "", "the masks are of other parameters than the original's, which a control must not be", ""
         return

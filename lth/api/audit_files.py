@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from lth import pruning
-from lth.api.audit import AuditError, audit, pruned_by_torch
+from lth.api.audit import AuditError, audit
 from lth.api.saved_ticket import SavedTicket, load_ticket
+from lth.prune import pruned_by_torch
 from lth.records import folders, tables
 from lth.records.store import Store
 from lth.records.tables import Run
