@@ -61,13 +61,30 @@ def stood_in(monkeypatch: pytest.MonkeyPatch, logger: str, told: list[Any]) -> N
     monkeypatch.setitem(sys.modules, logger, kinds[logger])  # type: ignore[arg-type]
 
 
+def short(place: Path) -> dict[str, Any]:
+    settings = {"arch_type": "mlp", "dataset": "tiny", "data": place / "data", "root": place, "jobs": 1, "gpu": "cpu"}
+    return {**settings, "end_iter": "4it", "valid_size": 40, "batch_size": 10, "prune_iterations": 2, "quiet": True}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("logger", ["mlflow", "wandb"])
+def test_loggers_that_are_installed(place: Path, logger: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed: Any = pytest.importorskip(logger)
+    monkeypatch.chdir(place)
+    result = example("loggers").main(logger, **short(place))
+    if logger == "mlflow":
+        runs = {run.info.run_name: run.data.metrics for run in installed.MlflowClient().search_runs(["0"])}
+        assert runs["reinit seed0"]["test"] == pytest.approx(result.table["test"].iloc[-1]) and len(runs) == 2
+    else:
+        installed.finish()
+        assert list(place.glob("wandb/offline-run-*/*.wandb"))
+
+
 @pytest.mark.parametrize("logger", ["mlflow", "wandb"])
 def test_loggers(place: Path, logger: str, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
     stood_in(monkeypatch, logger, told)
-    settings = {"arch_type": "mlp", "dataset": "tiny", "data": place / "data", "root": place, "jobs": 1, "gpu": "cpu"}
-    short = {"end_iter": "4it", "valid_size": 40, "batch_size": 10, "prune_iterations": 2, "quiet": True}
-    result = example("loggers").main(logger, **settings, **short)
+    result = example("loggers").main(logger, **short(place))
     assert len(result.table) == 4
     if logger == "mlflow":
         tests = {(run, step): value for run, name, value, step in told if name == "test"}

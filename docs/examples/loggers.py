@@ -1,6 +1,6 @@
 """Callbacks for `lth.run` and `lth.iterative_pruning` that log to MLflow or Weights & Biases. Copy the one you need.
 
-python docs/examples/loggers.py mlflow      # pip install mlflow; a local folder, ./mlruns
+python docs/examples/loggers.py mlflow      # pip install mlflow; a local file, ./mlflow.db
 python docs/examples/loggers.py wandb       # pip install wandb; offline: `wandb sync` sends it later
 """
 
@@ -13,11 +13,11 @@ import lth
 NUMBERS = ("remaining", "ES", "val", "test", "val_loss", "train_loss")
 
 
-def to_mlflow(folder: str = "mlruns") -> Callable[[dict], None]:
+def to_mlflow(file: str = "mlflow.db") -> Callable[[dict], None]:
     """One MLflow run per arm and trial: a round's numbers at its step."""
     import mlflow
 
-    mlflow.set_tracking_uri(Path(folder).absolute().as_uri())
+    mlflow.set_tracking_uri(f"sqlite:///{Path(file).absolute()}")
     client, runs = mlflow.MlflowClient(), {}
 
     def log(event: dict) -> None:
