@@ -81,7 +81,7 @@ def add_problem_flags(parser: argparse.ArgumentParser, models: Sequence[str]) ->
     parser.add_argument(
         "--models", nargs="+", default=list(models), metavar="MODEL/DATASET", help="default: %(default)s"
     )
-    parser.add_argument("--batch_size", type=int, default=60, help="images a step and trial (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=60, help="images per step and trial (default: %(default)s)")
     parser.add_argument("--optimizer", choices=("adam", "sgd"), default="adam", help="default: %(default)s")
     parser.add_argument(
         "--data", type=Path, default=PROJECT / "data", help="folder of the .npz files (default: data/ of the project)"

@@ -214,7 +214,7 @@ def remaining(masks: Masks) -> float:
 
 
 def pack(mask: Tensor) -> Tensor:
-    """A mask as bits, eight weights a byte (1-D uint8)."""
+    """A mask as bits, eight weights per byte (1-D uint8)."""
     return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
 
 

@@ -183,7 +183,7 @@ class SavedTicket:
         Returns:
             A row for each form: `dense`, with zeros; `compact`, as `compact` gives it (no row where that cannot be);
             `csr`, pruned weights in CSR form with 32-bit indices (on disk all, in time the Linear layers that `sparse`
-            makes so); `packed`, the survivors and a mask of one bit a weight, which must be unpacked to be used.
+            makes so); `packed`, the survivors and a mask of one bit per weight, which must be unpacked to be used.
             Columns: `numbers` of floating point, `bytes` as a safetensors file, `multiply_adds` of an example's forward
             pass, and `ms_1` and `ms_100`, the milliseconds of a call with 1 and 100 examples, with the threads that
             PyTorch has now: the lowest of several measurements in turns.

@@ -202,7 +202,7 @@ def load_MNIST(folder: str | Path, batch_size: int = 60, valid_size: int = 5000,
 
     Args:
         folder: has `mnist.npz` or torchvision's copy of the set; where it has neither, the project's own file serves.
-        batch_size: images a batch.
+        batch_size: images per batch.
         valid_size: training images kept for validation, at most half of the 60000; which ones, `seed` decides.
 
     Raises TypeError and ValueError that name the argument (ConfigError, a ValueError, if the data cannot be read).

@@ -25,7 +25,7 @@ Lines = Mapping[str, Sequence[Run]]  # the trials behind a line of the figure, b
 
 
 def connectivity(runs: Sequence[Run], folder: Path, format: str = "png") -> list[Path]:
-    """The error barrier of each round, a line an arm, and the error along the line between the two ends at some
+    """The error barrier of each round, a line per arm, and the error along the line between the two ends at some
     sparsities (Frankle et al. 2020, arXiv:1912.05671, Figures 2 and 5). Nothing where no line was measured."""
     arms = verdict.in_order([run.arm for run in runs])
     lines = {arm: [run for run in runs if run.arm == arm] for arm in arms}

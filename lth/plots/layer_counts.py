@@ -132,7 +132,7 @@ def _alike(shown: Mapping[str, Kept]) -> list[list[str]]:
 
 
 def _lines(axes: Axes, found: Kept, groups: Sequence[Sequence[str]]) -> None:
-    """A line a group of layers."""
+    """A line per group of layers."""
     colors = seaborn.color_palette("colorblind", len(groups))
     for index, names in enumerate(groups):
         here = [name for name in names if name in found.percent.index]
