@@ -24,7 +24,7 @@ def panels(figure: Figure, what: str = "") -> list[Axes]:
 def legends_of(figure: Figure) -> list[str]:
     """The names in all legends, with repetitions."""
     drawn = [*figure.legends, *(legend for axes in figure.axes if (legend := axes.get_legend()))]
-    return [text.get_text() for legend in drawn for text in legend.get_texts()]
+    return [name for legend in drawn for text in legend.get_texts() if (name := text.get_text())]
 
 
 def caption_of(figure: Figure) -> str:

@@ -17,7 +17,7 @@ import combine_plots
 import utils
 from lth.settings.config import PROJECT
 
-FIGURES = {"comparison", "training", "first_layer", "initial_weights"}  # all layers are pruned at one rate
+FIGURES = {"comparison", "supermask", "training", "first_layer", "initial_weights"}  # all layers are pruned at one rate
 ALWAYS = {"verdict.csv", "report.html", "figures.json"}
 
 
@@ -52,7 +52,7 @@ def test_partial_runs_of_several_settings(tmp_path: Path, make_runs: MakeRuns) -
     assert drawn(tmp_path) == {first: figures, second: figures, ".": {"grid.svg", "figures.json", "index.html"}}
     told = re.findall(r"^(?:written to|all settings in) (.+):\n((?:  [\w.]+\n)+)", done.stdout, re.M)
     files = [Path(folder) / name for folder, names in told for name in names.split()]
-    assert len(files) == len(set(files)) == 13 and all(file.is_file() for file in files)
+    assert len(files) == len(set(files)) == 15 and all(file.is_file() for file in files)
     table = pd.read_csv(tmp_path / "plots" / first / "verdict.csv")
     assert len(table) == 4 + 2
     assert set(table["trials"]) == {2}
@@ -68,12 +68,17 @@ def test_partial_runs_of_several_settings(tmp_path: Path, make_runs: MakeRuns) -
 
 def test_other_axes_when_asked(tmp_path: Path, make_runs: MakeRuns, capsys: pytest.CaptureFixture[str]) -> None:
     make_runs(rounds=3, saves=False)
+    assert utils.exit_code(combine_plots.main, ["--root", str(tmp_path), "--quiet"]) == 0
+    assert "comparison_compression.png" not in capsys.readouterr().out
     assert utils.exit_code(combine_plots.main, ["--root", str(tmp_path), "--quiet", "--x", "compression"]) == 0
-    assert "comparison_compression.png" in capsys.readouterr().out and list(
-        tmp_path.rglob("comparison_compression.png")
-    )
+    out = capsys.readouterr().out
+    (figure,) = tmp_path.rglob("comparison_compression.png")
+    assert figure.name in out and "Against compression" in (figure.parent / "report.html").read_text(encoding="utf-8")
+    assert utils.exit_code(combine_plots.main, ["--root", str(tmp_path), "--quiet", "--x", "compression"]) == 0
+    out = capsys.readouterr().out
+    assert "up to date" in out and figure.name in out
     assert utils.exit_code(combine_plots.main, ["--root", str(tmp_path), "--quiet", "--x", "flops"]) == 0
-    assert "multiply-adds of these runs were not counted" in capsys.readouterr().out
+    assert "multiply-adds, which were not counted" in capsys.readouterr().err
     assert not list(tmp_path.rglob("comparison_flops.png"))
 
 
@@ -84,7 +89,7 @@ def test_only_what_is_asked_for(tmp_path: Path, make_runs: MakeRuns, capsys: pyt
         )
     flags = ["--root", str(tmp_path), "--arch_type", "FC1", "--dataset", "MNIST", "--name", "b", "--quiet"]
     assert utils.exit_code(combine_plots.main, flags) == 0
-    assert drawn(tmp_path) == {"fc1/mnist/b": {"comparison.png", "training.png", *ALWAYS}}
+    assert drawn(tmp_path) == {"fc1/mnist/b": {"comparison.png", "supermask.png", "training.png", *ALWAYS}}
     told = capsys.readouterr()
     assert told.err == ""
     assert "vs dense" not in told.out
@@ -201,7 +206,12 @@ def test_a_stop_while_the_report_is_made_leaves_none_of_older_rounds(
     assert (plots / "report.html").read_bytes() == before
     assert utils.exit_code(combine_plots.main, flags) == 0
     assert (plots / "report.html").read_bytes() != before
-    table = (plots / "verdict.csv").read_bytes()
-    (plots / "verdict.csv").write_bytes(table.replace(b",", b";"))  # as a spreadsheet saves it
-    assert utils.exit_code(combine_plots.main, flags) == 0
-    assert (plots / "verdict.csv").read_bytes() == table
+    for name, damaged in (
+        ("verdict.csv", lambda whole: whole.replace(b",", b";")),  # as a spreadsheet saves it
+        ("report.html", lambda whole: whole[:1000]),
+        ("report.html", lambda whole: whole[:-9] + b"x" * 9),
+    ):
+        whole = (plots / name).read_bytes()
+        (plots / name).write_bytes(damaged(whole))
+        assert utils.exit_code(combine_plots.main, flags) == 0
+        assert (plots / name).read_bytes() == whole

@@ -76,8 +76,7 @@ def settings(*runs: Run) -> str:
         return "default settings" if run.settings == "default" else run.settings.replace("_", " ").replace(",", ", ")
     asked = config_of(run).get("settings", {})
     left = {name for name, value in asked.items() if value is None}  # to the data: --valid_size
-    said = {name: x for name, x in told.items() if name in ALWAYS or (name not in left and _unusual(name, x))}
-    return _listed(_name(run), said)
+    return _listed(_name(run), {name: value for name, value in _told(told).items() if name not in left})
 
 
 def differing(groups: Sequence[Sequence[Run]]) -> tuple[str, dict[Path, str]]:
@@ -94,10 +93,26 @@ def differing(groups: Sequence[Sequence[Run]]) -> tuple[str, dict[Path, str]]:
     own = {}
     for run, chosen in told.items():
         mine = {name: chosen.get(name, usual.get(name, "None")) for name in differ}
-        few = len(differ) <= 3  # else defaults are left out
-        said = {name: value for name, value in mine.items() if few or name in ALWAYS or _unusual(name, value)}
+        said = mine if len(differ) <= 3 else _told(mine)
         own[run.plots] = _listed(_name(run), {name: value for name, value in said.items() if value != "None"})
-    return _listed("", {name: value for name, value in common.items() if name in ALWAYS or _unusual(name, value)}), own
+    return _listed("", _told(common)), own
+
+
+def rows_and_columns(groups: Sequence[Sequence[Run]], most: int) -> tuple[list[int], int]:
+    """In which order to show groups of runs in a table, row by row, and in how many columns, at most `most`: where two
+    things differ (settings; model and data set), and every combination is there, one along rows and one along columns;
+    else as they come."""
+    keys = [{"": title(runs[0]), **identity.deciding(*runs)} for runs in groups]
+    usual = identity.usual()
+    differ = {name: list(dict.fromkeys(key.get(name, usual.get(name)) for key in keys)) for key in keys for name in key}
+    differ = {name: values for name, values in differ.items() if len(values) > 1}
+    plain = list(range(len(groups))), min(len(groups), most)
+    if len(differ) != 2:
+        return plain
+    down, across = sorted(differ, key=lambda name: (len(differ[name]) <= most, len(differ[name])))
+    cells = [tuple(differ[name].index(key.get(name, usual.get(name))) for name in (down, across)) for key in keys]
+    whole = len(set(cells)) == len(cells) == len(differ[down]) * len(differ[across]) and len(differ[across]) <= most
+    return (sorted(plain[0], key=cells.__getitem__), len(differ[across])) if whole else plain
 
 
 def told_apart(groups: Sequence[Sequence[Run]]) -> list[str]:
@@ -111,8 +126,10 @@ def told_apart(groups: Sequence[Sequence[Run]]) -> list[str]:
     return apart
 
 
-def _unusual(name: str, value: str) -> bool:
-    return identity.usual().get(name) != value
+def _told(values: dict[str, str]) -> dict[str, str]:
+    """Without settings at their defaults."""
+    usual = identity.usual()
+    return {name: value for name, value in values.items() if name in ALWAYS or usual.get(name) != value}
 
 
 def _name(run: Run) -> str:
@@ -121,7 +138,7 @@ def _name(run: Run) -> str:
 
 
 def _listed(heading: str, values: dict[str, str]) -> str:
-    order = sorted(values, key=lambda name: ALWAYS.index(name) if name in ALWAYS else len(ALWAYS))
+    order = [*(name for name in ALWAYS if name in values), *(name for name in values if name not in ALWAYS)]
     said = ", ".join(_said(name, values[name]) for name in order)
     return f"{heading}: {said}" if heading and said else heading or said
 

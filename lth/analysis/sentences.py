@@ -1,5 +1,5 @@
-"""The verdict in words, from its table alone: the sparsest winning ticket and what happens beyond it, how each other
-arm compares, and what the numbers rest on."""
+"""The verdict in words: the sparsest winning ticket and what happens beyond it, how each other arm compares, and what
+the numbers rest on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import safetensors
 
 from lth.analysis import verdict
 from lth.analysis.labels import percent, trials
-from lth.analysis.verdict import ACCURATE, LATER, NO_LATER, WORSE
+from lth.analysis.verdict import ACCURATE, LATER, UNMEASURED, WORSE
 from lth.records import tables
 from lth.records.tables import Run
 
@@ -22,81 +22,84 @@ Row = dict[str, Any]  # of the table
 UNEVEN = 0.01  # the largest difference between trials in weights kept, relative to the highest, that is not reported
 
 
+def of_runs(runs: Sequence[Run], table: pd.DataFrame | None = None) -> list[str]:
+    """Everything the verdict says about runs of one model, data set and settings; `table` is theirs if known."""
+    return [*sentences(verdict.table(runs) if table is None else table), *about_ties(runs)]
+
+
 def sentences(table: pd.DataFrame) -> list[str]:
-    """The verdict: one sentence per arm, arms that find tickets first, then what all of them rest on."""
+    """One sentence per arm, arms that find tickets first, then what all of them rest on."""
     if table.empty:
         return ["No round is finished yet."]
+    dense = table[table["round"] == 0].iloc[0]
     if table["round"].max() == 0:
-        dense = table.iloc[0]
         what = "the dense network" if dense["remaining"] > 99.9 else "round 0"
-        return [
+        trained = (
             f"Only {what} has been trained so far: {dense['test']:.2f}% test accuracy at "
-            f"iteration {dense['ES']:,.0f} ({_rests_on(table)}).",
-            *(f"{sentence}." for sentence in _uneven(table)),
-        ]
-    first = table[table["round"] == 0].iloc[0]
-    if not verdict.learned(first["remaining"], first["supermask"], first["test"]):
+            f"iteration {dense['ES']:,.0f} ({_rests_on(table)})"
+        )
+        return [f"{sentence}." for sentence in (trained, *_uneven(table))]
+    if not verdict.learned(dense["remaining"], dense["supermask"], dense["test"]):
         return [
-            f"The dense network has learned nothing: {first['test']:.2f}% test accuracy, {first['supermask']:.2f}% "
+            f"The dense network has learned nothing: {dense['test']:.2f}% test accuracy, {dense['supermask']:.2f}% "
             f"before training ({_rests_on(table)}). Tickets cannot be compared with it."
         ]
-    arms = verdict.in_order(table["arm"])
-    finders = [arm for arm in arms if verdict.finds_tickets(arm)]
-    told = [_finder(arm, verdict.pruned(table, arm)) for arm in finders]
-    told += [_other(arm, verdict.pruned(table, arm)) for arm in arms if arm not in finders]
-    if not any(verdict.pruned(table, arm) for arm in finders):
-        told.insert(0, "There is no ticket to judge yet: no pruned round of lt is finished")
-    return [f"{sentence}." for sentence in [*told, *_notes(table)] if sentence]
+    rows = {arm: found for arm in verdict.in_order(table["arm"]) if (found := verdict.pruned(table, arm))}
+    finders = [arm for arm in rows if verdict.finds_tickets(arm)]
+    told = [_finder(arm, rows[arm]) for arm in finders] or [
+        "There is no ticket to judge yet: no pruned round of lt is finished"
+    ]
+    told += [_other(arm, found) for arm, found in rows.items() if arm not in finders]
+    return [f"{sentence}." for sentence in (*told, *_notes(table))]
 
 
 def _finder(arm: str, rows: Sequence[Row]) -> str:
-    """The sparsest winning ticket of an arm, or why it has none."""
-    if not rows:
-        return ""
+    """The sparsest winning ticket of an arm, and why the rounds after it do not count; or why it has none."""
     if max(row["trials"] for row in rows) < 2:
         return _one_trial_of_tickets(arm, rows)
-    found = verdict.sparsest(rows)
+    found, wins = verdict.sparsest(rows), [row for row in rows if row["winning"]]
+    out = next((row for row in rows if verdict.falls_out(row)), None)
+    if found is None and wins and out:
+        return (
+            f"No winning ticket of {arm}: those at {_shares(wins)} would win if judged alone, but already at "
+            f"{_share(out)} the ticket is {_why_not(out)}"
+        )
     if found is None:
         return _no_winner(arm, rows)
-    kept = f"{_weights(found)}{_products(found)}{_tried(found, rows)}"
     text = (
-        f"The sparsest winning ticket of {arm} keeps {kept}: {found['accuracy']} than "
-        f"the dense network, and it stops no later ({found['test']:.2f}% test accuracy, {_there(found)})"
+        f"The sparsest winning ticket of {arm} keeps {_weights(found)}{_products(found)}{_tried(found, rows)}: "
+        f"{found['accuracy']} than the dense network, and it stops no later ({found['test']:.2f}% test accuracy, "
+        f"{_there(found)})"
     )
     after = [row for row in rows if row["round"] > found["round"]]
-    return f"{text}; {_beyond(after)}" if after else text
-
-
-def _beyond(after: Sequence[Row]) -> str:
-    """Why the rounds after the sparsest winning ticket do not count."""
-    text = f"at {_share(after[0])} the ticket is {_why_not(after[0])}"
-    out = next((row for row in after if verdict.falls_out(row)), None)
-    if out and out is not after[0]:
-        text += f", at {_share(out)} {_why_not(out)}"
-    again = [row for row in after if row["winning"]]
-    return f"{text}; those at {_shares(again)} would win if judged alone" if again else text
+    if after:
+        text += f"; at {_share(after[0])} the ticket is {_why_not(after[0])}"
+        if out and out is not after[0]:
+            text += f", at {_share(out)} {_why_not(out)}"
+        if again := [row for row in after if row["winning"]]:
+            text += f"; those at {_shares(again)} would win if judged alone"
+    return text
 
 
 def _no_winner(arm: str, rows: Sequence[Row]) -> str:
-    if winning := [row for row in rows if row["winning"]]:
-        out = next(row for row in rows if verdict.falls_out(row))
-        return (
-            f"No winning ticket of {arm}: those at {_shares(winning)} would win if judged alone, but already at "
-            f"{_share(out)} the ticket is {_why_not(out)}"
-        )
     accurate = [row for row in rows if _accurate(row)]
     best = max(accurate or rows, key=lambda row: row["difference"])
-    shown = f"(best: {_there(best)}, at {_share(best)})"
     none = f"No winning ticket of {arm} down to {_weights(rows[-1])}"
+    shown = f"(best: {_there(best)}, at {_share(best)})"
     if accurate:
-        late = "too late" if all(row["stop"] == LATER for row in accurate) else "perhaps too late"
         which = "tickets" if len(accurate) == len(rows) else f"those at {_shares(accurate)}"
-        return f"{none}: {which} are accurate enough but stop {late} {shown}"
+        stops = {row["stop"] for row in accurate}
+        if stops == {UNMEASURED}:
+            return (
+                f"Undecided: {which} of {arm} are accurate enough (best: {_points(best)}, at {_share(best)}), but "
+                "early stop is the last evaluation in most rounds, so that nothing shows whether they stop no later"
+            )
+        return f"{none}: {which} are accurate enough but stop {'' if stops == {LATER} else 'perhaps '}too late {shown}"
     if all(row["accuracy"] == WORSE for row in rows):
         return f"{none}: all are significantly worse than the dense network {shown}"
     return (
-        f"Undecided: no ticket of {arm} is shown to be as good as the dense network {shown}. More trials narrow the "
-        "interval"
+        f"Undecided: no ticket of {arm} is shown to be as good as the dense network (best {_points(best)} at "
+        f"{_share(best)}). More --trials narrow the interval"
     )
 
 
@@ -108,38 +111,33 @@ def _why_not(row: Row) -> str:
     """What keeps a round from being a winning ticket."""
     if row["accuracy"] == WORSE:
         return f"significantly worse ({_points(row)})"
-    if _accurate(row):
-        late = "too late" if row["stop"] == LATER else "perhaps too late" if row["stop"] != NO_LATER else "winning"
-        return f"{late} ({_early_stop(row)})"
-    return f"undecided ({_points(row)})"
+    if not _accurate(row):
+        return f"undecided ({_points(row)})"
+    late = "winning" if row["winning"] else "too late" if row["stop"] == LATER else "perhaps too late"
+    return f"{late} ({_early_stop(row)})"
 
 
 def _other(arm: str, rows: Sequence[Row]) -> str:
     """The sparsity down to which an arm is as accurate as the dense network, and the one from which it is not."""
-    if not rows:
-        return ""
     if max(row["trials"] for row in rows) < 2:
         return _one_trial(arm, rows)
     worse = [index for index, row in enumerate(rows) if row["accuracy"] == WORSE]
     held = [row for row in rows[: worse[0] if worse else None] if _accurate(row)]
     last = max((index for index, row in enumerate(rows) if _accurate(row)), default=-1)
     falls = next((index for index in worse if index > last), None)
-    parts = []
-    if held:
-        parts.append(
-            f"is {held[-1]['accuracy']} than the dense network down to {_weights(held[-1])} ({_there(held[-1])})"
-        )
-    than = "" if held else " than the dense network"
-    if falls is not None and rows[-1]["accuracy"] == WORSE:
-        on = f"from {_share(rows[falls])} on" if falls else "from the first pruning on"
-        parts.append(f"{'' if held else 'is '}worse{than} {on} ({_points(rows[falls])} at {_share(rows[falls])})")
-    elif worse:
-        shares = _shares([rows[index] for index in worse])
-        now = rows[-1]["accuracy"] if _accurate(rows[-1]) else "not significantly"
-        parts.append(f"{'' if held else 'is '}worse{than} at {shares}, but {now} at {_share(rows[-1])}")
-    if not parts:
+    if not held and not worse:
         return f"{arm} does not differ significantly from the dense network ({_there(rows[-1])}, at {_share(rows[-1])})"
-    return f"{arm} {', '.join(parts)}"
+    text, start = "", f"{arm} is worse than the dense network"
+    if held:
+        good = held[-1]
+        text = f"{arm} is {good['accuracy']} than the dense network down to {_weights(good)} ({_there(good)})"
+        start = f"{text}, worse"
+    if falls is not None and rows[-1]["accuracy"] == WORSE:
+        return f"{start} {_from(rows, falls)} ({_points(rows[falls])} at {_share(rows[falls])})"
+    if worse:
+        now = rows[-1]["accuracy"] if _accurate(rows[-1]) else "not significantly"
+        return f"{start} at {_shares([rows[index] for index in worse])}, but {now} at {_share(rows[-1])}"
+    return text
 
 
 def _one_trial_of_tickets(arm: str, rows: Sequence[Row]) -> str:
@@ -161,12 +159,15 @@ def _one_trial_of_tickets(arm: str, rows: Sequence[Row]) -> str:
 
 
 def _one_trial(arm: str, rows: Sequence[Row]) -> str:
-    below = [row["difference"] < 0 for row in rows]
-    if not below[-1]:
+    if rows[-1]["difference"] >= 0:
         return f"{arm}, in one trial, is not below the dense accuracy at {_share(rows[-1])} ({_there(rows[-1])})"
-    first = len(below) - below[::-1].index(False) if False in below else 0
-    on = f"from {_share(rows[first])} on" if first else "from the first pruning on"
-    return f"{arm}, in one trial, is below the dense accuracy {on} ({_there(rows[-1])}, at {_share(rows[-1])})"
+    first = max((place for place, row in enumerate(rows, start=1) if row["difference"] >= 0), default=0)
+    where = f"({_there(rows[-1])}, at {_share(rows[-1])})"
+    return f"{arm}, in one trial, is below the dense accuracy {_from(rows, first)} {where}"
+
+
+def _from(rows: Sequence[Row], place: int) -> str:
+    return f"from {_share(rows[place])} on" if place else "from the first pruning on"
 
 
 def _notes(table: pd.DataFrame) -> list[str]:
@@ -181,11 +182,11 @@ def _notes(table: pd.DataFrame) -> list[str]:
             f"and the interval excludes a loss of more than {table['margin'].mean():.2g} points"
         )
     told += _uneven(table)
-    last, all_of = verdict.late_stops(table)
-    if last > all_of / 2:
+    if late := verdict.late_stops(table):
+        last, of = (sum(counts) for counts in zip(*late.values(), strict=True))
         told.append(
-            f"Early stop is the last evaluation in {last} of {all_of} rounds: they are too short, or evaluated "
-            "too rarely, for it to mean anything"
+            f"Early stop of {', '.join(late)} is the last evaluation in {last} of {of} rounds: they are too short, "
+            "or evaluated too rarely, for it to mean anything"
         )
     return told
 
@@ -233,14 +234,17 @@ def _tried(row: Row, rows: Sequence[Row]) -> str:
     return ", the sparsest tried" if row["round"] == rows[-1]["round"] else ""
 
 
+def half(low: float, high: float) -> str:
+    """` ± ` half an interval; nothing where there is none."""
+    return "" if math.isnan(low) else f" ± {(high - low) / 2:.2f}"
+
+
 def _points(row: Row) -> str:
-    band = "" if math.isnan(row["low"]) else f" ± {(row['high'] - row['low']) / 2:.2f}"
-    return f"{row['difference']:+.2f}{band} points"
+    return f"{row['difference']:+.2f}{half(row['low'], row['high'])} points"
 
 
 def _early_stop(row: Row) -> str:
-    band = "" if math.isnan(row["ES_low"]) else f" ± {(row['ES_high'] - row['ES_low']) / 2:.2f}"
-    return f"ES {row['ES_ratio']:.2f}{band} of dense"
+    return f"ES {row['ES_ratio']:.2f}{half(row['ES_low'], row['ES_high'])} of dense"
 
 
 def _there(row: Row) -> str:

@@ -17,7 +17,7 @@ def table(groups: Iterable[tuple[Mapping[str, str], Sequence[Run]]]) -> pd.DataF
     """One row per setting, arm and round: the values in which the settings differ, and COLUMNS.
 
     `groups` are these values and the runs of each setting. remaining, test and ES are means over trials, low and high
-    the 95% interval of the mean test accuracy by Student's t, NaN with fewer than two trials.
+    the 95% interval of the mean test accuracy (`verdict.accuracy_interval`), NaN with fewer than two trials.
     """
     rows = []
     names: dict[str, None] = {}
@@ -26,7 +26,7 @@ def table(groups: Iterable[tuple[Mapping[str, str], Sequence[Run]]]) -> pd.DataF
         for arm in verdict.in_order([run.arm for run in runs]):
             frames = [tables.table(run, "rounds") for run in runs if run.arm == arm]
             for number, found in pd.concat(frames).groupby("round"):
-                low, high = verdict.interval(found["test"])
+                low, high = verdict.accuracy_interval(found["test"])
                 means = {name: found[name].mean() for name in ("remaining", "test", "ES")}
                 about = {"arm": arm, "round": int(number), "trials": len(found), "low": low, "high": high}
                 rows.append({**values, **about, **means})

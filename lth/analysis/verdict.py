@@ -13,7 +13,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit  # Student's t quantile; scipy.stats has the same one and takes longer to load
+from scipy.special import (
+    expit,
+    logit,
+    stdtrit,
+)  # Student's t quantile; scipy.stats has the same one and takes longer to load
 
 from lth.records import files, identity, tables
 from lth.records.journal import EVALS, ROUNDS
@@ -21,34 +25,15 @@ from lth.records.tables import Run
 from lth.settings.arms import ARMS
 
 COLUMNS = (
-    "round",
-    "remaining",
-    "remaining_low",
-    "remaining_high",
-    "speedup",
-    "arm",
-    "trials",
-    "supermask",
-    "test",
-    "difference",
-    "low",
-    "high",
-    "margin",
-    "accuracy",
-    "ES",
-    "ES_ratio",
-    "ES_low",
-    "ES_high",
-    "ES_dense",
-    "ES_last",
-    "stop",
-    "winning",
+    *("round", "remaining", "remaining_low", "remaining_high", "speedup", "arm", "trials", "supermask"),
+    *("test", "difference", "low", "high", "margin", "accuracy"),
+    *("ES", "ES_ratio", "ES_low", "ES_high", "ES_dense", "ES_last", "stop", "winning"),
 )
 MEASURED = ["remaining", "macs", "dense_macs", "supermask", "test", "difference", "ES", "last"]  # per trial and round
 CONFIDENCE = 0.95
 LEARNED = 1.0  # points of test accuracy that training must add to a dense network with which tickets are compared
 BETTER, NO_WORSE, WORSE = "better", "no worse", "worse"  # in accuracy
-NO_LATER, LATER = "no later", "later"  # in early stop
+NO_LATER, LATER, UNMEASURED = "no later", "later", "not measured"  # in early stop
 OPEN = "open"  # the interval decides neither
 ACCURATE = (BETTER, NO_WORSE)
 
@@ -119,9 +104,10 @@ def table(runs: Sequence[Run]) -> pd.DataFrame:
 
     ES_ratio is mean ES divided by mean ES of the dense rounds (ES_dense), from ES_low to ES_high with 95% confidence.
     stop: `no later` if it is at most 1, `later` if the whole interval is above 1, else `open`. ES_last counts the
-    trials whose ES is their last evaluation. winning, for arms that find tickets: better or no worse, and no later
-    (Frankle & Carbin, Section 1), than a dense network that has `learned`. ValueError if the runs are not of one model,
-    data set and settings.
+    trials whose ES is their last evaluation: where it is in most rounds of an arm, the validation loss may still be
+    falling, and `not measured` stands for `no later`. winning, for arms that find tickets: better or no worse, and no
+    later (Frankle & Carbin, Section 1), than a dense network that has `learned`. ValueError if the runs are not of one
+    model, data set and settings.
     """
     return judged(paired(runs))
 
@@ -145,6 +131,7 @@ def judged(rounds: pd.DataFrame) -> pd.DataFrame:
         parts = wide.to_numpy(float).reshape(len(wide), len(MEASURED), -1).transpose(1, 0, 2)
         remaining, macs, dense_macs, supermask, test, gains, stops, last = parts
         able = learned(remaining[:, 0].mean(), supermask[:, 0].mean(), test[:, 0].mean())
+        late = 2 * (lines["ES"] >= lines["last"]).sum() > len(lines)
         for place, number in enumerate(numbers):
             has = ~np.isnan(gains[:, place])  # a trial that has a round has all before it
             gain, stop = gains[has, : place + 1], stops[has, : place + 1]
@@ -159,7 +146,7 @@ def judged(rounds: pd.DataFrame) -> pd.DataFrame:
                 "supermask": supermask[has, place].mean(),
                 "test": test[has, place].mean(),
                 **_accuracy(gain, float((test[has, place] - gain[:, -1]).mean())),
-                **_stop(stop),
+                **_stop(stop, late),
                 "ES_last": int((stop[:, -1] >= last[has, place]).sum()),
             }
             wins = row["accuracy"] in ACCURATE and row["stop"] == NO_LATER and finds_tickets(str(arm))
@@ -193,12 +180,14 @@ def _accuracy(gains: np.ndarray, dense: float) -> dict[str, Any]:
     return {"difference": mean, "low": low, "high": high, "margin": allowed, "accuracy": found}
 
 
-def _stop(stops: np.ndarray) -> dict[str, Any]:
-    """The judgement of the early stops (trials, rounds up to this one)."""
+def _stop(stops: np.ndarray, late: bool) -> dict[str, Any]:
+    """The judgement of the early stops (trials, rounds up to this one); `late`: in most rounds of the arm they are the
+    last evaluation."""
     dense = float(stops[:, 0].mean())
     ratio = float(stops[:, -1].mean()) / dense
     low, high = (1 + bound / dense for bound in interval(stops[:, 1:] - stops[:, :1]))
-    found = (NO_LATER if ratio <= 1 else LATER if low > 1 else OPEN) if stops.shape[1] > 1 else ""
+    measured = UNMEASURED if late else NO_LATER
+    found = (measured if ratio <= 1 else LATER if low > 1 else OPEN) if stops.shape[1] > 1 else ""
     es = {"ES": float(stops[:, -1].mean()), "ES_ratio": ratio, "ES_low": low, "ES_high": high, "ES_dense": dense}
     return {**es, "stop": found}
 
@@ -231,6 +220,13 @@ def interval(differences: np.ndarray | pd.Series) -> tuple[float, float]:
     return round(mean - half, 9), round(mean + half, 9)
 
 
+def accuracy_interval(percent: pd.Series) -> tuple[float, float]:
+    """The 95% interval of a mean accuracy over trials, in percent, computed on the logit scale so that it stays within
+    0 to 100; NaN with fewer than two trials."""
+    low, high = interval(logit((percent / 100).clip(1e-4, 1 - 1e-4)))
+    return float(100 * expit(low)), float(100 * expit(high))
+
+
 def pruned(table: pd.DataFrame, arm: str) -> list[dict[str, Any]]:
     """An arm's rows without the dense round, densest first."""
     return table[(table["arm"] == arm) & (table["round"] >= 1)].sort_values("round").to_dict("records")
@@ -252,25 +248,15 @@ def falls_out(row: dict[str, Any]) -> bool:
     return row["accuracy"] == WORSE or row["stop"] == LATER
 
 
-def late_stops(table: pd.DataFrame) -> tuple[int, int]:
-    """In how many rounds, of how many, early stop is the last evaluation: the validation loss may still be falling."""
-    counted = table[(table["round"] > 0) | (table["arm"] == table["arm"].iloc[0])]  # the dense round is everyone's
-    return int(counted["ES_last"].sum()), int(counted["trials"].sum())
+def late_stops(table: pd.DataFrame) -> dict[str, tuple[int, int]]:
+    """The arms in most of whose rounds early stop is the last evaluation: in how many, and of how many."""
+    counts = table.groupby("arm")[["ES_last", "trials"]].sum()
+    late = counts[2 * counts["ES_last"] > counts["trials"]]
+    return {arm: (int(late.loc[arm, "ES_last"]), int(late.loc[arm, "trials"])) for arm in in_order(late.index)}
 
 
 def write(table: pd.DataFrame, folder: Path) -> Path:
     """Write verdict.csv into a folder."""
-    files.write(folder / "verdict.csv", _text(table))
+    text = table.to_csv(index=False, float_format="%.10g", lineterminator="\n")
+    files.write(folder / "verdict.csv", text.encode())
     return folder / "verdict.csv"
-
-
-def written(table: pd.DataFrame, folder: Path) -> bool:
-    """Whether that folder's verdict.csv is of this table, and as it was written."""
-    try:
-        return (folder / "verdict.csv").read_bytes() == _text(table)
-    except OSError:
-        return False
-
-
-def _text(table: pd.DataFrame) -> bytes:
-    return table.to_csv(index=False, float_format="%.10g", lineterminator="\n").encode()

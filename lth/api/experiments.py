@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lth import rng
-from lth.analysis import labels, sentences, verdict
+from lth.analysis import labels, sentences
 from lth.api.saved_ticket import placed
 from lth.commands import command, loop, session
 from lth.records import tables
@@ -113,7 +113,7 @@ class Result:
         return "\n".join(
             f"{head}{sentence}"
             for head, runs in zip(heads, self.groups, strict=True)
-            for sentence in (*sentences.sentences(verdict.table(runs)), *sentences.about_ties(runs))
+            for sentence in sentences.of_runs(runs)
         )
 
     def plot(self) -> Figure:

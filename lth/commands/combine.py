@@ -58,12 +58,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
     abouts = labels.told_apart(groups) if len(groups) > 1 else [""]
     for runs, about in zip(groups, abouts, strict=False):
-        command.conclude(runs, flags.format, flags.quiet, about, flags.masks)
-        if flags.x != "remaining":
-            from lth.plots.comparison import comparison
-
-            drawn = comparison(runs, runs[0].plots, flags.format, flags.x)
-            print("\n".join(f"  {path}" for path in drawn) or "  the multiply-adds of these runs were not counted")
+        command.conclude(runs, flags.format, flags.quiet, about, flags.masks, flags.x)
     if groups and not (flags.arch_type or flags.dataset or flags.name):
         from lth.plots import gallery
 

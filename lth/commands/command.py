@@ -64,11 +64,18 @@ def _warn(problem: object) -> None:
     say(f"warning: {problem}", sys.stderr)
 
 
-def conclude(runs: Sequence[Run], format: str, quiet: bool = False, about: str = "", masks: bool = False) -> list[Path]:
+def conclude(
+    runs: Sequence[Run],
+    format: str,
+    quiet: bool = False,
+    about: str = "",
+    masks: bool = False,
+    x: str = "remaining",
+) -> list[Path]:
     """Draw the figures of runs of one model, data set and settings and write their verdict and report.html, unless all
     are there already or another process is drawing them, and print the verdict; `about` heads every sentence where
-    verdicts of others stand beside it. With `masks`, or where there is a masks.csv already, masks are compared too.
-    Returns the files that were written."""
+    verdicts of others stand beside it. With `masks`, or where there is a masks.csv already, masks are compared too. The
+    comparison is also drawn against `x`. Returns the files that were written."""
     from lth.analysis import labels, printed, sentences, verdict
     from lth.plots import draw
     from lth.records import files
@@ -77,17 +84,20 @@ def conclude(runs: Sequence[Run], format: str, quiet: bool = False, about: str =
     folder = runs[0].plots
     figures = draw.up_to_date(runs, folder, format)
     compared = folder / "masks.csv"
-    if masks and not compared.is_file():
-        figures = None
     table = verdict.table(runs)
-    told = [*sentences.sentences(table), *sentences.about_ties(runs)]
-    pages = [folder / "verdict.csv", folder / "report.html"]
+    told = sentences.of_runs(runs, table)
     if not quiet:
         say(f"\n{labels.title(runs[0])}: {labels.settings(*runs)}\n", sys.stdout)
         print(f"{printed.render(table, shutil.get_terminal_size((100, 24)).columns)}\n")
     for sentence in told:
         say(f"{about}: {sentence}" if about else sentence, sys.stdout)
-    if figures is not None and verdict.written(table, folder) and pages[1].is_file():
+    if x == "flops" and table["speedup"].isna().all():
+        _warn("no comparison against multiply-adds, which were not counted in these runs")
+        x = "remaining"
+    asked = [compared] if masks else []
+    asked += [] if x == "remaining" else [folder / f"comparison_{x}.{format}"]
+    pages = [folder / "verdict.csv", folder / "report.html"]
+    if figures is not None and all(file.is_file() for file in [*asked, *pages]):
         print(listed("\nup to date in", [*figures, *pages]))
         return []
     with Locks(alone=True) as locks:
@@ -97,10 +107,10 @@ def conclude(runs: Sequence[Run], format: str, quiet: bool = False, about: str =
         from lth.plots import report
 
         files.drop_partials(folder)  # of a process that was killed here
-        pages = [compared] if (masks or compared.is_file()) and _compare_masks(runs, folder) else []
-        pages += [verdict.write(table, folder), report.write(runs, table, told, folder)]
+        more = [compared] if (masks or compared.is_file()) and _compare_masks(runs, folder) else []
+        pages = [verdict.write(table, folder), report.write(runs, table, told, folder, x)]
         # These come first: where the figures are recorded, all is there.
-        written = [*draw.draw_all(runs, folder, format, _warn), *pages]
+        written = [*draw.draw_all(runs, folder, format, _warn, x, [*pages, *more]), *pages, *more]
     print(listed("\nwritten to", written))
     return written
 
@@ -172,12 +182,12 @@ def perform(asked: Mapping[Config, Mapping[str, str]], argv: Sequence[str]) -> i
 
 
 def _show_sweep(groups: Mapping[str, tuple[Mapping[str, str], list[Run]]], config: Config) -> None:
-    from lth.analysis import sentences, sweep_table, verdict
+    from lth.analysis import sentences, sweep_table
     from lth.plots import gallery
     from lth.records import files, tables
 
     for name, (_, runs) in groups.items():
-        for sentence in sentences.sentences(verdict.table(runs)):
+        for sentence in sentences.of_runs(runs):
             say(f"{name}: {sentence}", sys.stdout)
     print("\nThe settings, by their sparsest winning ticket, then by validation accuracy:")
     for sentence in sweep_table.ranked([(name, runs) for name, (_, runs) in groups.items()]):

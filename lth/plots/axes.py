@@ -8,26 +8,22 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from lth.analysis import labels
 
-STRIP = 0.2  # of an accuracy axis: the part that holds collapsed networks
-COMPRESSED = "shaded: the same axis, compressed"
-
-
 SPARSITY: dict[str, tuple[str, Callable[[float], str]]] = {  # what an x axis of sparsity is called, and its ticks
-    "remaining": ("weights remaining (%)", labels.percent),
-    "flops": ("multiply-adds remaining (%)", labels.percent),
-    "compression": ("compression (times fewer weights)", lambda value: labels.percent(100 / value)),
+    "remaining": ("weights remaining (%, log scale)", labels.percent),
+    "flops": ("multiply-adds remaining (%, log scale)", labels.percent),
+    "compression": ("compression (times fewer weights, log scale)", lambda value: labels.percent(100 / value)),
 }
 
 
 def remaining_axis(
     axes: Axes, remaining: Iterable[float], ticks: int = 8, label: bool = True, kind: str = "remaining"
 ) -> None:
-    """An x axis of weights remaining: logarithmic, 100% on the left, ticks at rounds, also the last one. `kind` is
-    a name in SPARSITY."""
+    """An x axis of weights remaining: logarithmic, 100% on the left, a tick for every round, at most `ticks` of them
+    with numbers, the last one too. `kind` is a name in SPARSITY."""
     name, text = SPARSITY[kind]
     values = sorted({value for value in remaining if value > 0}, reverse=True) or [100.0]
     first, last = values[0], values[-1]
@@ -43,7 +39,11 @@ def remaining_axis(
     axes.set_xlim(first * room, last / room)
     axes.xaxis.set_major_locator(FixedLocator(chosen))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
-    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_locator(FixedLocator(values))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", which="both", bottom=True, color="#999999", width=0.6)
+    axes.tick_params(axis="x", which="minor", length=2)
+    axes.tick_params(axis="x", which="major", length=3.5)
     if label:
         axes.set_xlabel(name)
 
@@ -53,39 +53,29 @@ def iterations_axis(axis: Any) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
-def accuracy_axis(axes: Axes, values: Sequence[float], least: float = 5.0) -> bool:
-    """A y axis for all of these accuracies on which a few collapsed networks do not flatten the others.
-
-    If some lie far below, the axis is linear from the top four times as far down as the best third reaches, at least
-    `least` points, and the rest is compressed into a shaded strip at its bottom. Returns whether it is.
-    """
+def fit(axes: Axes, values: Iterable[float], bars: Iterable[float] = ()) -> None:
+    """A y axis for all of these values, and for as much of the ends of `bars` as does not flatten them."""
     found = np.asarray([value for value in values if math.isfinite(value)])
-    top, lowest = float(found.max(initial=0)), float(found.min(initial=100))
-    reach = max(least, 4 * (top - float(np.quantile(found, 0.67)))) if len(found) else 100.0
-    if top - lowest < 2.2 * reach:
-        room = max((top - lowest) * 0.06, 0.05)
-        axes.set_ylim(lowest - room, top + room)
-        return False
-    edge, room = float(math.floor(top - reach)), reach * 0.06
-    reach = top - edge
-    scale = STRIP / (1 - STRIP) * (reach + room) / (edge - lowest)  # of the strip beside the rest
-    axes.set_yscale(
-        "function",
-        functions=(
-            lambda y: np.where(np.asarray(y) < edge, edge - (edge - np.asarray(y)) * scale, y),
-            lambda y: np.where(np.asarray(y) < edge, edge - (edge - np.asarray(y)) / scale, y),
-        ),
-    )
-    bottom = lowest - room / scale
-    axes.set_ylim(bottom, top + room)
-    above = [tick for tick in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(edge, top) if edge < tick <= top + room]
-    below = [tick for tick in MaxNLocator(2).tick_values(lowest, edge) if bottom <= tick < edge - (edge - lowest) / 4]
-    axes.yaxis.set_major_locator(FixedLocator([*below, edge, *(tick for tick in above if tick > edge + reach * 0.1)]))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
-    for panel in axes.get_shared_y_axes().get_siblings(axes):
-        panel.axhspan(bottom, edge, color="#d5d5e0", linewidth=0, zorder=0.5)
-    return True
+    span = float(np.ptp(found)) or 1.0
+    low, high = found.min(), found.max()
+    ends = np.clip([value for value in bars if math.isfinite(value)], low - span / 2, high + span / 2)
+    low, high = min([low, *ends]), max([high, *ends])
+    axes.set_ylim(low - 0.06 * (high - low or 1), high + 0.06 * (high - low or 1))
+
+
+def accuracy_axis(axes: Axes, values: Sequence[float], bars: Iterable[float] = (), least: float = 5.0) -> str:
+    """A y axis for accuracies on which a few collapsed networks do not flatten the others: if some lie far below, it
+    ends four times as far down as the best third reaches, at least `least` points. Returns what to say of it."""
+    found = np.asarray([value for value in values if math.isfinite(value)])
+    if not len(found):
+        return ""
+    top, lowest = float(found.max()), float(found.min())
+    reach = max(least, 4 * (top - float(np.quantile(found, 0.67))))
+    cut = top - lowest >= 2.2 * reach
+    fit(axes, found[found >= top - reach] if cut else found, bars)
+    bottom, high = axes.get_ylim()
+    axes.set_ylim(top - reach if cut else bottom, min(high, 100 + 0.06 * (high - bottom)))
+    return f"cut off at {top - reach:.3g}%, the lowest is {lowest:.3g}%" if cut else ""
 
 
 def percent_axis(axis: Any, lowest: float) -> None:

@@ -28,7 +28,10 @@ STARTS = {
 }
 DENSE: dict[str, Any] = {"color": style.DARK, "linestyle": (0, (3, 2)), "linewidth": 1.0, "zorder": 1.5}
 ONE_TRIAL = "1 trial: no winning ticket can be told from luck"
-RINGS = {verdict.NO_WORSE: (style.LAST[1], "#999999"), verdict.BETTER: (style.LAST[2], style.DARK)}
+WINS: dict[str, tuple[str, dict[str, Any]]] = {  # how winning tickets are marked
+    verdict.NO_WORSE: (style.LAST[1], {"marker": "o", "markersize": 8.5, "mfc": "none", "markeredgewidth": 1.1}),
+    verdict.BETTER: (style.LAST[2], {"marker": "*", "markersize": 9.5, "mfc": style.DARK, "markeredgewidth": 0.5}),
+}
 
 
 def comparison(runs: Sequence[Run], folder: Path, format: str = "png", x: str = "remaining") -> list[Path]:
@@ -37,9 +40,29 @@ def comparison(runs: Sequence[Run], folder: Path, format: str = "png", x: str = 
     return [] if draw(runs, file, x) is None else [file]
 
 
+def supermask(runs: Sequence[Run], folder: Path, format: str = "png") -> list[Path]:
+    """Test accuracy of the masked networks before any training, against weights remaining (Zhou et al. 2019,
+    arXiv:1905.01067, Section 4). Nothing where it was not measured."""
+    rounds = verdict.paired(runs).dropna(subset="supermask")
+    if rounds.empty:
+        return []
+    file = folder / f"supermask.{format}"
+    with style.sheet(file, 3.4, runs, "accuracy before training (supermasks)") as figure:
+        axes = figure.subplots()
+        for arm, look in style.looks(verdict.in_order(rounds["arm"])).items():
+            style.band(axes, rounds[rounds["arm"] == arm], "supermask", arm, look)
+        scales.remaining_axis(axes, rounds["remaining"])
+        axes.set_ylabel("test accuracy before training (%)")
+        counts = per_point(rounds)
+        band = ", band from the lowest to the highest" if counts.max() > 1 else ""
+        style.legend(figure, [axes], f"mean of {trials(counts)}{band}", columns=4)
+    return [file]
+
+
 def draw(runs: Sequence[Run], file: Path | None = None, x: str = "remaining") -> Figure | None:
     """Test accuracy at early stop, and the iteration of early stop, against weights remaining (Frankle & Carbin,
-    Figure 4): mean over trials, with a band from the lowest to the highest trial. A row a group of arms.
+    Figure 4): means over trials with the intervals that the verdict judges, and single trials as dots. A row per group
+    of arms.
 
     `x` (a name in lth/plots/axes.py, SPARSITY) may be multiply-adds or compression instead (Blalock et al. 2020,
     arXiv:2003.03033); no figure if they were not counted.
@@ -50,13 +73,10 @@ def draw(runs: Sequence[Run], file: Path | None = None, x: str = "remaining") ->
         rounds = rounds.assign(remaining=100 * rounds["macs"] / rounds["dense_macs"])
     if rounds.empty:
         return None
+    table, shown = verdict.judged(rounds), rounds[rounds["remaining"] > 0]
     groups = grouped(list(rounds["arm"]))
-    height = 3.6 if len(groups) == 1 else 1.0 + 2.4 * len(groups)
+    height = 3.7 if len(groups) == 1 else 1.0 + 2.4 * len(groups)
     with style.sheet(file, height, runs, "accuracy and early stop") as figure:
-        table = verdict.judged(rounds)
-        said = caption(rounds)
-        if verdict.late_stops(table)[0] > verdict.late_stops(table)[1] / 2:
-            said += "; early stop is the last evaluation in most rounds"
         heights = [0.22 if len(groups) > 1 else 0.001, 1] * len(groups)
         cells = figure.add_gridspec(2 * len(groups), 2, height_ratios=heights)
         lefts: list[Axes] = []
@@ -64,18 +84,18 @@ def draw(runs: Sequence[Run], file: Path | None = None, x: str = "remaining") ->
             left, right = (figure.add_subplot(cells[2 * row + 1, column]) for column in range(2))
             for axes, column in ((left, "test"), (right, "ES")):
                 dense = rounds[rounds["round"] == 0].groupby("seed")[column].first().mean()
-                arm_lines(axes, rounds, arms, column, dense)
-                rings(axes, table[table["arm"].isin(arms[1:] if row else arms)], column)
-                scales.remaining_axis(axes, rounds["remaining"], label=row == len(groups) - 1, kind=x)
-            if scales.accuracy_axis(left, rounds[rounds["remaining"] > 0]["test"].tolist()) and not row:
-                said += f"; {scales.COMPRESSED}"
+                arm_lines(axes, table, shown, arms, column, dense, marked=arms[1:] if row else arms)
+                scales.remaining_axis(axes, shown["remaining"], label=row == len(groups) - 1, kind=x)
+            cut = scales.accuracy_axis(left, shown["test"].tolist(), ends(table, "test"), least=8.0)
+            scales.fit(right, shown["ES"], ends(table, "ES"))
             left.set_ylabel("test accuracy (%)")
             right.set_ylabel("early stop (iteration)")
-            right.set_ylim(0, rounds["ES"].max() * 1.08)
             scales.iterations_axis(right.yaxis)
+            say_late(right, table[table["arm"].isin(arms)])
             lefts.append(left)
             if len(groups) > 1:
                 style.heading(figure.add_subplot(cells[2 * row, :]), left, arms, f"arms with {title}")
+        said = caption(rounds) + (f"; accuracy {cut}" if cut else "")
         style.legend(figure, lefts, said, leave_out=rounds["arm"] if len(groups) > 1 else ())
     return figure
 
@@ -107,28 +127,68 @@ def grouped(arms: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 
 def arm_lines(
-    axes: Axes, rounds: pd.DataFrame, arms: Sequence[str], column: str, dense: float, scale: float = 1.0
+    axes: Axes,
+    table: pd.DataFrame,
+    rounds: pd.DataFrame,
+    arms: Sequence[str],
+    column: str,
+    dense: float,
+    marked: Sequence[str],
+    scale: float = 1.0,
 ) -> None:
-    """A line with its band per arm, and the dense network's value."""
+    """A line per arm with its intervals and single trials, marks on the winning tickets of the arms `marked`, and the
+    dense network's value. `table` is the verdict on `rounds`."""
+    table, late = table[table["remaining"] > 0], verdict.late_stops(table)
     for arm, look in style.looks(arms).items():
-        style.band(axes, rounds[rounds["arm"] == arm], column, arm, look, scale)
+        line, trials = table[table["arm"] == arm], rounds[rounds["arm"] == arm]
+        if line["trials"].max() > 1:
+            dots: dict[str, Any] = {"color": look.color, "marker": ".", "markersize": 3.5 * scale, "alpha": 0.4}
+            axes.plot(trials["remaining"], trials[column], linestyle="none", markeredgewidth=0, **dots)
+            half = half_widths(line, column)
+            if column == "test" or arm not in late:  # where early stop means nothing, its interval does not either
+                low, high = line[column] - half, line[column] + half
+                axes.vlines(line["remaining"], low, high, color=look.color, linewidth=0.9, alpha=0.8)
+        own: dict[str, Any] = {"color": look.color, "marker": look.marker, "linestyle": look.dashes}
+        own |= {"markersize": 4.5 * scale, "markeredgecolor": "white", "markeredgewidth": 0.5}
+        axes.plot(line["remaining"], line[column], label=style.named(arm), linewidth=1.6 * scale, **own)
+    for kind, (name, mark) in WINS.items():
+        wins = table[table["winning"] & (table["accuracy"] == kind) & table["arm"].isin(marked)]
+        if len(wins):
+            look_of = {**mark, "markersize": mark["markersize"] * scale, "mec": style.DARK, "linestyle": "none"}
+            axes.plot(wins["remaining"], wins[column], **look_of, label=name, zorder=4)
     whole = rounds[rounds["round"] == 0]["remaining"].max() > 99.9
     axes.axhline(dense, label=style.LAST[0] if whole else "the ticket of round 0", **DENSE)
 
 
-def rings(axes: Axes, table: pd.DataFrame, column: str, scale: float = 1.0) -> None:
-    """Rings around the winning tickets, dark ones around those that are better than the dense network."""
-    for kind, (name, color) in RINGS.items():
-        wins = table[table["winning"] & (table["accuracy"] == kind)]
-        if len(wins):
-            ring: dict[str, Any] = {"markersize": 7.5 * scale, "markeredgewidth": 1.1 * scale, "mec": color}
-            axes.plot(wins["remaining"], wins[column], "o", mfc="none", linestyle="none", **ring, label=name, zorder=4)
+def half_widths(table: pd.DataFrame, column: str) -> pd.Series:
+    """Half of the 95% intervals that the verdict judges: of the difference from the dense network, for `test`; of the
+    early stop relative to it, for `ES_ratio`, and in iterations, for `ES`."""
+    if column == "test":
+        return (table["high"] - table["low"]) / 2
+    return (table["ES_high"] - table["ES_low"]) / 2 * (table["ES_dense"] if column == "ES" else 1.0)
+
+
+def ends(table: pd.DataFrame, column: str) -> list[float]:
+    """Both ends of these intervals."""
+    if column != "test":
+        table = table[~table["arm"].isin(list(verdict.late_stops(table)))]
+    half = half_widths(table, column)
+    return [*(table[column] - half), *(table[column] + half)]
+
+
+def say_late(axes: Axes, table: pd.DataFrame) -> None:
+    """A note on a panel of early stops where they are the last evaluation, and so mean nothing."""
+    if late := verdict.late_stops(table):
+        last, of = (sum(counts) for counts in zip(*late.values(), strict=True))
+        arms = "" if set(late) == set(table["arm"]) else f"{', '.join(late)}: "
+        note: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "fontsize": 7, "color": style.FAINT}
+        axes.text(0.5, 0.5, f"{arms}{'always' if last == of else 'mostly'} the last evaluation", **note)
 
 
 def caption(rounds: pd.DataFrame, each: bool = False) -> str:
-    """What lines and bands are, and what a logarithmic axis cannot show; `each`: panels say their own trials."""
+    """What lines and bars are, and what a logarithmic axis cannot show; `each`: panels say their own trials."""
     counts = per_point(rounds)
-    many = f"mean of {'the trials' if each else trials(counts)}, band from the lowest to the highest"
+    many = f"mean of {'the trials' if each else trials(counts)} (dots); bars: 95% interval of the comparison with dense"
     gone = "; rounds with no weights left (0%) are not shown" if (rounds["remaining"] <= 0).any() else ""
     return (many if counts.max() > 1 else ONE_TRIAL) + gone
 

@@ -51,22 +51,23 @@ def training(runs: Sequence[Run], folder: Path, format: str = "png", lines: int 
             scales.iterations_axis(axes.xaxis)
         for axes in panels.flat[len(arms) :]:
             axes.remove()
-        strip = scales.accuracy_axis(panels[0, 0], found["test"].tolist(), least=2.0)
+        cut = scales.accuracy_axis(panels[0, 0], found["test"].tolist(), least=2.0)
         for axes in panels[:, 0]:
             axes.set_ylabel("test accuracy (%)")
         counts = per_point(found)
         said = f"weights remaining; {f'mean of {trials(counts)}' if counts.max() > 1 else '1 trial'}"
         said += f", each point that of {window} evaluations" if window > 1 else ""
-        said += f"; {scales.COMPRESSED}" if strip else ""
+        said += f"; {cut}" if cut else ""
         style.legend(figure, panels.flat[: len(arms)], said, columns=lines)
     return [file]
 
 
 def thinned(curve: pd.Series, window: int) -> pd.Series:
-    """Means over so many evaluations each: single ones scatter more than sparsities differ."""
-    block = np.arange(len(curve)) // window
-    means = curve.groupby(block).mean()
-    return means.set_axis(curve.index.to_series().groupby(block).mean())
+    """Means over so many evaluations each, without an incomplete last window: single evaluations scatter more than
+    sparsities differ."""
+    whole = curve.iloc[: max(len(curve) // window, 1) * window]
+    block = np.arange(len(whole)) // window
+    return whole.groupby(block).mean().set_axis(whole.index.to_series().groupby(block).mean())
 
 
 def _evaluations(runs: Sequence[Run]) -> pd.DataFrame:

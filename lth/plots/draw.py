@@ -21,24 +21,29 @@ def _warn(problem: str) -> None:
 
 
 def draw_all(
-    runs: Sequence[Run], folder: Path, format: str = "png", complain: Callable[[str], object] = _warn
+    runs: Sequence[Run],
+    folder: Path,
+    format: str = "png",
+    complain: Callable[[str], object] = _warn,
+    x: str = "remaining",
+    pages: Sequence[Path] = (),
 ) -> list[Path]:
     """Draw every figure there is of runs of one model, data set and settings, and delete those that there no longer
-    are. One that cannot be drawn, because a file is damaged or gone, is reported to `complain`."""
-    from lth.plots import axes, barriers, comparison, curves, layer_counts, mask_overlap, weights
+    are. One that cannot be drawn, because a file is damaged or gone, is reported to `complain`. The comparison is drawn
+    against `x` too. `pages` were written with these figures: all are up to date together."""
+    from lth.plots import barriers, comparison, curves, layer_counts, mask_overlap, weights
     from lth.records.tickets import UNUSABLE
 
-    source, whole, written = fingerprint(runs), True, []
+    source, whole, written = fingerprint(runs), True, list[Path]()
     drawings: dict[str, Callable[..., list[Path]]] = {
         draw.__name__: draw
         for draw in (
-            *(comparison.comparison, curves.training, layer_counts.layers),
+            *(comparison.comparison, comparison.supermask, curves.training, layer_counts.layers),
             *(weights.first_layer, weights.initial_weights, mask_overlap.masks, barriers.connectivity),
         )
     }
-    for x in axes.SPARSITY:  # those that `combine_plots.py --x` has drawn are to show the same rounds
-        if x != "remaining" and (folder / f"comparison_{x}.{format}").exists():
-            drawings[f"comparison_{x}"] = partial(comparison.comparison, x=x)
+    for kind in other_axes(folder, x):
+        drawings[f"comparison_{kind}"] = partial(comparison.comparison, x=kind)
     for name, draw in drawings.items():
         file = folder / f"{name}.{format}"
         try:
@@ -51,8 +56,14 @@ def draw_all(
             files.delete(file)  # of earlier settings or an earlier program
         written += found
     if whole and written:
-        record(folder, format, source, written)
+        record(folder, format, source, written, pages)
     return written
+
+
+def other_axes(folder: Path, x: str) -> list[str]:
+    """What the comparison is drawn against beside the weights remaining: `x`, and what was asked for earlier."""
+    there = {file.stem.removeprefix("comparison_") for file in folder.glob("comparison_*")}
+    return sorted({*there, x} & {"flops", "compression"})
 
 
 def fingerprint(runs: Iterable[Run]) -> str:
@@ -74,19 +85,25 @@ def fingerprint(runs: Iterable[Run]) -> str:
 
 
 def up_to_date(runs: Sequence[Run], folder: Path, format: str) -> list[Path] | None:
-    """The figures of these runs, if they were drawn from the current files and are whole; None if not."""
-    known = files.read_json(folder / RECORD).get(format)
-    if not isinstance(known, dict) or known.get("source") != fingerprint(runs):
+    """The figures of these runs, if they were drawn from the current files, and they and the pages written with them
+    are as they were; None if not."""
+    known = files.read_json(folder / RECORD)
+    drawn, pages = known.get(format), known.get("pages", {})
+    if not isinstance(drawn, dict) or drawn.get("source") != fingerprint(runs):
         return None
-    sizes = known.get("sizes")
-    if not isinstance(sizes, dict):
+    try:
+        whole = all(_hash(folder / name) == kept for name, kept in {**drawn["figures"], **pages}.items())
+    except (OSError, KeyError, TypeError):
         return None
-    figures = {folder / name: size for name, size in sizes.items()}
-    whole = all(figure.is_file() and figure.stat().st_size == size for figure, size in figures.items())
-    return list(figures) if whole else None
+    return [folder / name for name in drawn["figures"]] if whole else None
 
 
-def record(folder: Path, format: str, source: str, figures: Sequence[Path]) -> None:
-    """Record what these figures were drawn from, and their sizes."""
-    drawn = {"source": source, "sizes": {figure.name: figure.stat().st_size for figure in figures}}
-    files.write_json(folder / RECORD, {**files.read_json(folder / RECORD), format: drawn})
+def record(folder: Path, format: str, source: str, figures: Sequence[Path], pages: Sequence[Path] = ()) -> None:
+    """Record what these figures were drawn from, and hashes of them and of the pages written with them."""
+    drawn = {"source": source, "figures": {file.name: _hash(file) for file in figures}}
+    known = {**files.read_json(folder / RECORD), format: drawn, "pages": {file.name: _hash(file) for file in pages}}
+    files.write_json(folder / RECORD, known)
+
+
+def _hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from lth.analysis import labels, sentences, verdict
+from lth.analysis import labels, sentences
 from lth.plots import draw
 from lth.records import files
 from lth.records.tables import Run
@@ -35,7 +35,7 @@ def write(groups: Sequence[Sequence[Run]], folder: Path) -> Path:
         {
             "title": title,
             "settings": labels.settings(*runs),
-            "sentences": [*sentences.sentences(verdict.table(runs)), *sentences.about_ties(runs)],
+            "sentences": sentences.of_runs(runs),
             "link": link,
             "image": _thumbnail(runs) if number < THUMBNAILS else "",
         }

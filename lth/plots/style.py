@@ -11,6 +11,7 @@ import textwrap
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 
 from lth.analysis import labels
 from lth.records import files
@@ -31,6 +33,8 @@ from lth.settings.arms import ARMS
 WIDTH = 7.2  # inches: the text of a page; at 200 dots an inch half of it is still sharp on a screen
 DPI = 200
 DARK = "#333333"
+FAINT = "#777777"
+TITLES = ContextVar("TITLES", default=True)  # False where a page has headings of its own
 LAST = ("dense network", "winning ticket: no worse than dense", "winning ticket: better than dense")  # in legends
 LEGEND: dict[str, Any] = {"frameon": False, "handlelength": 3.0, "columnspacing": 1.4}
 DASHES = ((0, ()), (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (2, 1)), (0, (1, 0.8)), (0, (6, 1, 1, 1, 1, 1)))
@@ -48,7 +52,7 @@ class Look:
 # Places in seaborn's colour-blind-safe palette, without its two pale ones; the first is lt's alone. With the markers
 # and dashes, of which there are other numbers, most arms differ in all three, whichever stand together.
 COLORS = (0, 1, 2, 3, 9, 5, 4, 7)
-MARKERS = ("o", "s", "D", "X", "P", "<", "^", "v", ">", "p", "h", "*", "d")
+MARKERS = ("o", "s", "D", "X", "P", "<", "^", "v", ">", "p", "h", "8", "d")  # stars are for winning tickets
 LINES: tuple[Any, ...] = (
     *("-", (0, (4, 1.5)), (0, (7, 1, 1, 1)), (0, (1, 1)), (0, (2, 2)), (0, (6, 2)), (0, (4, 1, 1, 1))),
     *((0, (4, 1, 1, 1, 1, 1)), (0, (3, 3)), (0, (1, 2)), (0, (8, 2, 2, 2))),
@@ -64,15 +68,21 @@ def look(arm: str) -> Look:
 
 
 def looks(arms: Sequence[str]) -> dict[str, Look]:
-    """The looks of arms drawn together: where two would share a colour, the later one takes the next free one."""
+    """The looks of arms drawn together: where two would share a colour or a marker, the later one takes the next free
+    one. lt's colour stays its own."""
     palette = [seaborn.color_palette("colorblind")[place] for place in COLORS[1:]]
     found: dict[str, Look] = {}
     for arm in arms:
         own = look(arm)
-        turned = [own.color, *palette[palette.index(own.color) :], *palette] if own.color in palette else [own.color]
-        taken = {other.color for other in found.values()}
-        found[arm] = replace(own, color=next((color for color in turned if color not in taken), own.color))
+        color = _free(own.color, palette, [other.color for other in found.values()])
+        marker = _free(own.marker, MARKERS, [other.marker for other in found.values()])
+        found[arm] = replace(own, color=color, marker=marker)
     return found
+
+
+def _free(own: Any, choices: Sequence[Any], taken: Sequence[Any]) -> Any:
+    place = choices.index(own) if own in choices else 0
+    return next((each for each in (own, *choices[place:], *choices) if each not in taken), own)
 
 
 def named(text: str) -> str:
@@ -112,12 +122,25 @@ def sheet(
     }
     with matplotlib.rc_context({**theme, **own}):
         figure = Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.05))
-        lines = [f"{labels.title(runs[0])}: {what}"] if runs else [what]
-        lines += wrapped(labels.settings(*runs) if runs else about, int(width * 13))
-        figure.suptitle("\n".join(lines), color=DARK)
+        if TITLES.get():
+            small = wrapped(labels.settings(*runs) if runs else about, int(width * 17))
+            title = f"{labels.title(runs[0])}: {what}" if runs else what
+            figure.suptitle(title + "\n" * len(small), color=DARK)  # with room for the settings
+            place: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 7, "color": FAINT, "linespacing": 1.4}
+            figure.text(0.5, 1 - 0.22 / height, "\n".join(small), **place)
         yield figure
         if file is not None:
             save(figure, file)
+
+
+@contextmanager
+def untitled() -> Iterator[None]:
+    """Within it, figures are drawn without the line that says whose numbers they show."""
+    before = TITLES.set(False)
+    try:
+        yield
+    finally:
+        TITLES.reset(before)
 
 
 def wrapped(text: str, width: int, between: str = ", ") -> list[str]:
@@ -143,16 +166,23 @@ def save(figure: Figure, file: Path) -> None:
 def legend(
     figure: Figure, axes: Iterable[Axes], caption: str = "", columns: int = 5, leave_out: Iterable[str] = ()
 ) -> None:
-    """One legend below everything, with each name once, headed by what its lines are."""
+    """One legend below everything, with each name once, headed by what its lines are; the names in LAST have a row of
+    their own."""
     title = "\n".join(wrapped(caption, int(figure.get_figwidth() * 17), "; "))
     entries = {name: handle for name, handle in _entries(axes).items() if name not in set(leave_out)}
-    order = sorted(entries, key=lambda name: LAST.index(name) if name in LAST else -1)
-    for rows in range(math.ceil(len(order) / columns) or 1, len(order) + 1):
-        place: dict[str, Any] = {"loc": "outside lower center", "ncols": math.ceil(len(order) / rows)}
-        handles = [entries[name] for name in order]
-        drawn = figure.legend(handles, order, title=title or None, title_fontsize=8, **place, **LEGEND)
+    last = [name for name in LAST if name in entries]
+    first = [name for name in entries if name not in last]
+    for across in range(columns, 0, -1):
+        rows = [names[i : i + across] for names in (first, last) for i in range(0, len(names), across)]
+        wide = max(map(len, rows), default=1)
+        # A legend fills its columns first.
+        order = [row[place] if place < len(row) else "" for place in range(wide) for row in rows]
+        handles = [entries.get(name, Line2D([], [], linestyle="none")) for name in order]
+        place: dict[str, Any] = {"loc": "outside lower center", "ncols": wide, "title_fontsize": 7.5}
+        drawn = figure.legend(handles, order, title=title or None, **place, **LEGEND)
         drawn.get_title().set_multialignment("center")
-        if drawn.get_window_extent().width <= figure.bbox.width or rows == len(order):
+        drawn.get_title().set_color(FAINT)
+        if drawn.get_window_extent().width <= figure.bbox.width or across == 1:
             return
         drawn.remove()
 

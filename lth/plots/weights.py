@@ -6,14 +6,14 @@ From the tickets under saves/; a picture whose files are not there is left out.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -26,8 +26,7 @@ from lth.records.tickets import Ticket
 from lth.settings.arms import ARMS
 
 
-@dataclass(frozen=True)
-class TicketRun:
+class TicketRun(NamedTuple):
     """A run whose tickets are kept, and the rounds they are kept of."""
 
     run: Run
@@ -66,8 +65,7 @@ def first_layer(runs: Sequence[Run], folder: Path, format: str = "png") -> list[
     return [file]
 
 
-@dataclass(frozen=True)
-class InputLayer:
+class InputLayer(NamedTuple):
     """The layer of this name reads the images: with filters, or pixel by pixel of the shape `image` (C, H, W)."""
 
     name: str
@@ -91,34 +89,44 @@ def input_layer(source: TicketRun) -> InputLayer | None:
 
 
 MAPS = 12  # rounds whose pixels are drawn
+KEPT = "weights kept, relative to the average pixel"
 
 
 def _pixels(source: TicketRun, first: InputLayer, file: Path) -> None:
     """Small maps, one per round, on one scale."""
-    maps, limit = pixel_maps(source, first, MAPS)
-    remaining = source.remaining()
+    maps, remaining = pixel_maps(source, first, MAPS), source.remaining()
+    colors: dict[str, Any] = {"cmap": PIXELS, "norm": pixel_scale(maps), "interpolation": "nearest"}
     rows = math.ceil(len(maps) / 6)
     columns = math.ceil(len(maps) / rows)
-    what = f"weights that each pixel keeps in the first layer ({source.run.arm}, seed {source.run.seed})"
-    with style.sheet(file, 0.7 + 1.17 * rows, [source.run], what) as figure:
+    what = f"first layer ({source.run.arm}, seed {source.run.seed})"
+    with style.sheet(file, 1.1 + 1.17 * rows, [source.run], what) as figure:
         panels = figure.subplots(rows, columns, squeeze=False)
         for axes in panels.flat:
             axes.set_axis_off()
         for (number, kept), axes in zip(maps.items(), panels.flat, strict=False):
-            shown = axes.imshow(kept, cmap="viridis", vmin=0, vmax=limit, interpolation="nearest")
+            shown = axes.imshow(kept, **colors)
             axes.set_title(f"round {number}: {labels.percent(remaining[number])}%", fontsize=8)
-        label = "weights kept / average pixel" if rows > 1 else "kept / average"
-        figure.colorbar(shown, ax=panels, label=label, aspect=25, pad=0.01, extend="max")
+        bar: dict[str, Any] = {"orientation": "horizontal", "aspect": 50, "pad": 0.03, "shrink": 0.6}
+        figure.colorbar(shown, ax=panels, label=KEPT, extend="max", **bar)
 
 
-def pixel_maps(source: TicketRun, first: InputLayer, most: int) -> tuple[dict[int, np.ndarray], float]:
-    """How many weights each pixel keeps (H, W) in at most that many rounds, relative to the round's average (or the
-    later ones would all be dark), and the upper end of a scale for all of them."""
+PIXELS = "RdBu_r"  # white at 1, the average pixel
+
+
+def pixel_scale(maps: Mapping[int, np.ndarray]) -> TwoSlopeNorm:
+    """One scale for the maps of all rounds, with 1 in its middle; its end is that of the last round, which has the
+    largest contrast."""
+    last = maps[max(maps)]
+    return TwoSlopeNorm(1.0, 0.0, float(np.clip(np.quantile(last, 0.995), 1.5, 6.0)))
+
+
+def pixel_maps(source: TicketRun, first: InputLayer, most: int) -> dict[int, np.ndarray]:
+    """How many weights each pixel keeps (H, W) in at most that many rounds, relative to the round's average."""
     maps = {}
     for number in labels.spread(source.rounds, most):
         kept = source.ticket(number).masks[first.name].sum(0).view(first.image).sum(0).numpy()
         maps[number] = kept / max(kept.mean(), 1e-12)
-    return maps, min(max(1.5, *(float(np.quantile(kept, 0.995)) for kept in maps.values())), 6.0)
+    return maps
 
 
 def _filters(source: TicketRun, name: str, file: Path) -> None:
@@ -132,7 +140,7 @@ def _filters(source: TicketRun, name: str, file: Path) -> None:
     limit = (float(np.quantile(known, 0.97)) if known.size else 0.0) or 1.0  # a few large ones would grey all others
     total, channels = begun[chosen[0]].masks[name].shape[:2]
     some = f"{channels}" if channels <= CHANNELS else f"{CHANNELS} of {channels}"
-    across = "" if channels == 1 else f", {some} input channels side by side"
+    across = "" if channels == 1 else f", their {'R, G and B' if channels == 3 else some} channels side by side"
     what = f"filters of the first layer at the start ({source.run.arm}, seed {source.run.seed})"
     height = 1.1 + len(chosen) * (0.35 + 6.0 * first.shape[0] / first.shape[1])
     with style.sheet(file, min(height, 9.0), [source.run], what) as figure:
@@ -141,7 +149,11 @@ def _filters(source: TicketRun, name: str, file: Path) -> None:
             shown = _filter_panel(axes, drawn[number], limit)
             kept = begun[number].masks[name].float().mean().item()
             title = f"round {number}, {labels.percent(remaining[number])}% of all weights remaining, "
-            axes.set_title(f"{title}{labels.percent(100 * kept)}% of this layer's", fontsize=8)
+            rgb = "RGB" if channels == 3 else ""
+            axes.set_title(f"{title}{labels.percent(100 * kept)}% of this layer's", fontsize=8, pad=10 if rgb else None)
+            wide = begun[number].masks[name].shape[3]
+            for place, letter in enumerate(rgb):  # above the first filter
+                axes.text((place + 0.5) * wide, -0.4, letter, fontsize=7, ha="center", va="bottom")
         figure.colorbar(shown, ax=list(panels), label="weight (hatched: pruned)", aspect=25, pad=0.01, extend="both")
         how_many = f"{FILTERS} of {total} filters" if total > FILTERS else f"all {total} filters"
         figure.supxlabel(f"{how_many}{across}", fontsize=8)
@@ -202,6 +214,7 @@ def initial_weights(runs: Sequence[Run], folder: Path, format: str = "png") -> l
                 values = samples[number][name]
                 if len(values) > 1:
                     x, density = smooth_density(values, limit)
+                    density = density * len(values) / len(samples[chosen[0]][name])
                     label = f"{labels.percent(remaining[number])}%" + (" (all)" if remaining[number] > 99.9 else "")
                     axes.plot(x, density, color=color, linestyle=dashes, linewidth=1.5, label=label)
             axes.set_title(name)
@@ -209,7 +222,7 @@ def initial_weights(runs: Sequence[Run], folder: Path, format: str = "png") -> l
             axes.set_ylim(0)
             axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.set_xlabel("weight / its layer's standard deviation" if name == POOLED else "weight")
-        panels[0].set_ylabel("density")
+        panels[0].set_ylabel("density × share that remains")
         style.legend(figure, panels, "weights remaining", columns=6)
     return [file]
 

@@ -90,7 +90,8 @@ def test_other_arms(accuracy: Sequence[float], words: str) -> None:
 
 def test_tickets_may_be_undecided_or_perhaps_too_late() -> None:
     undecided = said({"lt": [60.0, 60.5, 60.9]}, spread=3.0)[0]
-    assert undecided.startswith("Undecided: no ticket of lt is shown to be as good as the dense network (best: +0.90 ±")
+    assert undecided.startswith("Undecided: no ticket of lt is shown to be as good as the dense network (best +0.90 ±")
+    assert undecided.endswith(" at 64%). More --trials narrow the interval.")
     stops = np.array([[1000.0, 700.0], [1000.0, 1400.0], [1000.0, 1100.0]])
     test = np.array([[98.0, 98.3], [98.0, 98.31], [98.0, 98.29]])
     assert "accurate enough but stop perhaps too late" in sentences(verdict.judged(rounds_of(test, stops)))[0]
@@ -134,7 +135,9 @@ def test_one_trial_names_no_winning_ticket() -> None:
 )
 def test_rounds_too_short_for_early_stop_are_reported(stops: Sequence[float], last: float, share: str) -> None:
     told = said({"lt": [98.0, 98.3, 98.3]}, {"lt": stops}, last=last)
-    found = [sentence for sentence in told if sentence.startswith("Early stop is the last evaluation")]
+    found = [sentence for sentence in told if sentence.startswith("Early stop of lt is the last evaluation")]
+    assert ("winning ticket" in told[0]) == (not share), "where nothing is measured, no ticket stops no later"
+    assert ("nothing shows whether they stop no later" in told[0]) == bool(share) or "too late" in told[0]
     assert len(found) == bool(share) and all(f"in {share} rounds" in sentence for sentence in found)
 
 

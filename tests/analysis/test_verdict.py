@@ -167,6 +167,21 @@ def test_early_stop_may_be_no_later(ES: list[list[float]], stop: str) -> None:
     assert found["winning"] == (stop == "no later")
 
 
+def test_no_ticket_wins_by_an_early_stop_that_is_the_last_evaluation() -> None:
+    for last, stop in ((1000.0, "not measured"), (1001.0, "no later")):
+        found = judged([[98.0, 98.3], [98.0, 98.31]], last=last).iloc[1]
+        assert (found["accuracy"], found["stop"], found["winning"]) == ("better", stop, stop == "no later")
+
+
+def test_intervals_of_accuracies_stay_between_0_and_100() -> None:
+    for tests in ([83.0, 99.9, 94.0], [0.0, 40.0], [100.0, 100.0], [0.0, 0.0]):
+        low, high = verdict.accuracy_interval(pd.Series(tests))
+        assert 0 <= low <= high <= 100
+    low, high = verdict.accuracy_interval(pd.Series([97.9, 98.0, 98.1]))
+    assert low < 98.0 < high and high - low == pytest.approx(0.497, abs=0.01), "as Student's t, away from the ends"
+    assert all(map(math.isnan, verdict.accuracy_interval(pd.Series([98.0]))))
+
+
 def test_equal_means_are_no_worse_whatever_floating_point_makes_of_them() -> None:
     # In floating point, the mean of these differences is a little below zero.
     found = judged([[0.1, 0.3], [0.2, 0.1], [0.3, 0.2]], [[1000, 1500], [2000, 1700], [300, 100]])
@@ -241,9 +256,9 @@ def test_noise_does_not_name_a_round_sparser_than_the_true_one(trials: int) -> N
 
 def test_how_often_early_stop_is_the_last_evaluation(tmp_path: Path, make_runs: MakeRuns) -> None:
     runs = make_runs(arms=["lt", "reinit"], seeds=[0, 1], rounds=3, evaluations=1, saves=False)
-    assert verdict.late_stops(verdict.table(runs)) == (10, 10)  # the dense round is that of both arms
+    assert verdict.late_stops(verdict.table(runs)) == {"lt": (6, 6), "reinit": (6, 6)}
     other = make_runs(tmp_path / "other", arms=["lt"], seeds=[0], rounds=3, evaluations=9, saves=False)
-    assert verdict.late_stops(verdict.table(other)) == (0, 3)
+    assert verdict.late_stops(verdict.table(other)) == {}
 
 
 def test_written_and_read_again(tmp_path: Path, make_runs: MakeRuns) -> None:

@@ -54,7 +54,7 @@ def test_a_sweep_gives_what_its_commands_give_and_one_table(place: Path, capsys:
     runs = [Run(place / "swept", "mlp", "tiny", folder.name, "reinit", seed) for seed in (0, 4)]
     tests = [tables.table(run, "rounds")["test"][2] for run in runs]
     assert row["test"] == pytest.approx(sum(tests) / 2) and (row["low"], row["high"]) == pytest.approx(
-        verdict.interval(tests)
+        verdict.accuracy_interval(pd.Series(tests))
     )
 
     before = {file: file.stat().st_mtime_ns for file in (place / "swept").rglob("*")}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import MakeRuns
 from drawn import caption_of, legends_of, lines_in, panels
-from matplotlib.collections import PolyCollection
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
@@ -45,12 +45,18 @@ def test_means_bands_dense_and_winners(tmp_path: Path, make_runs: MakeRuns, shee
         assert remaining.tolist() == rounds[(rounds["arm"] == arm) & (rounds["seed"] == 0)]["remaining"].tolist()
         stops = rounds[rounds["arm"] == arm].groupby("round")["ES"].mean()
         np.testing.assert_allclose(lines_in(right)[arm][1], stops)
-    bands = [shape for shape in left.collections if isinstance(shape, PolyCollection)]
-    for arm, band in zip(accuracies, bands, strict=True):
+    table = verdict.table(runs)
+    bars = [shape for shape in left.collections if isinstance(shape, LineCollection)]
+    for arm, bar in zip(accuracies, bars, strict=True):
         (drawn,) = (line for line in left.lines if line.get_label() == arm)
-        assert to_rgb(band.get_facecolor()[0]) == to_rgb(drawn.get_color()) == to_rgb(style.look(arm).color)
-        reach = band.get_paths()[0].vertices[:, 1]
-        assert (reach.min(), reach.max()) == pytest.approx((np.min(accuracies[arm]), np.max(accuracies[arm])))
+        assert to_rgb(bar.get_color()[0]) == to_rgb(drawn.get_color()) == to_rgb(style.look(arm).color)
+        last = table.query("arm == @arm").iloc[-1]  # the interval by which the verdict judges the difference
+        low, high = bar.get_segments()[-1][:, 1]
+        assert (low - last["test"] + last["difference"], high - low) == pytest.approx(
+            (last["low"], last["high"] - last["low"])
+        )
+    dots = [line for line in left.lines if line.get_marker() == "."]
+    assert sorted(np.concatenate([line.get_ydata() for line in dots])) == sorted(np.ravel([*accuracies.values()]))
     np.testing.assert_allclose(found["dense network"][1], 97.1)
     assert verdict.table(runs).query("winning")["accuracy"].tolist() == ["better", "no worse"]
     np.testing.assert_allclose(found[BETTER][1], [97.61])
@@ -59,7 +65,9 @@ def test_means_bands_dense_and_winners(tmp_path: Path, make_runs: MakeRuns, shee
     assert left.get_xlim()[0] > 100 > left.get_xlim()[1]
     assert lines_in(right).keys() == found.keys()
     assert set(legends_of(sheets["comparison"])) == found.keys()
-    assert caption_of(sheets["comparison"]) == "mean of 2 trials, band from the lowest to the highest"
+    assert "mean of 2 trials (dots); bars: 95% interval" in caption_of(sheets["comparison"]).replace("\n", " ")
+    rings = {line.get_label(): line for line in left.lines}
+    assert rings[BETTER].get_marker() == "*" and rings[NO_WORSE].get_markerfacecolor() == "none"
 
 
 def test_one_trial_has_no_rings_and_no_band(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
@@ -68,7 +76,7 @@ def test_one_trial_has_no_rings_and_no_band(tmp_path: Path, make_runs: MakeRuns,
     assert not sheets["comparison"].axes[0].collections
     assert caption_of(sheets["comparison"]).startswith("1 trial: no winning ticket")
     comparison(make_runs(arms=["lt"], rounds=2, evaluations=1, saves=False, accuracy=lambda *_: 100.0), tmp_path)
-    assert "early stop is the last evaluation in most rounds" in caption_of(sheets["comparison"])
+    assert [text.get_text() for text in sheets["comparison"].axes[1].texts] == ["always the last evaluation"]
     bottom, top = sheets["comparison"].axes[0].get_ylim()
     assert bottom < 100.0 < top, "equal accuracies have an axis"
 
@@ -81,12 +89,9 @@ def test_collapse_does_not_flatten_the_rest_and_is_not_hidden(
 
     comparison(make_runs(rounds=14, accuracy=collapsing), tmp_path)
     axes = sheets["comparison"].axes[0]
-    place = axes.transAxes.inverted().transform(axes.transData.transform([(100, y) for y in (97.5, 98, 11, 30)]))[:, 1]
-    assert place[1] - place[0] > 0.05  # half a point among the good ones
-    assert 0 < place[2] < place[3] < scales.STRIP  # all others in the strip, each where it belongs
-    assert scales.COMPRESSED in caption_of(sheets["comparison"])
-    ticks = [tick for tick in axes.get_yticks() if axes.get_ylim()[0] <= tick]
-    assert min(ticks) < 11 and sum(tick < 90 for tick in ticks) >= 2
+    place = axes.transAxes.inverted().transform(axes.transData.transform([(100, y) for y in (97.5, 98, 11)]))[:, 1]
+    assert place[1] - place[0] > 0.05 and place[2] < 0  # half a point among the good ones; the collapsed ones are below
+    assert "cut off at 90%, the lowest is 11%" in caption_of(sheets["comparison"]).replace("\n", " ")
 
 
 def test_many_arms_stand_in_groups_beside_lt(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
@@ -151,8 +156,11 @@ def test_a_grid_has_axes_of_its_own_in_every_panel_and_says_what_is_where(
         ["fc1 on CIFAR-10", "20% pruned per round", "3 trials"],
         ["conv2 on CIFAR-10", "20% pruned per round", "3 trials"],
     ]
-    assert figure.get_suptitle().splitlines() == ["accuracy and early stop", "5 epochs per round"]
-    assert "mean of the trials" in caption_of(figure) and "2" not in caption_of(figure)
+    assert (
+        figure.get_suptitle().strip() == "accuracy and early stop"
+        and figure.texts[1].get_text() == "5 epochs per round"
+    )
+    assert "mean of the trials" in caption_of(figure) and "scales differ" in caption_of(figure)
     for axes, accuracy in zip(upper, ([97, 99], [97, 99], [50, 61], [50, 61]), strict=True):
         bottom, top = axes.get_ylim()
         assert accuracy[0] - 5 < bottom < top < accuracy[1] + 5  # its own numbers fill it
@@ -161,6 +169,24 @@ def test_a_grid_has_axes_of_its_own_in_every_panel_and_says_what_is_where(
         assert np.log(100 / remaining.min()) > 0.85 * np.log(first / last)  # in width too
     assert set(legends_of(figure)) - {BETTER, NO_WORSE} == {"lt", "reinit", "random", "dense network"}
     assert grid([groups[-1]], tmp_path / "plots") == []
+
+
+def test_a_grid_of_two_settings_has_one_in_rows_one_in_columns_and_one_axis(
+    tmp_path: Path, make_runs: MakeRuns, sheets: Sheets
+) -> None:
+    def group(lr: str, end: str) -> list[Run]:
+        return make_runs(arms=["lt"], seeds=[0, 1], rounds=2, settings=f"end_iter={end},lr={lr}", saves=False)
+
+    grid([group(lr, end) for lr, end in (("0.1", "5"), ("0.2", "6"), ("0.2", "5"), ("0.1", "6"))], tmp_path)
+    upper = panels(sheets["grid"])[::2]
+    titles = [axes.get_title() for axes in sorted(panels(sheets["grid"]), key=lambda axes: axes.get_subplotspec().num1)]
+    titles = [title for title in titles if title]
+    words = [
+        [f"{end} epochs" in title for end in (5, 6)] + [f"rate 0.{lr}" in title for lr in (1, 2)] for title in titles
+    ]
+    assert len({tuple(word[:2]) for word in words[:2]}) != len({tuple(word[2:]) for word in words[:2]}), "one differs"
+    assert [word[:2] for word in words[:2]] == [word[:2] for word in words[2:]] or words[0][:2] == words[1][:2]
+    assert len({axes.get_ylim() for axes in upper}) == 2 and "scales differ" not in caption_of(sheets["grid"])
 
 
 def test_a_grid_shows_the_early_stops_of_the_table(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:

@@ -37,7 +37,7 @@ def test_all_figures_are_written(tmp_path: Path, make_runs: MakeRuns, format: st
     complaints: list[str] = []
     with no_change(tmp_path / "dumps", tmp_path / "saves"):
         written = draw.draw_all(runs, tmp_path / "plots", format, complaints.append)
-    names = ["comparison", "training", "layers", "first_layer", "initial_weights"]
+    names = ["comparison", "supermask", "training", "layers", "first_layer", "initial_weights"]
     assert written == [tmp_path / "plots" / f"{name}.{format}" for name in names]
     assert complaints == []
     starts = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
@@ -55,12 +55,14 @@ def test_nothing_to_show_is_left_out_and_old_figures_of_it_go(tmp_path: Path, ma
     assert draw.draw_all([begun], plots) == []
     assert not plots.exists()
     dense = make_runs(arms=["lt"], seeds=[5], rounds=1)
-    assert [file.stem for file in draw.draw_all(dense, plots)] == ["comparison", "training", "first_layer"]
+    assert [file.stem for file in draw.draw_all(dense, plots)] == ["comparison", "supermask", "training", "first_layer"]
     files.write(plots / "layers.png", b"by an earlier version, which drew them though all rates are equal")
     files.write(plots / "mine.png", b"someone else's")
     without_saves = make_runs(rounds=2, saves=False)
-    assert [file.stem for file in draw.draw_all(without_saves, plots)] == ["comparison", "training"]
-    assert sorted(file.name for file in plots.glob("*.png")) == ["comparison.png", "mine.png", "training.png"]
+    assert [file.stem for file in draw.draw_all(without_saves, plots)] == ["comparison", "supermask", "training"]
+    assert sorted(file.name for file in plots.glob("*.png")) == [
+        f"{name}.png" for name in ("comparison", "mine", "supermask", "training")
+    ]
 
 
 def test_figures_drawn_on_request_show_the_same_rounds_as_the_others(tmp_path: Path, make_runs: MakeRuns) -> None:
@@ -77,7 +79,7 @@ def test_a_damaged_file_costs_one_figure_and_is_reported(tmp_path: Path, make_ru
     file.write_bytes(file.read_bytes()[:100])
     complaints: list[str] = []
     names = [written.stem for written in draw.draw_all(runs, tmp_path / "plots", complain=complaints.append)]
-    assert names == ["comparison", "training"]
+    assert names == ["comparison", "supermask", "training"]
     assert len(complaints) == 2 and not any("older" in complaint for complaint in complaints)
     assert all("ticket_01" in complaint for complaint in complaints)
     assert draw.up_to_date(runs, tmp_path / "plots", "png") is None  # it is said again

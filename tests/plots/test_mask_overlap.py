@@ -47,7 +47,7 @@ def test_masks_are_compared_when_asked_and_again_where_they_were(
     assert "masks.csv" not in capsys.readouterr().out
     assert utils.exit_code(combine_plots.main, [*argv, "--masks"]) == 0
     assert {"masks.csv", "masks.png", "report.html"} <= set(re.findall(r"^  (\S+)$", capsys.readouterr().out, re.M))
-    assert 'alt="masks"' in (runs[0].plots / "report.html").read_text()
+    assert "Overlap of masks" in (runs[0].plots / "report.html").read_text()
     make_runs(rounds=3, seeds=(0, 1))
     assert utils.exit_code(combine_plots.main, argv) == 0
     assert pd.read_csv(runs[0].plots / "masks.csv")["round"].max() == 2

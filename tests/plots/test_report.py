@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import MakeRuns
 
-from lth.analysis import verdict
+from lth.analysis import labels, verdict
 from lth.plots import report
 from lth.records import files, tables
 from lth.records.tables import Run
@@ -25,14 +25,16 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>parent.document.title="b
 
 
 def page(runs: list[Run], sentences: tuple[str, ...] = ("It wins.",)) -> str:
-    return report.page(runs, verdict.table(runs), sentences, {"comparison": SVG})
+    return report.page(
+        runs, verdict.table(runs), sentences, {"comparison": report.Picture("Accuracy", "It rises", SVG)}
+    )
 
 
 def test_a_page_needs_nothing_from_elsewhere_and_escapes_what_users_named(make_runs: MakeRuns) -> None:
     runs = make_runs(rounds=3, arch_type=EVIL.replace("/", "|"))
     said = page(runs, (EVIL,))
     assert EVIL not in said and "&lt;script&gt;document.title" in said and EVIL.replace("/", "|") not in said
-    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", said) and "http" not in said.replace("http-equiv", "")
+    assert not re.findall(r"""src=["'](?!data:)""", said) and "http" not in said.replace("http-equiv", "")
 
 
 def test_settings_other_than_the_default_come_first_and_are_marked(make_runs: MakeRuns) -> None:
@@ -41,9 +43,10 @@ def test_settings_other_than_the_default_come_first_and_are_marked(make_runs: Ma
     facts = {"command": ["--name", "two words"], "versions": {"torch": "9.9"}, "device": "a GPU"}
     files.write_json(runs[0].dumps / "config.json", {"settings": settings, **facts})
     said = page(runs)
-    names = re.findall(r'<tr( class="changed")?><td class="text">(\w+)</td>', said)
-    mark = ' class="changed"'
-    assert names == [(mark, "prune_percent"), ("", "lr"), ("", "data")], "arms and trials may be of several commands"
+    shown, folded = said.partition("<h2>Settings")[2].split("2 settings at their defaults")
+    rows = r'<tr><td class="text">(\w+)</td>'
+    assert re.findall(rows, shown) == ["prune_percent"], "arms and trials may be of several commands"
+    assert re.findall(rows, folded) == ["lr", "data"]
     assert "python main.py --name &#39;two words&#39;" in said and "torch 9.9" in said and "a GPU" in said
     named = {"settings": {"name": "None-1", "data": None}, **facts, "program": ["-m", "lth"]}
     files.write_json(runs[0].dumps / "config.json", named)
@@ -57,6 +60,17 @@ def test_a_row_a_round_and_arm_with_the_winning_ones_marked(make_runs: MakeRuns)
     assert len(rows) == len(table) and sum(map(bool, rows)) == int(table["winning"].sum()) > 0
     endless = report.page(runs, table.assign(speedup=math.inf), (), {})
     assert endless.count('data-value="Infinity"') == len(table), "as a browser writes it, which sorts by it"
+
+
+def test_the_page_begins_with_three_numbers_and_a_light_per_arm(make_runs: MakeRuns) -> None:
+    runs = make_runs(rounds=4)
+    found = verdict.sparsest(verdict.pruned(verdict.table(runs), "lt"))
+    said = page(runs)
+    assert found and re.findall(r"<div><b>(.*?)</b>", said)[0] == f"{labels.percent(found['remaining'], 3)}%"
+    assert re.findall(r'<li class="(\w+)"><b>(\w+)', said)[0] == ("green", "lt") and "<b>reinit</b>" in said
+    assert "seeds 0, 1, 2" in said and 'href="../../../../dumps/fc1/mnist/' in said and "It rises." in said
+    late = make_runs(rounds=2, evaluations=1, settings="late", saves=False)
+    assert "<b>not measured</b>" in page(late) and 'class="green"><b>lt' not in page(late)
 
 
 def test_a_ticket_that_cannot_be_read_costs_the_slider_alone(make_runs: MakeRuns) -> None:
@@ -87,11 +101,15 @@ def test_a_page_whose_figures_find_no_room_is_not_written(
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(file, content)
 
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
     with monkeypatch.context() as patched:
         patched.setattr(files, "write", full)
+        patched.setattr(os, "rmdir", read_only)  # as after a disk error: what was begun cannot be taken away either
         with pytest.raises(files.Unwritable, match=r"cannot write .*comparison\.svg: No space left"):
             report.write(runs, table, [], folder)
-    assert not list(folder.iterdir()), "it would be up to date without them for ever"
+    assert not (folder / "report.html").exists(), "it would be up to date without them for ever"
 
 
 @pytest.fixture
@@ -116,7 +134,7 @@ def test_in_a_browser_the_slider_moves_the_table_sorts_and_no_script_of_a_name_r
     config = tables.config_of(runs[0]) | {"settings": {"name": EVIL}, "command": [EVIL]}
     files.write_json(runs[0].dumps / "config.json", config)
     table = verdict.table(runs)
-    monkeypatch.setattr(report, "figures", lambda runs, folder: {"comparison": SVG})
+    monkeypatch.setattr(report, "figures", lambda *_: {"comparison": report.Picture("Accuracy", "It rises", SVG)})
     file = report.write(runs, table, [EVIL], tmp_path)
     tab, complaints = browser.new_page(viewport={"width": 400, "height": 800}), []
     tab.on("console", lambda message: complaints.append(message.text))
@@ -124,6 +142,10 @@ def test_in_a_browser_the_slider_moves_the_table_sorts_and_no_script_of_a_name_r
     tab.goto(file.as_uri())
     assert tab.title() == "fc1 on MNIST" and EVIL in tab.inner_text(".verdict") and EVIL in tab.inner_text("pre")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 400  # nothing wider than a phone
+    wide = tab.locator(".zoom img").bounding_box()["width"]
+    tab.click(".zoom")
+    assert tab.locator(".zoom img").bounding_box()["width"] > 2 * wide
+    tab.click(".zoom")
 
     shown = "#map img.shown"
     last, said = tab.get_attribute(shown, "src"), tab.inner_text("#said")
@@ -132,10 +154,12 @@ def test_in_a_browser_the_slider_moves_the_table_sorts_and_no_script_of_a_name_r
     assert tab.locator(shown).count() == 1 and tab.get_attribute(shown, "src") != last
     assert "round 0" in tab.inner_text("#said") != said
 
-    column = "#rounds tbody td:nth-child(5)"
-    tab.click("#rounds th:nth-child(5)")
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert tab.locator("details:not([open])").count() == 0
+    column = "#rounds tbody td:nth-child(7)"
+    tab.click("#rounds th:nth-child(7)")
     found = [float(text) for text in tab.locator(column).all_inner_texts()]
     assert found == sorted(found) and len(found) == len(table)
-    tab.click("#rounds th:nth-child(5)")
+    tab.click("#rounds th:nth-child(7)")
     assert [float(text) for text in tab.locator(column).all_inner_texts()] == found[::-1]
     assert complaints == []
