@@ -33,8 +33,7 @@ from lth.settings.arms import ARMS
 from lth.settings.checks import first_line
 from lth.settings.flags import Parser, typed, unknown_problems
 from lth.settings.problems import ConfigError
-from lth.settings.ticket import TicketName
-from lth.settings.values import path
+from lth.settings.values import TicketName, path
 
 
 def main(argv: Sequence[str]) -> int:
