@@ -166,7 +166,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int, str], State]:
 
 def test_every_ticket_is_trained_twice_in_different_orders(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ends, told = noted(monkeypatch), Told()
-    config = settings(place, prune_type=("lt", "random"), connectivity=True)
+    config = settings(place, prune_type=("lt", "ticket_shuffle"), connectivity=True)  # whose masks are not nested
     runs = do(config, told)
     do(replace(config, connectivity=False, root=place / "usual"))
     found, usual = results(place), results(place / "usual")
@@ -174,8 +174,9 @@ def test_every_ticket_is_trained_twice_in_different_orders(place: Path, monkeypa
     measured = {("lt", 0), *((run.arm, n) for n in (1, 2) for run in runs)}
     assert sorted(name[:2] for name in ends if name[2]) == sorted(measured), "the dense round once"
     for run in runs:
-        table = tables.table(run, "connectivity")
-        assert table["round"].tolist() == [n for n in range(3) for _ in range(30)]
+        both = tables.table(run, "connectivity")
+        table = both[both["line"] == "orders"].reset_index()
+        assert table["round"].tolist() == [n for n in range(3) for _ in range(30)] and table["average"].isna().all()
         assert table["point"].tolist() == pytest.approx([n / 29 for n in range(30)] * 3)
         for number in range(3):
             masks, arm = Store(run).ticket(number).masks, run.arm if number else "lt"
@@ -192,6 +193,18 @@ def test_every_ticket_is_trained_twice_in_different_orders(place: Path, monkeypa
                 wrong = building.load_state(model, middle).eval()(images).argmax(1) != labels
                 row = table[table["round"] == number].iloc[point]
                 assert row["test_error"] == pytest.approx(100 * wrong.float().mean().item())
+            if number:
+                before = ends[run.arm if number > 1 else "lt", number - 1, ""]
+                line = both[(both["line"] == "rounds") & (both["round"] == number)].reset_index()
+                assert len(line) == 30 and set(line["remaining"]) == set(row[["remaining"]])
+                for point in (0, 11, 29):
+                    state = {name: before[name] + (one[name] - before[name]) * point / 29 for name in one}
+                    wrong = building.load_state(model, state).eval()(images).argmax(1) != labels
+                    assert line["test_error"][point] == pytest.approx(100 * wrong.float().mean().item())
+                state = {name: (before[name] + one[name]) / 2 * masks.get(name, 1) for name in one}
+                right = building.load_state(model, state).eval()(images).argmax(1) == labels
+                assert line["average"].tolist() == pytest.approx([100 * right.float().mean().item()] * 30)
+        assert set(both["line"][both["round"] == 0]) == {"orders"}
         heights = tables.barriers(run)
         test = table[table["round"] == 1]["test_error"].tolist()
         assert heights["test"][1] == pytest.approx(max(test) - (test[0] + test[-1]) / 2)
@@ -253,7 +266,7 @@ def test_stacked_runs_are_measured_too(place: Path, monkeypatch: pytest.MonkeyPa
     for run in runs_of(config):
         one, other = (tables.table(each, "connectivity") for each in (run, replace(run, root=place / "stacked")))
         assert (one["test_error"] - other["test_error"]).abs().max() < 100 * 3 / 40
-        assert len(one) == 2 * 5
+        assert len(one) == 3 * 5  # of round 0 one line, of round 1 two
 
 
 def test_a_second_training_that_fails_ends_its_run(place: Path) -> None:

@@ -117,6 +117,7 @@ def _disk_needed(prepared: Sequence[Prepared]) -> int:
         state = sum(tensor.numel() * tensor.element_size() for tensor in building.state_of(model).values())
         bits = sum(weight.numel() for weight in pruning.prunable(model, config.prune_embeddings).values()) // 8
         kept = {"all": config.prune_iterations, "last": 1, "none": 0}[config.keep_weights]
+        kept += config.prune_iterations * config.connectivity  # the ends of the rounds
         # initial, dense, rewind; the checkpoint with its moments and best weights, also of further trainings
         once = 2 + bool(config.rewind.amount) + 5 + 5 * len(ENDS) * config.connectivity
         for run in {*one.runs} - counted:

@@ -1,8 +1,11 @@
-"""Linear mode connectivity (Frankle et al. 2020, arXiv:1912.05671): do two trainings of one ticket that differ only in
-the order of the data end where the straight line between them has low error?
+"""Linear mode connectivity: is the error low on the straight line between the ends of two trainings?
 
-The dense network of round 0 starts from the point that tickets are rewound to, as they do. One of the two trainings is
-the round's own if its last weights are still there; otherwise it is repeated.
+The line `orders` is that between two trainings of one ticket that differ only in the order of the data (Frankle et al.
+2020, arXiv:1912.05671). The dense network of round 0 starts from the point that tickets are rewound to, as they do. One
+of the two trainings is the round's own if its last weights are still there; otherwise it is repeated.
+
+The line `rounds` goes from the end of the round before to the end of a round (Paul et al. 2023, arXiv:2210.03044): the
+weights that were pruned between shrink to 0 on the way.
 """
 
 from __future__ import annotations
@@ -25,13 +28,15 @@ from lth.data.images import Feed
 from lth.experiment.trainer import Trainer
 from lth.models import prunable
 from lth.models.building import State
-from lth.records import recording, tables
+from lth.pruning import Masks
+from lth.records import files, recording, tables
 from lth.records.events import Connected
-from lth.records.files import delete
+from lth.records.files import RecordError, delete
 from lth.records.store import ENDS
 from lth.records.tables import Run
-from lth.records.tickets import Ticket
+from lth.records.tickets import Damaged, Ticket, numbered
 from lth.rng import derive_seed
+from lth.settings.arms import ARMS
 from lth.training.network import Network
 from lth.training.train import Stopped, TrialError
 
@@ -41,7 +46,7 @@ STATISTICS = 10_000  # training images from which running statistics are compute
 
 
 def after_round(trainer: Trainer, runs: Sequence[Run], number: int) -> None:
-    """Measure the line of round `number` of the runs that have finished it: train its missing ends, write the table."""
+    """Measure the lines of round `number` of the runs that have finished it: train missing ends, write the table."""
     waiting = [
         run
         for run in runs
@@ -51,21 +56,51 @@ def after_round(trainer: Trainer, runs: Sequence[Run], number: int) -> None:
     if number == 0:  # the dense round is the same in all arms of a trial: one measures its line, the others copy it
         unshared = [run for run in waiting if not recording.share_connectivity(run)]
         chosen = list({run.seed: run for run in reversed(unshared)}.values())[::-1]
+    behind = [run for run in chosen if number and not _has_end(trainer, run, number - 1)]
+    _train(trainer, behind, number - 1, ENDS[0])
+    for run in behind:
+        _keep_end(trainer, run, number - 1)
     for end in ENDS:
-        while stack := trainer.stackable([run for run in chosen if _missing(trainer, run, number, end)], number, end):
-            tickets = [_ticket(trainer, run, number) for run in stack]
-            for run, trained in zip(stack, trainer.train(stack, tickets, end), strict=False):
-                with trainer.alone(run):
-                    if trained.failure is not None:
-                        raise TrialError(f"round {number}, trained again, ended: {trained.failure}")
-                    trainer.store(run).write_checkpoint(number, replace(trained, extra={}), end)
+        _train(trainer, chosen, number, end)
     for run in chosen:
         if run not in trainer.failed:
             with trainer.alone(run):
-                _measure_line(trainer, run, number)
+                _measure_lines(trainer, run, number)
     for run in waiting:
         if run not in chosen:
             recording.share_connectivity(run)
+
+
+def _train(trainer: Trainer, runs: Sequence[Run], number: int, end: str) -> None:
+    """Train the tickets of a round again, of the runs that lack that end."""
+    while stack := trainer.stackable([run for run in runs if _missing(trainer, run, number, end)], number, end):
+        tickets = [_ticket(trainer, run, number) for run in stack]
+        for run, trained in zip(stack, trainer.train(stack, tickets, end), strict=False):
+            with trainer.alone(run):
+                if trained.failure is not None:
+                    raise TrialError(f"round {number}, trained again, ended: {trained.failure}")
+                trainer.store(run).write_checkpoint(number, replace(trained, extra={}), end)
+
+
+def _has_end(trainer: Trainer, run: Run, number: int) -> bool:
+    """Whether the end of a round is kept; that of the dense round may come from another arm."""
+    store, name = trainer.store(run), numbered("end", number)
+    if number == 0 and not store.has(name):
+        for other in (trainer.store(run.of_arm(arm)) for arm in ARMS if arm != run.arm):
+            with suppress(FileNotFoundError, Damaged, RecordError):
+                other.weights(name)
+                files.share(other.file(name), store.file(name))
+                break
+    return store.has(name)
+
+
+def _keep_end(trainer: Trainer, run: Run, number: int) -> None:
+    """Keep the end of a round, for the line to the end of the next one."""
+    if run not in trainer.failed:
+        with trainer.alone(run):
+            state = _end(trainer, run, number, ENDS[0])
+            assert state is not None
+            trainer.store(run).write_weights(numbered("end", number), state)
 
 
 def _ticket(trainer: Trainer, run: Run, number: int) -> Ticket:
@@ -90,20 +125,28 @@ def _end(trainer: Trainer, run: Run, number: int, end: str) -> State | None:
     return trained.final if trained and trained.complete(trainer.plan(run, number, end).steps) else None
 
 
-def _measure_line(trainer: Trainer, run: Run, number: int) -> None:
+def _measure_lines(trainer: Trainer, run: Run, number: int) -> None:
     store, feed, make = trainer.store(run), trainer.feed([run]), trainer.problem.make
     one, other = (_end(trainer, run, number, end) for end in ENDS)
     assert one is not None and other is not None
     masks, channels_last = store.masks(number), trainer.channels_last(feed)
     options = trainer.device, trainer.problem.criterion, trainer.bf16
 
-    def errors(state: State) -> Errors:
+    def errors(state: State, masks: Masks = masks) -> Errors:
         if trainer.stop():
             raise Stopped
         return measure(Network(make(), [state], [masks], *options, channels_last=channels_last), feed, run.seed)
 
     points = [{"point": share, **found._asdict()} for share, found in along(one, other, errors)]
-    for end in ENDS:  # before the line counts as measured, so that a stop leaves none behind
+    if number:
+        before, last = store.masks(number - 1), store.weights(numbered("end", number - 1))
+        either = {name: mask | before[name] for name, mask in masks.items() if name in before}
+        way = along(last, one, lambda state: errors(state, either))
+        average = 100 - errors(between(last, one, 0.5)).test_error  # of both, under the later mask
+        about = {"line": tables.ROUNDS, "average": average}
+        points += [{"point": share, **found._asdict(), **about} for share, found in way]
+    _keep_end(trainer, run, number)
+    for end in ENDS:  # before the lines count as measured, so that a stop leaves none behind
         delete(store.file(end))
     recording.write_connectivity(run, number, points)
     barrier = tables.barriers(run).iloc[number]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,18 @@ from lth.records.tables import Run
 from lth.settings.arms import ARMS
 
 SPARSITIES = 6  # of which the whole line is shown
+FROM_BEFORE = "from the round before"
 LIMIT = f"stable below {STABLE:g} points"
 Lines = Mapping[str, Sequence[Run]]  # the trials behind a line of the figure, by its name
 
 
 def connectivity(runs: Sequence[Run], folder: Path, format: str = "png") -> list[Path]:
     """The error barrier of each round, a line per arm, and the error along the line between the two ends at some
-    sparsities (Frankle et al. 2020, arXiv:1912.05671, Figures 2 and 5). Nothing where no line was measured."""
+    sparsities (Frankle et al. 2020, arXiv:1912.05671, Figures 2 and 5); dotted, the barrier from the end of the round
+    before (Paul et al. 2023, arXiv:2210.03044). Nothing where no line was measured."""
     arms = verdict.in_order([run.arm for run in runs])
     lines = {arm: [run for run in runs if run.arm == arm] for arm in arms}
-    return _drawn(lines, folder / f"connectivity.{format}", runs)
+    return _drawn(lines, folder / f"connectivity.{format}", runs, between_rounds=True)
 
 
 def rewind_points(groups: Sequence[Sequence[Run]], folder: Path, format: str = "png") -> list[Path]:
@@ -46,7 +49,7 @@ def rewind_points(groups: Sequence[Sequence[Run]], folder: Path, format: str = "
     return _drawn(lines, folder / f"connectivity.{format}", [])
 
 
-def _drawn(lines: Lines, file: Path, runs: Sequence[Run]) -> list[Path]:
+def _drawn(lines: Lines, file: Path, runs: Sequence[Run], between_rounds: bool = False) -> list[Path]:
     barriers = {name: table for name, of in lines.items() if len(table := _all(of, tables.barriers))}
     if not barriers:
         return []
@@ -58,6 +61,9 @@ def _drawn(lines: Lines, file: Path, runs: Sequence[Run]) -> list[Path]:
         for axes, half in zip(panels, ("test", "train"), strict=False):
             for name, table in barriers.items():
                 style.band(axes, table, half, name, looks[name])
+                rounds = _all(lines[name], lambda run: tables.barriers(run, tables.ROUNDS))
+                if between_rounds and len(rounds):
+                    style.band(axes, rounds, half, f"{name}, {FROM_BEFORE}", replace(looks[name], dashes=(0, (1, 1))))
             axes.axhline(STABLE, color=style.DARK, linestyle=(0, (4, 2)), linewidth=1, label=LIMIT)
             axes.set_ylabel(f"{'test' if half == 'test' else 'training'} error barrier (points)")
             axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
@@ -75,6 +81,7 @@ def _drawn(lines: Lines, file: Path, runs: Sequence[Run]) -> list[Path]:
 def _along(axes: Axes, runs: Sequence[Run]) -> None:
     """The test error on the way from one end to the other, mean over trials, at some sparsities."""
     found = _all(runs, lambda run: tables.table(run, "connectivity"))
+    found = found[found["line"] == tables.ORDERS]
     chosen = labels.spread(sorted(found["round"].unique()), SPARSITIES)
     for number, color in zip(chosen, style.shades(len(chosen)), strict=True):
         line = found[found["round"] == number]

@@ -19,7 +19,7 @@ ROUNDS = ("round", "remaining", "ES", "val", "test", "val_loss", "train_loss", "
 EVALS = ("round", "iteration", "train_loss", "val_loss", "val", "test")
 LAYERS = ("round", "layer", "kind", "remaining", "weights", "total", "macs", "dense_macs")
 TIMES = ("round", "seconds", "training", "evaluation")
-CONNECTIVITY = ("round", "remaining", "point", "train_error", "test_error")
+CONNECTIVITY = ("round", "remaining", "point", "train_error", "test_error", "line", "average")
 TABLES = {"evals": EVALS, "layers": LAYERS, "times": TIMES, "rounds": ROUNDS, "connectivity": CONNECTIVITY}
 
 Entry = Mapping[str, Sequence[str]]  # a finished round: its lines of each table

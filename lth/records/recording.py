@@ -19,7 +19,7 @@ from lth.models.multiply_adds import Cost
 from lth.pruning import Masks
 from lth.records import files, journal, lock
 from lth.records.journal import TABLES, Entry
-from lth.records.tables import Run, entries, sound_entries
+from lth.records.tables import ORDERS, Run, entries, sound_entries
 from lth.settings.arms import ARMS
 from lth.training.train import Trained
 
@@ -65,9 +65,10 @@ def write_round(run: Run, number: int, masks: Masks, trained: Trained, cost: Cos
 
 
 def write_connectivity(run: Run, number: int, points: Sequence[Mapping[str, Any]]) -> None:
-    """Add the points of a round's line (point, train_error, test_error) to the table `connectivity`."""
+    """Add the points of a round's lines (point, train_error, test_error; line, of the two trainings unless it says
+    otherwise; average) to the table `connectivity`."""
     remaining = entries(run)[number]["rounds"][0].split(",")[journal.ROUNDS.index("remaining")]
-    rows = [{"round": number, "remaining": remaining, **point} for point in points]
+    rows = [{"round": number, "remaining": remaining, "line": ORDERS, **point} for point in points]
     _connect(run, number, _lines("connectivity", rows))
 
 

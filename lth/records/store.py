@@ -48,7 +48,7 @@ class Store:
         return self.file(name).exists()
 
     def weights(self, name: str) -> State:
-        """The weights `initial`, `rewind`, `dense` or `trained_07`."""
+        """The weights `initial`, `rewind`, `dense`, `trained_07` or `end_07`."""
         return self._load(name)[0]
 
     def write_weights(self, name: str, state: State) -> None:
@@ -124,7 +124,7 @@ class Store:
         return saved.final
 
     def of_rounds(self, kind: str) -> dict[int, Path]:
-        """The files of that kind, `ticket` or `trained`, by their rounds; what else lies beside them is the user's."""
+        """The files of that kind, such as `ticket`, by their rounds; what else lies beside them is the user's."""
         found = {}
         for file in sorted(self.run.saves.glob(f"{kind}_*.safetensors")):
             number = file.stem.removeprefix(f"{kind}_")
@@ -209,7 +209,8 @@ class Store:
         if not all(found[name] for name in needed):
             finished = 0
         for number in range(finished):
-            usable(numbered("trained", number))  # nothing is built on these
+            for kind in ("trained", "end"):
+                usable(numbered(kind, number))  # nothing is built on these
             if not usable(numbered("ticket", number)):
                 finished = number
                 break
@@ -226,7 +227,7 @@ class Store:
         for end in ENDS:
             if self.has(end) and self.saved(end)[0] >= first:
                 files.delete(self.file(end))
-        for kind, kept in (("ticket", first + 1), ("trained", first)):
+        for kind, kept in (("ticket", first + 1), ("trained", first), ("end", first)):
             for number, file in self.of_rounds(kind).items():
                 if number >= kept:
                     files.delete(file)

@@ -17,7 +17,8 @@ from lth.records.files import RecordError, explained, read_json
 from lth.records.journal import Entry
 from lth.settings import checks
 
-WORDS = ("layer", "kind")  # the columns that hold no numbers
+WORDS = ("layer", "kind", "line")  # the columns that hold no numbers
+ORDERS, ROUNDS = "orders", "rounds"  # lines between a ticket's two trainings, and from the end of the round before
 SEED = re.compile(r"seed(0|[1-9]\d*)")  # a run's folder; one that was moved aside is called seed0.old-...
 OBJECTS = ("settings", "deciding", "own", "fingerprint", "versions", "sparse_up_to")  # in a config.json
 LISTS = ("command", "program", "image_shape")
@@ -163,11 +164,11 @@ def barrier(errors: Sequence[float]) -> float:
     return max(errors) - (errors[0] + errors[-1]) / 2
 
 
-def barriers(run: Run) -> pd.DataFrame:
-    """One row per round whose line was measured: round, remaining, and the error barriers `train` and `test` in
+def barriers(run: Run, line: str = ORDERS) -> pd.DataFrame:
+    """One row per round whose `line` was measured: round, remaining, and the error barriers `train` and `test` in
     points."""
     lines = table(run, "connectivity").rename(columns=lambda name: name.removesuffix("_error"))
-    by_round = lines.groupby(["round", "remaining"], sort=False)[["train", "test"]]
+    by_round = lines[lines["line"] == line].groupby(["round", "remaining"], sort=False)[["train", "test"]]
     return by_round.agg(lambda errors: barrier(errors.tolist())).reset_index()
 
 

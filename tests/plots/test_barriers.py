@@ -10,7 +10,7 @@ from conftest import MakeRuns
 from drawn import lines_in, panels
 from matplotlib.figure import Figure
 
-from lth.plots.barriers import LIMIT, connectivity, rewind_points
+from lth.plots.barriers import FROM_BEFORE, LIMIT, connectivity, rewind_points
 from lth.records import recording
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
@@ -26,6 +26,7 @@ def measured(run: Run, test: float) -> None:
             {"point": point, "train_error": error / 2, "test_error": error}
             for point, error in zip((0.0, 0.5, 1.0), errors, strict=True)
         ]
+        rows += [{**row, "test_error": row["test_error"] * 2, "line": "rounds"} for row in rows if number]
         recording.write_connectivity(run, number, rows)
 
 
@@ -37,9 +38,11 @@ def test_a_line_an_arm_the_limit_and_the_errors_on_the_way(tmp_path: Path, make_
     assert connectivity(runs, tmp_path) == [tmp_path / "connectivity.png"]
     test, train, along = panels(sheets["connectivity"])
     found = lines_in(test)
-    assert set(found) == {"lt", "reinit", LIMIT} and set(found[LIMIT][1]) == {2.0}
+    before = {f"{arm}, {FROM_BEFORE}" for arm in ("lt", "reinit")}
+    assert set(found) == {"lt", "reinit", LIMIT} | before and set(found[LIMIT][1]) == {2.0}
     assert found["lt"][0] == pytest.approx([100, 80, 64], rel=0.02)
     assert found["lt"][1] == pytest.approx([2.5, 3.5, 4.5]) and found["reinit"][1] == pytest.approx([5.5, 6.5, 7.5])
+    assert found[f"lt, {FROM_BEFORE}"][1] == pytest.approx([7, 9]), "twice those of rounds 1 and 2"
     assert lines_in(train)["lt"][1] == pytest.approx([1.25, 1.75, 2.25])
     way = lines_in(along)
     assert list(way) == ["100%", "80%", "64%"] and way["80%"][1] == pytest.approx([4, 8.5, 6])
