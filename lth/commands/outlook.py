@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,9 +25,10 @@ from lth.records.tables import Run
 from lth.settings import combinations, names
 from lth.settings.arms import ARMS
 from lth.settings.config import Config
-from lth.settings.problems import ConfigError, Problem
+from lth.settings.problems import ConfigError
+from lth.settings.problems import Problem as Mistake
 from lth.training import fit, kernels, sparse
-from lth.training.problem import stack_size
+from lth.training.problem import Problem, stack_size
 from lth.training.schedule import remarks
 
 
@@ -68,7 +70,7 @@ def planned(prepared: Sequence[Prepared], device: torch.device, at_once: int) ->
         tempfile.TemporaryFile(dir=_existing(asked.root)).close()
     except OSError as error:
         must = f"must be a folder that can be written, not {asked.root} ({error.strerror})"
-        raise ConfigError(Problem("root", must)) from None
+        raise ConfigError(Mistake("root", must)) from None
     queue = Queue([Work(one.asked, one.config, "", 1, {}) for one in prepared])
 
     def left(runs: Iterable[Run], finished: Callable[[Run], int] = lambda run: 0) -> int:
@@ -145,6 +147,7 @@ def _remarks(one: Prepared, device: torch.device) -> Iterator[str | None]:
     yield from _without_layers(config, model)
     yield _anew(one)
     yield _alike(one)
+    yield _drawn_over(one, model)
     yield from remarks(config, epoch_steps)
     if stack_size(config, one.problem, device) < (config.stack or 1):
         yield f"--stack {config.stack}: torch.func.vmap cannot follow this model, each run is trained alone"
@@ -184,5 +187,25 @@ def _alike(one: Prepared) -> str:
         return ""
     weights = pruning.prunable(one.problem.make(), one.config.prune_embeddings)
     fixed = fit.alike(one.problem.initial, [name for name, weight in weights.items() if weight.requires_grad])
-    told = ", ".join(fixed[:3]) + (", ..." if len(fixed) > 3 else "")
+    told = _listed(fixed)
     return f"{told}: drawn alike for every seed, so that trials and fresh weights do not differ there" if told else ""
+
+
+def _drawn_over(one: Prepared, model: nn.Module) -> str:
+    """A sentence about weights that the model file gives the same values for every seed, as pretrained ones have, and
+    that --init draws anew. Constants, such as a head of zeros, are a way to draw, too."""
+    config = one.config
+    if config.init == "own" or building.draws_itself(model):
+        return ""
+    own = Problem.of(replace(config, init="own"), one.images).initial
+    fixed = fit.alike(own, pruning.prunable(model, config.prune_embeddings))
+    if not fixed:
+        return ""
+    before, after = own(1), one.problem.initial(1)
+    lost = [name for name in fixed if len(before[name].unique()) > 1 and not torch.equal(before[name], after[name])]
+    told = f"--init {config.init} draws over {_listed(lost)}, to which the model file gives the same values"
+    return f"{told} for every seed, as to pretrained weights: --init own keeps them" if lost else ""
+
+
+def _listed(weights: Sequence[str]) -> str:
+    return ", ".join(weights[:3]) + (f" and {len(weights) - 3} more" if len(weights) > 3 else "")

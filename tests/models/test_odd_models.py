@@ -193,11 +193,41 @@ def test_weights_that_no_seed_changes_are_said(place: Path, capsys: pytest.Captu
         assert ("weight: drawn alike for every seed" in capsys.readouterr().out) == (trials == 2)
 
 
+PRETRAINED = """
+
+class pretrained(nn.Module):
+    def __init__(self, num_classes=4):
+        super().__init__()
+        self.body, self.head = nn.Linear(64, 12), nn.Linear(12, num_classes)
+        self.zero, self.norm = nn.Linear(12, 12, bias=False), nn.BatchNorm1d(12)
+        nn.init.zeros_(self.zero.weight)
+        self.body.load_state_dict({"weight": torch.arange(768.0).view(12, 64).sin() / 8, "bias": torch.zeros(12)})
+
+    def forward(self, x):
+        x = self.norm(self.body(x.flatten(1))).relu()
+        return self.head(x + self.zero(x))
+"""
+
+
+@pytest.mark.parametrize(("init", "told"), [("glorot", True), ("kaiming", True), ("own", False)])
+def test_pretrained_weights_that_are_drawn_over_are_said(
+    place: Path, capsys: pytest.CaptureFixture[str], init: str, told: bool
+) -> None:
+    assert ran(place, "pretrained", PRETRAINED, "--init", init) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (f"--init {init} draws over body.weight, to which the model file gives the same values" in said) == told
+    assert ("--init own keeps them" in said) == told
+
+
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
 def test_a_model_that_gives_pruned_weights_values_ends_with_a_sentence(place: Path, kind: str) -> None:
     (place / "archs" / "tiny" / "centring.py").write_text(
-        "import torch\nfrom torch import nn\n\n\nclass _Centring(nn.Linear):\n    def forward(self, x):\n"
-        "        self.weight.data.sub_(self.weight.data.mean(1, keepdim=True))\n        return super().forward(x)\n\n\n"
+        "import torch\nfrom torch import nn\n\n\nclass _Centring(nn.Linear):\n"
+        "    def __init__(self, *sizes):\n        super().__init__(*sizes)\n"
+        "        self.register_buffer('calls', torch.zeros(()))\n\n    def forward(self, x):\n        self.calls += 1\n"
+        "        if self.calls > 8:  # later than any trial of the model before training\n"
+        "            self.weight.data.sub_(self.weight.data.mean(1, keepdim=True))\n"
+        "        return super().forward(x)\n\n\n"
         "def centring():\n    return nn.Sequential(nn.Flatten(), _Centring(64, 12), nn.ReLU(), nn.Linear(12, 4))\n"
     )
     told = Told()
