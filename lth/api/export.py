@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,33 +65,57 @@ def sparse(model: nn.Module, masks: Masks) -> nn.Module:
     return made
 
 
-def export(model: nn.Module, file: Path, example: Tensor) -> Path:
+class Normalise(nn.Module):
+    """Images (B, C, H, W) with pixels from 0 to 1 as a run's network sees them: `normalisation` is what its config.json
+    says (lth.data.Images.normalisation)."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, normalisation: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.by_norm = normalisation["by_norm"]
+        self.register_buffer("shift", torch.tensor(normalisation["shift"])[:, None, None])
+        self.register_buffer("scale", 255 * torch.tensor(normalisation["scale"])[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The normalised images."""
+        x = images * self.scale + self.shift
+        return nn.functional.normalize(x.flatten(1)).view_as(x) if self.by_norm else x
+
+
+def export(model: nn.Module, file: Path, example: Tensor, normalisation: Mapping[str, Any]) -> Path:
     """Write `model`, in evaluation mode and for any batch size, as `file` says by its ending: .onnx (in the opset that
-    PyTorch exports by default) or .pt2 (torch.export).
+    PyTorch exports by default) or .pt2 (torch.export). Its metadata say under `input` what it takes: images with pixels
+    from 0 to 1, which it normalises as `normalisation` says, or, if that is empty, examples like those in training.
 
     `example` are two or more examples (B, ...). ValueError for another ending or a model that cannot be exported,
     lth.records.files.RecordError if the file cannot be written, ImportError, with what to install, without ONNX.
     """
     if file.suffix not in SUFFIXES:
         raise ValueError(f"file must end in {' or '.join(SUFFIXES)}, not {str(file)!r}")
-    batch = torch.export.Dim("batch")
+    batch, made = torch.export.Dim("batch"), building.copy_of(model)
+    takes = "examples as the training data gave them: nothing is normalised here"
+    if normalisation:
+        made = nn.Sequential(OrderedDict(normalise=Normalise(normalisation), model=made))
+        takes = "images (batch, channels, height, width) with pixels from 0 to 1, which are normalised here"
     try:
-        program = torch.export.export(building.copy_of(model).cpu().eval(), (example,), dynamic_shapes=({0: batch},))
+        program = torch.export.export(made.cpu().eval(), (example,), dynamic_shapes=({0: batch},))
     except Exception as error:  # whatever tracing stumbles over in a model's own code
         raise ValueError(f"model cannot be exported: {first_line(error)}") from error
     with tempfile.TemporaryDirectory(prefix="lth-") as folder:
-        made = Path(folder) / file.name
+        written = Path(folder) / file.name
         if file.suffix == ".pt2":
-            torch.export.save(program, made)
+            torch.export.save(program, written, extra_files={"input": takes})
         else:
-            _to_onnx(program, made)
+            _to_onnx(program, written, takes)
         with explained(file):
-            content = made.read_bytes()
+            content = written.read_bytes()
     write(file, content)
     return file
 
 
-def _to_onnx(program: torch.export.ExportedProgram, file: Path) -> None:
+def _to_onnx(program: torch.export.ExportedProgram, file: Path, takes: str) -> None:
     try:
         import onnxscript  # noqa: F401
     except ImportError:
@@ -97,4 +124,5 @@ def _to_onnx(program: torch.export.ExportedProgram, file: Path) -> None:
         warnings.simplefilter("ignore")
         made = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
         assert made is not None
+        made.model.metadata_props["input"] = takes
         made.save(file, external_data=False)

@@ -291,6 +291,7 @@ def _write_config(run: Run, config: Config, about: Mapping[str, str], problem: P
             "own": dict(about),
             "threads": config.threads,
             **({"image_shape": list(shape)} if len(shape := problem.images.shape) == 3 else {}),
+            "normalisation": getattr(problem.images, "normalisation", {}),
             "fingerprint": problem.fingerprint,
             "arm": run.arm,
             "seed": run.seed,

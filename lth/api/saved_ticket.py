@@ -138,11 +138,14 @@ class SavedTicket:
     ) -> Path:
         """Write the network, pruned weights as zeros, for other programs. Returns the file's path.
 
+        It takes images with pixels from 0 to 1 and normalises them as the run did; for data of your own, batches as
+        they are. Its metadata say so under `input`.
+
         Args:
             file: ends in .onnx (current opset, any batch size; needs the packages onnx and onnxscript) or .pt2
                 (torch.export).
-            example: two or more examples (B, ...) as the network takes them; None: of the shape of the run's images, if
-                config.json has it. The network takes images scaled as the run's `--pixels` says.
+            example: two or more examples (B, ...), of which the shape and type count; None: of the shape of the run's
+                images, if config.json has it.
             model: as in `evaluate`.
             weights: "trained" or "start".
             compact: write the smaller network that `compact` gives.
@@ -153,7 +156,10 @@ class SavedTicket:
         example, made = self._examples(example), self._applied(model, weights)
         if checks.truth("compact", compact):
             made = compaction.compact(made, example)
-        return export.export(made, checks.path("file", file), example)
+        normalisation = config_of(self.run).get("normalisation")
+        if normalisation is None:
+            raise ValueError(f"folder must have a config.json that says how images are normalised: {self.run.dumps}")
+        return export.export(made, checks.path("file", file), example, normalisation)
 
     def compact(
         self, example: Tensor | None = None, model: nn.Module | None = None, weights: str = "trained"

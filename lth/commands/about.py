@@ -100,7 +100,8 @@ def _cpu_precision(config: Config) -> str:
 def about_data(images: Images, config: Config) -> dict[str, Any]:
     """The part about the data besides their fingerprint, so that a finished run need not read them again."""
     file = of_file(names.npz(config.data, names.dataset(config.dataset), config.image_size))
-    return {"data_file": file, "classes": images.classes, "image_shape": list(images.shape)}
+    about = {"data_file": file, "classes": images.classes, "image_shape": list(images.shape)}
+    return {**about, "normalisation": images.normalisation}
 
 
 def fingerprints_now(config: Config, run: Run) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,6 +77,24 @@ class Images:
             return f"no example is of {_classes(absent)}: labels count from 0, so that there are {self.classes} classes"
         return ""
 
+    @cached_property
+    def levels(self) -> tuple[Tensor, Tensor]:
+        """Shift and scale, each of one element or (C, 1, 1), of the levels 0 to 255."""
+        if self.scaling is not None:
+            return self.scaling
+        if self.as_is or self.train.is_floating_point() or self.pixels != "standard":
+            return torch.zeros(1), torch.full((1,), 1 / 255)
+        return normalisation(self.train)
+
+    @property
+    def normalisation(self) -> dict[str, Any]:
+        """What config.json says of how a model sees levels from 0 to 255: times `scale` plus `shift` per channel, then
+        divided by the Euclidean norm of the image if `by_norm`. Empty if the data came normalised, or are no images."""
+        if self.as_is or self.train.is_floating_point() or self.scaling is not None:
+            return {}
+        shift, scale = (part.flatten().tolist() for part in self.levels)
+        return {"shift": shift, "scale": scale, "by_norm": self.pixels == "norm"}
+
     def tensors(self) -> list[Tensor]:
         """All tensors, to be moved or shared."""
         return [self.train, self.train_labels, self.test, self.test_labels, *(self.validation or ())]
@@ -127,13 +146,7 @@ class Feed:
         self.flip = images.mirrors
         self.as_is = images.as_is or images.train.is_floating_point()
         self.by_norm = images.pixels == "norm"
-        if images.scaling is not None:
-            self.shift, self.scale = images.scaling
-        elif self.as_is or images.pixels != "standard":
-            self.shift, self.scale = torch.zeros(1), torch.full((1,), 1 / 255)
-        else:
-            self.shift, self.scale = normalisation(images.train)
-        self.shift, self.scale = self.shift.to(device), self.scale.to(device)
+        self.shift, self.scale = (part.to(device) for part in images.levels)
         if images.validation is None:
             held_back = usual_valid_size(len(images.train)) if valid_size is None else valid_size
             splits = [split(len(images.train), held_back, seed) for seed in seeds]

@@ -20,7 +20,7 @@ from lth.settings import checks
 WORDS = ("layer", "kind", "line")  # the columns that hold no numbers
 ORDERS, ROUNDS = "orders", "rounds"  # lines between a ticket's two trainings, and from the end of the round before
 SEED = re.compile(r"seed(0|[1-9]\d*)")  # a run's folder; one that was moved aside is called seed0.old-...
-OBJECTS = ("settings", "deciding", "own", "fingerprint", "versions", "sparse_up_to")  # in a config.json
+OBJECTS = ("settings", "deciding", "own", "fingerprint", "versions", "normalisation", "sparse_up_to")  # of config.json
 LISTS = ("command", "program", "image_shape")
 
 

@@ -13,7 +13,7 @@ from helpers import random_masks, settings
 from torch import Tensor, nn
 
 import lth
-from lth import pruning
+from lth import data, pruning
 from lth.api import sizes
 from lth.api.compaction import compact
 from lth.commands import session
@@ -231,9 +231,11 @@ def test_a_smaller_network_of_a_ticket_in_onnx(ticket: lth.SavedTicket, tmp_path
         torch.testing.assert_close(small(examples(5)), whole(examples(5)))
     assert parameters(small) < parameters(whole)
     file = ticket.export(tmp_path / "ticket.onnx", compact=True)
+    images = data.load("tiny", ticket.run.root / "data")
+    (seen, _) = next(images.feed([0], 1, 1, torch.device("cpu")).test())
     made = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    (found,) = made.run(None, {made.get_inputs()[0].name: examples(3).numpy()})
-    torch.testing.assert_close(torch.from_numpy(found), whole(examples(3)), rtol=1e-5, atol=1e-5)
+    (found,) = made.run(None, {made.get_inputs()[0].name: (images.test[: len(seen)] / 255).numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), whole(seen), rtol=1e-4, atol=1e-5)
     assert file.stat().st_size < ticket.export(tmp_path / "whole.onnx").stat().st_size
 
 

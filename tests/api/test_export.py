@@ -7,22 +7,29 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import random_masks, settings
+from own import find, seeded
 from torch import Tensor, nn
 
 import lth
+from lth import data
 from lth.api import export
 from lth.api.saved_ticket import SavedTicket
 from lth.commands import session
 from lth.models import building
+from lth.records import tables
 
 pytestmark = pytest.mark.versions
 
 
 @pytest.fixture
 def ticket(place: Path, request: pytest.FixtureRequest) -> SavedTicket:
-    """A sparse ticket of the model that the test names, trained a little."""
-    (run,) = session.run(settings(place, arch_type=getattr(request, "param", "mlp"), prune_percent=80))
+    """A sparse ticket of the model, and with the --pixels, that the test names, trained a little."""
+    arch, pixels = getattr(request, "param", ("mlp", "standard"))
+    (run,) = session.run(settings(place, arch_type=arch, pixels=pixels, prune_percent=80))
     return lth.load_ticket(run.saves)
+
+
+EACH = pytest.mark.parametrize("ticket", [("mlp", "norm"), ("mlp", "unit"), ("conv", "standard")], indirect=True)
 
 
 def trained(ticket: SavedTicket) -> nn.Module:
@@ -34,25 +41,63 @@ def examples(count: int) -> Tensor:
     return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("ticket", ["mlp", "conv"], indirect=True)
-def test_an_onnx_file_gives_the_same_logits_for_any_batch_size(ticket: SavedTicket, tmp_path: Path) -> None:
+def images_and_logits(ticket: SavedTicket) -> tuple[Tensor, Tensor]:
+    """The test images with pixels from 0 to 1, and the logits that `ticket.evaluate` counts for them."""
+    images = data.load("tiny", ticket.run.root / "data", tables.config_of(ticket.run)["settings"]["pixels"])
+    seen = torch.cat([x for x, _ in images.feed([0], 1, 1, torch.device("cpu")).test()])
+    logits = trained(ticket)(seen)
+    right = (logits.argmax(1) == images.test_labels).double().mean()
+    assert 100 * right.item() == pytest.approx(ticket.row["test"])
+    return images.test / 255, logits
+
+
+@EACH
+def test_an_onnx_file_takes_pixels_from_0_to_1_and_gives_the_same_logits_for_any_batch_size(
+    ticket: SavedTicket, tmp_path: Path
+) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    file = ticket.export(tmp_path / "ticket.onnx", examples(2))
+    file = ticket.export(tmp_path / "ticket.onnx")
     assert list(tmp_path.glob("ticket*")) == [file]  # the weights are in it, not beside it
     made = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    for count in (1, 3):
-        (found,) = made.run(None, {made.get_inputs()[0].name: examples(count).numpy()})
-        torch.testing.assert_close(torch.from_numpy(found), trained(ticket)(examples(count)), rtol=1e-5, atol=1e-5)
+    assert "with pixels from 0 to 1" in made.get_modelmeta().custom_metadata_map["input"]
+    images, logits = images_and_logits(ticket)
+    for count in (1, 3, len(images)):
+        (found,) = made.run(None, {made.get_inputs()[0].name: images[:count].numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), logits[:count], rtol=1e-4, atol=1e-5)
 
 
-def test_a_pt2_file_holds_the_pruned_weights_as_zeros(ticket: SavedTicket, tmp_path: Path) -> None:
-    made = torch.export.load(ticket.export(tmp_path / "ticket.pt2", examples(2))).module()
-    torch.testing.assert_close(made(examples(5)), trained(ticket)(examples(5)))
+@EACH
+def test_a_pt2_file_takes_pixels_from_0_to_1_and_holds_the_pruned_weights_as_zeros(
+    ticket: SavedTicket, tmp_path: Path
+) -> None:
+    told = {"input": ""}
+    made = torch.export.load(ticket.export(tmp_path / "ticket.pt2"), extra_files=told).module()
+    assert "with pixels from 0 to 1" in told["input"]
+    images, logits = images_and_logits(ticket)
+    torch.testing.assert_close(made(images), logits, rtol=1e-4, atol=1e-5)
     state = dict(made.named_parameters())
-    assert all((state[name][~mask] == 0).all() for name, mask in ticket.masks.items())
+    assert all((state[f"model.{name}"][~mask] == 0).all() for name, mask in ticket.masks.items())
 
 
-@pytest.mark.parametrize("ticket", ["mlp", "conv"], indirect=True)
+def test_a_network_of_ones_own_is_exported_for_the_data_that_it_was_given(tmp_path: Path) -> None:
+    find(seeded(), save=tmp_path)
+    ticket, told = lth.load_ticket(tmp_path), {"input": ""}
+    file = ticket.export(tmp_path / "ticket.pt2", examples(2), seeded())
+    made = torch.export.load(file, extra_files=told).module()
+    assert "nothing is normalised" in told["input"]
+    torch.testing.assert_close(made(examples(5)), ticket.apply(seeded(), weights="trained").eval()(examples(5)))
+
+
+def test_a_network_of_ones_own_on_a_named_set_takes_pixels_from_0_to_1(place: Path) -> None:
+    file = place / "data" / "tiny.npz"
+    find(seeded(), file, save=place / "mine")
+    ticket, images = lth.load_ticket(place / "mine"), data.read(file)
+    made = torch.export.load(ticket.export(place / "ticket.pt2", model=seeded())).module()
+    seen = torch.cat([x for x, _ in images.feed([0], 1, 1, torch.device("cpu")).test()])
+    torch.testing.assert_close(made(images.test / 255), ticket.apply(seeded(), weights="trained").eval()(seen))
+
+
+@pytest.mark.parametrize("ticket", [("mlp", "standard"), ("conv", "standard")], indirect=True)
 def test_sparse_layers_hold_the_survivors_alone_and_give_the_same_logits(ticket: SavedTicket) -> None:
     made = ticket.sparse()
     torch.testing.assert_close(made(examples(7)), trained(ticket)(examples(7)))
@@ -102,7 +147,11 @@ def test_wrong_arguments_are_named(ticket: SavedTicket, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"file must end in \.onnx or \.pt2, not"):
         ticket.export(tmp_path / "ticket.pth", examples(2))
     config = ticket.run.dumps / "config.json"
-    config.write_text(config.read_text().replace("image_shape", "nothing"))
+    whole = config.read_text()
+    config.write_text(whole.replace('"normalisation"', '"nothing"'))
+    with pytest.raises(ValueError, match=r"folder must have a config\.json that says how images are normalised"):
+        ticket.export(tmp_path / "ticket.onnx")
+    config.write_text(whole.replace("image_shape", "nothing"))
     with pytest.raises(ValueError, match="example must be given: the shape of the images of tiny is not known"):
         ticket.export(tmp_path / "ticket.onnx")
     with pytest.raises(ValueError, match="model cannot be exported"):

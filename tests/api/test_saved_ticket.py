@@ -97,7 +97,7 @@ def test_a_ticket_for_data_served_by_anothers_models_needs_neither_their_folder_
     (run,) = session.run(settings(place, dataset="mine", prune_iterations=2))
     ticket, file = lth.load_ticket(run.saves), run.dumps / "config.json"
     assert read_json(file)["image_shape"] == [1, 28, 28]
-    monkeypatch.setattr(export, "export", lambda model, file, example: tuple(example.shape))
+    monkeypatch.setattr(export, "export", lambda model, file, example, normalisation: tuple(example.shape))
 
     def works(data: Any) -> bool:
         assert ticket.export("ticket.pt2") == (2, 1, 28, 28)
