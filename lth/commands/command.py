@@ -118,12 +118,15 @@ def conclude(
 def _compare_masks(runs: Sequence[Run], folder: Path) -> bool:
     """Whether masks.csv has been written."""
     from lth.analysis import overlap
+    from lth.records import files
     from lth.records.tickets import UNUSABLE
 
     try:
         if overlap.write(runs, folder):
             return True
         _warn("no masks.csv: no two of these runs have a mask of the same round")
+    except files.Unwritable:
+        raise
     except UNUSABLE as error:
         _warn(f"no new masks.csv: {error}")
     return False

@@ -29,8 +29,8 @@ def draw_all(
     pages: Sequence[Path] = (),
 ) -> list[Path]:
     """Draw every figure there is of runs of one model, data set and settings, and delete those that there no longer
-    are. One that cannot be drawn, because a file is damaged or gone, is reported to `complain`. The comparison is drawn
-    against `x` too. `pages` were written with these figures: all are up to date together."""
+    are. One that cannot be drawn, because a file is damaged or gone, is reported to `complain`; Unwritable ends it. The
+    comparison is drawn against `x` too. `pages` were written with these figures: all are up to date together."""
     from lth.plots import barriers, comparison, curves, layer_counts, mask_overlap, weights
     from lth.records.tickets import UNUSABLE
 
@@ -48,6 +48,8 @@ def draw_all(
         file = folder / f"{name}.{format}"
         try:
             found = draw(runs, folder, format=format)
+        except files.Unwritable:
+            raise
         except UNUSABLE as error:
             complain(f"no {file.name}: {error}" + ("; the one that is there is older" if file.exists() else ""))
             whole = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import itertools
 import json
 import os
@@ -74,9 +75,9 @@ def delete(file: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def drop_partials(folder: Path) -> None:
-    """Delete the partial files and folders of processes that were killed."""
-    for file in folder.glob("*.partial"):
+def drop_partials(folder: Path, name: str = "") -> None:
+    """Delete the partial files and folders of processes that were killed; those of one file if its name is given."""
+    for file in folder.glob(f"{glob.escape(name)}*.partial"):
         if file.is_dir():
             shutil.rmtree(file, ignore_errors=True)
         else:

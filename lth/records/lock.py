@@ -23,7 +23,7 @@ from pathlib import Path
 
 from filelock import lock_descriptor  # with neither soft locks nor deleted files, unlike filelock.FileLock
 
-from lth.records.files import RecordError, explained, read_json, write_json
+from lth.records.files import RecordError, drop_partials, explained, read_json, write_json
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # how a file system says that it has none
 LOCAL = ("nolock", "localflock", "nobrl", "local_lock=all", "local_lock=flock")  # mount options
@@ -78,6 +78,7 @@ class Locks:
                 if not taken:
                     raise
             if taken:
+                drop_partials(file.parent, holder_file(folder).name)
                 write_json(holder_file(folder), me)
                 self._held[folder] = undo.pop_all()
         return taken

@@ -85,6 +85,14 @@ def test_a_damaged_file_costs_one_figure_and_is_reported(tmp_path: Path, make_ru
     assert draw.up_to_date(runs, tmp_path / "plots", "png") is None  # it is said again
 
 
+def test_a_figure_that_cannot_be_written_ends_the_drawing(tmp_path: Path, make_runs: MakeRuns) -> None:
+    (tmp_path / "plots" / "comparison.png").mkdir(parents=True)
+    complaints: list[str] = []
+    with pytest.raises(files.Unwritable, match=r"cannot write .*comparison\.png: "):
+        draw.draw_all(make_runs(rounds=2, saves=False), tmp_path / "plots", complain=complaints.append)
+    assert complaints == [] and not list(tmp_path.rglob("*.partial"))
+
+
 def test_figures_are_up_to_date_until_what_they_show_changes(
     tmp_path: Path, make_runs: MakeRuns, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,13 @@ def test_a_second_process_is_refused_with_host_and_pid_and_let_in_afterwards(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["seed0.holder", "seed0.lock"]
 
 
+def test_a_process_that_was_killed_while_it_named_itself_leaves_nothing(tmp_path: Path) -> None:
+    for name in ("seed0.holder.1.partial", "seed01.holder.1.partial"):  # the latter is another run's
+        (tmp_path / name).touch()
+    take(tmp_path / "seed0").release(tmp_path / "seed0")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["seed0.holder", "seed0.lock", "seed01.holder.1.partial"]
+
+
 def test_who_only_looks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     take(tmp_path / "seed0").release(tmp_path / "seed0")
     descriptor = os.open(lock.lock_file(tmp_path / "seed0"), os.O_RDWR)
