@@ -217,7 +217,9 @@ def test_the_final_rate_is_that_of_the_last_step_and_the_dense_round_has_the_who
 # Evaluations and ES
 
 
-@pytest.mark.parametrize("every, start, expected", [(5, 0, [5, 10]), (4, 3, [4, 8, 10]), (4, 4, [8, 10]), (20, 9, [10])])
+@pytest.mark.parametrize(
+    "every, start, expected", [(5, 0, [5, 10]), (4, 3, [4, 8, 10]), (4, 4, [8, 10]), (20, 9, [10])]
+)
 def test_evaluations_lie_on_a_grid_and_at_the_last_iteration(every: int, start: int, expected: list[int]) -> None:
     told: list[int] = []
     trained = training(Mlp, Plan(10, every, constant(), start)).run(lambda _, e: told.append(e.iteration))[0]
