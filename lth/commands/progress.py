@@ -62,6 +62,8 @@ class Progress:
                 del self.left[run]
                 self.running.pop(run, None)
             self._write(event.text, sys.stderr)
+        elif isinstance(event, Note) and event.warning:
+            self._write(event.text, sys.stderr)
         elif isinstance(event, Note):
             self._line(event.text)
         elif isinstance(event, RoundDone):

@@ -110,7 +110,7 @@ class Experiment:
         problem, store, tell = self.trainer.problem, self.trainer.store(run), self.trainer.tell
         if differ := identity.differing(identity.recorded(run), problem.fingerprint):  # edited while workers start
             raise RecordError(f"{run.dumps} holds results of another experiment, {identity.said(differ)} since")
-        store.pick_up(lambda text: tell(Note(text)))
+        store.pick_up(lambda text: tell(Note(text, warning=True)))
         if not (store.has("initial") and store.has(numbered("ticket", 0))):
             if problem.start_tickets is not None:
                 masks, start = problem.start_tickets(run.seed, 0)

@@ -47,10 +47,11 @@ class RoundDone:
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence for the user; `failed` says that a trial ended by it."""
+    """A sentence for the user; `failed` says that a trial ended by it. A `warning` is shown with --quiet too."""
 
     text: str
     failed: bool = False
+    warning: bool = False
 
 
 @dataclass(frozen=True)

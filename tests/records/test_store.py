@@ -14,7 +14,7 @@ import pytest
 import safetensors
 from helpers import Told, assert_same, do, lay_out, results, settings
 
-from lth.commands import command
+from lth.commands import command, session
 from lth.commands.tasks import runs_of
 from lth.records import folders, journal, tables, tickets
 from lth.records.files import RecordError
@@ -135,3 +135,11 @@ def test_a_damaged_run_of_another_command_is_said_and_left_out(
     assert folders.runs_in("--ticket", reinit.saves.parent) == [reinit]
     with pytest.raises(RecordError, match=journal.NAME):
         folders.runs_in("--ticket", run.saves.parent)
+
+
+def test_a_file_that_is_set_aside_is_named_also_with_quiet(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run,) = session.run(settings(place, prune_iterations=2))
+    file = run.saves / "ticket_01.safetensors"
+    file.write_bytes(b"junk")
+    session.run(settings(place, prune_iterations=3, quiet=True))
+    assert f"{file.name}.damaged, continuing from the last good round" in capsys.readouterr().err
