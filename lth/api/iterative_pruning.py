@@ -186,13 +186,13 @@ def iterative_pruning(
             mend([run], config, (lambda text: None) if quiet else print)
         problem = own_network.problem(brought, taken, rule, config, initial, str(about), prints)
         config = with_threads(config, problem, run, 1, place)
-        progress = Progress({run: rounds + 1 - tables.finished_rounds(run)}, 1, config.print_freq, config.quiet)
         densely = config.sparse == "auto" and place.type == "cpu" and not problem.whole and not sparse.available()
         alone = layers.left_alone(brought.template, config.prune_embeddings)
         odd = getattr(taken.source, "remark", "")
         for said in (remark, odd, *left_out, alone, sparse.UNAVAILABLE if densely else "", problem.cost[1]):
             if said and not quiet:
                 print(said)
+        progress = Progress({run: rounds + 1 - tables.finished_rounds(run)}, 1, config.print_freq, config.quiet)
         stack.enter_context(Locks(alone=True)).take(run.dumps)
         if recover is None:  # what a call left that was stopped in its first round
             tables.move_aside(run, time.strftime("%Y%m%d-%H%M%S"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +48,8 @@ def announce(
     upto = "up to " if len(rounds) > 1 else ""
     most = max(one.config.threads or 1 for one in prepared)
     threads = f" with {most} threads each" if most > 1 else ""
-    say(f"{of}{len(runs)} runs of {upto}{rounds[-1]} rounds on {place}{threads}, results in {where([*runs])}")
+    work = f"{_count(runs, 'run')} of {upto}{_count(range(rounds[-1]), 'round')}"
+    say(f"{of}{work} on {place}{threads}, results in {where([*runs])}")
     say(f"the weights under saves/ take up to {need:,.0f} MB of {free:,.0f} MB free (--keep_weights last: less)")
     for remark in dict.fromkeys(remark for one in prepared for remark in _remarks(one, device) if remark):
         say(remark)
@@ -85,14 +86,16 @@ def planned(prepared: Sequence[Prepared], device: torch.device, at_once: int) ->
             mine = [run for run in here if run.arm == arm]
             rounds, total = max(map(queue.rounds, mine)), left(mine)
             finished = total - left(mine, tables.finished_rounds)
-            line = f"  {arm}: {len(mine)} trials x {rounds} rounds, {total} trainings, {finished} finished"
+            each = f"{_count(mine, 'trial')} x {_count(range(rounds), 'round')}, {_count(range(total), 'training')}"
+            line = f"  {arm}: {each}, {finished} finished"
             needs = [f"the dense round of {other}" for other in sorted({queue.dense[run].arm for run in mine} - {arm})]
             if rounds > 1 and ARMS[arm].mask_of:
                 needs.append(f"the masks of {ARMS[arm].mask_of}")
             lines.append(f"{line}; needs {' and '.join(needs)}" if needs else line)
         lines += dict.fromkeys(f"  {anew}" for one in prepared if one.runs[0] in here and (anew := _anew(one)))
     count, runs = left(queue.work), len(queue.work)
-    total_line = f"{count} trainings, {left(queue.work, tables.finished_rounds)} of them left, up to {runs} at once"
+    remain = left(queue.work, tables.finished_rounds)
+    total_line = f"{_count(range(count), 'training')}, {remain} of them left, up to {runs} at once"
     if asked.connectivity:
         again = f"{count} tickets once more, {left(queue.work, tables.connected_rounds)} of them left"
         total_line += f"; --connectivity trains {again}"
@@ -104,6 +107,11 @@ def planned(prepared: Sequence[Prepared], device: torch.device, at_once: int) ->
 def where(runs: Sequence[Run]) -> Path:
     """The folder under dumps/ that holds them all."""
     return Path(os.path.commonpath([run.dumps.parent.parent for run in runs]))
+
+
+def _count(things: Collection[object], name: str) -> str:
+    """`1 run`, `3 runs`."""
+    return f"{len(things)} {name}{'s' * (len(things) != 1)}"
 
 
 def _existing(folder: Path) -> Path:

@@ -103,7 +103,7 @@ def test_a_dry_run_shows_what_is_left_and_touches_nothing(place: Path, capsys: p
     out = planned(*asked, "--connectivity")
     assert "28 of them left" in out and "--connectivity trains 30 tickets once more, 28 of them left" in out
     out = planned("--prune_type", "lt", "--overwrite")
-    assert "lt: 1 trials x 3 rounds, 3 trainings, 0 finished" in out and "3 of them left" in out
+    assert "lt: 1 trial x 3 rounds, 3 trainings, 0 finished" in out and "3 of them left" in out
     assert list((place / "swept").rglob("rounds.csv")), "nothing is moved aside"
 
 
