@@ -22,7 +22,6 @@ from own import (
     tiny,
 )
 from torch import nn
-from torch.utils.data import TensorDataset
 
 import lth
 
@@ -144,8 +143,8 @@ WRONG = [
     ({"data": {**tiny(), "train": iter(batches())}}, TypeError, "data.train must give its batches again in each pass"),
     ({"data": {**tiny(), "train": Once()}, "in_memory": True}, ValueError, "data.train must give its batches again in"),
     ({"data": {**tiny(), "test": Broken()}}, RuntimeError, "^data.test failed with KeyError: 'no such file'$"),
-    ({"data": {**tiny(), "train": TensorDataset(*examples())}}, TypeError, "data.train must be .*not a TensorDataset"),
-    ({"data": {**tiny(), "train": list(TensorDataset(*examples()))}}, ValueError, "data.train must give examples"),
+    ({"data": {**tiny(), "train": 3}}, TypeError, "data.train must be a DataLoader or another .*not 3"),
+    ({"data": {**tiny(), "train": [(torch.ones(3, 2), torch.ones(2).long())]}}, ValueError, "must give examples"),
     ({"data": {**tiny(), "train": [(torch.ones(3, 2), torch.ones(3))]}}, ValueError, "labels 0, 1, ... as whole"),
     ({"data": {**tiny(), "test": [*batches(), (torch.ones(3, 9), torch.ones(3).long())]}}, ValueError, "one shape"),
     ({"iterations": 0}, ValueError, "iterations must be a whole number of at least 1 and at most 1000000000, not 0"),
@@ -157,7 +156,7 @@ WRONG = [
     ({"rewind": 5, "random": True}, ValueError, "rewind must be 0 with random=True"),
     ({"recover": "/no/such/folder"}, ValueError, "recover must be a folder with results"),
     ({"device": "gpu"}, ValueError, "device must be None, 'cpu', 'cuda'"),
-    ({"trials": 3}, TypeError, "no argument 'trials': did you mean seed?"),
+    ({"trials": 0}, ValueError, "trials must be a whole number of at least 1"),
     ({"batch_size": 121}, ValueError, "batch_size must be at most 120"),
     ({"batch_size": 5, "in_memory": False}, ValueError, "batch_size must be that of the streamed batches, 10"),
     ({"lr": -1}, ValueError, "lr must be a number above 0"),
