@@ -86,7 +86,7 @@ def test_asking_disturbs_no_draws_and_no_example() -> None:
 def test_a_model_that_views_what_convolutions_give_is_trained_and_evaluated(place: Path, augment: bool) -> None:
     (place / "archs" / "tiny" / "viewing.py").write_text(VIEWING)
     (run,) = session.run(settings(place, arch_type="viewing", prune_iterations=2, connectivity=True, augment=augment))
-    assert len(tables.table(run, "connectivity")) == 2 * 30
+    assert len(tables.table(run, "connectivity")) == (2 + 1) * 30  # a line per round, and one between both
     ticket, images = lth.load_ticket(run.dumps, round=1), make_images()
     test = (images.test.float() - images.train.float().mean()) / images.train.float().std()
     for data in (place / "data" / "tiny.npz", [(test, images.test_labels)]):
