@@ -65,6 +65,9 @@ def training(runs: Sequence[Run], folder: Path, format: str = "png", lines: int 
 def thinned(curve: pd.Series, window: int) -> pd.Series:
     """Means over so many evaluations each, without an incomplete last window: single evaluations scatter more than
     sparsities differ."""
+    steps = np.diff(curve.index)
+    if len(steps) > 1 and steps[-1] < steps[-2]:  # a last evaluation that comes early would be a hook
+        curve = curve.iloc[:-1]
     whole = curve.iloc[: max(len(curve) // window, 1) * window]
     block = np.arange(len(whole)) // window
     return whole.groupby(block).mean().set_axis(whole.index.to_series().groupby(block).mean())

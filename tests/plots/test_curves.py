@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import MakeRuns
 from drawn import caption_of, lines_in
@@ -12,7 +13,7 @@ from helpers import write_table
 from matplotlib.figure import Figure
 
 from lth.analysis import labels
-from lth.plots.curves import training
+from lth.plots.curves import thinned, training
 from lth.records import tables
 
 Sheets = dict[str, Figure]
@@ -61,3 +62,8 @@ def test_points_of_some_trials_only_are_no_points_of_the_mean(
     found = [tables.table(run, "evals") for run in runs]
     assert x.tolist() == found[0]["iteration"][[3, 8]].tolist()
     np.testing.assert_allclose(y, np.mean([table["test"][[3, 8]] for table in found], axis=0))
+
+
+def test_a_last_evaluation_that_comes_early_is_no_hook() -> None:
+    assert [*thinned(pd.Series([1.0, 2, 3, 4], index=[300, 600, 900, 980]), 1)] == [1, 2, 3]
+    assert [*thinned(pd.Series([1.0, 2, 3], index=[300, 600, 900]), 1)] == [1, 2, 3]
