@@ -114,12 +114,27 @@ def inside(argv: Sequence[str]) -> int:
     instrument(clock)
     clock.switch(OTHER)
 
+    import experiment  # this file, by a name that workers can import
+
     import main as program
     import utils
+    from lth.commands import processes
+
+    processes._loop = experiment.worker
 
     code = utils.exit_code(program.main, argv)
     clock.save()
     return code
+
+
+def worker(*args: Any) -> None:
+    """Be a worker process, with a clock from when it has loaded the program."""
+    clock = Clock(IMPORTS, time.time())
+    instrument(clock)
+    clock.switch(WAITING)
+    from lth.commands import processes
+
+    processes._loop(*args)
 
 
 def measured(argv: Sequence[str], folder: Path) -> tuple[float, float, list[dict[str, Any]]]:
@@ -190,11 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(args.json, facts, [{"process": name, **process} for name, process in zip(names, processes, strict=True)])
 
 
-if FOLDER in os.environ and __name__ == "__mp_main__":  # in a worker, which loads this file before it does anything
-    _clock = Clock(IMPORTS, time.time())
-    instrument(_clock)
-    _clock.switch(WAITING)
-elif __name__ == "__main__":
+if __name__ == "__main__":
     if FOLDER in os.environ:
         sys.exit(inside(sys.argv[1:]))
     main()
