@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -93,10 +94,8 @@ def sentence(prepared: Sequence[Prepared], at_once: int) -> str:
             range(max(done(run), int(dense != run)), config.prune_iterations)
             for run, dense in dense_runs(one.asked).items()
         ]
-        rounds, multiply_adds = (
-            {number for numbers in left for number in numbers},
-            one.problem.step_multiply_adds(config.batch_size),
-        )
+        rounds = {number for numbers in left for number in numbers}
+        multiply_adds = one.problem.step_multiply_adds(config.batch_size)
         if not rounds or multiply_adds is None:
             continue
         epoch = (len(images.train) - (config.valid_size or 0)) // config.batch_size
@@ -123,7 +122,7 @@ def _costs(one: Prepared, rounds: Collection[int]) -> Iterable[float]:
 
     chosen = {min(rounds)}
     if sparsely(max(rounds)):
-        first = next(number for number in sorted(rounds) if sparsely(number))
+        first = sorted(rounds)[bisect.bisect_left(sorted(rounds), True, key=sparsely)]  # sparser rounds are, too
         chosen |= {max(first - 1, min(rounds)), first, max(rounds)}
     cpu, known = torch.device("cpu"), dict[int, float]()
     for number in sorted(chosen):
