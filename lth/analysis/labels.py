@@ -39,6 +39,7 @@ WORDS: dict[str, str | dict[str, str]] = {  # per value where that reads better;
     "weight_decay": {"0": "no weight decay", "*": "weight decay {}"},
     "batch_size": "batches of {}",
     "end_iter": "{} per round",
+    "lr_schedule": {"steps": "learning rate in steps", "cosine": "cosine learning rate"},
     "lr_milestones": {"": "no drop of the learning rate", "*": "learning rate dropped at {}"},
     "lr_gamma": "to {} of it",
     "warmup": {"0": "no warm-up", "*": "warm-up over {}"},

@@ -42,7 +42,7 @@ from lth.training import sparse
 from lth.training.problem import Problem
 
 # Settings that `optim` stands in for.
-FIT = ("optimizer", "lr", "momentum", "nesterov", "weight_decay", "lr_milestones", "lr_gamma", "warmup")
+FIT = ("optimizer", "lr", "momentum", "nesterov", "weight_decay", "lr_schedule", "lr_milestones", "lr_gamma", "warmup")
 SETTINGS = (
     *(*FIT, "prune_embeddings", "batch_size", "valid_size", "valid_freq", "precision", "sparse", "threads"),
     *("keep_weights", "name", "print_freq"),

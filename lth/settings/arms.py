@@ -27,7 +27,7 @@ class Arm:
     shuffled: whether their survivors are moved to random places of their layer.
     start: the function in lth/experiment/starts.py that makes the weights that survivors start from.
     schedule: the learning rates of a round: "rewound" (the schedule from the point of --rewind), "whole", or "final"
-        (its last rate throughout).
+        (its last rate throughout; of a cosine, the rate at which the last epoch begins).
     """
 
     help: str

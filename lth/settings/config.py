@@ -139,6 +139,7 @@ class Config:
     end_iter: Duration = training(
         Duration(100), "length of a round: 100 (epochs) or 50000it", duration(), aliases=("--epochs",)
     )
+    lr_schedule: str = training("steps", "drops at lr_milestones, or half a cosine to 0", ("steps", "cosine"))
     lr_milestones: tuple[Duration, ...] = training((), "when the learning rate drops", TIME, many=True)
     lr_gamma: float = training(0.1, "what it is multiplied by then", number(float, 0, 1, above=True))
     warmup: Duration = training(Duration(0), "linear rise to the learning rate over this time", TIME_OR_NONE)
@@ -214,6 +215,11 @@ class Config:
             ("momentum", "momentum" in changed and not sgd, other),
             ("nesterov", "nesterov" in changed and not sgd, other),
             ("nesterov", self.nesterov and sgd and not self.momentum, "needs a momentum above 0"),
+            (
+                "lr_milestones",
+                self.lr_schedule == "cosine" and self.lr_milestones,
+                "cannot be given with lr_schedule cosine",
+            ),
             ("lr_gamma", "lr_gamma" in changed and not self.lr_milestones, "needs lr_milestones, which say when"),
             ("prune_type", taken and self.ticket is None, f"{taken} needs a ticket, which says whose tickets to use"),
             ("prune_type", not arms, f"needs at least one of {', '.join(ARMS)}"),

@@ -171,6 +171,8 @@ def parse(argv: Sequence[str], prog: str = "main.py", swept: Mapping[str, Any] |
     # A flag rules out what cannot stand beside it in a preset or config.json.
     ruled_out = RATES if in_all or "target_remaining" in given else set[str]()
     ruled_out |= {"target_remaining"} if RATES & given.keys() else set()
+    ruled_out |= {"lr_milestones", "lr_gamma"} if given.get("lr_schedule") == "cosine" else set()
+    ruled_out |= {"lr_schedule"} if "lr_milestones" in given else set()
     ruled_out |= {"momentum", "nesterov"} if given.get("optimizer", "sgd") != "sgd" else set()
     settings = {name: value for name, value in settings.items() if name not in ruled_out} | given
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lth.settings import combinations
 from lth.settings.config import Config
@@ -14,14 +15,18 @@ from lth.settings.values import Duration
 @dataclass(frozen=True)
 class Rates:
     """The learning rate of the step that follows an iteration: it rises linearly for `warmup` iterations, and is
-    multiplied by `gamma` at each of `drops`."""
+    multiplied by `gamma` at each of `drops`. With `zero_at`, it follows half a cosine instead from the end of the
+    warm-up to 0 at that iteration (Loshchilov & Hutter, arXiv:1608.03983, Equation 5)."""
 
     lr: float
     warmup: int = 0
     drops: tuple[int, ...] = ()
     gamma: float = 0.1
+    zero_at: int | None = None
 
     def __call__(self, iteration: int) -> float:
+        if self.zero_at and iteration >= self.warmup:
+            return self.lr * (1 + math.cos(math.pi * (iteration - self.warmup) / (self.zero_at - self.warmup))) / 2
         rise = min(1.0, (iteration + 1) / self.warmup) if self.warmup else 1.0
         return self.lr * rise * self.gamma ** sum(iteration >= drop for drop in self.drops)
 
@@ -55,9 +60,11 @@ def make_plan(config: Config, epoch_steps: int, schedule: str, number: int) -> P
     warmup = config.warmup.iterations(epoch_steps, steps)
     drops = tuple(milestone.iterations(epoch_steps, steps) for milestone in config.lr_milestones)
     rewind = config.rewind.iterations(epoch_steps, steps)
-    lr = Rates(config.lr, warmup, drops, config.lr_gamma)
+    cosine = config.lr_schedule == "cosine"
+    lr = Rates(config.lr, warmup, drops, config.lr_gamma, steps if cosine else None)
     if number and schedule == "final":
-        lr = replace(lr, lr=lr(steps - 1), warmup=0, drops=())
+        last = max(steps - epoch_steps, warmup) if cosine else steps - 1  # the cosine's last steps train nothing
+        lr = Rates(lr(last))
     return Plan(
         steps=steps,
         evaluate_every=config.valid_freq.iterations(epoch_steps, steps),

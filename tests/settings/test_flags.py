@@ -75,6 +75,7 @@ def test_any_flag_beside_a_preset_wins() -> None:
         "--lr 0.5 --preset lenet": {"lr": 0.5, "batch_size": 60},
         "--preset resnet18 --no-augment --lr_milestones 5ep": {"augment": False, "lr_milestones": (Duration(5),)},
         "--preset lenet --target_remaining 5": {"target_remaining": 5, "output_percent": None},
+        "--preset resnet18 --lr_schedule cosine": {"lr_schedule": "cosine", "lr_milestones": ()},
         "--preset resnet18 --optimizer adam": {"optimizer": "adam", "momentum": 0, "weight_decay": 1e-4},
         "--preset conv6 --prune_pc 0.5 --prune_rounds 1": {"prune_percent": 50, "conv_percent": None},
         "--preset lenet --prune_pc 0.5 --output_percent 10": {"output_percent": 10},
@@ -243,6 +244,7 @@ ONE: dict[str, str] = {  # of each kind of value one that is too low, too high, 
     "--preset resnet18 --optimizer adam --momentum 0.5": "--momentum belongs to the optimizer sgd, not to adam",
     "--optimizer sgd --nesterov": "--nesterov needs a momentum above 0",
     "--lr_gamma 0.5": "--lr_gamma needs lr_milestones",
+    "--lr_schedule cosine --lr_milestones 5": "--lr_milestones cannot be given with lr_schedule cosine",
     "--prune_type transfer": "--prune_type transfer needs a ticket",
     "--join --overwrite": "--overwrite cannot be given with join",
     "--ray auto --gpu 1": "--gpu 1 cannot be given with ray",
@@ -335,7 +337,7 @@ def test_help_fits_and_mentions_every_flag_arm_and_preset(
             parse([asked])
         assert not caught.value.code
     *lines, version = capsys.readouterr().out.splitlines()
-    assert version == f"main.py {VERSION}" and len(lines) < 140 and max(map(len, lines)) <= 100
+    assert version == f"main.py {VERSION}" and len(lines) < 160 and max(map(len, lines)) <= 100
     text = " ".join(" ".join(lines).split())
     names = [f"--{name}" for name in (*FIELDS, "preset", "config", "sweep", "prune_pc", "prune_rounds", "bs", "epochs")]
     names += [f"{name} {arm.help}" for name, arm in ARMS.items() if not name.startswith("ticket_")]

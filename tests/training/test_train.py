@@ -214,6 +214,17 @@ def test_the_final_rate_is_that_of_the_last_step_and_the_dense_round_has_the_who
     assert [pruned.lr(i) for i in range(9)] == pytest.approx([0.2] * 9)
 
 
+def test_a_cosine_follows_its_formula_from_the_end_of_the_warm_up_to_0_at_the_end_of_the_round() -> None:
+    lr = lr_of(end_iter="20it", lr_schedule="cosine", warmup="4it")
+    falling = [(1 + math.cos(math.pi * t / 16)) / 2 for t in range(16)]
+    assert [lr(i) for i in range(20)] == pytest.approx([0.25, 0.5, 0.75, 1.0, *falling])
+    config = Config(lr=2.0, end_iter="20it", lr_schedule="cosine", rewind="7it")
+    rewound, whole, final = (make_plan(config, 5, schedule, 1) for schedule in ("rewound", "whole", "final"))
+    assert rewound.start == 7 and rewound.lr(7) == whole.lr(7) == pytest.approx(1 + math.cos(math.pi * 7 / 20))
+    assert {final.lr(i) for i in range(20)} == {whole.lr(15)}, "fine-tuning has the rate that begins the last epoch"
+    assert make_plan(config, 50, "final", 1).lr(0) == 2.0 and make_plan(config, 5, "final", 0).lr(3) == whole.lr(3)
+
+
 # Evaluations and ES
 
 
