@@ -206,6 +206,23 @@ def test_rewinding_resets_to_that_iteration_of_round_0_and_goes_on_from_there(
     assert times["iteration"].tolist() == [4, 8] * 3
 
 
+@pytest.mark.parametrize("rewind", ["0", "2it"])
+def test_masks_drawn_early_are_those_of_a_round_that_ends_there(
+    place: Path, monkeypatch: pytest.MonkeyPatch, rewind: str
+) -> None:
+    arms, ends = ("lt", "one_shot", "lr_rewind"), Ends(monkeypatch)
+    config = settings(place, arch_type="drop", draw_at="5it", rewind=rewind, prune_type=arms)
+    runs = {run.arm: run for run in do(replace(config, root=place / "early"))}
+    ended, plain = dict(ends.final), {run.arm: rounds(run) for run in do(replace(config, draw_at=None))}
+    short = {run.arm: run for run in do(replace(config, draw_at=None, end_iter="5it", root=place / "short"))}
+    for arm, run in runs.items():
+        for number in (1, 2) if arm != "lr_rewind" else (1,):
+            assert equal(Store(run).ticket(number).masks, Store(short[arm]).ticket(number).masks)
+        assert rounds(run).iloc[0].equals(plain[arm].iloc[0]) and rounds(run)["ES"].max() == 8
+    start = Store(runs["lr_rewind"]).ticket(2).start
+    assert equal(start, ended["lr_rewind", 1]), "survivors continue from the end of the round"
+
+
 def test_the_rates_of_rewound_and_of_trained_survivors(place: Path) -> None:
     """Rewound training takes the rates of its iterations; fine-tuning takes the last one for a whole round."""
     used: list[list[float]] = []
@@ -632,7 +649,7 @@ def test_stopping_at_any_batch_of_any_round_changes_nothing(place: Path) -> None
 
 
 def test_a_run_stopped_at_every_turn_gets_there(place: Path) -> None:
-    config = settings(place, arch_type="conv", prune_type=("lt", "ticket_reinit"), rewind="3it")
+    config = settings(place, arch_type="conv", prune_type=("lt", "ticket_reinit"), rewind="3it", draw_at="5it")
     do(replace(config, root=place / "whole"))
     for _ in range(200):
         turns = iter(range(3))
@@ -676,7 +693,7 @@ def test_being_killed_between_any_two_changes_of_files_changes_nothing(
 
 @pytest.mark.parametrize("finished", [1, 2])
 def test_damaged_files_are_named_and_set_aside_and_the_results_are_the_same(place: Path, finished: int) -> None:
-    config = settings(place, prune_percent=50, root=place / "run", rewind="3it")
+    config = settings(place, prune_percent=50, root=place / "run", rewind="3it", draw_at="5it")
     (run,) = runs_of(config)
     do(replace(config, root=place / "whole"))
     expected, turns = results(place / "whole"), itertools.count()
@@ -694,7 +711,7 @@ def test_damaged_files_are_named_and_set_aside_and_the_results_are_the_same(plac
         if kind == "flipped":
             assert f"{file} is damaged" in told.notes
             assert file.with_name(f"{file.name}.damaged").exists()
-        needless = name == "dense" or name.startswith("trained")  # nothing is built on it
+        needless = name in ("dense", "drawn") or name.startswith("trained")  # nothing is built on it
         kept = {key: value for key, value in expected.items() if not needless or name not in key}
         found = {key: value for key, value in results(place / "run").items() if not needless or name not in key}
         assert_same(found, kept)
@@ -951,8 +968,8 @@ def test_all_problems_of_data_and_model_come_at_once(place: Path) -> None:
         session.run(settings(place, arch_type="big", valid_size=100))
     assert len(caught.value.problems) == 2 and not (place / "dumps").exists()
     with pytest.raises(ConfigError) as caught:
-        session.run(settings(place, rewind="8it", warmup="9it", lr_milestones=["2ep"]))
-    assert len(caught.value.problems) == 3 and not (place / "dumps").exists()
+        session.run(settings(place, rewind="8it", warmup="9it", lr_milestones=["2ep"], draw_at="8it"))
+    assert len(caught.value.problems) == 5 and not (place / "dumps").exists()
 
 
 def test_failed_trials_are_counted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -128,8 +128,8 @@ def _disk_needed(prepared: Sequence[Prepared]) -> int:
         bits = sum(weight.numel() for weight in pruning.prunable(model, config.prune_embeddings).values()) // 8
         kept = {"all": config.prune_iterations, "last": 1, "none": 0}[config.keep_weights]
         kept += config.prune_iterations * config.connectivity  # the ends of the rounds
-        # initial, dense, rewind; the checkpoint with its moments and best weights, also of further trainings
-        once = 2 + bool(config.rewind.amount) + 5 + 5 * len(ENDS) * config.connectivity
+        # initial, dense, rewind, drawn; the checkpoint with its moments and best weights, also of further trainings
+        once = 2 + bool(config.rewind.amount) + 2 * bool(config.draw_at) + 5 + 5 * len(ENDS) * config.connectivity
         for run in {*one.runs} - counted:
             own = config.prune_iterations - 1 if ARMS[run.arm].start != "original" else 0
             total += state * (once + kept + own) + bits * config.prune_iterations

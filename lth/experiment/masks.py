@@ -34,7 +34,7 @@ LAYERS = 4  # that a sentence names
 @dataclass(frozen=True)
 class Round:
     """A finished round of a run, from which the next one's ticket is made: its training started from `ticket` and ended
-    with the weights `final`."""
+    with the weights `final`, or, where masks are made, was at --draw_at with them."""
 
     trainer: Trainer
     run: Run
@@ -80,7 +80,7 @@ def iterative(last: Round) -> Chosen:
 
 def one_shot(last: Round) -> Chosen:
     """Of the trained dense network, as many weights as iterative pruning leaves by then."""
-    return _at_once(last, "dense")
+    return _at_once(last, last.store.drawn)
 
 
 def before_training(last: Round) -> Chosen:

@@ -60,7 +60,7 @@ class Experiment:
                         with self.trainer.alone(run):
                             self.record(run, ticket, result)
                             if number + 1 < rounds:
-                                chosen = self.prune(run, ticket, result.final)
+                                chosen = self.prune(run, ticket, result.drawn or result.final)
                                 self.reset(run, ticket, result.final, chosen)
                 if config.connectivity:
                     after_round(self.trainer, runs, number)
@@ -83,7 +83,8 @@ class Experiment:
         store, keep = self.trainer.store(run), self.trainer.config.keep_weights
         weights = {} if keep == "none" else {numbered("trained", ticket.round): trained.best}
         if ticket.round == 0:
-            weights |= {"dense": trained.final} | ({"rewind": trained.rewind} if trained.rewind else {})
+            weights |= {"dense": trained.final}
+            weights |= {name: state for name in ("rewind", "drawn") if (state := getattr(trained, name))}
         for name, state in weights.items():
             store.write_weights(name, state)
         store.write_checkpoint(ticket.round, replace(trained, extra={}))
@@ -94,9 +95,10 @@ class Experiment:
         empty = tuple(name for name, count in pruning.survivors(ticket.masks).items() if not count)
         self.trainer.tell(RoundDone(run, row, sum(trained.seconds.values()), empty, ticket.at_random))
 
-    def prune(self, run: Run, ticket: Ticket, final: State) -> Chosen:
-        """The masks of the round after that of `ticket`, whose training ended with the weights `final`."""
-        return MASKS[ARMS[run.arm].masks](Round(self.trainer, run, ticket, final))
+    def prune(self, run: Run, ticket: Ticket, drawn: State) -> Chosen:
+        """The masks of the round after that of `ticket`, whose training ended, or was at --draw_at, with the weights
+        `drawn`."""
+        return MASKS[ARMS[run.arm].masks](Round(self.trainer, run, ticket, drawn))
 
     def reset(self, run: Run, ticket: Ticket, final: State, chosen: Chosen) -> None:
         """Write the ticket of that round: its masks, and the weights that its survivors start from."""
@@ -129,7 +131,7 @@ class Experiment:
         if 0 < number < rounds and not store.has(numbered("ticket", number)):
             with self.trainer.alone(run):
                 ticket, final = store.ticket(number - 1), store.end_of_round(number - 1)
-                self.reset(run, ticket, final, self.prune(run, ticket, final))
+                self.reset(run, ticket, final, self.prune(run, ticket, store.drawn_from(number - 1)))
 
     def _next_stack(self, runs: Sequence[Run], number: int, rounds: int) -> list[Run]:
         """Runs that wait for round `number` and can be trained as one; the dense round of a trial only once."""

@@ -154,7 +154,8 @@ class Trainer:
         """What the run keeps under saves/."""
         whose = {"whose": self.problem.whose} if self.problem.whose else {}
         identity = tickets.identity({**self.config.deciding(), **whose}, run, self.problem.fingerprint)
-        return Store(run, identity, "rewind" if self.config.rewind.amount else "initial")
+        original = "rewind" if self.config.rewind.amount else "initial"
+        return Store(run, identity, original, "drawn" if self.config.draw_at else "dense")
 
     @contextmanager
     def alone(self, run: Run) -> Iterator[None]:

@@ -24,7 +24,7 @@ from lth.settings.arms import ARMS
 from lth.training.train import Evaluation, Trained
 
 ENDS = ("first", "second")  # files of --connectivity's two trainings; `first` has the round's order of the data
-PARTS = ("final", "best", "rewind", "extra")  # of a checkpoint
+PARTS = ("final", "best", "rewind", "drawn", "extra")  # of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,13 @@ class Store:
     or belongs to something else than `identity`, if that is given, and Unreadable where it is out of reach.
 
     original: the name of the weights that survivors are reset to: `initial`, or with --rewind `rewind`.
+    drawn: the name of the weights of round 0 that masks are drawn from: `dense`, or with --draw_at `drawn`.
     """
 
     run: Run
     identity: str | None = None
     original: str = "initial"
+    drawn: str = "dense"
 
     def file(self, name: str) -> Path:
         """The file of that name, such as `initial` or `ticket_07`."""
@@ -89,7 +91,7 @@ class Store:
     def saved(self, name: str = "checkpoint") -> tuple[int, Trained]:
         """The round that a checkpoint belongs to, and where its training is."""
         tensors, facts = self._load(name)
-        parts: dict[str, State] = {part: {} for part in PARTS}
+        parts: dict[str, Any] = {part: {} for part in PARTS}
         for key, value in tensors.items():
             part, _, rest = key.partition("/")
             if part in parts:
@@ -97,8 +99,7 @@ class Store:
         with wellformed(self.file(name)):
             evals = [Evaluation(int(row[0]), *map(float, row[1:])) for row in tensors["evals"].tolist()]
             number, iteration, seconds = int(facts["round"]), int(facts["iteration"]), dict(facts["seconds"])
-            final, best, rewind, extra = (parts[part] for part in PARTS)
-            return number, Trained(iteration, evals, final, best, rewind, extra, None, seconds, facts["supermask"])
+            return number, Trained(iteration, evals, **parts, seconds=seconds, supermask=facts["supermask"])
 
     def checkpoint(self, number: int, name: str = "checkpoint") -> Trained | None:
         """Where the training of round `number` was when it stopped; None if it was not begun."""
@@ -116,12 +117,19 @@ class Store:
         self._save(name, tensors, supermask=trained.supermask, **facts)
 
     def end_of_round(self, number: int) -> State:
-        """The weights at the end of a finished round, which pruning looks at. FileNotFoundError if they are gone."""
-        if number == 0 and self.has("dense"):
-            return self.weights("dense")
+        """The weights at the end of a finished round. FileNotFoundError if they are gone."""
+        return self._of_round(number, "dense")
+
+    def drawn_from(self, number: int) -> State:
+        """The weights of a finished round that pruning looks at, likewise."""
+        return self._of_round(number, self.drawn)
+
+    def _of_round(self, number: int, name: str) -> State:
+        if number == 0 and self.has(name):
+            return self.weights(name)
         if (saved := self.checkpoint(number)) is None:
             raise FileNotFoundError(f"the checkpoint of round {number} of {self.run} is gone")
-        return saved.final
+        return saved.drawn if name == "drawn" else saved.final
 
     def of_rounds(self, kind: str) -> dict[int, Path]:
         """The files of that kind, such as `ticket`, by their rounds; what else lies beside them is the user's."""
@@ -174,7 +182,7 @@ class Store:
 
     def _adopt_dense(self, sibling: Run) -> None:
         theirs = Store(sibling, self.identity)
-        needed = list(dict.fromkeys(("initial", "dense", numbered("ticket", 0), self.original)))
+        needed = list(dict.fromkeys(("initial", "dense", numbered("ticket", 0), self.original, self.drawn)))
         for name in needed:
             theirs._load(name)
         for name in (*needed, numbered("trained", 0)):
@@ -204,8 +212,8 @@ class Store:
                 return False
             return True
 
-        found = {name: usable(name) for name in ("initial", "rewind", "dense", "checkpoint", *ENDS)}
-        needed = {"initial", self.original, *(["dense"] if ARMS[self.run.arm].masks == "one_shot" else [])}
+        found = {name: usable(name) for name in ("initial", "rewind", "drawn", "dense", "checkpoint", *ENDS)}
+        needed = {"initial", self.original, *([self.drawn] if ARMS[self.run.arm].masks == "one_shot" else [])}
         if not all(found[name] for name in needed):
             finished = 0
         for number in range(finished):
@@ -214,7 +222,7 @@ class Store:
             if not usable(numbered("ticket", number)):
                 finished = number
                 break
-        ended = [0] if found["dense"] else []  # the rounds whose last weights are there
+        ended = [0] if found["dense"] and found[self.drawn] else []  # the rounds whose last weights are there
         if found["checkpoint"]:
             ended.append(self.saved()[0])
         while not usable(numbered("ticket", finished)) and finished and finished - 1 not in ended:

@@ -27,7 +27,7 @@ from lth.records.identity import differing
 from lth.records.journal import run_name
 from lth.records.tables import Run
 
-SHARED = ("initial", "rewind", "dense", "ticket_00", "trained_00", "end_00")  # by all arms of a trial
+SHARED = ("initial", "rewind", "drawn", "dense", "ticket_00", "trained_00", "end_00")  # by all arms of a trial
 FORMAT = 1  # of the files under saves/; raised when an older program could not read them
 
 

@@ -27,6 +27,7 @@ def idle(name: str) -> set[str]:
         "random_rates": finder.compared == "layer",
         "score_batches": finder.scores in ("snip", "grasp"),
         "prune_method": finder.scores == "criterion" and finder.masks != "of_ticket",
+        "draw_at": finder.scores == "criterion" and finder.masks in ("iterative", "one_shot"),
         "rewind": "rewound" in (arm.schedule, finder.schedule),
     }
     return {setting for setting, uses in used.items() if not uses}

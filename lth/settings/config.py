@@ -128,6 +128,7 @@ class Config:
     score_batches: int = pruning(10, "training batches for the scores of snip and grasp", COUNT)
     prune_embeddings: bool = pruning(False, "prune embeddings too, by --fc_percent")
     rewind: Duration = pruning(Duration(0), "reset to the weights of this point of round 0", TIME_OR_NONE)
+    draw_at: Duration | None = pruning(None, "draw masks at this point of a round (default: its end)", TIME)
     init: str = pruning("glorot", "initial weights (own: the model's)", ("glorot", "kaiming", "own"))
 
     optimizer: str = training("adam", "the optimiser, new in every round", ("adam", "adamw", "sgd"))

@@ -42,6 +42,7 @@ class Plan:
     start: int = 0
     rewind_at: int | None = None  # the iteration whose weights later rounds are reset to
     test_every: int = 1
+    draw_at: int | None = None  # the iteration whose weights the next pruning looks at; None: the last
 
     def next_evaluation(self, iteration: int) -> int:
         """The first evaluation after `iteration`; the last iteration is always evaluated."""
@@ -72,6 +73,7 @@ def make_plan(config: Config, epoch_steps: int, schedule: str, number: int) -> P
         start=rewind if number and schedule == "rewound" else 0,
         rewind_at=rewind if number == 0 and rewind else None,
         test_every=config.test_freq.iterations(epoch_steps, steps) if config.test_freq else 1,
+        draw_at=config.draw_at.iterations(epoch_steps, steps) if config.draw_at else None,
     )
 
 
@@ -94,6 +96,10 @@ def check_plan(config: Config, epoch_steps: int) -> list[str]:
     """What is wrong with the settings' durations for a training set of `epoch_steps` steps an epoch."""
     steps, problems = config.end_iter.iterations(epoch_steps), list[str]()
     late: list[tuple[str, Duration]] = [("rewind", config.rewind), ("warmup", config.warmup)]
+    if config.draw_at is not None:
+        late.append(("draw_at", config.draw_at))
+        if config.draw_at.iterations(epoch_steps, steps) <= config.rewind.iterations(epoch_steps, steps):
+            problems.append(Problem("draw_at", f"{config.draw_at} must come after rewind, {config.rewind}"))
     for name, duration in [*late, *(("lr_milestones", milestone) for milestone in config.lr_milestones)]:
         if duration.iterations(epoch_steps, steps) >= steps:
             must = f"{duration} must come before the end of a round, which has {steps} iterations"

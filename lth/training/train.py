@@ -47,8 +47,9 @@ class Evaluation:
 class Trained:
     """What came of one trial, complete or so far: also what a checkpoint holds.
 
-    `final` are the last weights, `best` those at the early-stop iteration, `rewind` those of Plan.rewind_at. `extra` is
-    what only going on needs: the optimiser's state, the random state, the training loss since the last evaluation.
+    `final` are the last weights, `best` those at the early-stop iteration, `rewind` those of Plan.rewind_at,
+    `drawn` those of Plan.draw_at. `extra` is what only going on needs: the optimiser's state, the random state, the
+    training loss since the last evaluation.
     `supermask` is the test accuracy, in percent, of the masked network before any training (Zhou et al. 2019,
     arXiv:1905.01067, Section 5); None where an older checkpoint does not say it.
     """
@@ -62,6 +63,7 @@ class Trained:
     failure: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     supermask: float | None = None
+    drawn: State = field(default_factory=dict)
 
     @property
     def early_stop(self) -> Evaluation:
@@ -121,6 +123,7 @@ class Training:
         self.evals: list[list[Evaluation]] = [[] for _ in self.trials]
         self.best: list[State] = [{} for _ in self.trials]
         self.rewind: list[State] = [{} for _ in self.trials]
+        self.drawn: list[State] = [{} for _ in self.trials]
         self.failures: list[str | None] = [None for _ in self.trials]
         self.supermask: list[float | None] = [None for _ in self.trials]
         self.loss_sum = torch.zeros(() if network.trials == 1 else network.trials, device=network.device)
@@ -188,6 +191,8 @@ class Training:
                         stop_if_asked()
                         if self.iteration == self.plan.rewind_at:
                             self.rewind = [self.network.state(trial) for trial in self.trials]
+                        if self.iteration == self.plan.draw_at:
+                            self.drawn = [self.network.state(trial) for trial in self.trials]
                         self.optimizer.lr = self.plan.lr(self.iteration)
                         self._run_step(batch)
                         self.iteration += 1
@@ -316,6 +321,7 @@ class Training:
             failure=self.failures[trial],
             seconds=dict(self.seconds),
             supermask=self.supermask[trial],
+            drawn=self.drawn[trial],
         )
 
     def _restore(self, saved: Sequence[Trained]) -> None:
@@ -324,6 +330,7 @@ class Training:
         self.evals = [list(s.evals) for s in saved]
         self.best = [s.best for s in saved]
         self.rewind = [s.rewind for s in saved]
+        self.drawn = [s.drawn for s in saved]
         self.seconds = dict(saved[0].seconds)
         self.supermask = [s.supermask for s in saved]
         for name, tensor in self.network.tensors.items():

@@ -14,7 +14,13 @@ from lth.settings.config import Config
 
 CHANGED = {
     **{"conv_percent": "5.0", "fc_percent": "7.0", "output_percent": "10.0", "target_remaining": "3.6"},
-    **{"prune_scope": "global", "prune_method": "magnitude_increase", "rewind": "500it", "init": "kaiming"},
+    **{
+        "prune_scope": "global",
+        "prune_method": "magnitude_increase",
+        "rewind": "500it",
+        "draw_at": "1",
+        "init": "kaiming",
+    },
     **{"optimizer": "sgd", "lr": "0.1", "momentum": "0.9", "nesterov": "True", "weight_decay": "0.0005"},
     **{"batch_size": "64", "end_iter": "20", "lr_milestones": "50%+75%", "lr_gamma": "0.2", "warmup": "1"},
     **{"valid_freq": "100it", "valid_size": "1000", "pixels": "unit", "augment": "True", "precision": "bf16"},

@@ -144,7 +144,8 @@ def test_long_folder_names_are_shortened_and_stay_apart() -> None:
 def test_every_setting_that_changes_the_numbers_changes_the_folder(tmp_path: Path) -> None:
     run = tmp_path / "saves" / "fc1" / "mnist" / "default" / "lt" / "seed0"
     run.mkdir(parents=True)
-    others = {"TicketName | None": f"{run}:2", "bool": True, "Duration": Duration(7, "it")}
+    others = {"TicketName | None": f"{run}:2", "bool": True}
+    others |= dict.fromkeys(("Duration", "Duration | None"), Duration(7, "it"))
     others |= dict.fromkeys(("int", "int | None"), 77) | dict.fromkeys(("float", "float | None"), 0.77)
     for spec in dataclasses.fields(Config):
         if spec.metadata.get("changes_numbers", True):
@@ -354,6 +355,8 @@ def test_settings_that_no_arm_uses_are_reported(tmp_path: Path) -> None:
         "--prune_type snip_reinit random_init --random_rates erk --score_batches 3": [],
         "--prune_type reinit finetune --rewind 5it": ["--rewind 5it"],
         "--prune_type snip random --prune_method movement": ["--prune_method movement"],
+        "--prune_type snip_reinit random --draw_at 1ep": ["--draw_at 1"],
+        "--prune_type snip one_shot_shuffle --draw_at 1ep": [],
         "--prune_type ticket_reinit --prune_method movement --rewind 5it": [],
         "--prune_type reinit --rewind 5it --connectivity": [],
         f"--prune_type transfer --prune_method movement --ticket {ticket}": ["--prune_method movement"],
