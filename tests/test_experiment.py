@@ -520,6 +520,7 @@ def test_ties_are_broken_at_random_by_the_seed_and_reported(place: Path) -> None
     done = [event for event in told if isinstance(event, RoundDone) and event.run == runs[0]]
     assert [event.at_random for event in done] == [0, *rounds(runs[0])["weights"][1:]]
     (sentence,) = sentences.about_ties(runs)
+    assert sentence in sentences.of_runs(runs), "part of the verdict, also of a sweep's"
     assert sentence.startswith("snip, round 1: 572 of the 572 surviving weights (100.0%) were drawn at random among")
     do(replace(config, root=place / "again"))
     assert_same(results(place / "again"), {k: v for k, v in results(place).items() if not k.startswith("again")})

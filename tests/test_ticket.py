@@ -104,6 +104,24 @@ def test_round_0_is_the_ticket_that_is_named_and_later_ones_prune_on(other: Path
     assert all((dense[name][~mask] == 0).all() for name, mask in found.masks.items())
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_tickets_of_wrapped_networks_fit_the_model(other: Path, prefix: str) -> None:
+    """DataParallel and torch.compile put a prefix before the names of the network that they wrap."""
+    store, found = (
+        Store(Run(other, "mlp", "tiny", "source", "lt", 0)),
+        ticket_of(Run(other, "mlp", "tiny", "source", "lt", 0), 2),
+    )
+
+    def wrapped(tensors: Any) -> Any:
+        return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+    store.write_weights("initial", wrapped(store.weights("initial")))
+    store.write_ticket(Ticket(2, wrapped(found.masks), wrapped(found.start), found.origin))
+    (run,) = do(transferred(other, f"{source(other)}:2"))
+    assert same(ticket_of(run, 0).masks, found.masks) and same(ticket_of(run, 0).start, found.start)
+    assert set(load_ticket(source(other), 2).masks) == set(wrapped(found.masks))
+
+
 def test_every_arm_is_as_sparse_and_keeps_to_the_ticket(other: Path) -> None:
     """Pruning at once prunes what the ticket has left, to what lt has in that round."""
     arms = ("lt", "one_shot", "snip", "synflow", "random_init", "ticket_shuffle")
