@@ -209,7 +209,9 @@ def test_every_ticket_is_trained_twice_in_different_orders(place: Path, monkeypa
         test = table[table["round"] == 1]["test_error"].tolist()
         assert heights["test"][1] == pytest.approx(max(test) - (test[0] + test[-1]) / 2)
     assert not list(place.rglob("second.safetensors")) and not list(place.rglob("first.safetensors"))
-    assert {(event.run.arm, event.round) for event in told if isinstance(event, Connected)} == measured
+    lines = [event for event in told if isinstance(event, Connected)]
+    assert {(event.run.arm, event.round) for event in lines} == measured
+    assert all((event.from_last is None) == (event.round == 0) for event in lines)
     assert all(event.round < 3 for event in told if isinstance(event, Evaluated))
     assert {event.again for event in told if isinstance(event, Moved)} == {"", "second"}
 

@@ -72,7 +72,8 @@ class Progress:
         elif isinstance(event, Connected):
             self._ended(event.run, 0)
             barriers = f"error barrier of round {event.round} {event.test:.2f} points (test), {event.train:.2f} (train)"
-            self._line(f"{event.run}: {barriers}: {'stable' if event.stable else 'not stable'}")
+            last = "" if event.from_last is None else f"; from round {event.round - 1}: {event.from_last:.2f} (test)"
+            self._line(f"{event.run}: {barriers}: {'stable' if event.stable else 'not stable'}{last}")
         else:
             self._moved(event)
         known = self.steps or self.finished

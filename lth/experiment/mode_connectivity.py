@@ -151,7 +151,8 @@ def _measure_lines(trainer: Trainer, run: Run, number: int) -> None:
     recording.write_connectivity(run, number, points)
     barrier = tables.barriers(run).iloc[number]
     stable = max(barrier["train"], barrier["test"]) < STABLE
-    trainer.tell(Connected(run, number, barrier["train"], barrier["test"], stable))
+    last_barrier = tables.barriers(run, tables.ROUNDS)["test"].iloc[-1] if number else None
+    trainer.tell(Connected(run, number, barrier["train"], barrier["test"], stable, last_barrier))
 
 
 class Errors(NamedTuple):

@@ -56,13 +56,15 @@ class Note:
 
 @dataclass(frozen=True)
 class Connected:
-    """The error barriers, in points, between two trainings of a round's ticket (--connectivity)."""
+    """The error barriers, in points, between two trainings of a round's ticket (--connectivity), and on the test images
+    between the ends of the round before and of this one; None for round 0."""
 
     run: Run
     round: int
     train: float
     test: float
     stable: bool
+    from_last: float | None = None
 
 
 def as_dict(event: Event) -> dict[str, Any] | None:

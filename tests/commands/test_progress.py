@@ -117,7 +117,8 @@ def test_time_left_counts_trainings_alone_from_the_first_step(
     assert made.time_left() == pytest.approx(20)
     shown(made, Note(f"{other}: it broke", failed=True))
     assert made.time_left() == pytest.approx(20), "the run that needs most decides"
-    shown(Progress({lt: 2}, 1, 1, True), Connected(lt, 0, 1.0, 1.0, True))
+    shown(Progress({lt: 2}, 1, 1, False), Connected(lt, 1, 1.0, 1.0, True, 0.25))
+    assert "round 1 1.00 points (test), 1.00 (train): stable; from round 0: 0.25 (test)" in capsys.readouterr().out
     alone = Progress({lt: 3, other: 2}, 1, 1, False)
     shown(alone, Moved(lt, 2, 40, 100))
     clock[0] += 1
