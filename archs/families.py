@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
 Plan = Sequence[int | str]  # a number: a 3x3 convolution with that many filters; "pool": a 2x2 max-pool
 
@@ -139,3 +139,44 @@ def alexnet(in_channels: int, image_size: int, num_classes: int) -> nn.Module:
         classifier=fully_connected((256 * 3 * 3, 4096, 4096, num_classes), dropout=0.5),
     )
     return nn.Sequential(layers)
+
+
+def wide_resnet(depth: int, factor: int, in_channels: int, num_classes: int) -> nn.Module:
+    """The wide residual networks of Zagoruyko & Komodakis (2016, arXiv:1605.07146, Table 1), without dropout.
+
+    Takes [N, in_channels, H, W]. `depth` is 6 * blocks + 4; `factor` widens the 16, 32 and 64 channels of the three
+    stages. Batch norm and ReLU come before each convolution.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict(conv1=nn.Conv2d(in_channels, 16, 3, padding=1, bias=False))
+    channels = 16
+    for stage, width in enumerate((16 * factor, 32 * factor, 64 * factor), start=1):
+        for block in range(1, (depth - 4) // 6 + 1):
+            stride = 2 if stage > 1 and block == 1 else 1
+            layers[f"block{stage}_{block}"] = WideBlock(channels, width, stride)
+            channels = width
+    layers.update(
+        bn=nn.BatchNorm2d(channels),
+        relu=nn.ReLU(),
+        avgpool=nn.AdaptiveAvgPool2d(1),
+        flatten=nn.Flatten(),
+        fc=nn.Linear(channels, num_classes),
+    )
+    return nn.Sequential(layers)
+
+
+class WideBlock(nn.Module):
+    """Two 3x3 convolutions, each after batch norm and ReLU, added to their input, or to a 1x1 projection of it (after
+    the first norm and ReLU) where the number of channels changes. Takes and gives [N, C, H, W]."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.bn1, self.relu1 = nn.BatchNorm2d(inputs), nn.ReLU()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
+        self.bn2, self.relu2 = nn.BatchNorm2d(width), nn.ReLU()
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.projection = nn.Conv2d(inputs, width, 1, stride, bias=False) if inputs != width else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = self.relu1(self.bn1(x))
+        shortcut = x if self.projection is None else self.projection(active)
+        return shortcut + self.conv2(self.relu2(self.bn2(self.conv1(active))))
