@@ -240,7 +240,8 @@ def training(
         random_masks(make(), keep, seed) if keep is not None else pruning.dense(pruning.prunable(make()))
         for seed in seeds
     ]
-    network = Network(make(), states, masks, device, autocast=autocast, sparse=sparse, channels_last=True)
+    ways: dict[str, Any] = {"autocast": autocast, "sparse": sparse, "changing": plan.updates is not None}
+    network = Network(make(), states, masks, device, channels_last=True, **ways)
     made = Feed(images or make_images(), seeds, 40, 10, device, **(feed or {}))
     optimizer = Fused(kind, network, lr, **options)
     return Training(network, optimizer, made, plan, [(seed, "order", 0) for seed in seeds], 7, resume)

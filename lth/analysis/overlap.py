@@ -167,16 +167,16 @@ class _Signs(NamedTuple):
 
 def _signs(run: Run, number: int) -> _Signs:
     """A saved ticket of which only the signs of its weights are kept, so that many fit into memory."""
-    ticket = Store(run).ticket(number)
+    ticket, masks = Store(run).ticket(number), Store(run).masks(number)
 
     def signs(state: State) -> State:
-        return {name: state[name].sign().to(torch.int8) for name in ticket.masks}
+        return {name: state[name].sign().to(torch.int8) for name in masks}
 
     try:
         trained = signs(Store(run).weights(numbered("trained", number)))
     except FileNotFoundError:
         trained = None
-    return _Signs(ticket.masks, signs(ticket.start), trained)
+    return _Signs(masks, signs(ticket.start), trained)
 
 
 def write(runs: Sequence[Run], folder: Path) -> bool:

@@ -53,7 +53,9 @@ def finds_tickets(arm: str) -> bool:
     """Whether what an arm trains are tickets of its own: masks that it chose, with their original initial weights."""
     if arm not in ARMS:
         return False
-    return ARMS[arm].start in ("original", "of_ticket") and ARMS[arm].scores != "random" and not ARMS[arm].mask_of
+    entry = ARMS[arm]
+    chosen = entry.scores != "random" and not entry.mask_of and not entry.changes_masks
+    return chosen and entry.start in ("original", "of_ticket")
 
 
 def paired(runs: Sequence[Run]) -> pd.DataFrame:

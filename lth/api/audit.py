@@ -60,7 +60,8 @@ def audit(
         model: a network, or a state dict, which may be in a dict as its "state_dict". It is not changed. In all
             names, the prefixes `module.` and `_orig_mod.` of torch's wrappers do not count. Tied weights are checked
             under all their names (in a state dict: those that share memory).
-        ticket: what `lth.load_ticket` returns, or anything else with `masks` and `start`; or the masks alone: a dict
+        ticket: what `lth.load_ticket` returns (of arms whose trainings change their masks, an untrained model must have
+            its start_masks), or anything else with `masks` and `start`; or the masks alone: a dict
             from parameter names to tensors of the parameters' shapes, 1 (True) kept, 0 (False) pruned; or a network
             that torch.nn.utils.prune has put masks on. None: `model` is such a network. `previous` and `original` too.
         initial: a network or a state dict with the initial weights, or those of the iteration that is rewound to. All
@@ -85,7 +86,9 @@ def audit(
         checks.word("control", control, CONTROLS)
     if (control is None) != (original is None):
         raise ValueError("control and original must be given together")
-    masks, start, value = _masks("ticket", model if ticket is None else ticket), _start(ticket), _state("model", model)
+    given = model if ticket is None else ticket
+    masks = _masks("ticket", given if trained else getattr(given, "start_masks", given))
+    start, value = _start(ticket), _state("model", model)
     reset_to = start if initial is None else _state("initial", initial)
     before = pruning.dense(masks) if previous is None else _masks("previous", previous)
     found = list(_other_shapes(value, masks)) or list(  # with other shapes, nothing can be compared

@@ -91,6 +91,8 @@ def _of_run(run: Run) -> Iterator[str]:
             options["remaining"] = ticket.row["remaining"]
         for state, trained in ((ticket.start, False), (ticket.trained, True)):
             if state is not None:
+                if arm.changes_masks:  # from those at the start to those at the end, which the row is about
+                    options["remaining"] = ticket.row["remaining"] if trained and ticket.row else None
                 try:
                     audit(state, ticket, trained=trained, **options)
                 except AuditError as error:

@@ -39,6 +39,7 @@ class SavedTicket:
     """The ticket of one round of a run.
 
     masks: a boolean tensor per pruned parameter, by its name: True kept.
+    start_masks: those that its training starts from; others than `masks` only in arms whose trainings change them.
     start: the weights that its training starts from, 0 where pruned: every parameter and buffer, by name.
     trained: the weights at the early-stop iteration of that training; None if they were not kept or not trained yet.
     row: the line of rounds.csv: round, remaining (percent), ES, val and test (percent), ...; empty if not yet made.
@@ -47,6 +48,7 @@ class SavedTicket:
     run: Run
     round: int
     masks: Masks = field(repr=False)
+    start_masks: Masks = field(repr=False)
     start: State = field(repr=False)
     trained: State | None = field(repr=False)
     row: dict[str, Any]
@@ -73,7 +75,7 @@ class SavedTicket:
         building.load_state(_bare(checks.network("model", model)), state)  # refused before anything is changed
         prune.detach(model)
         building.load_state(model, state)
-        return prune.attach(model, self.masks) if as_pruned else model
+        return prune.attach(model, self._masks(weights)) if as_pruned else model
 
     def evaluate(
         self,
@@ -98,7 +100,7 @@ class SavedTicket:
         settings = about.get("settings", {})
         images = self._images(data, about)
         model = self._applied(model, weights)
-        masks = building.renamed(self.masks, dict(model.named_parameters()))
+        masks = building.renamed(self._masks(weights), dict(model.named_parameters()))
         precision = settings.get("precision", Config.precision)
         right = seen = 0
         with numerics(precision, about.get("threads") or 1), torch.no_grad():
@@ -196,7 +198,7 @@ class SavedTicket:
 
         Raises TypeError, ValueError: an argument is wrong.
         """
-        return sizes.sizes(_plain(self._applied(model, weights)), self.masks, self._examples(example))
+        return sizes.sizes(_plain(self._applied(model, weights)), self._masks(weights), self._examples(example))
 
     def _examples(self, example: Tensor | None) -> Tensor:
         """Examples as the network takes them: those given, or blank images of the shape of the run's."""
@@ -213,7 +215,7 @@ class SavedTicket:
         weights it is quicker than the dense one (benchmarks/README.md). Those of nn.TransformerEncoderLayer with
         batch_first stay dense, as its quick path wants them. `model` and `weights` as in `export`."""
         net = _plain(self._applied(model, weights))
-        return export.sparse(net, building.renamed(self.masks, dict(net.named_parameters())))
+        return export.sparse(net, building.renamed(self._masks(weights), dict(net.named_parameters())))
 
     def _applied(self, model: nn.Module | None, weights: str) -> nn.Module:
         """A network of its own with the ticket on it."""
@@ -229,6 +231,9 @@ class SavedTicket:
         if own and images is not None and identity.differing(identity.recorded(self.run), {"data": images.fingerprint}):
             raise ValueError(f"data must be the images of the run, but {data} here are others: give their file itself")
         return None if images is None else replace(images, pixels=settings.get("pixels", Config.pixels))
+
+    def _masks(self, which: str) -> Masks:
+        return self.start_masks if which == "start" else self.masks
 
     def _weights(self, which: str) -> State:
         if checks.word("weights", which, ("start", "trained")) == "start":
@@ -301,6 +306,7 @@ def load_ticket(folder: str | os.PathLike[str], round: int | None = None) -> Sav
         trained = store.weights(numbered("trained", round)) if round < len(table) else None
     except FileNotFoundError:
         trained = None
+    masks = store.masks(round) if round < len(table) else ticket.masks
     rows = table[table["round"] == round].to_dict("records")
     row = {str(key): value for key, value in rows[0].items()} if rows else {}
-    return SavedTicket(run, round, ticket.masks, start, trained, row)
+    return SavedTicket(run, round, masks, ticket.masks, start, trained, row)

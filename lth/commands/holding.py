@@ -20,6 +20,7 @@ from lth.records.files import read_json, write_json
 from lth.records.lock import Locked, Locks
 from lth.records.tables import Run
 from lth.settings import names
+from lth.settings.arms import ARMS
 from lth.settings.config import Config, ConfigError
 from lth.training.problem import Problem, stack_size
 
@@ -115,5 +116,6 @@ def write_config(run: Run, config: Config, facts: Mapping[str, Any]) -> None:
     """Write config.json, which says what the run is trained with, unless the run is finished."""
     file = run.dumps / "config.json"
     if not read_json(file) or tables.done_rounds(run, config.connectivity) < config.prune_iterations:
-        limits = tables.config_of(run).get("sparse_up_to", facts["sparse_up_to"])
+        usual = {} if ARMS[run.arm].changes_masks else facts["sparse_up_to"]  # their products are dense
+        limits = tables.config_of(run).get("sparse_up_to", usual)
         write_json(file, {**facts, "arm": run.arm, "seed": run.seed, "sparse_up_to": limits})

@@ -132,7 +132,7 @@ def _disk_needed(prepared: Sequence[Prepared]) -> int:
         once = 2 + bool(config.rewind.amount) + 2 * bool(config.draw_at) + 5 + 5 * len(ENDS) * config.connectivity
         for run in {*one.runs} - counted:
             own = config.prune_iterations - 1 if ARMS[run.arm].start != "original" else 0
-            total += state * (once + kept + own) + bits * config.prune_iterations
+            total += state * (once + kept + own) + bits * config.prune_iterations * (1 + ARMS[run.arm].changes_masks)
         counted.update(one.runs)
     return total
 

@@ -147,8 +147,9 @@ class Queue:
         masks_of = ARMS[run.arm].mask_of
         if not masks_of or self._ended(other := run.of_arm(masks_of)):
             return rounds
+        later = int(ARMS[masks_of].changes_masks)  # whose masks are there once the round is finished
         for number in range(max(finished, 1), rounds):
-            if self.finished(other) < number or not Store(other).has(numbered("ticket", number)):
+            if self.finished(other) < number + later or not Store(other).has(numbered("ticket", number)):
                 return number
         return rounds
 

@@ -18,7 +18,7 @@ from lth import prune, pruning, rng
 from lth.experiment.scores import SCORES, scored
 from lth.experiment.trainer import Trainer, blame_model
 from lth.models.building import State, load_state
-from lth.pruning import Masks, Quota, Weights
+from lth.pruning import Masks, Weights
 from lth.records.events import Note
 from lth.records.store import Store
 from lth.records.tables import Run
@@ -88,6 +88,11 @@ def before_training(last: Round) -> Chosen:
     return _at_once(last, last.store.original)
 
 
+def unpruned(last: Round) -> Chosen:
+    """Those that round 0 began with, of arms that prune during the training."""
+    return Chosen(last.store.ticket(0).masks)
+
+
 def of_arm(last: Round) -> Chosen:
     """The masks that another arm of the trial has for the same round, in random order where the arm is `shuffled`.
     TrialError if there are none, or if the other arm's mask of the round before is not the one that was taken then."""
@@ -131,6 +136,7 @@ MASKS: dict[str, Callable[[Round], Chosen]] = {
     "iterative": iterative,
     "one_shot": one_shot,
     "before_training": before_training,
+    "unpruned": unpruned,
     "of_arm": of_arm,
     "of_ticket": of_ticket,
 }
@@ -157,7 +163,7 @@ def _at_once(last: Round, weights: str) -> Chosen:
 def _highest(last: Round, masks: Masks, weights: State, initial: State, rounds: int = 1) -> Chosen:
     """The survivors of `masks` with the highest scores, as many as so many rounds of pruning leave. Ties are broken at
     random."""
-    quotas, score = _quotas(last, masks, rounds), _scores(last, weights, initial)
+    quotas, score = last.trainer.quotas(last.arm, masks, rounds), _scores(last, weights, initial)
     steps: list[tuple[Masks, Weights]] = []  # the first one, and the last one
 
     def scored_step(masks: Masks) -> Weights:
@@ -189,17 +195,6 @@ def _scores(last: Round, weights: State, initial: State) -> Callable[[Masks], We
         return lambda masks: pruning.random_scores(masks, generator)
     method = last.trainer.config.prune_method if arm.scores == "criterion" else arm.scores
     return lambda masks: pruning.score(method, {name: initial[name] for name in masks}, weights)
-
-
-def _quotas(last: Round, masks: Masks, rounds: int) -> list[Quota]:
-    """How many weights which layers keep together."""
-    config, compared = last.trainer.config, last.arm.compared
-    percents = pruning.percents(last.trainer.problem.make(), config.rates(), config.prune_embeddings)
-    scope = config.random_rates if compared == "layer" else config.prune_scope
-    quotas = pruning.quotas(masks, percents, scope, rounds)
-    if compared == "all":
-        return pruning.together(quotas, percents)
-    return pruning.erdos_renyi(masks, pruning.together(quotas, percents)) if scope == "erk" else quotas
 
 
 def _sensitivity(last: Round, weights: State) -> Callable[[Masks], Weights]:

@@ -23,7 +23,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from lth import rng
+from lth import pruning, rng
 from lth.data.images import Feed
 from lth.experiment.trainer import Trainer
 from lth.models import prunable
@@ -130,9 +130,10 @@ def _measure_lines(trainer: Trainer, run: Run, number: int) -> None:
     one, other = (_end(trainer, run, number, end) for end in ENDS)
     assert one is not None and other is not None
     masks, channels_last = store.masks(number), trainer.channels_last(feed)
+    on_line = pruning.dense(masks) if store.changes_masks else masks  # the ends may have others
     options = trainer.device, trainer.problem.criterion, trainer.bf16
 
-    def errors(state: State, masks: Masks = masks) -> Errors:
+    def errors(state: State, masks: Masks = on_line) -> Errors:
         if trainer.stop():
             raise Stopped
         return measure(Network(make(), [state], [masks], *options, channels_last=channels_last), feed, run.seed)
@@ -142,7 +143,7 @@ def _measure_lines(trainer: Trainer, run: Run, number: int) -> None:
         before, last = store.masks(number - 1), store.weights(numbered("end", number - 1))
         either = {name: mask | before[name] for name, mask in masks.items() if name in before}
         way = along(last, one, lambda state: errors(state, either))
-        average = 100 - errors(between(last, one, 0.5)).test_error  # of both, under the later mask
+        average = 100 - errors(between(last, one, 0.5), masks).test_error  # of both, under the later mask
         about = {"line": tables.ROUNDS, "average": average}
         points += [{"point": share, **found._asdict(), **about} for share, found in way]
     _keep_end(trainer, run, number)

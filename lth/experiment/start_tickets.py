@@ -84,10 +84,11 @@ class StartTickets:
         """What round `number` of a trial starts from, under `names` of parameters (building.renamed). ConfigError if
         its file cannot be used."""
         try:
-            ticket = Store(self.runs[seed]).ticket(self.first + number)
+            store = Store(self.runs[seed])
+            ticket, masks = store.ticket(self.first + number), store.masks(self.first + number)
         except UNUSABLE as error:
             raise ConfigError(f"{self.named}: {error}") from None
-        return replace(ticket, masks=renamed(ticket.masks, names), start=renamed(ticket.start, names))
+        return replace(ticket, masks=renamed(masks, names), start=renamed(ticket.start, names))
 
     def fingerprints(self) -> dict[str, str]:
         """A fingerprint of the masks and weights of each ticket that round 0 starts from, and what trials of other

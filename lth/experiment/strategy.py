@@ -74,7 +74,8 @@ class Experiment:
         """Write what came of a round; its line in the journal makes it finished."""
         if trained.failure is not None:
             raise TrialError(f"round {ticket.round} ended: {trained.failure}; earlier rounds are kept")
-        for name, mask in ticket.masks.items():
+        masks = trained.masks or ticket.masks
+        for name, mask in masks.items():
             if trained.final[name][~mask].any():
                 raise TrialError(
                     f"round {ticket.round} ended with pruned weights of {name} that are not 0: {run.arch_type} changes "
@@ -87,12 +88,14 @@ class Experiment:
             weights |= {name: state for name in ("rewind", "drawn") if (state := getattr(trained, name))}
         for name, state in weights.items():
             store.write_weights(name, state)
+        if trained.masks:
+            store.write_masks(ticket.round, masks)
         store.write_checkpoint(ticket.round, replace(trained, extra={}))
         if keep == "last":  # before the round counts as finished, so that a stop leaves none behind
             for number in range(ticket.round):
                 delete(store.file(numbered("trained", number)))
-        row = recording.write_round(run, ticket.round, ticket.masks, trained, self.trainer.problem.cost[0])
-        empty = tuple(name for name, count in pruning.survivors(ticket.masks).items() if not count)
+        row = recording.write_round(run, ticket.round, masks, trained, self.trainer.problem.cost[0])
+        empty = tuple(name for name, count in pruning.survivors(masks).items() if not count)
         self.trainer.tell(RoundDone(run, row, sum(trained.seconds.values()), empty, ticket.at_random))
 
     def prune(self, run: Run, ticket: Ticket, drawn: State) -> Chosen:

@@ -8,7 +8,9 @@ from functools import cached_property
 
 import torch
 
+from lth import pruning
 from lth.data.images import Feed
+from lth.pruning import Masks, Quota
 from lth.records import tables, tickets
 from lth.records.events import Evaluated, Event, Moved, Note
 from lth.records.files import RecordError
@@ -17,13 +19,14 @@ from lth.records.tables import Run
 from lth.records.tickets import Damaged, Ticket
 from lth.rng import derive_seed
 from lth.settings import checks
-from lth.settings.arms import ARMS
+from lth.settings.arms import ARMS, Arm
 from lth.settings.config import Config, same_command
 from lth.training import layout, sparse
 from lth.training.network import Network
 from lth.training.problem import Problem, stack_size
 from lth.training.schedule import Plan, make_plan
 from lth.training.train import Evaluation, Trained, Training, TrialError
+from lth.training.updates import Goals
 
 
 class Trainer:
@@ -87,7 +90,7 @@ class Trainer:
         with blame_model(f"{stack[0].arch_type} failed in round {number}", short):
             model, masks = self.problem.make(), [ticket.masks for ticket in started]
             limits: Mapping[str, float] = {}  # those that the run began with, since others give other numbers
-            if not self.problem.whole:
+            if not (self.problem.whole or plan.updates):  # which look at all weights
                 limits = tables.config_of(stack[0]).get("sparse_up_to", sparse.limits(self.config))
             network = Network(
                 model,
@@ -97,6 +100,7 @@ class Trainer:
                 self.problem.criterion,
                 self.bf16,
                 channels_last=len(stack) == 1 and self.channels_last(feed),
+                changing=plan.updates is not None,
                 sparse=sparse.choose(model, masks, limits, feed.example()),
             )
             training = Training(
@@ -107,8 +111,23 @@ class Trainer:
                 [[run.seed, *order] for run in stack],
                 derive_seed(stack[0].seed, "dropout", number),
                 saved,
+                [self.goals(ARMS[stack[0].arm], each, number) for each in masks] if plan.updates else (),
             )
             return training.run(report, checkpoint, self.config.checkpoint_every, self.stop, moved)
+
+    def quotas(self, arm: Arm, masks: Masks, rounds: int) -> list[Quota]:
+        """How many of the survivors of `masks` which layers keep together after so many rounds of that arm."""
+        config = self.config
+        percents = pruning.percents(self.problem.make(), config.rates(), config.prune_embeddings)
+        scope = config.random_rates if arm.compared == "layer" else config.prune_scope
+        quotas = pruning.quotas(masks, percents, scope, rounds)
+        if arm.compared == "all":
+            return pruning.together(quotas, percents)
+        return pruning.erdos_renyi(masks, pruning.together(quotas, percents)) if scope == "erk" else quotas
+
+    def goals(self, arm: Arm, masks: Masks, rounds: int) -> Goals:
+        """The same of these masks and after so many rounds."""
+        return list(zip(self.quotas(arm, masks, 0), self.quotas(arm, masks, rounds), strict=True))
 
     def stackable(self, waiting: Sequence[Run], number: int, again: str = "") -> list[Run]:
         """Those of the waiting runs that can be trained as one with the first of them: with one plan, and from
@@ -148,7 +167,8 @@ class Trainer:
         point that tickets are rewound to."""
         schedule, of_round = ("rewound", 1) if again and not number else (ARMS[run.arm].schedule, number)
         feed = next(iter(self._feeds.values()), None) or self.feed([run])  # epochs are as long in all trials
-        return make_plan(self.config, feed.epoch_steps, schedule, of_round)
+        update = ARMS[run.arm].update if number else ""
+        return make_plan(self.config, feed.epoch_steps, schedule, of_round, update)
 
     def store(self, run: Run) -> Store:
         """What the run keeps under saves/."""

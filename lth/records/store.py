@@ -24,7 +24,7 @@ from lth.settings.arms import ARMS
 from lth.training.train import Evaluation, Trained
 
 ENDS = ("first", "second")  # files of --connectivity's two trainings; `first` has the round's order of the data
-PARTS = ("final", "best", "rewind", "drawn", "extra")  # of a checkpoint
+PARTS = ("final", "best", "rewind", "drawn", "extra", "masks")  # of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,22 @@ class Store:
         return Ticket(number, masks, start, origin, at_random)
 
     def masks(self, number: int) -> Masks:
-        """The masks of that ticket, whatever has become of the weights that it starts from."""
-        name = numbered("ticket", number)
+        """The masks of that round at ES: those of its ticket, whatever has become of the weights that it starts from,
+        unless the training changed them."""
+        name = numbered("masks" if number and self.changes_masks else "ticket", number)
         tensors, facts = self._load(name)
         with wellformed(self.file(name)):
             return tickets.unpacked(tensors, facts["shapes"])
+
+    @property
+    def changes_masks(self) -> bool:
+        """Whether the trainings of this run change their masks."""
+        return self.run.arm in ARMS and ARMS[self.run.arm].changes_masks
+
+    def write_masks(self, number: int, masks: Masks) -> None:
+        """Keep the masks of a round at ES, where the training changed them."""
+        tensors, shapes = tickets.packed(masks)
+        self._save(numbered("masks", number), tensors, shapes=shapes)
 
     def write_ticket(self, ticket: Ticket) -> None:
         """Keep a ticket: its masks as bits and, where it is its own, its start."""
@@ -99,7 +110,8 @@ class Store:
         with wellformed(self.file(name)):
             evals = [Evaluation(int(row[0]), *map(float, row[1:])) for row in tensors["evals"].tolist()]
             number, iteration, seconds = int(facts["round"]), int(facts["iteration"]), dict(facts["seconds"])
-            return number, Trained(iteration, evals, **parts, seconds=seconds, supermask=facts["supermask"])
+            about = {"seconds": seconds, "supermask": facts["supermask"], "settled": facts.get("settled", 0)}
+            return number, Trained(iteration, evals, **parts, **about)
 
     def checkpoint(self, number: int, name: str = "checkpoint") -> Trained | None:
         """Where the training of round `number` was when it stopped; None if it was not begun."""
@@ -114,6 +126,7 @@ class Store:
         tensors = {f"{part}/{name}": value for part in PARTS for name, value in getattr(trained, part).items()}
         tensors["evals"] = torch.tensor([list(asdict(e).values()) for e in trained.evals], dtype=torch.float64)
         facts = {"round": number, "iteration": trained.iteration, "seconds": trained.seconds}
+        facts |= {"settled": trained.settled} if trained.settled else {}
         self._save(name, tensors, supermask=trained.supermask, **facts)
 
     def end_of_round(self, number: int) -> State:
@@ -219,7 +232,8 @@ class Store:
         for number in range(finished):
             for kind in ("trained", "end"):
                 usable(numbered(kind, number))  # nothing is built on these
-            if not usable(numbered("ticket", number)):
+            kinds = ["ticket", *(["masks"] if number and self.changes_masks else [])]
+            if not all(usable(numbered(kind, number)) for kind in kinds):
                 finished = number
                 break
         ended = [0] if found["dense"] and found[self.drawn] else []  # the rounds whose last weights are there
@@ -235,7 +249,7 @@ class Store:
         for end in ENDS:
             if self.has(end) and self.saved(end)[0] >= first:
                 files.delete(self.file(end))
-        for kind, kept in (("ticket", first + 1), ("trained", first), ("end", first)):
+        for kind, kept in (("ticket", first + 1), ("masks", first), ("trained", first), ("end", first)):
             for number, file in self.of_rounds(kind).items():
                 if number >= kept:
                     files.delete(file)

@@ -28,6 +28,7 @@ class Arm:
     start: the function in lth/experiment/starts.py that makes the weights that survivors start from.
     schedule: the learning rates of a round: "rewound" (the schedule from the point of --rewind), "whole", or "final"
         (its last rate throughout; of a cosine, the rate at which the last epoch begins).
+    update: the function in lth/training/updates.py that changes the masks during a round after the first; "" for none.
     """
 
     help: str
@@ -39,6 +40,12 @@ class Arm:
     shuffled: bool = False
     start: str = "original"
     schedule: str = "rewound"
+    update: str = ""
+
+    @property
+    def changes_masks(self) -> bool:
+        """Whether a round after the first ends with other masks than those of its ticket."""
+        return bool(self.update)
 
 
 class Arms(dict[str, Arm]):
@@ -74,6 +81,7 @@ CONTROLS: dict[str, Arm] = {
 _FRESH: dict[str, Any] = {"start": "fresh", "schedule": "whole"}
 _FINAL: dict[str, Any] = {"start": "trained", "schedule": "final"}
 _EARLY: dict[str, Any] = {"masks": "before_training", "compared": "all"}
+_UNSCORED: dict[str, Any] = {"masks": "before_training", "compared": "layer", "scores": "random"}
 
 ARMS = Arms(
     lt=Arm("prune, reset the survivors to their original initial weights"),
@@ -87,10 +95,13 @@ ARMS = Arms(
     random_reinit=Arm("prune at random, fresh random weights", scores="random", **_FRESH),
     random_finetune=Arm("prune at random, continue as in finetune", scores="random", **_FINAL),
     magnitude_init=Arm("prune the smallest initial weights before training", **_EARLY, scores="magnitude"),
-    random_init=Arm("prune at random before training", **(_EARLY | {"compared": "layer"}), scores="random"),
+    random_init=Arm("prune at random before training", **_UNSCORED),
     snip=Arm("prune before training by SNIP", **_EARLY, scores="snip"),
     grasp=Arm("prune before training by GraSP", **_EARLY, scores="grasp"),
     synflow=Arm("prune before training by SynFlow", **_EARLY, scores="synflow", steps=100),
+    set=Arm("random_init, replacing small weights at random", **_UNSCORED, update="set"),
+    rigl=Arm("random_init, replacing small weights where gradients are large", **_UNSCORED, update="rigl"),
+    gmp=Arm("prune gradually during each training, from dense", masks="unpruned", scores="magnitude", update="gmp"),
     transfer=Arm(
         "the tickets of --ticket's run, round by round", masks="of_ticket", start="of_ticket", schedule="whole"
     ),

@@ -29,6 +29,9 @@ def idle(name: str) -> set[str]:
         "prune_method": finder.scores == "criterion" and finder.masks != "of_ticket",
         "draw_at": finder.scores == "criterion" and finder.masks in ("iterative", "one_shot"),
         "rewind": "rewound" in (arm.schedule, finder.schedule),
+        "update_freq": bool(finder.update),
+        "update_end": bool(finder.update),
+        "update_fraction": finder.update in ("set", "rigl"),
     }
     return {setting for setting, uses in used.items() if not uses}
 
@@ -36,6 +39,11 @@ def idle(name: str) -> set[str]:
 def scores_batches(config: Config) -> bool:
     """Whether one of the arms asked for has scores that training batches decide."""
     return any("score_batches" not in idle(name) for name in config.prune_type)
+
+
+def updates(config: Config) -> bool:
+    """Whether the masks of one of the arms asked for change during a training."""
+    return any("update_freq" not in idle(name) for name in config.prune_type)
 
 
 def small_percents(config: Config) -> list[str]:

@@ -124,9 +124,16 @@ class Config:
         "layer", "compare weights within layers, over all, or within erk shares", ("layer", "global", "erk")
     )
     prune_method: str = pruning("magnitude", "criterion that scores weights, listed below", CRITERIA)
-    random_rates: str = pruning("uniform", "random_init: equal or Erdos-Renyi-Kernel shares", ("uniform", "erk"))
+    random_rates: str = pruning(
+        "uniform", "random_init, set, rigl: equal or Erdos-Renyi-Kernel shares", ("uniform", "erk")
+    )
     score_batches: int = pruning(10, "training batches for the scores of snip and grasp", COUNT)
     prune_embeddings: bool = pruning(False, "prune embeddings too, by --fc_percent")
+    update_freq: Duration = pruning(Duration(100, "it"), "set, rigl, gmp: how often masks change in training", TIME)
+    update_end: Duration = pruning(Duration(75, "%"), "and until when", TIME)
+    update_fraction: float = pruning(
+        0.3, "of a layer's weights that set and rigl replace at first", number(float, 0, 1, above=True)
+    )
     rewind: Duration = pruning(Duration(0), "reset to the weights of this point of round 0", TIME_OR_NONE)
     draw_at: Duration | None = pruning(None, "draw masks at this point of a round (default: its end)", TIME)
     init: str = pruning("glorot", "initial weights (own: the model's)", ("glorot", "kaiming", "own"))

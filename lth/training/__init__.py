@@ -3,5 +3,6 @@
 problem.py bundles a model with its data, and fit.py refuses models that cannot be trained or that no seed decides;
 network.py holds one or several stacked models and their optimiser; sparse.py says which layers leave out what is pruned
 (sparse_linear.py); schedule.py says how long a round is; train.py has the loop with its evaluations and early stop;
-numerics.py, kernels.py, layout.py, memory.py and cuda_graph.py say how PyTorch computes. Nothing here knows of results.
+updates.py changes masks within it, beat.py says when it looks up; numerics.py, kernels.py, layout.py, memory.py and
+cuda_graph.py say how PyTorch computes. Nothing here knows of results.
 """

@@ -36,9 +36,10 @@ class Network:
         autocast: bool = False,
         sparse: Sequence[str] = (),
         channels_last: bool = False,
+        changing: bool = False,
     ) -> None:
         """`sparse` names the weights that are trained sparsely (lth.training.sparse.choose), `channels_last` is the
-        layout of convolutions (lth.training.layout), both in a network alone."""
+        layout of convolutions (lth.training.layout), both in a network alone. `changing` says that the masks will."""
         self.trials, self.criterion, self.device, self.autocast = len(states), criterion, device, autocast
         self.model = load_state(model, states[0]).to(device)
         convolutional = any(weight.ndim == 4 for weight in model.parameters())
@@ -58,7 +59,8 @@ class Network:
         self.tensors |= {name: layer.values for name, layer in layers.items()}
         self.leaves = [self.tensors[name] for name in self.learning]
         # A dense network needs no masking: the mask would multiply by ones. Nor do survivors by themselves.
-        pruned = [name for name in masks[0] if name not in layers and not all(bool(m[name].all()) for m in masks)]
+        kept = set[str]() if changing else {name for name in masks[0] if all(bool(m[name].all()) for m in masks)}
+        self.pruned = pruned = [name for name in masks[0] if name not in layers and name not in kept]
         self.masks = [  # in the layout of their weights, or a product copies them
             torch.empty_like(self.tensors[name]).copy_(self._together([mask[name] for mask in masks]))
             for name in pruned
@@ -74,6 +76,17 @@ class Network:
         """Set pruned weights to 0. Under torch.no_grad."""
         if self.masks:
             torch._foreach_mul_(self.masked, self.masks)
+
+    def masks_of(self, trial: int) -> Masks:
+        """The masks of one trial as they are now, on the CPU."""
+        return {n: self.part(mask, trial).cpu() != 0 for n, mask in zip(self.pruned, self.masks, strict=True)}
+
+    @torch.no_grad()
+    def change_masks(self, masks: Sequence[Masks]) -> None:
+        """Give each trial other masks, in place, where a CUDA graph knows them."""
+        for name, mask in zip(self.pruned, self.masks, strict=True):
+            mask.copy_(self._together([one[name] for one in masks]))
+        self.apply_masks()
 
     def losses(self, images: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of each trial, a scalar for one. images (T * B, C, H, W), labels (T * B,)."""
@@ -188,6 +201,10 @@ class Optimizer(Protocol):
     def restore(self, states: Sequence[State]) -> None:
         """Go on from what `state` gave of each trial."""
 
+    def masks_changed(self, before: Sequence[Tensor]) -> None:
+        """Forget what steps have found out about weights that only one of the network's masks keeps, those of `before`
+        or those of now: they are new, or gone."""
+
 
 class Fused:
     """Adam, AdamW and SGD by PyTorch's fused kernels (lth.training.kernels).
@@ -212,11 +229,7 @@ class Fused:
         count = 2 if kind != "sgd" else 1 if momentum else 0
         self.moments = [[torch.zeros_like(leaf) for leaf in self.leaves] for _ in range(count)]
         self.capturable = (kernels.sgd_ if kind == "sgd" else kernels.adam_).works
-        if kind != "sgd":
-            second = dict(zip(map(id, network.leaves), self.moments[1], strict=True))
-            for weight, mask in zip(network.masked, network.masks, strict=True):
-                if id(weight) in second:
-                    second[id(weight)].masked_fill_(mask == 0, torch.inf)
+        self.masks_changed(network.masks)
 
     @property
     def lr(self) -> float:
@@ -274,6 +287,15 @@ class Fused:
                 self.network.restore(tensor, [state[f"{m}/{i}"] for state in states], name)
         self.steps.copy_(states[0]["steps"])
 
+    def masks_changed(self, before: Sequence[Tensor]) -> None:
+        """Moments become 0 but for weights that both keep; the second one is infinite where weights are pruned."""
+        place = {id(leaf): i for i, leaf in enumerate(self.network.leaves)}
+        for weight, mask, earlier in zip(self.network.masked, self.network.masks, before, strict=True):
+            for m, moment in enumerate(self.moments if id(weight) in place else ()):
+                own = moment[place[id(weight)]].masked_fill_((mask == 0) | (earlier == 0), 0)
+                if m:
+                    own.masked_fill_(mask == 0, torch.inf)
+
 
 def _laid_out(gradient: Tensor, leaf: Tensor) -> Tensor:
     """`gradient` in the layout of `leaf`: a copy, also of what nn.Embedding(sparse=True) gives, unless only strides of
@@ -315,3 +337,10 @@ class Wrapped:
 
     def restore(self, states: Sequence[State]) -> None:
         """Nothing."""
+
+    def masks_changed(self, before: Sequence[Tensor]) -> None:
+        """What has a weight's shape in the optimiser's state counts as its moments."""
+        for weight, mask, earlier in zip(self.network.masked, self.network.masks, before, strict=True):
+            for value in self.optimizer.state.get(weight, {}).values():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    value.masked_fill_((mask == 0) | (earlier == 0), 0)

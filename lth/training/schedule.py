@@ -10,6 +10,7 @@ from lth.settings import combinations
 from lth.settings.config import Config
 from lth.settings.problems import Problem
 from lth.settings.values import Duration
+from lth.training.updates import Updates
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,12 @@ class Plan:
     rewind_at: int | None = None  # the iteration whose weights later rounds are reset to
     test_every: int = 1
     draw_at: int | None = None  # the iteration whose weights the next pruning looks at; None: the last
+    updates: Updates | None = None  # of the masks
+
+    @property
+    def settled(self) -> int:
+        """The iteration after which the masks stay as they are: what is evaluated before is no early stop."""
+        return self.updates.last if self.updates else 0
 
     def next_evaluation(self, iteration: int) -> int:
         """The first evaluation after `iteration`; the last iteration is always evaluated."""
@@ -54,9 +61,9 @@ class Plan:
         return iteration // self.test_every > before // self.test_every or iteration == self.steps
 
 
-def make_plan(config: Config, epoch_steps: int, schedule: str, number: int) -> Plan:
-    """The training of round `number` in an arm with that `schedule` (lth.settings.arms.Arm), with `epoch_steps` steps
-    per epoch."""
+def make_plan(config: Config, epoch_steps: int, schedule: str, number: int, update: str = "") -> Plan:
+    """The training of round `number` in an arm with that `schedule` and `update` (lth.settings.arms.Arm), with
+    `epoch_steps` steps per epoch."""
     steps = config.end_iter.iterations(epoch_steps)
     warmup = config.warmup.iterations(epoch_steps, steps)
     drops = tuple(milestone.iterations(epoch_steps, steps) for milestone in config.lr_milestones)
@@ -66,15 +73,23 @@ def make_plan(config: Config, epoch_steps: int, schedule: str, number: int) -> P
     if number and schedule == "final":
         last = max(steps - epoch_steps, warmup) if cosine else steps - 1  # the cosine's last steps train nothing
         lr = Rates(lr(last))
+    start = rewind if number and schedule == "rewound" else 0
     return Plan(
         steps=steps,
         evaluate_every=config.valid_freq.iterations(epoch_steps, steps),
         lr=lr,
-        start=rewind if number and schedule == "rewound" else 0,
+        start=start,
         rewind_at=rewind if number == 0 and rewind else None,
         test_every=config.test_freq.iterations(epoch_steps, steps) if config.test_freq else 1,
         draw_at=config.draw_at.iterations(epoch_steps, steps) if config.draw_at else None,
+        updates=_updates(config, epoch_steps, update, start) if number and update else None,
     )
+
+
+def _updates(config: Config, epoch_steps: int, update: str, start: int) -> Updates:
+    steps = config.end_iter.iterations(epoch_steps)
+    every, end = (each.iterations(epoch_steps, steps) for each in (config.update_freq, config.update_end))
+    return Updates(update, every, start, min(end, steps), config.update_fraction)
 
 
 def remarks(config: Config, epoch_steps: int) -> Iterator[str]:
@@ -104,4 +119,9 @@ def check_plan(config: Config, epoch_steps: int) -> list[str]:
         if duration.iterations(epoch_steps, steps) >= steps:
             must = f"{duration} must come before the end of a round, which has {steps} iterations"
             problems.append(Problem(name, must))
+    updates = _updates(config, epoch_steps, "", config.rewind.iterations(epoch_steps, steps))
+    if not problems and combinations.updates(config) and updates.last <= updates.start:
+        between = f"iteration {updates.start}, where a round starts, and iteration {updates.end} (update_end)"
+        must = f"{config.update_freq}, every {updates.every} iterations, must come at least once between {between}"
+        problems.append(Problem("update_freq", must))
     return problems

@@ -15,12 +15,13 @@ from lth import rng
 from lth.data.images import Feed
 from lth.models import building
 from lth.models.building import State
+from lth.pruning import Masks
+from lth.training.beat import Beat
 from lth.training.cuda_graph import captured
 from lth.training.kernels import gradients
 from lth.training.network import Network, Optimizer
 from lth.training.schedule import Plan
-
-BEAT = 0.2  # seconds between calls of `moved`
+from lth.training.updates import BY_GRADIENT, Goals, update
 
 
 class Stopped(Exception):
@@ -51,7 +52,8 @@ class Trained:
     `drawn` those of Plan.draw_at. `extra` is what only going on needs: the optimiser's state, the random state, the
     training loss since the last evaluation.
     `supermask` is the test accuracy, in percent, of the masked network before any training (Zhou et al. 2019,
-    arXiv:1905.01067, Section 5); None where an older checkpoint does not say it.
+    arXiv:1905.01067, Section 5); None where an older checkpoint does not say it. `masks` are those of `best` where they
+    are not the ticket's; only evaluations after iteration `settled` count for early stop.
     """
 
     iteration: int
@@ -64,43 +66,18 @@ class Trained:
     seconds: dict[str, float] = field(default_factory=dict)
     supermask: float | None = None
     drawn: State = field(default_factory=dict)
+    masks: Masks = field(default_factory=dict)
+    settled: int = 0
 
     @property
     def early_stop(self) -> Evaluation:
         """The evaluation with the lowest validation loss, the first of equals (Frankle & Carbin, Section 2)."""
-        return min(self.evals, key=lambda evaluation: evaluation.val_loss)
+        counting = (evaluation for evaluation in self.evals if evaluation.iteration > self.settled)
+        return min(counting, key=lambda evaluation: evaluation.val_loss)
 
     def complete(self, steps: int) -> bool:
         """Whether a training of that many steps has nothing left to do, its last evaluation included."""
         return self.iteration == steps and bool(self.evals) and self.evals[-1].iteration == steps
-
-
-class Beat:
-    """Tells when BEAT seconds of training have passed.
-
-    A GPU is handed steps faster than it does them. At a beat the host waits for it, so that a stop and the progress bar
-    are at most about a beat behind; the number of steps between two beats follows from the pace so far.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.last, self.steps, self.every = time.monotonic(), 0, 1
-        self.event = torch.cuda.Event() if device.type == "cuda" else None
-
-    def due(self) -> bool:
-        """Whether a beat ends with this step."""
-        if self.event is None:
-            passed = time.monotonic() - self.last
-            self.last += passed if passed >= BEAT else 0
-            return passed >= BEAT
-        self.steps += 1
-        if self.steps < self.every:
-            return False
-        self.event.record()
-        self.event.synchronize()
-        passed = time.monotonic() - self.last
-        self.every = max(1, min(2 * self.every, int(self.every * BEAT / max(passed, 1e-9))))
-        self.last, self.steps = self.last + passed, 0
-        return True
 
 
 class Training:
@@ -115,15 +92,18 @@ class Training:
         order_seeds: Sequence[Sequence[object]],
         random_seed: int,
         resume: Sequence[Trained] | None = None,
+        goals: Sequence[Goals] = (),
     ) -> None:
+        """`goals` has those of each trial, for plans whose updates need them."""
         self.network, self.optimizer = network, optimizer
-        self.feed, self.plan, self.order_seeds = feed, plan, order_seeds
+        self.feed, self.plan, self.order_seeds, self.goals = feed, plan, order_seeds, goals
         self.trials = range(network.trials)
         self.iteration = plan.start
         self.evals: list[list[Evaluation]] = [[] for _ in self.trials]
         self.best: list[State] = [{} for _ in self.trials]
         self.rewind: list[State] = [{} for _ in self.trials]
         self.drawn: list[State] = [{} for _ in self.trials]
+        self.masks: list[Masks] = [{} for _ in self.trials]
         self.failures: list[str | None] = [None for _ in self.trials]
         self.supermask: list[float | None] = [None for _ in self.trials]
         self.loss_sum = torch.zeros(() if network.trials == 1 else network.trials, device=network.device)
@@ -152,6 +132,17 @@ class Training:
         total = losses if losses.ndim == 0 else losses.sum()  # the gradient of a trial's loss is not another's
         self.optimizer.step(gradients(total, self.network.leaves))
         self.loss_sum.add_(losses.detach())
+
+    def _update(self, batch: Tensor) -> None:
+        """Change the masks, by the gradients of all weights on the batch of the step that follows where they count."""
+        updates, found = self.plan.updates, dict[str, Tensor]()
+        assert updates is not None
+        if updates.kind in BY_GRADIENT:
+            with rng.preserved(self.network.device), self._buffers_kept():
+                loss = self.network.losses(*self.feed.fetch(batch)).sum()
+                found = dict(zip(self.network.learning, gradients(loss, self.network.leaves), strict=True))
+        seeds = [rng.derive_seed(*parts, "update", self.iteration) for parts in self.order_seeds]
+        update(updates, self.iteration, self.network, self.optimizer, found, self.goals, seeds)
 
     def run(
         self,
@@ -193,6 +184,8 @@ class Training:
                             self.rewind = [self.network.state(trial) for trial in self.trials]
                         if self.iteration == self.plan.draw_at:
                             self.drawn = [self.network.state(trial) for trial in self.trials]
+                        if self.plan.updates and self.plan.updates.due(self.iteration):
+                            self._update(batch)
                         self.optimizer.lr = self.plan.lr(self.iteration)
                         self._run_step(batch)
                         self.iteration += 1
@@ -223,7 +216,9 @@ class Training:
     def _evaluate(self, between: Callable[[], None], report: Callable[[int, Evaluation], None]) -> None:
         """Evaluate every trial and keep the weights of those whose validation loss is the lowest so far."""
         before, trials = self._evaluated(), len(self.trials)
-        lowest = [min((earlier.val_loss for earlier in evals), default=math.inf) for evals in self.evals]
+        settled = self.plan.settled
+        none = math.inf if self.iteration > settled else -math.inf  # before that, no loss is low enough
+        lowest = [min((one.val_loss for one in evals if one.iteration > settled), default=none) for evals in self.evals]
         with self._evaluating():
             loss, correct, seen = self._measure(self.feed.validation(), False, between)
             train_loss = (self.loss_sum / (self.iteration - before)).expand(trials)
@@ -250,6 +245,7 @@ class Training:
             self.evals[trial].append(evaluation)
             if val_loss < lowest[trial]:
                 self.best[trial] = self.network.state(trial)
+                self.masks[trial] = self.network.masks_of(trial) if self.plan.updates else {}
             report(trial, evaluation)
 
     def _measure(
@@ -311,6 +307,8 @@ class Training:
     def _state(self, trial: int) -> Trained:
         extra = {"loss_sum": self.network.part(self.loss_sum, trial).cpu().clone(), **rng.state(self.network.device)}
         extra |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.state(trial).items()}
+        if self.plan.updates:
+            extra |= {f"mask/{name}": mask for name, mask in self.network.masks_of(trial).items()}
         return Trained(
             iteration=self.iteration,
             evals=list(self.evals[trial]),
@@ -322,6 +320,8 @@ class Training:
             seconds=dict(self.seconds),
             supermask=self.supermask[trial],
             drawn=self.drawn[trial],
+            masks=self.masks[trial],
+            settled=self.plan.settled,
         )
 
     def _restore(self, saved: Sequence[Trained]) -> None:
@@ -331,8 +331,12 @@ class Training:
         self.best = [s.best for s in saved]
         self.rewind = [s.rewind for s in saved]
         self.drawn = [s.drawn for s in saved]
+        self.masks = [s.masks for s in saved]
         self.seconds = dict(saved[0].seconds)
         self.supermask = [s.supermask for s in saved]
+        if self.plan.updates:
+            names = [key for key in saved[0].extra if key.startswith("mask/")]
+            self.network.change_masks([{key.removeprefix("mask/"): s.extra[key] for key in names} for s in saved])
         for name, tensor in self.network.tensors.items():
             self.network.restore(tensor, [s.final[name] for s in saved], name)
         self.network.restore(self.loss_sum, [s.extra["loss_sum"] for s in saved])

@@ -16,7 +16,7 @@ from lth.commands.progress import Progress
 from lth.commands.terminal import wrapped
 from lth.records.events import Connected, Evaluated, Event, Moved, Note, RoundDone
 from lth.records.tables import Run
-from lth.training import train
+from lth.training import beat
 from lth.training.schedule import Plan
 from lth.training.train import Evaluation
 
@@ -154,19 +154,19 @@ def test_files_get_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_training_says_where_it_is_between_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "BEAT", 0)
+    monkeypatch.setattr(beat, "BEAT", 0)
     told: list[int] = []
     training(Mlp, Plan(9, 6, lambda iteration: 0.01)).run(moved=told.append)
     assert told == list(range(10))
     resumed = training(Mlp, Plan(9, 6, lambda iteration: 0.01, start=4))
-    monkeypatch.setattr(train, "BEAT", 1000)
+    monkeypatch.setattr(beat, "BEAT", 1000)
     resumed.run(moved=told.append)
     assert told[10:] == [4]
 
 
 def test_a_whole_run_on_a_terminal(place: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setattr(train, "BEAT", 0)
+    monkeypatch.setattr(beat, "BEAT", 0)
     session.run(settings(place, quiet=False, prune_type=("lt", "reinit"), prune_iterations=2))
     assert "24/24" in terminal.getvalue(), "three trainings of 8 iterations: the second dense round is shared"
     rows = [line.split()[:3] for line in terminal.screen if re.match(r"(lt|reinit) seed0 ", line)]

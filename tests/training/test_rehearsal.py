@@ -25,6 +25,7 @@ from lth.data.images import Feed
 from lth.records.tables import config_of
 from lth.settings.config import Config
 from lth.training import cuda_graph, problem, train
+from lth.training.beat import Beat
 from lth.training.layout import channels_last
 from lth.training.network import _laid_out as laid_out
 from lth.training.schedule import Plan
@@ -247,7 +248,7 @@ def test_the_host_is_a_beat_ahead_of_the_device(monkeypatch: pytest.MonkeyPatch)
 
     with gpu() as machine:
         machine.wait = wait  # type: ignore[method-assign]
-        beat = train.Beat(CUDA)
+        beat = Beat(CUDA)
         beats = []
         for step in range(200):
             pace[0] = 2**-7 if step < 100 else 2**-3
