@@ -4,42 +4,33 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-PROJECT = Path(__file__).resolve().parent.parent
 if not __package__:  # `python lth` looks for modules in lth/, where they would be found under the wrong names
-    sys.path[0] = str(PROJECT)
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from lth.commands import command  # noqa: E402
-from lth.settings import checks, flags, names  # noqa: E402
-from lth.settings.config import Config  # noqa: E402
-from lth.settings.problems import ConfigError  # noqa: E402
-from lth.settings.values import LONGEST, number  # noqa: E402
+from lth.commands import command
+from lth.settings import checks, flags, names
+from lth.settings.config import Config
+from lth.settings.problems import ConfigError
+from lth.settings.values import LONGEST, number
 
 NETS = {"lenet": "fc1", "resnet": "resnet20", "vgg": "vgg16"}  # other names of models under archs/
 DATASETS = {"fashion": "fashionmnist"}
-
-
 COMMANDS = {  # with the flags of a script, and the module whose `main` they are
     "run": "lth.commands.command",
     "plot": "lth.commands.combine",
     "reproduce": "lth.claims.reproduce",
     "audit": "lth.api.audit_files",
 }
+ABOUT = """Find lottery tickets. The same command again continues where it stopped. More flags, and other programs:
 
-
-class Option(NamedTuple):
-    """A flag with a value: its short name, its default, the setting that it gives, its help, and what turns its text
-    into main.py's (ValueError if it cannot be)."""
-
-    short: str | None
-    default: str | None
-    setting: str
-    help: str
-    translate: Callable[[str], str] = str
+  lth run        as python main.py
+  lth plot       as python combine_plots.py
+  lth reproduce  as python reproduce.py
+  lth audit      check saved tickets: lth audit --help"""
 
 
 def _percent(text: str) -> str:
@@ -50,119 +41,94 @@ def _iterations(text: str) -> str:
     return f"{number(int, 1, LONGEST)(text)}it"
 
 
-def _recovered(text: str) -> str:
-    from lth.records import folders  # with pandas
-
-    return str(folders.root_of("", Path(text)))
+def _frequency(text: str) -> str:
+    return "1" if text == "-1" else _iterations(text)
 
 
-def _number(text: str) -> int | float | str:
+def _trainings(text: str) -> str:
+    return str(number(int, 0, 9998)(text) + 1)
+
+
+def _point(text: str) -> float | int:
     try:
         return int(text) if text.isdecimal() else float(text)
     except ValueError:
-        return text
+        raise ValueError("must be a number of iterations, or a fraction of a round below 1") from None
 
 
-OPTIONS = {
-    "data": Option("p", "./datasets/", "data", "folder of the data sets; mnist comes with the project"),
-    "batch_size": Option(None, "60", "batch_size", "images per step"),
-    "optim": Option("o", "adam", "optimizer", "the optimiser: adam, adamw or sgd", str.lower),
-    "learn_rate": Option("lr", "0.0012", "lr", "learning rate"),
-    "iter": Option("i", "50000", "end_iter", "iterations of each round", _iterations),
-    "rounds": Option(
-        "r", "26", "prune_iterations", "prunings, one less than trainings", lambda n: str(number(int, 0, 9998)(n) + 1)
-    ),
-    "step": Option(
-        "es",
-        "-1",
-        "valid_freq",
-        "iterations between evaluations; -1: every epoch",
-        lambda n: "1" if n == "-1" else _iterations(n),
-    ),
-    "rewind": Option("rw", "0", "rewind", "iteration of round 0 to reset to, or fraction of a round below 1"),
-    "prune_rate": Option("pr", "0.2", "prune_percent", "fraction of surviving weights pruned per round", _percent),
-    "fc_rate": Option("fc", None, "fc_percent", "the same for fully connected layers (default: the same)", _percent),
-    "recover": Option(None, None, "root", "continue the results in this folder, an earlier --save", _recovered),
-    "save": Option("s", "./experiments/", "root", "folder that gets the results"),
-    "seed": Option("rs", "0", "seed", "of initial weights, validation split and data order"),
-    "gpu": Option(None, None, "gpu", "number of the GPU, or cpu (default: a GPU where there is one)"),
-}
-SWITCHES = {
-    "prune_global": "compare the weights of all layers with each other",
-    "random": "give survivors fresh random weights rather than their initial ones",
-    "quiet": "print the verdict and the files only",
-    "debug": "tracebacks with error messages",
-}
-NAMES = {name: f"--{name}" for name in flags.FIELDS} | {option.setting: f"--{name}" for name, option in OPTIONS.items()}
-NAMES |= {"arch_type": "net", "dataset": "dataset"}  # what messages call the settings
+# The flags, the setting of main.py, the default, the help, and what turns the text into main.py's.
+OPTIONS = (
+    ("--data -p", "data", "./datasets/", "folder of the data sets; mnist comes with the project", str),
+    ("--batch_size", "batch_size", "60", "images per step", str),
+    ("--optim -o", "optimizer", "adam", "the optimiser: adam, adamw or sgd", str.lower),
+    ("--learn_rate -lr", "lr", "0.0012", "learning rate", str),
+    ("--iter -i", "end_iter", "50000", "iterations of each round", _iterations),
+    ("--rounds -r", "prune_iterations", "26", "prunings, one less than trainings", _trainings),
+    ("--step -es", "valid_freq", "-1", "iterations between evaluations; -1: every epoch", _frequency),
+    ("--rewind -rw", "rewind", "0", "iteration of round 0 to reset to, or fraction of a round below 1", _point),
+    ("--prune_rate -pr", "prune_percent", "0.2", "fraction of surviving weights pruned per round", _percent),
+    ("--fc_rate -fc", "fc_percent", None, "the same for fully connected layers (default: the same)", _percent),
+    ("--save -s", "root", "./experiments/", "folder that gets the results", str),
+    ("--recover", "recover", None, "continue the results in this folder, an earlier --save", str),
+    ("--seed -rs", "seed", "0", "of initial weights, validation split and data order", str),
+)
 
 
 def parser() -> flags.Parser:
-    """The parser of this command line. Values stay text: `parse` checks them all together."""
-    about = (
-        "Find lottery tickets. The same command again continues where it stopped. More flags, and other programs:\n\n"
+    """The parser of this command line, which gives the text of main.py's settings."""
+    made = flags.Parser(prog="lth", description=ABOUT)
+    nets, sets = "lenet (fc1), resnet (resnet20), vgg (vgg16) or any model under archs/", ", ".join(names.KNOWN)
+    made.add_argument("arch_type", metavar="net", type=lambda net: NETS.get(net.lower(), net), help=nets)
+    about = f"{sets} or a file of yours: see --data"
+    made.add_argument("dataset", type=lambda name: DATASETS.get(name.lower(), name), help=about)
+    start, place = made.add_mutually_exclusive_group(), made.add_mutually_exclusive_group()
+    groups: Any = {"rewind": start, "root": place, "recover": place}
+    for spelled, setting, default, help, parse in OPTIONS:
+        told, metavar = f"{help} (default: {default})" if default else help, spelled.split()[0][2:].upper()
+        options: Any = {"default": default, "type": flags.typed(parse), "metavar": metavar, "help": told}
+        groups.get(setting, made).add_argument(*spelled.split(), dest=setting, **options)
+    gpu = "number of the GPU, or cpu (default: a GPU where there is one)"
+    made.add_argument("--gpu", nargs="?", const="0", metavar="GPU", help=gpu)
+    switches: Any = (
+        (made, "prune_global", "prune_scope", "layer", "global", "compare the weights of all layers with each other"),
+        (start, "random", "prune_type", "lt", "reinit", "give survivors fresh random weights, not their initial ones"),
+        (made, "quiet", "quiet", False, True, "print the verdict and the files only"),
+        (made, "debug", "debug", False, True, "tracebacks with error messages"),
     )
-    about += "  lth run        as python main.py\n  lth plot       as python combine_plots.py\n"
-    about += "  lth reproduce  as python reproduce.py\n  lth audit      check saved tickets: lth audit --help"
-    made = flags.Parser(prog="lth", description=about)
-    made.add_argument("net", help="lenet (fc1), resnet (resnet20), vgg (vgg16) or any model under archs/")
-    made.add_argument("dataset", help=f"{', '.join(names.KNOWN)} or a file of yours: see --data")
-    for name, (short, default, _, help, _) in OPTIONS.items():
-        told = f"{help} (default: {default})" if default else help
-        spelled = [f"-{short}"] * bool(short) + [f"--{name}"]
-        alone: dict[str, str] = {"nargs": "?", "const": "0"} if name == "gpu" else {}
-        made.add_argument(*spelled, dest=name, metavar=name.upper(), default=default, help=told, **alone)  # type: ignore
-    for name, help in SWITCHES.items():
-        made.add_argument(f"--{name}", action="store_true", help=help)
+    for group, name, setting, default, const, help in switches:
+        group.add_argument(f"--{name}", action="store_const", dest=setting, default=default, const=const, help=help)
     return made
 
 
+NAMES = {name: f"--{name}" for name in flags.FIELDS} | {setting: words.split()[0] for words, setting, *_ in OPTIONS}
+NAMES |= {"arch_type": "net", "dataset": "dataset"}  # what messages call the settings
+
+
 def parse(argv: Sequence[str]) -> Config:
-    """The settings that the command line asks for. ConfigError with all mistakes at once."""
+    """The settings that the command line asks for; ConfigError if it is not valid."""
     made = parser()
     known, unknown = made.parse_known_args(argv)
-    problems = flags.unknown_problems(made, unknown)
-    if known.random and known.rewind != OPTIONS["rewind"].default:
-        problems.append("--rewind is the point to reset to, and --random resets to fresh weights: leave out one")
-    if known.recover is not None and known.save != OPTIONS["save"].default:
-        problems.append("--recover is the folder that gets the results: leave out --save")
-    dataset = DATASETS.get(known.dataset.lower(), known.dataset)
-    asked = {"arch_type": NETS.get(known.net.lower(), known.net), "dataset": dataset}
-    asked["data"] = str(names.holder(dataset, Path(known.data)))
-    asked["prune_type"] = "reinit" if known.random else "lt"
-    asked["prune_scope"] = "global" if known.prune_global else "layer"
-    for name, option in OPTIONS.items():
-        text = getattr(known, name)
-        if text is None or option.setting in asked:  # --save, with --recover
-            continue
-        try:
-            asked[option.setting] = option.translate(text)
-        except ValueError as error:
-            problems.append(f"--{name} {str(error).strip()}, not {text!r}")
-    if "end_iter" in asked:
-        try:
-            asked["rewind"] = str(checks.rewind("--rewind", _number(known.rewind), int(known.iter)))
-        except (TypeError, ValueError) as error:
-            problems.append(str(error))
+    problems, given = flags.unknown_problems(made, unknown), vars(known)
+    given["data"] = str(names.holder(known.dataset, Path(known.data)))
     try:
-        config = flags.parse([f"--{name}={value}" for name, value in asked.items()])
+        given["rewind"] = checks.rewind("--rewind", known.rewind, int(known.end_iter.removesuffix("it")))
+    except ValueError as error:
+        problems.append(str(error))
+    if (recover := given.pop("recover")) is not None:
+        given["root"] = recover
+    try:
+        config = flags.parse(flags.as_argv({name: value for name, value in given.items() if value is not None}))
     except ConfigError as error:
         problems += error.named(NAMES).problems
     if problems:
         raise ConfigError(*problems)
-    if known.recover is not None:
-        _check_recovered(config)
-    return replace(config, quiet=known.quiet, debug=known.debug)
+    if recover is not None:
+        from lth.commands import tasks
 
-
-def _check_recovered(config: Config) -> None:
-    from lth.commands import tasks
-    from lth.records import tables
-
-    (run,) = tasks.runs_of(config)
-    if not (run.dumps / "config.json").exists():
-        have = "".join(f"\n  {run.dumps}" for run in tables.find(config.root)) or " nothing"
-        raise ConfigError(f"--recover must hold results of these settings, in {run.dumps}, not only{have}")
+        (run,) = tasks.runs_of(config)
+        if not (run.dumps / "config.json").exists():
+            raise ConfigError(f"--recover must hold results of these settings, but there are none in {run.dumps}")
+    return config
 
 
 def main(argv: Sequence[str]) -> int:

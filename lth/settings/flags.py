@@ -53,7 +53,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     def _format_action_invocation(self, action: argparse.Action) -> str:
         shown = ", ".join(name for name in action.option_strings if not name.startswith("--no-"))
         value = f"{action.metavar or '|'.join(action.choices or [])}{' ...' if action.nargs == '+' else ''}"
-        return f"{shown or action.dest} {value}".rstrip()
+        return f"{shown} {value}".strip() or action.dest
 
 
 class Parser(argparse.ArgumentParser):
@@ -82,7 +82,8 @@ class Parser(argparse.ArgumentParser):
         return text if self.command == self.script else text.replace(f"python {self.script}", self.command)
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(re.sub(r"^argument (\S+?)(/\S+)?: ", r"\1 ", message))
+        text = re.sub(r"^argument (\S+?)(/\S+)?: ", r"\1 ", message)
+        raise ConfigError(re.sub(r"not allowed with argument (\S+?)(/\S+)?$", r"cannot be given with \1", text))
 
 
 def typed(parse: Callable[[str], T]) -> Callable[[str], T]:
