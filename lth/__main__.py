@@ -123,9 +123,9 @@ def parse(argv: Sequence[str]) -> Config:
     if problems:
         raise ConfigError(*problems)
     if recover is not None:
-        from lth.commands import tasks
+        from lth.records import tables
 
-        (run,) = tasks.runs_of(config)
+        (run,) = tables.runs_of(config)
         if not (run.dumps / "config.json").exists():
             raise ConfigError(f"--recover must hold results of these settings, but there are none in {run.dumps}")
     return config

@@ -16,7 +16,6 @@ from helpers import CPU, Told, assert_same, do, experiment, killed_at, results, 
 from torch import Tensor, nn
 
 from lth.commands import session
-from lth.commands.tasks import runs_of
 from lth.experiment import mode_connectivity as line
 from lth.experiment.mode_connectivity import Errors
 from lth.experiment.trainer import Trainer
@@ -25,7 +24,7 @@ from lth.models.building import State
 from lth.records import tables
 from lth.records.events import Connected, Evaluated, Moved
 from lth.records.store import Store
-from lth.records.tables import Run
+from lth.records.tables import Run, runs_of
 from lth.training.network import Network
 from lth.training.train import Stopped
 

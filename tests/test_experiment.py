@@ -20,7 +20,6 @@ from helpers import Told, assert_released, assert_same, do, experiment, killed_a
 from lth import pruning
 from lth.analysis import sentences
 from lth.commands import loop, session
-from lth.commands.tasks import runs_of
 from lth.experiment import Experiment
 from lth.experiment.scores import scored
 from lth.models import building
@@ -29,7 +28,7 @@ from lth.records import recording, tables, tickets
 from lth.records.events import Evaluated, RoundDone
 from lth.records.files import RecordError
 from lth.records.store import Store
-from lth.records.tables import Run
+from lth.records.tables import Run, runs_of
 from lth.records.tickets import numbered
 from lth.rng import derive_seed
 from lth.settings.arms import ARMS, CRITERIA

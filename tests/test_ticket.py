@@ -31,11 +31,10 @@ import main
 import utils
 from lth import load_ticket, pruning
 from lth.commands import session
-from lth.commands.tasks import runs_of
 from lth.records import identity as lth_same
 from lth.records import tables
 from lth.records.store import Store
-from lth.records.tables import Run
+from lth.records.tables import Run, runs_of
 from lth.records.tickets import Ticket
 from lth.settings import flags, sweep
 from lth.settings.config import Config, ConfigError

@@ -26,7 +26,7 @@ from lth import pruning
 from lth.api.audit import AuditError, audit
 from lth.api.saved_ticket import SavedTicket, load_ticket
 from lth.prune import pruned_by_torch
-from lth.records import folders, tables
+from lth.records import tables
 from lth.records.store import Store
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
@@ -60,7 +60,7 @@ def _runs(flags: argparse.Namespace) -> int:
     if flags.ticket is not None:
         raise ConfigError("--ticket is for a file: the rounds of a run are checked against their own tickets")
     try:
-        runs = folders.runs_in("FOLDER", flags.what)
+        runs = tables.runs_in("FOLDER", flags.what)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     wrong = 0

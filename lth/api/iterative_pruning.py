@@ -27,7 +27,7 @@ from lth.experiment import Experiment
 from lth.models import building
 from lth.models import prunable as layers
 from lth.prune import Rule, detach
-from lth.records import folders, identity, tables
+from lth.records import identity, tables
 from lth.records.events import Callback, Event, Note, as_dict
 from lth.records.files import write_json
 from lth.records.lock import Locks
@@ -225,7 +225,7 @@ def _root(save: Any, recover: Any) -> Path | None:
     """The folder that the results go to."""
     if recover is None:
         return None if save is None else checks.path("save", save)
-    root = folders.root_of("recover", checks.path("recover", recover))
+    root = tables.root_of("recover", checks.path("recover", recover))
     if save is not None and checks.path("save", save).resolve() not in (root.resolve(), Path(recover).resolve()):
         raise ValueError(f"save must be left out with recover, whose folder {recover} gets the results, not {save}")
     return root

@@ -22,7 +22,7 @@ from lth.data.sets import as_images, load
 from lth.models import building, fingerprints
 from lth.models.building import State
 from lth.pruning import Masks
-from lth.records import folders, identity, tables
+from lth.records import identity, tables
 from lth.records.store import Store
 from lth.records.tables import Run, config_of
 from lth.records.tickets import numbered
@@ -290,7 +290,7 @@ def load_ticket(folder: str | os.PathLike[str], round: int | None = None) -> Sav
         TypeError, ValueError: there is no such run or no such round; the message says which there are.
         lth.records.tickets.Damaged, lth.records.files.RecordError: a file is damaged.
     """
-    run = folders.run_of("folder", checks.path("folder", folder))
+    run = tables.run_of("folder", checks.path("folder", folder))
     table = tables.table(run, "rounds")
     store = Store(run)
     have = list(store.of_rounds("ticket"))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lth.claims.claim import Claim
-from lth.commands import tasks
+from lth.records import tables
 from lth.settings import flags, names
 from lth.settings.arms import ARMS
 from lth.settings.config import MACHINE, OUTPUT, Config, ConfigError
@@ -65,7 +65,7 @@ def form(claim: Claim, given: Sequence[str] = (), quick: bool = False) -> Form:
         changes += differences(flags.parse(text.split()), config)
         own += [change.split(",")[0] for change in differences(flags.parse(usual), config)]
         if name in claim.start_of:  # whose files need not be there yet
-            first = tasks.runs_of(configs[claim.start_of[name]])[0]
+            first = tables.runs_of(configs[claim.start_of[name]])[0]
             config = replace(config, ticket=TicketName(written(first.saves), 0))
         configs[name] = config
         own += [f"{how}={getattr(config, how)}" for how in HOW_COMPUTED if getattr(config, how) != getattr(Config, how)]

@@ -11,7 +11,6 @@ import pandas as pd
 from lth.analysis import overlap, verdict
 from lth.claims.claim import PERCENT, POINTS, TIMES, Statement
 from lth.claims.forms import Form
-from lth.commands import tasks
 from lth.records import tables
 from lth.records.store import Store
 from lth.records.tables import Run
@@ -124,7 +123,7 @@ def judge(low: float, high: float, holds: tuple[float, float]) -> str:
 
 def runs_of(form: Form) -> dict[str, list[Run]]:
     """The runs of each experiment of a claim, finished or not."""
-    return {name: tasks.runs_of(config) for name, config in form.configs.items()}
+    return {name: tables.runs_of(config) for name, config in form.configs.items()}
 
 
 def findings(form: Form) -> list[Finding]:

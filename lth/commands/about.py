@@ -17,7 +17,6 @@ import torch
 from lth import data
 from lth.commands import device as devices
 from lth.data.images import Images
-from lth.data.prints import of_file
 from lth.experiment import start_tickets
 from lth.models import building
 from lth.models import fingerprints as identity
@@ -97,25 +96,24 @@ def _cpu_precision(config: Config) -> str:
     return "bfloat16 products (AMX)" if kernels.amx() else "float32 by oneDNN"
 
 
-def about_data(images: Images, config: Config) -> dict[str, Any]:
-    """The part about the data besides their fingerprint, so that a finished run need not read them again."""
-    file = of_file(names.npz(config.data, names.dataset(config.dataset), config.image_size))
-    about = {"data_file": file, "classes": images.classes, "image_shape": list(images.shape)}
-    return {**about, "normalisation": images.normalisation}
+def about_data(images: Images) -> dict[str, Any]:
+    """The part about the data besides their fingerprint."""
+    return {
+        "classes": images.classes,
+        "image_shape": list(images.shape),
+        "normalisation": images.normalisation,
+    }
 
 
 def fingerprints_now(config: Config, run: Run) -> dict[str, str]:
     """The fingerprints of the experiment that the settings mean now, for a run that is finished: nothing is downloaded,
-    and data are only read if their file is not the one that was used. Empty if nothing can be compared with them."""
+    and data that are no longer there are not missed. Empty if nothing can be compared with them."""
     about = config_of(run)
     if not about.get("classes") or "data" not in about.get("fingerprint", ()):
         return {}
     found = {"model": identity.of_model(building.find(config.arch_type, config.dataset, about["classes"], config.data))}
     name = names.dataset(config.dataset)
-    file = names.npz(config.data, name, config.image_size)
-    if file.exists() and about["data_file"] == of_file(file):
-        found["data"] = about["fingerprint"]["data"]
-    elif file.exists() or names.pictures(name, config.data):
+    if names.npz(config.data, name, config.image_size).exists() or names.pictures(name, config.data):
         found["data"] = data.load(name, config.data, image_size=config.image_size).fingerprint
     return {**found, **start_tickets.fingerprints(config)}
 

@@ -17,7 +17,6 @@ import socket
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,25 +26,20 @@ import torch
 
 from lth.commands import holding, loop
 from lth.commands.about import about_command
+from lth.commands.device import MachineError
 from lth.commands.holding import Prepared
 from lth.commands.loop import FATAL, Tell, Trainer
-from lth.commands.queue import Queue, Work
-from lth.commands.tasks import runs_of
-from lth.commands.watch import POLL, Watch
+from lth.commands.queue import POLL, Queue, Watch, Work
 from lth.data.images import Images
 from lth.experiment import start_tickets
-from lth.records.events import Event, Note
-from lth.records.files import RecordError
+from lth.records.events import Note
 from lth.records.lock import Locks
+from lth.records.tables import runs_of
 from lth.settings import names
 from lth.settings.config import LTH, Config, ConfigError
 from lth.training.problem import stack_size
 
 UNSEEN = 120.0  # seconds after which what a node has written must be seen here: NFS may hide it for one minute
-
-
-class ClusterError(RecordError):
-    """The cluster cannot be reached or does not do what is asked of it; the message is one sentence for the user."""
 
 
 def installed() -> None:
@@ -59,7 +53,7 @@ def installed() -> None:
 
 @contextlib.contextmanager
 def connected(config: Config) -> Iterator[Cluster]:
-    """The cluster that --ray names, with this program on its nodes. ClusterError if it cannot be reached."""
+    """The cluster that --ray names, with this program on its nodes. MachineError if it cannot be reached."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody asked for reports to Ray's makers
     ray: Any = importlib.import_module("ray")
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -83,7 +77,7 @@ def connected(config: Config) -> Iterator[Cluster]:
         except Exception as error:  # of a dozen kinds
             hint = "`ray start --head` starts one, and --ray local needs none"
             hint = hint if config.ray == "auto" else "is it running?"
-            raise ClusterError(f"--ray {config.ray} reaches no Ray cluster, {hint} ({_shortened(error)})") from None
+            raise MachineError(f"--ray {config.ray} reaches no Ray cluster, {hint} ({_shortened(error)})") from None
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_sigterm)  # ray.init has put its own there
@@ -136,11 +130,8 @@ class Cluster:
         options = {"num_cpus": self.threads, "num_gpus": needs.get("GPU", 0)}
         task = self.ray.remote(max_retries=-1, retry_exceptions=False, **options)(do)
         left, together = len(queue.open()), min(work.together for work in works)
-        mark, watch = self.root / f"{uuid.uuid4().hex}.probe", Watch(queue, tell)
-        mark.touch()
-        waiting = [
-            task.remote(works, bool(self.gpus), mark) for _ in range(min(self.most or left, -(-left // together)))
-        ]
+        watch = Watch(queue, tell)
+        waiting = [task.remote(works, bool(self.gpus)) for _ in range(min(self.most or left, -(-left // together)))]
         errors, cancelled = list[Exception](), False
         try:
             while waiting:
@@ -154,13 +145,12 @@ class Cluster:
                     for other in waiting:
                         self.ray.cancel(other)
         finally:
-            mark.unlink(missing_ok=True)
             for other in waiting:  # after a second Ctrl-C
                 self.ray.cancel(other)
         until = time.monotonic() + UNSEEN
         while not (errors or signalled()) and queue.open():
             if time.monotonic() > until:
-                raise ClusterError(f"the nodes do not write into {self.root} of this machine: --root must be shared")
+                raise MachineError(f"the nodes do not write into {self.root} of this machine: --root must be shared")
             time.sleep(POLL)
         watch.due = 0.0
         watch.look()
@@ -171,9 +161,9 @@ class Cluster:
         try:
             return list(self.ray.get(task))
         except (self.ray.exceptions.TaskCancelledError, self.ray.exceptions.RayTaskError) as error:
-            return [] if cancelled else [ClusterError(f"a task of the cluster failed: {str(error).strip()[-300:]}")]
+            return [] if cancelled else [MachineError(f"a task of the cluster failed: {str(error).strip()[-300:]}")]
         except self.ray.exceptions.RayError as error:
-            return [ClusterError(f"the cluster could not do a task: {_shortened(error)}")]
+            return [MachineError(f"the cluster could not do a task: {_shortened(error)}")]
 
 
 def _absolute(config: Config) -> Config:
@@ -183,23 +173,26 @@ def _absolute(config: Config) -> Config:
 # On the nodes
 
 
-def do(works: Sequence[Work], gpu: bool, mark: Path) -> list[Exception]:
-    """The task: the loop of work on this node, on its GPU if it has one. `mark` is a file that it sees if the folder is
-    shared. Returns what was raised; what was done is in the folder."""
-    with _asked() as asked:
+def do(works: Sequence[Work], gpu: bool) -> list[Exception]:
+    """The task: the loop of work on this node, on its GPU if it has one. Ray's cancelling and SIGTERM (a node that is
+    pre-empted) let it write checkpoints; then SIGTERM acts as usual, so that Ray repeats the task elsewhere. Returns
+    what was raised; what was done is in the folder."""
+    with loop.signals(patient=True) as signalled:  # Ray may say it again and again
         try:
-            errors = _work(works, gpu, mark, asked)
+            errors = _work(works, gpu, lambda: bool(signalled()))
         except Exception as error:
             errors = [error]
+        stopped = signalled()
+    if stopped == signal.SIGTERM:
+        signal.raise_signal(stopped)
     return [loop.portable(error) for error in errors]
 
 
-def _work(works: Sequence[Work], gpu: bool, mark: Path, stop: Callable[[], bool]) -> list[Exception]:
+def _work(works: Sequence[Work], gpu: bool, stop: Callable[[], bool]) -> list[Exception]:
     config, host = works[0].config, socket.gethostname()
-    if not mark.exists():
-        raise ClusterError(f"{host} does not see {config.root} of the command: --root must be a folder that all share")
-    if not config.data.is_dir():
-        raise ClusterError(f"{host} has no folder {config.data}: --data must be where all nodes of the cluster see it")
+    for name in ("root", "data"):
+        if not (folder := getattr(config, name)).is_dir():
+            raise MachineError(f"{host} has no folder {folder}: --{name} must be where all nodes of the cluster see it")
     device = torch.device("cuda:0" if gpu and torch.cuda.is_available() else "cpu")
     loaded: dict[tuple[object, ...], Images] = {}
     here, inputs = [], {}
@@ -211,24 +204,4 @@ def _work(works: Sequence[Work], gpu: bool, mark: Path, stop: Callable[[], bool]
         here.append(replace(work, facts={**holding.facts(prepared, device, ()), **work.facts}))
         inputs[work.asked] = prepared.config, images
     with Locks() as locks:
-        return loop.work(Queue(here, locks), Trainer(inputs, device, _say_nothing, stop))
-
-
-def _say_nothing(event: Event) -> None: ...
-
-
-@contextlib.contextmanager
-def _asked() -> Iterator[Callable[[], bool]]:
-    """Within it, Ray's cancelling and SIGTERM (a node that is pre-empted) are only noted, for as long as checkpoints
-    take; afterwards SIGTERM does what it does to a process of Ray, so that the task is repeated elsewhere."""
-    came: list[int] = []
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    for signum in before:
-        signal.signal(signum, lambda signum, frame: came.append(signum))
-    try:
-        yield lambda: bool(came)
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-        if signal.SIGTERM in came:
-            signal.raise_signal(signal.SIGTERM)
+        return loop.work(Queue(here, locks), Trainer(inputs, device, lambda event: None, stop))

@@ -165,7 +165,7 @@ def perform(asked: Mapping[Config, Mapping[str, str]], argv: Sequence[str]) -> i
             start_tickets.refuse_later_round(given["config"], config)
     own = {config: {name: text for name, text in values.items() if name != "seed"} for config, values in asked.items()}
     try:
-        session.run_all({config: sweep.label(values) for config, values in own.items()}, argv)
+        session.run({config: sweep.label(values) for config, values in own.items()}, argv)
     except (session.TrialsFailed, TrialError) as error:  # the others are complete and can be looked at
         failure = error
     groups = {}
@@ -213,9 +213,9 @@ def grouped(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str]]:
 def _finished(config: Config) -> list[Run]:
     """All runs of these settings with a finished round, also those of other commands. Damaged ones are reported and
     left out."""
-    from lth.commands import tasks
+
     from lth.records import tables
 
-    one = tasks.runs_of(config)[0]
+    one = tables.runs_of(config)[0]
     found = tables.find(config.root, one.arch_type, one.dataset, one.settings, _warn)
     return [run for run in found if run.plots == one.plots]

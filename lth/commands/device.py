@@ -14,8 +14,8 @@ from lth.settings.checks import first_line
 from lth.settings.problems import ConfigError, Problem
 
 
-class DeviceError(Exception):
-    """This process can no longer use its device; the message is one sentence for the user."""
+class MachineError(Exception):
+    """What is wrong with a machine, a device or a cluster rather than with a run; the message is one sentence."""
 
 
 def choose(gpu: str | None) -> tuple[torch.device, str]:

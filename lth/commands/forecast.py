@@ -1,21 +1,18 @@
-"""How long trainings take on this machine, from a few measured steps and evaluations of their networks."""
+"""How long trainings take on this machine at most, from a few measured steps and evaluations of the dense network."""
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from lth import pruning
 from lth.commands.holding import Prepared
-from lth.commands.tasks import dense_runs
 from lth.data.images import Images
-from lth.records import tables
+from lth.records.tables import Run
 from lth.settings.config import Config
-from lth.training import memory, sparse
+from lth.training import memory
 from lth.training.layout import channels_last
 from lth.training.network import Network
 from lth.training.numerics import numerics
@@ -47,9 +44,8 @@ class Cost:
         return steps * self.step + (evaluations * valid + tests * len(images.test)) * self.image
 
 
-def measured(config: Config, images: Images, problem: Problem, device: torch.device, number: int = 0) -> Cost:
-    """The cost of round `number`, from a moment of training a network that was pruned at random as often. Nothing is
-    written."""
+def measured(config: Config, images: Images, problem: Problem, device: torch.device) -> Cost:
+    """The cost of the dense round, from a moment of training it. Nothing is written."""
     count, batch = len(images.train), config.batch_size
     few = replace(
         images,
@@ -60,7 +56,7 @@ def measured(config: Config, images: Images, problem: Problem, device: torch.dev
         validation=None,
     )
     model, held_back = problem.make(), min(FEW, len(few.train) - batch)
-    masks = _masks(config, problem, number)
+    masks = pruning.dense(pruning.prunable(model, config.prune_embeddings))
     with numerics(config.precision, config.threads or 1), memory.kept():
         feed = few.feed([0], held_back, batch, device, config.augment)
         network = Network(
@@ -70,7 +66,6 @@ def measured(config: Config, images: Images, problem: Problem, device: torch.dev
             device,
             problem.criterion,
             autocast=config.precision == "bf16",
-            sparse=sparse.choose(model, [masks], sparse.limits(config), feed.example()),
             channels_last=channels_last(problem.make, feed.example()),
         )
         optimizer, steps = problem.optimizer(network), WARM_UP
@@ -82,64 +77,27 @@ def measured(config: Config, images: Images, problem: Problem, device: torch.dev
     return Cost(step, trained.seconds["evaluation"] / (held_back + len(few.test)))
 
 
-def sentence(prepared: Sequence[Prepared], at_once: int) -> str:
-    """How long the unfinished trainings of these experiments will take on this CPU, `at_once` side by side. Empty where
-    that is hardly worth a measurement."""
-    seconds: list[float] = []  # of each run
+def sentence(prepared: Sequence[Prepared], left: Mapping[Run, int], at_once: int) -> str:
+    """How long the trainings that are `left` of these experiments will take on this CPU, `at_once` side by side, if all
+    are dense; later rounds may be quicker. Empty where that is hardly worth a measurement."""
+    seconds: dict[Run, float] = {}
     lengths = set[int]()
     for one in prepared:
         config, images = one.config, one.images
-        done = (lambda run: 0) if config.overwrite else tables.finished_rounds
-        left = [  # the dense round of a trial is trained once
-            range(max(done(run), int(dense != run)), config.prune_iterations)
-            for run, dense in dense_runs(one.asked).items()
-        ]
-        rounds = {number for numbers in left for number in numbers}
-        multiply_adds = one.problem.step_multiply_adds(config.batch_size)
-        if not rounds or multiply_adds is None:
+        multiply_adds, trainings = one.problem.step_multiply_adds(config.batch_size), sum(left[run] for run in one.runs)
+        if not trainings or multiply_adds is None:
             continue
-        epoch = (len(images.train) - (config.valid_size or 0)) // config.batch_size
-        lengths.add(config.end_iter.iterations(epoch))
-        if sum(map(len, left)) * max(lengths) * (STEP + multiply_adds / PACE) < SHORT:
-            continue
-        costs = dict(zip(sorted(rounds), _costs(one, rounds), strict=True))
-        seconds += [sum(costs[number] for number in numbers) * (1 + config.connectivity) for numbers in left]
+        length = config.end_iter.iterations((len(images.train) - (config.valid_size or 0)) // config.batch_size)
+        lengths.add(length)
+        if trainings * length * (STEP + multiply_adds / PACE) >= SHORT:
+            cost = measured(config, images, one.problem, torch.device("cpu")).training(config, images)
+            seconds |= {run: left[run] * cost for run in one.runs}
     if not seconds:
         return ""
-    total = max(max(seconds), sum(seconds) / min(at_once, len(seconds)))
-    rounds_each = max(one.config.prune_iterations for one in prepared)
-    what = f"{rounds_each} rounds of {max(lengths):,} iterations" + (" or fewer" if len(lengths) > 1 else "")
-    return f"{what}: about {in_words(total / 60)} on this CPU; --end_iter and --prune_iterations shorten it"
-
-
-def _costs(one: Prepared, rounds: Collection[int]) -> Iterable[float]:
-    """Seconds of a training in each of these rounds: measured in a few, in between by straight lines."""
-    config, problem = one.config, one.problem
-    example, model = torch.zeros(2, *one.images.shape), problem.make()
-
-    def sparsely(number: int) -> bool:
-        return bool(sparse.choose(model, [_masks(config, problem, number)], sparse.limits(config), example))
-
-    chosen = {min(rounds)}
-    if sparsely(max(rounds)):
-        first = sorted(rounds)[bisect.bisect_left(sorted(rounds), True, key=sparsely)]  # sparser rounds are, too
-        chosen |= {max(first - 1, min(rounds)), first, max(rounds)}
-    cpu, known = torch.device("cpu"), dict[int, float]()
-    for number in sorted(chosen):
-        if number + 1 in chosen and known:  # the last dense one is as the first
-            known[number] = known[min(chosen)]
-        else:
-            known[number] = measured(config, one.images, problem, cpu, number).training(config, one.images)
-    return [float(time) for time in np.interp(sorted(rounds), list(known), list(known.values()))]
-
-
-def _masks(config: Config, problem: Problem, number: int) -> pruning.Masks:
-    """Random masks with as many weights in each layer as round `number` has, if layers are compared within."""
-    model, generator = problem.make(), torch.Generator().manual_seed(0)
-    masks, rates = pruning.dense(pruning.prunable(model, config.prune_embeddings)), config.rates()
-    percents = {name: rates[kind] for name, kind in pruning.layer_kinds(model, config.prune_embeddings).items()}
-    scores = {name: torch.rand(mask.shape, generator=generator) for name, mask in masks.items()}
-    return pruning.keep_highest(scores, masks, pruning.quotas(masks, percents, rounds=number))
+    total = max(*seconds.values(), sum(seconds.values()) / min(at_once, len(seconds)))
+    rounds = max(one.config.prune_iterations for one in prepared)
+    what = f"{rounds} rounds of {max(lengths):,} iterations" + (" or fewer" if len(lengths) > 1 else "")
+    return f"{what}: at most about {in_words(total / 60)} on this CPU; --end_iter and --prune_iterations shorten it"
 
 
 def in_words(minutes: float) -> str:

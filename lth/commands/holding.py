@@ -107,7 +107,7 @@ def with_threads(config: Config, problem: Problem, run: Run, runs: int, device: 
 def facts(one: Prepared, device: torch.device, command: Sequence[str]) -> dict[str, Any]:
     """What the config.json of each run of an experiment says."""
     stack = stack_size(one.config, one.problem, device)
-    prints = {"fingerprint": one.problem.fingerprint, **about_data(one.images, one.config)}
+    prints = {"fingerprint": one.problem.fingerprint, **about_data(one.images)}
     threads = one.config.threads or 1
     return {**about(one.asked, one.config, device, command), "stack": stack, "threads": threads, **prints}
 

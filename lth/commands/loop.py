@@ -1,30 +1,36 @@
 """The loop of work: look for a run that can be trained, take its lock, train it as far as it can go, release it.
 
-It is the same in this process, in --jobs processes beside each other (lth.commands.processes), in every process of
---join and in the tasks of a Ray cluster (lth.commands.cluster).
+It is the same in this process, in --jobs processes beside each other, in every process of --join and in the tasks of a
+Ray cluster (lth.commands.cluster).
 """
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from types import ModuleType
 from typing import Any
 
 import torch
+import torch.multiprocessing  # teaches pickle to share tensors between processes
 
 from lth.commands import device as devices
-from lth.commands.queue import Piece, Queue
-from lth.commands.watch import POLL, Watch, next_look
+from lth.commands.device import MachineError
+from lth.commands.queue import POLL, Piece, Queue, Watch, Work, next_look
 from lth.data.images import Images
 from lth.experiment import Experiment, start_tickets
 from lth.records.events import Event, Note
 from lth.records.files import RecordError
-from lth.records.lock import Lost
+from lth.records.lock import Locks, Lost
 from lth.records.tables import Run
 from lth.settings import checks
 from lth.settings.config import Config, ConfigError, same_command
@@ -42,23 +48,21 @@ class Interrupted(Exception):
         self.signum = signum
 
 
-class WorkerKilled(TrialError):
-    """A worker process has vanished."""
-
-
 # What stops all work, since it is the fault of this machine; other errors are the fault of the runs.
-FATAL = (OSError, RecordError, ConfigError, devices.DeviceError, WorkerKilled)
+FATAL = (OSError, RecordError, ConfigError, MachineError)
+KILLED = "a worker process was killed, by lack of memory perhaps (--jobs lowers the need)"
 
 
 @contextlib.contextmanager
-def signals() -> Iterator[Callable[[], int]]:
+def signals(patient: bool = False) -> Iterator[Callable[[], int]]:
     """Within it, Ctrl-C and SIGTERM are only noted; the function given says which one came (0: none). A second one
-    acts as usual."""
+    acts as usual, unless `patient`."""
     came: list[int] = []
 
     def note(signum: int, frame: object) -> None:
         came.append(signum)
-        signal.signal(signum, before[signum])
+        if not patient:
+            signal.signal(signum, before[signum])
 
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
@@ -86,7 +90,7 @@ class Trainer:
         self.asked: Config | None = None  # of the experiment that it is at
 
     def train(self, piece: Piece) -> dict[Run, str]:
-        """Train what the piece says. Returns those of its runs that ended early, with the reason. DeviceError if the
+        """Train what the piece says. Returns those of its runs that ended early, with the reason. MachineError if the
         device died of it; ConfigError if files that the settings name have been spoiled since the command began."""
         try:
             if self.asked != piece.asked:
@@ -101,7 +105,7 @@ class Trainer:
                 devices.release(error)
             if devices.answers(self.device):
                 raise
-            raise devices.DeviceError(
+            raise MachineError(
                 f"{checks.first_line(error)}; {self.device} can no longer be used by this process: "
                 f"{same_command(piece.asked.overwrite)} continues from here"
             ) from error
@@ -177,3 +181,106 @@ def portable(error: BaseException) -> Exception:
 def at_once(config: Config) -> int:
     """How many processes train beside each other on a CPU, if there is work for so many."""
     return config.jobs or max(1, devices.cores() // (config.threads or 1))
+
+
+def work_in_processes(
+    size: int, threads: int, works: Sequence[Work], data: Data, queue: Queue, tell: Tell, signalled: Callable[[], int]
+) -> None:
+    """The loop in `size` processes of so many threads each, while this one looks on. Raises what stopped it, or in the
+    end what pieces raised."""
+    for _, images in data.values():
+        for tensor in images.tensors():
+            tensor.share_memory_()
+    context = multiprocessing.get_context("spawn")
+    pids: dict[Any, int] = {}  # of the processes, by the connections to them
+    with _undisturbed(threads):
+        for _ in range(size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_loop, args=(theirs, works, data))
+            process.start()
+            theirs.close()
+            pids[ours] = process.pid or 0
+    idle, errors, asked = dict.fromkeys(pids, False), list[Exception](), False
+    watch = Watch(queue, tell, list(pids.values()))
+    try:
+        while idle:
+            link: Any
+            for link in wait(list(idle), POLL):
+                try:
+                    message = link.recv()
+                except (EOFError, OSError):
+                    message = {}, [MachineError(KILLED)]
+                if isinstance(message, tuple):  # its last: the runs that ended early, and what was raised
+                    del idle[link]
+                    link.close()
+                    queue.failed.update(message[0])
+                    errors.extend(message[1])
+                elif isinstance(message, bool):
+                    idle[link] = message
+                else:
+                    watch.hear(message)
+            if asked:
+                continue
+            if signalled():
+                tell(Note("stopping: each process first writes where its round is"))
+            if signalled() or any(isinstance(error, FATAL) for error in errors):
+                asked = True
+                for link in idle:
+                    with contextlib.suppress(OSError):  # it has ended
+                        link.send("write your checkpoints and end")
+            else:
+                watch.look(all(idle.values()))
+    finally:  # at a second Ctrl-C the connections are closed, and the processes end at once
+        for link in idle:
+            link.close()
+    finish(errors, signalled)
+
+
+@contextlib.contextmanager
+def _undisturbed(threads: int) -> Iterator[None]:
+    """Start processes of so many threads in which Ctrl-C is left to the parent from their first moment on, and which do
+    not import the program that started them: a script without `if __name__ == "__main__"` would begin again there."""
+    program, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # read when a child loads torch
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, str(threads)))
+    masks = hasattr(signal, "pthread_sigmask")  # Windows has none
+    if masks:
+        resource_tracker.ensure_running()  # which would unblock the signal if the first process started it
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = program
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _loop(link: Connection, works: Sequence[Work], data: Data) -> None:
+    """What a process does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a scheduler sends it to all
+    asked = threading.Event()
+
+    def obey() -> None:
+        """Stop when asked to; end at once when the parent is gone."""
+        with contextlib.suppress(EOFError, OSError):
+            while link.recv():
+                asked.set()
+        os._exit(1)
+
+    threading.Thread(target=obey, daemon=True).start()
+    errors: Sequence[BaseException]
+    with Locks() as locks:
+        queue = Queue(works, locks)
+        try:
+            errors = work(queue, Trainer(data, torch.device("cpu"), link.send, asked.is_set), link.send)
+        except BaseException as error:  # whatever a model raises outside of its training
+            errors = [error]
+    with contextlib.suppress(OSError):  # the parent is gone
+        link.send((queue.failed, [portable(error) for error in errors]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,16 +17,16 @@ from lth.analysis import labels
 from lth.commands import forecast
 from lth.commands.holding import Prepared
 from lth.commands.queue import Queue, Work
-from lth.commands.tasks import trainings
 from lth.models import building, prunable
 from lth.records import tables
 from lth.records.store import ENDS
 from lth.records.tables import Run
-from lth.settings import combinations, names
-from lth.settings.arms import ARMS
+from lth.settings import names
+from lth.settings.arms import ARMS, idle
 from lth.settings.config import Config
 from lth.settings.problems import ConfigError
 from lth.settings.problems import Problem as Mistake
+from lth.settings.values import as_text
 from lth.training import fit, kernels, sparse
 from lth.training.problem import Problem, stack_size
 from lth.training.schedule import remarks
@@ -43,65 +43,44 @@ def announce(
     and which rounds are finished already."""
     runs = {run: one.config.prune_iterations for one in prepared for run in one.runs}  # a sweep's may share trials
     rounds = sorted({*runs.values()})
-    need, free = _disk_needed(prepared) / 1e6, shutil.disk_usage(_existing(prepared[0].runs[0].saves)).free / 1e6
     of = f"{len(prepared)} experiments, " if len(prepared) > 1 else ""
     upto = "up to " if len(rounds) > 1 else ""
     most = max(one.config.threads or 1 for one in prepared)
     threads = f" with {most} threads each" if most > 1 else ""
     work = f"{_count(runs, 'run')} of {upto}{_count(range(rounds[-1]), 'round')}"
     say(f"{of}{work} on {place}{threads}, results in {where([*runs])}")
-    say(f"the weights under saves/ take up to {need:,.0f} MB of {free:,.0f} MB free (--keep_weights last: less)")
-    for remark in dict.fromkeys(remark for one in prepared for remark in _remarks(one, device) if remark):
-        say(remark)
-    if need > free:
-        warn("warning: the disk may become full; a stopped run can be continued later")
+    for remark in [_disk(prepared), *_remarks(prepared, device)]:
+        (warn if remark.startswith("warning: ") else say)(remark)
     for run, count in runs.items():
         if 0 < (finished := tables.finished_rounds(run)) < count:
             say(f"Continuing {run}: {finished} of {count} rounds are finished")
-            for row in tables.table(run, "rounds").itertuples():
-                accuracies = f"val {row.val:.2f}%, test {row.test:.2f}%"
-                say(f"  round {row.round}: {row.remaining:.2f}% of the weights, ES {row.ES:.0f}, {accuracies}")
 
 
 def planned(prepared: Sequence[Prepared], device: torch.device, at_once: int) -> list[str]:
-    """What --dry_run shows: the trainings of each setting, how many are left, the disk space they take. ConfigError if
+    """What --dry_run shows: the trainings that are left of each setting and arm, and what may surprise. ConfigError if
     results cannot be written."""
-    asked = prepared[0].asked
+    root = prepared[0].asked.root
     try:
-        tempfile.TemporaryFile(dir=_existing(asked.root)).close()
+        tempfile.TemporaryFile(dir=_existing(root)).close()
     except OSError as error:
-        must = f"must be a folder that can be written, not {asked.root} ({error.strerror})"
-        raise ConfigError(Mistake("root", must)) from None
+        raise ConfigError(
+            Mistake("root", f"must be a folder that can be written, not {root} ({error.strerror})")
+        ) from None
     queue = Queue([Work(one.asked, one.config, "", 1, {}) for one in prepared])
-
-    def left(runs: Iterable[Run], finished: Callable[[Run], int] = lambda run: 0) -> int:
-        done = {run: 0 if asked.overwrite else finished(run) for run in runs}  # which starts again, whatever is there
-        return sum(trainings(queue.rounds(run), done[run], queue.dense[run] != run) for run in runs)
-
-    lines: list[str] = []
+    left, lines = queue.left(), list[str]()
     for folder in dict.fromkeys(run.plots for run in queue.work):
         here = [run for run in queue.work if run.plots == folder]
         lines.append(f"{labels.title(here[0])}, results in {here[0].dumps.parent.parent}")
         for arm in dict.fromkeys(run.arm for run in here):
             mine = [run for run in here if run.arm == arm]
-            rounds, total = max(map(queue.rounds, mine)), left(mine)
-            finished = total - left(mine, tables.finished_rounds)
-            each = f"{_count(mine, 'trial')} x {_count(range(rounds), 'round')}, {_count(range(total), 'training')}"
-            line = f"  {arm}: {each}, {finished} finished"
+            each = f"{_count(mine, 'trial')} x {_count(range(max(map(queue.rounds, mine))), 'round')}"
+            line = f"  {arm}: {each}, {_count(range(sum(left[run] for run in mine)), 'training')} left"
             needs = [f"the dense round of {other}" for other in sorted({queue.dense[run].arm for run in mine} - {arm})]
-            if rounds > 1 and ARMS[arm].mask_of:
-                needs.append(f"the masks of {ARMS[arm].mask_of}")
+            needs += [f"the masks of {ARMS[arm].mask_of}"] if ARMS[arm].mask_of else []
             lines.append(f"{line}; needs {' and '.join(needs)}" if needs else line)
-        lines += dict.fromkeys(f"  {anew}" for one in prepared if one.runs[0] in here and (anew := _anew(one)))
-    count, runs = left(queue.work), len(queue.work)
-    remain = left(queue.work, tables.finished_rounds)
-    total_line = f"{_count(range(count), 'training')}, {remain} of them left, up to {runs} at once"
-    if asked.connectivity:
-        again = f"{count} tickets once more, {left(queue.work, tables.connected_rounds)} of them left"
-        total_line += f"; --connectivity trains {again}"
-    if time := forecast.sentence(prepared, at_once) if device.type == "cpu" else "":
-        lines.append(time)
-    return [*lines, f"{total_line}; the weights under saves/ take up to {_disk_needed(prepared) / 1e6:,.0f} MB"]
+    lines.append(f"{_count(range(sum(left.values())), 'training')} left, up to {len(queue.work)} at once")
+    time = forecast.sentence(prepared, left, at_once) if device.type == "cpu" else ""
+    return [*lines, *filter(None, [time, _disk(prepared), *_remarks(prepared, device)])]
 
 
 def where(runs: Sequence[Run]) -> Path:
@@ -137,7 +116,21 @@ def _disk_needed(prepared: Sequence[Prepared]) -> int:
     return total
 
 
-def _remarks(one: Prepared, device: torch.device) -> Iterator[str | None]:
+def _disk(prepared: Sequence[Prepared]) -> str:
+    """How much of the disk is needed, in a sentence."""
+    need, free = _disk_needed(prepared) / 1e6, shutil.disk_usage(_existing(prepared[0].runs[0].saves)).free / 1e6
+    full = "warning: the disk may become full: " if need > free else ""
+    return (
+        f"{full}the weights under saves/ take up to {need:,.0f} MB of {free:,.0f} MB free (--keep_weights last: less)"
+    )
+
+
+def _remarks(prepared: Sequence[Prepared], device: torch.device) -> list[str]:
+    """What may surprise in these experiments, each sentence once."""
+    return list(dict.fromkeys(remark for one in prepared for remark in _surprises(one, device) if remark))
+
+
+def _surprises(one: Prepared, device: torch.device) -> Iterator[str | None]:
     """What may surprise in one experiment, a sentence each, or nothing."""
     config, model, rates = one.config, one.problem.make(), one.config.rates()
     epoch_steps = (len(one.images.train) - (config.valid_size or 0)) // config.batch_size
@@ -150,9 +143,10 @@ def _remarks(one: Prepared, device: torch.device) -> Iterator[str | None]:
         yield f"--init {config.init} only changes the folder's name: {own}"
     if rates["output"] != rates["fc"]:
         yield pruning.odd_output(model, one.images.classes, config.prune_embeddings)
-    yield from combinations.unused(config)
-    yield from combinations.small_percents(config)
-    yield from _without_layers(config, model)
+    yield from _unused(config, model)
+    for kind in ("prune", "conv", "fc", "output"):
+        if 0 < (rate := getattr(config, f"{kind}_percent") or 0) < 1:
+            yield f"--{kind}_percent {rate:.12g} prunes {rate:.12g}% of the weights per round: 20 is a fifth"
     yield _anew(one)
     yield _alike(one)
     yield _drawn_over(one, model)
@@ -171,15 +165,21 @@ def _convolves(model: nn.Module) -> bool:
     return any(weight.ndim == 4 for weight in model.parameters())
 
 
-def _without_layers(config: Config, model: nn.Module) -> Iterator[str]:
-    """Sentences about settings for kinds of layers that the model has not."""
+def _unused(config: Config, model: nn.Module) -> Iterator[str]:
+    """Sentences about settings that none of the arms asked for uses, or for kinds of layers that the model has not."""
+    of_none = set[str].intersection(*map(idle, config.prune_type)) - ({"rewind"} if config.connectivity else set())
+    why = dict.fromkeys(sorted(of_none), f"{' '.join(config.prune_type)} does not use it")
     kinds = set(pruning.layer_kinds(model, config.prune_embeddings).values())
     if config.output_percent is None and "output" in kinds:
         kinds.add("fc")  # whose percent it then has
-    given = {f"{kind}_percent": kind not in kinds for kind in ("conv", "fc", "output")}
-    given["prune_embeddings"] = pruning.layer_kinds(model, True) == pruning.layer_kinds(model, False)
-    for name in (name for name, idle in given.items() if idle and getattr(config, name) not in (None, False)):
-        yield f"--{name} only changes the folder's name: {config.arch_type} has no such layers"
+    absent = [f"{kind}_percent" for kind in ("conv", "fc", "output") if kind not in kinds]
+    if pruning.layer_kinds(model, True) == pruning.layer_kinds(model, False):
+        absent.append("prune_embeddings")
+    why |= dict.fromkeys(absent, f"{config.arch_type} has no such layers")
+    for name, reason in why.items():
+        if (value := getattr(config, name)) not in (getattr(Config, name), None):
+            given = "" if value is True else f" {as_text(value)}"
+            yield f"--{name}{given} only changes the folder's name: {reason}"
 
 
 def _anew(one: Prepared) -> str:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import socket
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lth.commands import holding, tasks
-from lth.records import files, identity, journal, tables
+from lth.commands import holding
+from lth.records import files, identity, journal, lock, tables
+from lth.records.events import Event, Note, RoundDone
 from lth.records.files import RecordError
 from lth.records.lock import Locks
 from lth.records.store import Store
-from lth.records.tables import Run
+from lth.records.tables import Run, runs_of
 from lth.records.tickets import numbered
 from lth.settings.arms import ARMS
 from lth.settings.config import Config
 
 FAILED = "failed.txt"  # in a run's folder: why it ended early, until a later command tries it again
+POLL = 0.2  # seconds between looks at the folder, or at what the processes tell
+SHARE = 20  # a look at the folder that takes long is followed by a pause so many times as long,
+LONGEST = 30.0  # but no longer than these seconds
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,17 @@ class Piece:
     rounds: int
 
 
+def dense_runs(config: Config, about: str = "") -> dict[Run, Run]:
+    """The runs of an experiment, each with the one that trains the dense round of its trial: the first."""
+    first: dict[int, Run] = {}
+    return {run: first.setdefault(run.seed, run) for run in runs_of(config, about)}
+
+
+def next_look(began: float) -> float:
+    """When to look at the folder again, after a look that began then: seldom, where looks take long."""
+    return time.monotonic() + min(max(POLL, SHARE * (time.monotonic() - began)), LONGEST)
+
+
 class Queue:
     """The runs of some experiments, as the folder shows them. `locks` are those of this process; None for a process
     that only looks on. `failed` has the runs that ended early, here or elsewhere, with the reason."""
@@ -56,7 +73,7 @@ class Queue:
         self.work: dict[Run, Work] = {}
         self.dense: dict[Run, Run] = {}  # the run of the trial that trains the dense round
         for work in works:
-            for run, dense in tasks.dense_runs(work.asked, work.about).items():
+            for run, dense in dense_runs(work.asked, work.about).items():
                 if run not in self.work or self.rounds(run) < work.asked.prune_iterations:
                     self.work[run], self.dense[run] = work, dense
         self.failed: dict[Run, str] = {}
@@ -78,9 +95,12 @@ class Queue:
         return self._finished[run][1]
 
     def left(self) -> dict[Run, int]:
-        """How many trainings each run still needs: two per round with --connectivity, none for a shared round."""
+        """How many trainings each run still needs: two per round with --connectivity, none for a dense round that
+        another arm trains. With --overwrite nothing is finished."""
         return {
-            run: tasks.trainings(self.rounds(run), self.finished(run), self.dense[run] != run)
+            run: max(
+                self.rounds(run) - max(0 if work.asked.overwrite else self.finished(run), self.dense[run] != run), 0
+            )
             * (1 + work.config.connectivity)
             for run, work in self.work.items()
         }
@@ -155,3 +175,49 @@ class Queue:
 
     def _ended(self, run: Run) -> bool:
         return run in self.failed or self.finished(run) >= self.rounds(run)
+
+
+class Watch:
+    """Passes events on to `tell`, and adds what processes other than `ours` (their numbers on this machine) do."""
+
+    def __init__(self, queue: Queue, tell: Callable[[Event], object], ours: Collection[int] = ()) -> None:
+        self.queue, self.tell, self.ours = queue, tell, ours
+        self.shown = {run: queue.finished(run) for run in queue.work}
+        self.failed, self.waited, self.due = {*queue.failed}, False, 0.0
+
+    def hear(self, event: Event) -> None:
+        """An event of this command."""
+        if isinstance(event, RoundDone):
+            self.shown[event.run] = int(event.row["round"]) + 1
+        self.tell(event)
+
+    def look(self, idle: bool = False) -> None:
+        """Tell what others have done since the last look, unless that was just now, and, if this command is `idle`,
+        once whom it waits for."""
+        if (began := time.monotonic()) < self.due:
+            return
+        waiting = self.queue.open()
+        for run in self.queue.work:
+            ended = run in self.queue.failed and run not in self.failed
+            if (ended or self.queue.finished(run) > self.shown[run]) and not self._is_ours(run):
+                self._show(run)
+                if ended:
+                    self.tell(Note(f"{run}: {self.queue.failed[run]} (in another process)", failed=True))
+        self.failed = {*self.queue.failed}
+        others = [f"{lock.holder(run.dumps)} has {run}" for run in waiting if idle and lock.is_held(run.dumps)]
+        if others and not self.waited:
+            self.tell(Note(f"waiting for others: {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}"))
+        self.waited = idle and (self.waited or bool(others))
+        self.due = next_look(began)
+
+    def _is_ours(self, run: Run) -> bool:
+        """Whether a process of this command was the last to hold a run."""
+        last = files.read_json(lock.holder_file(run.dumps))
+        return last.get("host") == socket.gethostname() and last.get("pid") in self.ours
+
+    def _show(self, run: Run) -> None:
+        rows, seconds = tables.table(run, "rounds").to_dict("records"), tables.table(run, "times")["seconds"]
+        for number in range(self.shown[run], min(self.queue.finished(run), self.queue.rounds(run))):
+            shared = number == 0 and self.queue.dense[run] != run
+            row = {str(key): value for key, value in rows[number].items()}
+            self.hear(RoundDone(run, row, 0.0 if shared else float(seconds[number]), ()))

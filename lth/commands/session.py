@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -17,13 +17,12 @@ from pathlib import Path
 import torch
 
 from lth import data
-from lth.commands import cluster, forecast, loop, outlook, processes
+from lth.commands import cluster, forecast, loop, outlook
 from lth.commands import device as devices
 from lth.commands.about import fingerprints_now
 from lth.commands.holding import Prepared, claim, facts, images_of, mend, with_stack, with_threads
 from lth.commands.progress import Progress
 from lth.commands.queue import Queue, Work
-from lth.commands.tasks import runs_of
 from lth.commands.tensorboard import Board
 from lth.commands.terminal import wrapped
 from lth.data.images import Images
@@ -44,19 +43,17 @@ class TrialsFailed(Exception):
     """Some trials ended early, as has been reported; the others are complete."""
 
 
-def run(asked: Config, command: Sequence[str] = (), callback: Callback | None = None) -> list[Run]:
-    """Do or continue the experiment of these settings, and return its runs. `callback` gets each evaluation and each
-    finished round as events.as_dict gives them.
+def run(
+    asked: Config | Mapping[Config, str], command: Sequence[str] = (), callback: Callback | None = None
+) -> list[Run]:
+    """Do or continue the experiment of these settings, or several side by side, each with what tells its runs from the
+    others' in messages, and return their runs. What concerns the machine and the output is the first one's. `callback`
+    gets each evaluation and each finished round as events.as_dict gives them.
 
     ConfigError if it cannot be done, before anything is written; RecordError if a file cannot be written or another
     process works on it; loop.Interrupted after a signal; TrialsFailed if a trial ended early.
     """
-    return run_all({asked: ""}, command, callback)
-
-
-def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), callback: Callback | None = None) -> list[Run]:
-    """The same for several experiments, side by side, each with what tells its runs from the others' in messages. What
-    concerns the machine and the output is the first one's."""
+    asked = {asked: ""} if isinstance(asked, Config) else asked
     first = next(iter(asked))
 
     def say(text: str) -> None:
@@ -64,12 +61,8 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), callback: 
             print(wrapped(text, sys.stdout), flush=True)
 
     with loop.signals() as signalled:
-        runs = list(dict.fromkeys(run for config, about in asked.items() for run in runs_of(config, about)))
-        _refuse_one_place(asked)
-        checks.together(*(partial(_refuse, config, runs) for config in asked))
-        for config in asked:
-            mend([] if config.overwrite else runs_of(config), config, _warn)
-        todo = {config: about for config, about in asked.items() if _unfinished(config)}
+        runs = list(dict.fromkeys(run for config, about in asked.items() for run in tables.runs_of(config, about)))
+        todo = _todo(asked, runs)
         if not todo:
             loop.stop_if(signalled)
             say("Nothing to do: all rounds are finished. Raise --prune_iterations or --trials to continue.")
@@ -78,14 +71,13 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), callback: 
         (device, remark), *prepared = checks.together(
             partial(_device, first), *(partial(_prepared, *one, loaded) for one in todo.items())
         )
-        if remark:
-            say(remark)
-        left = len({run for one in prepared for run in one.runs if _left(one.config, run)})
+        say(remark)
+        count = len({run for one in prepared for run in one.runs if _left(one.config, run)})
         prepared = [
-            replace(one, config=with_threads(one.config, one.problem, one.runs[0], left, device)) for one in prepared
+            replace(one, config=with_threads(one.config, one.problem, one.runs[0], count, device)) for one in prepared
         ]
         threads = [one.config.threads or 1 for one in prepared]
-        side_by_side = min(loop.at_once(replace(first, threads=min(threads))), left)
+        side_by_side = min(loop.at_once(replace(first, threads=min(threads))), count)
         if first.dry_run:
             print("\n".join(outlook.planned(prepared, device, side_by_side)))
         loop.stop_if(signalled)
@@ -103,14 +95,17 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), callback: 
                 prepared = [with_stack(one, device) for one in prepared]
                 works = _works(prepared, todo, device, command)
             outlook.announce(prepared, device, f"{there or devices.name(device)}", say, _warn)
-            if device.type == "cpu" and not there and not first.quiet:
-                say(forecast.sentence(prepared, side_by_side))
             queue = Queue(works)
+            left = queue.left()
+            if device.type == "cpu" and not there and not first.quiet:
+                say(forecast.sentence(prepared, left, side_by_side))
             queue.try_again()
             most = len(queue.work) if works[0].together == 1 else len(works)  # processes that can have work at once
             size = 1 if device.type != "cpu" else min(side_by_side, most)
-            at_once = max(side_by_side, works[0].together)
-            with _shown(first, queue.left(), at_once, runs, callback) as tell, Locks(alone) as locks:
+            with (
+                _shown(first, left, max(side_by_side, works[0].together), runs, callback) as tell,
+                Locks(alone) as locks,
+            ):
                 inputs = {one.asked: (one.config, one.images) for one in prepared}
                 if there:
                     there.work(works, queue, tell, signalled)
@@ -121,10 +116,44 @@ def run_all(asked: Mapping[Config, str], command: Sequence[str] = (), callback: 
                     probe(first.root, alone=False)  # they share the work by their locks
                     # this process only waits: what draws the figures can be loaded meanwhile
                     threading.Thread(target=import_module, args=["lth.plots.report"]).start()
-                    processes.work(size, max(threads), works, inputs, queue, tell, signalled)
+                    loop.work_in_processes(size, max(threads), works, inputs, queue, tell, signalled)
         if queue.failed:
             raise TrialsFailed(f"{len(queue.failed)} of {len(runs)} runs ended early; what they finished is kept")
     return runs
+
+
+def _todo(asked: Mapping[Config, str], runs: Sequence[Run]) -> dict[Config, str]:
+    """Those of the experiments of which something is left to do, after damaged tables were written again. ConfigError
+    if two of them would share a folder, if a folder holds results of other settings, or if --overwrite would take away
+    from one of all these `runs` what another starts from."""
+    places: dict[Path, TicketName] = {}
+    for config in asked:
+        ticket, place = config.ticket, tables.runs_of(config)[0].plots
+        if ticket and places.setdefault(place, ticket) != ticket:
+            raise ConfigError(
+                f"--ticket {places[place]} and --ticket {ticket} have one name, so that their results would be in one "
+                f"folder, {place.name}: ask for them with different --root"
+            )
+
+    def refuse(config: Config) -> None:
+        if config.overwrite:
+            start_tickets.refuse_moved(config, runs)
+        identity.check(tables.runs_of(config), settled(config), overwrite=config.overwrite)
+
+    checks.together(*(partial(refuse, config) for config in asked))
+    todo: dict[Config, str] = {}
+    for config, about in asked.items():
+        mine = tables.runs_of(config)
+        mend([] if config.overwrite else mine, config, _warn)
+        if any(_left(config, run) for run in mine):
+            todo[config] = about
+        else:
+            identity.check(mine, settled(config), fingerprints_now(config, mine[0]))
+    return todo
+
+
+def _left(config: Config, run: Run) -> bool:
+    return config.overwrite or tables.done_rounds(run, config.connectivity) < config.prune_iterations
 
 
 @contextmanager
@@ -175,45 +204,10 @@ def _device(config: Config) -> tuple[torch.device, str]:
     return devices.choose(config.gpu)
 
 
-def _refuse(asked: Config, runs: Sequence[Run]) -> None:
-    """ConfigError if a folder holds results of other settings, or if --overwrite would take away from one of all these
-    `runs` what another starts from."""
-    if asked.overwrite:
-        start_tickets.refuse_moved(asked, runs)
-    identity.check(runs_of(asked), settled(asked), overwrite=asked.overwrite)
-
-
-def _refuse_one_place(asked: Iterable[Config]) -> None:
-    """ConfigError if two of these experiments have the same folders and start from other tickets: those of one name in
-    two places."""
-    known: dict[Path, TicketName] = {}
-    for config in asked:
-        ticket, place = config.ticket, runs_of(config)[0].plots
-        if ticket and known.setdefault(place, ticket) != ticket:
-            raise ConfigError(
-                f"--ticket {known[place]} and --ticket {ticket} have one name, so that their results would be in one "
-                f"folder, {place.name}: ask for them with different --root"
-            )
-
-
-def _unfinished(asked: Config) -> bool:
-    """Whether something is left to do of an experiment; ConfigError if nothing is, and a folder holds another one's
-    results."""
-    runs = runs_of(asked)
-    if any(_left(asked, run) for run in runs):
-        return True
-    identity.check(runs, settled(asked), fingerprints_now(asked, runs[0]))
-    return False
-
-
-def _left(config: Config, run: Run) -> bool:
-    return config.overwrite or tables.done_rounds(run, config.connectivity) < config.prune_iterations
-
-
 def _prepared(asked: Config, about: str, loaded: dict[tuple[object, ...], Images]) -> Prepared:
     """An experiment, checked. `loaded` keeps the images for the next one."""
     images_of(asked, loaded)  # how many there are decides the validation split
-    config, runs = settled(asked), runs_of(asked, about)
+    config, runs = settled(asked), tables.runs_of(asked, about)
     images, problem = prepare(config, loaded)
     start_tickets.refuse_pruned(config)
     identity.check(runs, config, problem.fingerprint, config.overwrite)
@@ -253,7 +247,7 @@ def prepare(config: Config, loaded: dict[tuple[object, ...], Images] | None = No
 def check_finished(config: Config) -> None:
     """ConfigError or RecordError if what is finished of these runs is not of one experiment with these settings, or
     its tables are not as they were written; for commands that only read them."""
-    runs = runs_of(config)
+    runs = tables.runs_of(config)
     identity.check(runs, settled(config))
     if reason := identity.mixed(runs):
         raise ConfigError(reason)

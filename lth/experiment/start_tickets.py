@@ -18,7 +18,7 @@ from lth.data.images import Images
 from lth.data.prints import of_arrays, of_texts
 from lth.models.building import State, renamed, state_of
 from lth.pruning import Masks
-from lth.records import folders
+from lth.records import tables
 from lth.records.files import read_json
 from lth.records.store import Store
 from lth.records.tables import Run
@@ -50,7 +50,7 @@ class StartTickets:
         assert config.ticket is not None
         named, folder = f"--ticket {config.ticket}", config.ticket.folder
         try:
-            there = folders.runs_in("--ticket", folder)
+            there = tables.runs_in("--ticket", folder)
         except ValueError as error:
             raise ConfigError(str(error)) from None
         alone, own = folder in (there[0].dumps, there[0].saves), {run.seed: run for run in there}

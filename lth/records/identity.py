@@ -14,8 +14,7 @@ from types import MappingProxyType
 
 from lth.records.files import read_json
 from lth.records.tables import Run, config_of, runs_at
-from lth.settings import combinations
-from lth.settings.arms import ARMS
+from lth.settings.arms import ARMS, idle
 from lth.settings.config import Config, ConfigError
 from lth.settings.problems import Problem
 from lth.settings.values import as_text
@@ -55,14 +54,14 @@ def mismatch(runs: Sequence[Run], config: Config, prints: Prints, overwrite: boo
     These are `runs` of one folder of settings, unless `overwrite`, and all other arms and trials there, in which
     settings that one of both does not use may differ.
     """
-    idle = set[str].intersection(*(_idle(run.arm) for run in runs))
+    unused = set[str].intersection(*(_idle(run.arm) for run in runs))
     beside = [run for run in neighbours(runs[0]) if run not in runs]
     for run in [*([] if overwrite else runs), *beside]:
         where, file = f"{run.dumps}{'' if run in runs else ', beside these runs,'}", run.dumps / "config.json"
         if run in runs and (file.exists() or (run.dumps / "rounds.csv").exists()) and not read_json(file):
             return run, f"{file} is missing or damaged"
         old, new = _deciding(run), config.deciding()
-        spared = set[str]() if run in runs else idle | _idle(run.arm)
+        spared = set[str]() if run in runs else unused | _idle(run.arm)
         if differ := [key for key in new if old.get(key, new[key]) != new[key] and key not in spared]:
             changes = ", ".join(f"{key} {old[key]}, now {new[key]}" for key in differ)
             return run, f"{where} holds results of other settings ({changes})"
@@ -90,7 +89,7 @@ def _other_folder(run: Run, config: Config) -> str:
 def _idle(arm: str) -> set[str]:
     """The settings that decide a folder and that an arm does not look at, but for the point of --rewind, which
     --connectivity looks at in all."""
-    return combinations.idle(arm) - {"rewind"} if arm in ARMS else set()
+    return idle(arm) - {"rewind"} if arm in ARMS else set()
 
 
 def _deciding(run: Run) -> dict[str, str]:
@@ -113,8 +112,8 @@ def deciding(*runs: Run) -> dict[str, str]:
     if not found:
         return {}
     told = {**usual(), **found[0][1]}
-    for idle, chosen in reversed(found):
-        told |= {name: value for name, value in {**usual(), **chosen}.items() if name not in idle}
+    for unused, chosen in reversed(found):
+        told |= {name: value for name, value in {**usual(), **chosen}.items() if name not in unused}
     overruled = "prune_percent" if told.get("target_remaining", "None") != "None" else "prune_iterations"
     return {name: value for name, value in told.items() if name != overruled}
 

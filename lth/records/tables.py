@@ -15,12 +15,16 @@ import pandas as pd
 from lth.records import journal
 from lth.records.files import RecordError, explained, read_json
 from lth.records.journal import Entry
-from lth.settings import checks
+from lth.settings import checks, names
+from lth.settings.arms import ARMS
+from lth.settings.config import Config
+from lth.settings.values import written
 
 WORDS = ("layer", "kind", "line")  # the columns that hold no numbers
 ORDERS, ROUNDS = "orders", "rounds"  # lines between a ticket's two trainings, and from the end of the round before
 SEED = re.compile(r"seed(0|[1-9]\d*)")  # a run's folder; one that was moved aside is called seed0.old-...
 OBJECTS = ("settings", "deciding", "own", "fingerprint", "versions", "normalisation", "sparse_up_to")  # of config.json
+RUN_FOLDER = "a run's folder, <root>/dumps/<model>/<data>/<settings>/<arm>/seed<k>"
 LISTS = ("command", "program", "image_shape")
 
 
@@ -74,6 +78,16 @@ def runs_at(root: Path, pattern: str) -> list[Run]:
             arch_type, dataset, settings, arm = folder.parts[-5:-1]
             runs.append(Run(Path(root), arch_type, dataset, settings, arm, int(number[1])))
     return sorted(runs, key=lambda run: (run.arch_type, run.dataset, run.settings, run.arm, run.seed))
+
+
+def runs_of(config: Config, about: str = "") -> list[Run]:
+    """The runs that the settings ask for, a trial's arms one after another; first those whose masks others need.
+    `about` tells them from those of other settings where several are named."""
+    needed = [ARMS[arm].mask_of for arm in config.prune_type if ARMS[arm].mask_of]
+    dataset = names.dataset(config.dataset)
+    place = (config.root, names.model(config.arch_type, dataset, config.data), dataset, config.folder())
+    arms = dict.fromkeys([*needed, *config.prune_type])
+    return [Run(*place, arm, seed, about=about) for seed in config.seeds for arm in arms]
 
 
 def find(
@@ -179,6 +193,46 @@ def move_aside(run: Run, stamp: str) -> None:
         if folder.exists():
             with explained(folder):
                 folder.rename(folder.with_name(f"{folder.name}.old-{stamp}"))
+
+
+def run_of(name: str, folder: Path) -> Run:
+    """The run whose folder this is, or the only one below it. ValueError, about the argument `name`, if there is none
+    or more than one."""
+    found = runs_in(name, folder)
+    if len(found) > 1:
+        runs = "\n".join(f"  {run.dumps}" for run in found)
+        raise ValueError(f"{name} must be {RUN_FOLDER}, not {folder}, which has several:\n{runs}")
+    return found[0]
+
+
+def runs_in(name: str, folder: Path) -> list[Run]:
+    """The run whose folder this is, or all those below it. ValueError, about the argument `name`, if there is none."""
+    here = written(folder)
+    kind, arch_type, dataset, settings, arm, seed = ("",) * 6 if len(here.parts) < 7 else here.parts[-6:]
+    if kind in ("dumps", "saves") and seed.removeprefix("seed").isdigit():
+        run = Run(here.parents[5], arch_type, dataset, settings, arm, int(seed.removeprefix("seed")))
+        if run.saves.is_dir() or run.dumps.is_dir():
+            return [run]
+    if not here.is_dir():
+        raise ValueError(f"{name} must be a folder of a run, but there is no folder {folder}")
+    root = root_of(name, folder)
+    below = find(root, among=lambda run: here in (run.root, *run.dumps.parents, *run.saves.parents))
+    if not below:
+        raise ValueError(f"{name} must be {RUN_FOLDER}, not {folder}, in which there is none")
+    return below
+
+
+def root_of(name: str, folder: Path) -> Path:
+    """The folder that has the dumps/ and saves/ which `folder` lies in; `folder` itself if it lies in neither."""
+    if not folder.is_dir():
+        raise ValueError(f"{name} must be a folder with results, but there is no folder {folder}")
+    here = written(folder)
+    if (here / "dumps").is_dir():
+        return here
+    for above in (here, *list(here.parents)[:5]):
+        if above.name in ("dumps", "saves"):
+            return above.parent
+    return here
 
 
 def results(root: str | Path = ".") -> pd.DataFrame:

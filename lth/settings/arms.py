@@ -114,6 +114,22 @@ def of_ticket(arms: Iterable[str]) -> list[str]:
     return [arm for arm in arms if arm in ARMS and ARMS[ARMS[arm].mask_of or arm].masks == "of_ticket"]
 
 
+def idle(name: str) -> set[str]:
+    """The settings that decide a folder and that the arm of this name does not use."""
+    arm, finder = ARMS[name], ARMS[ARMS[name].mask_of or name]  # the latter finds its masks
+    used = {
+        "random_rates": finder.compared == "layer",
+        "score_batches": finder.scores in ("snip", "grasp"),
+        "prune_method": finder.scores == "criterion" and finder.masks != "of_ticket",
+        "draw_at": finder.scores == "criterion" and finder.masks in ("iterative", "one_shot"),
+        "rewind": "rewound" in (arm.schedule, finder.schedule),
+        "update_freq": bool(finder.update),
+        "update_end": bool(finder.update),
+        "update_fraction": finder.update in ("set", "rigl"),
+    }
+    return {setting for setting, uses in used.items() if not uses}
+
+
 # Criteria of Zhou et al. 2019 (arXiv:1905.01067, Figure 3): a score per weight from its initial and its trained value;
 # the lowest scores are pruned. Initial weights are those that round 0 began with, also under --rewind and where
 # survivors continue from trained weights; in arms that draw fresh weights every round, the weights drawn for the round.

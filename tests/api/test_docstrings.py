@@ -88,7 +88,7 @@ def test_names_in_the_pages_are_there(page: Path) -> None:
 def test_the_table_of_the_front_doors_defaults_is_true() -> None:
     text = (PROJECT / "docs" / "python.md").read_text(encoding="utf-8").partition("## Defaults side by side")[2]
     rows = {row.split("|")[1].strip(): row for row in text.partition("## ")[0].splitlines() if row.count("|") > 3}
-    main, short = Config(), {name: option.default for name, option in OPTIONS.items()}
+    main, short = Config(), {words.split()[0][2:]: default for words, _, default, *_ in OPTIONS}
     runner = {name: given.default for name, given in inspect.signature(lth.ExperimentRunner).parameters.items()}
     assert main.lr == float(short["learn_rate"] or 0) == runner["learning_rate"] and main.optimizer == short["optim"]
     assert main.batch_size == int(short["batch_size"] or 0) == runner["batch_size"] and str(main.valid_freq) == "1"

@@ -11,8 +11,8 @@ import torch
 from own import runner
 
 import lth
-from lth.commands.tasks import runs_of
 from lth.records import tables
+from lth.records.tables import runs_of
 from lth.settings.config import Config
 from lth.settings.values import Duration
 

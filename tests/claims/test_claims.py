@@ -25,10 +25,10 @@ from lth.claims import CLAIMS, Claim, Statement, duration, sections
 from lth.claims.claim import PERCENT, TIMES, accuracy, barrier, early_stop, overlap, untrained
 from lth.claims.forms import Form, form
 from lth.claims.judge import Records, check, findings, judge
-from lth.commands import forecast, session, tasks
+from lth.commands import forecast, session
 from lth.records.recording import write_connectivity
 from lth.records.store import Store
-from lth.records.tables import Run, table
+from lth.records.tables import Run, runs_of, table
 from lth.settings.config import ConfigError
 
 ABOVE = (0.0, math.inf)
@@ -146,7 +146,7 @@ def test_trials_may_start_from_the_initial_weights_of_a_run_that_is_trained_befo
     assert "8 trainings, at most" in duration.told(asked, {}), "before anything is there"
     for config in asked.configs.values():
         session.run(config)
-    one, other = (lth.load_ticket(run.saves, round=1) for run in tasks.runs_of(asked.configs["siblings"]))
+    one, other = (lth.load_ticket(run.saves, round=1) for run in runs_of(asked.configs["siblings"]))
     both = {name: mask & other.masks[name] for name, mask in one.masks.items()}
     assert all(torch.equal(one.start[name][mask], other.start[name][mask]) for name, mask in both.items())
     assert any(not torch.equal(mask, other.masks[name]) for name, mask in one.masks.items())
@@ -182,7 +182,7 @@ def test_every_claim_is_measured_by_the_runs_it_asks_for(name: str, make_runs: M
     of_pairs = bool(CLAIMS[name].start_of)
     asked = form(CLAIMS[name], ["--root", str(tmp_path), "--trials", "2" if of_pairs else "1"])
     for config in asked.configs.values():
-        arms = list(dict.fromkeys(run.arm for run in tasks.runs_of(config)))
+        arms = list(dict.fromkeys(run.arm for run in runs_of(config)))
         facts = {"arch_type": config.arch_type, "dataset": config.dataset, "settings": config.folder()}
         rounds = {"rounds": config.prune_iterations, "percent": config.prune_percent}
         runs = make_runs(arms=arms, seeds=config.seeds, saves=of_pairs, **facts, **rounds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 import socket
 import sys
@@ -18,25 +17,25 @@ from helpers import CPU, assert_released, assert_same, do, results, settings
 import main
 import utils
 from lth.commands import cluster, session
-from lth.commands.cluster import Cluster, ClusterError
-from lth.commands.queue import FAILED, Work
-from lth.commands.tasks import runs_of
+from lth.commands.cluster import Cluster
+from lth.commands.device import MachineError
+from lth.commands.queue import Work
 from lth.records import tables
+from lth.records.tables import runs_of
 from lth.settings.config import Config, ConfigError
 
 
 def works(config: Config, device: torch.device = CPU) -> list[Work]:
-    """An experiment as tasks get it; the file `mark` shows that its folder is shared."""
+    """An experiment as tasks get it."""
     cluster_of_one = SimpleNamespace(device=device)
     prepared = session.Prepared(config, session.settled(config), runs_of(config), *session.prepare(config))
     config.root.mkdir(exist_ok=True)
-    (config.root / "mark").touch()
     return Cluster.works(cluster_of_one, [prepared], {config: ""}, ["--ray", "auto"])  # type: ignore[arg-type]
 
 
 def done(config: Config) -> list[Exception]:
     """A task of an experiment, done here; what it raised."""
-    return cluster.do(works(config), False, config.root / "mark")
+    return cluster.do(works(config), False)
 
 
 def test_a_task_does_what_the_plain_command_does(place: Path) -> None:
@@ -58,24 +57,6 @@ def test_the_command_needs_no_driver_of_the_gpus_that_its_tasks_have(place: Path
     assert "device" not in work.facts and not work.config.overwrite
     session.claim([session.Prepared(config, config, runs_of(config), *session.prepare(config))], alone=False)
     assert not runs_of(config)[0].dumps.exists() and len(list(place.rglob("seed0.old-*"))) == 2
-
-
-def test_an_error_of_the_experiment_is_in_the_folder_and_not_tried_again(place: Path) -> None:
-    config = settings(place, optimizer="sgd", lr=1e30)
-    assert done(config) == done(config) == []
-    assert "the loss became" in (runs_of(config)[0].dumps / FAILED).read_text()
-
-
-def test_what_is_wrong_with_a_node_is_no_fault_of_the_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = settings(place)
-
-    def full(self: Any, piece: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(cluster.Trainer, "train", full)
-    (error,) = done(config)
-    assert isinstance(error, OSError) and error.errno == errno.ENOSPC
-    assert not (runs_of(config)[0].dumps / FAILED).exists()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -106,12 +87,10 @@ def test_a_node_that_does_not_share_the_folder_is_named(place: Path, tmp_path: P
     config = settings(place)
     (work,) = works(config)
     elsewhere = replace(work, config=replace(work.config, data=tmp_path / "none"))
-    for wrong, mark, expected in (
-        (work, "unseen", "--root must be a folder that all share"),
-        (elsewhere, "mark", "--data must be where all nodes"),
-    ):
-        (error,) = cluster.do([wrong], False, config.root / mark)
-        assert isinstance(error, ClusterError) and expected in str(error) and "\n" not in str(error)
+    unseen = replace(work, config=replace(work.config, root=tmp_path / "unseen"))
+    for wrong, expected in ((unseen, "--root must be where all nodes"), (elsewhere, "--data must be where all nodes")):
+        (error,) = cluster.do([wrong], False)
+        assert isinstance(error, MachineError) and expected in str(error) and "\n" not in str(error)
     assert not results(place)
 
 
@@ -162,10 +141,9 @@ def test_progress_is_read_in_the_folder_and_what_is_not_begun_is_cancelled(
     assert [out.count(f"lt seed{seed} ") for seed in (0, 1)] == [3, 3]
     do(settings(place, root=place / "plain", trials=2))
     assert_same(results(place / "ray"), results(place / "plain"))
-    assert not list(place.rglob("*.probe"))
     for error, said in ((KeyError("node died"), "could not do a task"), (AttributeError("x"), "a task of the cluster")):
         ray.error = error
-        with pytest.raises(ClusterError, match=said):
+        with pytest.raises(MachineError, match=said):
             session.run(replace(config, trials=3))
 
 
@@ -195,5 +173,5 @@ def test_an_address_where_nothing_listens_is_reported_at_once(place: Path, monke
     monkeypatch.setitem(sys.modules, "ray", Pretended())  # type: ignore[arg-type]
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-    with pytest.raises(ClusterError, match=f"--ray {address} reaches no Ray cluster, is it running"):
+    with pytest.raises(MachineError, match=f"--ray {address} reaches no Ray cluster, is it running"):
         cluster.connected(settings(place, ray=address)).__enter__()

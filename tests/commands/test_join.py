@@ -16,11 +16,11 @@ import main
 import utils
 from lth.commands import loop, session
 from lth.commands.progress import Progress
-from lth.commands.tasks import runs_of
 from lth.records import tables
 from lth.records.events import Evaluated, Event, Note
 from lth.records.files import write_json
 from lth.records.lock import Locks
+from lth.records.tables import runs_of
 from lth.settings import flags
 from lth.settings.config import Config, ConfigError
 

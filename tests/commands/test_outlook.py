@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,9 +40,7 @@ def test_what_continues_says_which_rounds_are_finished(place: Path, capsys: pyte
     session.run(settings(place, prune_iterations=1))
     session.run(settings(place, prune_iterations=3, quiet=False))
     told = capsys.readouterr().out
-    assert re.search(
-        r"^Continuing lt seed0: 1 of 3 rounds are finished\n  round 0: 100\.00% of the weights, ES ", told, re.M
-    )
+    assert "Continuing lt seed0: 1 of 3 rounds are finished\n" in told
     session.run(settings(place, prune_iterations=4, overwrite=True, quiet=False))
     assert "Continuing" not in capsys.readouterr().out
 
@@ -65,7 +62,7 @@ def test_stacks_of_one_leave_the_processes(place: Path, monkeypatch: pytest.Monk
         sizes.append(size)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session.processes, "work", work)
+    monkeypatch.setattr(session.loop, "work_in_processes", work)
     monkeypatch.setattr(session.loop, "work_here", lambda *rest: work(1))
     for stack in (None, 1, 2):
         with pytest.raises(KeyboardInterrupt):

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 from helpers import Told, experiment, held, settings, works
 
-from lth.commands.queue import FAILED, Piece, Queue
-from lth.commands.tasks import runs_of
-from lth.commands.watch import Watch
+from lth.commands.queue import FAILED, Piece, Queue, Watch
 from lth.records import files, tables
 from lth.records.events import Note, RoundDone
 from lth.records.lock import Locks
+from lth.records.tables import runs_of
 from lth.settings.config import Config
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,11 +24,10 @@ import utils
 from lth import data
 from lth.analysis import verdict
 from lth.commands import session
-from lth.commands.tasks import runs_of
 from lth.experiment import Experiment
 from lth.records import identity, journal, tables
 from lth.records.files import RecordError, read_json, write_json
-from lth.records.tables import Run
+from lth.records.tables import Run, runs_of
 from lth.settings.config import Config, ConfigError
 from lth.training.problem import Problem
 
@@ -122,20 +120,6 @@ def test_other_data_are_refused_wherever_their_rounds_would_meet_the_old_ones(
     assert "all rounds are finished" in capsys.readouterr().out
     (place / "data/tiny.npz").unlink()
     session.run(config)  # what is finished needs no data
-
-
-def test_a_finished_run_reads_its_data_only_if_their_file_is_another(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = settings(place, prune_iterations=1)
-    session.run(config)
-    read: list[Any] = []
-    load = data.load
-    monkeypatch.setattr(data, "load", lambda *given, **size: (read.append(given), load(*given, **size))[1])
-    session.run(config)
-    assert not read
-    refused(replace(config, data=other_data(place)), "the data have changed")
-    assert len(read) == 1
 
 
 def test_it_is_said_by_every_door_in_its_words_and_with_code_2(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

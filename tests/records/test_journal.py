@@ -15,11 +15,10 @@ from helpers import assert_same, do, held, lay_out, results, settings
 
 import lth
 from lth.commands import session
-from lth.commands.tasks import runs_of
 from lth.records import journal, tables
 from lth.records.files import RecordError
 from lth.records.lock import Locked
-from lth.records.tables import Run
+from lth.records.tables import Run, runs_of
 from lth.settings.config import Config
 
 ROUNDS, MORE = 2, 3

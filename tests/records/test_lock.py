@@ -15,11 +15,11 @@ import pytest
 from helpers import assert_released, assert_same, do, experiment, held, results, settings
 
 from lth.commands import session
-from lth.commands.tasks import runs_of
 from lth.records import files, journal, lock
 from lth.records.events import Evaluated, Event
 from lth.records.files import RecordError
 from lth.records.lock import Locked, Locks, Lost
+from lth.records.tables import runs_of
 from lth.settings.config import PROJECT
 
 HOLD = """

@@ -15,10 +15,9 @@ import safetensors
 from helpers import Told, assert_same, do, lay_out, results, settings
 
 from lth.commands import command, session
-from lth.commands.tasks import runs_of
-from lth.records import folders, journal, tables, tickets
+from lth.records import journal, tables, tickets
 from lth.records.files import RecordError
-from lth.records.tables import Run
+from lth.records.tables import Run, runs_of
 from lth.settings.config import Config
 
 ROUNDS, MORE = 2, 3
@@ -132,9 +131,9 @@ def test_a_damaged_run_of_another_command_is_said_and_left_out(
     assert "warning:" in said.err and journal.NAME in said.err and len(said.err.splitlines()) < 5
     (reinit,) = runs_of(config)
     assert tables.finished_rounds(reinit) == ROUNDS and reinit.plots.joinpath("verdict.csv").exists()
-    assert folders.runs_in("--ticket", reinit.saves.parent) == [reinit]
+    assert tables.runs_in("--ticket", reinit.saves.parent) == [reinit]
     with pytest.raises(RecordError, match=journal.NAME):
-        folders.runs_in("--ticket", run.saves.parent)
+        tables.runs_in("--ticket", run.saves.parent)
 
 
 def test_a_file_that_is_set_aside_is_named_also_with_quiet(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

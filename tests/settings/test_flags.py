@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import Mlp
 
 import main
 import utils
+from lth.commands import outlook
 from lth.commands.about import plain_settings
-from lth.settings import VERSION, combinations
+from lth.settings import VERSION
 from lth.settings.arms import ARMS, CONTROLS, CRITERIA
 from lth.settings.config import PROJECT, Config, ConfigError
 from lth.settings.flags import FIELDS, PRESETS, parse
@@ -362,7 +364,7 @@ def test_settings_that_no_arm_uses_are_reported(tmp_path: Path) -> None:
         f"--prune_type transfer --prune_method movement --ticket {ticket}": ["--prune_method movement"],
     }
     for argv, unused in expected.items():
-        told = combinations.unused(parse(argv.split()))
+        told = outlook._unused(parse(argv.split()), Mlp())
         assert sorted(sentence.split(" only")[0] for sentence in told) == unused, argv
 
 
@@ -374,5 +376,3 @@ def test_values_that_are_hardly_meant_are_reported() -> None:
     (told,) = remarks(parse([*argv, "snip_reinit"]), 916)
     assert told == "--score_batches 1000: scores look at all of an epoch, which has 916 batches"
     assert not [*remarks(parse([*argv, "snip"]), 1000)] and not [*remarks(parse([*argv, "lt"]), 916)]
-    (told,) = combinations.small_percents(parse(["--prune_percent", "0.2", "--fc_percent", "0"]))
-    assert told.startswith("--prune_percent 0.2 prunes 0.2% of the weights per round")

@@ -19,7 +19,7 @@ from numpy.lib import format
 
 import main
 from lth import data
-from lth.commands.tasks import runs_of
+from lth.records.tables import runs_of
 from lth.settings import names, values
 
 

@@ -26,12 +26,12 @@ from torch.nn.utils import parametrizations, weight_norm
 import lth
 from lth import prune, rng
 from lth.commands import session
-from lth.commands.tasks import runs_of
 from lth.data.images import Feed
 from lth.models import building
 from lth.pruning import Masks
 from lth.records import tables
 from lth.records.store import Store
+from lth.records.tables import runs_of
 from lth.records.tickets import numbered
 from lth.settings.config import Config
 from lth.training import kernels, sparse, sparse_linear
