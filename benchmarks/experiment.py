@@ -83,7 +83,7 @@ class Clock:
 
 def instrument(clock: Clock) -> None:
     """Have the clock charge what the functions of lth do."""
-    from lth.commands import command, holding, processes, session
+    from lth.commands import command, holding, loop, session
     from lth.experiment import Experiment
     from lth.experiment.trainer import Trainer
     from lth.records import recording, tables
@@ -91,7 +91,7 @@ def instrument(clock: Clock) -> None:
     from lth.training.train import Training
 
     clock.wrap(session, "prepare", DATA)
-    clock.wrap(processes, "work", WAITING)  # where rounds are not in this process
+    clock.wrap(loop, "work_in_processes", WAITING)  # where rounds are not in this process
     clock.wrap(Experiment, "run", OTHER, then=clock.save)
     clock.wrap(Trainer, "train", SETUP)
     clock.wrap(Experiment, "prune", PRUNING)
@@ -118,9 +118,9 @@ def inside(argv: Sequence[str]) -> int:
 
     import main as program
     import utils
-    from lth.commands import processes
+    from lth.commands import loop
 
-    processes._loop = experiment.worker
+    loop._loop = experiment.worker
 
     code = utils.exit_code(program.main, argv)
     clock.save()
@@ -132,9 +132,9 @@ def worker(*args: Any) -> None:
     clock = Clock(IMPORTS, time.time())
     instrument(clock)
     clock.switch(WAITING)
-    from lth.commands import processes
+    from lth.commands import loop
 
-    processes._loop(*args)
+    loop._loop(*args)
 
 
 def measured(argv: Sequence[str], folder: Path) -> tuple[float, float, list[dict[str, Any]]]:

@@ -277,7 +277,6 @@ def killed_at(operation: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[
     checked_sync = guarded(sync)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", synced)
-        patch.setattr(os, "link", guarded(os.link))
         for name in ("replace", "rename", "unlink"):
             patch.setattr(Path, name, guarded(getattr(Path, name)))
         with contextlib.suppress(Killed):

@@ -24,7 +24,7 @@ from lth.experiment import Experiment
 from lth.experiment.scores import scored
 from lth.models import building
 from lth.models.building import State
-from lth.records import recording, tables, tickets
+from lth.records import files, recording, tables, tickets
 from lth.records.events import Evaluated, RoundDone
 from lth.records.files import RecordError
 from lth.records.store import Store
@@ -749,15 +749,15 @@ def test_weights_that_go_while_the_dense_round_is_shared_are_not_missed(
     """As where another process, with --keep_weights last, has just finished its next round."""
     config = settings(place, keep_weights="last", prune_iterations=1)
     (lt,) = do(config)
-    gone, link, told = Store(lt).file("trained_00"), os.link, Told()
+    gone, read, told = Store(lt).file("trained_00"), files.read, Told()
 
-    def vanishing(source: Path, target: Path) -> None:
-        if source == gone:
+    def vanishing(file: Path) -> bytes:
+        if file == gone:
             gone.unlink()
-        link(source, target)
+        return read(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "link", vanishing)
+        patch.setattr(files, "read", vanishing)
         (run,) = do(replace(config, prune_type="reinit"), told)
     assert len(rounds(run)) == 1 and not gone.exists()
     assert not [event for event in told if isinstance(event, Evaluated)], "it was trained again"

@@ -178,7 +178,7 @@ def test_tickets_of_one_name_in_two_places_are_two_experiments(other: Path) -> N
         shutil.copytree(other / kind / "mlp/tiny/source", other / "there" / kind / "mlp/tiny/source")
     asked = {transferred(other, str(source(place))): "" for place in (other, other / "there")}
     with pytest.raises(ConfigError, match="have one name, so that their results would be in one folder"):
-        session.run_all(asked)
+        session.run(asked)
 
 
 def test_saves_may_be_a_link_to_another_disk(other: Path) -> None:

@@ -56,12 +56,10 @@ def images_of(config: Config, loaded: dict[tuple[object, ...], Images]) -> Image
 
 
 def mend(runs: Sequence[Run], config: Config, warn: Callable[[str], object]) -> None:
-    """Write damaged tables of these runs again; `warn` gets a sentence for each. With --dry_run that is all. Locked if
-    another process has the run; with --join, that one is left to it."""
+    """Write damaged tables of these runs again, but for --dry_run; `warn` gets a sentence for each. Locked if another
+    process has the run; with --join, that one is left to it."""
     for run in runs:
-        if (wrong := recording.damage(run)) and config.dry_run:
-            warn(f"{wrong}: it would be written again")
-        elif wrong:
+        if not config.dry_run and recording.damage(run):
             with suppress(Locked) if config.join else nullcontext(), Locks(alone=not config.join) as locks:
                 locks.take(run.dumps)
                 recording.mend(run, warn)

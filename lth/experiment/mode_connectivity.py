@@ -89,7 +89,7 @@ def _has_end(trainer: Trainer, run: Run, number: int) -> bool:
         for other in (trainer.store(run.of_arm(arm)) for arm in ARMS if arm != run.arm):
             with suppress(FileNotFoundError, Damaged, RecordError):
                 other.weights(name)
-                files.share(other.file(name), store.file(name))
+                files.write(store.file(name), files.read(other.file(name)))
                 break
     return store.has(name)
 

@@ -9,13 +9,10 @@ import itertools
 import json
 import os
 import shutil
-import stat
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-GONE = "is gone"
 
 
 class RecordError(Exception):
@@ -36,26 +33,12 @@ class Unwritable(RecordError):
     """A file cannot be written: there is no room, or no right to."""
 
 
-def problem(file: Path) -> str:
-    """Why there is no file: it is gone, or no regular file, such as a pipe, which would be read for ever; empty if
-    there is one. Unreadable if that cannot be found out."""
-    try:
-        return "" if stat.S_ISREG(file.stat().st_mode) else "is no file"
-    except (FileNotFoundError, NotADirectoryError):  # the latter where a folder on the way is a file
-        return GONE
-    except OSError as error:
-        raise Unreadable.of(file, error) from None
-
-
 def read(file: Path) -> bytes:
-    """The content of a file. FileNotFoundError if there is none, RecordError if something else is in its place or it
-    is Unreadable."""
-    if what := problem(file):
-        raise FileNotFoundError(f"{file} {what}") if what == GONE else RecordError(f"{file} {what}: move it away")
+    """The content of a file. FileNotFoundError if there is none, Unreadable if it cannot be read."""
     try:
         return file.read_bytes()
-    except FileNotFoundError:
-        raise
+    except (FileNotFoundError, NotADirectoryError):  # the latter where a folder on the way is a file
+        raise FileNotFoundError(f"{file} is gone") from None
     except OSError as error:
         raise Unreadable.of(file, error) from None
 
@@ -90,58 +73,27 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The content of a JSON file; empty if there is none or it is no JSON. RecordError if it is no file at all, nested
-    too deeply, or Unreadable."""
+    """The content of a JSON file; empty if there is none or it is no JSON. RecordError if it is Unreadable."""
     try:
         content = json.loads(read(file))
-    except RecursionError:
-        raise RecordError(f"{file} is damaged: its JSON is nested too deeply; move it away") from None
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def write(file: Path, content: bytes) -> None:
     """Write a file so that a crash or a full disk leaves the old one. RecordError says what went wrong."""
-    _put(file, lambda partial: _fill(partial, content))
-
-
-def share(source: Path, file: Path) -> None:
-    """Make `file` the same as `source`, in the same place on the disk where the file system can: files are only ever
-    replaced, never changed."""
-
-    if file.exists() and file.samefile(source):
-        return
-
-    def fill(partial: Path) -> None:
-        partial.unlink(missing_ok=True)
-        try:
-            os.link(source, partial)
-        except FileNotFoundError:
-            raise
-        except OSError:
-            _fill(partial, source.read_bytes())
-
-    _put(file, fill)
-
-
-def _fill(file: Path, content: bytes) -> None:
-    with file.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _put(file: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a partial file and rename it."""
     partial = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.partial")  # another process may write the same file
     with explained(file):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            fill(partial)
+            with partial.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
             partial.replace(file)
             _sync(file.parent)
-        except (OSError, RecordError):
+        except OSError:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise

@@ -91,16 +91,15 @@ def keep_rounds(run: Run, rounds: int) -> Path:
     """Keep the first `rounds` rounds alone. Returns the copy of the journal that still has the others."""
     file = run.dumps / journal.NAME
     copy = file.with_name(f"{file.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
-    files.share(file, copy)
+    files.write(copy, files.read(file))
     _write(run, journal.load(run.dumps)[0][:rounds])
     return copy
 
 
-def damage(run: Run) -> str:
-    """What of a run has to be written again, in a sentence: its journal, or the first table that differs from it;
-    empty if nothing has. RecordError if that cannot be told."""
+def damage(run: Run) -> bool:
+    """Whether the journal of a run, or a table that differs from it, has to be written again."""
     known, damaged = journal.load(run.dumps)
-    return damaged or next((f"{file} {how}" for file, how, _ in _different(run, known) if how), "")
+    return bool(damaged) or any(how for _, how, _ in _different(run, known))
 
 
 def mend(run: Run, tell: Callable[[str], object]) -> None:
@@ -116,7 +115,7 @@ def mend(run: Run, tell: Callable[[str], object]) -> None:
         _write(run, [])
     for file, how, content in _different(run, known):
         if how:
-            kept = f"; the old one is kept as {files.set_aside(file).name}" if how != files.GONE else ""
+            kept = f"; the old one is kept as {files.set_aside(file).name}" if how != "is gone" else ""
             tell(f"{file} {how}: written again from {journal.NAME}{kept}")
         files.write(file, content)
 
@@ -141,12 +140,14 @@ def _different(run: Run, known: Sequence[Entry]) -> Iterator[tuple[Path, str, by
     of one that only goes on, as after a stop before the journal was written."""
     for name in TABLES:
         file, expected = run.dumps / f"{name}.csv", journal.text(name, known).encode()
-        how = files.problem(file)
-        if how == files.GONE and not any(name in entry for entry in known):
+        try:
+            found = files.read(file)
+        except FileNotFoundError:
+            if any(name in entry for entry in known):
+                yield file, "is gone", expected
             continue
-        found = b"" if how else files.read(file)
         if found != expected:
-            yield file, how or ("" if found.startswith(expected) else f"differs from {journal.NAME}"), expected
+            yield file, "" if found.startswith(expected) else f"differs from {journal.NAME}", expected
 
 
 def _lines(name: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -23,9 +23,7 @@ from lth.settings.values import written
 WORDS = ("layer", "kind", "line")  # the columns that hold no numbers
 ORDERS, ROUNDS = "orders", "rounds"  # lines between a ticket's two trainings, and from the end of the round before
 SEED = re.compile(r"seed(0|[1-9]\d*)")  # a run's folder; one that was moved aside is called seed0.old-...
-OBJECTS = ("settings", "deciding", "own", "fingerprint", "versions", "normalisation", "sparse_up_to")  # of config.json
 RUN_FOLDER = "a run's folder, <root>/dumps/<model>/<data>/<settings>/<arm>/seed<k>"
-LISTS = ("command", "program", "image_shape")
 
 
 @dataclass(frozen=True)
@@ -133,11 +131,9 @@ def sound_entries(run: Run) -> list[Entry]:
 
 
 def config_of(run: Run) -> dict[str, Any]:
-    """What the run's config.json says (lth.commands.about writes it), but for objects and lists in whose place there is
-    something else; empty if there is none or it is spoiled. RecordError if it cannot be read."""
-    kinds = {**dict.fromkeys(OBJECTS, dict), **dict.fromkeys(LISTS, list)}
-    found = read_json(run.dumps / "config.json")
-    return {name: value for name, value in found.items() if isinstance(value, kinds.get(name, object))}
+    """What the run's config.json says (lth.commands.about writes it); empty if there is none or it is spoiled.
+    RecordError if it cannot be read."""
+    return read_json(run.dumps / "config.json")
 
 
 def table(run: Run, name: str) -> pd.DataFrame:
@@ -162,9 +158,8 @@ def connected_rounds(run: Run) -> int:
 
 def image_shape(run: Run) -> tuple[int, ...]:
     """The shape (C, H, W) of the images that the run was trained on; () where its config.json does not say it."""
-    found = config_of(run).get("image_shape", [])
-    sound = len(found) == 3 and all(isinstance(size, int) and size > 0 for size in found)
-    return tuple(found) if sound else ()
+    found = config_of(run).get("image_shape", ())
+    return tuple(found) if len(found) == 3 else ()
 
 
 def done_rounds(run: Run, connectivity: bool) -> int:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from torch import Tensor
 from lth import pruning
 from lth.models.building import State
 from lth.pruning import Masks
-from lth.records.files import GONE, RecordError, Unreadable, problem, read, write
+from lth.records.files import RecordError, read, write
 from lth.records.identity import differing
 from lth.records.journal import run_name
 from lth.records.tables import Run
@@ -35,7 +33,7 @@ class Damaged(Exception):
     """A file is there but cannot be used: truncated, from other settings or from a newer program."""
 
 
-MALFORMED = (safetensors.SafetensorError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
+MALFORMED = (safetensors.SafetensorError, ValueError, TypeError, KeyError, OverflowError, RecursionError)
 UNUSABLE = (RecordError, Damaged, FileNotFoundError)  # what reading a run's files raises
 
 
@@ -84,41 +82,26 @@ def load_tensors(file: Path, identity: str | None = None) -> tuple[dict[str, Ten
     """The tensors and facts of a file. FileNotFoundError if there is none; Damaged, with the reason, if it is
     truncated or altered, written by a newer program, or belongs to another `identity`; RecordError if it is
     Unreadable, which is no damage."""
-    if what := problem(file):
-        raise FileNotFoundError(f"{file} {what}") if what == GONE else Damaged(f"{file} {what}")
+    content = read(file)
     try:
-        with wellformed(file), safetensors.safe_open(file, framework="pt") as opened:
-            about = opened.metadata() or {}
-            if int(about.get("format", 0)) > FORMAT:
-                raise Damaged(f"{file} was written by a newer version of this program")
-            settings, _, prints = (identity or "").partition(" ")
-            if identity is not None and about.get("identity") != settings:
-                raise Damaged(f"{file} belongs to other settings")
-            if differ := differing(_parsed(about.get("fingerprint", "")), _parsed(prints)):
-                raise Damaged(f"{file} belongs to another experiment ({', '.join(differ)})")
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            if about["checksum"] != _checksum(tensors, about["facts"]):
-                raise ValueError("its checksum is wrong")
-            facts = json.loads(about["facts"])
-            if (facts["name"], facts["run"]) != (file.stem, _whose(file)):
-                raise Damaged(f"{file} is a copy of {facts['name']}.safetensors of {facts['run']}")
-            return tensors, facts
-    except FileNotFoundError as error:  # as safetensors calls whatever is in the way of opening it
-        read(file)  # says what it is
-        raise Unreadable.of(file, error) from None
-    except OSError as error:
-        raise Unreadable.of(file, error) from None
-
-
-@contextmanager
-def wellformed(file: Path) -> Iterator[None]:
-    """Within it, a file that does not say what it should is Damaged, even if its checksum is right."""
-    try:
-        yield
-    except KeyError as error:
-        raise Damaged(f"{file} is damaged: {error} is missing") from None
+        end = 8 + int.from_bytes(content[:8], "little")
+        about = json.loads(content[8:end])["__metadata__"]
+        if int(about["format"]) > FORMAT:
+            raise Damaged(f"{file} was written by a newer version of this program")
+        settings, _, prints = (identity or "").partition(" ")
+        if identity is not None and about["identity"] != settings:
+            raise Damaged(f"{file} belongs to other settings")
+        if differ := differing(_parsed(about.get("fingerprint", "")), _parsed(prints)):
+            raise Damaged(f"{file} belongs to another experiment ({', '.join(differ)})")
+        tensors = dict(sorted(safetensors.torch.load(content).items()))
+        if about["checksum"] != _checksum(tensors, about["facts"]):
+            raise ValueError("its checksum is wrong")
+        facts = json.loads(about["facts"])
+        if (facts["name"], facts["run"]) != (file.stem, _whose(file)):
+            raise Damaged(f"{file} is a copy of {facts['name']}.safetensors of {facts['run']}")
     except MALFORMED as error:
         raise Damaged(f"{file} is damaged: {error}") from None
+    return tensors, facts
 
 
 def _parsed(text: str) -> dict[str, str]:
@@ -155,9 +138,5 @@ def packed(masks: Masks) -> tuple[dict[str, Tensor], list[Any]]:
 
 
 def unpacked(bits: Mapping[str, Tensor], shapes: list[Any]) -> Masks:
-    """The masks that `packed` was given. ValueError, TypeError or KeyError if these cannot be."""
-    sizes = {name: tuple(shape) for name, shape in shapes}
-    for name, shape in sizes.items():
-        if min(shape, default=1) < 0 or bits[f"mask/{name}"].shape != (-(-math.prod(shape) // 8),):
-            raise ValueError(f"the mask of {name} is not as long as its layer")
-    return {name: pruning.unpack(bits[f"mask/{name}"], shape) for name, shape in sizes.items()}
+    """The masks that `packed` was given."""
+    return {name: pruning.unpack(bits[f"mask/{name}"], tuple(shape)) for name, shape in shapes}

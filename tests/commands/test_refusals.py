@@ -26,7 +26,7 @@ from lth.analysis import verdict
 from lth.commands import session
 from lth.experiment import Experiment
 from lth.records import identity, journal, tables
-from lth.records.files import RecordError, read_json, write_json
+from lth.records.files import RecordError
 from lth.records.tables import Run, runs_of
 from lth.settings.config import Config, ConfigError
 from lth.training.problem import Problem
@@ -202,20 +202,6 @@ def test_settings_that_an_arm_does_not_look_at_may_be_others_beside_it(place: Pa
     refused(replace(before, seed=1, random_rates="uniform"), "beside these runs", "random_rates erk, now uniform")
     with pytest.raises(ConfigError, match="random_rates erk, now uniform"):
         session.check_finished(replace(before, random_rates="uniform", overwrite=True))
-
-
-def test_odd_words_in_config_json_stop_nobody(place: Path) -> None:
-    config = settings(place, prune_iterations=2)
-    (run,) = session.run(config)
-    file = run.dumps / "config.json"
-    about, parts = read_json(file), [*tables.OBJECTS, *tables.LISTS]
-    for spoiled in ({"deciding": ["lr"], "seed": "0", "image_shape": "1x28x28"}, dict.fromkeys(parts, "many")):
-        write_json(file, {**about, **spoiled})
-        session.run(config)
-        session.run(replace(config, prune_type=("random",)))
-    utils.conclude(tables.find(place), "png", quiet=True)
-    assert (run.plots / "report.html").is_file()
-    assert lth.load_ticket(run.saves).sparse() is not None and len(tables.results(place)) == 4
 
 
 def test_a_model_edited_while_workers_start_is_not_trained_by_them(place: Path) -> None:

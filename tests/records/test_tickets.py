@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 import shutil
 from collections.abc import Callable
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor
 
 from lth.records import tickets
 from lth.records.store import Store
@@ -38,53 +36,6 @@ def test_a_ticket_keeps_the_order_of_the_layers(store: Store) -> None:
     assert all(torch.equal(read.start[name], start[name]) for name in start)
 
 
-MASK = {"mask/w": torch.tensor([0b10110000], dtype=torch.uint8)}  # of 2 x 3 weights
-START = {"start/w": torch.ones(2, 3)}
-FACTS = {"round": 1, "shapes": [["w", [2, 3]]], "origin": "own"}
-
-
-CRAFTED: list[tuple[dict[str, Tensor], dict[str, Any]]] = [
-    ({}, {"shapes": [["w", [2, 30]]]}),  # the mask is cut short
-    ({}, {"shapes": [["w", [-2, -3]]]}),
-    ({}, {"shapes": {"w": 6}}),
-    ({}, {"shapes": [["w", "ab"]]}),
-    ({}, {"shapes": [["other", [2, 3]]]}),
-    ({}, {"at_random": "many"}),
-    ({}, {"at_random": [1]}),
-    ({}, {"at_random": None}),
-    ({}, {"origin": "../../other/seed0/initial"}),
-    ({}, {"origin": ["initial"]}),
-    ({}, {"name": None}),
-    ({}, {"run": 3}),
-    ({"mask/w": torch.ones(1)}, {}),
-    ({"start/w": torch.ones(6)}, {}),
-]
-
-
-def test_a_crafted_ticket_is_damaged(store: Store) -> None:
-    """Whatever it says, its checksum is right."""
-    file = store.file("ticket_01")
-    tickets.save_tensors(file, {**MASK, **START}, "settings", **FACTS)
-    assert store.ticket(1).masks["w"].sum() == 3
-    contents = [({**MASK, **START, **tensors}, {**FACTS, **facts}) for tensors, facts in CRAFTED]
-    for tensors, facts in (*contents, (MASK, FACTS), ({**MASK, **START}, {})):
-        tickets.save_tensors(file, tensors, "settings", **facts)
-        with pytest.raises(tickets.Damaged, match=r"ticket_01\.safetensors"):
-            store.ticket(1)
-
-
-def test_a_crafted_checkpoint_is_damaged(store: Store) -> None:
-    sound = {"round": 1, "iteration": 8, "seconds": {}, "supermask": None}
-    file = store.file("checkpoint")
-    tickets.save_tensors(file, {"evals": torch.ones(1, 5)}, "settings", **sound)
-    assert store.saved()[0] == 1
-    crafted: list[tuple[int, dict[str, Any]]] = [(5, {name: None}) for name in ("round", "seconds", "iteration")]
-    for evals, facts in (*crafted, (5, {"round": "one"}), (5, {"seconds": 3}), (5, {"name": "dense"}), (3, {})):
-        tickets.save_tensors(file, {"evals": torch.ones(1, evals)}, "settings", **{**sound, **facts})
-        with pytest.raises(tickets.Damaged, match=r"checkpoint\.safetensors"):
-            store.saved()
-
-
 class Malicious:
     """Unpickling it makes a file."""
 
@@ -93,12 +44,6 @@ class Malicious:
 
     def __reduce__(self) -> Any:
         return Path.touch, (self.marker,)
-
-
-def torch_saved(file: Path) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(Malicious(file.with_name("executed")), buffer)
-    return buffer.getvalue()
 
 
 def with_metadata(**changes: str) -> Callable[[Path], bytes]:
@@ -114,15 +59,12 @@ def with_metadata(**changes: str) -> Callable[[Path], bytes]:
 
 DAMAGE: dict[str, Callable[[Path], bytes]] = {
     "truncated": lambda file: file.read_bytes()[: file.stat().st_size // 2],
-    "headless": lambda file: file.read_bytes()[:7],
     "empty": lambda file: b"",
     "text": lambda file: b"these are no weights\n" * 40,
     "zeros": lambda file: bytes(file.stat().st_size),
     "pickle": lambda file: pickle.dumps(Malicious(file.with_name("executed"))),
-    "torch.save": torch_saved,
     "belongs to other settings": with_metadata(identity="0123456789abcdef"),
     "newer version": with_metadata(format="2"),
-    "deep": with_metadata(facts="[" * 100_000 + "]" * 100_000),
     "checksum is wrong": lambda file: file.read_bytes().replace(b"4321", b"4322"),
     "foreign": lambda file: safetensors.torch.save({"a": torch.ones(3)}),
 }
@@ -138,7 +80,7 @@ def test_whatever_is_in_a_file_is_never_executed_and_named_if_it_cannot_be_used(
         assert not file.with_name("executed").exists() and (" " not in kind or kind in str(error.value))
 
 
-@pytest.mark.parametrize("name", ["ticket_01", "trained_01", "checkpoint", "dense", "initial", "ticket_00"])
+@pytest.mark.parametrize("name", ["ticket_01", "checkpoint", "dense"])
 @pytest.mark.parametrize("other", ["lt/seed1", "reinit/seed0"])
 def test_files_of_other_runs_are_refused_but_for_the_dense_round_that_arms_share(
     tmp_path: Path, name: str, other: str
