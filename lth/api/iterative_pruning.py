@@ -192,7 +192,7 @@ def iterative_pruning(
         for said in (remark, odd, *left_out, alone, sparse.UNAVAILABLE if densely else "", problem.cost[1]):
             if said and not quiet:
                 print(said)
-        progress = Progress({run: rounds + 1 - tables.finished_rounds(run)}, 1, config.print_freq, config.quiet)
+        progress = Progress({run: rounds + 1 - tables.finished_rounds(run)}, config.print_freq, config.quiet)
         stack.enter_context(Locks(alone=True)).take(run.dumps)
         if recover is None:  # what a call left that was stopped in its first round
             tables.move_aside(run, time.strftime("%Y%m%d-%H%M%S"))

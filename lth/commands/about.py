@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import re
 import subprocess
@@ -120,13 +121,7 @@ def fingerprints_now(config: Config, run: Run) -> dict[str, str]:
 
 def _processor() -> str:
     """The name of the processor, as `AMD EPYC 9B14`; that of its architecture where the name is unknown."""
-    try:
-        if platform.system() == "Linux":
-            found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-            return found[1].strip() if found else platform.machine()
-        if platform.system() == "Darwin":
-            asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
-            return subprocess.run(asked, capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        pass
+    with contextlib.suppress(OSError):  # Linux alone has it
+        if found := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return found[1].strip()
     return platform.processor() or platform.machine()

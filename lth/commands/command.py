@@ -207,7 +207,8 @@ def grouped(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str]]:
     """Runs in groups of one model, data set and settings that may be averaged, and why others must not be."""
     from lth.records import identity
 
-    return identity.unmixed([list(found) for _, found in itertools.groupby(runs, lambda run: run.plots)])
+    groups = [list(found) for _, found in itertools.groupby(runs, lambda run: run.plots)]
+    return [group for group in groups if not identity.mixed(group)], list(filter(None, map(identity.mixed, groups)))
 
 
 def _finished(config: Config) -> list[Run]:

@@ -98,8 +98,8 @@ def _existing(folder: Path) -> Path:
     return next(one for one in (folder, *folder.absolute().parents) if one.exists())
 
 
-def _disk_needed(prepared: Sequence[Prepared]) -> int:
-    """Bytes that the files of these experiments will take at most, old ones included."""
+def _disk(prepared: Sequence[Prepared]) -> str:
+    """How much of the disk the files of these experiments will take at most, in a sentence."""
     total, counted = 0, set[Run]()
     for one in prepared:
         config, model = one.config, one.problem.make()
@@ -108,21 +108,15 @@ def _disk_needed(prepared: Sequence[Prepared]) -> int:
         kept = {"all": config.prune_iterations, "last": 1, "none": 0}[config.keep_weights]
         kept += config.prune_iterations * config.connectivity  # the ends of the rounds
         # initial, dense, rewind, drawn; the checkpoint with its moments and best weights, also of further trainings
-        once = 2 + bool(config.rewind.amount) + 2 * bool(config.draw_at) + 5 + 5 * len(ENDS) * config.connectivity
+        kept += 2 + bool(config.rewind.amount) + 2 * bool(config.draw_at) + 5 + 5 * len(ENDS) * config.connectivity
         for run in {*one.runs} - counted:
             own = config.prune_iterations - 1 if ARMS[run.arm].start != "original" else 0
-            total += state * (once + kept + own) + bits * config.prune_iterations * (1 + ARMS[run.arm].changes_masks)
+            total += state * (kept + own) + bits * config.prune_iterations * (1 + ARMS[run.arm].changes_masks)
         counted.update(one.runs)
-    return total
-
-
-def _disk(prepared: Sequence[Prepared]) -> str:
-    """How much of the disk is needed, in a sentence."""
-    need, free = _disk_needed(prepared) / 1e6, shutil.disk_usage(_existing(prepared[0].runs[0].saves)).free / 1e6
-    full = "warning: the disk may become full: " if need > free else ""
-    return (
-        f"{full}the weights under saves/ take up to {need:,.0f} MB of {free:,.0f} MB free (--keep_weights last: less)"
-    )
+    free = shutil.disk_usage(_existing(prepared[0].runs[0].saves)).free
+    full = "warning: the disk may become full: " if total > free else ""
+    of = f"up to {total / 1e6:,.0f} MB of {free / 1e6:,.0f} MB free"
+    return f"{full}the weights under saves/ take {of} (--keep_weights last: less)"
 
 
 def _remarks(prepared: Sequence[Prepared], device: torch.device) -> list[str]:
@@ -147,22 +141,19 @@ def _surprises(one: Prepared, device: torch.device) -> Iterator[str | None]:
     for kind in ("prune", "conv", "fc", "output"):
         if 0 < (rate := getattr(config, f"{kind}_percent") or 0) < 1:
             yield f"--{kind}_percent {rate:.12g} prunes {rate:.12g}% of the weights per round: 20 is a fifth"
-    yield _anew(one)
-    yield _alike(one)
-    yield _drawn_over(one, model)
+    if config.overwrite and (arms := dict.fromkeys(run.arm for run in one.runs if run.arm not in config.prune_type)):
+        yield f"--overwrite starts {' and '.join(arms)} again too, whose masks {' '.join(config.prune_type)} takes"
+    yield from _alike(one, model)
     yield from remarks(config, epoch_steps)
     if stack_size(config, one.problem, device) < (config.stack or 1):
         yield f"--stack {config.stack}: torch.func.vmap cannot follow this model, each run is trained alone"
-    if device.type == "cpu" and config.precision == "fast" and kernels.amx() and _convolves(model):
+    convolves = any(weight.ndim == 4 for weight in model.parameters())
+    if device.type == "cpu" and config.precision == "fast" and kernels.amx() and convolves:
         gain = "conv2 takes half the time, resnet20 two thirds"
         yield f"this processor has bfloat16 products, which convolutions gain from with --precision bf16 ({gain})"
     if config.sparse == "auto" and device.type == "cpu" and not sparse.available():
         yield sparse.UNAVAILABLE
     yield one.problem.cost[1]
-
-
-def _convolves(model: nn.Module) -> bool:
-    return any(weight.ndim == 4 for weight in model.parameters())
 
 
 def _unused(config: Config, model: nn.Module) -> Iterator[str]:
@@ -182,37 +173,23 @@ def _unused(config: Config, model: nn.Module) -> Iterator[str]:
             yield f"--{name}{given} only changes the folder's name: {reason}"
 
 
-def _anew(one: Prepared) -> str:
-    """A sentence about arms that --overwrite starts again because arms that take their masks were asked for."""
-    arms = dict.fromkeys(run.arm for run in one.runs if run.arm not in one.config.prune_type)
-    told = f"--overwrite starts {' and '.join(arms)} again too, whose masks {' '.join(one.config.prune_type)} takes"
-    return told if one.config.overwrite and arms else ""
-
-
-def _alike(one: Prepared) -> str:
-    """A sentence about weights that no seed changes, where trials or fresh weights were asked for."""
-    if one.config.trials == 1 and not any(ARMS[arm].start == "fresh" for arm in one.config.prune_type):
-        return ""
-    weights = pruning.prunable(one.problem.make(), one.config.prune_embeddings)
-    fixed = fit.alike(one.problem.initial, [name for name, weight in weights.items() if weight.requires_grad])
-    told = _listed(fixed)
-    return f"{told}: drawn alike for every seed, so that trials and fresh weights do not differ there" if told else ""
-
-
-def _drawn_over(one: Prepared, model: nn.Module) -> str:
-    """A sentence about weights that the model file gives the same values for every seed, as pretrained ones have, and
-    that --init draws anew. Constants, such as a head of zeros, are a way to draw, too."""
-    config = one.config
-    if config.init == "own" or building.draws_itself(model):
-        return ""
-    own = Problem.of(replace(config, init="own"), one.images).initial
-    fixed = fit.alike(own, pruning.prunable(model, config.prune_embeddings))
-    if not fixed:
-        return ""
-    before, after = own(1), one.problem.initial(1)
-    lost = [name for name in fixed if len(before[name].unique()) > 1 and not torch.equal(before[name], after[name])]
-    told = f"--init {config.init} draws over {_listed(lost)}, to which the model file gives the same values"
-    return f"{told} for every seed, as to pretrained weights: --init own keeps them" if lost else ""
+def _alike(one: Prepared, model: nn.Module) -> Iterator[str]:
+    """Sentences about weights that no seed changes, as pretrained ones, where trials or fresh weights were asked for,
+    and about those that --init draws over. Constants, such as a head of zeros, are a way to draw, too."""
+    config, weights = one.config, pruning.prunable(model, one.config.prune_embeddings)
+    if config.trials > 1 or any(ARMS[arm].start == "fresh" for arm in config.prune_type):
+        fixed = fit.alike(one.problem.initial, [name for name, weight in weights.items() if weight.requires_grad])
+        if fixed:
+            yield f"{_listed(fixed)}: drawn alike for every seed, so that trials and fresh weights do not differ there"
+    if config.init != "own" and not building.draws_itself(model):
+        own = Problem.of(replace(config, init="own"), one.images).initial
+        if fixed := fit.alike(own, weights):
+            before, after = own(1), one.problem.initial(1)
+            if any(len(before[name].unique()) > 1 and not torch.equal(before[name], after[name]) for name in fixed):
+                told = (
+                    f"--init {config.init} draws over {_listed(fixed)}, to which the model file gives the same values"
+                )
+                yield f"{told} for every seed, as to pretrained weights: --init own keeps them"
 
 
 def _listed(weights: Sequence[str]) -> str:

@@ -33,16 +33,15 @@ class Progress:
     """Shows events.
 
     left: the number of trainings that each run still needs.
-    at_once: how many runs train at the same time.
     print_freq, quiet: the settings of these names.
     """
 
-    def __init__(self, left: Mapping[Run, int], at_once: int, print_freq: int, quiet: bool) -> None:
-        self.left, self.at_once, self.print_freq, self.quiet = Counter(left), at_once, print_freq, quiet
+    def __init__(self, left: Mapping[Run, int], print_freq: int, quiet: bool) -> None:
+        self.left, self.print_freq, self.quiet = Counter(left), print_freq, quiet
         self.finished = Counter[Run]()
         self.steps: dict[Run, int] = {}  # iterations of one training
-        self.running: dict[Run, tuple[int, int, float]] = {}  # round, iteration, and when that was reported
-        self.seconds = self.iterations = 0.0  # their quotient is the pace of one run
+        self.running: dict[Run, tuple[int, int]] = {}  # round and iteration
+        self.began, self.before = 0.0, 0.0  # when the first training was, and the iterations that were done then
         self.printed: dict[Run, int] = {}  # the epochs, in units of print_freq, of a run's last line
         self.out, self.drawn = sys.stdout, 0.0
         self.bar: _Bar | None = None
@@ -67,10 +66,11 @@ class Progress:
         elif isinstance(event, Note):
             self._line(event.text)
         elif isinstance(event, RoundDone):
-            self._ended(event.run, event.seconds)
+            self.began = self.began or time.monotonic() - event.seconds  # it ran on another machine
+            self._ended(event.run, bool(event.seconds))
             self._round(event)
         elif isinstance(event, Connected):
-            self._ended(event.run, 0)
+            self._ended(event.run)
             barriers = f"error barrier of round {event.round} {event.test:.2f} points (test), {event.train:.2f} (train)"
             last = "" if event.from_last is None else f"; from round {event.round - 1}: {event.from_last:.2f} (test)"
             self._line(f"{event.run}: {barriers}: {'stable' if event.stable else 'not stable'}{last}")
@@ -87,22 +87,27 @@ class Progress:
         self.bar = None
 
     def time_left(self) -> float:
-        """Seconds until all is trained, by the pace of the last rounds; 0 as long as that is unknown."""
-        now = {run: iteration for run, (_, iteration, _) in self.running.items()}
-        remaining = [n * self._steps(run) - now.get(run, 0) for run, n in self.left.items() if n > 0]
-        if not remaining or not self.iterations:
+        """Seconds until all is trained, by the pace since the first step; 0 as long as that is unknown."""
+        done = self._done()
+        if not self.began or done <= self.before:
             return 0
-        at_once = min(max(self.at_once, len(self.running)), len(remaining))
-        return max(max(remaining), sum(remaining) / at_once) * self.seconds / self.iterations
+        return (self._total() - done) * (time.monotonic() - self.began) / (done - self.before)
+
+    def _done(self) -> float:
+        """Iterations that are done."""
+        now = sum(iteration for _, iteration in self.running.values())
+        return now + sum(n * self._steps(run) for run, n in self.finished.items())
+
+    def _total(self) -> float:
+        """Iterations, done or not."""
+        return sum(n * self._steps(run) for run, n in (self.finished + self.left).items())
 
     def _moved(self, event: Moved | Evaluated) -> None:
         iteration = event.iteration if isinstance(event, Moved) else event.evaluation.iteration
-        now = time.monotonic()
-        number, before, since = self.running.get(event.run, (-1, 0, now))
-        if number == event.round and iteration >= before:
-            self.iterations += iteration - before
-            self.seconds += now - since
-        self.running[event.run], self.steps[event.run] = (event.round, iteration, now), event.steps
+        if event.run not in self.running:
+            self.before += iteration  # a training may be taken up in its middle
+        self.running[event.run], self.steps[event.run] = (event.round, iteration), event.steps
+        self.began = self.began or time.monotonic()
         if not isinstance(event, Evaluated) or self.live:
             return
         found, epochs = event.evaluation, iteration // event.epoch // self.print_freq
@@ -112,14 +117,11 @@ class Progress:
             text = f"iteration {iteration} of {event.steps}: loss {found.train_loss:.4f}  val {found.val:.2f}%"
             self._line(f"{event.run!s:{self.name_width}} {event.round:5}   {text}")
 
-    def _ended(self, run: Run, seconds: float) -> None:
-        """A training has ended, or none was needed. Its `seconds` count where it ran on another machine."""
-        if self.running.pop(run, None) or seconds:
+    def _ended(self, run: Run, elsewhere: bool = False) -> None:
+        """A training has ended, here or `elsewhere`, or none was needed."""
+        if self.running.pop(run, None) or elsewhere:
             self.finished[run] += 1
             self.left[run] -= 1
-            self.seconds, self.iterations = self.seconds / 2, self.iterations / 2  # sparse rounds have another pace
-        if run not in self.steps and seconds:
-            self.seconds, self.iterations = self.seconds + seconds, self.iterations + self._steps(run)
 
     def _steps(self, run: Run) -> float:
         """Iterations of a training of a run: the mean of the others as long as none has begun."""
@@ -129,14 +131,11 @@ class Progress:
         if self.bar is None:
             form = "{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt}{postfix}"
             self.bar = _Bar(total=1, leave=False, file=self.out, bar_format=form)
-        done = sum(n * self._steps(run) for run, n in self.finished.items())
-        total = done + sum(n * self._steps(run) for run, n in self.left.items())
-        now = sum(iteration for _, iteration, _ in self.running.values())
-        self.bar.n, self.bar.total = round(done + now), max(round(total), 1)
+        self.bar.n, self.bar.total = round(self._done()), max(round(self._total()), 1)
         if not NOTEBOOK:
             self.bar.ncols = columns(self.out) - ECHO
         time_left = [f"{duration(left)} left"] if (left := self.time_left()) else []
-        rounds = [f"{run} r{number}" for run, (number, _, _) in self.running.items()]
+        rounds = [f"{run} r{number}" for run, (number, _) in self.running.items()]
         self.bar.set_postfix_str(", ".join(time_left + rounds), refresh=False)
         self.bar.refresh()
         self.drawn = time.monotonic()

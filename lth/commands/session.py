@@ -102,10 +102,7 @@ def run(
             queue.try_again()
             most = len(queue.work) if works[0].together == 1 else len(works)  # processes that can have work at once
             size = 1 if device.type != "cpu" else min(side_by_side, most)
-            with (
-                _shown(first, left, max(side_by_side, works[0].together), runs, callback) as tell,
-                Locks(alone) as locks,
-            ):
+            with _shown(first, left, runs, callback) as tell, Locks(alone) as locks:
                 inputs = {one.asked: (one.config, one.images) for one in prepared}
                 if there:
                     there.work(works, queue, tell, signalled)
@@ -158,12 +155,12 @@ def _left(config: Config, run: Run) -> bool:
 
 @contextmanager
 def _shown(
-    config: Config, left: Mapping[Run, int], at_once: int, runs: Sequence[Run], callback: Callback | None
+    config: Config, left: Mapping[Run, int], runs: Sequence[Run], callback: Callback | None
 ) -> Iterator[loop.Tell]:
     """Within it, the events of the trainings that are `left` are shown, given to `callback` and, with --tensorboard,
     logged."""
     with (
-        closing(Progress(left, at_once, config.print_freq, config.quiet)) as progress,
+        closing(Progress(left, config.print_freq, config.quiet)) as progress,
         closing(Board()) if config.tensorboard else nullcontext() as board,
     ):
 

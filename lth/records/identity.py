@@ -140,9 +140,3 @@ def mixed(runs: Sequence[Run]) -> str:
                 both = f"{other.dumps} and {run.dumps} are of different experiments ({what})"
                 return f"{both} and are not averaged: move one of them away"
     return ""
-
-
-def unmixed(groups: Sequence[list[Run]]) -> tuple[list[list[Run]], list[str]]:
-    """Those of these groups of runs that may be averaged, and why the others must not be."""
-    reasons = [mixed(runs) for runs in groups]
-    return [runs for runs, reason in zip(groups, reasons, strict=True) if not reason], list(filter(None, reasons))

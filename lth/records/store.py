@@ -7,6 +7,7 @@ round before.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,7 @@ class Store:
 
     def ticket(self, number: int) -> Ticket:
         """The ticket that round `number` starts from."""
-        name = numbered("ticket", number)
-        tensors, facts = self._load(name)
+        tensors, facts = self._load(numbered("ticket", number))
         masks, origin = tickets.unpacked(tensors, facts["shapes"]), facts["origin"]
         own = {key.removeprefix("start/"): value for key, value in tensors.items() if key.startswith("start/")}
         start = own if origin == "own" else self.weights(origin)
@@ -69,8 +69,7 @@ class Store:
     def masks(self, number: int) -> Masks:
         """The masks of that round at ES: those of its ticket, whatever has become of the weights that it starts from,
         unless the training changed them."""
-        name = numbered("masks" if number and self.changes_masks else "ticket", number)
-        tensors, facts = self._load(name)
+        tensors, facts = self._load(numbered("masks" if number and self.changes_masks else "ticket", number))
         return tickets.unpacked(tensors, facts["shapes"])
 
     @property
@@ -186,15 +185,12 @@ class Store:
 
     def _adopt_dense(self, sibling: Run) -> None:
         theirs = Store(sibling, self.identity)
-        needed = list(dict.fromkeys(("initial", "dense", numbered("ticket", 0), self.original, self.drawn)))
+        needed = dict.fromkeys(("initial", "dense", numbered("ticket", 0), self.original, self.drawn))
         for name in needed:
             theirs._load(name)
         for name in (*needed, numbered("trained", 0)):
-            try:
+            with suppress(FileNotFoundError) if name not in needed else nullcontext():  # it may not be kept
                 files.write(self.file(name), files.read(theirs.file(name)))
-            except (FileNotFoundError, RecordError):  # not kept, or no longer: the other arm may be past this round
-                if name in needed or theirs.has(name):
-                    raise
         self.ticket(0)
         recording.copy_dense(self.run, sibling)
 
@@ -216,21 +212,19 @@ class Store:
                 return False
             return True
 
-        found = {name: usable(name) for name in ("initial", "rewind", "drawn", "dense", "checkpoint", *ENDS)}
+        numbers = range(finished + 1)
+        names = [numbered(kind, number) for kind in ("ticket", "masks", "trained", "end") for number in numbers]
+        names += ["initial", "rewind", "drawn", "dense", "checkpoint", *ENDS]
+        found = {name: usable(name) for name in names}
         needed = {"initial", self.original, *([self.drawn] if ARMS[self.run.arm].masks == "one_shot" else [])}
+        ended = {0} if found["dense"] and found[self.drawn] else set[int]()  # the rounds whose last weights are there
+        ended |= {self.saved()[0]} if found["checkpoint"] else set()
         if not all(found[name] for name in needed):
-            finished = 0
-        for number in range(finished):
-            for kind in ("trained", "end"):
-                usable(numbered(kind, number))  # nothing is built on these
-            kinds = ["ticket", *(["masks"] if number and self.changes_masks else [])]
-            if not all(usable(numbered(kind, number)) for kind in kinds):
-                finished = number
-                break
-        ended = [0] if found["dense"] and found[self.drawn] else []  # the rounds whose last weights are there
-        if found["checkpoint"]:
-            ended.append(self.saved()[0])
-        while not usable(numbered("ticket", finished)) and finished and finished - 1 not in ended:
+            return 0
+        starts = {number: found[numbered("ticket", number)] for number in numbers}
+        masks = {number: found[numbered("masks", number)] or not (number and self.changes_masks) for number in numbers}
+        finished = next((n for n in range(finished) if not (starts[n] and masks[n])), finished)
+        while finished and not starts[finished] and finished - 1 not in ended:
             finished -= 1
         return finished
 

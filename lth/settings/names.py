@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from lth.settings.config import PROJECT
-from lth.settings.problems import ConfigError, Problem, nearest
+from lth.settings.problems import Problem, nearest
 
 ARCHS = [(PROJECT / "archs").resolve()]  # of models: archs/ where the program was started, then the project's
-with contextlib.suppress(FileNotFoundError, RuntimeError):  # of a deleted folder, of links in a circle
+with contextlib.suppress(OSError, RuntimeError):  # of a deleted folder, of links in a circle
     ARCHS = list(dict.fromkeys([Path("archs").resolve(), *ARCHS]))
 
 
@@ -34,8 +34,12 @@ class Known:
     mirrors: bool = False
 
 
+def _split(train: str = "train", test: str = "test") -> tuple[dict[str, Any], dict[str, Any]]:
+    return {"split": train}, {"split": test}
+
+
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")  # of a data set's .npz file, as Keras names them
-GREY, COLOUR = (1, 28, 28), (3, 32, 32)
+GREY, COLOUR, ANY = (1, 28, 28), (3, 32, 32), (3,)
 KNOWN = {
     "mnist": Known("MNIST", 10, GREY),
     "fashionmnist": Known("FashionMNIST", 10, GREY),
@@ -44,23 +48,20 @@ KNOWN = {
     "emnist": Known("EMNIST", 47, GREY, ({"split": "balanced", "train": True}, {"split": "balanced", "train": False})),
     "cifar10": Known("CIFAR10", 10, COLOUR, mirrors=True),
     "cifar100": Known("CIFAR100", 100, COLOUR, mirrors=True),
-    "svhn": Known("SVHN", 10, COLOUR, ({"split": "train"}, {"split": "test"})),
+    "svhn": Known("SVHN", 10, COLOUR, _split()),
+    "country211": Known("Country211", 211, ANY, _split(), True),
+    "dtd": Known("DTD", 47, ANY, _split(), True),
+    "fgvcaircraft": Known("FGVCAircraft", 100, ANY, _split("trainval"), True),
+    "flowers102": Known("Flowers102", 102, ANY, _split(), True),
+    "food101": Known("Food101", 101, ANY, _split(), True),
+    "gtsrb": Known("GTSRB", 43, ANY, _split()),
+    "imagenette": Known("Imagenette", 10, ANY, _split(test="val"), True),
+    "oxfordiiitpet": Known("OxfordIIITPet", 37, ANY, _split("trainval"), True),
+    "pcam": Known("PCAM", 2, ANY, _split(), True),
+    "renderedsst2": Known("RenderedSST2", 2, ANY, _split()),
+    "stanfordcars": Known("StanfordCars", 196, ANY, _split(), True),
+    "stl10": Known("STL10", 10, ANY, _split(), True),
 }
-for kind, classes, train, test, mirrors in (
-    ("Country211", 211, "train", "test", True),
-    ("DTD", 47, "train", "test", True),
-    ("FGVCAircraft", 100, "trainval", "test", True),
-    ("Flowers102", 102, "train", "test", True),
-    ("Food101", 101, "train", "test", True),
-    ("GTSRB", 43, "train", "test", False),
-    ("Imagenette", 10, "train", "val", True),
-    ("OxfordIIITPet", 37, "trainval", "test", True),
-    ("PCAM", 2, "train", "test", True),
-    ("RenderedSST2", 2, "train", "test", False),
-    ("StanfordCars", 196, "train", "test", True),
-    ("STL10", 10, "train", "test", True),
-):
-    KNOWN[kind.lower()] = Known(kind, classes, (3,), ({"split": train}, {"split": test}), mirrors)
 SERVES = {1: "mnist", 3: "cifar10"}  # whose models also serve others of as many channels
 
 
@@ -97,7 +98,7 @@ def problems(arch_type: str, of: str, data: Path | None = None) -> list[str]:
     file = npz(Path(data), of) if data else None
     if file is not None and file.is_file():
         if not (size := shape(of, data)):
-            return [other_arrays(file)]
+            return [f"{file} must be an .npz file with the arrays {', '.join(ARRAYS)}"]
         must = f"must have models in archs/{of}/, or images of one or three channels"
         return [Problem("dataset", f"{must}: {file} has images of {_size(size)}")]
     choices = dict.fromkeys(name for name in (*KNOWN, *_own_folders()) if available(name))
@@ -122,8 +123,6 @@ def folders(of: str, data: Path | None = None, image: tuple[int, ...] = ()) -> l
     """The folders under archs/ that have models for the data set `of`: its own, then the one that serves images of as
     many channels. Where their shape `image` (C, H, W) is not given and the set not known by name, they are looked for
     in the folder `data`."""
-    if Path("archs").is_symlink() and not Path("archs").exists():
-        raise ConfigError("archs in the current folder is a link that leads nowhere, or to itself: remove it")
     name = dataset(of)
     channels = (image or shape(name, data))[:1]
     places = dict.fromkeys([name, *(SERVES.get(count) for count in channels)])
@@ -158,19 +157,6 @@ def shape(of: str, data: Path | None = None) -> tuple[int, ...]:
     if len(size) == 4:
         return tuple(size[1:]) if channels_first(size) else (size[3], *size[1:3])
     return (1, *size[1:]) if len(size) == 3 else ()
-
-
-def other_arrays(file: Path) -> str:
-    """The sentence that an .npz file does not hold the ARRAYS of a data set, with the names of what it does hold."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            held = [name.removesuffix(".npy") for name in archive.namelist()]
-    except (OSError, zipfile.BadZipFile):
-        held = list(ARRAYS)
-    if set(ARRAYS) <= set(held):
-        return f"{file} is no readable .npz file; put a complete one in its place"
-    has = ", ".join(held[:8]) + (f" and {len(held) - 8} more" if len(held) > 8 else "")
-    return f"{file} must hold the arrays {', '.join(ARRAYS)}, but holds {has or 'none'}"
 
 
 def _size(image: tuple[int, ...]) -> str:
