@@ -181,7 +181,9 @@ def work(made: Experiment) -> None:
 
 def works(*configs: Config, together: int = 1) -> list[Work]:
     """These experiments for a queue."""
-    return [Work(config, config, "", together, {"fingerprint": {}, "sparse_up_to": {}}) for config in configs]
+    facts = {"fingerprint": {}, "sparse_up_to": {}}
+    images = {config: data.load(config.dataset, config.data, config.pixels) for config in configs}
+    return [Work(config, config, "", together, facts, images[config]) for config in configs]
 
 
 def results(root: Path, kinds: tuple[str, ...] = ("dumps", "saves")) -> dict[str, bytes]:

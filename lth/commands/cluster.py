@@ -36,6 +36,7 @@ from lth.records.events import Note
 from lth.records.lock import Locks
 from lth.records.tables import runs_of
 from lth.settings import names
+from lth.settings.checks import said
 from lth.settings.config import LTH, Config, ConfigError
 from lth.training.problem import stack_size
 
@@ -77,7 +78,7 @@ def connected(config: Config) -> Iterator[Cluster]:
         except Exception as error:  # of a dozen kinds
             hint = "`ray start --head` starts one, and --ray local needs none"
             hint = hint if config.ray == "auto" else "is it running?"
-            raise MachineError(f"--ray {config.ray} reaches no Ray cluster, {hint} ({_shortened(error)})") from None
+            raise MachineError(f"--ray {config.ray} reaches no Ray cluster, {hint} ({said(error)})") from None
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_sigterm)  # ray.init has put its own there
@@ -85,10 +86,6 @@ def connected(config: Config) -> Iterator[Cluster]:
         yield Cluster(ray, config)
     finally:
         ray.shutdown()
-
-
-def _shortened(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 class Cluster:
@@ -123,9 +120,8 @@ class Cluster:
         what stopped it, or in the end what pieces raised."""
         needs = {"CPU": self.threads, **({"GPU": 1} if self.gpus else {})}
         if not any(all(node.get(name, 0) >= count for name, count in needs.items()) for node in self.nodes):
-            asked = " and ".join(f"{count} {name}" for name, count in needs.items())
             tell(
-                Note(f"warning: no node of the cluster has the {asked} of a task: all wait until one comes (--threads)")
+                Note(f"warning: no node of the cluster has the {needs} of a task: all wait until one comes (--threads)")
             )
         options = {"num_cpus": self.threads, "num_gpus": needs.get("GPU", 0)}
         task = self.ray.remote(max_retries=-1, retry_exceptions=False, **options)(do)
@@ -163,7 +159,7 @@ class Cluster:
         except (self.ray.exceptions.TaskCancelledError, self.ray.exceptions.RayTaskError) as error:
             return [] if cancelled else [MachineError(f"a task of the cluster failed: {str(error).strip()[-300:]}")]
         except self.ray.exceptions.RayError as error:
-            return [MachineError(f"the cluster could not do a task: {_shortened(error)}")]
+            return [MachineError(f"the cluster could not do a task: {said(error)}")]
 
 
 def _absolute(config: Config) -> Config:
@@ -195,13 +191,13 @@ def _work(works: Sequence[Work], gpu: bool, stop: Callable[[], bool]) -> list[Ex
             raise MachineError(f"{host} has no folder {folder}: --{name} must be where all nodes of the cluster see it")
     device = torch.device("cuda:0" if gpu and torch.cuda.is_available() else "cpu")
     loaded: dict[tuple[object, ...], Images] = {}
-    here, inputs = [], {}
+    here: list[Work] = []
     for work in works:
         images = holding.images_of(work.config, loaded)
         problem = start_tickets.problem(work.config, images)
         prepared = Prepared(work.asked, work.config, runs_of(work.asked), images, problem)
         prepared = holding.with_stack(prepared, device)
-        here.append(replace(work, facts={**holding.facts(prepared, device, ()), **work.facts}))
-        inputs[work.asked] = prepared.config, images
+        facts = {**holding.facts(prepared, device, ()), **work.facts}
+        here.append(replace(work, config=prepared.config, facts=facts, images=images))
     with Locks() as locks:
-        return loop.work(Queue(here, locks), Trainer(inputs, device, lambda event: None, stop))
+        return loop.work(Queue(here, locks), Trainer(here, device, lambda event: None, stop))

@@ -26,7 +26,6 @@ import torch.multiprocessing  # teaches pickle to share tensors between processe
 from lth.commands import device as devices
 from lth.commands.device import MachineError
 from lth.commands.queue import POLL, Piece, Queue, Watch, Work, next_look
-from lth.data.images import Images
 from lth.experiment import Experiment, start_tickets
 from lth.records.events import Event, Note
 from lth.records.files import RecordError
@@ -37,7 +36,6 @@ from lth.settings.config import Config, ConfigError, same_command
 from lth.training.train import Stopped, TrialError
 
 Tell = Callable[[Event], None]
-Data = Mapping[Config, tuple[Config, Images]]  # by the settings as asked for: as the data settle them, and these
 
 
 class Interrupted(Exception):
@@ -85,8 +83,8 @@ def stop_if(signalled: Callable[[], int]) -> None:
 class Trainer:
     """Trains pieces of some experiments in this process, one after the other."""
 
-    def __init__(self, data: Data, device: torch.device, tell: Tell, stop: Callable[[], bool]) -> None:
-        self.data, self.device, self.tell, self.stop = data, device, tell, stop
+    def __init__(self, works: Sequence[Work], device: torch.device, tell: Tell, stop: Callable[[], bool]) -> None:
+        self.works, self.device, self.tell, self.stop = {work.asked: work for work in works}, device, tell, stop
         self.asked: Config | None = None  # of the experiment that it is at
 
     def train(self, piece: Piece) -> dict[Run, str]:
@@ -94,9 +92,10 @@ class Trainer:
         device died of it; ConfigError if files that the settings name have been spoiled since the command began."""
         try:
             if self.asked != piece.asked:
-                config, images = self.data[piece.asked]
-                problem = start_tickets.problem(config, images)
-                self.experiment = Experiment(config, problem, self.device, self.tell, self.stop)
+                work = self.works[piece.asked]
+                assert work.images is not None
+                problem = start_tickets.problem(work.config, work.images)
+                self.experiment = Experiment(work.config, problem, self.device, self.tell, self.stop)
                 self.asked = piece.asked  # only now: what raised above raises again
             self.experiment.run(piece.runs, piece.rounds)
             return {run: why for run, why in self.experiment.failed.items() if run in piece.runs}
@@ -155,10 +154,12 @@ def work(
     return errors
 
 
-def work_here(queue: Queue, data: Data, device: torch.device, tell: Tell, signalled: Callable[[], int]) -> None:
+def work_here(
+    queue: Queue, works: Sequence[Work], device: torch.device, tell: Tell, signalled: Callable[[], int]
+) -> None:
     """The loop in this process. Raises what stopped it, or in the end what pieces raised."""
     watch = Watch(queue, tell, [os.getpid()])
-    errors = work(queue, Trainer(data, device, watch.hear, lambda: bool(signalled())), watch.look)
+    errors = work(queue, Trainer(works, device, watch.hear, lambda: bool(signalled())), watch.look)
     finish(errors, signalled)
 
 
@@ -184,19 +185,18 @@ def at_once(config: Config) -> int:
 
 
 def work_in_processes(
-    size: int, threads: int, works: Sequence[Work], data: Data, queue: Queue, tell: Tell, signalled: Callable[[], int]
+    size: int, threads: int, works: Sequence[Work], queue: Queue, tell: Tell, signalled: Callable[[], int]
 ) -> None:
     """The loop in `size` processes of so many threads each, while this one looks on. Raises what stopped it, or in the
     end what pieces raised."""
-    for _, images in data.values():
-        for tensor in images.tensors():
-            tensor.share_memory_()
+    for tensor in (tensor for work in works if work.images for tensor in work.images.tensors()):
+        tensor.share_memory_()
     context = multiprocessing.get_context("spawn")
     pids: dict[Any, int] = {}  # of the processes, by the connections to them
     with _undisturbed(threads):
         for _ in range(size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_loop, args=(theirs, works, data))
+            process = context.Process(target=_loop, args=(theirs, works))
             process.start()
             theirs.close()
             pids[ours] = process.pid or 0
@@ -261,7 +261,7 @@ def _undisturbed(threads: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _loop(link: Connection, works: Sequence[Work], data: Data) -> None:
+def _loop(link: Connection, works: Sequence[Work]) -> None:
     """What a process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a scheduler sends it to all
@@ -279,7 +279,7 @@ def _loop(link: Connection, works: Sequence[Work], data: Data) -> None:
     with Locks() as locks:
         queue = Queue(works, locks)
         try:
-            errors = work(queue, Trainer(data, torch.device("cpu"), link.send, asked.is_set), link.send)
+            errors = work(queue, Trainer(works, torch.device("cpu"), link.send, asked.is_set), link.send)
         except BaseException as error:  # whatever a model raises outside of its training
             errors = [error]
     with contextlib.suppress(OSError):  # the parent is gone

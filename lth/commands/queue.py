@@ -7,10 +7,11 @@ import itertools
 import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lth.commands import holding
+from lth.data.images import Images
 from lth.records import files, identity, journal, lock, tables
 from lth.records.events import Event, Note, RoundDone
 from lth.records.files import RecordError
@@ -35,6 +36,7 @@ class Work:
     about: what tells its runs from those of other settings in messages.
     together: how many of its runs may be trained at once, as one stacked network.
     facts: what the config.json of each run says.
+    images: what they are trained on; whoever only looks on, and a task of Ray, has none.
     """
 
     asked: Config
@@ -42,6 +44,7 @@ class Work:
     about: str
     together: int
     facts: Mapping[str, Any]
+    images: Images | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

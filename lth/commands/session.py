@@ -103,17 +103,16 @@ def run(
             most = len(queue.work) if works[0].together == 1 else len(works)  # processes that can have work at once
             size = 1 if device.type != "cpu" else min(side_by_side, most)
             with _shown(first, left, runs, callback) as tell, Locks(alone) as locks:
-                inputs = {one.asked: (one.config, one.images) for one in prepared}
                 if there:
                     there.work(works, queue, tell, signalled)
                 elif size == 1:
                     queue.locks = locks
-                    loop.work_here(queue, inputs, device, tell, signalled)
+                    loop.work_here(queue, works, device, tell, signalled)
                 else:
                     probe(first.root, alone=False)  # they share the work by their locks
                     # this process only waits: what draws the figures can be loaded meanwhile
                     threading.Thread(target=import_module, args=["lth.plots.report"]).start()
-                    loop.work_in_processes(size, max(threads), works, inputs, queue, tell, signalled)
+                    loop.work_in_processes(size, max(threads), works, queue, tell, signalled)
         if queue.failed:
             raise TrialsFailed(f"{len(queue.failed)} of {len(runs)} runs ended early; what they finished is kept")
     return runs
@@ -188,7 +187,7 @@ def _works(
     if not prepared[0].asked.join and (device.type != "cpu" or max(stacks) > 1):
         stacks = [sum(len(one.runs) for one in prepared)] * len(stacks)
     return [
-        Work(one.asked, one.config, about[one.asked], stack, facts(one, device, command))
+        Work(one.asked, one.config, about[one.asked], stack, facts(one, device, command), one.images)
         for one, stack in zip(prepared, stacks, strict=True)
     ]
 

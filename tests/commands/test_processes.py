@@ -17,7 +17,6 @@ from helpers import CPU, Told, arrays, assert_released, experiment, settings, wo
 
 import main
 import utils
-from lth import data
 from lth.commands import command, loop
 from lth.commands.device import MachineError
 from lth.commands.loop import Trainer
@@ -35,14 +34,10 @@ from lth.training.train import TrialError
 NAMES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def inputs(*configs: Config) -> loop.Data:
-    return {config: (config, data.load(config.dataset, config.data)) for config in configs}
-
-
 def work(config: Config, tell: loop.Tell | None = None) -> None:
     """The loop in this process."""
     with Locks() as locks:
-        loop.work_here(Queue(works(config), locks), inputs(config), CPU, Told() if tell is None else tell, lambda: 0)
+        loop.work_here(Queue(works(config), locks), works(config), CPU, Told() if tell is None else tell, lambda: 0)
 
 
 @pytest.mark.parametrize("argv, again", [([], "again"), (["--overwrite"], "without --overwrite")])
@@ -61,7 +56,7 @@ def test_after_a_stop_the_advice_moves_nothing_aside(
         made.run(runs_of(made.trainer.config), 1)
     monkeypatch.setattr(loop.devices, "answers", lambda device: False)
     with pytest.raises(MachineError, match=rf"used by this process: the same command {again} continues from here$"):
-        Trainer({}, CPU, Told(), lambda: False).train(Piece(made.trainer.config, (), 1))
+        Trainer([], CPU, Told(), lambda: False).train(Piece(made.trainer.config, (), 1))
 
 
 def kinds_of(base: type[Exception]) -> set[type[Exception]]:
@@ -171,7 +166,7 @@ def test_at_a_second_ctrl_c_all_processes_end_at_once(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        loop.work_in_processes(2, 1, works(config), inputs(config), Queue(works(config)), tell, lambda: 0)
+        loop.work_in_processes(2, 1, works(config), Queue(works(config)), tell, lambda: 0)
     for process in set(multiprocessing.active_children()) - before:
         process.join(20)
         assert process.exitcode is not None
