@@ -18,7 +18,7 @@ from lth import rng
 from lth.api import own_network, own_rule
 from lth.api.own_network import OwnNet
 from lth.api.saved_ticket import placed
-from lth.commands.about import about as about_settings
+from lth.commands.holding import about as about_settings
 from lth.commands.holding import mend, with_threads
 from lth.commands.progress import Progress
 from lth.commands.session import TrialsFailed

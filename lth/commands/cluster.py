@@ -25,9 +25,8 @@ from typing import Any
 import torch
 
 from lth.commands import holding, loop
-from lth.commands.about import about_command
 from lth.commands.device import MachineError
-from lth.commands.holding import Prepared
+from lth.commands.holding import Prepared, about_command
 from lth.commands.loop import FATAL, Tell, Trainer
 from lth.commands.queue import POLL, Queue, Watch, Work
 from lth.data.images import Images

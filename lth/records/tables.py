@@ -131,7 +131,7 @@ def sound_entries(run: Run) -> list[Entry]:
 
 
 def config_of(run: Run) -> dict[str, Any]:
-    """What the run's config.json says (lth.commands.about writes it); empty if there is none or it is spoiled.
+    """What the run's config.json says (lth.commands.holding writes it); empty if there is none or it is spoiled.
     RecordError if it cannot be read."""
     return read_json(run.dumps / "config.json")
 

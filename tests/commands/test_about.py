@@ -11,7 +11,7 @@ import pytest
 from helpers import do, settings
 
 from lth.commands import session
-from lth.commands.about import commit
+from lth.commands.holding import commit
 from lth.settings.config import ConfigError, usual_valid_size
 
 

@@ -13,7 +13,7 @@ import main
 import utils
 from lth.analysis import verdict
 from lth.commands import session
-from lth.commands.about import plain_settings
+from lth.commands.holding import plain_settings
 from lth.records import files, tables
 from lth.records.tables import Run
 from lth.settings import sweep

@@ -16,7 +16,7 @@ from helpers import Mlp
 import main
 import utils
 from lth.commands import outlook
-from lth.commands.about import plain_settings
+from lth.commands.holding import plain_settings
 from lth.settings import VERSION
 from lth.settings.arms import ARMS, CONTROLS, CRITERIA
 from lth.settings.config import PROJECT, Config, ConfigError
