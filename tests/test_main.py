@@ -238,11 +238,3 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path, capsy
     assert re.search(r"^error: --root must be a folder that can be written, not", capsys.readouterr().err)
     assert main_here(root, SHORT) == 1
     assert re.search(r"^error: cannot write .*: .*; what was finished before is safe$", capsys.readouterr().err)
-
-
-@posix
-def test_a_named_pipe_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    os.mkfifo(tmp_path / "mnist.npz")
-    assert main_here(tmp_path, f"--end_iter 1it --prune_iterations 1 --gpu cpu --data {tmp_path}") == 2
-    said = r"error: .*mnist\.npz is no readable \.npz file \(it is .*a pipe.*\); put .*\n"
-    assert re.fullmatch(said, capsys.readouterr().err)

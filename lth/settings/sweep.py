@@ -14,17 +14,10 @@ from lth.settings.config import Config
 from lth.settings.problems import ConfigError, nearest
 
 ALLOWED = ("arch_type", "dataset", "seed")  # beside the settings that decide numbers
-MOST = 10_000  # combinations
 NAMES = {
     flag.lstrip("-"): spec.name
     for spec in flags.FIELDS.values()
     for flag in (spec.name, *spec.metadata.get("aliases", ()))
-}
-INSTEAD = {
-    "prune_type": "give --prune_type all arms",
-    "trials": "give --trials the largest number",
-    "prune_iterations": "give --prune_iterations the largest number, whose rounds hold the others",
-    "name": "a name is for one experiment",
 }
 
 
@@ -38,8 +31,7 @@ def parse(argv: Sequence[str]) -> dict[Config, dict[str, str]]:
         return {flags.parse(argv): {}}
     problems = ["--name would give all combinations of --sweep one folder: leave it out"] if given.get("name") else []
     choices = _choices(given, problems)
-    if (count := math.prod(map(len, choices.values()))) > MOST:
-        raise ConfigError(f"--sweep must have at most {MOST} combinations, not {count}")
+    count = math.prod(map(len, choices.values()))
     found: dict[Config, dict[str, str]] = {}
     wrong: dict[str, list[str]] = {}
     for values in itertools.product(*choices.values()):
@@ -84,8 +76,7 @@ def _choices(given: Mapping[str, Any], problems: list[str]) -> dict[str, list[st
             or name in ALLOWED
             or (name == "prune_iterations" and target)  # the number of rounds decides how much each prunes
         ):
-            instead = INSTEAD.get(name, f"give --{name} itself, once for all")
-            problems.append(f"--sweep {name} does not change what is trained: {instead}")
+            problems.append(f"--sweep {name} does not change what is trained: give --{name} itself, once for all")
         elif name in choices:
             problems.append(f"--sweep {name} is given twice: give all its values at once")
         else:

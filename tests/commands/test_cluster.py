@@ -49,16 +49,6 @@ def test_a_task_does_what_the_plain_command_does(place: Path) -> None:
     assert done(config) == [], "nothing is left to do"
 
 
-def test_the_command_needs_no_driver_of_the_gpus_that_its_tasks_have(place: Path) -> None:
-    """--overwrite moved results aside there, and asked for the name of a GPU that the machine has not."""
-    config = settings(place, ray="local", overwrite=True)
-    do(settings(place))
-    (work,) = works(config, torch.device("cuda"))
-    assert "device" not in work.facts and not work.config.overwrite
-    session.claim([session.Prepared(config, config, runs_of(config), *session.prepare(config))], alone=False)
-    assert not runs_of(config)[0].dumps.exists() and len(list(place.rglob("seed0.old-*"))) == 2
-
-
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_task_that_is_cancelled_or_pre_empted_writes_where_it_is_and_lets_go(
     place: Path, monkeypatch: pytest.MonkeyPatch, signum: signal.Signals

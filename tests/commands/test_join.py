@@ -22,7 +22,7 @@ from lth.records.files import write_json
 from lth.records.lock import Locks
 from lth.records.tables import runs_of
 from lth.settings import flags
-from lth.settings.config import Config, ConfigError
+from lth.settings.config import Config
 
 ARMS = {"prune_type": ("lt", "reinit"), "trials": 2}
 
@@ -132,8 +132,3 @@ def test_one_process_draws(place: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert not list(place.rglob("*.png"))
     assert utils.exit_code(main.main, argv) == 0
     assert (run.plots / "comparison.png").exists()
-
-
-def test_overwriting_is_for_one(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="overwrite cannot be given with join: each would move the others' work"):
-        Config(join=True, overwrite=True)

@@ -10,19 +10,6 @@ from helpers import settings
 
 from lth.commands import session
 
-BROADCAST = """
-from torch import nn
-
-
-class Broadcast(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 4))
-
-    def forward(self, x):
-        return (x.flatten(1)[:, None] * self.body[1].weight).sum(2)[:, :4]
-"""
-
 
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_overwrite_says_whose_masks_are_trained_again_too(
@@ -43,15 +30,6 @@ def test_what_continues_says_which_rounds_are_finished(place: Path, capsys: pyte
     assert "Continuing lt seed0: 1 of 3 rounds are finished\n" in told
     session.run(settings(place, prune_iterations=4, overwrite=True, quiet=False))
     assert "Continuing" not in capsys.readouterr().out
-
-
-def test_multiply_adds_that_cannot_be_counted_are_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (place / "archs" / "tiny" / "broadcast.py").write_text(BROADCAST)
-    session.run(settings(place, arch_type="broadcast", quiet=False))
-    told = " ".join(capsys.readouterr().out.split())
-    assert "multiply-adds are not counted: what is multiplied by body.1.weight is not known" in told
-    session.run(settings(place, quiet=False))
-    assert "multiply-adds" not in capsys.readouterr().out
 
 
 def test_stacks_of_one_leave_the_processes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import Mlp, settings, training
+from helpers import settings
 
 from lth.commands import progress, session
 from lth.commands.progress import Progress
@@ -17,7 +17,6 @@ from lth.commands.terminal import wrapped
 from lth.records.events import Connected, Evaluated, Event, Moved, Note, RoundDone
 from lth.records.tables import Run
 from lth.training import beat
-from lth.training.schedule import Plan
 from lth.training.train import Evaluation
 
 
@@ -146,17 +145,6 @@ def test_files_get_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert head.split() == ["run", "round", "remaining", "ES", "val", "test", "seconds", "time", "left"]
     assert [line.split()[4] for line in lines] == ["1000", "4900", "5000"], "every two epochs, and the last"
     assert "of 5000: loss 0.1234  val 97.50%" in lines[-1] and "61.5" in row and "\r" not in row
-
-
-def test_a_training_says_where_it_is_between_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(beat, "BEAT", 0)
-    told: list[int] = []
-    training(Mlp, Plan(9, 6, lambda iteration: 0.01)).run(moved=told.append)
-    assert told == list(range(10))
-    resumed = training(Mlp, Plan(9, 6, lambda iteration: 0.01, start=4))
-    monkeypatch.setattr(beat, "BEAT", 1000)
-    resumed.run(moved=told.append)
-    assert told[10:] == [4]
 
 
 def test_a_whole_run_on_a_terminal(place: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:

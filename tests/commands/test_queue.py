@@ -50,13 +50,6 @@ def test_work_is_taken_as_soon_as_it_has_what_it_needs(place: Path, locks: Locks
     assert queue.left()[lt.runs[0]] == 1 and sum(queue.left().values()) == 17 and queue.open()
 
 
-def test_a_finished_run_without_the_tickets_that_others_need_holds_nothing_up(place: Path, locks: Locks) -> None:
-    config = settings(place, prune_type=("lt", "ticket_reinit"))
-    train(config, Piece(config, (runs_of(config)[0],), 3))
-    (runs_of(config)[0].saves / "ticket_02.safetensors").unlink()
-    assert taken(Queue(works(config), locks)) == [("ticket_reinit seed0", 3)], "its own training says what is missing"
-
-
 def test_what_failed_is_not_tried_again_and_what_needs_it_is_not_waited_for(place: Path, locks: Locks) -> None:
     """Here or in another process of the command; later commands try again, since the reason may be gone."""
     config, told = settings(place, prune_type=("lt", "ticket_reinit")), Told()
@@ -88,13 +81,6 @@ def test_stacks_are_taken_together_and_those_that_need_others_after_them(place: 
     train(config, piece)
     queue.give_back(piece, {})
     assert taken(queue) == [("ticket_reinit seed0 ticket_reinit seed1", 3)]
-
-
-def test_several_experiments_share_a_queue_and_a_run_of_two_is_done_once(place: Path, locks: Locks) -> None:
-    configs = [settings(place), settings(place, lr=0.02), settings(place, trials=2, prune_iterations=4)]
-    queue = Queue(works(*configs), locks)
-    assert sorted(taken(queue)) == [("lt seed0", 3), ("lt seed0", 4), ("lt seed1", 4)]
-    assert queue.work[runs_of(configs[0])[0]].config == configs[2]
 
 
 # With others

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-import safetensors
-from helpers import CPU, Told, arrays, assert_same, do, results, settings
+from helpers import Told, arrays, assert_same, do, results, settings
 from own import runner
 
 import combine_plots
 import lth
 import main
 import utils
-from lth import data
 from lth.analysis import verdict
 from lth.commands import session
-from lth.experiment import Experiment
 from lth.records import identity, journal, tables
 from lth.records.files import RecordError
 from lth.records.tables import Run, runs_of
 from lth.settings.config import Config, ConfigError
-from lth.training.problem import Problem
 
 
 @pytest.fixture(autouse=True)
@@ -159,37 +153,6 @@ def test_other_settings_are_refused_beside_the_runs_of_the_same_name(place: Path
     refused(replace(config, overwrite=True, lr=0.02), *words)
 
 
-@pytest.mark.parametrize("join, what", [(False, "settings"), (True, "model")])
-def test_a_process_that_began_at_the_same_moment_takes_no_run(
-    place: Path, monkeypatch: pytest.MonkeyPatch, join: bool, what: str
-) -> None:
-    """Each run that is taken is checked again, since there was nothing to compare before."""
-    config = settings(place, name="mine", join=join, prune_iterations=1)
-    session.run(config)
-    if what == "model":
-        edit(place)
-    monkeypatch.setattr(session, "identity", SimpleNamespace(check=lambda *given, **options: None))
-    before = everything(place)
-    words = (
-        r"other settings \(lr 0\.01, now 0\.02\)" if what == "settings" else "another experiment, the model has changed"
-    )
-    with pytest.raises((ConfigError, RecordError), match=f"beside these runs, holds results of {words}"):
-        session.run(replace(config, seed=1, lr=0.02 if what == "settings" else config.lr))
-    assert everything(place) == before
-
-
-def test_results_of_different_settings_are_never_averaged(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As after copying."""
-    config = settings(place, name="mine", prune_iterations=1)
-    (one,) = session.run(config)
-    (two,) = session.run(replace(config, seed=1, lr=0.02, root=place / "elsewhere"))
-    shutil.copytree(two.dumps, replace(two, root=place).dumps)
-    with pytest.raises(ValueError, match=r"different experiments \(lr 0.01 and 0.02\) and are not averaged"):
-        verdict.table([one, replace(two, root=place)])
-    assert utils.exit_code(combine_plots.main, ["--root", str(place)]) == 2
-    assert "(lr 0.01 and 0.02)" in capsys.readouterr().err and not list(place.glob("plots/**/verdict.csv"))
-
-
 def test_settings_that_an_arm_does_not_look_at_may_be_others_beside_it(place: Path) -> None:
     config = settings(place, name="mine", prune_iterations=2)
     session.run(config)
@@ -202,18 +165,6 @@ def test_settings_that_an_arm_does_not_look_at_may_be_others_beside_it(place: Pa
     refused(replace(before, seed=1, random_rates="uniform"), "beside these runs", "random_rates erk, now uniform")
     with pytest.raises(ConfigError, match="random_rates erk, now uniform"):
         session.check_finished(replace(before, random_rates="uniform", overwrite=True))
-
-
-def test_a_model_edited_while_workers_start_is_not_trained_by_them(place: Path) -> None:
-    """A worker finds the model's file itself: it must be the one of config.json, and sets nothing aside."""
-    config = settings(place)
-    runs = session.run(replace(config, prune_iterations=1))
-    edit(place)
-    before, told = everything(place), Told()
-    made = Experiment(config, Problem.of(config, data.load("tiny", place / "data")), CPU, told)
-    with pytest.raises(RecordError, match="the model has changed since"):
-        made.run(runs, 3)
-    assert everything(place) == before and not told
 
 
 def test_a_file_of_another_model_among_the_right_ones_is_set_aside(place: Path) -> None:
@@ -279,38 +230,3 @@ def test_a_copied_folder_is_no_further_trial(place: Path, capsys: pytest.Capture
     session.run(replace(further, overwrite=True))
     shutil.copytree(run.dumps, run.dumps.with_name("seed00"))  # which is no run's name
     assert len(lth.results(place)) == 3 and len(tables.runs_at(place, "dumps/*/*/*/*/*")) == 2
-
-
-def test_a_stop_between_the_folders_that_overwrite_moves_aside_loses_nothing(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = settings(place, prune_iterations=2)
-    (run,) = session.run(config)
-    weights = sorted(file.read_bytes() for file in place.rglob("*.safetensors"))
-    rename, moved = Path.rename, []
-
-    def once(folder: Path, target: Path) -> Path:
-        if moved:
-            raise KeyboardInterrupt
-        moved.append(folder)
-        return rename(folder, target)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Path, "rename", once)
-        session.run(replace(config, overwrite=True))
-    with pytest.raises(RecordError, match=r"2 rounds are finished, but there are no weights .* --overwrite"):
-        session.run(replace(config, prune_iterations=3))
-    assert sorted(file.read_bytes() for file in place.rglob("*.safetensors")) == weights
-    assert len(tables.table(run, "rounds")) == 2
-    session.run(replace(config, overwrite=True))
-
-
-def test_every_saved_file_says_what_it_belongs_to(place: Path) -> None:
-    (run,) = session.run(settings(place, rewind="3it"))
-    about = json.loads((run.dumps / "config.json").read_text())["fingerprint"]
-    assert {*about} == {"model", "data"}
-    files = sorted(run.saves.glob("*.safetensors"))
-    assert len(files) == 3 + 3 + 4
-    for file in files:
-        with safetensors.safe_open(file, framework="np") as opened:
-            assert dict(part.split("=") for part in opened.metadata()["fingerprint"].split()) == about

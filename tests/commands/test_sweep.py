@@ -13,10 +13,8 @@ import main
 import utils
 from lth.analysis import verdict
 from lth.commands import session
-from lth.commands.holding import plain_settings
-from lth.records import files, tables
+from lth.records import tables
 from lth.records.tables import Run
-from lth.settings import sweep
 
 
 def argv(place: Path, *more: str) -> list[str]:
@@ -69,12 +67,6 @@ def test_a_sweep_gives_what_its_commands_give_and_one_table(place: Path, capsys:
     assert set(again["lr"]) == {0.02} and len(again) == 2 * 3, "another sweep has another table, each experiment once"
 
 
-def test_a_sweep_is_joined_also_when_its_first_experiment_is_finished(place: Path) -> None:
-    assert utils.exit_code(main.main, argv(place, "--sweep", "lr=0.01", "--join")) == 0
-    assert utils.exit_code(main.main, argv(place, "--sweep", "lr=0.01,0.02", "--join")) == 0
-    assert len(list((place / "swept").glob("dumps/mlp/tiny/*/*/seed0/rounds.csv"))) == 4
-
-
 def test_every_combination_is_checked_before_any_work(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert utils.exit_code(main.main, argv(place, "--sweep", "batch_size=10,500", "rewind=0,9it,20it")) == 2
     said = capsys.readouterr().err.splitlines()
@@ -111,11 +103,3 @@ def test_a_dry_run_downloads_nothing(place: Path, capsys: pytest.CaptureFixture[
     assert utils.exit_code(main.main, asked) == 2 and not (place / "none").exists()
     said = " ".join(capsys.readouterr().err.split())
     assert said == f"error: --dry_run neither downloads nor converts images, and there is no {place}/none/mnist.npz"
-
-
-def test_a_name_in_a_config_file_is_not_that_of_all_combinations(place: Path) -> None:
-    files.write_json(place / "config.json", {"settings": plain_settings(settings(place, name="mine"))})
-    command = ["--config", str(place / "config.json")]
-    assert [config.folder() for config in sweep.parse(command)] == ["mine"]
-    folders = {config.folder() for config in sweep.parse([*command, "--sweep", "lr=0.01,0.02"])}
-    assert len(folders) == 2 and "mine" not in folders

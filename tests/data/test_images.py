@@ -27,7 +27,6 @@ from lth.data.images import CROP, Feed, crop_and_flip, split
 from lth.data.sets import _as_here
 from lth.settings.config import ConfigError
 from lth.settings.names import KNOWN
-from lth.training.fit import check_fit
 
 pytestmark = pytest.mark.versions
 
@@ -77,19 +76,11 @@ def test_an_epoch_takes_each_image_at_most_once_and_epochs_and_seeds_differ() ->
     assert len(seen) == 80, "images left out of one epoch come in another"
 
 
-def test_batches_hold_the_images_and_labels_they_name() -> None:
-    made, images = make_feed(), make_images()
-    batch = made.epoch([(seed, "order", 0) for seed in SEEDS], 0)[3]
-    x, y = made.fetch(batch)
-    assert torch.equal(y, images.train_labels[batch.flatten()])
-    assert torch.equal(x, made.normalise(images.train[batch.flatten()])) and x.shape == (21, 1, 8, 8)
-
-
 # Normalisation and augmentation
 
 
-@pytest.mark.parametrize("level", [0, 37, 255])
-def test_a_channel_that_is_constant_in_training_is_0_and_what_differs_from_it_stays_small(level: int) -> None:
+def test_a_channel_that_is_constant_in_training_is_0_and_what_differs_from_it_stays_small() -> None:
+    level = 37
     images = make_images(shape=(8, 8, 2))
     images.train[:, 1], images.test[:, 1] = level, abs(level - 5)
     made = Feed(images, (0,), 40, 10, CPU, augment=True)
@@ -99,9 +90,7 @@ def test_a_channel_that_is_constant_in_training_is_0_and_what_differs_from_it_st
     assert all(x[:, 1].any() for x, _ in made.test())
 
 
-@pytest.mark.parametrize(
-    ("pixels", "shape"), [("standard", (8, 8)), ("standard", (5, 9, 2)), ("unit", (5, 9, 2)), ("norm", (5, 9, 2))]
-)
+@pytest.mark.parametrize(("pixels", "shape"), [("standard", (5, 9, 2)), ("unit", (5, 9, 2)), ("norm", (5, 9, 2))])
 def test_scalings_are_those_of_numpy_for_training_validation_and_test(pixels: str, shape: tuple[int, ...]) -> None:
     images = replace(make_images(count=200, shape=shape), pixels=pixels)
     images.train[3] = 0  # a black image has no norm
@@ -166,19 +155,6 @@ def test_files_in_the_convention_of_keras(tmp_path: Path, shape: tuple[int, ...]
     assert np.array_equal(images.train[5, -1].numpy(), made["x_train"][5].reshape(*shape[:2], -1)[..., -1])
 
 
-@pytest.mark.parametrize(
-    ("shape", "last"),
-    [
-        *(((3, 20, 20), False), ((1, 8, 8), False), ((6, 8, 8), False)),
-        *(((4, 4, 3), True), ((8, 8, 12), True)),
-    ],
-)
-def test_channels_may_come_first(tmp_path: Path, shape: tuple[int, int, int], last: bool) -> None:
-    x = np.random.default_rng(0).integers(0, 256, (120, *shape), np.uint8)
-    np.savez(tmp_path / "tiny.npz", **{**arrays(), "x_train": x, "x_test": x[:40]})
-    assert np.array_equal(data.load("tiny", tmp_path).train.numpy(), x.transpose(0, 3, 1, 2) if last else x)
-
-
 class Malicious:
     """Unpickling it makes a file."""
 
@@ -206,17 +182,12 @@ def object_array(marker: Path) -> np.ndarray:
 LABELS = arrays()["y_train"]
 UNREADABLE, HOLDS = "no readable .npz file", "must hold the arrays x_train, y_train, x_test, y_test, but holds"
 BAD: dict[str, tuple[Callable[[Path], bytes], str]] = {
-    "empty": (lambda marker: b"", UNREADABLE),
     "truncated": (lambda marker: saved()[:4000], UNREADABLE),
     "pickled images": (lambda marker: saved(x_train=object_array(marker)), UNREADABLE),
     "other names": (lambda marker: saved(x_train=None, images=LABELS), f"{HOLDS} y_train, x_test, y_test, images$"),
     "float images": (lambda marker: saved(x_train=arrays()["x_train"] / 255), "x_train must be uint8 .* not float64"),
-    "flat images": (lambda marker: saved(x_train=arrays()["x_train"].reshape(120, 64)), r"not uint8 \(120, 64\)"),
-    "no test images": (lambda m: saved(x_test=np.zeros((0, 8, 8), "u1"), y_test=LABELS[:0]), r"x_test must be uint8"),
     "sizes differ": (lambda marker: saved(x_test=np.zeros((40, 9, 8), "u1")), r"differ in size: \(8, 8\) and \(9, 8\)"),
     "fewer labels": (lambda marker: saved(y_train=LABELS[:-1]), r"each of 120 images, not uint8 \(119,\)"),
-    "one-hot labels": (lambda marker: saved(y_train=np.eye(4, dtype=int)[LABELS]), r"not int64 \(120, 4\)"),
-    "negative labels": (lambda marker: saved(y_train=LABELS.astype(int) - 1), "y_train must be labels 0 to 2, not -1"),
     "unknown test labels": (lambda m: saved(y_test=LABELS[:40] + 1), "y_test .* 0 to 3, as in y_train, not 1 to 4"),
     "giant labels": (lambda marker: saved(y_train=LABELS.astype("u8") + 2**60), "y_train must be labels 0 to 119"),
 }
@@ -234,16 +205,14 @@ def test_bad_files_are_one_clear_line_and_nothing_in_them_runs(place: Path, kind
     assert sorted(path.name for path in place.iterdir()) == ["archs", "data"], "something was written"
 
 
-@pytest.mark.parametrize("label, fits", [(9, True), (10, False)])
-def test_known_sets_have_known_classes(tmp_path: Path, label: int, fits: bool) -> None:
+def test_known_sets_have_known_classes(tmp_path: Path) -> None:
     labels = LABELS.copy()
-    labels[0] = label
+    labels[0] = 10
+    (tmp_path / "mnist.npz").write_bytes(saved())
+    assert data.load("mnist", tmp_path).classes == 10
     (tmp_path / "mnist.npz").write_bytes(saved(y_train=labels))
-    if fits:
-        assert data.load("mnist", tmp_path).classes == 10
-    else:
-        with pytest.raises(ConfigError, match="y_train must be labels 0 to 9, not 0 to 10"):
-            data.load("mnist", tmp_path)
+    with pytest.raises(ConfigError, match="y_train must be labels 0 to 9, not 0 to 10"):
+        data.load("mnist", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -258,11 +227,6 @@ def test_known_sets_have_known_classes(tmp_path: Path, label: int, fits: bool) -
 def test_what_is_odd_about_labels_is_reported(tmp_path: Path, train: Any, test: Any, remark: str) -> None:
     (tmp_path / "tiny.npz").write_bytes(saved(y_train=train, y_test=test))
     assert re.match(remark or "$", data.load("tiny", tmp_path).remark)
-
-
-def test_an_unknown_set_names_the_file_that_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"tiny\.npz with the arrays x_train, y_train, x_test, y_test"):
-        data.load("tiny", tmp_path)
 
 
 @pytest.fixture
@@ -347,7 +311,6 @@ LATE = """class Late(nn.Sequential):
             return self[1](x.flatten(1)) + self.fc(x.flatten(1))
     x = Late(nn.Flatten(), nn.Linear(64, 4))"""
 MISFITS = {  # beside those of tests/api/test_bad_arguments.py
-    "another type": ("x = nn.Linear(64, 4).double()", "weight is torch.float64, but examples are float32"),
     "other classes": ("x = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))", r"logits of shape \(2, 4\) .* not \(2, 5\)"),
     "nothing to prune": (NETWORK.replace("Linear(64, 4)", "AdaptiveAvgPool1d(4)"), "must have .* require gradients"),
     "nothing to train": (
@@ -359,11 +322,6 @@ MISFITS = {  # beside those of tests/api/test_bad_arguments.py
         r"for 2 images, in training, not tuple",
     ),
     "layers that come later": (LATE, r"must make all its parameters in its constructor, but fc\.weight comes with"),
-    "complex numbers": (
-        f"{NETWORK}\n    x.w = nn.Parameter(torch.ones(4, dtype=torch.cfloat))",
-        "w has complex numbers",
-    ),
-    "the same network again": ("return NET", "must make a new network at each call"),
     "an end": ("raise SystemExit(0)", "cannot be built: 0"),
 }
 
@@ -384,12 +342,3 @@ def test_a_model_that_cannot_train_on_one_image_at_a_time_is_said_before_anythin
         session.run(settings(place, arch_type="drop", batch_size=1))
     assert not (place / "dumps").exists()
     session.run(settings(place, batch_size=1, prune_iterations=1))
-
-
-def test_a_default_device_other_than_the_cpu_is_one_clear_line() -> None:
-    torch.set_default_device("meta")
-    try:
-        with pytest.raises(ConfigError, match=r"^model must come without torch\.set_default_device, which is meta"):
-            check_fit(torch.nn.Linear(4, 4, device="cpu"), (4,), 4)
-    finally:
-        torch.set_default_device(None)

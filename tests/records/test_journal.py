@@ -151,20 +151,6 @@ def test_what_another_process_works_on_is_not_written_again(finished: Config, ru
 
 
 @posix
-def test_files_are_replaced_and_never_written_in_place(finished: Config, run: Run, tmp_path: Path) -> None:
-    """Another name of the same file would change with it."""
-    digit(run.dumps / "layers.csv")
-    files = [file for file in run.root.rglob("*") if file.is_file()]
-    before = {file: file.read_bytes() for file in files}
-    for number, file in enumerate(files):
-        os.link(file, tmp_path / f"{number}")
-    go(finished, run, MORE)
-    changed = [file.name for file in files if file.exists() and file.read_bytes() != before[file]]
-    assert {"rounds.csv", "layers.csv", journal.NAME, "config.json", "checkpoint.safetensors"} <= set(changed)
-    assert [file for number, file in enumerate(files) if (tmp_path / f"{number}").read_bytes() != before[file]] == []
-
-
-@posix
 def test_a_file_is_synced_before_it_is_renamed_and_its_folder_before_the_next_is(
     finished: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,14 +146,6 @@ def test_who_has_lost_the_lock_adds_no_round_and_the_next_holder_continues(place
 # Storage
 
 
-def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
-    (tmp_path / "dumps").write_text("a file in the folder's place")
-    for use in (lambda: take(tmp_path / "dumps" / "seed0"), lambda: lock.probe(tmp_path / "dumps", True)):
-        with pytest.raises(RecordError, match=r"cannot write .*dumps.*: ") as caught:
-            use()
-        assert "\n" not in str(caught.value)
-
-
 def without(error: int) -> Callable[..., bool]:
     def refuse(descriptor: int, blocking: bool) -> bool:
         raise OSError(error, os.strerror(error))

@@ -17,10 +17,6 @@ def problems(text: str) -> list[str]:
     return list(caught.value.problems)
 
 
-def test_without_it_there_is_one_experiment() -> None:
-    assert sweep.parse(["--lr", "0.1"]) == {flags.parse(["--lr", "0.1"]): {}}
-
-
 def test_every_combination_is_an_experiment() -> None:
     text = "--trials 2 --lr 5 --sweep lr=1.2e-3,1e-4 arch_type=fc1,lenet5 --epochs 3"
     found = sweep.parse(text.split())
@@ -45,7 +41,7 @@ def test_the_number_of_rounds_may_be_swept_where_it_decides_what_each_prunes() -
     for words in (["--target_remaining", "5", "--sweep"], ["--sweep", "target_remaining=5,10"]):
         found = sweep.parse([*words, "prune_iterations=3,6"])
         assert {config.prune_iterations for config in found} == {3, 6}
-    assert "whose rounds hold the others" in problems("--sweep prune_iterations=3,6")[0]
+    assert "give --prune_iterations itself" in problems("--sweep prune_iterations=3,6")[0]
 
 
 def test_equal_values_and_spellings_are_one() -> None:
@@ -72,8 +68,7 @@ def test_all_mistakes_come_in_one_message() -> None:
         "--sweep lrr is no setting: did you mean lr?",
         "--sweep must be NAME=VALUE,VALUE,..., not 'bs='",
         "--sweep must be NAME=VALUE,VALUE,..., not 'seed'",
-        "--sweep prune_type does not change what is trained: give --prune_type all arms",
-        "--sweep trials does not change what is trained: give --trials the largest number",
+        "--sweep prune_type does not change what is trained: give --prune_type itself, once for all",
         "--sweep root does not change what is trained: give --root itself, once for all",
         "--sweep lr is given twice: give all its values at once",
         "--name would give all combinations of --sweep one folder: leave it out",
@@ -90,11 +85,8 @@ def test_all_mistakes_come_in_one_message() -> None:
     assert unknown.startswith("--arch_type must be a model") and "(with lr=0.1 fc2" in unknown
 
 
-def test_a_combination_that_cannot_be_is_named_and_too_many_are_refused_at_once() -> None:
+def test_a_combination_that_cannot_be_is_named() -> None:
     (said,) = problems("--momentum 0.9 --sweep optimizer=sgd,adam")
     assert said == "--momentum belongs to the optimizer sgd, not to adam (with optimizer=adam)"
-    many = ",".join(map(str, range(1, 150)))
-    (said,) = problems(f"--sweep batch_size={many} valid_size={many}")
-    assert said == "--sweep must have at most 10000 combinations, not 22201"
     with pytest.raises(ConfigError, match="--sweep asks for several experiments, and this is one"):
         flags.parse(["--sweep", "lr=0.1,0.2"])

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import assert_same, do, results, settings
-from hypothesis import given
-from hypothesis import settings as examples
-from hypothesis import strategies as st
 from numpy.lib import format
 
 from lth import data
 from lth.records.tables import runs_of
-from lth.settings import names, values
+from lth.settings import names
 
 
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
-        ("MNIST", "mnist"),
-        ("CIFAR10", "cifar10"),
         ("FashionMNIST", "fashionmnist"),
         ("birds", "Birds"),
-        ("elsewhere", "elsewhere"),
     ],
 )
 def test_data_sets_ignore_case(place: Path, given: str, meant: str) -> None:
@@ -94,15 +87,6 @@ def test_a_data_set_without_models_uses_those_for_images_of_its_size(
 )
 def test_which_axis_holds_the_channels(size: tuple[int, ...], first: bool) -> None:
     assert names.channels_first(size) == first
-
-
-@examples(max_examples=100, deadline=None)
-@given(st.text(max_size=250))
-def test_any_name_has_a_plain_one(text: str) -> None:
-    plain = values.as_plain_name(text)
-    assert values.plain_name(plain) == plain
-    with contextlib.suppress(ValueError):
-        assert values.plain_name(text) == plain
 
 
 def test_a_file_that_is_no_data_set_has_no_size(tmp_path: Path) -> None:
