@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 import torch
 from helpers import Conv, Mlp, assert_same, constant, do, experiment, results, settings, training, work
+from lth.commands.tasks import runs_of
 from torch import Tensor, nn
 
 import lth
 from lth import pruning
 from lth.api import audit_files
-from lth.commands.tasks import runs_of
 from lth.models import building
 from lth.pruning import Quota
 from lth.records import tables
