@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 import torch
 from helpers import Conv, Mlp, assert_same, constant, do, experiment, results, settings, training, work
-from lth.commands.tasks import runs_of
 from torch import Tensor, nn
 
 import lth
@@ -23,6 +22,7 @@ from lth.models import building
 from lth.pruning import Quota
 from lth.records import tables
 from lth.records.store import Store
+from lth.records.tables import runs_of
 from lth.settings.config import ConfigError
 from lth.training.schedule import Plan, check_plan, make_plan
 from lth.training.train import Stopped, Training
