@@ -47,6 +47,15 @@ class Arm:
         """Whether a round after the first ends with other masks than those of its ticket."""
         return bool(self.update)
 
+    @property
+    def family(self) -> str:
+        """What it is listed under."""
+        if self.changes_masks:
+            return "masks that change during the training"
+        return {"before_training": "masks before training", "of_ticket": "tickets of another run"}.get(
+            self.masks, "masks from training"
+        )
+
 
 class Arms(dict[str, Arm]):
     """Arms by name. Beside those listed, every arm that finds masks has its controls, such as `random_shuffle`; those
