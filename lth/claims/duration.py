@@ -6,17 +6,17 @@ from dataclasses import replace
 
 from lth.claims.forms import Form, trainings
 from lth.commands import device as devices
-from lth.commands import loop, outlook, session
+from lth.commands import forecast, loop, session
 from lth.settings import names
 
-Known = dict[tuple[object, ...], outlook.Cost]  # what was measured before, by the settings that matter
+Known = dict[tuple[object, ...], forecast.Cost]  # what was measured before, by the settings that matter
 
 
 def told(form: Form, known: Known) -> str:
     """`18 trainings, at most 3 minutes here`."""
     needed = minutes(form, known)
     dataset = next(iter(form.configs.values())).dataset
-    time = f"its images ({dataset}) are not here" if needed is None else f"at most {outlook.in_words(needed)} here"
+    time = f"its images ({dataset}) are not here" if needed is None else f"at most {forecast.in_words(needed)} here"
     return f"{form.trainings} trainings, {time}"
 
 
@@ -31,7 +31,7 @@ def minutes(form: Form, known: Known) -> float | None:
         images, problem = session.prepare(config)
         device, _ = devices.choose(config.gpu)
         if what not in known:
-            known[what] = outlook.measured(config, images, problem, device)
+            known[what] = forecast.measured(config, images, problem, device)
         at_once = min(loop.at_once(config), config.trials) if device.type == "cpu" else 1
         total += trainings(config) * known[what].training(config, images) / at_once
     return total / 60

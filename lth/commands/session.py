@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from lth import data
-from lth.commands import cluster, loop, outlook
+from lth.commands import cluster, forecast, loop, outlook
 from lth.commands import device as devices
 from lth.commands.holding import Prepared, claim, facts, fingerprints_now, images_of, mend, with_stack, with_threads
 from lth.commands.progress import Progress
@@ -97,7 +97,7 @@ def run(
             queue = Queue(works)
             left = queue.left()
             if device.type == "cpu" and not there and not first.quiet:
-                say(outlook.time_needed(prepared, left, side_by_side))
+                say(forecast.sentence(prepared, left, side_by_side))
             queue.try_again()
             most = len(queue.work) if works[0].together == 1 else len(works)  # processes that can have work at once
             size = 1 if device.type != "cpu" else min(side_by_side, most)

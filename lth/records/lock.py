@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import time
 import uuid
@@ -25,6 +26,7 @@ from filelock import lock_descriptor  # with neither soft locks nor deleted file
 from lth.records.files import RecordError, drop_partials, explained, read_json, write_json
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # how a file system says that it has none
+LOCAL = ("nolock", "localflock", "nobrl", "local_lock=all", "local_lock=flock")  # mount options
 PATIENCE = 0.5  # seconds: somebody may only be looking whether a lock is held
 
 
@@ -126,8 +128,8 @@ def holder_file(folder: Path) -> Path:
 
 
 def probe(root: Path, alone: bool) -> str:
-    """A sentence where there are no locks under `root`; otherwise nothing. RecordError if there are none and several
-    processes are to share the work."""
+    """A sentence where there are no locks under `root`, or where they hold on one machine only; otherwise nothing.
+    RecordError if there are none and several processes are to share the work."""
     mark = root / f"{uuid.uuid4().hex}.probe"
     with explained(root):
         root.mkdir(parents=True, exist_ok=True)
@@ -144,7 +146,25 @@ def probe(root: Path, alone: bool) -> str:
         finally:
             os.close(descriptor)
             mark.unlink(missing_ok=True)
+    if option := _local(root.resolve(), Path("/proc/mounts")):
+        return (
+            f"warning: the file system of {root.resolve()} is mounted with {option}: locks hold on one machine only, "
+            "nothing keeps other machines from writing the same runs"
+        )
     return ""
+
+
+def _local(root: Path, mounts: Path) -> str:
+    """The mount option by which locks under `root` do not reach the file server; nothing if none is known."""
+    try:
+        lines = mounts.read_text(errors="replace").splitlines()
+    except OSError:  # Linux alone has it
+        return ""
+    found: dict[Path, str] = {}  # what is mounted later lies above
+    for _, place, _, options, *_ in (line.split(" ") for line in lines if line.count(" ") >= 3):
+        found[Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), place))] = options
+    options = next((found[folder] for folder in (root, *root.parents) if folder in found), "")
+    return next((option for option in LOCAL if option in options.split(",")), "")
 
 
 @cache

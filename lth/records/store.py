@@ -20,7 +20,7 @@ from lth.pruning import Masks
 from lth.records import files, recording, tables, tickets
 from lth.records.files import RecordError, Unreadable
 from lth.records.tables import Run
-from lth.records.tickets import Damaged, Ticket, numbered
+from lth.records.tickets import Damaged, Ticket, numbered, wellformed
 from lth.settings.arms import ARMS
 from lth.training.train import Evaluation, Trained
 
@@ -60,17 +60,26 @@ class Store:
 
     def ticket(self, number: int) -> Ticket:
         """The ticket that round `number` starts from."""
-        tensors, facts = self._load(numbered("ticket", number))
-        masks, origin = tickets.unpacked(tensors, facts["shapes"]), facts["origin"]
-        own = {key.removeprefix("start/"): value for key, value in tensors.items() if key.startswith("start/")}
-        start = own if origin == "own" else self.weights(origin)
-        return Ticket(number, masks, start, origin, facts.get("at_random", 0))
+        name = numbered("ticket", number)
+        tensors, facts = self._load(name)
+        with wellformed(self.file(name)):
+            masks, origin = tickets.unpacked(tensors, facts["shapes"]), facts["origin"]
+            at_random = facts.get("at_random", 0)
+            if origin not in ("initial", "rewind", "own") or type(at_random) is not int:
+                raise ValueError(f"it starts from {origin!r}, with {at_random!r} weights drawn at random")
+            own = {key.removeprefix("start/"): value for key, value in tensors.items() if key.startswith("start/")}
+            start = own if origin == "own" else self.weights(origin)
+            if any(key not in start or start[key].shape != mask.shape for key, mask in masks.items()):
+                raise ValueError("its masks do not fit the weights that it starts from")
+        return Ticket(number, masks, start, origin, at_random)
 
     def masks(self, number: int) -> Masks:
         """The masks of that round at ES: those of its ticket, whatever has become of the weights that it starts from,
         unless the training changed them."""
-        tensors, facts = self._load(numbered("masks" if number and self.changes_masks else "ticket", number))
-        return tickets.unpacked(tensors, facts["shapes"])
+        name = numbered("masks" if number and self.changes_masks else "ticket", number)
+        tensors, facts = self._load(name)
+        with wellformed(self.file(name)):
+            return tickets.unpacked(tensors, facts["shapes"])
 
     @property
     def changes_masks(self) -> bool:
@@ -99,9 +108,11 @@ class Store:
             part, _, rest = key.partition("/")
             if part in parts:
                 parts[part][rest] = value
-        evals = [Evaluation(int(row[0]), *row[1:]) for row in tensors["evals"].tolist()]
-        about = {"seconds": facts["seconds"], "supermask": facts["supermask"], "settled": facts.get("settled", 0)}
-        return facts["round"], Trained(facts["iteration"], evals, **parts, **about)
+        with wellformed(self.file(name)):
+            evals = [Evaluation(int(row[0]), *map(float, row[1:])) for row in tensors["evals"].tolist()]
+            number, iteration, seconds = int(facts["round"]), int(facts["iteration"]), dict(facts["seconds"])
+            about = {"seconds": seconds, "supermask": facts["supermask"], "settled": int(facts.get("settled", 0))}
+        return number, Trained(iteration, evals, **parts, **about)
 
     def checkpoint(self, number: int, name: str = "checkpoint") -> Trained | None:
         """Where the training of round `number` was when it stopped; None if it was not begun."""

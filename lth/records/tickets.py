@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,15 @@ class Damaged(Exception):
     """A file is there but cannot be used: truncated, from other settings or from a newer program."""
 
 
-MALFORMED = (safetensors.SafetensorError, ValueError, TypeError, KeyError, OverflowError, RecursionError)
+MALFORMED = (
+    safetensors.SafetensorError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+)
 UNUSABLE = (RecordError, Damaged, FileNotFoundError)  # what reading a run's files raises
 
 
@@ -83,7 +93,7 @@ def load_tensors(file: Path, identity: str | None = None) -> tuple[dict[str, Ten
     truncated or altered, written by a newer program, or belongs to another `identity`; RecordError if it is
     Unreadable, which is no damage."""
     content = read(file)
-    try:
+    with wellformed(file):
         end = 8 + int.from_bytes(content[:8], "little")
         about = json.loads(content[8:end])["__metadata__"]
         if int(about["format"]) > FORMAT:
@@ -99,9 +109,17 @@ def load_tensors(file: Path, identity: str | None = None) -> tuple[dict[str, Ten
         facts = json.loads(about["facts"])
         if (facts["name"], facts["run"]) != (file.stem, _whose(file)):
             raise Damaged(f"{file} is a copy of {facts['name']}.safetensors of {facts['run']}")
+        return tensors, facts
+
+
+@contextmanager
+def wellformed(file: Path) -> Iterator[None]:
+    """Within it, a file that does not say what it should is Damaged, even if its checksum is right."""
+    try:
+        yield
     except MALFORMED as error:
-        raise Damaged(f"{file} is damaged: {error}") from None
-    return tensors, facts
+        missing = " is missing" if isinstance(error, KeyError) else ""
+        raise Damaged(f"{file} is damaged: {error}{missing}") from None
 
 
 def _parsed(text: str) -> dict[str, str]:
@@ -138,5 +156,9 @@ def packed(masks: Masks) -> tuple[dict[str, Tensor], list[Any]]:
 
 
 def unpacked(bits: Mapping[str, Tensor], shapes: list[Any]) -> Masks:
-    """The masks that `packed` was given."""
-    return {name: pruning.unpack(bits[f"mask/{name}"], tuple(shape)) for name, shape in shapes}
+    """The masks that `packed` was given. ValueError, TypeError or KeyError if these cannot be."""
+    sizes = {name: tuple(shape) for name, shape in shapes}
+    for name, shape in sizes.items():
+        if min(shape, default=1) < 0 or bits[f"mask/{name}"].shape != (-(-math.prod(shape) // 8),):
+            raise ValueError(f"the mask of {name} is not as long as its layer")
+    return {name: pruning.unpack(bits[f"mask/{name}"], shape) for name, shape in sizes.items()}

@@ -25,7 +25,7 @@ from lth.claims import CLAIMS, Claim, Statement, duration, sections
 from lth.claims.claim import PERCENT, TIMES, accuracy, barrier, early_stop, overlap, untrained
 from lth.claims.forms import Form, form
 from lth.claims.judge import Records, check, findings, judge
-from lth.commands import outlook, session
+from lth.commands import forecast, session
 from lth.records.recording import write_connectivity
 from lth.records.store import Store
 from lth.records.tables import Run, runs_of, table
@@ -343,7 +343,7 @@ def test_the_list_says_what_a_claim_takes_and_writes_nothing(
     line = capsys.readouterr().out.splitlines()[0]
     assert line.startswith("tiny  Nobody 2020, Figure 0: 10 trainings, at most 1 minute here")
     assert not (place / "dumps").exists()
-    assert [outlook.in_words(n) for n in (0.2, 1.4, 119.6, 121, 600)] == (
+    assert [forecast.in_words(n) for n in (0.2, 1.4, 119.6, 121, 600)] == (
         ["1 minute", "1 minute", "120 minutes", "2 hours", "10 hours"]
     )
     assert duration.minutes(form(tiny, ["--data", str(place)]), {}) is None  # where its images are not

@@ -10,7 +10,7 @@ import torch
 from helpers import settings
 
 from lth.commands import device as devices
-from lth.commands import holding, outlook, queue, session
+from lth.commands import forecast, holding, queue, session
 from lth.records.files import read_json
 from lth.records.tables import runs_of
 from lth.settings.config import Config
@@ -67,15 +67,15 @@ def test_the_threads_of_the_first_runs_are_kept(place: Path, monkeypatch: pytest
 def test_the_forecast_counts_what_is_left_by_what_its_rounds_take(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def measured(config: Config, images: object, problem: object, device: object) -> outlook.Cost:
-        return outlook.Cost(step=60.0, image=0.0)  # a minute per step
+    def measured(config: Config, images: object, problem: object, device: object, number: int) -> forecast.Cost:
+        return forecast.Cost(step=60.0, image=0.0)  # a minute per step
 
-    monkeypatch.setattr(outlook, "measured", measured)
-    monkeypatch.setattr(outlook, "SHORT", 0.0)
+    monkeypatch.setattr(forecast, "measured", measured)
+    monkeypatch.setattr(forecast, "SHORT", 0.0)
     config = settings(place, prune_type=("lt", "reinit"), prune_iterations=4, trials=2, jobs=2, dry_run=True)
     config = replace(config, end_iter=Duration(5, "it"))
     session.run(config)  # two processes; a run of reinit takes the dense round of lt over: 2 x (4 + 3) x 5 minutes
-    assert "4 rounds of 5 iterations: at most about 35 minutes on this CPU" in capsys.readouterr().out
+    assert "4 rounds of 5 iterations: about 35 minutes on this CPU" in capsys.readouterr().out
     monkeypatch.setattr(queue.Queue, "finished", lambda self, run: 3)
     session.run(config)  # the last round of four runs
     assert "about 10 minutes on this CPU" in capsys.readouterr().out
@@ -84,7 +84,7 @@ def test_the_forecast_counts_what_is_left_by_what_its_rounds_take(
 def test_a_measured_step_and_evaluation_make_a_training(place: Path) -> None:
     config = session.settled(settings(place, end_iter=Duration(7, "it"), valid_freq=Duration(2, "it"), batch_size=8))
     images, problem = session.prepare(config)
-    cost = outlook.measured(config, images, problem, CPU)
+    cost = forecast.measured(config, images, problem, CPU, number=1)
     assert 0 < cost.step < 1 and 0 < cost.image < 1 and not (place / "dumps").exists()
     evaluated = 4 * ((config.valid_size or 0) + len(images.test))  # at 2, 4, 6 and 7
-    assert outlook.Cost(10, 0.5).training(config, images) == 7 * 10 + evaluated * 0.5
+    assert forecast.Cost(10, 0.5).training(config, images) == 7 * 10 + evaluated * 0.5

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from lth.records import tickets
 from lth.records.store import Store
@@ -34,6 +35,53 @@ def test_a_ticket_keeps_the_order_of_the_layers(store: Store) -> None:
     assert list(read.masks) == list(masks) and read.at_random == 2
     assert all(torch.equal(read.masks[name], masks[name]) for name in masks)
     assert all(torch.equal(read.start[name], start[name]) for name in start)
+
+
+MASK = {"mask/w": torch.tensor([0b10110000], dtype=torch.uint8)}  # of 2 x 3 weights
+START = {"start/w": torch.ones(2, 3)}
+FACTS = {"round": 1, "shapes": [["w", [2, 3]]], "origin": "own"}
+
+
+CRAFTED: list[tuple[dict[str, Tensor], dict[str, Any]]] = [
+    ({}, {"shapes": [["w", [2, 30]]]}),  # the mask is cut short
+    ({}, {"shapes": [["w", [-2, -3]]]}),
+    ({}, {"shapes": {"w": 6}}),
+    ({}, {"shapes": [["w", "ab"]]}),
+    ({}, {"shapes": [["other", [2, 3]]]}),
+    ({}, {"at_random": "many"}),
+    ({}, {"at_random": [1]}),
+    ({}, {"at_random": None}),
+    ({}, {"origin": "../../other/seed0/initial"}),
+    ({}, {"origin": ["initial"]}),
+    ({}, {"name": None}),
+    ({}, {"run": 3}),
+    ({"mask/w": torch.ones(1)}, {}),
+    ({"start/w": torch.ones(6)}, {}),
+]
+
+
+def test_a_crafted_ticket_is_damaged(store: Store) -> None:
+    """Whatever it says, its checksum is right."""
+    file = store.file("ticket_01")
+    tickets.save_tensors(file, {**MASK, **START}, "settings", **FACTS)
+    assert store.ticket(1).masks["w"].sum() == 3
+    contents = [({**MASK, **START, **tensors}, {**FACTS, **facts}) for tensors, facts in CRAFTED]
+    for tensors, facts in (*contents, (MASK, FACTS), ({**MASK, **START}, {})):
+        tickets.save_tensors(file, tensors, "settings", **facts)
+        with pytest.raises(tickets.Damaged, match=r"ticket_01\.safetensors"):
+            store.ticket(1)
+
+
+def test_a_crafted_checkpoint_is_damaged(store: Store) -> None:
+    sound = {"round": 1, "iteration": 8, "seconds": {}, "supermask": None}
+    file = store.file("checkpoint")
+    tickets.save_tensors(file, {"evals": torch.ones(1, 5)}, "settings", **sound)
+    assert store.saved()[0] == 1
+    crafted: list[tuple[int, dict[str, Any]]] = [(5, {name: None}) for name in ("round", "seconds", "iteration")]
+    for evals, facts in (*crafted, (5, {"round": "one"}), (5, {"seconds": 3}), (5, {"name": "dense"}), (3, {})):
+        tickets.save_tensors(file, {"evals": torch.ones(1, evals)}, "settings", **{**sound, **facts})
+        with pytest.raises(tickets.Damaged, match=r"checkpoint\.safetensors"):
+            store.saved()
 
 
 class Malicious:
