@@ -29,7 +29,8 @@ from lth.records.events import Event, Note
 from lth.records.tables import Run, runs_of
 from lth.settings import names
 from lth.settings.config import PROJECT, Config
-from lth.training.network import Fused, Network
+from lth.training.network import Network
+from lth.training.optimizers import Fused
 from lth.training.schedule import Plan
 from lth.training.train import Training
 

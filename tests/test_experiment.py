@@ -35,7 +35,11 @@ from lth.settings.arms import ARMS, CRITERIA
 from lth.settings.config import Config, ConfigError
 from lth.training.train import Stopped
 
-FOUND_HERE = tuple(arm for arm in ARMS if ARMS[arm].masks != "of_ticket")  # which needs the ticket of another run
+FOUND_HERE = tuple(
+    arm
+    for arm in ARMS
+    if ARMS[arm].masks != "of_ticket" and not ARMS[arm].changes_masks  # which have tests of their own
+)
 EVERY_ARM = (*FOUND_HERE, "one_shot_shuffle", "one_shot_reinit")
 SOME_ARMS = ("lt", "finetune", "reinit", "one_shot", "snip", "ticket_shuffle", "ticket_reinit")
 EXHAUSTIVE = "LTH_EXHAUSTIVE" in os.environ

@@ -23,7 +23,8 @@ from lth.pruning import prunable
 from lth.settings.checks import network, shown
 from lth.settings.config import Config
 from lth.training import fit
-from lth.training.network import Criterion, Fused, Network, Optimizer, Wrapped
+from lth.training.network import Criterion, Network
+from lth.training.optimizers import Fused, Optimizer, Wrapped
 from lth.training.problem import Problem
 
 FEW = 0.01  # share of a layer's weights that may be 0 without a word

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -53,6 +54,18 @@ def shuffled_signs(last: Round, masks: Masks) -> State:
     return start
 
 
+def kaiming_signs(last: Round, masks: Masks) -> State:
+    """Each prunable weight replaced by the standard deviation of Kaiming initial weights where as many are kept as the
+    mask of its layer keeps, with the sign of the initial weight (Ramanujan et al. 2020, arXiv:1911.13299, Sections 3.3
+    and 4.4: signed constants, scaled)."""
+    weights = last.store.weights("initial")
+
+    def constant(name: str) -> float:
+        return math.sqrt(2 / max(int(masks[name].sum()) / len(masks[name]), 1))  # the kept inputs of a unit
+
+    return weights | {name: _signs(weights[name]) * constant(name) for name in masks}
+
+
 STARTS: dict[str, Callable[[Round, Masks], State]] = {
     "original": original,
     "fresh": fresh,
@@ -60,6 +73,7 @@ STARTS: dict[str, Callable[[Round, Masks], State]] = {
     "of_ticket": of_ticket,
     "sign": sign,
     "shuffled_signs": shuffled_signs,
+    "kaiming_signs": kaiming_signs,
 }
 
 

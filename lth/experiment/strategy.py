@@ -74,9 +74,9 @@ class Experiment:
         """Write what came of a round; its line in the journal makes it finished."""
         if trained.failure is not None:
             raise TrialError(f"round {ticket.round} ended: {trained.failure}; earlier rounds are kept")
-        masks = trained.masks or ticket.masks
+        masks, under = (trained.masks, trained.best) if trained.masks else (ticket.masks, trained.final)
         for name, mask in masks.items():
-            if trained.final[name][~mask].any():
+            if under[name][~mask].any():
                 raise TrialError(
                     f"round {ticket.round} ended with pruned weights of {name} that are not 0: {run.arch_type} changes "
                     "its weights when it is called, which voids the mask; earlier rounds are kept"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -22,6 +24,7 @@ from lth.settings import checks
 from lth.settings.arms import ARMS, Arm
 from lth.settings.config import Config, same_command
 from lth.training import layout, sparse
+from lth.training.learned import LEARNED, LearnedMasks
 from lth.training.network import Network
 from lth.training.problem import Problem, stack_size
 from lth.training.schedule import Plan, make_plan
@@ -90,9 +93,16 @@ class Trainer:
         with blame_model(f"{stack[0].arch_type} failed in round {number}", short):
             model, masks = self.problem.make(), [ticket.masks for ticket in started]
             limits: Mapping[str, float] = {}  # those that the run began with, since others give other numbers
-            if not (self.problem.whole or plan.updates):  # which look at all weights
+            if not (self.problem.whole or plan.updates or plan.learn):  # which look at all weights
                 limits = tables.config_of(stack[0]).get("sparse_up_to", sparse.limits(self.config))
-            network = Network(
+            options: dict[str, Any] = {
+                "sparse": sparse.choose(model, masks, limits, feed.example()),
+                "changing": plan.updates is not None,
+            }
+            if plan.learn:
+                seeds = [derive_seed(run.seed, "learn", number) for run in stack]
+                options = {"how": LEARNED[plan.learn], "seeds": seeds}
+            network = (LearnedMasks if plan.learn else Network)(
                 model,
                 [ticket.start for ticket in started],
                 masks,
@@ -100,8 +110,7 @@ class Trainer:
                 self.problem.criterion,
                 self.bf16,
                 channels_last=len(stack) == 1 and self.channels_last(feed),
-                changing=plan.updates is not None,
-                sparse=sparse.choose(model, masks, limits, feed.example()),
+                **options,
             )
             training = Training(
                 network,
@@ -168,7 +177,8 @@ class Trainer:
         schedule, of_round = ("rewound", 1) if again and not number else (ARMS[run.arm].schedule, number)
         feed = next(iter(self._feeds.values()), None) or self.feed([run])  # epochs are as long in all trials
         update = ARMS[run.arm].update if number else ""
-        return make_plan(self.config, feed.epoch_steps, schedule, of_round, update)
+        plan = make_plan(self.config, feed.epoch_steps, schedule, of_round, update)
+        return replace(plan, learn=ARMS[run.arm].learn if number else "")
 
     def store(self, run: Run) -> Store:
         """What the run keeps under saves/."""

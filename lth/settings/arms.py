@@ -26,6 +26,7 @@ class Arm:
     mask_of: the arm whose masks are reused ("of_arm").
     shuffled: whether their survivors are moved to random places of their layer.
     start: the function in lth/experiment/starts.py that makes the weights that survivors start from.
+    learn: how masks are learned over weights that stay as they are (lth/training/learned.py); "": weights are trained.
     schedule: the learning rates of a round: "rewound" (the schedule from the point of --rewind), "whole", or "final"
         (its last rate throughout; of a cosine, the rate at which the last epoch begins).
     update: the function in lth/training/updates.py that changes the masks during a round after the first; "" for none.
@@ -39,22 +40,23 @@ class Arm:
     mask_of: str = ""
     shuffled: bool = False
     start: str = "original"
+    learn: str = ""
     schedule: str = "rewound"
     update: str = ""
 
     @property
-    def changes_masks(self) -> bool:
-        """Whether a round after the first ends with other masks than those of its ticket."""
-        return bool(self.update)
+    def family(self) -> str:
+        """What it is listed under in --help."""
+        if self.mask_of or self.masks == "of_ticket":
+            return "tickets of others"
+        if self.changes_masks:
+            return "networks that are found and not trained" if self.learn else "masks that change during a training"
+        return "masks before training" if self.masks == "before_training" else "masks from training"
 
     @property
-    def family(self) -> str:
-        """What it is listed under."""
-        if self.changes_masks:
-            return "masks that change during the training"
-        return {"before_training": "masks before training", "of_ticket": "tickets of another run"}.get(
-            self.masks, "masks from training"
-        )
+    def changes_masks(self) -> bool:
+        """Whether a round after the first ends with other masks than those of its ticket."""
+        return bool(self.update or self.learn)
 
 
 class Arms(dict[str, Arm]):
@@ -91,6 +93,7 @@ _FRESH: dict[str, Any] = {"start": "fresh", "schedule": "whole"}
 _FINAL: dict[str, Any] = {"start": "trained", "schedule": "final"}
 _EARLY: dict[str, Any] = {"masks": "before_training", "compared": "all"}
 _UNSCORED: dict[str, Any] = {"masks": "before_training", "compared": "layer", "scores": "random"}
+_STRONG: dict[str, Any] = {**_UNSCORED, "schedule": "whole"}
 
 ARMS = Arms(
     lt=Arm("prune, reset the survivors to their original initial weights"),
@@ -111,6 +114,10 @@ ARMS = Arms(
     set=Arm("random_init, replacing small weights at random", **_UNSCORED, update="set"),
     rigl=Arm("random_init, replacing small weights where gradients are large", **_UNSCORED, update="rigl"),
     gmp=Arm("prune gradually during each training, from dense", masks="unpruned", scores="magnitude", update="gmp"),
+    edge_popup=Arm(
+        "learn which signed constants to keep, by score", **_STRONG, start="kaiming_signs", learn="edge_popup"
+    ),
+    supermask=Arm("the same, by probability", **_STRONG, start="kaiming_signs", learn="supermask"),
     transfer=Arm(
         "the tickets of --ticket's run, round by round", masks="of_ticket", start="of_ticket", schedule="whole"
     ),

@@ -125,7 +125,7 @@ class Config:
     )
     prune_method: str = pruning("magnitude", "criterion that scores weights, listed below", CRITERIA)
     random_rates: str = pruning(
-        "uniform", "random_init, set, rigl: equal or Erdos-Renyi-Kernel shares", ("uniform", "erk")
+        "uniform", "random_init, set, rigl, strong tickets: equal or Erdos-Renyi-Kernel shares", ("uniform", "erk")
     )
     score_batches: int = pruning(10, "training batches for the scores of snip and grasp", COUNT)
     prune_embeddings: bool = pruning(False, "prune embeddings too, by --fc_percent")

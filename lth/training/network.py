@@ -6,10 +6,8 @@ step of a small network is bound by launching kernels. On a CPU a model alone ru
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +39,7 @@ class Network:
         """`sparse` names the weights that are trained sparsely (lth.training.sparse.choose), `channels_last` is the
         layout of convolutions (lth.training.layout), both in a network alone. `changing` says that the masks will."""
         self.trials, self.criterion, self.device, self.autocast = len(states), criterion, device, autocast
+        self.changing = changing
         self.model = load_state(model, states[0]).to(device)
         convolutional = any(weight.ndim == 4 for weight in model.parameters())
         if self.trials == 1 and convolutional and channels_last:
@@ -91,25 +90,34 @@ class Network:
     def losses(self, images: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of each trial, a scalar for one. images (T * B, C, H, W), labels (T * B,)."""
         if self.trials == 1:
-            return self.criterion(self.forward(self.model, images), labels)
+            return self.criterion(self.forward(self.alone(), images), labels)
 
         def call(tensors: State, images: Tensor) -> Tensor:
             return self.forward(self._bind(tensors), images)
 
-        logits = vmap(call, randomness="different")(self.tensors, images.unflatten(0, (self.trials, -1)))
+        logits = vmap(call, randomness="different")(self.stacked(), images.unflatten(0, (self.trials, -1)))
         return self.losses_of(logits, labels.unflatten(0, (self.trials, -1)))
 
     @torch.no_grad()
     def logits(self, images: Tensor, shared: bool) -> Tensor:
         """The logits (T, n, classes) of images (T * n, ...), or of images (n, ...) that all trials share."""
         if self.trials == 1:
-            return torch.cat([self._answers(self.model, part) for part in images.split(self.at_once)])[None]
+            model = self.alone()
+            return torch.cat([self._answers(model, part) for part in images.split(self.at_once)])[None]
 
         def call(tensors: State, images: Tensor) -> Tensor:
             return self._answers(self._bind(tensors), images)
 
         parts = images if shared else images.unflatten(0, (self.trials, -1))
-        return vmap(call, in_dims=(0, None if shared else 0))(self.tensors, parts)
+        return vmap(call, in_dims=(0, None if shared else 0))(self.stacked(), parts)
+
+    def alone(self) -> Callable[[Tensor], Tensor]:
+        """What a pass of a network of one trial calls with images."""
+        return self.model
+
+    def stacked(self) -> State:
+        """The parameters and buffers of stacked trials that a pass uses."""
+        return self.tensors
 
     def _answers(self, call: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Logits (n, classes), also of a model that squeezes away the dimension of a last image that comes alone."""
@@ -158,6 +166,15 @@ class Network:
         tensors = self.tensors | self.buffers()
         return copies({name: self.part(tensor, trial, name) for name, tensor in tensors.items()})
 
+    def inner(self, trial: int) -> State:
+        """Copies of what else a training changes of one trial: the masks, where they change."""
+        return {f"mask/{name}": mask for name, mask in self.masks_of(trial).items()} if self.changing else {}
+
+    def restore_inner(self, parts: Sequence[State]) -> None:
+        """Take back what `inner` gave of each trial, among other tensors."""
+        if self.changing:
+            self.change_masks([{name: part[f"mask/{name}"] for name in self.pruned} for part in parts])
+
     def part(self, tensor: Tensor, trial: int, name: str = "", pruned: float = 0.0) -> Tensor:
         """One trial's part of a tensor of this network or of its optimiser. One that belongs to the parameter
         `name` has that one's whole shape, also where it is trained sparsely: with `pruned` where that is pruned."""
@@ -181,166 +198,3 @@ def copies(tensors: Mapping[str, Tensor]) -> State:
         name: piece.clone().view(tensor.dtype).view(tensor.shape)
         for (name, tensor), piece in zip(tensors.items(), pieces, strict=True)
     }
-
-
-class Optimizer(Protocol):
-    """What a training needs of an optimiser: steps that leave pruned weights at 0, and its state."""
-
-    lr: float
-    capturable: bool  # whether a CUDA graph may hold its step
-
-    def step(self, gradients: Sequence[Tensor]) -> None:
-        """Change the network's leaves by their gradients; pruned weights stay 0."""
-
-    def tensors(self) -> list[Tensor]:
-        """What a step changes beside the leaves."""
-
-    def state(self, trial: int) -> State:
-        """Copies, on the CPU, of what decides a trial's following steps."""
-
-    def restore(self, states: Sequence[State]) -> None:
-        """Go on from what `state` gave of each trial."""
-
-    def masks_changed(self, before: Sequence[Tensor]) -> None:
-        """Forget what steps have found out about weights that only one of the network's masks keeps, those of `before`
-        or those of now: they are new, or gone."""
-
-
-class Fused:
-    """Adam, AdamW and SGD by PyTorch's fused kernels (lth.training.kernels).
-
-    Under Adam a pruned weight has an infinite second moment: its step is m / inf = 0, so that it stays at 0 without
-    another pass over all weights (8% of a step of fc1 on a CPU).
-    """
-
-    def __init__(
-        self,
-        kind: str,
-        network: Network,
-        lr: float,
-        weight_decay: float = 0.0,
-        momentum: float = 0.0,
-        nesterov: bool = False,
-    ) -> None:
-        self.kind, self.network, self._value = kind, network, lr
-        self.decay, self.momentum, self.nesterov = weight_decay, momentum, nesterov
-        self._find_leaves()
-        self._lr, self.steps = torch.tensor(lr, device=network.device), torch.zeros((), device=network.device)
-        count = 2 if kind != "sgd" else 1 if momentum else 0
-        self.moments = [[torch.zeros_like(leaf) for leaf in self.leaves] for _ in range(count)]
-        self.capturable = (kernels.sgd_ if kind == "sgd" else kernels.adam_).works
-        self.masks_changed(network.masks)
-
-    @property
-    def lr(self) -> float:
-        """The learning rate; setting it changes the tensor that the kernels read, also within a CUDA graph."""
-        return self._value
-
-    @lr.setter
-    def lr(self, value: float) -> None:
-        if value != self._value:
-            self._value = value
-            self._lr.fill_(value)
-
-    def _find_leaves(self) -> None:
-        self.leaves = [leaf.detach() for leaf in self.network.leaves]  # the same memory, out of autograd's sight
-        self.places = [leaf.data_ptr() for leaf in self.leaves]
-        kinds = [leaf.dtype for leaf in self.leaves]  # a fused kernel takes tensors of one
-        self._groups = [[i for i, kind in enumerate(kinds) if kind == one] for one in dict.fromkeys(kinds)]
-
-    def step(self, gradients: Sequence[Tensor]) -> None:
-        """See lth.training.kernels."""
-        if [leaf.data_ptr() for leaf in self.network.leaves] != self.places:  # a model has set its weight.data
-            self._find_leaves()
-        pairs = zip(gradients, self.leaves, strict=True)  # the kernels take for granted that both have one layout
-        gradients = [g if g.stride() == leaf.stride() else _laid_out(g, leaf) for g, leaf in pairs]
-        if self.kind != "sgd":
-            self.steps.add_(1)
-        for group in self._groups:
-            leaves, found, *moments = ([every[i] for i in group] for every in (self.leaves, gradients, *self.moments))
-            if self.kind == "sgd":
-                momenta = moments[0] if moments else []
-                kernels.sgd_(leaves, found, momenta, self._lr, self.decay, self.momentum, self.nesterov)
-            else:
-                kernels.adam_(leaves, found, moments, self.steps, self._lr, self.decay, self.kind == "adamw")
-        if self.kind == "sgd":
-            with torch.no_grad():
-                self.network.apply_masks()
-
-    def tensors(self) -> list[Tensor]:
-        """The moments of each leaf, and the number of steps that Adam corrects its bias by."""
-        return [*(tensor for moment in self.moments for tensor in moment), self.steps]
-
-    def state(self, trial: int) -> State:
-        """Copies of the same."""
-        moments = {
-            f"{m}/{i}": self.network.part(tensor, trial, name, math.inf if m else 0.0)
-            for m, moment in enumerate(self.moments)
-            for i, (name, tensor) in enumerate(zip(self.network.learning, moment, strict=True))
-        }
-        return copies({**moments, "steps": self.steps})
-
-    def restore(self, states: Sequence[State]) -> None:
-        """Go on from what `state` gave of each trial."""
-        for m, moment in enumerate(self.moments):
-            for i, (name, tensor) in enumerate(zip(self.network.learning, moment, strict=True)):
-                self.network.restore(tensor, [state[f"{m}/{i}"] for state in states], name)
-        self.steps.copy_(states[0]["steps"])
-
-    def masks_changed(self, before: Sequence[Tensor]) -> None:
-        """Moments become 0 but for weights that both keep; the second one is infinite where weights are pruned."""
-        place = {id(leaf): i for i, leaf in enumerate(self.network.leaves)}
-        for weight, mask, earlier in zip(self.network.masked, self.network.masks, before, strict=True):
-            for m, moment in enumerate(self.moments if id(weight) in place else ()):
-                own = moment[place[id(weight)]].masked_fill_((mask == 0) | (earlier == 0), 0)
-                if m:
-                    own.masked_fill_(mask == 0, torch.inf)
-
-
-def _laid_out(gradient: Tensor, leaf: Tensor) -> Tensor:
-    """`gradient` in the layout of `leaf`: a copy, also of what nn.Embedding(sparse=True) gives, unless only strides of
-    dimensions of size 1 differ, as those of 1 x 1 convolutions in channels_last do."""
-    if gradient.layout == torch.strided:
-        strides = zip(gradient.stride(), leaf.stride(), leaf.shape, strict=True)
-        if all(one == other or size == 1 for one, other, size in strides):
-            return gradient.as_strided(leaf.shape, leaf.stride())
-    return torch.empty_like(leaf).copy_(gradient.to_dense())
-
-
-class Wrapped:
-    """Any optimiser of torch.optim's kind, for models that bring their own. One trial only."""
-
-    capturable = False
-
-    def __init__(self, optimizer: torch.optim.Optimizer, network: Network) -> None:
-        self.optimizer, self.network = optimizer, network
-        self._masks = {id(weight): mask for weight, mask in zip(network.masked, network.masks, strict=True)}
-        self.lr = float(optimizer.param_groups[0]["lr"])
-
-    def step(self, gradients: Sequence[Tensor]) -> None:
-        """One step of the wrapped optimiser. It sees no gradients of pruned weights: by a norm of all, or a factor of
-        two matrices, they would change the step of the survivors."""
-        for leaf, gradient in zip(self.network.leaves, gradients, strict=True):
-            mask = self._masks.get(id(leaf))
-            leaf.grad = gradient if mask is None else gradient * mask  # not in place: two leaves may share a gradient
-        self.optimizer.step()
-        with torch.no_grad():
-            self.network.apply_masks()
-
-    def tensors(self) -> list[Tensor]:
-        """None: no CUDA graph holds such steps."""
-        return []
-
-    def state(self, trial: int) -> State:
-        """Nothing: after a stop, such trainings continue from the last whole round."""
-        return {}
-
-    def restore(self, states: Sequence[State]) -> None:
-        """Nothing."""
-
-    def masks_changed(self, before: Sequence[Tensor]) -> None:
-        """What has a weight's shape in the optimiser's state counts as its moments."""
-        for weight, mask, earlier in zip(self.network.masked, self.network.masks, before, strict=True):
-            for value in self.optimizer.state.get(weight, {}).values():
-                if isinstance(value, Tensor) and value.shape == weight.shape:
-                    value.masked_fill_((mask == 0) | (earlier == 0), 0)

@@ -26,8 +26,9 @@ from lth.settings.config import Config
 from lth.training import layout
 from lth.training.cuda_graph import captured
 from lth.training.kernels import gradients
-from lth.training.network import Criterion, Fused, Network, Optimizer
+from lth.training.network import Criterion, Network
 from lth.training.numerics import numerics
+from lth.training.optimizers import Fused, Optimizer
 
 # The masks and the weights that a round starts from, by the trial's seed and the round's number.
 Starts = Callable[[int, int], tuple[Masks, State]]

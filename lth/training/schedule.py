@@ -45,6 +45,7 @@ class Plan:
     test_every: int = 1
     draw_at: int | None = None  # the iteration whose weights the next pruning looks at; None: the last
     updates: Updates | None = None  # of the masks
+    learn: str = ""  # how the masks are learned (lth/training/learned.py), where weights are not trained
 
     @property
     def settled(self) -> int:

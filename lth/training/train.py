@@ -19,7 +19,8 @@ from lth.pruning import Masks
 from lth.training.beat import Beat
 from lth.training.cuda_graph import captured
 from lth.training.kernels import gradients
-from lth.training.network import Network, Optimizer
+from lth.training.network import Network
+from lth.training.optimizers import Optimizer
 from lth.training.schedule import Plan
 from lth.training.updates import BY_GRADIENT, Goals, update
 
@@ -118,7 +119,7 @@ class Training:
         if not (self.feed.capturable and self.optimizer.capturable):
             return None
         batch = self.feed.epoch(self.order_seeds, 0)[0].clone()
-        live = [*self.network.tensors.values(), *self.optimizer.tensors(), self.loss_sum]
+        live = [*self.network.tensors.values(), *self.network.leaves, *self.optimizer.tensors(), self.loss_sum]
         self.network.model.train()
         return captured(self.step, batch, live, self.network, self.feed.fetch(batch)[0])
 
@@ -245,7 +246,7 @@ class Training:
             self.evals[trial].append(evaluation)
             if val_loss < lowest[trial]:
                 self.best[trial] = self.network.state(trial)
-                self.masks[trial] = self.network.masks_of(trial) if self.plan.updates else {}
+                self.masks[trial] = self.network.masks_of(trial) if self.network.changing else {}
             report(trial, evaluation)
 
     def _measure(
@@ -307,8 +308,7 @@ class Training:
     def _state(self, trial: int) -> Trained:
         extra = {"loss_sum": self.network.part(self.loss_sum, trial).cpu().clone(), **rng.state(self.network.device)}
         extra |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.state(trial).items()}
-        if self.plan.updates:
-            extra |= {f"mask/{name}": mask for name, mask in self.network.masks_of(trial).items()}
+        extra |= self.network.inner(trial)
         return Trained(
             iteration=self.iteration,
             evals=list(self.evals[trial]),
@@ -334,9 +334,7 @@ class Training:
         self.masks = [s.masks for s in saved]
         self.seconds = dict(saved[0].seconds)
         self.supermask = [s.supermask for s in saved]
-        if self.plan.updates:
-            names = [key for key in saved[0].extra if key.startswith("mask/")]
-            self.network.change_masks([{key.removeprefix("mask/"): s.extra[key] for key in names} for s in saved])
+        self.network.restore_inner([s.extra for s in saved])
         for name, tensor in self.network.tensors.items():
             self.network.restore(tensor, [s.final[name] for s in saved], name)
         self.network.restore(self.loss_sum, [s.extra["loss_sum"] for s in saved])

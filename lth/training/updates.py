@@ -13,7 +13,8 @@ import torch
 
 from lth import pruning
 from lth.pruning import Masks, Quota, Weights
-from lth.training.network import Network, Optimizer
+from lth.training.network import Network
+from lth.training.optimizers import Optimizer
 
 Goals = Sequence[tuple[Quota, Quota]]  # how many weights some layers keep together, at the beginning and in the end
 

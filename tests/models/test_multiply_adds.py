@@ -13,7 +13,7 @@ from lth import pruning
 from lth.data.loaders import take
 from lth.models import building
 from lth.models.multiply_adds import cost
-from lth.training.network import Fused
+from lth.training.optimizers import Fused
 from lth.training.problem import Problem
 
 

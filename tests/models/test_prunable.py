@@ -25,7 +25,8 @@ from lth.commands import session
 from lth.models import building, prunable
 from lth.records import tables
 from lth.records.store import Store
-from lth.training.network import Fused, Network
+from lth.training.network import Network
+from lth.training.optimizers import Fused
 
 CPU = torch.device("cpu")
 

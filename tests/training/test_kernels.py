@@ -58,7 +58,7 @@ def test_gradients_are_those_of_autograd() -> None:
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_adam_is_that_of_torch_optim(adamw: bool, decay: float) -> None:
     found = [(tensors(0), [tensors(1), [abs(x) for x in tensors(2)]]) for _ in range(2)]
-    found[0][1][1][0][2] = found[1][1][1][0][2] = torch.inf  # pruned weights: see lth.training.network.Fused
+    found[0][1][1][0][2] = found[1][1][1][0][2] = torch.inf  # pruned weights: see lth.training.optimizers.Fused
     for weights, form in zip(found, (kernels.adam_.private, kernels.adam_.public), strict=True):
         for step in range(1, 6):
             counted = torch.tensor(float(step))

@@ -1,0 +1,165 @@
+"""Masks that are learned over fixed weights: the gradient of the scores, counts, what stays, stops, stacks."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import CLASSES, CPU, Conv, Mlp, assert_same, constant, do, make_images, random_masks, results, settings
+from torch import nn
+
+import lth
+from lth import pruning
+from lth.data.images import Feed
+from lth.models import building
+from lth.records import tables
+from lth.records.store import Store
+from lth.training.kernels import gradients
+from lth.training.learned import LEARNED, LearnedMasks, first_scores, highest
+from lth.training.optimizers import Fused
+from lth.training.schedule import Plan
+from lth.training.train import Stopped, Training
+
+ARMS = tuple(LEARNED)
+
+
+def network(kind: str, make: Any = Mlp, seeds: tuple[int, ...] = (0,), keep: float = 0.4) -> LearnedMasks:
+    states = [building.state_of(building.build(make, "glorot", seed)) for seed in seeds]
+    masks = [random_masks(make(), keep) for _ in seeds]
+    return LearnedMasks(make(), states, masks, CPU, how=LEARNED[kind], seeds=seeds)
+
+
+@pytest.mark.parametrize("kind", ARMS)
+def test_scores_get_the_gradient_that_goes_straight_through_the_mask(kind: str) -> None:
+    """Of a layer's effective weights, by the chain rule written down."""
+    torch.manual_seed(0)
+    model, images, labels = nn.Sequential(nn.Flatten(), nn.Linear(6, 4)), torch.randn(9, 1, 2, 3), torch.arange(9) % 4
+    fixed, mask = model[1].weight.detach().clone(), torch.rand(4, 6) < 0.5
+    made = LearnedMasks(model, [building.state_of(model)], [{"1.weight": mask}], CPU, how=LEARNED[kind], seeds=[3])
+    before, kept = made.leaves[0].detach().clone().view(4, 6), int(mask.sum())
+    order = before.abs() if kind == "edge_popup" else before
+    assert order[mask].min() > order[~mask].max(), "scores begin with the ticket's mask"
+    torch.manual_seed(5)
+    (found,) = gradients(made.losses(images, labels), made.leaves)
+    scores, effective = made.leaves[0].detach().view(4, 6), mask * 1.0
+    slope = scores.sign()
+    if kind == "supermask":
+        chance = scores.sigmoid()
+        torch.manual_seed(5)
+        effective, slope = (torch.rand(1, 24).view(4, 6) < chance) * 1.0, chance * (1 - chance)
+        assert chance.sum().item() == pytest.approx(kept, abs=0.01), "the density is that of the mask"
+    else:
+        assert torch.equal(scores, before)
+    weight = (fixed * effective).requires_grad_()
+    nn.functional.cross_entropy(images.flatten(1) @ weight.t() + model[1].bias.detach(), labels).backward()
+    assert weight.grad is not None
+    assert torch.allclose(found.view(4, 6), weight.grad * fixed * slope, atol=1e-6)
+
+
+def test_exactly_as_many_are_kept_also_of_equal_scores() -> None:
+    values = torch.tensor([[3.0, 1.0, 2.0, 2.0, 2.0, 0.0], [1.0, 5.0, 4.0, 3.0, 2.0, 0.0]])
+    found = highest(values, 3)
+    assert found.sum(1).tolist() == [3, 3] and found[0, 0] == 1 and found[1].tolist() == [0, 1, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ARMS)
+@pytest.mark.parametrize("make", [Mlp, Conv])
+def test_weights_never_change_and_counts_stay(kind: str, make: Any) -> None:
+    made = network(kind, make)
+    begin, masks = made.state(0), made.masks_of(0)
+    assert all(torch.equal(masks[name], mask) for name, mask in random_masks(make(), 0.4).items())
+    feed, plan = Feed(make_images(), (0,), 40, 10, CPU), Plan(30, 10, constant(0.05))
+    optimizer = Fused("sgd", made, 0.05, momentum=0.9)
+    (trained,) = Training(made, optimizer, feed, replace(plan, lr=constant(1.0)), [(0, "order", 0)], 7).run()
+    fixed = building.state_of(building.build(make, "glorot", 0))
+    for state in (trained.best, trained.final):
+        assert state.keys() == begin.keys()
+        for name, tensor in state.items():
+            if name in masks:
+                kept = state[name] != 0
+                assert int(kept.sum()) == int(masks[name].sum()) and torch.equal(tensor[kept], fixed[name][kept])
+            elif "running" not in name and "num_batches" not in name:
+                assert torch.equal(tensor, fixed[name]), "biases and norm parameters are not trained"
+    assert any(not torch.equal(trained.masks[name], mask) for name, mask in masks.items()), "nothing was learned"
+    assert all(torch.equal(trained.masks[name], trained.best[name] != 0) for name in masks)
+
+
+@pytest.mark.parametrize("kind", ARMS)
+def test_stacked_trials_begin_as_each_alone(kind: str) -> None:
+    together, images, labels = network(kind, seeds=(0, 1)), torch.randn(20, 1, 8, 8), torch.arange(20) % CLASSES
+    together.model.eval()
+    losses = together.losses(images, labels)
+    for trial in (0, 1):
+        alone = network(kind, seeds=(trial,))
+        alone.model.eval()
+        part = slice(10 * trial, 10 * trial + 10)
+        assert torch.allclose(losses[trial], alone.losses(images[part], labels[part]), atol=1e-6)
+        assert all(torch.equal(value, alone.inner(0)[name]) for name, value in together.inner(trial).items())
+
+
+def test_first_scores_are_uniform_whatever_the_mask() -> None:
+    mask = torch.arange(40_000).view(100, 400) < 10_000
+    scores = first_scores(LEARNED["edge_popup"], mask, 1)
+    assert torch.equal(highest(scores.abs()[None], 10_000)[0].bool(), mask.flatten())
+    assert scores.abs().max() <= 1 / 20 and scores.std() == pytest.approx((1 / 20) / 3**0.5, rel=0.02)
+
+
+# Whole rounds
+
+
+@pytest.mark.parametrize("arch_type, stack", [("mlp", None), ("conv", None), ("drop", 2)])
+def test_rounds_controls_tickets_and_audit(place: Path, arch_type: str, stack: int | None) -> None:
+    arms = (*ARMS, "edge_popup_reinit", "supermask_shuffle")
+    config = settings(place, arch_type=arch_type, prune_type=arms, stack=stack, trials=stack or 1, lr=0.05)
+    runs = {run.arm: run for run in do(config)}
+    for run in runs.values():
+        table = tables.table(run, "rounds")
+        assert (
+            len(table) == 3
+            and table["weights"].tolist() == tables.table(runs["edge_popup"], "rounds")["weights"].tolist()
+        )
+        for number in (1, 2):
+            ticket = lth.load_ticket(run.saves, number)
+            model = building.constant(building.find(arch_type, "tiny", 4))()
+            assert ticket.evaluate(str(place / "data" / "tiny.npz"), model, device="cpu") == pytest.approx(
+                ticket.row["test"]
+            )
+            assert sum(pruning.survivors(ticket.masks).values()) == ticket.row["weights"]
+        lth.audit(ticket.trained, ticket, trained=True, remaining=ticket.row["remaining"])
+    for arm, control in (("edge_popup", "edge_popup_reinit"), ("supermask", "supermask_shuffle")):
+        found, taken = (lth.load_ticket(runs[name].saves, 2) for name in (arm, control))
+        assert found.trained is not None
+        start = Store(runs[arm]).ticket(2).start
+        for name, mask in found.masks.items():
+            assert start[name].abs().unique().numel() == 1, "signed constants"
+            assert torch.equal(found.trained[name], start[name] * mask)
+            assert torch.equal(taken.masks[name], mask) == (control == "edge_popup_reinit")
+
+
+def test_the_constants_are_kaiming_s_of_the_weights_that_are_kept(place: Path) -> None:
+    runs = {run.arm: run for run in do(settings(place, prune_type=ARMS, prune_iterations=2))}
+    initial, name = Store(runs["supermask"]).weights("initial"), "layers.1.weight"
+    for arm in ARMS:
+        ticket = Store(runs[arm]).ticket(1)
+        share = ticket.masks[name].double().mean().item()
+        assert ticket.start[name].abs().max().item() == pytest.approx((2 / (64 * share)) ** 0.5)
+        assert torch.equal(ticket.start[name].sign(), initial[name].sign())
+        assert torch.equal(ticket.start["layers.1.bias"], initial["layers.1.bias"])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_stop_within_a_round_changes_nothing(place: Path, optimizer: str) -> None:
+    config = settings(place, arch_type="drop", prune_type=ARMS, optimizer=optimizer, checkpoint_every=0)
+    do(replace(config, root=place / "whole"))
+    for _ in range(200):
+        turns = itertools.count()
+        try:
+            do(config, stop=lambda turns=turns: next(turns) >= 3)
+        except Stopped:
+            continue
+        break
+    assert_same(results(place), results(place / "whole"))
