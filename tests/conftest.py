@@ -13,7 +13,7 @@ import torch
 from nets import prune_lowest
 
 from lth import pruning
-from lth.models.multiply_adds import Cost
+from lth.models.probe import Cost
 from lth.records import files, recording
 from lth.records.store import Store
 from lth.records.tables import Run

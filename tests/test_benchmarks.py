@@ -91,20 +91,6 @@ def test_step_time_prints_ratios_and_parts(
     assert all(line["ratio"]["low"] <= line["ratio"]["median"] <= line["ratio"]["high"] for line in results)
 
 
-def test_step_time_stacks_trials_and_makes_up_missing_images(
-    script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    engine = script("engine")
-    small = torch.zeros(100, 3, 32, 32, dtype=torch.uint8)
-    labels = torch.zeros(100, dtype=torch.int64)
-    made_up = engine.Images("cifar10", small, labels, small, labels, 10)
-    monkeypatch.setattr(engine, "random_images", lambda dataset: made_up)
-    flags = ["--models", "lenet5/cifar10", "--stack", "2", "--precision", "fast", "--batch_size", "10"]
-    script("step_time").main([*TINY, *flags, "--devices", "cpu", "--data", str(tmp_path)])
-    out = capsys.readouterr().out
-    assert "made-up images of the size of cifar10" in out and "2 stacked trials" in out
-
-
 def test_trials_prints_the_cost_of_stacks(script, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--parts", "stacked", "--stacks", "1", "2", "--devices", "cpu", "--data", str(data)]
     script("trials").main([*TINY, *flags])
@@ -135,19 +121,6 @@ def test_sparsity_compares_sparse_products_with_dense_ones(
     ):
         sparsity.main([*TINY, *flags, "--data", str(data)])
         assert said in capsys.readouterr().out
-
-
-def test_what_experiment_times_is_there(script) -> None:
-    found = []
-
-    class Clock:
-        save = None
-
-        def wrap(self, owner: Any, name: str, *_: object, **__: object) -> None:
-            found.append(getattr(owner, name))
-
-    script("experiment").instrument(Clock())
-    assert len(found) > 10 and all(map(callable, found))
 
 
 @pytest.mark.slow

@@ -204,7 +204,7 @@ def test_every_ticket_is_trained_twice_in_different_orders(place: Path, monkeypa
                 right = building.load_state(model, state).eval()(images).argmax(1) == labels
                 assert line["average"].tolist() == pytest.approx([100 * right.float().mean().item()] * 30)
         assert set(both["line"][both["round"] == 0]) == {"orders"}
-        heights = tables.barriers(run)
+        heights = tables.barriers([run])
         test = table[table["round"] == 1]["test_error"].tolist()
         assert heights["test"][1] == pytest.approx(max(test) - (test[0] + test[-1]) / 2)
     assert not list(place.rglob("second.safetensors")) and not list(place.rglob("first.safetensors"))
@@ -224,7 +224,7 @@ def test_the_dense_network_starts_from_the_rewind_point_and_all_but_the_order_is
     with monkeypatch.context() as patch:
         patch.setattr("lth.experiment.mode_connectivity.ENDS", ("first", "first"))
         for run in do(replace(config, root=place / "same")):
-            assert (tables.barriers(run)[["train", "test"]] == 0).all(axis=None)
+            assert (tables.barriers([run])[["train", "test"]] == 0).all(axis=None)
     ends = noted(monkeypatch)
     plans: list[tuple[int, str, int]] = []
     plan = Trainer.plan

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +18,6 @@ from helpers import (
     assert_same,
     do,
     experiment,
-    killed_at,
     lay_out,
     results,
     settings,
@@ -36,9 +33,8 @@ from lth.records import tables
 from lth.records.store import Store
 from lth.records.tables import Run, runs_of
 from lth.records.tickets import Ticket
-from lth.settings import flags, sweep
+from lth.settings import flags
 from lth.settings.config import Config, ConfigError
-from lth.settings.values import TicketName
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +143,6 @@ def test_transfer_takes_over_every_round_and_has_controls(other: Path) -> None:
     assert not same(ticket_of(runs["transfer_shuffle"], 2).masks, ticket_of(theirs, 3).masks)
 
 
-def test_without_a_round_it_is_the_last_finished_one(other: Path) -> None:
-    (run,) = do(transferred(other, str(source(other)), prune_iterations=1))
-    assert same(ticket_of(run, 0).masks, load_ticket(source(other)).masks)
-    assert load_ticket(source(other)).round == 3
-
-
 def test_a_config_repeats_a_run_with_its_own_ticket_or_not_at_all(
     other: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,24 +169,6 @@ def test_tickets_of_one_name_in_two_places_are_two_experiments(other: Path) -> N
     asked = {transferred(other, str(source(place))): "" for place in (other, other / "there")}
     with pytest.raises(ConfigError, match="have one name, so that their results would be in one folder"):
         session.run(asked)
-
-
-def test_saves_may_be_a_link_to_another_disk(other: Path) -> None:
-    """The finished rounds are in the dumps/ beside the link; whoever names the disk itself must say the round."""
-    (other / "disk").mkdir()
-    (other / "saves").rename(other / "disk" / "saves")
-    (other / "saves").symlink_to(other / "disk" / "saves", target_is_directory=True)
-    for folder in (source(other), source(other, None)):
-        (run,) = do(transferred(other, str(folder), prune_iterations=1))
-        assert same(ticket_of(run, 0).masks, ticket_of(Run(other, "mlp", "tiny", "source", "lt", 0), 3).masks)
-    assert load_ticket(source(other)).round == 3
-    (other / "run").symlink_to(source(other), target_is_directory=True)
-    for folder in (source(other / "disk"), other / "run"):
-        with pytest.raises(ConfigError, match=r"must say the round, as :1: .*has tickets of 4 rounds"):
-            do(transferred(other, str(folder), prune_iterations=1))
-        with pytest.raises(ValueError, match=r"has tickets of 4 rounds"):
-            load_ticket(folder)
-    assert load_ticket(source(other / "disk"), round=2).round == 2
 
 
 def test_which_ticket_for_which_trial(other: Path) -> None:
@@ -323,15 +295,6 @@ def test_further_trials_start_from_the_same_round_and_ticket(other: Path) -> Non
     assert_same(results(other), files)
 
 
-def test_overwrite_does_not_move_the_ticket_aside_that_it_starts_from(other: Path) -> None:
-    before = results(other)
-    for folder in (source(other), source(other, None), other / "dumps" / source(other).relative_to(other / "saves")):
-        with pytest.raises(ConfigError, match="is of a run that --overwrite would move aside: use another --name"):
-            session.run(settings(other, name="source", overwrite=True, ticket=f"{folder}:1"))
-    assert_same(results(other), before)
-    session.run(settings(other, name="mine", overwrite=True, ticket=f"{source(other)}:1", prune_iterations=1))
-
-
 def test_a_run_that_changes_beneath_transfer_ends_it(other: Path) -> None:
     """Round 0 of two runs may be the same while later ones are not."""
     config = transferred(other, f"{source(other)}:0", prune_type=("transfer",), prune_iterations=3)
@@ -352,43 +315,3 @@ def test_a_damaged_later_ticket_beneath_transfer_costs_that_run_alone(other: Pat
     (why,) = made.failed.values()
     assert [run.arm for run in made.failed] == ["transfer"] and "ticket_01.safetensors is damaged" in why
     assert [tables.finished_rounds(run) for run in runs_of(config)] == [1, 2]
-
-
-def test_sweeps_over_tickets_in_folders_with_commas(other: Path) -> None:
-    do(settings(other, prune_iterations=2))
-    run = runs_of(settings(other))[0]
-    assert "," in run.settings
-    argv = ["--arch_type", "mlp", "--dataset", "tiny", "--data", str(other / "data"), "--root", str(other)]
-    found = sweep.parse([*argv, "--sweep", f"ticket={run.saves}:0,{run.saves}:1", "lr=0.1,0.2"])
-    assert [(config.ticket.round, config.lr) for config in found if config.ticket] == [
-        *itertools.product((0, 1), (0.1, 0.2))
-    ]
-    with pytest.raises(ConfigError, match="--ticket must be the folder of an existing run"):
-        sweep.parse([*argv, "--sweep", f"ticket={run.saves}:0,nowhere"])
-
-
-def test_being_killed_between_any_two_changes_of_files_changes_nothing(
-    other: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = transferred(
-        other, f"{source(other)}:1", dataset="three", checkpoint_every=0, rewind="2it", prune_iterations=2,
-        prune_type=("transfer", "snip", "transfer_shuffle"),
-    )  # fmt: skip
-    with killed_at(10**9, monkeypatch) as operations:
-        do(replace(config, root=other / "whole"))
-    expected, count = results(other / "whole"), operations[0]
-    for operation in range(0, count, 1 if "LTH_EXHAUSTIVE" in os.environ else 37):
-        root = other / f"killed{operation}"
-        with killed_at(operation, monkeypatch):
-            do(replace(config, root=root))
-        do(replace(config, root=root))
-        assert_same(results(root), expected)
-        shutil.rmtree(root)
-
-
-def test_a_ticket_is_found_where_settings_are_called_as_a_folder_of_results(tmp_path: Path) -> None:
-    for name in ("saves", "dumps"):
-        folder = tmp_path / "dumps" / "home" / "saves" / "fc1" / "mnist" / name / "lt"
-        (folder / "seed0").mkdir(parents=True)
-        assert TicketName.parse(f"{folder / 'seed0'}:3").name == f"fc1/mnist/{name}/lt/seed0:3"
-        assert TicketName.parse(str(folder)).name == f"fc1/mnist/{name}/lt"

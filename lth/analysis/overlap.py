@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,17 +29,6 @@ TAIL = 0.025  # of the distribution, on either side of the 95% range
 WIDTH = 12  # standard deviations on either side of the mean that are computed; what lies outside is below 1e-30
 
 
-class Sparse(Protocol):
-    """What `lth.load_ticket` gives: masks, and the weights before and after their training."""
-
-    @property
-    def masks(self) -> Masks: ...
-    @property
-    def start(self) -> State: ...
-    @property
-    def trained(self) -> State | None: ...
-
-
 class Chance(NamedTuple):
     """How many weights two random masks share: the mean, and the 2.5% and 97.5% quantiles."""
 
@@ -48,7 +37,7 @@ class Chance(NamedTuple):
     high: int
 
 
-def compare(a: Sparse | Mapping[str, Tensor], b: Sparse | Mapping[str, Tensor]) -> pd.DataFrame:
+def compare(a: Any, b: Any) -> pd.DataFrame:
     """How far two tickets of one model are the same: arms, trials, rounds or runs of other settings.
 
     Args:

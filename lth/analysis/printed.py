@@ -1,11 +1,11 @@
-"""The verdict's table as aligned text for a terminal."""
+"""The verdict's table as aligned text for a terminal, and the table of a sweep."""
 
 from __future__ import annotations
 
 import io
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 from rich import box
@@ -15,6 +15,8 @@ from rich.text import Text
 
 from lth.analysis import verdict
 from lth.analysis.labels import percent, trials
+from lth.records import tables
+from lth.records.tables import Run
 
 
 def render(table: pd.DataFrame, width: int) -> str:
@@ -100,3 +102,43 @@ def aligned(heads: Sequence[str], rows: Iterable[Sequence[str]], width: int, rig
     text = io.StringIO()
     Console(file=text, width=width, color_system=None, force_terminal=False, legacy_windows=False).print(drawn)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+SWEEP = ("arm", "round", "remaining", "trials", "test", "low", "high", "ES")
+
+
+def sweep(groups: Iterable[tuple[Mapping[str, str], Sequence[Run]]]) -> pd.DataFrame:
+    """One row per setting, arm and round: the values in which the settings differ, and SWEEP.
+
+    `groups` are these values and the runs of each setting. remaining, test and ES are means over trials, low and high
+    the 95% interval of the mean test accuracy (`verdict.accuracy_interval`), NaN with fewer than two trials.
+    """
+    rows = []
+    names: dict[str, None] = {}
+    for values, runs in groups:
+        names |= dict.fromkeys(values)
+        rounds = tables.lines(runs, "rounds")
+        for arm in verdict.in_order(rounds["arm"]):
+            for number, found in rounds[rounds["arm"] == arm].groupby("round"):
+                low, high = verdict.accuracy_interval(found["test"])
+                means = {name: found[name].mean() for name in ("remaining", "test", "ES")}
+                about = {"arm": arm, "round": int(number), "trials": len(found), "low": low, "high": high}
+                rows.append({**values, **about, **means})
+    return pd.DataFrame(rows, columns=[*names, *SWEEP])
+
+
+def ranked(groups: Iterable[tuple[str, Sequence[Run]]]) -> list[str]:
+    """A sentence per setting, by its name and its runs: the sparsest winning tickets first, then the highest validation
+    accuracy of the dense network."""
+    found = []
+    for name, runs in groups:
+        judged = verdict.table(runs)
+        arm = next(iter(verdict.in_order([run.arm for run in runs])))
+        best = verdict.sparsest(verdict.pruned(judged, arm)) if verdict.finds_tickets(arm) else None
+        dense = tables.lines(runs, "rounds").query("round == 0")["val"].mean()
+        said = f"the sparsest winning ticket of {arm} keeps {best['remaining']:.3g}% of the weights" if best else ""
+        found.append((best["remaining"] if best else 100.0, -dense, f"{name}: {said or f'no winning ticket of {arm}'}"))
+    return [
+        f"{place}. {sentence}; the dense network has {-dense:.2f}% validation accuracy"
+        for place, (_, dense, sentence) in enumerate(sorted(found), 1)
+    ]

@@ -56,7 +56,8 @@ def sentences(table: pd.DataFrame) -> list[str]:
 def _finder(arm: str, rows: Sequence[Row]) -> str:
     """The sparsest winning ticket of an arm, and why the rounds after it do not count; or why it has none."""
     if max(row["trials"] for row in rows) < 2:
-        return _one_trial_of_tickets(arm, rows)
+        start = f"One trial gives no interval, so no ticket of {arm} can be called a winning one: its tickets are"
+        return _one_trial(start, rows)
     found, wins = verdict.sparsest(rows), [row for row in rows if row["winning"]]
     out = next((row for row in rows if verdict.falls_out(row)), None)
     if found is None and wins and out:
@@ -120,54 +121,37 @@ def _why_not(row: Row) -> str:
 def _other(arm: str, rows: Sequence[Row]) -> str:
     """The sparsity down to which an arm is as accurate as the dense network, and the one from which it is not."""
     if max(row["trials"] for row in rows) < 2:
-        return _one_trial(arm, rows)
+        return _one_trial(f"{arm}, in one trial, is", rows)
     worse = [index for index, row in enumerate(rows) if row["accuracy"] == WORSE]
     held = [row for row in rows[: worse[0] if worse else None] if _accurate(row)]
-    last = max((index for index, row in enumerate(rows) if _accurate(row)), default=-1)
-    falls = next((index for index in worse if index > last), None)
     if not held and not worse:
         return f"{arm} does not differ significantly from the dense network ({_there(rows[-1])}, at {_share(rows[-1])})"
-    text, start = "", f"{arm} is worse than the dense network"
+    than, told = "than the dense network ", []
     if held:
-        good = held[-1]
-        text = f"{arm} is {good['accuracy']} than the dense network down to {_weights(good)} ({_there(good)})"
-        start = f"{text}, worse"
-    if falls is not None and rows[-1]["accuracy"] == WORSE:
-        return f"{start} {_from(rows, falls)} ({_points(rows[falls])} at {_share(rows[falls])})"
+        told.append(f"{held[-1]['accuracy']} {than}down to {_weights(held[-1])} ({_there(held[-1])})")
     if worse:
-        now = rows[-1]["accuracy"] if _accurate(rows[-1]) else "not significantly"
-        return f"{start} at {_shares([rows[index] for index in worse])}, but {now} at {_share(rows[-1])}"
-    return text
+        first, lasts = rows[worse[0]], not any(map(_accurate, rows[worse[0] :])) and worse[-1] == len(rows) - 1
+        start = f"from {_share(first)} on" if worse[0] else "from the first pruning on"
+        where = start if lasts else f"at {_shares([rows[index] for index in worse])} alone"
+        told.append(f"worse {'' if held else than}{where} ({_points(first)} at {_share(first)})")
+    return f"{arm} is {', '.join(told)}"
 
 
-def _one_trial_of_tickets(arm: str, rows: Sequence[Row]) -> str:
+def _one_trial(start: str, rows: Sequence[Row]) -> str:
     """What one trial shows, without claiming that there is a winning ticket."""
-    start = f"One trial gives no interval, so no ticket of {arm} can be called a winning one: its tickets are "
     fallen = next((index for index, row in enumerate(rows) if row["difference"] < 0), len(rows))
     if not fallen:
         best = max(rows, key=lambda row: row["difference"])
         return (
-            f"{start}less accurate than the dense network from the first pruning on ({_points(rows[0])}; best: "
+            f"{start} less accurate than the dense network from the first pruning on ({_points(rows[0])}; best: "
             f"{_there(best)}, at {_share(best)})"
         )
     held = rows[fallen - 1]
     late = ": too late for a winning ticket" if held["ES_ratio"] > 1 else ""
     return (
-        f"{start}no less accurate than the dense network down to {_weights(held)}{_tried(held, rows)} "
+        f"{start} no less accurate than the dense network down to {_weights(held)}{_tried(held, rows)} "
         f"({held['test']:.2f}% test accuracy, {_there(held)}{late})"
     )
-
-
-def _one_trial(arm: str, rows: Sequence[Row]) -> str:
-    if rows[-1]["difference"] >= 0:
-        return f"{arm}, in one trial, is not below the dense accuracy at {_share(rows[-1])} ({_there(rows[-1])})"
-    first = max((place for place, row in enumerate(rows, start=1) if row["difference"] >= 0), default=0)
-    where = f"({_there(rows[-1])}, at {_share(rows[-1])})"
-    return f"{arm}, in one trial, is below the dense accuracy {_from(rows, first)} {where}"
-
-
-def _from(rows: Sequence[Row], place: int) -> str:
-    return f"from {_share(rows[place])} on" if place else "from the first pruning on"
 
 
 def _notes(table: pd.DataFrame) -> list[str]:
@@ -260,14 +244,17 @@ def ties(at_random: int, weights: float) -> str:
 
 
 def about_ties(runs: Iterable[Run]) -> list[str]:
-    """A sentence per arm about its first round in which ties decide 1% or more of what survives."""
-    found: dict[str, str] = {}
+    """A sentence per arm about the first round of its first trial in which ties decide 1% or more of what survives."""
+    first: dict[str, Run] = {}
     for run in runs:
-        for number, weights in enumerate(tables.table(run, "rounds")["weights"]):
-            at_random = _at_random(run.saves / f"ticket_{number:02}.safetensors")
-            if run.arm not in found and (text := ties(at_random, weights)):
-                found[run.arm] = f"{run.arm}, round {number}: {text}."
-    return list(found.values())
+        if any(run.saves.glob("ticket_*.safetensors")):
+            first.setdefault(run.arm, run)
+    told = []
+    for arm, run in first.items():
+        weights = tables.lines([run], "rounds")["weights"]
+        found = (ties(_at_random(run.saves / f"ticket_{n:02}.safetensors"), count) for n, count in enumerate(weights))
+        told += [f"{arm}, round {number}: {text}." for number, text in enumerate(found) if text][:1]
+    return told
 
 
 def _at_random(ticket: Path) -> int:

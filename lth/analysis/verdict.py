@@ -13,14 +13,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import (
-    expit,
-    logit,
-    stdtrit,
-)  # Student's t quantile; scipy.stats has the same one and takes longer to load
+from scipy.special import expit, logit, stdtrit  # of Student's t; scipy.stats takes longer to load
 
 from lth.records import files, identity, tables
-from lth.records.journal import EVALS, ROUNDS
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
 
@@ -68,25 +63,19 @@ def paired(runs: Sequence[Run]) -> pd.DataFrame:
         raise ValueError(f"runs must be of one model, data set and settings, not of {len(kinds)}")
     if reason := identity.mixed(runs):
         raise ValueError(reason)
-    frames = []
-    for run in runs:
-        if known := tables.entries(run):
-            found, layers = tables.frame("rounds", known), tables.frame("layers", known[:1])
-            pruned = (layers["dense_macs"] - layers["macs"]).sum()  # before round 0, by --ticket
-            frames.append(
-                found.assign(
-                    arm=run.arm,
-                    seed=run.seed,
-                    # rounded, because a difference of equal means must be 0 and not what floating point leaves of it
-                    difference=(found["test"] - found["test"].iloc[0]).round(9),
-                    ES_ratio=found["ES"] / found["ES"].iloc[0],
-                    ES_dense=found["ES"].iloc[0],
-                    last=[float(entry["evals"][-1].split(",")[EVALS.index("iteration")]) for entry in known],
-                    dense_macs=float(found["macs"].iloc[0] + pruned),
-                )
-            )
-    columns = [*ROUNDS, "arm", "seed", "difference", "ES_ratio", "ES_dense", "last", "dense_macs"]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
+    rounds, layers, evals = (tables.lines(runs, name) for name in ("rounds", "layers", "evals"))
+    dense, whose = rounds.groupby(["arm", "seed"])[["test", "ES", "macs"]].transform("first"), ["arm", "seed", "round"]
+    layers = layers[layers["round"] == 0].assign(pruned=lambda found: found["dense_macs"] - found["macs"])
+    pruned = layers.groupby(["arm", "seed"])["pruned"].sum()  # before round 0, by --ticket
+    last = evals.groupby(whose)["iteration"].last()
+    return rounds.assign(
+        # rounded, because a difference of equal means must be 0 and not what floating point leaves of it
+        difference=(rounds["test"] - dense["test"]).round(9),
+        ES_ratio=rounds["ES"] / dense["ES"],
+        ES_dense=dense["ES"],
+        last=last.reindex(pd.MultiIndex.from_frame(rounds[whose])).to_numpy(float),
+        dense_macs=dense["macs"] + pruned.reindex(pd.MultiIndex.from_frame(rounds[["arm", "seed"]])).to_numpy(float),
+    )
 
 
 def table(runs: Sequence[Run]) -> pd.DataFrame:
@@ -118,9 +107,8 @@ def compression(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per arm, round and kind of layer, means over trials: remaining weights (weights) of how many
     (total), and the multiply-adds of an example's forward pass with them (macs, dense_macs); empty where these were not
     counted (Blalock et al. 2020, arXiv:2003.03033)."""
-    found = [tables.table(run, "layers").assign(arm=run.arm, seed=run.seed) for run in runs]
     counts, where = ["weights", "total", "macs", "dense_macs"], ["arm", "round", "kind"]
-    lines = pd.concat(found, ignore_index=True).dropna(subset=["kind", "macs"])
+    lines = tables.lines(runs, "layers").dropna(subset=["kind", "macs"])
     return lines.groupby([*where, "seed"])[counts].sum().groupby(where).mean().reset_index()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import itertools
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from lth import rng
 from lth.analysis import labels, sentences
 from lth.api.saved_ticket import placed
 from lth.commands import command, loop, session
-from lth.records import tables
+from lth.records import journal, tables
 from lth.records.events import Callback
 from lth.records.tables import Run
 from lth.settings import checks, flags
@@ -98,13 +97,12 @@ class Result:
     @property
     def table(self) -> pd.DataFrame:
         """A row per round of every run: arch_type, dataset, settings, arm, seed and the columns of rounds.csv."""
-        whose = ("arch_type", "dataset", "settings", "arm", "seed")
         frames = []
-        for each in itertools.chain(*self.groups):
-            rounds = tables.table(each, "rounds")
-            about = pd.DataFrame({name: getattr(each, name) for name in whose}, index=rounds.index)
-            frames.append(pd.concat([about, rounds], axis="columns"))
-        return pd.concat(frames, ignore_index=True)
+        for runs in self.groups:
+            about = {name: getattr(runs[0], name) for name in ("arch_type", "dataset", "settings")}
+            frames.append(tables.lines(runs, "rounds").assign(**about))
+        found = pd.concat(frames, ignore_index=True)
+        return found[[*about, "arm", "seed", *journal.ROUNDS]]
 
     @property
     def verdict(self) -> str:

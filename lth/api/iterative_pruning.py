@@ -176,7 +176,7 @@ def iterative_pruning(
         _check_sizes(config, taken)
         run = Run(root, config.arch_type, config.dataset, config.folder(), config.prune_type[0], seed)
         about, prints = brought.about(taken), brought.prints(rule, taken)
-        initial = _initial(run, config, about, brought, going_on=recover is not None)
+        initial = _initial(run, brought, going_on=recover is not None)
         if found := identity.mismatch([run], config, prints, overwrite=recover is None):
             save_or_recover = "save must be a folder without results of another experiment"
             if recover is not None:
@@ -241,7 +241,7 @@ def _check_sizes(config: Config, taken: Taken) -> None:
         raise ValueError(f"batch_size must be that of the streamed batches, {taken.batch_size}, or be left out")
 
 
-def _initial(run: Run, config: Config, about: Mapping[str, str], brought: OwnNet, going_on: bool) -> building.State:
+def _initial(run: Run, brought: OwnNet, going_on: bool) -> building.State:
     """The initial weights: the network's own, or those of the call that is continued. ValueError if that cannot be
     continued, or if the folder holds results and `recover` was not given."""
     if not going_on:
@@ -251,33 +251,15 @@ def _initial(run: Run, config: Config, about: Mapping[str, str], brought: OwnNet
                 f"recover={str(run.root)!r} continues them"
             )
         return brought.initial
-    there = [run] if tables.config_of(run) else tables.find(run.root, run.arch_type)  # settings are in a folder's name
-    if not there:
-        raise ValueError(f"recover must hold results of {run.arch_type}, in {run.dumps.parent}, but there are none")
-    now = {**config.deciding(), **about, "arm": run.arm, "seed": run.seed}
-    changed = {other: _changed(other, now) for other in there}
-    nearest = min(changed, key=lambda other: len(changed[other]))
-    if changed[nearest]:
-        raise ValueError(f"recover must hold results of the same settings: {'; '.join(changed[nearest])}")
-    if nearest != run:
-        raise ValueError(
-            f"name must be as in the call that is continued, whose results are in {nearest.dumps}: now they would go "
-            f"to {run.dumps}"
-        )
+    if not tables.config_of(run):
+        there = "".join(f"\n  {other.dumps}" for other in tables.find(run.root)) or " nothing"
+        raise ValueError(f"recover must hold results of these settings and this seed, in {run.dumps}, not only{there}")
     try:
         return Store(run).weights("initial")
     except (FileNotFoundError, Damaged):
         if not tables.finished_rounds(run):
             return brought.initial
         raise ValueError(f"recover must hold the initial weights, but {run.saves} has none that are sound") from None
-
-
-def _changed(run: Run, now: Mapping[str, Any]) -> list[str]:
-    """The settings that differ from those of the call whose results a run has."""
-    old = tables.config_of(run)
-    whose = {"arm": old.get("arm", run.arm), "seed": old.get("seed", run.seed)}
-    was = {**old.get("deciding", {}), **old.get("own", {}), **whose}
-    return [f"{ARGUMENTS.get(key, key)} was {was.get(key)}, is {now[key]}" for key in now if was.get(key) != now[key]]
 
 
 def _write_config(run: Run, config: Config, about: Mapping[str, str], problem: Problem, device: torch.device) -> None:

@@ -92,7 +92,6 @@ class OwnNet:
                 reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
                 if callable(reset):
                     reset()
-                layers.redraw_parametrised(module)
             frozen = {name: parameter for name, parameter in net.named_parameters() if not parameter.requires_grad}
             for name, parameter in frozen.items():
                 parameter.copy_(self.initial[name])
@@ -191,8 +190,8 @@ class OwnNet:
 
 
 def _normed(state: State) -> list[str]:
-    """The parameters that torch.nn.utils.weight_norm and spectral_norm compute weights from."""
-    pairs = [("_v", "_g"), ("_orig", "_u")]
+    """The parameters that weights are computed from, as under weight norm, which `reset_parameters` does not draw."""
+    pairs = [("_v", "_g"), ("_orig", "_u"), ("original", "original"), ("original1", "original0")]
     return [n for n in state for end, other in pairs if n.endswith(end) and n.removesuffix(end) + other in state]
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lth import prune, pruning
-from lth.api import compaction, export, sizes
+from lth.api import compaction, export
 from lth.commands import device as devices
 from lth.data.images import Images
 from lth.data.loaders import test_batches
@@ -70,8 +70,7 @@ class SavedTicket:
         Raises TypeError, ValueError: model is no module or has other parameters; these weights were not kept.
         """
         state = self._weights(weights)
-        if checks.truth("as_pruned", as_pruned):
-            _plain(model)
+        checks.truth("as_pruned", as_pruned)
         building.load_state(_bare(checks.network("model", model)), state)  # refused before anything is changed
         prune.detach(model)
         building.load_state(model, state)
@@ -176,7 +175,7 @@ class SavedTicket:
 
         `sizes` says what it saves. Raises TypeError, ValueError: an argument is wrong, or the model has other parts.
         """
-        return compaction.compact(_plain(self._applied(model, weights)), self._examples(example))
+        return compaction.compact(self._applied(model, weights), self._examples(example))
 
     def sizes(
         self, example: Tensor | None = None, model: nn.Module | None = None, weights: str = "trained"
@@ -198,7 +197,7 @@ class SavedTicket:
 
         Raises TypeError, ValueError: an argument is wrong.
         """
-        return sizes.sizes(_plain(self._applied(model, weights)), self._masks(weights), self._examples(example))
+        return compaction.sizes(self._applied(model, weights), self._masks(weights), self._examples(example))
 
     def _examples(self, example: Tensor | None) -> Tensor:
         """Examples as the network takes them: those given, or blank images of the shape of the run's."""
@@ -214,7 +213,7 @@ class SavedTicket:
         """The network in evaluation mode on the CPU, its pruned Linear layers with weights in CSR form: at 5% of the
         weights it is quicker than the dense one (benchmarks/README.md). Those of nn.TransformerEncoderLayer with
         batch_first stay dense, as its quick path wants them. `model` and `weights` as in `export`."""
-        net = _plain(self._applied(model, weights))
+        net = self._applied(model, weights)
         return export.sparse(net, building.renamed(self._masks(weights), dict(net.named_parameters())))
 
     def _applied(self, model: nn.Module | None, weights: str) -> nn.Module:
@@ -255,13 +254,6 @@ class SavedTicket:
         if identity.differing(identity.recorded(self.run), {"model": fingerprints.of_model(make)}):
             raise ValueError(f"model must be given, since {arch} under archs/ has changed since this ticket was found")
         return model
-
-
-def _plain(model: nn.Module) -> nn.Module:
-    """`model`; ValueError if torch.jit.script has compiled it, after which its layers cannot be changed."""
-    if isinstance(model, nn.Module) and any(isinstance(part, torch.jit.ScriptModule) for part in model.modules()):
-        raise ValueError("model must be a plain network, not one of torch.jit.script: its layers cannot be changed")
-    return model
 
 
 def _bare(model: nn.Module) -> nn.Module:

@@ -1,14 +1,24 @@
-"""What a claim is: a published experiment, the statements that the paper makes of it, and how each is measured.
+"""What a claim is: a published experiment, the statements that the paper makes of it, how each is measured, and its
+settings: as published, in its quick form, or with whatever flags of main.py a user adds.
 
 This module and published.py load neither PyTorch nor pandas, so that a mistyped name is answered at once.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+from lth.records import tables
+from lth.settings import flags, names
+from lth.settings.arms import ARMS
+from lth.settings.config import MACHINE, OUTPUT, Config, ConfigError
+from lth.settings.values import TicketName, written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,3 +108,83 @@ class Claim:
     note: str = ""
     needs: str = ""
     start_of: Mapping[str, str] = field(default_factory=dict)
+
+
+HOW_COMPUTED = ("precision", "sparse")  # every measurement names them: they do not make it another experiment
+HERE = [name for name, spec in flags.FIELDS.items() if spec.metadata["group"] in (MACHINE, OUTPUT)]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A claim and its settings.
+
+    changes: those that differ from the published experiment, as text: with any, another experiment is measured, and
+        every table says so. The number of trials does not count.
+    slug: a name for files: the claim's, and what is changed.
+    command: the command line for it on any machine, without folders, devices and output.
+    """
+
+    claim: Claim
+    configs: dict[str, Config]
+    quick: bool
+    changes: tuple[str, ...]
+    slug: str
+    command: str
+
+    @property
+    def trainings(self) -> int:
+        """How many trainings the whole form has."""
+        return sum(trainings(config) for config in self.configs.values())
+
+
+def trainings(config: Config) -> int:
+    """How many trainings an experiment has, also of the arms whose masks others take, the dense round of a trial once;
+    twice as many where the line between two of a ticket is measured."""
+    arms = {*config.prune_type, *(ARMS[arm].mask_of for arm in config.prune_type)} - {""}
+    return config.trials * (len(arms) * (config.prune_iterations - 1) + 1) * (1 + config.connectivity)
+
+
+def form(claim: Claim, given: Sequence[str] = (), quick: bool = False) -> Form:
+    """A claim with the flags `given` of main.py behind its own. ConfigError with all that is wrong with them."""
+    configs: dict[str, Config] = {}
+    changes, own, problems = list[str](), list[str](), list[str]()
+    for name, text in claim.experiments.items():
+        usual = [*text.split(), *(claim.quick.split() if quick else [])]
+        try:
+            asked = flags.parse([*usual, *given], "reproduce.py")
+        except ConfigError as error:
+            problems += error.problems
+            continue
+        dataset = names.dataset(asked.dataset)
+        config = replace(asked, dataset=dataset, arch_type=names.model(asked.arch_type, dataset, asked.data))
+        changes += differences(flags.parse(text.split()), config)
+        own += [change.split(",")[0] for change in differences(flags.parse(usual), config)]
+        if name in claim.start_of:  # whose files need not be there yet
+            first = tables.runs_of(configs[claim.start_of[name]])[0]
+            config = replace(config, ticket=TicketName(written(first.saves), 0))
+        configs[name] = config
+        own += [f"{how}={getattr(config, how)}" for how in HOW_COMPUTED if getattr(config, how) != getattr(Config, how)]
+    if len(claim.experiments) > 1 and any(config.name for config in configs.values()):
+        problems += ["--name cannot be given: this claim has experiments of several settings, each with its folder"]
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
+    slug = re.sub(r"[^\w=.+]+", "-", "-".join([claim.name, *["quick"] * quick, *dict.fromkeys(own)]))
+    if len(slug) > 80:
+        slug = f"{slug[:60]}-{hashlib.sha256(slug.encode()).hexdigest()[:8]}"
+    typed = vars(flags.parser("reproduce.py").parse_args(given))
+    portable = flags.as_argv({name: value for name, value in typed.items() if name not in HERE})
+    command = shlex.join(["python", "reproduce.py", claim.name, *["--quick"] * quick, *portable])
+    return Form(claim, configs, quick, tuple(dict.fromkeys(changes)), slug, command)
+
+
+def differences(published: Config, asked: Config) -> list[str]:
+    """Settings that affect results and differ from the published experiment, as `lr=0.1, published 0.0012`; without
+    those of HOW_COMPUTED."""
+    whole = [{name: str(getattr(config, name)) for name in flags.FIELDS} for config in (published, asked)]
+    before, now = whole[0] | published.deciding(), whole[1] | asked.deciding()
+    compared = {*published.deciding(), *asked.deciding(), "arch_type", "dataset"} - set(HOW_COMPUTED)
+    if asked.prune_iterations < published.prune_iterations:
+        compared.add("prune_iterations")
+    found = [f"{name}={now[name]}, published {before[name]}" for name in sorted(compared) if now[name] != before[name]]
+    missing = [arm for arm in published.prune_type if arm not in asked.prune_type]
+    return found + ([f"without {' '.join(missing)}"] if missing else [])

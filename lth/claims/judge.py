@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from lth.analysis import overlap, verdict
-from lth.claims.claim import PERCENT, POINTS, TIMES, Statement
-from lth.claims.forms import Form
+from lth.claims.claim import PERCENT, POINTS, TIMES, Form, Statement
 from lth.records import tables
 from lth.records.store import Store
 from lth.records.tables import Run
@@ -63,12 +62,8 @@ class Records:
     def barriers(self, which: str) -> pd.Series:
         """The error barrier of an arm's rounds, in points, by seed; nothing of rounds whose line was not measured."""
         rows, (experiment, _, arm) = self.arm(which), which.rpartition("/")
-        found = {}
-        for run in self.runs[experiment]:
-            if run.arm == arm and run.seed in rows.index:
-                heights = tables.barriers(run).set_index("round")[["train", "test"]].max(axis=1)
-                found[run.seed] = heights.get(rows["round"][run.seed], math.nan)
-        return pd.Series(found, dtype=float)
+        found = tables.barriers([run for run in self.runs[experiment] if run.arm == arm])
+        return found.merge(rows.reset_index()[["seed", "round"]]).set_index("seed")[["train", "test"]].max(axis=1)
 
     def overlaps(self, which: str) -> pd.Series:
         """How far the masks of two trials overlap, as a multiple of chance, by the seed of the first."""

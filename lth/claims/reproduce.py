@@ -13,15 +13,20 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lth.claims import CLAIMS, forms
+from lth.claims import CLAIMS, claim
+from lth.claims.claim import Form
 from lth.settings import flags, values
+from lth.settings.names import npz
 from lth.settings.problems import ConfigError, collect_errors, nearest
 
 if TYPE_CHECKING:
-    from lth.claims.forms import Form
+    from lth.commands import forecast
+
+    Known = dict[tuple[object, ...], forecast.Cost]  # what was measured before, by the settings that matter
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     asked = []
     for name in [name for name in names if name in CLAIMS] or CLAIMS:
         with collect_errors(problems):
-            asked.append(forms.form(CLAIMS[name], flags.as_argv(given), quick))
+            asked.append(claim.form(CLAIMS[name], flags.as_argv(given), quick))
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     return show(asked) if listing else ask(asked, finished, file, argv)
@@ -73,28 +78,26 @@ def main(argv: Sequence[str]) -> int:
 
 def show(asked: Sequence[Form]) -> int:
     """A line per claim: its name, the paper and figure, and how long it takes here."""
-    from lth.claims import duration
-
-    known: duration.Known = {}
+    known: Known = {}
     wide = max(len(form.slug) for form in asked)
     for form in asked:
         needs = f" (needs {form.claim.needs})" if form.claim.needs and not form.quick else ""
         whose = f"{form.slug:{wide}}  {form.claim.paper}, {form.claim.where}{needs}"
-        print(f"{whose}: {duration.told(form, known)}", flush=True)
+        print(f"{whose}: {duration(form, known)}", flush=True)
     print("minutes: by a few steps of the dense network just now; --quick with --list for the quick forms")
     return 0
 
 
 def ask(asked: Sequence[Form], finished: bool, file: Path | None, argv: Sequence[str]) -> int:
     """Train what is not trained yet, unless only what is `finished` counts; print the tables and write them."""
-    from lth.claims import duration, judge, sections
+    from lth.claims import judge, sections
     from lth.commands import session
     from lth.experiment import TrialError
 
     failure = None
     for form in asked:
         if not finished:
-            print(f"{form.slug}: {duration.told(form, {})} if nothing of it is finished", flush=True)
+            print(f"{form.slug}: {duration(form, {})} if nothing of it is finished", flush=True)
         for config in form.configs.values():
             try:
                 session.check_finished(config) if finished else session.run(config, command=argv)
@@ -109,3 +112,23 @@ def ask(asked: Sequence[Form], finished: bool, file: Path | None, argv: Sequence
     if failure:
         raise failure
     return 0
+
+
+def duration(form: Form, known: Known) -> str:
+    """`18 trainings, at most 3 minutes here`, from a few measured steps and evaluations of its networks, and with these
+    jobs. Nothing is downloaded for it. `known` keeps the measurements for the next claim."""
+    from lth.commands import device as devices
+    from lth.commands import forecast, loop, session
+
+    total = 0.0
+    for config in (session.settled(replace(config, ticket=None)) for config in form.configs.values()):
+        if not npz(config.data, config.dataset).exists():
+            return f"{form.trainings} trainings, its images ({config.dataset}) are not here"
+        what = (config.arch_type, config.dataset, config.batch_size, config.precision, config.gpu, config.augment)
+        images, problem = session.prepare(config)
+        device, _ = devices.choose(config.gpu)
+        if what not in known:
+            known[what] = forecast.measured(config, images, problem, device)
+        at_once = min(loop.at_once(config), config.trials) if device.type == "cpu" else 1
+        total += claim.trainings(config) * known[what].training(config, images) / at_once
+    return f"{form.trainings} trainings, at most {forecast.in_words(total / 60)} here"

@@ -11,13 +11,11 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from lth.analysis import labels, printed, verdict
-from lth.claims.claim import PERCENT, POINTS
-from lth.claims.forms import Form
+from lth.claims.claim import POINTS, Form
 from lth.claims.judge import Finding, runs_of
 from lth.plots.barriers import connectivity
 from lth.plots.comparison import comparison
@@ -107,33 +105,12 @@ def markdown(form: Form, findings: Sequence[Finding], figures: Mapping[str, Sequ
         _rows(HEAD, [cells(finding, form) for finding in findings], "lrrrrl"),
         EXPLANATION[0].upper() + EXPLANATION[1:],
     ]
-    before = any(statement.unit == PERCENT for statement in claim.statements)
     for name, runs in runs_of(form).items():
         if len(rounds := verdict.table(runs)):
             parts += [f"Experiment {name}:" if name else ""]
             parts += [f"![{claim.about}, {figure.stem}]({figure.name})" for figure in figures.get(name, ())]
-            parts += ["Every round:", by_round(rounds, before)]
+            parts += ["Every round:", f"```\n{printed.render(rounds, 120)}\n```"]
     return "\n\n".join(part for part in parts if part)
-
-
-def by_round(rounds: pd.DataFrame, before: bool) -> str:
-    """The table of lth.analysis.verdict in Markdown: a line per sparsity, the arms side by side; `before`: with test
-    accuracies before training."""
-    arms = verdict.in_order(rounds["arm"])
-    columns = [*["before training"] * before, "test", "vs dense", "ES / dense", "trials"]
-    head = ["weights", *(f"{arm}: {what}" for arm in arms for what in columns)]
-    lines = []
-    for _, group in rounds.groupby("round"):
-        found = {row["arm"]: _arm(row)[-len(columns) :] for row in group.to_dict("records")}
-        cells = itertools.chain(*(found.get(arm, [""] * len(columns)) for arm in arms))
-        lines.append([f"{labels.percent(group['remaining'].mean(), 3)}%", *cells])
-    return _rows(head, lines, "r" * len(head))
-
-
-def _arm(row: Mapping[Any, Any]) -> list[str]:
-    band = "" if math.isnan(row["low"]) else f" ± {(row['high'] - row['low']) / 2:.2f}"
-    difference = f"{row['difference']:+.2f}{band}" if row["round"] else ""
-    return [f"{row['supermask']:.2f}", f"{row['test']:.2f}", difference, f"{row['ES_ratio']:.2f}", str(row["trials"])]
 
 
 def _rows(head: Sequence[str], lines: Iterable[Sequence[str]], align: str) -> str:

@@ -96,9 +96,8 @@ def conclude(
         x = "remaining"
     asked = [compared] if masks else []
     asked += [] if x == "remaining" else [folder / f"comparison_{x}.{format}"]
-    pages = [folder / "verdict.csv", folder / "report.html"]
-    if figures is not None and all(file.is_file() for file in [*asked, *pages]):
-        print(listed("\nup to date in", [*figures, *pages]))
+    if figures is not None and all(file.is_file() for file in asked):
+        print(listed("\nup to date in", figures))
         return []
     with Locks(alone=True) as locks:
         if not locks.try_take(runs[0].dumps.parent.parent):  # beside the folder of the settings
@@ -108,9 +107,13 @@ def conclude(
 
         files.drop_partials(folder)  # of a process that was killed here
         more = [compared] if (masks or compared.is_file()) and _compare_masks(runs, folder) else []
-        pages = [verdict.write(table, folder), report.write(runs, table, told, folder, x)]
-        # These come first: where the figures are recorded, all is there.
-        written = [*draw.draw_all(runs, folder, format, _warn, x, [*pages, *more]), *pages, *more]
+        source, problems = draw.fingerprint(runs), list[str]()
+        drawn = draw.draw_all(runs, folder, format, problems.append, x)
+        written = [*drawn, verdict.write(table, folder), report.write(runs, table, told, folder, drawn), *more]
+        for problem in problems:  # which is reported again by the next command
+            _warn(problem)
+        if not problems:
+            draw.record(folder, format, source, written)
     print(listed("\nwritten to", written))
     return written
 
@@ -185,7 +188,7 @@ def perform(asked: Mapping[Config, Mapping[str, str]], argv: Sequence[str]) -> i
 
 
 def _show_sweep(groups: Mapping[str, tuple[Mapping[str, str], list[Run]]], config: Config) -> None:
-    from lth.analysis import sentences, sweep_table
+    from lth.analysis import printed, sentences
     from lth.plots import gallery
     from lth.records import files, tables
 
@@ -193,9 +196,10 @@ def _show_sweep(groups: Mapping[str, tuple[Mapping[str, str], list[Run]]], confi
         for sentence in sentences.of_runs(runs):
             say(f"{name}: {sentence}", sys.stdout)
     print("\nThe settings, by their sparsest winning ticket, then by validation accuracy:")
-    for sentence in sweep_table.ranked([(name, runs) for name, (_, runs) in groups.items()]):
+    for sentence in printed.ranked([(name, runs) for name, (_, runs) in groups.items()]):
         say(sentence, sys.stdout)
-    table, text = config.root / "plots" / "sweep.csv", sweep_table.text(sweep_table.table(groups.values())).encode()
+    table, found = config.root / "plots" / "sweep.csv", printed.sweep(groups.values())
+    text = found.to_csv(index=False, float_format="%.10g", lineterminator="\n").encode()
     if not table.exists() or table.read_bytes() != text:  # whatever a spreadsheet has made of it
         files.write(table, text)
     everything, _ = grouped(tables.find(config.root, spoiled=lambda error: None))

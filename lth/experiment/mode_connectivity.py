@@ -41,7 +41,6 @@ from lth.training.network import Network
 from lth.training.train import Stopped, TrialError
 
 POINTS = 30  # on the line, both ends included
-STABLE = 2.0  # points of error that the barrier of a stable network stays below
 STATISTICS = 10_000  # training images from which running statistics are computed
 
 
@@ -150,9 +149,9 @@ def _measure_lines(trainer: Trainer, run: Run, number: int) -> None:
     for end in ENDS:  # before the lines count as measured, so that a stop leaves none behind
         delete(store.file(end))
     recording.write_connectivity(run, number, points)
-    barrier = tables.barriers(run).iloc[number]
-    stable = max(barrier["train"], barrier["test"]) < STABLE
-    last_barrier = tables.barriers(run, tables.ROUNDS)["test"].iloc[-1] if number else None
+    barrier = tables.barriers([run]).iloc[number]
+    stable = max(barrier["train"], barrier["test"]) < tables.STABLE
+    last_barrier = tables.barriers([run], tables.ROUNDS)["test"].iloc[-1] if number else None
     trainer.tell(Connected(run, number, barrier["train"], barrier["test"], stable, last_barrier))
 
 

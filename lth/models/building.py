@@ -8,13 +8,11 @@ import functools
 import importlib.util
 import inspect
 import io
-import os
 import pickle
 import re
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -196,23 +194,13 @@ def _load(file: Path) -> ModuleType:
     assert spec and spec.loader
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try:
-        with rng.seeded(0), _staying():  # it is loaded again in every process: what it draws must be the same
+        with rng.seeded(0):  # it is loaded again in every process: what it draws must be the same
             spec.loader.exec_module(module)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         raise ConfigError(f"{_shown(file)} cannot be loaded: {said(error)}") from error
     return module
-
-
-@contextmanager
-def _staying() -> Iterator[None]:
-    """The working folder, which people's code may change, is as before after it: --root and --data count from it."""
-    folder = Path.cwd()
-    try:
-        yield
-    finally:
-        os.chdir(folder)
 
 
 def _is_model(thing: Any, module: ModuleType) -> bool:
@@ -249,8 +237,7 @@ def _builder(model: Callable[..., Any], classes: int | None, file: Path) -> Buil
 
     def make() -> nn.Module:
         try:
-            with _staying():
-                made = model(**_arguments(model, classes))
+            made = model(**_arguments(model, classes))
         except KeyboardInterrupt:
             raise
         except BaseException as error:

@@ -121,24 +121,22 @@ def _outline(net: nn.Module, without: Collection[str] = ()) -> list[str]:
 
 
 def _network(net: nn.Module, without: Collection[str] = ()) -> list[Any]:
-    """What a network given from Python consists of: its outline, classes, hooks and plain attributes."""
+    """What a network given from Python consists of: its outline, classes, hooks and public attributes, of PyTorch's
+    own modules those that are functions or plain values."""
     parts: list[Any] = [_outline(net, without)]
     for path, module in net.named_modules():
         if path.partition(".")[0] not in without or not path:
-            hooks = [list(getattr(module, name).values()) for name in prunable.HOOKS]
-            parts += [type(module), hooks, _settings(module, () if path else without)]
+            left_out = ("training", *(() if path else without))
+            own = _is_own(type(module).__module__)
+            attributes = {
+                name: value
+                for name, value in vars(module).items()
+                if name[0] != "_"
+                and name not in left_out
+                and (own or callable(value) or isinstance(value, (*PLAIN, tuple)))
+            }
+            parts += [type(module), [list(getattr(module, name).values()) for name in prunable.HOOKS], attributes]
     return parts
-
-
-def _settings(module: nn.Module, without: Collection[str]) -> dict[str, Any]:
-    """The public attributes of a module; those of PyTorch's own if they are functions or plain values."""
-    own, kinds = _is_own(type(module).__module__), (*PLAIN, tuple)
-    public = {name: value for name, value in vars(module).items() if name not in ("training", *without)}
-    return {
-        name: value
-        for name, value in public.items()
-        if name[0] != "_" and (own or callable(value) or isinstance(value, kinds))
-    }
 
 
 def _text(thing: Any, seen: dict[int, Any]) -> str:

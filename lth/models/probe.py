@@ -1,24 +1,25 @@
 """What a forward pass does with the parameters of a model: which it uses, which it changes before they multiply, and
-how many multiply-adds they take part in."""
+how many multiply-adds they take part in, of which a mask saves some (Blalock et al. 2020, arXiv:2003.03033)."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from lth import rng
 from lth.models import prunable as layers
-from lth.models.building import copy_of
 from lth.models.prunable import CHANGED, CONV, FC, UNUSED
 
 
@@ -117,24 +118,6 @@ def left_out(make: Callable[[], nn.Module], examples: Tensor) -> Mapping[str, st
     return dict.fromkeys(sorted(changed), CHANGED) | dict.fromkeys(sorted(unused), UNUSED)
 
 
-def changes_weight(layer: nn.Module) -> bool:
-    """Whether a Linear or convolution layer with a forward pass of its own changes its weight before it multiplies, so
-    that zeros do not stay zeros."""
-    own = "forward" in vars(layer) or not type(layer).__module__.startswith("torch.nn.modules.")
-    if not own or not isinstance(layer, (_ConvNd, nn.Linear)):
-        return False
-    try:
-        if isinstance(layer, _ConvNd):
-            size = [d * (k - 1) + 1 for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
-            shape = [layer.in_channels, *size]
-        else:
-            shape = [layer.in_features]
-        with rng.seeded(0):
-            return "weight" in _passes(copy_of(layer).cpu(), torch.ones(2, *shape))[1]
-    except Exception:  # of code of the user's own
-        return False
-
-
 def _passes(model: nn.Module, examples: Tensor) -> tuple[set[str], set[str]]:
     """The parameters that no pass of `model` (changed in place) uses, and the weights that it changes."""
     with torch.no_grad():
@@ -162,3 +145,68 @@ def _memory(tensor: Any) -> int:
 
 def _zeros(tensor: Tensor) -> int:
     return int((tensor == 0).sum())
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-adds of one example's forward pass.
+
+    uses: how often each weight of a parameter is multiplied by an activation (1 in a Linear layer, once a position of
+        its output in a convolution), by the parameter's name.
+    kinds: what kind of layer each is of (lth/models/prunable.py).
+    rest: the multiply-adds that pruning leaves alone.
+    """
+
+    uses: Mapping[str, float]
+    kinds: Mapping[str, str]
+    rest: float
+
+    def total(self, weights: Mapping[str, int]) -> float:
+        """Multiply-adds where each parameter has that many weights left."""
+        return self.rest + sum(self.of(name, count) for name, count in weights.items())
+
+    def of(self, name: str, count: int) -> float:
+        """Multiply-adds of so many weights of a parameter: none of a bias, which a rule may have pruned."""
+        return self.uses.get(name, 0.0) * count
+
+    def kind(self, name: str) -> str:
+        """What kind of layer a parameter is of."""
+        return self.kinds.get(name, layers.OTHER)
+
+
+def cost(model: nn.Module, example: Tensor, names: Collection[str]) -> Cost:
+    """The cost of `model` for `example` (1, ...), as PyTorch's flop counter counts it, by the parameters `names`.
+
+    A product belongs to the parameter whose memory one of its factors lies in, or that a factor was computed from
+    without the example, as under spectral norm: whichever module multiplies, and however often. ValueError where the
+    logits depend on a parameter that is in no such product.
+    """
+    parameters = dict(model.named_parameters())
+    trace, training = Trace(model, example), model.training
+    # Without gradients attention's products would be hidden, and with oneDNN those of recurrent layers; attention's own
+    # count only as plain products.
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH), trace:
+            logits = model.eval()(example)
+    model.train(training)
+    named = layers.names(model)
+    kinds = {named[id(part.parameter)]: part.kind for part in layers.parts(model)}
+    uses = {name: trace.products[name] / parameters[name].numel() for name in names}
+    silent = [name for name, often in uses.items() if not often and kinds[name] != layers.EMBEDDING]
+    reached = _reached(logits) if silent else set()
+    if unknown := [name for name in silent if id(parameters[name]) in reached]:
+        raise ValueError(f"what is multiplied by {unknown[0]} is not known")
+    return Cost(uses, kinds, trace.total - sum(trace.products[name] for name in uses))
+
+
+def _reached(logits: Tensor) -> set[int]:
+    """The ids of the parameters that they depend on."""
+    seen, found, ahead = set(), set(), [logits.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            found.add(id(getattr(node, "variable", None)))
+            ahead += [before for before, _ in node.next_functions]
+    return found

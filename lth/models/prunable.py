@@ -9,19 +9,17 @@ PyTorch's own have their matrices under names such as `weight`, `kernel` or `w1`
 from __future__ import annotations
 
 import contextlib
-import copy
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.parametrize import ParametrizationList
-
-from lth import rng
 
 CONV, FC, EMBEDDING, BIAS, OTHER = "conv", "fc", "embedding", "bias", "other"
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # of a module, by attribute
@@ -184,24 +182,6 @@ def draw(module: nn.Module, init: str) -> None:
             nn.init.zeros_(part.parameter)
 
 
-def redraw_parametrised(module: nn.Module) -> None:
-    """New random weights, those of `reset_parameters`, for the parametrised weights of one module: what the method
-    itself does to them is lost. Left as they are where the parametrisation cannot be inverted."""
-    listed = list(getattr(module, "parametrizations", {}))
-    if not listed or not callable(getattr(module, "reset_parameters", None)):
-        return
-    with torch.no_grad(), contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
-        kind: Any = type(module).__bases__[0]  # as it was before; parametrize itself would take it off the original too
-        plain: Any = kind.__new__(kind)
-        plain.__dict__ |= copy.deepcopy({key: value for key, value in vars(module).items() if key != "_modules"})
-        plain._modules = {}
-        for name in listed:
-            plain.register_parameter(name, nn.Parameter(getattr(module, name).detach().clone()))
-        plain.reset_parameters()
-        for name in listed:
-            setattr(module, name, getattr(plain, name).detach())
-
-
 def _draw(value: Tensor, stacked: int, init: str) -> None:
     for matrix in value.chunk(stacked):
         if init == "glorot":
@@ -279,30 +259,11 @@ def bare(module: nn.Module, name: str) -> str:
 
 
 def _keeps_zeros(listed: ParametrizationList) -> bool:
-    """Whether just the zeros of the parameter are the zeros of the weight that is made of it, so that a mask on the one
-    is a mask on the other: so it is under spectral norm. Weight norm divides by the length of a row, which may be 0.
-    And whether they stay zeros of the weight when what else learns has moved: what is added may start at 0."""
-    if "original_mask" in listed._buffers:
-        return True
-    if "original" not in listed._parameters:
-        return False
-    device = listed.original.device
-    with rng.preserved(device), torch.no_grad(), contextlib.suppress(Exception):  # of a user's own code
-        tried = copy.deepcopy(listed).eval()
-        kept = holes(tried.original)
-        tried.original.copy_(kept * _varied(tried.original))
-        if not torch.equal(tried() != 0, kept) or not tried().isfinite().all():
-            return False
-        for place, other in enumerate(tried.parameters()):
-            if other is not tried.original and other.requires_grad and other.is_floating_point():
-                other.add_(MOVED * _varied(other, place))
-        return not tried()[~kept].any()
-    return False
-
-
-def _varied(like: Tensor, place: int = 0) -> Tensor:
-    """Values from 0.5 to 2.5 of this shape, others at another `place`."""
-    return 1.5 + (torch.arange(like.numel(), device=like.device).view_as(like) + place).sin()
+    """Whether the zeros of the parameter are the zeros of the weight that is made of it, so that a mask on the one is a
+    mask on the other: so it is under spectral norm alone. Weight norm divides by the length of a row, which may be 0.
+    """
+    masked = "original_mask" in listed._buffers
+    return masked or ("original" in listed._parameters and all(isinstance(step, _SpectralNorm) for step in listed))
 
 
 def holes(like: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from lth.analysis import labels, verdict
-from lth.experiment.mode_connectivity import STABLE
-from lth.plots import axes as scales
 from lth.plots import style
 from lth.plots.comparison import per_point, trials
 from lth.records import tables
@@ -22,7 +20,7 @@ from lth.settings.arms import ARMS
 
 SPARSITIES = 6  # of which the whole line is shown
 FROM_BEFORE = "from the round before"
-LIMIT = f"stable below {STABLE:g} points"
+LIMIT = f"stable below {tables.STABLE:g} points"
 Lines = Mapping[str, Sequence[Run]]  # the trials behind a line of the figure, by its name
 
 
@@ -50,7 +48,7 @@ def rewind_points(groups: Sequence[Sequence[Run]], folder: Path, format: str = "
 
 
 def _drawn(lines: Lines, file: Path, runs: Sequence[Run], between_rounds: bool = False) -> list[Path]:
-    barriers = {name: table for name, of in lines.items() if len(table := _all(of, tables.barriers))}
+    barriers = {name: table for name, of in lines.items() if len(table := tables.barriers(of))}
     if not barriers:
         return []
     with style.sheet(file, 3.4, runs, "error on the line between two trainings of each ticket") as figure:
@@ -61,13 +59,13 @@ def _drawn(lines: Lines, file: Path, runs: Sequence[Run], between_rounds: bool =
         for axes, half in zip(panels, ("test", "train"), strict=False):
             for name, table in barriers.items():
                 style.band(axes, table, half, name, looks[name])
-                rounds = _all(lines[name], lambda run: tables.barriers(run, tables.ROUNDS))
+                rounds = tables.barriers(lines[name], tables.ROUNDS)
                 if between_rounds and len(rounds):
                     style.band(axes, rounds, half, f"{name}, {FROM_BEFORE}", replace(looks[name], dashes=(0, (1, 1))))
-            axes.axhline(STABLE, color=style.DARK, linestyle=(0, (4, 2)), linewidth=1, label=LIMIT)
+            axes.axhline(tables.STABLE, color=style.DARK, linestyle=(0, (4, 2)), linewidth=1, label=LIMIT)
             axes.set_ylabel(f"{'test' if half == 'test' else 'training'} error barrier (points)")
             axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-            scales.remaining_axis(axes, pd.concat(barriers.values())["remaining"], ticks=5)
+            style.remaining_axis(axes, pd.concat(barriers.values())["remaining"], ticks=5)
         first = next(iter(barriers))
         _along(panels[2], lines[first])
         panels[2].set_title(first if len(barriers) > 1 else "")
@@ -80,7 +78,7 @@ def _drawn(lines: Lines, file: Path, runs: Sequence[Run], between_rounds: bool =
 
 def _along(axes: Axes, runs: Sequence[Run]) -> None:
     """The test error on the way from one end to the other, mean over trials, at some sparsities."""
-    found = _all(runs, lambda run: tables.table(run, "connectivity"))
+    found = tables.lines(runs, "connectivity")
     found = found[found["line"] == tables.ORDERS]
     chosen = labels.spread(sorted(found["round"].unique()), SPARSITIES)
     for number, color in zip(chosen, style.shades(len(chosen)), strict=True):
@@ -95,8 +93,3 @@ def _along(axes: Axes, runs: Sequence[Run]) -> None:
     axes.set_ylim(low, high + 0.35 * (high - low))  # room for its own legend
     narrow: dict[str, Any] = {"handlelength": 1.6, "columnspacing": 1.2, "fontsize": 6.5, "title_fontsize": 6.5}
     axes.legend(title="weights remaining", loc="upper center", ncols=3, frameon=False, **narrow)
-
-
-def _all(runs: Sequence[Run], of: Callable[[Run], pd.DataFrame]) -> pd.DataFrame:
-    frames = [found.assign(seed=run.seed) for run in runs if len(found := of(run))]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

@@ -1,4 +1,5 @@
-"""Test accuracy and early stop against the weights remaining, arm by arm: the figure that the verdict is read from."""
+"""Test accuracy and early stop against the weights remaining, arm by arm: the figure that the verdict is read from;
+and the rounds of each arm as curves."""
 
 from __future__ import annotations
 
@@ -7,25 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lth.analysis import labels, verdict
-from lth.plots import axes as scales
 from lth.plots import style
+from lth.records import tables
 from lth.records.tables import Run
-from lth.settings.arms import ARMS
 
 TOGETHER = 4  # arms that one panel can show; more are grouped, each group beside the first arm
-STARTS = {
-    "original": "original initial weights",
-    "fresh": "new random weights",
-    "trained": "trained weights",
-    "of_ticket": "weights of the saved tickets",
-    "sign": "constants of the initial signs",
-    "shuffled_signs": "constants of shuffled signs",
-}
 DENSE: dict[str, Any] = {"color": style.DARK, "linestyle": (0, (3, 2)), "linewidth": 1.0, "zorder": 1.5}
 ONE_TRIAL = "1 trial: no winning ticket can be told from luck"
 WINS: dict[str, tuple[str, dict[str, Any]]] = {  # how winning tickets are marked
@@ -51,7 +45,7 @@ def supermask(runs: Sequence[Run], folder: Path, format: str = "png") -> list[Pa
         axes = figure.subplots()
         for arm, look in style.looks(verdict.in_order(rounds["arm"])).items():
             style.band(axes, rounds[rounds["arm"] == arm], "supermask", arm, look)
-        scales.remaining_axis(axes, rounds["remaining"])
+        style.remaining_axis(axes, rounds["remaining"])
         axes.set_ylabel("test accuracy before training (%)")
         counts = per_point(rounds)
         band = ", band from the lowest to the highest" if counts.max() > 1 else ""
@@ -64,7 +58,7 @@ def draw(runs: Sequence[Run], file: Path | None = None, x: str = "remaining") ->
     Figure 4): means over trials with the intervals that the verdict judges, and single trials as dots. A row per group
     of arms.
 
-    `x` (a name in lth/plots/axes.py, SPARSITY) may be multiply-adds or compression instead (Blalock et al. 2020,
+    `x` (a name in lth/plots/style.py, SPARSITY) may be multiply-adds or compression instead (Blalock et al. 2020,
     arXiv:2003.03033); no figure if they were not counted.
     """
     rounds = verdict.paired(runs)
@@ -80,50 +74,33 @@ def draw(runs: Sequence[Run], file: Path | None = None, x: str = "remaining") ->
         heights = [0.22 if len(groups) > 1 else 0.001, 1] * len(groups)
         cells = figure.add_gridspec(2 * len(groups), 2, height_ratios=heights)
         lefts: list[Axes] = []
-        for row, (title, arms) in enumerate(groups):
+        for row, arms in enumerate(groups):
             left, right = (figure.add_subplot(cells[2 * row + 1, column]) for column in range(2))
             for axes, column in ((left, "test"), (right, "ES")):
                 dense = rounds[rounds["round"] == 0].groupby("seed")[column].first().mean()
                 arm_lines(axes, table, shown, arms, column, dense, marked=arms[1:] if row else arms)
-                scales.remaining_axis(axes, shown["remaining"], label=row == len(groups) - 1, kind=x)
-            cut = scales.accuracy_axis(left, shown["test"].tolist(), ends(table, "test"), least=8.0)
-            scales.fit(right, shown["ES"], ends(table, "ES"))
+                style.remaining_axis(axes, shown["remaining"], label=row == len(groups) - 1, kind=x)
+            cut = style.accuracy_axis(left, shown["test"].tolist(), ends(table, "test"), least=8.0)
+            style.fit(right, shown["ES"], ends(table, "ES"))
             left.set_ylabel("test accuracy (%)")
             right.set_ylabel("early stop (iteration)")
-            scales.iterations_axis(right.yaxis)
+            style.iterations_axis(right.yaxis)
             say_late(right, table[table["arm"].isin(arms)])
             lefts.append(left)
             if len(groups) > 1:
-                style.heading(figure.add_subplot(cells[2 * row, :]), left, arms, f"arms with {title}")
+                style.heading(figure.add_subplot(cells[2 * row, :]), left, arms)
         said = caption(rounds) + (f"; accuracy {cut}" if cut else "")
         style.legend(figure, lefts, said, leave_out=rounds["arm"] if len(groups) > 1 else ())
     return figure
 
 
-def grouped(arms: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Arms in groups that a panel each can show, with what a group has in common: all together if they are few, else
-    by whose masks they take or what survivors start from. The first arm (lt, if it is there) is in every group."""
+def grouped(arms: Sequence[str]) -> list[list[str]]:
+    """Arms in groups that a panel each can show, controls beside their arm. The first (lt, if it is there) is in every
+    group."""
     first, *others = verdict.in_order(arms)
-    if len(others) < TOGETHER:
-        return [("", [first, *others])]
-    finders = {ARMS[arm].mask_of for arm in others if arm in ARMS} - {"", first}
-    kinds: dict[str, list[str]] = {}
-    for arm in others:
-        known = arm in ARMS
-        of = arm if arm in finders or not known else ARMS[arm].mask_of
-        start = STARTS.get(ARMS[arm].start, f"start {ARMS[arm].start}") if known else "other starts"
-        kinds.setdefault(f"masks of {of}" if of in finders else start, []).append(arm)
-    groups: list[tuple[list[str], list[str]]] = []
-    for title, members in kinds.items():
-        rows = math.ceil(len(members) / (TOGETHER - 1))
-        size = math.ceil(len(members) / rows)
-        for part in (members[i : i + size] for i in range(0, len(members), size)):
-            if groups and len(groups[-1][1]) + len(part) < TOGETHER:
-                groups[-1][0].append(title)
-                groups[-1][1].extend(part)
-            else:
-                groups.append(([title], part))
-    return [(", ".join(dict.fromkeys(titles)), [first, *part]) for titles, part in groups]
+    rows = math.ceil(len(others) / (TOGETHER - 1)) or 1
+    size = math.ceil(len(others) / rows) or 1
+    return [[first, *others[i : i + size]] for i in range(0, len(others), size)] or [[first]]
 
 
 def arm_lines(
@@ -201,3 +178,59 @@ def per_point(rounds: pd.DataFrame) -> pd.Series:
 def trials(counts: pd.Series) -> str:
     """These counts in words: `3 trials`, `1 to 3 trials`."""
     return f"{counts.min()} to {labels.trials(counts.max())}" if counts.nunique() > 1 else labels.trials(counts.max())
+
+
+POINTS = 100  # of a curve; more would hide each other
+
+
+def training(runs: Sequence[Run], folder: Path, format: str = "png", lines: int = 6) -> list[Path]:
+    """Test accuracy during training for a choice of sparsities, a panel an arm (Frankle & Carbin, Figure 3)."""
+    remaining = tables.lines(runs, "rounds")[["arm", "seed", "round", "remaining"]]
+    found = tables.lines(runs, "evals").merge(remaining, on=["arm", "seed", "round"])
+    if found.empty:
+        return []
+    arms = verdict.in_order(found["arm"])
+    rows = math.ceil(len(arms) / 3)
+    columns = math.ceil(len(arms) / rows)
+    file = folder / f"training.{format}"
+    with style.sheet(file, 1.3 + 2.2 * rows, runs, "test accuracy during training") as figure:
+        panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+        chosen = labels.spread(sorted(found["round"].unique()), lines)
+        colors = dict(zip(chosen, style.shades(len(chosen)), strict=True))
+        found = found[found["round"].isin(chosen)].dropna(subset="test")  # see --test_freq
+        window = math.ceil(found.groupby(["arm", "seed", "round"]).size().max() / POINTS)
+        for arm, axes in zip(arms, panels.flat, strict=False):
+            for number, group in found[found["arm"] == arm].groupby("round"):
+                tested = group.groupby("iteration")["test"].agg(["mean", "count"])
+                complete = tested.loc[tested["count"] == group["seed"].nunique(), "mean"]  # others are of some trials
+                curve, name = thinned(complete, window), f"{labels.percent(group['remaining'].mean())}%"
+                look: dict[str, Any] = {"linestyle": style.DASHES[chosen.index(number) % len(style.DASHES)]}
+                look |= {"color": colors[number], "marker": "o" if len(curve) <= 12 else "", "markersize": 3}
+                axes.plot(curve.index, curve, linewidth=1.4, label=name, **look)
+            axes.set_title(arm)
+            axes.set_xlabel("iteration")
+            axes.set_xlim(0, found["iteration"].max() * 1.04)
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+            style.iterations_axis(axes.xaxis)
+        for axes in panels.flat[len(arms) :]:
+            axes.remove()
+        cut = style.accuracy_axis(panels[0, 0], found["test"].tolist(), least=2.0)
+        for axes in panels[:, 0]:
+            axes.set_ylabel("test accuracy (%)")
+        counts = per_point(found)
+        said = f"weights remaining; {f'mean of {trials(counts)}' if counts.max() > 1 else '1 trial'}"
+        said += f", each point that of {window} evaluations" if window > 1 else ""
+        said += f"; {cut}" if cut else ""
+        style.legend(figure, panels.flat[: len(arms)], said, columns=lines)
+    return [file]
+
+
+def thinned(curve: pd.Series, window: int) -> pd.Series:
+    """Means over so many evaluations each, without an incomplete last window: single evaluations scatter more than
+    sparsities differ."""
+    steps = np.diff(curve.index)
+    if len(steps) > 1 and steps[-1] < steps[-2]:  # a last evaluation that comes early would be a hook
+        curve = curve.iloc[:-1]
+    whole = curve.iloc[: max(len(curve) // window, 1) * window]
+    block = np.arange(len(whole)) // window
+    return whole.groupby(block).mean().set_axis(whole.index.to_series().groupby(block).mean())

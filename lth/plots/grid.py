@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lth.analysis import labels, verdict
-from lth.plots import axes as scales
 from lth.plots import style
 from lth.plots.comparison import arm_lines, caption, ends, grouped, per_point, say_late, trials
 from lth.records.tables import Run
@@ -34,7 +33,7 @@ def draw(groups: Sequence[Sequence[Run]], file: Path | None = None) -> Figure | 
         return None
     order, across = labels.rows_and_columns([runs for runs, _ in found], ACROSS)
     found = [found[place] for place in order]
-    panels = [(run, rounds, title, arms) for (run, *_), rounds in found for title, arms in grouped(list(rounds["arm"]))]
+    panels = [(run, rounds, arms) for (run, *_), rounds in found for arms in grouped(list(rounds["arm"]))]
     across = across if len(panels) == len(found) else min(len(panels), ACROSS)
     bands = [panels[i : i + across] for i in range(0, len(panels), across)]
     shared, own = labels.differing([runs for runs, _ in found])
@@ -45,16 +44,16 @@ def draw(groups: Sequence[Sequence[Run]], file: Path | None = None) -> Figure | 
         axes = figure.subplots(2 * len(bands), across, squeeze=False, sharey="row" if alike else False)
         uppers, lowers = axes[::2].flat[: len(panels)], axes[1::2].flat[: len(panels)]
         values: list[tuple[pd.DataFrame, pd.DataFrame]] = []
-        for (run, rounds, kind, arms), upper, lower in zip(panels, uppers, lowers, strict=True):
+        for (run, rounds, arms), upper, lower in zip(panels, uppers, lowers, strict=True):
             values.append(_panel(upper, lower, rounds, arms))
-            about = [labels.title(run), *style.wrapped(own[run.plots], 34), *style.wrapped(kind, 34)]
+            about = [labels.title(run), *style.wrapped(own[run.plots], 34)]
             upper.set_title("\n".join([*about, trials(per_point(rounds[rounds["arm"].isin(arms)]))]), fontsize=7.5)
         cuts = set()
         for place, (upper, lower) in enumerate(zip(uppers, lowers, strict=True)):
             tables, shown = zip(*(values if alike else values[place : place + 1]), strict=True)
             table, rounds = pd.concat(tables), pd.concat(shown)
-            cuts.add(scales.accuracy_axis(upper, rounds["test"].tolist(), ends(table, "test")))
-            scales.fit(lower, [1.0, *rounds["ES_ratio"]], ends(table, "ES_ratio"))
+            cuts.add(style.accuracy_axis(upper, rounds["test"].tolist(), ends(table, "test")))
+            style.fit(lower, [1.0, *rounds["ES_ratio"]], ends(table, "ES_ratio"))
         for unused in (*axes[::2].flat[len(panels) :], *axes[1::2].flat[len(panels) :]):
             unused.remove()
         for row in range(len(bands)):
@@ -74,6 +73,6 @@ def _panel(upper: Axes, lower: Axes, rounds: pd.DataFrame, arms: Sequence[str]) 
     shown = rounds.assign(ES_ratio=rounds["ES"] / mean)[rounds["remaining"] > 0]
     for axes, column, value in ((upper, "test", dense), (lower, "ES_ratio", 1.0)):
         arm_lines(axes, table, shown, arms, column, value, marked=arms, scale=0.75)
-        scales.remaining_axis(axes, shown["remaining"], ticks=5, label=axes is lower)
+        style.remaining_axis(axes, shown["remaining"], ticks=5, label=axes is lower)
     say_late(lower, table[table["arm"].isin(arms)])
     return table, shown

@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from lth.analysis import labels, overlap, verdict
-from lth.plots import axes as scales
 from lth.plots import style
 from lth.records.tables import Run
 
@@ -55,6 +53,8 @@ def _matrix(axes: Axes, found: pd.DataFrame) -> None:
         values[one, other] = values[other, one] = pair.jaccard
     names = [f"{arm} {seed}" for arm, seed in runs]
     look: dict[str, Any] = {"annot": len(runs) <= NUMBERED, "fmt": ".2f", "annot_kws": {"fontsize": 6.5}}
+    import seaborn  # here: it takes as long to load as all else together
+
     seaborn.heatmap(values, ax=axes, cmap="viridis", square=True, xticklabels=names, yticklabels=names, **look)
     axes.tick_params(labelsize=6.5)
     axes.set_facecolor("white")
@@ -84,4 +84,4 @@ def _lines(axes: Axes, found: pd.DataFrame) -> None:
     axes.yaxis.set_major_locator(LogLocator(10, (1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
-    scales.remaining_axis(axes, found["remaining"], ticks=6)
+    style.remaining_axis(axes, found["remaining"], ticks=6)

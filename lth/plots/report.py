@@ -6,33 +6,25 @@ import base64
 import contextlib
 import dataclasses
 import datetime
-import functools
-import io
 import math
 import os
 import shlex
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import jinja2
-import matplotlib
-import matplotlib.image
 import pandas as pd
 
 from lth.analysis import labels, verdict
 from lth.analysis.sentences import half
-from lth.plots import barriers, comparison, curves, draw, layer_counts, mask_overlap, style, weights
+from lth.plots import style
 from lth.records import files, tables
 from lth.records.tables import Run, config_of
-from lth.records.tickets import UNUSABLE
 from lth.settings.config import Config
 from lth.settings.values import as_text
 
-ROOM = 600_000  # bytes of figures: they grow by a third on the page, which stays below a megabyte
-MAPS = 40  # rounds that the slider has at most, so that the page stays small
 COLUMNS = {  # of the verdict's table: heading, digits after the point, what it is
     "round": ("round", 0, "0 is the dense network"),
     "remaining": ("weights %", 2, "percent of the prunable weights that survive"),
@@ -47,121 +39,75 @@ COLUMNS = {  # of the verdict's table: heading, digits after the point, what it 
     "each": ("single trials, test %", None, "in the order of their seeds"),
 }
 KINDS = {"fc": "matrices", "conv": "convolutions", "embedding": "embeddings", "bias": "biases", "other": "others"}
-FIGURES: tuple[tuple[str, Callable[..., list[Path]], str, str], ...] = (  # name, drawing, heading, what is seen
-    (
-        "comparison",
-        comparison.comparison,
+HEADINGS = {  # of the figures on the page: what they are, and what is seen
+    "comparison": (
         "Accuracy and early stop",
         "Test accuracy, and the iteration of the lowest validation loss, against the weights remaining",
     ),
-    (
-        "connectivity",
-        barriers.connectivity,
+    "comparison_compression": ("Against compression", "The same against compression"),
+    "comparison_flops": ("Against multiply-adds remaining", "The same against multiply-adds remaining"),
+    "connectivity": (
         "Linear mode connectivity",
         "Error barriers between two trainings of each ticket, and the error along the line",
     ),
-    ("masks", mask_overlap.masks, "Overlap of masks", "How far the masks of arms and trials overlap, against chance"),
-    (
-        "supermask",
-        comparison.supermask,
+    "masks": ("Overlap of masks", "How far the masks of arms and trials overlap, against chance"),
+    "supermask": (
         "Accuracy before training",
         "Test accuracy of the masked networks before any training, against the weights remaining",
     ),
-    ("training", curves.training, "Training", "Test accuracy during training, a panel per arm, a line per sparsity"),
-    ("layers", layer_counts.layers, "Layers", "Weights that each layer keeps, round by round"),
-    (
-        "initial_weights",
-        weights.initial_weights,
+    "training": ("Training", "Test accuracy during training, a panel per arm, a line per sparsity"),
+    "layers": ("Layers", "Weights that each layer keeps, round by round"),
+    "first_layer": ("What the first layer looks at", "What the first layer keeps, round by round"),
+    "initial_weights": (
         "Initial weights of the survivors",
         "Distribution of the initial weights of those that survive, a line per sparsity",
     ),
-)
-
-
-class Picture(NamedTuple):
-    """A figure on the page: its heading, what is seen, and its SVG."""
-
-    heading: str
-    seen: str
-    content: bytes
+}
 
 
 def write(
-    runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], folder: Path, x: str = "remaining"
+    runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], folder: Path, figures: Sequence[Path] = ()
 ) -> Path:
     """Write report.html into `folder` for runs of one model, data set and settings. `table` and `sentences` are the
-    verdict's; the comparison is shown against `x` too."""
+    verdict's, `figures` the pictures that the page shows."""
     file = folder / "report.html"
-    files.write(file, page(runs, table, sentences, figures(runs, folder, x)).encode())
+    files.write(file, page(runs, table, sentences, figures).encode())
     return file
 
 
-def figures(runs: Sequence[Run], folder: Path, x: str = "remaining") -> dict[str, Picture]:
-    """The figures of these runs, by name, as many as the page has room for. Those whose numbers or weights cannot be
-    read are left out, since drawing them for plots/ says why. They are drawn below `folder`; Unwritable if that has no
-    room."""
-    drawn: dict[str, Picture] = {}
-    drawings = list(FIGURES)
-    for kind in draw.other_axes(folder, x):
-        against = comparison.scales.SPARSITY[kind][0].removesuffix(", log scale)").split(" (")[0]
-        first = functools.partial(comparison.comparison, x=kind)
-        drawings.insert(1, (f"comparison_{kind}", first, f"Against {against}", f"The same against {against}"))
-    arms = ", ".join(verdict.in_order([run.arm for run in runs]))
-    with files.explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with (
-            style.untitled(),
-            # Where the disk has become read-only, the error to report is that of drawing, not of tidying up.
-            tempfile.TemporaryDirectory(suffix=".partial", dir=folder, ignore_cleanup_errors=True) as inside,
-        ):
-            for name, drawing, heading, seen in drawings:
-                try:
-                    found = drawing(runs, Path(inside), "svg")
-                except files.Unwritable:
-                    raise
-                except UNUSABLE:
-                    continue
-                for file in found:
-                    content = file.read_bytes()
-                    if sum(len(picture.content) for picture in drawn.values()) + len(content) <= ROOM:
-                        drawn[name] = Picture(heading, f"{seen}; {arms}", content)
-    return drawn
-
-
-def page(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], figures: Mapping[str, Picture]) -> str:
-    """The page as HTML. User-given names are escaped; figures are pictures, in which no script runs. Unreadable data
-    are left out, as in `figures`."""
+def page(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], figures: Sequence[Path] = ()) -> str:
+    """The page as HTML. User-given names are escaped; figures are pictures, in which no script runs."""
     arms = verdict.in_order([run.arm for run in runs])
     runs = sorted(runs, key=lambda run: (arms.index(run.arm), run.seed))
     configs = [config_of(run) for run in runs]
-    maps, maps_of, kinds = list[dict[str, str]](), "", list[list[str]]()
-    with contextlib.suppress(*UNUSABLE):
-        maps, maps_of = pixel_maps(runs)
-    with contextlib.suppress(*UNUSABLE):
-        kinds = _kinds(runs)
     paired = verdict.paired(runs).sort_values("seed")
     each = paired.groupby(["round", "arm"])["test"].agg(lambda found: " ".join(f"{value:.2f}" for value in found))
     lines = [{**line, "each": each.get((line["round"], line["arm"]), "")} for line in table.to_dict("records")]
+    pictures = {file.stem: file for figure in figures if (file := style.also(figure)[-1]).is_file()}
+    shown = [(*words, _image(pictures[name])) for name, words in HEADINGS.items() if name in pictures]
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     return environment.get_template("report.html").render(
         title=labels.title(runs[0]),
         settings_said=labels.settings(*runs),
         sentences=sentences,
         numbers=_numbers(table),
-        lights=[(arm, *_light(arm, rows)) for arm in arms if (rows := verdict.pruned(table, arm))],
-        figures=[{**figure._asdict(), "image": _uri("image/svg+xml", figure.content)} for figure in figures.values()],
-        maps=maps,
-        maps_of=maps_of,
-        kept=weights.KEPT,
+        figures=[
+            {"heading": heading, "seen": f"{seen}; {', '.join(arms)}", "image": image} for heading, seen, image in shown
+        ],
         columns=[{"name": name, "help": help, "text": digits is None} for name, digits, help in COLUMNS.values()],
         rows=[_row(line) for line in lines],
-        kinds=kinds,
+        kinds=_kinds(runs),
         kinds_of=runs[0].arm,
         chosen=_settings(configs[0].get("settings", {})),
         commands=[command for command in dict.fromkeys(map(_command, configs)) if command],
         made_by=[*_when(runs), *dict.fromkeys(line for config in configs for line in _made_by(config))],
         links=[("verdict.csv", "verdict.csv"), *(link for run in runs for link in _link(run))],
     )
+
+
+def _image(file: Path) -> str:
+    kind = {".svg": "image/svg+xml", ".png": "image/png"}[file.suffix]
+    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 def _numbers(table: pd.DataFrame) -> list[tuple[str, str]]:
@@ -188,24 +134,11 @@ def _numbers(table: pd.DataFrame) -> list[tuple[str, str]]:
     ]
 
 
-def _light(arm: str, rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """The colour of an arm and what it stands for."""
-    if verdict.finds_tickets(arm) and (found := verdict.sparsest([dict(row) for row in rows])):
-        return "green", f"winning tickets down to {labels.percent(found['remaining'], 3)}%"
-    worse = [row for row in rows if row["accuracy"] == verdict.WORSE]
-    if len(worse) == len(rows):
-        return "red", "worse than dense at every sparsity"
-    last = next((row for row in reversed(rows) if row["accuracy"] in verdict.ACCURATE), None)
-    if last and not verdict.finds_tickets(arm):
-        return "green", f"{last['accuracy']} than dense at {labels.percent(last['remaining'], 3)}%"
-    return "amber", "undecided" + (f", worse at {len(worse)} of {len(rows)} sparsities" if worse else "")
-
-
 def _when(runs: Sequence[Run]) -> list[str]:
     """When the last round was finished, how long all took, and the seeds."""
     journals = [run.dumps / "journal.jsonl" for run in runs]
     ended = max((file.stat().st_mtime for file in journals if file.is_file()), default=0.0)
-    seconds = sum(float(tables.table(run, "times")["seconds"].sum()) for run in runs)
+    seconds = float(tables.lines(runs, "times")["seconds"].sum())
     seeds = ", ".join(map(str, sorted({run.seed for run in runs})))
     day = datetime.datetime.fromtimestamp(ended).strftime("%d %B %Y") if ended else ""
     took = f"{seconds / 3600:.1f} hours" if seconds > 7200 else f"{seconds / 60:.0f} minutes"
@@ -274,23 +207,3 @@ def _made_by(config: Mapping[str, Any]) -> list[str]:
     commit = config.get("git_commit")
     said = [config.get("device"), config.get("cpu_precision"), versions, f"commit {commit}" if commit else ""]
     return [str(line) for line in said if line]
-
-
-def pixel_maps(runs: Sequence[Run]) -> tuple[list[dict[str, str]], str]:
-    """A small picture per round of how many weights each pixel keeps, as in first_layer.png, and the run's name."""
-    source = weights.ticket_run(runs)
-    first = weights.input_layer(source) if source else None
-    if source is None or first is None or not first.image:
-        return [], ""
-    maps, remaining, made = weights.pixel_maps(source, first, MAPS), source.remaining(), []
-    scale = weights.pixel_scale(maps)
-    for number, kept in maps.items():
-        picture = io.BytesIO()
-        matplotlib.image.imsave(picture, matplotlib.colormaps[weights.PIXELS](scale(kept)), format="png")
-        said = f"round {number}: {labels.percent(remaining[number], 3)}% of the weights remaining"
-        made.append({"image": _uri("image/png", picture.getvalue()), "said": said})
-    return made, str(source.run)
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

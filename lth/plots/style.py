@@ -9,21 +9,20 @@ import io
 import math
 import textwrap
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 import pandas as pd
-import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from lth.analysis import labels
 from lth.records import files
@@ -34,7 +33,6 @@ WIDTH = 7.2  # inches: the text of a page; at 200 dots an inch half of it is sti
 DPI = 200
 DARK = "#333333"
 FAINT = "#777777"
-TITLES = ContextVar("TITLES", default=True)  # False where a page has headings of its own
 LAST = ("dense network", "winning ticket: no worse than dense", "winning ticket: better than dense")  # in legends
 LEGEND: dict[str, Any] = {"frameon": False, "handlelength": 3.0, "columnspacing": 1.4}
 DASHES = ((0, ()), (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (2, 1)), (0, (1, 0.8)), (0, (6, 1, 1, 1, 1, 1)))
@@ -49,9 +47,9 @@ class Look:
     dashes: Any
 
 
-# Places in seaborn's colour-blind-safe palette, without its two pale ones; the first is lt's alone. With the markers
-# and dashes, of which there are other numbers, most arms differ in all three, whichever stand together.
-COLORS = (0, 1, 2, 3, 9, 5, 4, 7)
+# Seaborn's colour-blind-safe palette, without its two pale ones; the first is lt's alone. With the markers and dashes,
+# of which there are other numbers, most arms differ in all three, whichever stand together.
+COLORS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#56b4e9", "#ca9161", "#cc78bc", "#949494")
 MARKERS = ("o", "s", "D", "X", "P", "<", "^", "v", ">", "p", "h", "8", "d")  # stars are for winning tickets
 LINES: tuple[Any, ...] = (
     *("-", (0, (4, 1.5)), (0, (7, 1, 1, 1)), (0, (1, 1)), (0, (2, 2)), (0, (6, 2)), (0, (4, 1, 1, 1))),
@@ -64,17 +62,16 @@ def look(arm: str) -> Look:
     known = list(ARMS)
     place = known.index(arm) if arm in known else len(known) + zlib.crc32(arm.encode())
     color = COLORS[1 + (place - 1) % (len(COLORS) - 1)] if place else COLORS[0]
-    return Look(seaborn.color_palette("colorblind")[color], MARKERS[place % len(MARKERS)], LINES[place % len(LINES)])
+    return Look(color, MARKERS[place % len(MARKERS)], LINES[place % len(LINES)])
 
 
 def looks(arms: Sequence[str]) -> dict[str, Look]:
     """The looks of arms drawn together: where two would share a colour or a marker, the later one takes the next free
     one. lt's colour stays its own."""
-    palette = [seaborn.color_palette("colorblind")[place] for place in COLORS[1:]]
     found: dict[str, Look] = {}
     for arm in arms:
         own = look(arm)
-        color = _free(own.color, palette, [other.color for other in found.values()])
+        color = _free(own.color, COLORS[1:], [other.color for other in found.values()])
         marker = _free(own.marker, MARKERS, [other.marker for other in found.values()])
         found[arm] = replace(own, color=color, marker=marker)
     return found
@@ -103,7 +100,7 @@ def band(axes: Axes, rounds: pd.DataFrame, column: str, name: str, look: Look, s
 
 def shades(count: int) -> list[Any]:
     """Colours from dark to light for an ordered few, light enough apart in grey print."""
-    return list(seaborn.color_palette("viridis", as_cmap=True)(np.linspace(0.0, 0.82, max(count, 1))))
+    return list(matplotlib.colormaps["viridis"](np.linspace(0.0, 0.82, max(count, 1))))
 
 
 @contextmanager
@@ -112,55 +109,45 @@ def sheet(
 ) -> Iterator[Figure]:
     """A figure of that size in inches, headed by whose numbers it shows (those of `runs`, or `about`), written to
     `file`, if there is one, at the end of the block."""
-    theme: Any = {**seaborn.axes_style("darkgrid"), **seaborn.plotting_context("paper")}
     own: Any = {
+        **matplotlib.style.library["seaborn-v0_8-darkgrid"],
+        **matplotlib.style.library["seaborn-v0_8-paper"],
         **{"font.sans-serif": ["DejaVu Sans"], "font.size": 8.5, "axes.labelsize": 8.5, "axes.titlesize": 9},
         **{"xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8, "figure.titlesize": 9.5},
         **{"axes.titlepad": 4, "xtick.major.pad": 2, "ytick.major.pad": 2, "grid.linewidth": 0.8},
         "pdf.fonttype": 42,  # text stays text
         "svg.hashsalt": "lth",  # the same numbers give the same file
     }
-    with matplotlib.rc_context({**theme, **own}):
+    with matplotlib.rc_context(own):
         figure = Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.05))
-        if TITLES.get():
-            small = wrapped(labels.settings(*runs) if runs else about, int(width * 17))
-            title = f"{labels.title(runs[0])}: {what}" if runs else what
-            figure.suptitle(title + "\n" * len(small), color=DARK)  # with room for the settings
-            place: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 7, "color": FAINT, "linespacing": 1.4}
-            figure.text(0.5, 1 - 0.22 / height, "\n".join(small), **place)
+        small = wrapped(labels.settings(*runs) if runs else about, int(width * 17))
+        title = f"{labels.title(runs[0])}: {what}" if runs else what
+        figure.suptitle(title + "\n" * len(small), color=DARK)  # with room for the settings
+        place: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 7, "color": FAINT, "linespacing": 1.4}
+        figure.text(0.5, 1 - 0.22 / height, "\n".join(small), **place)
         yield figure
         if file is not None:
             save(figure, file)
 
 
-@contextmanager
-def untitled() -> Iterator[None]:
-    """Within it, figures are drawn without the line that says whose numbers they show."""
-    before = TITLES.set(False)
-    try:
-        yield
-    finally:
-        TITLES.reset(before)
-
-
 def wrapped(text: str, width: int, between: str = ", ") -> list[str]:
-    """A list of things in lines of at most `width` and about the same length, broken between them where they can be."""
+    """A list of things in lines of at most `width`, broken between them where they can be."""
     bound = between.join(part.replace(" ", "\xa0") for part in text.split(between))
-    fewest = math.ceil(len(text) / width)
-    for rows in (fewest, fewest + 1):
-        for room in range(math.ceil(len(text) / max(rows, 1)), width + 1):
-            lines = textwrap.wrap(bound, max(room, 1), break_long_words=False, break_on_hyphens=False)
-            if len(lines) <= rows and all(len(line) <= width for line in lines):
-                return [line.replace("\xa0", " ") for line in lines]
-    return textwrap.wrap(text, width)
+    return [line.replace("\xa0", " ") for line in textwrap.wrap(bound, width, break_on_hyphens=False)]
 
 
 def save(figure: Figure, file: Path) -> None:
     """Write a figure in the format of the file's suffix."""
-    kind, content = file.suffix[1:], io.BytesIO()
-    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-    figure.savefig(content, format=kind, dpi=DPI, metadata=undated)
-    files.write(file, content.getvalue())
+    for each in also(file):
+        kind, content = each.suffix[1:], io.BytesIO()
+        undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+        figure.savefig(content, format=kind, dpi=DPI, metadata=undated)
+        files.write(each, content.getvalue())
+
+
+def also(file: Path) -> list[Path]:
+    """The files of a figure: beside a PDF there is a PNG, which a page can show."""
+    return [file, *([file.with_suffix(".png")] if file.suffix == ".pdf" else [])]
 
 
 def legend(
@@ -187,13 +174,13 @@ def legend(
         drawn.remove()
 
 
-def heading(place: Axes, axes: Axes, names: Sequence[str], title: str) -> None:
-    """A title and the legend of these lines of `axes`, in the place above them."""
+def heading(place: Axes, axes: Axes, names: Sequence[str]) -> None:
+    """The legend of these lines of `axes`, in the place above them."""
     entries = _entries([axes])
     place.set_axis_off()
     where: dict[str, Any] = {"alignment": "left", "loc": "lower left", "borderaxespad": 0, "borderpad": 0}
     handles = [entries[name] for name in names]
-    place.legend(handles, list(names), title=title, title_fontsize=8.5, ncols=len(names), **where, **LEGEND)
+    place.legend(handles, list(names), ncols=len(names), **where, **LEGEND)
 
 
 def _entries(axes: Iterable[Axes]) -> dict[str, Any]:
@@ -203,3 +190,80 @@ def _entries(axes: Iterable[Axes]) -> dict[str, Any]:
         for handle, name in zip(*each.get_legend_handles_labels(), strict=True):
             entries.setdefault(name, handle)
     return entries
+
+
+SPARSITY: dict[str, tuple[str, Callable[[float], str]]] = {  # what an x axis of sparsity is called, and its ticks
+    "remaining": ("weights remaining (%, log scale)", labels.percent),
+    "flops": ("multiply-adds remaining (%, log scale)", labels.percent),
+    "compression": ("compression (times fewer weights, log scale)", lambda value: labels.percent(100 / value)),
+}
+
+
+def remaining_axis(
+    axes: Axes, remaining: Iterable[float], ticks: int = 8, label: bool = True, kind: str = "remaining"
+) -> None:
+    """An x axis of weights remaining: logarithmic, 100% on the left, a tick for every round, at most `ticks` of them
+    with numbers, the last one too. `kind` is a name in SPARSITY."""
+    name, text = SPARSITY[kind]
+    values = sorted({value for value in remaining if value > 0}, reverse=True) or [100.0]
+    first, last = values[0], values[-1]
+    step = math.ceil((len(values) - 1) / (ticks - 1)) or 1
+    spread = labels.spread(values, math.ceil((len(values) - 1) / step) + 1)
+    least = 0.5 * math.log(first / last) / max(len(spread) - 1, 1)  # where rounds are not evenly apart
+    chosen = [first]
+    for value in spread[1:]:
+        if value == last or min(math.log(chosen[-1] / value), math.log(value / last)) >= least:
+            chosen.append(value)
+    room = max((first / last) ** 0.04, 1.02)
+    axes.set_xscale("log")
+    axes.set_xlim(first * room, last / room)
+    axes.xaxis.set_major_locator(FixedLocator(chosen))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+    axes.xaxis.set_minor_locator(FixedLocator(values))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", which="both", bottom=True, color="#999999", width=0.6)
+    axes.tick_params(axis="x", which="minor", length=2)
+    axes.tick_params(axis="x", which="major", length=3.5)
+    if label:
+        axes.set_xlabel(name)
+
+
+def iterations_axis(axis: Any) -> None:
+    """Ticks of iterations as 5,000."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def fit(axes: Axes, values: Iterable[float], bars: Iterable[float] = ()) -> None:
+    """A y axis for all of these values, and for as much of the ends of `bars` as does not flatten them."""
+    found = np.asarray([value for value in values if math.isfinite(value)])
+    span = float(np.ptp(found)) or 1.0
+    low, high = found.min(), found.max()
+    ends = np.clip([value for value in bars if math.isfinite(value)], low - span / 2, high + span / 2)
+    low, high = min([low, *ends]), max([high, *ends])
+    axes.set_ylim(low - 0.06 * (high - low or 1), high + 0.06 * (high - low or 1))
+
+
+def accuracy_axis(axes: Axes, values: Sequence[float], bars: Iterable[float] = (), least: float = 5.0) -> str:
+    """A y axis for accuracies on which a few collapsed networks do not flatten the others: if some lie far below, it
+    ends four times as far down as the best third reaches, at least `least` points. Returns what to say of it."""
+    found = np.asarray([value for value in values if math.isfinite(value)])
+    if not len(found):
+        return ""
+    top, lowest = float(found.max()), float(found.min())
+    reach = max(least, 4 * (top - float(np.quantile(found, 0.67))))
+    cut = top - lowest >= 2.2 * reach
+    fit(axes, found[found >= top - reach] if cut else found, bars)
+    bottom, high = axes.get_ylim()
+    axes.set_ylim(top - reach if cut else bottom, min(high, 100 + 0.06 * (high - bottom)))
+    return f"cut off at {top - reach:.3g}%, the lowest is {lowest:.3g}%" if cut else ""
+
+
+def percent_axis(axis: Any, lowest: float) -> None:
+    """Ticks at 100, 50, 20, 10, ... percent down to the lowest value: as many as read well."""
+    ticks = [step * 10.0**power for power in range(2, -7, -1) for step in (5, 2, 1)]
+    ticks = [tick for tick in ticks if lowest * 0.85 <= tick <= 100]
+    if len(ticks) > 9:
+        ticks = [tick for tick in ticks if math.log10(tick).is_integer()]
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: labels.percent(value)))

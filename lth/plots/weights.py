@@ -6,7 +6,7 @@ From the tickets under saves/; a picture whose files are not there is left out.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,13 +89,18 @@ def input_layer(source: TicketRun) -> InputLayer | None:
 
 
 MAPS = 12  # rounds whose pixels are drawn
-KEPT = "weights kept, relative to the average pixel"
+PIXELS = "RdBu_r"  # white at 1, the average pixel
 
 
 def _pixels(source: TicketRun, first: InputLayer, file: Path) -> None:
-    """Small maps, one per round, on one scale."""
-    maps, remaining = pixel_maps(source, first, MAPS), source.remaining()
-    colors: dict[str, Any] = {"cmap": PIXELS, "norm": pixel_scale(maps), "interpolation": "nearest"}
+    """How many weights each pixel keeps, relative to the round's average: small maps, one per round, on one scale that
+    ends where the last round does, which has the largest contrast."""
+    maps, remaining = {}, source.remaining()
+    for number in labels.spread(source.rounds, MAPS):
+        kept = source.ticket(number).masks[first.name].sum(0).view(first.image).sum(0).numpy()
+        maps[number] = kept / max(kept.mean(), 1e-12)
+    scale = TwoSlopeNorm(1.0, 0.0, float(np.clip(np.quantile(maps[max(maps)], 0.995), 1.5, 6.0)))
+    colors: dict[str, Any] = {"cmap": PIXELS, "norm": scale, "interpolation": "nearest"}
     rows = math.ceil(len(maps) / 6)
     columns = math.ceil(len(maps) / rows)
     what = f"first layer ({source.run.arm}, seed {source.run.seed})"
@@ -107,26 +112,7 @@ def _pixels(source: TicketRun, first: InputLayer, file: Path) -> None:
             shown = axes.imshow(kept, **colors)
             axes.set_title(f"round {number}: {labels.percent(remaining[number])}%", fontsize=8)
         bar: dict[str, Any] = {"orientation": "horizontal", "aspect": 50, "pad": 0.03, "shrink": 0.6}
-        figure.colorbar(shown, ax=panels, label=KEPT, extend="max", **bar)
-
-
-PIXELS = "RdBu_r"  # white at 1, the average pixel
-
-
-def pixel_scale(maps: Mapping[int, np.ndarray]) -> TwoSlopeNorm:
-    """One scale for the maps of all rounds, with 1 in its middle; its end is that of the last round, which has the
-    largest contrast."""
-    last = maps[max(maps)]
-    return TwoSlopeNorm(1.0, 0.0, float(np.clip(np.quantile(last, 0.995), 1.5, 6.0)))
-
-
-def pixel_maps(source: TicketRun, first: InputLayer, most: int) -> dict[int, np.ndarray]:
-    """How many weights each pixel keeps (H, W) in at most that many rounds, relative to the round's average."""
-    maps = {}
-    for number in labels.spread(source.rounds, most):
-        kept = source.ticket(number).masks[first.name].sum(0).view(first.image).sum(0).numpy()
-        maps[number] = kept / max(kept.mean(), 1e-12)
-    return maps
+        figure.colorbar(shown, ax=panels, label="weights kept, relative to the average pixel", extend="max", **bar)
 
 
 def _filters(source: TicketRun, name: str, file: Path) -> None:
@@ -213,10 +199,11 @@ def initial_weights(runs: Sequence[Run], folder: Path, format: str = "png") -> l
             for number, color, dashes in zip(chosen, style.shades(len(chosen)), style.DASHES, strict=False):
                 values = samples[number][name]
                 if len(values) > 1:
-                    x, density = smooth_density(values, limit)
-                    density = density * len(values) / len(samples[chosen[0]][name])
+                    counts, edges = np.histogram(values, bins=BINS, range=(-limit, limit))
+                    density = counts / (edges[1] - edges[0]) / len(samples[chosen[0]][name])
                     label = f"{labels.percent(remaining[number])}%" + (" (all)" if remaining[number] > 99.9 else "")
-                    axes.plot(x, density, color=color, linestyle=dashes, linewidth=1.5, label=label)
+                    middles = (edges[1:] + edges[:-1]) / 2
+                    axes.plot(middles, density, color=color, linestyle=dashes, linewidth=1.5, label=label)
             axes.set_title(name)
             axes.set_xlim(-limit, limit)
             axes.set_ylim(0)
@@ -228,7 +215,7 @@ def initial_weights(runs: Sequence[Run], folder: Path, format: str = "png") -> l
 
 
 POOLED = "all layers"
-LINES = 5  # rounds whose weights are drawn
+LINES, BINS = 5, 61  # rounds whose weights are drawn, and how finely
 
 
 def _starts(ticket: Ticket, weights: Sequence[str]) -> dict[str, np.ndarray]:
@@ -239,18 +226,3 @@ def _starts(ticket: Ticket, weights: Sequence[str]) -> dict[str, np.ndarray]:
     several = [(start, mask) for start, mask in own.values() if start.numel() > 1]
     parts = [(start[mask] / start.std().clamp_min(1e-12)).float().numpy() for start, mask in several]
     return {POOLED: np.concatenate(parts)}
-
-
-BINS = 401  # of the histogram below a smooth density
-
-
-def smooth_density(values: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
-    """The density of `values` from -limit to limit and a little beyond: a fine histogram smoothed by a Gaussian. Its
-    width follows the spread of the magnitudes, since pruning leaves two humps with a gap around zero."""
-    counts, edges = np.histogram(values, bins=BINS, range=(-1.3 * limit, 1.3 * limit))
-    step = edges[1] - edges[0]
-    width = max(1.06 * float(np.abs(values).std()) * len(values) ** -0.2, step)
-    reach = np.arange(-math.ceil(4 * width / step), math.ceil(4 * width / step) + 1) * step
-    kernel = np.exp(-0.5 * (reach / width) ** 2)
-    density = np.convolve(counts, kernel / kernel.sum())[len(reach) // 2 :][:BINS] / (len(values) * step)
-    return (edges[:-1] + edges[1:]) / 2, density

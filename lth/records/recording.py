@@ -10,18 +10,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from lth import pruning
-from lth.models.multiply_adds import Cost
 from lth.pruning import Masks
 from lth.records import files, journal, lock
 from lth.records.journal import TABLES, Entry
 from lth.records.tables import ORDERS, Run, entries, sound_entries
 from lth.settings.arms import ARMS
 from lth.training.train import Trained
+
+if TYPE_CHECKING:
+    from lth.models.probe import Cost
 
 
 def write_round(run: Run, number: int, masks: Masks, trained: Trained, cost: Cost | None = None) -> dict[str, Any]:

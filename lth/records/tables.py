@@ -7,6 +7,7 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lth.settings.config import Config
 from lth.settings.values import written
 
 WORDS = ("layer", "kind", "line")  # the columns that hold no numbers
+STABLE = 2.0  # points of error that the barrier of a stable network stays below
 ORDERS, ROUNDS = "orders", "rounds"  # lines between a ticket's two trainings, and from the end of the round before
 SEED = re.compile(r"seed(0|[1-9]\d*)")  # a run's folder; one that was moved aside is called seed0.old-...
 RUN_FOLDER = "a run's folder, <root>/dumps/<model>/<data>/<settings>/<arm>/seed<k>"
@@ -43,7 +45,7 @@ class Run:
 
     def folder(self, kind: str) -> Path:
         """The run's folder of that kind: `dumps` or `saves`."""
-        return self.root / kind / self.arch_type / self.dataset / self.settings / self.arm / f"seed{self.seed}"
+        return self.root.joinpath(kind, self.arch_type, self.dataset, self.settings, self.arm, f"seed{self.seed}")
 
     @property
     def dumps(self) -> Path:
@@ -146,6 +148,33 @@ def frame(name: str, known: Sequence[Entry]) -> pd.DataFrame:
     return pd.read_csv(io.StringIO(journal.text(name, known)), dtype=dict.fromkeys(WORDS, str))
 
 
+def lines(runs: Sequence[Run], name: str) -> pd.DataFrame:
+    """The table of that name of all these runs together, with their `arm` and `seed`; not to be changed in place.
+    RecordError if a journal is damaged."""
+    return _lines(tuple(runs), tuple(map(_stamp, runs)))[name]
+
+
+def _stamp(run: Run) -> tuple[int, int] | None:
+    """When a run's journal was written, and its size; None if that is not known."""
+    try:
+        info = (run.dumps / journal.NAME).stat()
+    except OSError:
+        return None
+    return info.st_mtime_ns, info.st_size
+
+
+@lru_cache(maxsize=8)
+def _lines(runs: tuple[Run, ...], stamps: tuple[object, ...]) -> dict[str, pd.DataFrame]:
+    """Every table of these runs, as long as their journals have these stamps: each is read and parsed once."""
+    known = [(run, entry) for run in runs for entry in entries(run)]
+    found = {}
+    for name in journal.TABLES:
+        whose = [run for run, entry in known for _ in entry.get(name, ())]
+        columns = {"arm": [run.arm for run in whose], "seed": [run.seed for run in whose]}
+        found[name] = frame(name, [entry for _, entry in known]).assign(**columns)
+    return found
+
+
 def finished_rounds(run: Run) -> int:
     """How many rounds of the run are complete."""
     return len(entries(run))
@@ -173,12 +202,12 @@ def barrier(errors: Sequence[float]) -> float:
     return max(errors) - (errors[0] + errors[-1]) / 2
 
 
-def barriers(run: Run, line: str = ORDERS) -> pd.DataFrame:
-    """One row per round whose `line` was measured: round, remaining, and the error barriers `train` and `test` in
-    points."""
-    lines = table(run, "connectivity").rename(columns=lambda name: name.removesuffix("_error"))
-    by_round = lines[lines["line"] == line].groupby(["round", "remaining"], sort=False)[["train", "test"]]
-    return by_round.agg(lambda errors: barrier(errors.tolist())).reset_index()
+def barriers(runs: Sequence[Run], line: str = ORDERS) -> pd.DataFrame:
+    """One row per run and round whose `line` was measured: arm, seed, round, remaining, and the error barriers `train`
+    and `test` in points."""
+    points = lines(runs, "connectivity").rename(columns=lambda name: name.removesuffix("_error"))
+    by_round = points[points["line"] == line].groupby(["arm", "seed", "round", "remaining"], sort=False)
+    return by_round[["train", "test"]].agg(lambda errors: barrier(errors.tolist())).reset_index()
 
 
 def move_aside(run: Run, stamp: str) -> None:

@@ -17,7 +17,7 @@ from lth.data.stream import Source
 from lth.models import building, probe
 from lth.models import fingerprints as identity
 from lth.models.building import Build, State
-from lth.models.multiply_adds import Cost, cost
+from lth.models.probe import Cost, cost
 from lth.models.prunable import has_gradient_hooks
 from lth.prune import Rule
 from lth.pruning import Masks

@@ -8,7 +8,7 @@ import pytest
 from conftest import MakeRuns
 
 from lth.analysis import labels
-from lth.records import files, tables
+from lth.records import files
 from lth.records.tables import Run
 from lth.settings.config import Config
 
@@ -48,21 +48,6 @@ def test_settings_are_listed_with_what_is_pruned_and_how_long() -> None:
     assert labels.settings(Run(Path("nowhere"), "fc1", "mnist", "default", "lt", 0)) == "default settings"
     elsewhere = Run(Path("nowhere"), "fc1", "mnist", "end_iter=5,prune_percent=20", "lt", 0)
     assert labels.settings(elsewhere) == "end iter=5, prune percent=20"
-
-
-def test_what_the_data_settled_is_no_choice_of_the_user(tmp_path: Path) -> None:
-    run = run_with(tmp_path, "default", valid_size="30")
-    assert labels.settings(run).endswith("100 epochs per round, 30 validation images")
-    files.write_json(
-        run.dumps / "config.json", {**tables.read_json(run.dumps / "config.json"), "settings": {"valid_size": None}}
-    )
-    assert labels.settings(run).endswith("100 epochs per round")
-
-
-def test_rounds_are_said_where_they_decide_what_each_prunes(tmp_path: Path) -> None:
-    few, many = (run_with(tmp_path, f"a={n}", target_remaining="3.6", prune_iterations=n) for n in ("5", "15"))
-    assert "pruned down to 3.6%" in labels.settings(few) and "5 rounds" in labels.settings(few)
-    assert list(labels.differing([[few], [many]])[1].values()) == ["5 rounds", "15 rounds"]
 
 
 def test_a_name_of_the_user_comes_first(tmp_path: Path) -> None:

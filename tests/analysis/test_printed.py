@@ -53,13 +53,6 @@ def test_it_fits_any_width(width: int, trials: int) -> None:
     assert (blocks == 1) == (width == 200)
 
 
-def test_arms_that_keep_other_weights_are_said() -> None:
-    arms = pd.concat([rounds_of(np.full((2, 3), 98.0), arm=arm) for arm in ("lt", "transfer")])
-    assert "weights: of" not in printed.render(verdict.judged(arms), 100)
-    arms.loc[arms["arm"] == "transfer", "remaining"] *= 0.9
-    assert "weights: of lt; other arms differ" in printed.render(verdict.judged(arms), 100)
-
-
 def test_stars_are_for_winning_tickets_of_arms_that_find_them() -> None:
     gains = [98.0, 98.3, 98.0, 97.0]
     text = printed.render(table(3, {"lt": gains, "reinit": gains}), 100)
@@ -69,24 +62,9 @@ def test_stars_are_for_winning_tickets_of_arms_that_find_them() -> None:
     assert "*" not in alone
 
 
-def test_columns_are_aligned() -> None:
-    found = table(3, {"lt": [98.04, 98.1, 9.8, 100.0], "reinit": [98.04, 98.0]}, {"lt": [1.0, 0.9, 12.25, 0.1]})
-    rows = printed.render(found, 100).splitlines()
-    head = next(place for place, row in enumerate(rows) if row.startswith("round"))
-    body = rows[head + 2 : head + 6]
-    assert len({row.index(".", row.index("%")) for row in body}) == 1  # points of the accuracies below each other
-    assert len({row.index("±") for row in body[1:]}) == 1
-    assert body[0].split()[:3] == ["0", "100%", "98.04"]
-    assert body[2].count(".") < body[1].count(".")  # reinit has not come that far
-
-
 def test_missing_trials_are_said() -> None:
     found = table(3, {"lt": [98.0, 98.1, 98.2]})
     found.loc[2, "trials"] = 2
     rows = [row for row in printed.render(found, 60).splitlines() if "(2 of 3)" in row]
     assert len(rows) == 1
     assert rows[0].split()[0] == "2"
-
-
-def test_nothing_to_print() -> None:
-    assert printed.render(pd.DataFrame(columns=list(verdict.COLUMNS)), 80) == ""

@@ -15,7 +15,6 @@ from helpers import Conv, do, settings
 from nets import prune_lowest
 from own import batches, find, seeded
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
 
 import lth
 from lth import prune, pruning
@@ -159,20 +158,6 @@ def test_weights_that_were_not_reset() -> None:
     assert text.startswith("the ticket was not reset, or to other values: 384 of the 384 surviving weights of fc1")
 
 
-def test_statistics_that_were_not_reset() -> None:
-    masks = masks_of(CONV)
-    net = nn.Sequential(nn.BatchNorm2d(1), copy.deepcopy(CONV))
-    named = {f"1.{name}": mask for name, mask in masks.items()}
-    start = masked(net, named)
-    lth.audit(start, named, initial=net)
-    start(batches(10)[0][0])  # in training mode: only statistics move
-    text = found(start, named, initial=net)
-    assert "0.running_mean" in text and "0.num_batches_tracked" in text and "weight" not in text
-    assert "of another kind than the initial ones: 0.running_var: (1,) of torch.float32, not (1,) of torch.f" in found(
-        masked(net, named), named, initial={**net.state_dict(), "0.running_var": torch.ones(1, dtype=torch.float64)}
-    )
-
-
 def test_counts_that_were_not_asked_for() -> None:
     start = masked(NET, MASKS)
     assert found(start, MASKS, remaining=np.float32(80)) == "408 weights survive, but 653 should: 80% of 816"
@@ -209,32 +194,6 @@ def test_controls_that_are_none() -> None:
     assert "0 of the 384 survivors" in found(masked(NET, inverse), inverse, control="shuffle", original=MASKS)
 
 
-def test_weights_under_a_parametrisation_of_ones_own_are_seen_as_a_forward_pass_does() -> None:
-    class Masked(nn.Module):
-        def forward(self, weight: Tensor) -> Tensor:
-            return weight * MASKS["fc1.weight"]
-
-    net = masked(NET, {"fc2.weight": MASKS["fc2.weight"]})
-    parametrize.register_parametrization(net.fc1, "weight", Masked())  # type: ignore[arg-type]
-    lth.audit(net, MASKS)
-    parametrize.remove_parametrizations(net.fc1, "weight", leave_parametrized=False)  # type: ignore[arg-type]
-    assert "fc1.weight are not 0" in found(net, MASKS)
-
-
-@pytest.mark.parametrize("as_pruned", [False, True])
-def test_looking_at_spectral_norm_in_training_is_no_step_of_it(as_pruned: bool) -> None:
-    net = nn.Sequential(nn.Flatten(), parametrizations.spectral_norm(nn.Linear(64, 30)), nn.Linear(30, 4)).train()
-    masks = masks_of(net)
-    assert "1.parametrizations.weight.original" in masks
-    model = prune.attach(copy.deepcopy(net), masks) if as_pruned else masked(net, masks)
-    states = [{name: x.clone() for name, x in one.state_dict().items()} for one in (model, net)]
-    for _ in range(2):
-        lth.audit(model, masks, initial=masked(net, masks))
-    for one, state in zip((model, net), states, strict=True):
-        assert all(x.equal(one.state_dict()[name]) for name, x in state.items())
-    assert all(module.training for module in model.modules())
-
-
 def test_tied_weights_are_looked_at_in_all_their_layers() -> None:
     net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     net[1].weight = net[0].weight
@@ -269,23 +228,6 @@ def test_bad_arguments_are_said() -> None:
     ):
         with pytest.raises(kind, match=f"^{words}"):
             lth.audit(**{"model": masked(NET, MASKS), "ticket": MASKS, **arguments})
-
-
-class Centred(nn.Linear):
-    """Changes its weight before it multiplies, as weight standardisation does."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight - self.weight.mean(), self.bias)
-
-
-def test_a_layer_that_fills_its_zeros_is_found() -> None:
-    net = nn.Sequential(nn.Linear(8, 6), Centred(6, 4))
-    masks = {"1.weight": torch.arange(24).view(4, 6) % 2 > 0}
-    assert found(masked(net, masks), masks) == (
-        "1 (Centred) changes its weight before it multiplies: pruned weights are not 0 in the forward pass"
-    )
-    masks = {"0.weight": torch.arange(48).view(6, 8) % 2 > 0}
-    lth.audit(masked(net, masks), masks)
 
 
 def test_names_and_state_dicts_of_wrappers_are_those_of_the_network() -> None:

@@ -88,23 +88,6 @@ def test_what_remains_of_a_network_has_a_use(images: Tensor) -> None:
             x = x.relu()
 
 
-def set_weights(layer: nn.Module, weight: list, bias: list[float] | None) -> None:
-    with torch.no_grad():
-        layer.weight.copy_(torch.tensor(weight, dtype=torch.double).view_as(layer.weight))
-        if bias is not None:
-            layer.bias.copy_(torch.tensor(bias))
-
-
-def test_units_by_hand() -> None:
-    net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)).double()
-    # The first has no incoming weights and is 0.5, the second has no outgoing ones, the third is constant and 0.
-    set_weights(net[0], [[0, 0], [1, 2], [0, 0], [3, -1]], [0.5, 1, -2, 0.25])
-    set_weights(net[2], [[2, 0, 7, 1], [-4, 0, 7, 1]], [1, 10])
-    made = compact(net, torch.rand(2, 2))
-    assert made[0].weight.tolist() == [[3, -1]] and made[0].bias.tolist() == [0.25] and made[0].out_features == 1
-    assert made[2].weight.tolist() == [[1], [1]] and made[2].bias.tolist() == [2, 8] and made[2].in_features == 1
-
-
 @pytest.mark.parametrize(
     ("bias", "padding", "channels"),
     [(0.7, 1, 2), (0.7, "same", 2), (-0.7, 1, 1), (0.7, 0, 1), (-0.7, 0, 1)],
@@ -138,13 +121,6 @@ def test_batch_norm_makes_constants_and_passes_them_on(images: Tensor) -> None:
     assert (made[0].out_channels, made[1].num_features, made[5].in_features, made[6].num_features) == (1, 1, 169, 5)
     assert made[8].bias is not None, "it takes over what the unit contributed"
     assert_same(made, net, images)
-
-
-def test_a_network_without_weights_is_its_constants(images: Tensor) -> None:
-    net = pruned(building.build(building.find("lenet5", "mnist"), "glorot", 0), 0.0)
-    made = compact(net, images[:2])
-    assert_same(made, net, images)
-    assert made[0].out_channels == 1, "at least one channel stays"
 
 
 class Odd(nn.Module):
@@ -255,9 +231,3 @@ def test_sizes_are_those_on_disk_and_count_what_is_computed(
     head = found["bytes"] - [4 * 832, 4 * parameters(small), numbers + 4 * (sum(kept.values()) + 13 + 5), numbers + 102]
     assert head.between(100, 700).all(), "what is left is the header"
     assert (found.loc["dense":"csr", ["ms_1", "ms_100"]] > 0).all(axis=None) and found.loc["packed"].isna().sum() == 3
-
-
-def test_sizes_of_a_network_that_cannot_be_made_smaller_have_no_row_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sizes, "SECONDS", 0.01)
-    net = Odd("softmax")
-    assert list(sizes.sizes(net, random_masks(net), torch.rand(2, 1, 28, 28)).index) == ["dense", "csr", "packed"]

@@ -13,7 +13,6 @@ from own import runner
 import lth
 from lth.records import tables
 from lth.records.tables import runs_of
-from lth.settings.config import Config
 from lth.settings.values import Duration
 
 
@@ -61,12 +60,6 @@ def test_what_run_gives_prints_and_behaves_as_its_table(place: Path) -> None:
     assert type(results.head(1)) is pd.DataFrame, "a part is not the run's table, and would save it all"
 
 
-def test_the_runners_defaults() -> None:
-    assert lth.ExperimentRunner().config == Config(
-        prune_percent=20, prune_iterations=16, end_iter="50000it", root=Path("results")
-    )
-
-
 def test_the_runner_knows_the_other_names() -> None:
     made = lth.ExperimentRunner(
         dataset="mnist", model_name="lenet_conv", pruning_type="magnitude", pruning_scope="layerwise",
@@ -108,13 +101,3 @@ def test_the_runner_names_bad_arguments(
 ) -> None:
     with pytest.raises(kind, match=words):
         runner(place, **changes)
-
-
-def test_what_only_the_data_tell_is_said_in_the_runners_words(place: Path) -> None:
-    for changes, words in (
-        ({"batch_size": 100}, "^batch_size must be at most 80"),
-        ({"valid_size": 90}, "^valid_size"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            runner(place, **changes).run()
-    assert not (place / "results").exists()

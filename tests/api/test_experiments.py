@@ -63,18 +63,6 @@ def test_iterative_pruning_tells_its_callback_the_history(place: Path) -> None:
     assert {one["round"] for one in told if one["event"] == "evaluation"} == {one["round"] for one in rounds}
 
 
-def test_what_a_callback_raises_ends_the_run_and_a_later_call_continues(place: Path) -> None:
-    asked = TINY | {"data": place / "data", "root": place}
-
-    def full(event: dict[str, Any]) -> None:
-        if event["round"] == 1:
-            raise OSError("the logger's disk is full")
-
-    with pytest.raises(OSError, match="the logger's disk is full"):
-        lth.run(full, **asked)
-    assert len(lth.run(**asked).table) == 3
-
-
 @pytest.mark.slow
 def test_a_script_without_a_guard_trains_in_processes(place: Path) -> None:
     flags = TINY | {"data": str(place / "data"), "root": str(place), "trials": 2, "jobs": 2}

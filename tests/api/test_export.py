@@ -79,15 +79,6 @@ def test_a_pt2_file_takes_pixels_from_0_to_1_and_holds_the_pruned_weights_as_zer
     assert all((state[f"model.{name}"][~mask] == 0).all() for name, mask in ticket.masks.items())
 
 
-def test_a_network_of_ones_own_is_exported_for_the_data_that_it_was_given(tmp_path: Path) -> None:
-    find(seeded(), save=tmp_path)
-    ticket, told = lth.load_ticket(tmp_path), {"input": ""}
-    file = ticket.export(tmp_path / "ticket.pt2", examples(2), seeded())
-    made = torch.export.load(file, extra_files=told).module()
-    assert "nothing is normalised" in told["input"]
-    torch.testing.assert_close(made(examples(5)), ticket.apply(seeded(), weights="trained").eval()(examples(5)))
-
-
 def test_a_network_of_ones_own_on_a_named_set_takes_pixels_from_0_to_1(place: Path) -> None:
     file = place / "data" / "tiny.npz"
     find(seeded(), file, save=place / "mine")
@@ -105,15 +96,6 @@ def test_sparse_layers_hold_the_survivors_alone_and_give_the_same_logits(ticket:
     linear = {name for name, mask in ticket.masks.items() if mask.ndim == 2 and not mask.all()}
     assert len(layers) == len(linear) > 0 and not any(isinstance(module, nn.Linear) for module in made.modules())
     assert sum(layer.weight._nnz() for layer in layers) <= sum(int(ticket.masks[name].sum()) for name in linear)
-
-
-def test_a_sparse_layer_takes_any_leading_dimensions_and_may_have_no_bias() -> None:
-    layer = nn.Linear(6, 3, bias=False)
-    with torch.no_grad():
-        layer.weight[layer.weight < 0] = 0
-    for shape in ((6,), (2, 6), (2, 3, 6)):
-        x = torch.rand(*shape)
-        torch.testing.assert_close(export.SparseLinear(layer)(x), layer(x))
 
 
 def with_hooks() -> nn.Module:

@@ -17,7 +17,6 @@ from own import (
     Rule,
     WithOptim,
     accuracy,
-    altered,
     batches,
     examples,
     find,
@@ -33,8 +32,6 @@ import lth
 import utils
 from lth import data
 from lth import prune as lth_prune
-from lth.api.own_network import OwnNet
-from lth.commands import session
 from lth.models import building
 from lth.records import tables, tickets
 from lth.records.store import Store
@@ -188,70 +185,7 @@ def test_a_rule_sees_the_trained_weights_and_earlier_masks() -> None:
     assert seen == [(True, 0), (True, 384)]
 
 
-def test_what_was_pruned_stays_pruned_whatever_a_rule_does(tmp_path: Path) -> None:
-    def rule(net: nn.Module) -> None:
-        """Sets everything that earlier rounds pruned to 1."""
-        earlier = (net.fc1.weight_mask == 0).any()  # type: ignore[union-attr]
-        lth_prune.magnitude(0.25)(net)
-        for layer, name in lth_prune.fetch_layers(net) if earlier else ():
-            torch_prune.remove(layer, name)
-            with torch.no_grad():
-                getattr(layer, name)[getattr(layer, name) == 0] = 1
-
-    net = seeded()
-    history = find(net, prune_rule=rule, save=tmp_path, rounds=3)
-    assert [row["weights"] for row in history] == [816, 612, 612, 612]
-    masks = [lth.load_ticket(tmp_path, number).masks for number in range(4)]
-    assert all(torch.equal(masks[1][name], masks[number][name]) for name in masks[1] for number in (2, 3))
-    assert all(not net.get_parameter(name)[~mask].any() for name, mask in masks[3].items())
-
-
-def by_name(net: nn.Module) -> None:
-    for name, parameter in net.named_parameters():
-        if name.endswith("weight"):  # which has another name under a mask
-            parameter.data[parameter.abs() < 0.05] = 0
-
-
-def test_a_rule_that_prunes_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    find(seeded(), prune_rule=by_name, quiet=False)
-    said = capsys.readouterr().out
-    assert "prune_rule pruned nothing before round 1" in said and "before round 2" in said and "weight_orig" in said
-    find(seeded(), prune_rule=lth_prune.magnitude(0.25), quiet=False)
-    assert "pruned nothing" not in capsys.readouterr().out
-
-
-class Reader(nn.Module):
-    """Rows of the image as words, read by an embedding, attention and a recurrent layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding, self.attention = nn.Embedding(40, 8), nn.MultiheadAttention(8, 2, batch_first=True)
-        self.lstm, self.head = nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        words = self.embedding((10 * x.flatten(0, -3).mean(2) + 20).long().clamp(0, 39))
-        return self.head(self.lstm(self.attention(words, words, words)[0])[0][:, -1])
-
-
 MATRICES = 4 * 64 + 4 * (6 * 8 + 6 * 6) + 24
-
-
-def test_attention_and_recurrent_layers_are_pruned_and_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    net = seeded(Reader)
-    history = find(net, save=tmp_path, prune_rule=lth_prune.magnitude(0.25), quiet=False)
-    assert [row["weights"] for row in history] == pytest.approx([MATRICES, MATRICES * 0.75, MATRICES * 0.75**2], abs=3)
-    assert (net.embedding.weight != 0).all()  # type: ignore
-    assert "embedding.weight (an embedding: see prune_embeddings)" in capsys.readouterr().out
-    ticket = lth.load_ticket(tmp_path)
-    again = ticket.apply(seeded(Reader, 5), as_pruned=True)
-    x = batches()[0][0]
-    assert torch_prune.is_pruned(again) and again(x).equal(ticket.apply(net, weights="start")(x))
-    net = seeded(Reader)
-    history = find(net, prune_rule=lth_prune.magnitude(0.25), rounds=1, prune_embeddings=True)
-    assert history[0]["weights"] == MATRICES + 320
-    assert int((net.embedding.weight == 0).sum()) == 80  # type: ignore
 
 
 class Odd(nn.Module):
@@ -271,26 +205,8 @@ def test_fresh_weights_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "results").exists()
     assert find(seeded(Odd), rounds=1)[1]["weights"] == 358 + 22
     spectral = seeded(lambda: nn.Sequential(nn.Flatten(), parametrizations.spectral_norm(nn.Linear(64, 4))))
-    find(spectral, random=True, rounds=1, save=tmp_path)
-    starts = [lth.load_ticket(tmp_path, number) for number in (0, 1)]
-    (name,) = starts[1].masks
-    assert not (starts[0].start[name] == starts[1].start[name])[starts[1].masks[name]].any()
-
-
-def test_own_optimisers_are_new_in_every_round() -> None:
-    made: list[torch.optim.Optimizer] = []
-
-    class Kept(torch.optim.NAdam):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            made.append(self)
-
-    net = seeded(lambda: WithOptim(Kept, lr=torch.tensor(0.01)))
-    net(torch.ones(1, 64)).sum().backward()
-    net.optim.step()  # type: ignore[union-attr, operator]
-    history = find(net, iterations=40, precision="fp32")
-    assert [{int(state["step"]) for state in optim.state.values()} for optim in made] == [{1}, {40}, {40}, {40}]
-    assert history[0]["test"] > 50 and net.optim.name == "whatever"  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=r"nothing draws 1\.parametrizations\.weight\.original again"):
+        find(spectral, random=True)
 
 
 def test_parameter_groups_keep_their_options(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,34 +255,6 @@ def test_random_draws_fresh_weights_as_the_net_does_in_every_round(tmp_path: Pat
         assert not (values == starts[number - 1]["fc1.weight"])[values != 0].any()
 
 
-def test_fresh_weights_are_drawn_as_constructors_draw_them() -> None:
-    """First those of a module's children, then what the module itself makes of them."""
-
-    class Orthogonal(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.head = nn.Sequential(nn.Flatten(), nn.Linear(64, 16)), nn.Linear(16, 4)
-            self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
-            self.reset_parameters()
-
-        def reset_parameters(self) -> None:
-            nn.init.orthogonal_(self.stem[1].weight)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.stem(x)[:, None]
-            return self.head(self.attention(x, x, x)[0][:, 0])
-
-    net = OwnNet(seeded(Orthogonal), torch.device("cpu"))
-    fresh = net.fresh(3)
-    torch.testing.assert_close(fresh["stem.1.weight"] @ fresh["stem.1.weight"].t(), torch.eye(16))
-    assert not fresh["stem.1.weight"].equal(net.initial["stem.1.weight"])
-    assert not fresh["attention.out_proj.bias"].any()  # as attention wants it, where a Linear layer draws it
-    own = seeded(Conv)
-    own.conv.requires_grad_(False)
-    drawn = OwnNet(own, torch.device("cpu")).fresh(3)
-    assert drawn["conv.weight"].equal(own.conv.weight) and not drawn["fc.weight"].equal(own.fc.weight)
-
-
 def normed(kind: Callable[[nn.Module], nn.Module]) -> nn.Module:
     """A net that holds a weight that it has computed, which copy.deepcopy refuses."""
     net = nn.Sequential(nn.Flatten(), kind(nn.Linear(64, 12)), nn.ReLU(), nn.Linear(12, 4))
@@ -410,11 +298,6 @@ def test_calls_repeat_and_leave_the_random_state_alone() -> None:
     assert find(two, prune_rule=lth_prune.random(0.3)) == first
     assert all(a.equal(b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert find(seeded(lambda: Conv(dropout=0.4)), prune_rule=lth_prune.random(0.3), seed=1) != first
-
-
-def test_a_loss_that_is_not_finite_ends_it_with_a_sentence() -> None:
-    with pytest.raises(session.TrialsFailed, match="round 0 ended: the loss became"):
-        find(altered(criterion=lambda logits, labels: nn.functional.cross_entropy(logits, labels) * torch.nan))
 
 
 def test_tied_weights_are_pruned_once() -> None:
@@ -465,11 +348,3 @@ def test_masks_on_the_net_are_the_ticket_that_training_starts_from(
     torch_prune.remove(other.fc1, "weight")  # type: ignore[arg-type]
     assert find(other, quiet=False)[0]["weights"] == 816
     assert "weights of net are 0 and will be trained: 384 of 768 in fc1.weight" in capsys.readouterr().out
-
-
-def test_what_the_net_does_not_use_is_reported_and_no_part_of_percentages(capsys: pytest.CaptureFixture[str]) -> None:
-    net = seeded()
-    net.old = nn.Linear(12, 40)
-    assert find(net, quiet=False)[0]["weights"] == 816
-    notes, header, _ = " ".join(capsys.readouterr().out.split()).partition("run round remaining")
-    assert "no forward pass uses old.bias, old.weight (38.5% of" in notes and header, "above the table of rounds"

@@ -16,7 +16,6 @@ from lth.api import audit_files
 from lth.commands import command
 from lth.records.tables import Run, config_of
 from lth.settings import VERSION
-from lth.testing import assert_ticket
 
 FLAGS = (
     "--arch_type mlp --dataset tiny --gpu cpu --jobs 1 --valid_size 40 --batch_size 10 --end_iter 8it --valid_freq 4it"
@@ -101,15 +100,3 @@ def test_state_dicts_of_other_programs(tmp_path: Path, capsys: pytest.CaptureFix
         ([str(tmp_path / "lost.pt"), "--ticket", "none"], "--ticket must be the folder of an existing run"),
     ):
         assert lth_command("audit", *words) == 2 and problem in capsys.readouterr().err
-
-
-def test_masks_of_pytorch_are_audited_as_they_are() -> None:
-    layer, dense = torch.nn.Linear(10, 4), torch.nn.Linear(10, 4)
-    with pytest.raises(TypeError, match=r"^ticket must be"):
-        assert_ticket(dense)
-    before = {name: x.clone() for name, x in layer.state_dict().items()}
-    torch.nn.utils.prune.random_unstructured(layer, "weight", 0.5)
-    assert_ticket(layer, initial=before, remaining=50)
-    earlier = torch.nn.utils.prune.custom_from_mask(dense, "weight", 1 - layer.weight_mask)
-    with pytest.raises(AssertionError, match="came back"):
-        assert_ticket(layer, previous=earlier)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import helpers
 import numpy as np
 import pytest
 import torch
@@ -79,13 +77,6 @@ class Passes:
         return iter(DataLoader(self.dataset, batch_size=10, **self.options))
 
 
-class Scaled(DataLoader[Any]):
-    """Makes its batches itself."""
-
-    def __iter__(self) -> Any:
-        return ((2 * x, y) for x, y in super().__iter__())
-
-
 class Mislabelled:
     """Labels that are drawn anew in each pass."""
 
@@ -125,31 +116,6 @@ def test_in_memory_are_the_examples_that_the_loader_can_give_each_once(train: An
     assert source.train.equal(x[[*kept]]) and source.train_labels.equal(y[[*kept]])
 
 
-@pytest.mark.parametrize("in_memory", [None, True, False])
-def test_a_loader_of_another_class_is_asked_itself(in_memory: bool | None) -> None:
-    source = loaders.take({"train": Scaled(TensorDataset(*EXAMPLES), 10), **REST}, CPU, in_memory).source
-    feed = source.feed([0], 1, 10, CPU)
-    first = source.train[:10] if isinstance(source, data.Images) else feed.fetch(feed.epoch([(0, "order")], 0)[0])[0]
-    assert first.equal(2 * EXAMPLES[0][:10])
-
-
-@pytest.mark.parametrize(("sizes", "warned"), [((3, 10, 10, 9, 10, 1), True), ((10, 10, 10, 4), False)])
-def test_streamed_batches_are_of_the_commonest_size_and_others_are_reported(sizes: Any, warned: bool) -> None:
-    train = [(x[:size], y[:size]) for (x, y), size in zip(batches(60), sizes, strict=False)]
-    full = [batch for batch in train if len(batch[1]) == 10]
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        taken = loaders.take({"train": train, **REST}, CPU, False)
-    assert [str(one.message) for one in found if "only those of 10 examples" in str(one.message)] == [
-        str(one.message) for one in found
-    ] and bool(found) == warned
-    assert taken.batch_size == loaders.take({"train": train, **REST}, CPU).batch_size == 10
-    feed = taken.source.feed([0], 1, 10, CPU)
-    for epoch in (0, 1):
-        fetched = [feed.fetch(batch) for batch in feed.epoch([(0, "order")], epoch)]
-        assert all(x.equal(a) and y.equal(b) for (x, y), (a, b) in zip(fetched, full, strict=True))
-
-
 @pytest.mark.parametrize(
     ("train", "streamed"),
     [
@@ -174,17 +140,6 @@ def test_what_does_not_fit_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(taken.source, stream.Stream) and "streamed" in taken.about
 
 
-def test_other_examples_have_another_fingerprint() -> None:
-    def of(train: Any, in_memory: bool | None = None) -> str:
-        return loaders.take({"train": train, **REST}, CPU, in_memory).fingerprint
-
-    for in_memory in (None, False):
-        assert of(loader(), in_memory) == of(loader(), in_memory) != of(loader(seed=7), in_memory)
-    noise = DataLoader(Augmented(), batch_size=10)
-    assert of(noise, True) == of(noise, True) and of(noise) == of(noise) != of(loader(), False)
-    assert of(loader(), True) == of(loader())
-
-
 def test_a_stream_gives_full_batches_epoch_after_epoch_and_goes_on_anywhere() -> None:
     source = loaders.take({"train": loader(125, shuffle=True), **REST}, CPU, False).source
     feed = source.feed([0], 1, 10, CPU)
@@ -197,18 +152,6 @@ def test_a_stream_gives_full_batches_epoch_after_epoch_and_goes_on_anywhere() ->
     assert len(labels(0)) == 12 and {len(batch) for batch in labels(0)} == {10}
     assert labels(0) == labels(0) != labels(1)
     assert labels(1, 7) == labels(1)[7:]
-
-
-def test_a_network_may_change_its_input_in_place() -> None:
-    class Shifts(helpers.Mlp):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x.sub_(0.3))
-
-    class Shifted(helpers.Mlp):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x - 0.3)
-
-    assert find(seeded(Shifts)) == find(seeded(Shifted))
 
 
 @pytest.mark.parametrize("train", [DataLoader(Augmented(), batch_size=10, shuffle=True), Passes(Augmented())])
@@ -270,18 +213,6 @@ def test_load_MNIST_serves_the_projects_file_where_the_folder_has_none(tmp_path:
     assert parts.train is parts[0] and parts._fields == ("train", "validation", "test")
 
 
-def test_loaders_of_the_library_train_as_their_batches_do() -> None:
-    images = make_images()
-    scaling = data.normalisation(images.train)
-    parts = [
-        data.Loader("tiny", x, y, 10, False, *scaling)
-        for x, y in ((images.train, images.train_labels), (images.test, images.test_labels))
-    ]
-    given = data.Loaders(parts[0], parts[1], parts[1])
-    assert find(seeded(), given, precision="fp32") == find(seeded(), tuple(map(list, given)), precision="fp32")
-    assert len(find(seeded(), given, in_memory=False)) == 3
-
-
 def test_a_file_holds_back_as_many_images_as_is_asked_for(place: Path) -> None:
     file = place / "data" / "tiny.npz"
     for given in (file, str(file), make_images()):
@@ -299,9 +230,3 @@ def test_a_file_holds_back_as_many_images_as_is_asked_for(place: Path) -> None:
     ):
         with pytest.raises(ValueError, match=f"^{words}$"):
             find(seeded(), given, valid_size=value)
-
-
-def test_what_is_odd_about_labels_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    find(seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 5))), [[(x, y + 1) for x, y in batches()]] * 3,
-         rounds=0, quiet=False)  # fmt: skip
-    assert "no example is of class 0: labels count from 0, so that there are 5 classes\n" in capsys.readouterr().out

@@ -145,35 +145,3 @@ def test_training_data_without_an_end_are_streamed(monkeypatch: pytest.MonkeyPat
     assert find(seeded(), given) == find(seeded(), given, in_memory=False)
     with pytest.raises(ValueError, match=r"^data\.train must end or have a __len__"):
         find(seeded(), given, in_memory=True)
-
-
-def test_other_data_without_an_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "ENDLESS", 100)
-    with pytest.raises(ValueError, match=r"^data\.test must end or have a __len__, .* given 110 examples"):
-        find(seeded(), {**tiny(), "test": Endless()})
-    assert len(find(seeded(), rounds=0)) == 1, "data with a length may be as long as they are"
-
-
-def test_streamed_data_that_fail_or_run_dry_are_named() -> None:
-    with pytest.raises(RuntimeError, match=r"^data\.validation failed with OSError: disk gone$"):
-        find(seeded(), {**tiny(), "validation": Failing(4)}, in_memory=False)
-    with pytest.raises(ValueError, match=r"^data\.validation must give its batches again in each pass, but gave none"):
-        find(seeded(), {**tiny(), "validation": Emptying(4)}, in_memory=False)
-
-
-class Emptying:
-    """Has nothing more to give after some passes."""
-
-    def __init__(self, passes: int) -> None:
-        self.passes = passes
-
-    def __iter__(self) -> Iterator[Any]:
-        self.passes -= 1
-        return iter(batches(40, 1) if self.passes >= 0 else [])
-
-
-class Failing(Emptying):
-    def __iter__(self) -> Iterator[Any]:
-        if not self.passes:
-            raise OSError("disk gone")
-        return super().__iter__()

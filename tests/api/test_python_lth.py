@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -16,7 +15,6 @@ import lth
 from lth.__main__ import main as short_main
 from lth.__main__ import parse
 from lth.commands import command
-from lth.settings import names
 from lth.settings.config import PROJECT, Config, ConfigError
 
 
@@ -92,21 +90,6 @@ def test_python_lth_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert table["round"].tolist() == [0, 1, 2] and len(concluded) == 2
     with pytest.raises(ConfigError, match="--batch_size must be at most 55000"):
         short_main(["mlp", "mnist", "-i", "4", "--quiet", "--gpu", "cpu", "--batch_size", "60000"])
-
-
-def test_data_that_only_the_project_has_are_found_before_names_are_checked(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (place / "archs" / "mnist").mkdir()
-    (place / "archs" / "mnist" / "fc1.py").write_text((place / "archs" / "tiny" / "mlp.py").read_text())
-    np.savez(place / "data" / "mine.npz", x_train=np.zeros((9, 28, 28), np.uint8))
-    monkeypatch.chdir(place)
-    with pytest.raises(ConfigError, match="dataset must be one of"):
-        parse(["lenet", "mine"])
-    monkeypatch.setattr(names, "PROJECT", place)
-    assert parse(["lenet", "mine"]).data == place / "data"
-    np.savez(place / "mine.npz", x_train=np.zeros((9, 28, 28), np.uint8))
-    assert parse(["lenet", "mine", "-p", "."]).data == Path(), "the folder that was named comes first"
 
 
 @pytest.mark.parametrize(

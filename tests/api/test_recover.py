@@ -12,7 +12,6 @@ import torch.nn.utils.prune as torch_prune
 from helpers import Conv, Mlp
 from own import (
     WithOptim,
-    altered,
     batches,
     find,
     seeded,
@@ -53,41 +52,20 @@ def test_recover_after_a_crash_within_a_round(tmp_path: Path) -> None:
     assert resumed == find(seeded(WithOptim), rounds=3)
 
 
-def test_after_a_crash_in_the_first_round_another_net_can_begin(tmp_path: Path) -> None:
-    CALLS.clear()
-
-    def breaks(logits: Tensor, labels: Tensor) -> Tensor:
-        CALLS.append(1)
-        if len(CALLS) == 9:
-            raise KeyboardInterrupt
-        return nn.functional.cross_entropy(logits, labels)
-
-    with pytest.raises(KeyboardInterrupt):
-        find(altered(criterion=breaks), save=tmp_path)
-    assert find(altered(criterion=breaks), recover=tmp_path) == find(seeded())
-    with pytest.raises(KeyboardInterrupt):
-        CALLS.clear()
-        find(altered(criterion=breaks), save=tmp_path / "b")
-    assert find(seeded(seed=4), save=tmp_path / "b") == find(seeded(seed=4))
-
-
 def test_results_are_never_mixed(tmp_path: Path) -> None:
     find(seeded(), save=tmp_path)
     with pytest.raises(ValueError, match=r"save must be a folder without results.*recover=.*continues"):
         find(seeded(), save=tmp_path)
-    for changes, words in (
-        ({"iterations": 13}, "iterations was 12it, is 13it"),
-        ({"seed": 1}, "seed was 0, is 1"),
-        ({"random": True}, "arm was lt, is reinit"),
-        ({"given": {**tiny(), "train": batches(100)}}, "data was 120 training"),
-    ):
-        given = changes.pop("given", None)
-        with pytest.raises(ValueError, match=f"recover must hold results of the same settings: .*{words}"):
-            find(seeded(), given, recover=tmp_path, **changes)
-    with pytest.raises(ValueError, match=r"net was Mlp .*is Mlp"):
-        find(seeded(lambda: Mlp(13)), recover=tmp_path)
-    with pytest.raises(ValueError, match="recover must hold results of Conv"):
+    other_folder = r"recover must hold results of these settings and this seed, in .*, not only\n  .*seed0$"
+    for changes in ({"iterations": 13}, {"seed": 1}, {"random": True}):
+        with pytest.raises(ValueError, match=other_folder):
+            find(seeded(), recover=tmp_path, **changes)
+    with pytest.raises(ValueError, match=other_folder):
         find(seeded(Conv), recover=tmp_path)
+    with pytest.raises(ValueError, match=r"the data have changed since"):
+        find(seeded(), {**tiny(), "train": batches(100)}, recover=tmp_path)
+    with pytest.raises(ValueError, match=r"the model has changed since"):
+        find(seeded(lambda: Mlp(13)), recover=tmp_path)
     # The same settings and seed, another arm: the dense round of another net must not be taken over.
     other = find(seeded(seed=3), random=True, save=tmp_path)
     assert other[0] == find(seeded(seed=3), random=True)[0]
@@ -96,11 +74,9 @@ def test_results_are_never_mixed(tmp_path: Path) -> None:
 
 def test_another_name_is_not_gone_on_with_by_beginning_anew(tmp_path: Path) -> None:
     find(seeded(), save=tmp_path, name="mine", rounds=1)
-    for name, words in (({}, r"name must be as .* in .*mine"), ({"name": "other"}, "go to .*other")):
-        with pytest.raises(ValueError, match=words):
-            find(seeded(seed=9), recover=tmp_path, rounds=2, **name)
-    with pytest.raises(ValueError, match=r"same settings: seed was 0, is 1$"):
-        find(seeded(), recover=tmp_path, rounds=2, seed=1)
+    for changes in ({}, {"name": "other"}, {"seed": 1}):
+        with pytest.raises(ValueError, match=r"in .*, not only\n  .*mine/lt/seed0$"):
+            find(seeded(seed=9), recover=tmp_path, rounds=2, **changes)
     assert find(seeded(seed=9), recover=tmp_path, rounds=2, name="mine") == find(seeded(), rounds=2)
 
 
@@ -168,7 +144,7 @@ def test_recover_goes_on_with_the_same_network_rule_optimiser_loss_and_data_only
             go_on(**change, recover=tmp_path, rounds=3)
         with pytest.raises(ValueError, match=rf"save must be a folder without .* another experiment.* {words} changed"):
             go_on(**change, save=tmp_path, random=True)
-    with pytest.raises(ValueError, match=r"criterion was CrossEntropyLoss\(\), is|the loss has changed since"):
+    with pytest.raises(ValueError, match=r"the loss has changed since"):
         go_on(smooth=0.1, recover=tmp_path, rounds=3)
     assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
     (config,) = tmp_path.glob("dumps/**/config.json")

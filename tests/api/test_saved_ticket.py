@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,11 +23,9 @@ from torch import nn
 
 import lth
 from lth import data
-from lth.api import export
 from lth.commands import session
 from lth.models import building
 from lth.records import tables
-from lth.records.files import read_json
 
 pytestmark = pytest.mark.versions
 
@@ -85,48 +82,6 @@ def test_a_ticket_is_evaluated_on_pixels_scaled_as_its_run_had_them(place: Path)
         answers = [model(pixels).argmax(1) for pixels in (x / x.norm(dim=1, keepdim=True), x / 255)]
     found, other = (100 * (given == tests.test_labels).float().mean().item() for given in answers)
     assert found == pytest.approx(ticket.row["test"]) != other
-
-
-def test_a_ticket_for_data_served_by_anothers_models_needs_neither_their_folder_nor_the_data(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (place / "archs" / "tiny").rename(place / "archs" / "mnist")
-    for file in (place / "archs" / "mnist").glob("*.py"):
-        file.write_text(file.read_text().replace("nn.Linear(64,", "nn.Linear(784,"))
-    np.savez(place / "data" / "mine.npz", **arrays(shape=(28, 28)))
-    (run,) = session.run(settings(place, dataset="mine", prune_iterations=2))
-    ticket, file = lth.load_ticket(run.saves), run.dumps / "config.json"
-    assert read_json(file)["image_shape"] == [1, 28, 28]
-    monkeypatch.setattr(export, "export", lambda model, file, example, normalisation: tuple(example.shape))
-
-    def works(data: Any) -> bool:
-        assert ticket.export("ticket.pt2") == (2, 1, 28, 28)
-        assert ticket.sparse()(torch.zeros(2, 1, 28, 28)).shape == (2, 4)
-        return float(f"{ticket.evaluate(data, device='cpu'):.10g}") == ticket.row["test"]
-
-    assert works("mine")
-    (place / "data").rename(place / "moved")
-    assert works(place / "moved" / "mine.npz")
-
-
-@pytest.mark.filterwarnings("ignore")  # of what is old
-def test_a_model_that_holds_what_it_has_computed_is_evaluated_and_exported(place: Path) -> None:
-    (place / "archs" / "tiny" / "normed.py").write_text(
-        "from torch import nn\n\n\ndef normed(num_classes=4):\n"
-        "    first = nn.utils.weight_norm(nn.Linear(64, 12))\n"
-        "    return nn.Sequential(nn.Flatten(), first, nn.ReLU(), nn.Linear(12, num_classes))\n"
-    )
-    (run,) = session.run(settings(place, arch_type="normed", prune_iterations=2))
-    ticket, x = lth.load_ticket(run.saves), torch.randn(3, 1, 8, 8)
-    for model in (None, building.find("normed", "tiny", 4)()):
-        found = ticket.evaluate(place / "data" / "tiny.npz", model, device="cpu")
-        assert float(f"{found:.10g}") == ticket.row["test"]
-        applied = ticket.apply(building.find("normed", "tiny", 4)(), weights="trained")
-        torch.testing.assert_close(ticket.sparse(model)(x), applied(x))
-        assert ticket.export(place / "normed.pt2", torch.zeros(2, 1, 8, 8), model).is_file()
-    with torch.no_grad():
-        applied[1].weight_g.mul_(2)
-    assert not torch.allclose(building.copy_of(applied)(x), ticket.sparse()(x)), "a copy computes its weight anew"
 
 
 def test_a_ticket_of_an_own_net_evaluates_on_the_users_loaders(tmp_path: Path) -> None:

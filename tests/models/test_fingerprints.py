@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import random
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +18,6 @@ from torch import nn
 from lth import prune
 from lth.models import building as models
 from lth.models import fingerprints as identity
-from lth.settings.config import PROJECT, ConfigError
-from lth.training import fit
 
 Text = Callable[..., str]
 
@@ -127,22 +122,6 @@ def test_draws_comments_docstrings_and_empty_lines_do_not(model: Text) -> None:
         assert model(change) == before, change
 
 
-def test_a_fingerprint_is_the_same_in_other_processes(model: Text, place: Path) -> None:
-    program = f"""
-import sys; sys.path[:0] = [{str(place)!r}, {str(PROJECT)!r}]
-from pathlib import Path
-from lth.settings import names
-names.ARCHS = [Path({str(place / "archs")!r})]
-from lth import prune
-from lth.models import building as models, fingerprints as identity
-print(identity.of_model(models.find("net", "tiny", 4)), identity.of(prune.magnitude(0.2), {{"a", "b", "c"}}))
-"""
-    expected = [model(), identity.of(prune.magnitude(0.2), {"a", "b", "c"})]
-    environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
-    assert done.stdout.split() == expected, done.stderr
-
-
 AMOUNT = 0.1
 
 
@@ -218,38 +197,3 @@ def test_networks_given_from_python_differ_by_settings_and_not_by_weights() -> N
     others = [net(0.2), net(heads=1), net(forward=lambda x: x), net(scale=2), tied, frozen, hooked]
     assert first == of(net()) == of(net(optim=SimpleNamespace(lr=1)), without=("optim",)) == of(net().eval())
     assert len({first, *map(of, others)}) == 1 + len(others)
-
-
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        ("def f(x):\n  # c\n  return f'{x!r:>{3}} # {x}'\n", "def f(x):\n  return f'{x!r:>{3}} # {x}'"),
-        ("x = (1,  # one\n     '# two')\n", "x = (1,\n     '# two')"),
-        ("class A:\n    '''doc\n    more'''\n    a = 'b'\n", "class A:\n    a = 'b'"),
-        ("x = '''a\n\n  b'''\n", "x = '''a\n  b'''"),
-    ],
-)
-def test_code_is_text_without_comments_docstrings_and_empty_lines(text: str, expected: str) -> None:
-    assert identity.code(text) == expected
-
-
-@pytest.mark.parametrize(
-    "draw, accepted",
-    [
-        (lambda: torch.rand(3) + random.random() + np.random.rand(), True),
-        (lambda: torch.tensor(float("nan")), True),
-        (lambda: torch.from_numpy(np.random.default_rng().random(3)), False),
-        (lambda: torch.tensor(random.Random().random()), False),
-    ],
-)
-def test_networks_built_from_one_seed_must_be_equal(draw: Callable[[], torch.Tensor], accepted: bool) -> None:
-    def make() -> nn.Module:
-        net = nn.Linear(2, 2)
-        net.register_buffer("noise", draw())
-        return net
-
-    if accepted:
-        fit.check_seeded(lambda seed: models.build(make, "own", seed))
-        return
-    with pytest.raises(ConfigError, match=r"built twice from one seed, it differs in noise$"):
-        fit.check_seeded(lambda seed: models.build(make, "own", seed))

@@ -10,11 +10,8 @@ import torch
 from torch import nn
 
 from lth import pruning
-from lth.data.loaders import take
 from lth.models import building
-from lth.models.multiply_adds import cost
-from lth.training.optimizers import Fused
-from lth.training.problem import Problem
+from lth.models.probe import cost
 
 
 def of(model: nn.Module, *shape: int, dtype: torch.dtype = torch.float32) -> dict[str, float]:
@@ -60,24 +57,6 @@ def test_attention_and_recurrent_matrices_multiply_once_a_token() -> None:
     assert 0 < found.rest < 2 * 5 * 5 * 16 + 1  # attention's own products: scores, and their sums over the values
 
 
-def test_tied_weights_multiply_wherever_they_stand() -> None:
-    """Also where a module stands in the network twice, under whichever name its products are counted."""
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.block, self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
-            self.second.weight = self.first.weight
-            self.blocks = nn.ModuleList([self.block, self.block])
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            for block in self.blocks:
-                x = block(x)
-            return self.second(self.first(x))
-
-    assert of(Net(), 6) == {"block.weight": 2.0, "first.weight": 2.0}
-
-
 class Own(nn.Module):
     """A layer of the user's own."""
 
@@ -94,11 +73,6 @@ class Own(nn.Module):
             x = x @ self.weight.t()
             return (x @ x.mT) @ x
         return (x[..., None, :] * self.weight).sum(-1)
-
-
-@pytest.mark.parametrize("way", ["einsum", "baddbmm"])
-def test_products_in_batches_count_where_a_layer_has_no_others(way: str) -> None:
-    assert of(nn.Sequential(Own(way), nn.Linear(7, 2)), 5, 6) == {"0.weight": 5.0, "1.weight": 5.0}
 
 
 class Top(nn.Module):
@@ -142,24 +116,6 @@ def test_a_product_belongs_to_the_weight_that_it_is_made_of_wherever_it_stands()
     assert found.uses == {"weight": 5.0, "held.one": 5.0} and found.rest == 0
 
 
-def test_attention_of_ones_own_is_the_rest() -> None:
-    found = cost(Own("attention"), torch.zeros(1, 5, 6), ["weight"])
-    assert found.uses == {"weight": 5.0} and found.rest == 2 * 5 * 5 * 7
-
-
-def test_a_bilinear_layer_multiplies_by_each_weight_once_an_example() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.pair, self.out = nn.Bilinear(2, 3, 4), nn.Linear(4, 2)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.out(self.pair(x[..., :2], x[..., 2:]))
-
-    assert of(Net(), 5) == {"pair.weight": 1.0, "out.weight": 1.0}
-    assert of(Net(), 7, 5) == {"pair.weight": 7.0, "out.weight": 7.0}
-
-
 def test_where_a_product_is_unknown_so_is_the_cost() -> None:
     with pytest.raises(ValueError, match=r"0\.weight is not known"):
         of(nn.Sequential(Own("sum"), nn.Linear(7, 2)), 5, 6)
@@ -177,22 +133,3 @@ def test_embeddings_and_what_only_training_needs_cost_nothing() -> None:
 
     found = cost(Net(), torch.zeros(1, 5, dtype=torch.long), pruning.prunable(Net(), embeddings=True))
     assert found.uses == {"tokens.weight": 0, "out.weight": 5, "beside.weight": 0} and found.rest == 0
-
-
-class Reader(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tokens, self.lstm, self.out = nn.Embedding(9, 8), nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.out(self.lstm(self.tokens(x))[0][:, -1])
-
-
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_models_of_text_are_asked_with_an_example_of_theirs(in_memory: bool) -> None:
-    batches = [(torch.randint(9, (10, 7)), torch.arange(10) % 4)] * 2
-    source = take((batches, batches, batches), torch.device("cpu"), in_memory=in_memory).source
-    problem = Problem(source, Reader, dict, dict, Fused)  # type: ignore[arg-type]
-    found, why = problem.cost
-    assert not why and found is not None
-    assert found.uses == {"lstm.weight_ih_l0": 7, "lstm.weight_hh_l0": 7, "out.weight": 1, "tokens.weight": 0}

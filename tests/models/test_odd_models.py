@@ -2,93 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from helpers import Told, constant, do, random_masks, settings, training
-from own import find, seeded
-from torch import Tensor, nn
+from helpers import Told, do, settings
+from torch import nn
 
 import main
 import utils
 from lth.commands import session
 from lth.models import building
 from lth.records import tables
-from lth.records.store import Store
 from lth.settings.config import ConfigError
 from lth.training.problem import Problem, stackable
-from lth.training.schedule import Plan
-from lth.training.train import Stopped, Trained
-
-
-class Renormed(nn.Linear):
-    """A layer of bounded norm, by a new tensor in its weight's place or by new values in the old one."""
-
-    def __init__(self, *sizes: int, assigned: bool) -> None:
-        super().__init__(*sizes)
-        self.assigned = assigned
-
-    def forward(self, x: Tensor) -> Tensor:
-        bounded = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=0.5)
-        if self.assigned:
-            self.weight.data = bounded
-        else:
-            self.weight.data.copy_(bounded)
-        return super().forward(x)
-
-
-class Centred(nn.Module):
-    """Puts a new tensor in its buffer's place at every step, and fills another when it is first asked."""
-
-    mean: Tensor
-    grid: Tensor | None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 4))
-        self.register_buffer("mean", torch.zeros(1))
-        self.register_buffer("grid", None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.grid is None:
-            self.grid = torch.linspace(0, 1, 8)
-        if self.training:
-            self.mean = 0.9 * self.mean + 0.1 * (x.detach().mean() + 1)
-        return self.layers((x - self.mean) * self.grid)
-
-
-def plan(steps: int) -> Plan:
-    return Plan(steps, 4, constant())
-
-
-@pytest.mark.parametrize("kind", ["adam", "sgd"])
-@pytest.mark.parametrize("keep", [None, 0.5])
-def test_a_layer_that_sets_its_weight_s_data_is_trained(kind: str, keep: float | None) -> None:
-    def make(assigned: bool) -> Callable[[], nn.Module]:
-        return lambda: nn.Sequential(
-            nn.Flatten(), Renormed(64, 12, assigned=assigned), nn.ReLU(), nn.Linear(12, 4)
-        )  # fmt: skip
-
-    (one,), (other,) = (training(make(assigned), plan(12), kind=kind, keep=keep).run() for assigned in (True, False))
-    assert one.evals == other.evals and all(torch.equal(one.final[name], other.final[name]) for name in one.final)
-    if keep:
-        assert (one.final["1.weight"][~random_masks(make(True)(), keep)["1.weight"]] == 0).all()
-
-
-def test_a_buffer_that_is_replaced_is_kept_and_gone_on_with() -> None:
-    (whole,) = training(Centred, plan(12)).run()
-    assert whole.final["mean"] > 0.5 and "grid" not in whole.final
-    for at in range(1, 12):
-        saved: list[list[Trained]] = []
-        made = training(Centred, plan(12))
-        with pytest.raises(Stopped):
-            made.run(checkpoint=saved.append, stop=lambda made=made, at=at: made.iteration >= at)
-        (again,) = training(Centred, plan(12), resume=saved[0]).run()
-        assert again.evals == whole.evals and torch.equal(again.final["mean"], whole.final["mean"]), at
-
 
 MODEL = """import torch
 from torch import nn
@@ -175,24 +102,6 @@ def test_a_model_that_cannot_draw_its_weights_is_refused_before_anything_is_writ
     assert not (place / "dumps").exists() and not (place / "saves").exists()
 
 
-def test_layers_without_weights_are_none(place: Path) -> None:
-    empty = "class empty(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-    empty += "        self.fc, self.none = nn.Linear(64, 4), nn.Linear(64, 0)\n\n    def forward(self, x):\n"
-    empty += "        x = x.flatten(1)\n        return self.fc(x) + self.none(x).sum(1, keepdim=True)\n"
-    assert ran(place, "empty", empty) == 0
-    (run,) = tables.find(place, "empty")
-    assert set(tables.table(run, "layers")["layer"]) == {"fc.weight"} == Store(run).ticket(1).masks.keys()
-
-
-def test_weights_that_no_seed_changes_are_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = "class same(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-    code += "        self.weight = nn.Parameter(torch.ones(4, 64) / 64)\n\n    def forward(self, x):\n"
-    code += "        return x.flatten(1) @ self.weight.t()\n"
-    for trials in (1, 2):
-        assert ran(place, "same", code, "--trials", str(trials)) == 0
-        assert ("weight: drawn alike for every seed" in capsys.readouterr().out) == (trials == 2)
-
-
 PRETRAINED = """
 
 class pretrained(nn.Module):
@@ -234,24 +143,3 @@ def test_a_model_that_gives_pruned_weights_values_ends_with_a_sentence(place: Pa
     (run,) = do(settings(place, arch_type="centring", optimizer=kind), told)
     assert "round 1 ended with pruned weights of 1.weight that are not 0: centring changes its weights" in told.notes
     assert tables.finished_rounds(run) == 1
-
-
-class Words(nn.Module):
-    """Looks up each pixel, with gradients of the rows that it has looked up."""
-
-    def __init__(self, sparse: bool) -> None:
-        super().__init__()
-        self.words, self.out = nn.EmbeddingBag(8, 16, sparse=sparse), nn.Linear(16, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.words((x.flatten(1) * 8).long().clamp(0, 7)))
-
-
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_embeddings_with_sparse_gradients_train_as_others(optimizer: str) -> None:
-    options: dict[str, Any] = {"optimizer": optimizer, "lr": 0.01, "prune_embeddings": True}
-    losses = [
-        [row["train_loss"] for row in find(seeded(lambda each=sparse: Words(each)), **options)]
-        for sparse in (True, False)
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

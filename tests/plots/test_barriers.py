@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import MakeRuns
 from drawn import lines_in, panels
 from matplotlib.figure import Figure
 
-from lth.plots.barriers import FROM_BEFORE, LIMIT, connectivity, rewind_points
+from lth.plots.barriers import FROM_BEFORE, LIMIT, connectivity
 from lth.records import recording
 from lth.records.tables import Run
-from lth.settings.arms import ARMS
 
 Sheets = dict[str, Figure]
 
@@ -47,24 +45,3 @@ def test_a_line_an_arm_the_limit_and_the_errors_on_the_way(tmp_path: Path, make_
     way = lines_in(along)
     assert list(way) == ["100%", "80%", "64%"] and way["80%"][1] == pytest.approx([4, 8.5, 6])
     assert [text.get_text() for text in along.get_legend().get_texts()] == list(way)
-
-
-def test_lines_of_several_models_and_more_than_there_are_arms(
-    tmp_path: Path, make_runs: MakeRuns, sheets: Sheets
-) -> None:
-    groups = []
-    for arch_type in ("fc1", "lenet5"):
-        for rewind in range(len(ARMS) // 2 + 1):
-            reset = f"{rewind}it" if rewind else "0"
-            where = {"settings": f"prune_percent=20,rewind={reset}", "arch_type": arch_type}
-            runs = make_runs(arms=["lt"], rounds=3, seeds=(0,), saves=False, **where)
-            measured(runs[0], test=rewind)
-            groups.append(runs)
-    rewind_points(groups, tmp_path)
-    found = lines_in(panels(sheets["connectivity"])[0])
-    assert len(found) == len(groups) + 1, "lines of several models under one name"
-    assert sum("lenet5" in name for name in found) == len(groups) / 2
-    rewind_points(groups[: len(groups) // 2], tmp_path)  # of one model: the settings alone tell them apart
-    found = lines_in(panels(sheets["connectivity"])[0])
-    assert list(found)[:2] == ["reset to initial weights", "rewound to 1 iteration"] and list(found)[-1] == LIMIT
-    assert np.allclose(found["rewound to 1 iteration"][1] - found["reset to initial weights"][1], 1)

@@ -13,13 +13,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from lth.analysis import verdict
-from lth.models.multiply_adds import Cost
-from lth.plots import axes as scales
+from lth.models.probe import Cost
 from lth.plots import style
-from lth.plots.comparison import comparison, grouped
-from lth.plots.curves import training
+from lth.plots.comparison import comparison, grouped, training
 from lth.plots.grid import grid
-from lth.records import tables
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
 
@@ -116,10 +113,8 @@ def test_many_arms_stand_in_groups_beside_lt(tmp_path: Path, make_runs: MakeRuns
         assert any(map(verdict.finds_tickets, list(found)[1:])) or not {BETTER, NO_WORSE} & found.keys()
     assert {BETTER, NO_WORSE} & lines_in(accuracy[0]).keys()
     groups = grouped([*ARMS, "snip_shuffle", "snip_reinit", "what is this", *(f"x{i}" for i in range(7))])
-    assert all(2 <= len(arms) <= 4 and arms[0] == "lt" for _, arms in groups)
-    title = {arm: title for title, arms in groups for arm in arms[1:]}
-    assert len(title) == len(ARMS) - 1 + 10 and "new random weights" in title["reinit"]
-    assert {title[arm] for arm in ("snip", "snip_shuffle", "snip_reinit")} == {"masks of snip"}
+    assert all(2 <= len(arms) <= 4 and arms[0] == "lt" for arms in groups)
+    assert len({arm for arms in groups for arm in arms}) == len(ARMS) + 10
 
 
 def test_arms_can_be_told_apart() -> None:
@@ -189,20 +184,6 @@ def test_a_grid_of_two_settings_has_one_in_rows_one_in_columns_and_one_axis(
     assert len({axes.get_ylim() for axes in upper}) == 2 and "scales differ" not in caption_of(sheets["grid"])
 
 
-def test_a_grid_shows_the_early_stops_of_the_table(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
-    runs = make_runs(arms=["lt"], rounds=3, saves=False)
-    for run, dense in zip(runs, (7000, 5600, 2700), strict=True):  # a mean of ratios is no ratio of means
-        rounds = tables.table(run, "rounds")
-        rounds.assign(ES=[dense, 2000, 2100]).to_csv(run.dumps / "rounds.csv", index=False)
-    grid([runs], tmp_path)
-    (lower,) = panels(sheets["grid"], "early stop")
-    found = lines_in(lower)
-    np.testing.assert_allclose(found["lt"][1], verdict.table(runs)["ES_ratio"])
-    for name in {BETTER, NO_WORSE} & set(found):
-        assert all(np.isclose(found["lt"][1], ring).any() for ring in found[name][1]), "a ring beside its marker"
-    assert {BETTER, NO_WORSE} & set(found)
-
-
 def test_captions_count_the_trials_of_every_point(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:
     runs = [*make_runs(arms=["lt"], rounds=4, seeds=(0, 1)), *make_runs(arms=["lt"], rounds=2, seeds=(2,))]
     for draw in (comparison, training):
@@ -221,7 +202,7 @@ def test_the_axis_may_be_multiply_adds_or_compression(
     runs = make_runs(rounds=4, shapes={"a": (10, 10), "b": (10, 10)}, saves=False, cost=cost)
     assert comparison(runs, tmp_path, x=x) == [tmp_path / f"comparison_{x}.png"]
     axes = sheets[f"comparison_{x}"].axes[0]
-    assert axes.get_xlabel() == scales.SPARSITY[x][0]
+    assert axes.get_xlabel() == style.SPARSITY[x][0]
     weights = np.array([100, 80, 64, 51])
     expected = 100 * (4 * weights + 88) / 488 if x == "flops" else weights
     assert lines_in(axes)["lt"][0] == pytest.approx(expected, rel=0.02)
@@ -234,7 +215,7 @@ def test_ticks_of_weights_remaining() -> None:
     axes = Figure().subplots()
 
     def ticks(values: list[float], **options: int) -> list[str]:
-        scales.remaining_axis(axes, values, **options)
+        style.remaining_axis(axes, values, **options)
         return [axes.xaxis.get_major_formatter()(tick) for tick in axes.get_xticks()]
 
     for rounds in (2, 8, 22, 35):

@@ -9,11 +9,10 @@ import pandas as pd
 import pytest
 from conftest import MakeRuns
 from drawn import caption_of, lines_in
-from helpers import write_table
 from matplotlib.figure import Figure
 
 from lth.analysis import labels
-from lth.plots.curves import thinned, training
+from lth.plots.comparison import thinned, training
 from lth.records import tables
 
 Sheets = dict[str, Figure]
@@ -47,21 +46,6 @@ def test_long_training_curves_are_means_over_windows(tmp_path: Path, make_runs: 
     assert (x[0], y[0]) == pytest.approx((evals["iteration"][:3].mean(), evals["test"][:3].mean()))
     assert (x[-1], y[-1]) == pytest.approx((evals["iteration"][246:249].mean(), evals["test"][246:249].mean()))
     assert "each point that of 3 evaluations" in caption_of(sheets["training"])
-
-
-def test_points_of_some_trials_only_are_no_points_of_the_mean(
-    tmp_path: Path, make_runs: MakeRuns, sheets: Sheets
-) -> None:
-    """With --test_freq a trial has test accuracies where its own validation loss was the lowest."""
-    runs = make_runs(arms=["lt"], seeds=(0, 1), rounds=1, evaluations=9, saves=False)
-    for run, tested in zip(runs, ([3, 8], [3, 5, 8]), strict=True):
-        evals = tables.table(run, "evals")
-        write_table(run, "evals", evals.assign(test=evals["test"].where(evals.index.isin(tested))))
-    training(runs, tmp_path)
-    (x, y) = lines_in(sheets["training"].axes[0])["100%"]
-    found = [tables.table(run, "evals") for run in runs]
-    assert x.tolist() == found[0]["iteration"][[3, 8]].tolist()
-    np.testing.assert_allclose(y, np.mean([table["test"][[3, 8]] for table in found], axis=0))
 
 
 def test_a_last_evaluation_that_comes_early_is_no_hook() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import math
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,18 +14,17 @@ from conftest import MakeRuns
 
 from lth.analysis import labels, verdict
 from lth.plots import report
+from lth.plots.comparison import comparison
+from lth.plots.layer_counts import layers
 from lth.records import files, tables
 from lth.records.tables import Run
 from lth.settings.config import Config
 
 EVIL = '<script>document.title="broken"</script>'
-SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>parent.document.title="broken"</script></svg>'
 
 
 def page(runs: list[Run], sentences: tuple[str, ...] = ("It wins.",)) -> str:
-    return report.page(
-        runs, verdict.table(runs), sentences, {"comparison": report.Picture("Accuracy", "It rises", SVG)}
-    )
+    return report.page(runs, verdict.table(runs), sentences)
 
 
 def test_a_page_needs_nothing_from_elsewhere_and_escapes_what_users_named(make_runs: MakeRuns) -> None:
@@ -58,58 +55,25 @@ def test_a_row_a_round_and_arm_with_the_winning_ones_marked(make_runs: MakeRuns)
     table = verdict.table(runs)
     rows = re.findall(r"<tr( class=\"winning\")?><td data-value", page(runs))
     assert len(rows) == len(table) and sum(map(bool, rows)) == int(table["winning"].sum()) > 0
-    endless = report.page(runs, table.assign(speedup=math.inf), (), {})
+    endless = report.page(runs, table.assign(speedup=math.inf), ())
     assert endless.count('data-value="Infinity"') == len(table), "as a browser writes it, which sorts by it"
 
 
-def test_the_page_begins_with_three_numbers_and_a_light_per_arm(make_runs: MakeRuns) -> None:
+def test_the_page_begins_with_three_numbers(make_runs: MakeRuns) -> None:
     runs = make_runs(rounds=4)
     found = verdict.sparsest(verdict.pruned(verdict.table(runs), "lt"))
     said = page(runs)
     assert found and re.findall(r"<div><b>(.*?)</b>", said)[0] == f"{labels.percent(found['remaining'], 3)}%"
-    assert re.findall(r'<li class="(\w+)"><b>(\w+)', said)[0] == ("green", "lt") and "<b>reinit</b>" in said
     assert "seeds 0, 1, 2" in said and 'href="../../../../dumps/fc1/mnist/' in said and "It rises." in said
     late = make_runs(rounds=2, evaluations=1, settings="late", saves=False)
-    assert "<b>not measured</b>" in page(late) and 'class="green"><b>lt' not in page(late)
+    assert "<b>not measured</b>" in page(late)
 
 
-def test_a_ticket_that_cannot_be_read_costs_the_slider_alone(make_runs: MakeRuns) -> None:
-    runs = make_runs(rounds=2)
-    for file in runs[0].saves.glob("ticket_*.safetensors"):
-        file.write_bytes(b"spoiled")
-    (runs[0].dumps / "layers.csv").write_text("spoiled")
-    said = page(runs)
-    assert 'type="range"' not in said and "Every round" in said and 'id="kinds"' not in said
-
-
-def test_the_page_has_the_figures_and_stays_below_a_megabyte(make_runs: MakeRuns, tmp_path: Path) -> None:
-    runs = make_runs(arms=("lt", "reinit", "random"), rounds=6, shapes={"fc1.weight": (40, 784), "fc2.weight": (4, 40)})
-    file = report.write(runs, verdict.table(runs), [], tmp_path)
-    said = file.read_text(encoding="utf-8")
-    assert said.count("data:image/svg+xml") >= 3 and 'type="range"' in said and file.stat().st_size < 1_000_000
-
-
-def test_a_page_whose_figures_find_no_room_is_not_written(
-    make_runs: MakeRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs, write = make_runs(rounds=2), files.write
-    table, folder = verdict.table(runs), tmp_path / "plots"
-
-    def full(file: Path, content: bytes, *rest: object) -> None:
-        with files.explained(file):
-            if file.suffix == ".svg":
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(file, content)
-
-    def read_only(*_: object, **__: object) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(files, "write", full)
-        patched.setattr(os, "rmdir", read_only)  # as after a disk error: what was begun cannot be taken away either
-        with pytest.raises(files.Unwritable, match=r"cannot write .*comparison\.svg: No space left"):
-            report.write(runs, table, [], folder)
-    assert not (folder / "report.html").exists(), "it would be up to date without them for ever"
+def test_the_page_shows_the_figures_and_stays_below_a_megabyte(make_runs: MakeRuns, tmp_path: Path) -> None:
+    runs = make_runs(arms=("lt", "reinit"), rounds=3)
+    drawn = [*comparison(runs, tmp_path, "pdf"), *layers(runs, tmp_path)]
+    said = report.write(runs, verdict.table(runs), [], tmp_path, drawn).read_text(encoding="utf-8")
+    assert said.count('src="data:image/png') == 1 and "Accuracy and early stop" in said and len(said) < 1_000_000
 
 
 @pytest.fixture
@@ -127,15 +91,14 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_in_a_browser_the_slider_moves_the_table_sorts_and_no_script_of_a_name_runs(
-    browser: Any, make_runs: MakeRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_in_a_browser_pictures_grow_the_table_sorts_and_no_script_of_a_name_runs(
+    browser: Any, make_runs: MakeRuns, tmp_path: Path
 ) -> None:
     runs = make_runs(rounds=5)
     config = tables.config_of(runs[0]) | {"settings": {"name": EVIL}, "command": [EVIL]}
     files.write_json(runs[0].dumps / "config.json", config)
     table = verdict.table(runs)
-    monkeypatch.setattr(report, "figures", lambda *_: {"comparison": report.Picture("Accuracy", "It rises", SVG)})
-    file = report.write(runs, table, [EVIL], tmp_path)
+    file = report.write(runs, table, [EVIL], tmp_path, comparison(runs, tmp_path))
     tab, complaints = browser.new_page(viewport={"width": 400, "height": 800}), []
     tab.on("console", lambda message: complaints.append(message.text))
     tab.on("pageerror", lambda error: complaints.append(str(error)))
@@ -146,13 +109,6 @@ def test_in_a_browser_the_slider_moves_the_table_sorts_and_no_script_of_a_name_r
     tab.click(".zoom")
     assert tab.locator(".zoom img").bounding_box()["width"] > 2 * wide
     tab.click(".zoom")
-
-    shown = "#map img.shown"
-    last, said = tab.get_attribute(shown, "src"), tab.inner_text("#said")
-    tab.focus("#round")
-    tab.keyboard.press("Home")
-    assert tab.locator(shown).count() == 1 and tab.get_attribute(shown, "src") != last
-    assert "round 0" in tab.inner_text("#said") != said
 
     tab.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert tab.locator("details:not([open])").count() == 0

@@ -114,13 +114,3 @@ def test_initial_weights_of_survivors(tmp_path: Path, make_runs: MakeRuns, sheet
         assert density.sum() * (x[1] - x[0]) == pytest.approx(share, abs=0.02)
     middle = [density[len(density) // 2] for _, density in found.values()]
     assert middle[-1] < 0.2 * middle[0]  # pruning takes the small ones
-
-
-def test_density_is_that_of_the_values() -> None:
-    values = np.random.default_rng(0).normal(0, 0.5, 20_000)
-    x, density = weights.smooth_density(values, 2.0)
-    expected = np.exp(-0.5 * (x / 0.5) ** 2) / (0.5 * np.sqrt(2 * np.pi))
-    assert np.abs(density - expected).max() < 0.06 * expected.max()
-    for few in (np.zeros(3), np.array([0.5, -0.5]), np.full(1000, 0.25)):
-        _, density = weights.smooth_density(few, 1.0)
-        assert np.isfinite(density).all()
