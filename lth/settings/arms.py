@@ -45,18 +45,18 @@ class Arm:
     update: str = ""
 
     @property
-    def family(self) -> str:
-        """What it is listed under in --help."""
-        if self.mask_of or self.masks == "of_ticket":
-            return "tickets of others"
-        if self.changes_masks:
-            return "networks that are found and not trained" if self.learn else "masks that change during a training"
-        return "masks before training" if self.masks == "before_training" else "masks from training"
-
-    @property
     def changes_masks(self) -> bool:
         """Whether a round after the first ends with other masks than those of its ticket."""
         return bool(self.update or self.learn)
+
+    @property
+    def family(self) -> str:
+        """What it is listed under."""
+        if self.changes_masks:
+            return "networks that are found, not trained" if self.learn else "masks that change during the training"
+        return {"before_training": "masks before training", "of_ticket": "tickets of another run"}.get(
+            self.masks, "masks from training"
+        )
 
 
 class Arms(dict[str, Arm]):

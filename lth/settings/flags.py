@@ -100,11 +100,11 @@ def typed(parse: Callable[[str], T]) -> Callable[[str], T]:
 
 def parser(prog: str = "main.py") -> Parser:
     """The parser of all flags, in groups. The values of settings stay text: `parse` checks them all together."""
-    arms = {name: arm.help for name, arm in ARMS.items() if not name.startswith("ticket_")}
-    wide = max(map(len, arms)) + 4
-    families = dict.fromkeys(ARMS[name].family for name in arms)
-    of = {family: {name: text for name, text in arms.items() if ARMS[name].family == family} for family in families}
-    listed = "\n".join(f" {family}:\n{_table(rows, wide)}" for family, rows in of.items())
+    families: dict[str, dict[str, str]] = {}
+    for name, arm in ARMS.items():
+        if not name.startswith("ticket_"):
+            families.setdefault(arm.family, {})[name] = arm.help
+    arms = "\n".join(f" {family}\n{_table(members)}" for family, members in families.items())
     controls = {f"ARM_{name}": control.help for name, control in CONTROLS.items()}
     criteria = {name: score.__doc__ or "" for name, score in CRITERIA.items()}
     made = Parser(
@@ -115,7 +115,7 @@ def parser(prog: str = "main.py") -> Parser:
         f"  python {prog} --preset lenet --trials 5\n\n"
         "The same command again continues where it stopped. Times are durations: 5 or 5ep is epochs, 500it\n"
         "iterations, 1% of a round. --no-NAME turns a switch off.",
-        epilog=f"Arms (--prune_type):\n{listed}\n"
+        epilog=f"Arms (--prune_type):\n{arms}\n"
         f"and controls of any that finds masks (those of lt: ticket_reinit, ...):\n{_table(controls)}\n\n"
         f"Criteria (--prune_method); the lowest are pruned:\n{_table(criteria)}\n\n"
         f"Presets, all with {EVERY}; given flags win:\n{_table(PRESETS)}",
@@ -205,9 +205,9 @@ def unknown_problems(made: argparse.ArgumentParser, words: Sequence[str]) -> lis
     return problems
 
 
-def _table(rows: Mapping[str, str], wide: int = 0) -> str:
-    """A line per name, broken between words at the width of the terminal; names take at least `wide` columns."""
-    columns, wide = max(shutil.get_terminal_size().columns - 2, 40), max(wide, max(map(len, rows)) + 4)
+def _table(rows: Mapping[str, str]) -> str:
+    """A line per name, broken between words at the width of the terminal."""
+    columns, wide = max(shutil.get_terminal_size().columns - 2, 40), max(map(len, rows)) + 4
     return "\n".join(
         textwrap.fill(f"  {name:{wide - 2}}{text}", columns, subsequent_indent=" " * wide, break_on_hyphens=False)
         for name, text in rows.items()

@@ -30,6 +30,7 @@ from lth.training.layout import channels_last
 from lth.training.optimizers import _laid_out as laid_out
 from lth.training.schedule import Plan
 from lth.training.train import Stopped, Trained, Training, TrialError
+from lth.training.updates import Updates
 
 PLAN = Plan(40, 10, lambda iteration: 0.01 / (1 + iteration // 15), rewind_at=3)
 
@@ -58,8 +59,8 @@ def one_attention() -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(True)
 
 
-def made(make: Callable[[], nn.Module], device: torch.device, **options: Any) -> Training:
-    return training(make, PLAN, device=device, **options)
+def made(make: Callable[[], nn.Module], device: torch.device, updates: Any = None, **options: Any) -> Training:
+    return training(make, replace(PLAN, updates=updates), device=device, **options)
 
 
 def assert_equal(found: list[Trained], expected: list[Trained]) -> None:
@@ -80,6 +81,7 @@ CASES: list[tuple[Callable[[], nn.Module], dict[str, Any]]] = [
     (dropping, {"keep": 0.5}),
     (dropping, {"autocast": True, "seeds": (0, 1, 2), "feed": {"augment": True}}),
     (Attention, {"keep": 0.5}),
+    (dropping, {"keep": 0.5, "updates": Updates("rigl", 7, 0, 30, 0.5)}),
 ]
 each_case = pytest.mark.parametrize("make, options", CASES, ids=[f"{m.__name__}-{'-'.join(o)}" for m, o in CASES])
 

@@ -24,6 +24,7 @@ from lth.records import tables
 from lth.records.store import Store
 from lth.records.tables import runs_of
 from lth.settings.config import ConfigError
+from lth.settings.values import TicketName
 from lth.training.schedule import Plan, check_plan, make_plan
 from lth.training.train import Stopped, Training
 from lth.training.updates import Updates
@@ -233,3 +234,16 @@ def test_gmp_compares_weights_of_all_layers_where_the_settings_say_so(place: Pat
     (run,) = do(settings(place, prune_type=["gmp"], prune_scope="global", arch_type="conv", **CHANGES))
     counts = tables.table(run, "layers").pivot(index="round", columns="layer", values="remaining")
     assert counts.loc[1].nunique() == 2
+
+
+def test_other_experiments_take_the_final_masks(place: Path) -> None:
+    """--ticket, with the original weights, and --connectivity, whose second training ends with masks of its own."""
+    config = settings(place, prune_type=["rigl"], connectivity=True, prune_iterations=2, **CHANGES)
+    (run,) = do(config)
+    ends = tables.table(run, "connectivity").query("round == 1 and line == 'orders' and point == 0")["test_error"]
+    assert ends.item() == pytest.approx(100 - tables.table(run, "evals").query("round == 1")["test"].iloc[-1])
+    source = TicketName.parse(f"{run.saves}:1")
+    (other,) = do(replace(config, root=place / "other", ticket=source, prune_type=("lt",), prune_iterations=1))
+    taken, initial = Store(other).ticket(0), Store(run).weights("initial")
+    for name, mask in Store(run).masks(1).items():
+        assert torch.equal(taken.masks[name], mask) and torch.equal(taken.start[name], initial[name])
