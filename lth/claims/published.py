@@ -1,4 +1,5 @@
-"""The published claims that reproduce.py knows. A new one is one entry of _ALL: nothing else has to be touched.
+"""The published claims that reproduce.py knows; those on the rivals of tickets are in rivals.py. A new one is one entry
+of _ALL: nothing else has to be touched.
 
 Say in `experiments` the flags of main.py that repeat the paper's experiment, and in each `Statement` a sentence of the
 paper, the sparsity that it is about, a function of the records that measures it (`early_stop` and `accuracy` of
@@ -23,6 +24,7 @@ from lth.claims.claim import (
     towards,
     untrained,
 )
+from lth.claims.rivals import RIVALS
 
 LTH: dict[str, Any] = {"paper": "Frankle & Carbin 2019", "source": "arXiv:1803.03635"}
 ZHOU: dict[str, Any] = {"paper": "Zhou et al. 2019", "source": "arXiv:1905.01067"}
@@ -332,4 +334,4 @@ _ALL = (
         "at most 1.5 times. The paper has ResNet-20 on CIFAR-10, and nothing on other initial weights.",
     ),
 )  # fmt: skip
-CLAIMS = {claim.name: claim for claim in _ALL}
+CLAIMS = {claim.name: claim for claim in (*_ALL, *RIVALS)}

@@ -1,0 +1,72 @@
+"""Published claims on the rivals of tickets: masks that change while training, and networks found instead of trained.
+
+What an entry is: see published.py.
+"""
+
+from __future__ import annotations
+
+import math
+
+from lth.claims.claim import Claim, Statement, accuracy, towards
+
+NO_WORSE = (-0.15, math.inf)  # points of accuracy
+LENET_SGD = (
+    "--arch_type fc1 --dataset mnist --optimizer sgd --lr 0.1 --momentum 0.9 --weight_decay 5e-4 --batch_size 100 "
+    "--valid_size 6000 --end_iter 100 --lr_milestones 25000it 50000it --valid_freq 540it "
+    "--prune_iterations 2 --trials 2"
+)
+WRN = (
+    "--arch_type wrn22_2 --dataset cifar10 --augment --optimizer sgd --lr 0.1 --momentum 0.9 --weight_decay 5e-4 "
+    "--batch_size 128 --end_iter 250 --lr_milestones 30000it 60000it 90000it --lr_gamma 0.2 --valid_freq 1 "
+    "--prune_percent 80 --output_percent 80 --prune_iterations 2 --trials 3"
+)
+
+RIVALS = (
+    Claim(
+        "dynamic",
+        "masks that change during training (SET), and SNIP, beside the dense 300-100 network on MNIST",
+        paper="Dettmers & Zettlemoyer 2019; SNIP: Lee et al. 2019", source="arXiv:1907.04840; arXiv:1810.02340",
+        where="results on MNIST published with the first paper's program; SNIP: Section 5.1",
+        experiments={
+            f"keep{100 - gone}": f"{LENET_SGD} --prune_type set snip --prune_percent {gone} --output_percent {gone}"
+            for gone in (95, 98)
+        },
+        quick="--end_iter 3000it --lr_milestones 1400it 2800it --valid_freq 100it",
+        statements=(
+            Statement("SET at 5% is 0.55 points less accurate than the dense network",
+                      accuracy("keep5/set"), at=5, published=-0.55, holds=towards(-0.55, none=0)),
+            Statement("SET at 2% is 0.95 points less accurate",
+                      accuracy("keep2/set"), at=2, published=-0.95, holds=towards(-0.95, none=0)),
+            Statement("SNIP at 5% is as accurate as the dense network",
+                      accuracy("keep5/snip"), at=5, published=0.1, holds=NO_WORSE),
+            Statement("SNIP at 2% is 0.7 points less accurate",
+                      accuracy("keep2/snip"), at=2, published=-0.7, holds=towards(-0.7, none=0)),
+        ),
+        note="Accuracies are those of early stop on validation images, of SET after its last update. SNIP's errors of "
+        "1.6% and 2.4% were published beside 1.7% of its dense network, trained in another way.",
+    ),
+    Claim(
+        "dynamic_wrn",
+        "masks that change during training: Wide ResNet-22-2 on CIFAR-10 at 20% of the weights",
+        paper="Sundar & Dwaraknath 2021", source="arXiv:2103.15767", where="Table of CIFAR-10",
+        experiments={
+            "uniform": f"{WRN} --prune_type random_init set rigl gmp",
+            "erk": f"{WRN} --prune_type rigl --random_rates erk",
+        },
+        quick="--end_iter 100it --lr_milestones 50it --valid_freq 50it --trials 1",
+        statements=(
+            Statement("SET is 1.5 points more accurate than a fixed random mask",
+                      accuracy("uniform/set", "uniform/random_init"),
+                      at=20, published=1.5, holds=towards(1.5, none=0)),
+            Statement("RigL is 1.4 points more accurate than a fixed random mask",
+                      accuracy("uniform/rigl", "uniform/random_init"),
+                      at=20, published=1.4, holds=towards(1.4, none=0)),
+            Statement("RigL gains 0.5 points by Erdos-Renyi-Kernel rates",
+                      accuracy("erk/rigl", "uniform/rigl"), at=20, published=0.5, holds=towards(0.5, none=0)),
+            Statement("which brings it to gradual pruning",
+                      accuracy("erk/rigl", "uniform/gmp"), at=20, published=-0.1, holds=(-0.3, 0.3)),
+        ),
+        note="Published are 91.2 (fixed), 92.7 (SET), 92.6 and 93.1 (RigL), 93.2 (gradual).",
+        needs="a GPU",
+    ),
+)  # fmt: skip
