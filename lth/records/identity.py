@@ -9,7 +9,6 @@ import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
-from pathlib import Path
 from types import MappingProxyType
 
 from lth.records.files import read_json
@@ -66,8 +65,7 @@ def mismatch(runs: Sequence[Run], config: Config, prints: Prints, overwrite: boo
             changes = ", ".join(f"{key} {old[key]}, now {new[key]}" for key in differ)
             return run, f"{where} holds results of other settings ({changes})"
         if parts := differing(recorded(run), prints):
-            origin = _other_folder(run, config) if "data" in parts else ""
-            return run, f"{where} holds results of another experiment, {said(parts)} since{origin}"
+            return run, f"{where} holds results of another experiment, {said(parts)} since"
     return None
 
 
@@ -77,13 +75,6 @@ def check(runs: Sequence[Run], config: Config, prints: Prints = MappingProxyType
         run, sentence = found
         way = "overwrite them" if run in runs else "move them away"
         raise ConfigError(Problem("name", f"must be another one: {sentence}; or {way}"))
-
-
-def _other_folder(run: Run, config: Config) -> str:
-    """In brackets, the folder that the data of these results came from, if it is another."""
-    about = config_of(run).get("settings", {})
-    old = Path(about.get("data") or Config.data)
-    return "" if "data" not in about or old.resolve() == config.data.resolve() else f" (it was --data {old})"
 
 
 def _idle(arm: str) -> set[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +13,8 @@ from helpers import assert_released, assert_same, do, held, results, settings
 
 import main
 import utils
-from lth.commands import loop, session
+from lth.commands import session
 from lth.commands.progress import Progress
-from lth.records import tables
 from lth.records.events import Evaluated, Event, Note
 from lth.records.files import write_json
 from lth.records.lock import Locks
@@ -79,29 +77,6 @@ def stop_at(evaluation: int) -> Callable[[Event], None]:
             raise TimeoutError
 
     return tell
-
-
-def test_sigterm_writes_a_checkpoint_and_releases_at_once(
-    whole: tuple[Config, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, expected = whole
-    show, seen = Progress.__call__, list[Event]()
-
-    def interrupted(self: Progress, event: Event) -> None:
-        seen.append(event)
-        if len(seen) == 12:
-            signal.raise_signal(signal.SIGTERM)
-        show(self, event)
-
-    monkeypatch.setattr(Progress, "__call__", interrupted)
-    with pytest.raises(loop.Interrupted) as caught:
-        session.run(config)
-    assert caught.value.signum == signal.SIGTERM
-    assert list(config.root.rglob("checkpoint.safetensors"))
-    assert_released(config.root)
-    assert any(len(tables.table(run, "rounds")) < 3 for run in runs_of(config))
-    session.run(config)
-    assert_same(results(config.root), expected)
 
 
 def test_failures_are_not_repeated_and_said_by_all(

@@ -124,20 +124,6 @@ def test_time_left_counts_trainings_alone_from_the_first_step(
     assert capsys.readouterr().out.splitlines()[-1].split()[-1] == "2m00s"
 
 
-def test_a_failure_goes_to_stderr_also_with_quiet(
-    terminal: Terminal, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "stdout", terminal)
-    for quiet in (False, True):
-        made = Progress({RUNS[0]: 1}, 1, quiet)
-        shown(made, Moved(RUNS[0], 0, 0, 5000), Note("lt seed1: it broke", failed=True), Moved(RUNS[0], 0, 100, 5000))
-        made.close()
-        assert capsys.readouterr().err == "lt seed1: it broke\n" and "it broke" not in terminal.getvalue()
-        assert ("100/5000" in terminal.getvalue()) != quiet
-        terminal.truncate(0)
-    assert not terminal.getvalue()
-
-
 def test_files_get_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     evaluations = [evaluated(RUNS[0], 0, iteration, 5000) for iteration in (200, 1000, 1200, 4900, 5000)]
     shown(Progress({RUNS[0]: 1}, 2, False), Moved(RUNS[0], 0, 0, 5000), *evaluations, done(RUNS[0], 0))

@@ -11,12 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import Told, arrays, assert_same, do, results, settings
-from own import runner
+from helpers import arrays, settings
 
 import combine_plots
 import lth
-import main
 import utils
 from lth.analysis import verdict
 from lth.commands import session
@@ -85,23 +83,12 @@ def test_an_edited_model_is_refused_wherever_its_rounds_would_meet_the_old_ones(
     assert len(tables.table(run, "rounds")) == 2
 
 
-def test_comments_and_docstrings_are_no_other_model(place: Path) -> None:
-    config = settings(place)
-    do(replace(config, root=place / "whole"))
-    session.run(replace(config, prune_iterations=1))
-    edit(place, "class Mlp", "# The one\n\n\nclass Mlp")
-    edit(place, "        super()", '        """Documented."""\n\n        super()')
-    session.run(config)
-    assert_same(results(place), results(place / "whole"))
-
-
 def test_other_data_are_refused_wherever_their_rounds_would_meet_the_old_ones(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = settings(place, prune_iterations=2)
     session.run(replace(config, data=other_data(place)))
-    where = f"the data have changed since (it was --data {place / 'data2'}); or overwrite them"
-    words = (str(runs_of(config)[0].dumps), where)
+    words = (str(runs_of(config)[0].dumps), "the data have changed since; or overwrite them")
     refused(config, *words)
     refused(replace(config, trials=2), *words)
     refused(replace(config, prune_iterations=3), *words)
@@ -114,27 +101,6 @@ def test_other_data_are_refused_wherever_their_rounds_would_meet_the_old_ones(
     assert "all rounds are finished" in capsys.readouterr().out
     (place / "data/tiny.npz").unlink()
     session.run(config)  # what is finished needs no data
-
-
-def test_it_is_said_by_every_door_in_its_words_and_with_code_2(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = runner(place, num_rounds=2)
-    made.run()
-    flags = "--dataset tiny --arch_type mlp --gpu cpu --valid_size 40 --batch_size 10 --prune_iterations 1 --quiet"
-    line = [*flags.split(), "--end_iter", "8it", "--data", str(place / "data"), "--root", str(place)]
-    assert utils.exit_code(main.main, line) == 0
-    edit(place)
-    with pytest.raises(ValueError, match=r"^name must be another one: .* changed since; or overwrite them"):
-        runner(place, num_rounds=2).run()
-    capsys.readouterr()
-    before = everything(place)
-    assert utils.exit_code(main.main, line) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert (
-        len(said) == 1
-        and "--name must be another one: " in said[0]
-        and "the model has changed since; or overwrite them" in said[0]
-    )
-    assert everything(place) == before
 
 
 def test_other_settings_are_refused_beside_the_runs_of_the_same_name(place: Path) -> None:
@@ -165,22 +131,6 @@ def test_settings_that_an_arm_does_not_look_at_may_be_others_beside_it(place: Pa
     refused(replace(before, seed=1, random_rates="uniform"), "beside these runs", "random_rates erk, now uniform")
     with pytest.raises(ConfigError, match="random_rates erk, now uniform"):
         session.check_finished(replace(before, random_rates="uniform", overwrite=True))
-
-
-def test_a_file_of_another_model_among_the_right_ones_is_set_aside(place: Path) -> None:
-    config = settings(place)
-    do(replace(config, root=place / "whole"))
-    (run,) = session.run(replace(config, prune_iterations=2))
-    edit(place)
-    (other,) = session.run(replace(config, prune_iterations=2, root=place / "other"))
-    shutil.copyfile(other.saves / "ticket_01.safetensors", run.saves / "ticket_01.safetensors")
-    edit(place, "nn.Tanh()", "nn.ReLU()")
-    told = Told()
-    do(config, told)
-    assert (
-        "belongs to another experiment (model)" in told.notes and (run.saves / "ticket_01.safetensors.damaged").exists()
-    )
-    assert_same(results(place), results(place / "whole") | {n: v for n, v in results(place).items() if "damaged" in n})
 
 
 @pytest.fixture

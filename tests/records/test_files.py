@@ -20,13 +20,3 @@ def test_two_may_write_the_same_file_at_once(tmp_path: Path) -> None:
             list(pool.map(lambda content: files.write(file, content), contents))
             assert file.read_bytes() in contents
     assert [*tmp_path.iterdir()] == [file]
-
-
-def test_what_was_set_aside_before_stays(tmp_path: Path) -> None:
-    file = tmp_path / "ticket_01.safetensors"
-    for content in (b"first", b"second", b"third"):
-        file.write_bytes(content)
-        assert files.set_aside(file).read_bytes() == content
-    file.mkdir()  # no file can be replaced by it
-    assert files.set_aside(file).is_dir()
-    assert sorted(each.read_bytes() for each in tmp_path.iterdir() if each.is_file()) == [b"first", b"second", b"third"]

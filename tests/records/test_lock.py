@@ -78,19 +78,6 @@ def test_who_only_looks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.Mon
     take(tmp_path / "seed0")
 
 
-def test_an_exception_releases_and_so_does_a_holder_that_cannot_be_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(ZeroDivisionError), Locks() as locks:
-        locks.take(tmp_path / "a")
-        raise ZeroDivisionError
-    with monkeypatch.context() as full:
-        full.setattr(lock, "write_json", lambda file, content: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            take(tmp_path / "a")
-    assert not lock.is_held(tmp_path / "a") and not lock.is_held(tmp_path / "never seen")
-
-
 def test_a_session_refuses_runs_that_are_locked_and_writes_nothing(place: Path) -> None:
     config = settings(place, prune_type=("lt", "reinit"), trials=2)
     with held(runs_of(config)[-1].dumps), pytest.raises(Locked, match="reinit/seed1 is in use by process 77 on else"):
