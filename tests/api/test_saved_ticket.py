@@ -44,7 +44,6 @@ def test_a_ticket_evaluates_to_the_digits_of_rounds_csv(place: Path, monkeypatch
     assert lth.load_ticket(run.dumps).round == 2
 
 
-@pytest.mark.filterwarnings("ignore")  # PyTorch would rather have other compilers used
 def test_a_ticket_is_not_evaluated_by_another_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     (run,) = session.run(settings(place, prune_iterations=1))
@@ -58,8 +57,6 @@ def test_a_ticket_is_not_evaluated_by_another_model(place: Path, monkeypatch: py
     file.unlink()
     with pytest.raises(ValueError, match=r"^model must be given, since mlp is not found under archs/ \("):
         ticket.evaluate(images)
-    with pytest.raises(ValueError, match=r"^model must be a plain network, not one of torch\.jit\.script"):
-        ticket.apply(torch.jit.script(nn.Linear(64, 4)), as_pruned=True)
 
 
 def test_a_name_means_the_images_that_the_run_had(place: Path) -> None:
