@@ -23,11 +23,14 @@ from lth.training.network import Network, copies
 @dataclass(frozen=True)
 class Learned:
     """How masks follow from scores (T, n) of T trials: the highest `ranked` are kept, and in training weights are
-    multiplied by `factors` of the scores and of how many are kept; scores start around `centre` of the density."""
+    multiplied by `factors` of the scores and of how many are kept; scores start around `centre` of the density. Where
+    training samples, the highest are those of the scores and logistic noise, which stays as it was drawn: one sample
+    of exactly as many weights, since a score with logistic noise is above 0 with the probability sigmoid(score)."""
 
     ranked: Callable[[Tensor], Tensor]
     factors: Callable[[Tensor, int], Tensor]
     centre: Callable[[float], float] = lambda density: 0.0
+    samples: bool = False
 
 
 def highest(ranked: Tensor, kept: int) -> Tensor:
@@ -64,17 +67,21 @@ def supermask(scores: Tensor, kept: int) -> Tensor:
 
 LEARNED = {
     "edge_popup": Learned(torch.abs, edge_popup),
-    "supermask": Learned(lambda scores: scores, supermask, lambda density: math.log(density / (1 - density))),
+    "supermask": Learned(lambda scores: scores, supermask, lambda density: math.log(density / (1 - density)), True),
 }
 
 
-def first_scores(how: Learned, mask: Tensor, seed: int) -> Tensor:
-    """Scores (n,) that keep `mask`, Kaiming-uniform around their centre as in PyTorch's layers, drawn from `seed`."""
-    generator, kept = torch.Generator().manual_seed(seed), int(mask.sum())
+def first_scores(how: Learned, mask: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Scores (n,), Kaiming-uniform around their centre as in PyTorch's layers, and their noise, 0 but for samples, with
+    which they keep `mask`; drawn from `seed`."""
+    generator, kept, flat = torch.Generator().manual_seed(seed), int(mask.sum()), mask.flatten()
     drawn = (2 * torch.rand(mask.numel(), generator=generator) - 1) / math.sqrt(mask[0].numel())
-    high, scores, flat = highest(how.ranked(drawn)[None], kept)[0].bool(), torch.empty_like(drawn), mask.flatten()
-    scores[flat], scores[~flat] = drawn[high], drawn[~high]
-    return scores + how.centre(kept / mask.numel())
+    noise = torch.rand(mask.numel(), generator=generator).logit(1e-7) if how.samples else torch.zeros_like(drawn)
+    high = highest(how.ranked(drawn + noise)[None], kept)[0].bool()
+    placed = [
+        torch.empty_like(drawn).masked_scatter_(flat, x[high]).masked_scatter_(~flat, x[~high]) for x in (drawn, noise)
+    ]
+    return placed[0] + how.centre(kept / mask.numel()), placed[1]
 
 
 class LearnedMasks(Network):
@@ -99,24 +106,25 @@ class LearnedMasks(Network):
         super().__init__(model, states, whole, device, *options, **more)
         self.how, self.first, self.changing, self.learning = how, masks, True, list(self.kept)
         self.fixed = {name: self.tensors.pop(name).detach() for name in self.learning}
-        self.leaves = [
-            self._together([first_scores(how, each[name], seed) for each, seed in zip(masks, seeds, strict=True)])
-            .to(device)
-            .requires_grad_(True)
-            for name in self.learning
-        ]
+        self.leaves, self.noise = list[Tensor](), list[Tensor]()
+        for name in self.learning:
+            drawn = [first_scores(how, each[name], seed) for each, seed in zip(masks, seeds, strict=True)]
+            scores, noise = (self._together(parts).to(device) for parts in zip(*drawn, strict=True))
+            self.leaves.append(scores.requires_grad_(True))
+            self.noise.append(noise)
 
     def weights(self) -> State:
         """The weights that a pass multiplies by: in evaluation, those of the highest scores."""
         found = {}
-        for name, leaf in zip(self.learning, self.leaves, strict=True):
-            fixed, scores = self.fixed[name], leaf.view(self.trials, -1)
-            factors = self.how.factors if self.model.training else self._highest
-            found[name] = fixed * factors(scores, self.kept[name]).view(fixed.shape)
+        for name, leaf, noise in zip(self.learning, self.leaves, self.noise, strict=True):
+            fixed, kept, scores = self.fixed[name], self.kept[name], leaf.view(self.trials, -1)
+            training = self.model.training
+            factors = self.how.factors(scores, kept) if training else self._highest(scores, noise.view_as(scores), kept)
+            found[name] = fixed * factors.view(fixed.shape)
         return found
 
-    def _highest(self, scores: Tensor, kept: int) -> Tensor:
-        return highest(self.how.ranked(scores), kept)
+    def _highest(self, scores: Tensor, noise: Tensor, kept: int) -> Tensor:
+        return highest(self.how.ranked(scores + noise), kept)
 
     def alone(self) -> Callable[[Tensor], Tensor]:
         """See Network; the other tensors are the model's own."""
@@ -130,8 +138,8 @@ class LearnedMasks(Network):
     def masks_of(self, trial: int) -> Masks:
         """The masks of one trial in evaluation."""
         found = dict(self.first[trial])
-        for name, leaf in zip(self.learning, self.leaves, strict=True):
-            mask = self._highest(self.part(leaf, trial)[None], self.kept[name])
+        for name, leaf, noise in zip(self.learning, self.leaves, self.noise, strict=True):
+            mask = self._highest(self.part(leaf, trial)[None], self.part(noise, trial)[None], self.kept[name])
             found[name] = mask.view(found[name].shape).bool().cpu()
         return found
 

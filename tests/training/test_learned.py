@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def test_scores_get_the_gradient_that_goes_straight_through_the_mask(kind: str) 
     fixed, mask = model[1].weight.detach().clone(), torch.rand(4, 6) < 0.5
     made = LearnedMasks(model, [building.state_of(model)], [{"1.weight": mask}], CPU, how=LEARNED[kind], seeds=[3])
     before, kept = made.leaves[0].detach().clone().view(4, 6), int(mask.sum())
-    order = before.abs() if kind == "edge_popup" else before
+    order = before.abs() if kind == "edge_popup" else before + made.noise[0].view(4, 6)
     assert order[mask].min() > order[~mask].max(), "scores begin with the ticket's mask"
     torch.manual_seed(5)
     (found,) = gradients(made.losses(images, labels), made.leaves)
@@ -101,11 +102,27 @@ def test_stacked_trials_begin_as_each_alone(kind: str) -> None:
         assert all(torch.equal(value, alone.inner(0)[name]) for name, value in together.inner(trial).items())
 
 
-def test_first_scores_are_uniform_whatever_the_mask() -> None:
+@pytest.mark.parametrize("kind", ARMS)
+def test_first_scores_are_uniform_whatever_the_mask(kind: str) -> None:
     mask = torch.arange(40_000).view(100, 400) < 10_000
-    scores = first_scores(LEARNED["edge_popup"], mask, 1)
-    assert torch.equal(highest(scores.abs()[None], 10_000)[0].bool(), mask.flatten())
-    assert scores.abs().max() <= 1 / 20 and scores.std() == pytest.approx((1 / 20) / 3**0.5, rel=0.02)
+    scores, noise = first_scores(LEARNED[kind], mask, 1)
+    ranked = scores.abs() if kind == "edge_popup" else scores + noise
+    assert torch.equal(highest(ranked[None], 10_000)[0].bool(), mask.flatten())
+    scores = scores - scores.mean()
+    assert scores.abs().max() <= 1.01 / 20 and scores.std() == pytest.approx((1 / 20) / 3**0.5, rel=0.02)
+    if kind == "supermask":  # the standard deviation of logistic noise
+        assert noise.std() == pytest.approx(math.pi / 3**0.5, rel=0.02)
+
+
+def test_what_is_reported_of_supermask_is_a_sample_with_its_probabilities() -> None:
+    """Over many seeds, a weight is kept as often as the sigmoid of its score says."""
+    scores = torch.linspace(-4, 4, 200)
+    counts = torch.zeros(200)
+    for seed in range(400):
+        noise = first_scores(LEARNED["supermask"], torch.arange(200).view(10, 20) < 100, seed)[1]
+        shuffled = noise[torch.randperm(200, generator=torch.Generator().manual_seed(seed))]
+        counts += highest((scores + shuffled)[None], 100)[0]
+    assert (counts / 400 - scores.sigmoid()).abs().mean() < 0.03
 
 
 # Whole rounds
