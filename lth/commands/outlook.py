@@ -54,6 +54,9 @@ def announce(
     for run, count in runs.items():
         if 0 < (finished := tables.finished_rounds(run)) < count:
             say(f"Continuing {run}: {finished} of {count} rounds are finished")
+            for row in tables.table(run, "rounds").itertuples():
+                accuracies = f"val {row.val:.2f}%, test {row.test:.2f}%"
+                say(f"  round {row.round}: {row.remaining:.2f}% of the weights, ES {row.ES:.0f}, {accuracies}")
 
 
 def planned(prepared: Sequence[Prepared], device: torch.device, at_once: int) -> list[str]:

@@ -27,7 +27,7 @@ EXPECTED = (
     "the name of a data set, an .npz file, lth.data.Images, or train, validation and test (a named tuple, a tuple of "
     "three, a dict or an object with these attributes) of re-iterable batches"
 )
-SAMPLES = 64  # examples that are kept of a stream
+SAMPLES = 64  # examples of a part that are drawn twice to see whether they change, and kept of a stream
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def take(
     """The data that a user handed over: the name of a data set, `Images`, or training, validation and test batches.
 
     A batch is (examples (B, ...), labels (B,)) or a dict of these; a map-style Dataset gives batches of `batch_size`.
-    Batches are read once and kept on `device` if each part has a length, its first batch, in order, is the same when it
-    is drawn twice, and all fit in half of the free memory; otherwise they are streamed. `in_memory` decides it instead.
+    Batches are read once and kept on `device` if each part has a length, drawing some of its examples twice gives the
+    same and all fit in half of the free memory; otherwise they are streamed. `in_memory` decides it instead.
     `valid_size` training examples are held back for validation where the data bring no others. A round takes
     `iterations` batches.
 
@@ -213,9 +213,17 @@ def _in_order(loader: Iterable[Any]) -> DataLoader[Any] | None:
 
 
 def _drawn_twice(loader: Iterable[Any], where: str) -> str:
-    """A fingerprint of the first batch; "" if it is another when it is drawn again, as with random augmentation."""
-    ordered = _in_order(loader) or loader
-    one, again = (of_arrays(_first(ordered, where, seed)) for seed in (0, 1))
+    """A fingerprint of some examples; "" if they are others when they are drawn again, as with random augmentation.
+
+    They are spread over the data set of a DataLoader, since one class alone may be augmented; of anything else, they
+    are the first batch.
+    """
+    ordered = _in_order(loader)
+    if ordered is not None:
+        last = len(ordered.sampler) - 1  # type: ignore[arg-type]
+        places = sorted({last * i // (SAMPLES - 1) for i in range(SAMPLES)})
+        loader = DataLoader(Subset(ordered.dataset, places), batch_size=SAMPLES, collate_fn=ordered.collate_fn)
+    one, again = (of_arrays(_first(loader, where, seed)) for seed in (0, 1))
     return one if one == again else ""
 
 

@@ -72,7 +72,8 @@ def test_rounds_of_runs_are_checked(
     moved |= {"ticket_shuffle": "the control is not random"}
     if arm in moved:  # as if a bug had given it the weights, or the places, of another arm
         other = lth.load_ticket(run.of_arm("lt").dumps, round=2)
-        wrong = replace(ticket, masks=other.masks, start=other.start, trained=None)
+        taken = {"masks": other.masks, "start_masks": other.masks, "start": other.start}
+        wrong = replace(ticket, **taken, trained=None)
         if arm == "lt":
             wrong.start[weight][other.masks[weight]] += 1
         load = audit_files.load_ticket

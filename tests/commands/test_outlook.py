@@ -27,7 +27,7 @@ def test_what_continues_says_which_rounds_are_finished(place: Path, capsys: pyte
     session.run(settings(place, prune_iterations=1))
     session.run(settings(place, prune_iterations=3, quiet=False))
     told = capsys.readouterr().out
-    assert "Continuing lt seed0: 1 of 3 rounds are finished\n" in told
+    assert "Continuing lt seed0: 1 of 3 rounds are finished\n  round 0: 100.00% of the weights, ES " in told
     session.run(settings(place, prune_iterations=4, overwrite=True, quiet=False))
     assert "Continuing" not in capsys.readouterr().out
 
