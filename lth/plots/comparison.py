@@ -159,7 +159,7 @@ def say_late(axes: Axes, table: pd.DataFrame) -> None:
         last, of = (sum(counts) for counts in zip(*late.values(), strict=True))
         arms = "" if set(late) == set(table["arm"]) else f"{', '.join(late)}: "
         note: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "fontsize": 7, "color": style.FAINT}
-        axes.text(0.5, 0.5, f"{arms}{'always' if last == of else 'mostly'} the last evaluation", **note)
+        axes.text(0.5, 0.04, f"{arms}{'always' if last == of else 'mostly'} the last evaluation", **note)
 
 
 def caption(rounds: pd.DataFrame, each: bool = False) -> str:

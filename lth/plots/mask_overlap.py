@@ -35,7 +35,7 @@ def masks(runs: Sequence[Run], folder: Path, format: str = "png") -> list[Path]:
         _matrix(left, found)
         _lines(right, found)
         said = "mean over pairs, band from the lowest to the highest"
-        said += f"; {CHANCE}: where random masks of the same counts per layer are 95% of the time"
+        said += f"; {CHANCE}: the middle 95% of those with the same counts per layer"
         style.legend(figure, [right], said, columns=4)
     return [file]
 
@@ -52,7 +52,7 @@ def _matrix(axes: Axes, found: pd.DataFrame) -> None:
         one, other = runs.index((pair.arm_a, pair.seed_a)), runs.index((pair.arm_b, pair.seed_b))
         values[one, other] = values[other, one] = pair.jaccard
     names = [f"{arm} {seed}" for arm, seed in runs]
-    look: dict[str, Any] = {"annot": len(runs) <= NUMBERED, "fmt": ".2f", "annot_kws": {"fontsize": 6.5}}
+    look: dict[str, Any] = {"annot": len(runs) <= NUMBERED, "fmt": ".2g", "annot_kws": {"fontsize": 6.5}}
     import seaborn  # here: it takes as long to load as all else together
 
     seaborn.heatmap(values, ax=axes, cmap="viridis", square=True, xticklabels=names, yticklabels=names, **look)
