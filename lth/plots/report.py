@@ -91,6 +91,7 @@ def page(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], fig
         settings_said=labels.settings(*runs),
         sentences=sentences,
         numbers=_numbers(table),
+        lights=[(arm, *_light(arm, rows)) for arm in arms if (rows := verdict.pruned(table, arm))],
         figures=[
             {"heading": heading, "seen": f"{seen}; {', '.join(arms)}", "image": image} for heading, seen, image in shown
         ],
@@ -108,6 +109,19 @@ def page(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], fig
 def _image(file: Path) -> str:
     kind = {".svg": "image/svg+xml", ".png": "image/png"}[file.suffix]
     return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+def _light(arm: str, rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """The colour of an arm and what it stands for."""
+    if verdict.finds_tickets(arm) and (found := verdict.sparsest([dict(row) for row in rows])):
+        return "green", f"winning tickets down to {labels.percent(found['remaining'], 3)}%"
+    worse = [row for row in rows if row["accuracy"] == verdict.WORSE]
+    if len(worse) == len(rows):
+        return "red", "worse than dense at every sparsity"
+    last = next((row for row in reversed(rows) if row["accuracy"] in verdict.ACCURATE), None)
+    if last and not verdict.finds_tickets(arm):
+        return "green", f"{last['accuracy']} than dense at {labels.percent(last['remaining'], 3)}%"
+    return "amber", "undecided" + (f", worse at {len(worse)} of {len(rows)} sparsities" if worse else "")
 
 
 def _numbers(table: pd.DataFrame) -> list[tuple[str, str]]:

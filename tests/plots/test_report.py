@@ -59,14 +59,15 @@ def test_a_row_a_round_and_arm_with_the_winning_ones_marked(make_runs: MakeRuns)
     assert endless.count('data-value="Infinity"') == len(table), "as a browser writes it, which sorts by it"
 
 
-def test_the_page_begins_with_three_numbers(make_runs: MakeRuns) -> None:
+def test_the_page_begins_with_three_numbers_and_a_light_per_arm(make_runs: MakeRuns) -> None:
     runs = make_runs(rounds=4)
     found = verdict.sparsest(verdict.pruned(verdict.table(runs), "lt"))
     said = page(runs)
     assert found and re.findall(r"<div><b>(.*?)</b>", said)[0] == f"{labels.percent(found['remaining'], 3)}%"
+    assert re.findall(r'<li class="(\w+)"><b>(\w+)', said)[0] == ("green", "lt") and "<b>reinit</b>" in said
     assert "seeds 0, 1, 2" in said and 'href="../../../../dumps/fc1/mnist/' in said
     late = make_runs(rounds=2, evaluations=1, settings="late", saves=False)
-    assert "<b>not measured</b>" in page(late)
+    assert "<b>not measured</b>" in page(late) and 'class="green"><b>lt' not in page(late)
 
 
 def test_the_page_shows_the_figures_and_stays_below_a_megabyte(make_runs: MakeRuns, tmp_path: Path) -> None:
