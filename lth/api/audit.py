@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lth import pruning
 from lth.models.building import State, copy_of, plain
+from lth.models.probe import changes_weight
 from lth.prune import pruned_by_torch
 from lth.pruning import Masks
 from lth.settings import checks
@@ -52,7 +53,7 @@ def audit(
 ) -> None:
     """Check that `model` is the ticket, before or after its training; raise an error that says what is wrong if not.
 
-    Pruned weights must be 0; masks that torch.nn.utils.prune has put on the model
+    Pruned weights must be 0, in the forward pass too; masks that torch.nn.utils.prune has put on the model
     (weight_orig, weight_mask) must be the ticket's; surviving weights must not be 0. More is checked on request:
 
     Args:
@@ -92,6 +93,7 @@ def audit(
     before = pruning.dense(masks) if previous is None else _masks("previous", previous)
     found = list(_other_shapes(value, masks)) or list(  # with other shapes, nothing can be compared
         chain(
+            _changed(model, masks),
             _zeros(value, {**masks, **_tied(masks, value, reset_to)}, reset_to if start is None else start),
             _reinitialised(masks, start if trained else value, original, reset_to) if control == "reinit" else (),
             _at_random(masks, original, control == "shuffle") if control in ("shuffle", "random") else (),
@@ -213,6 +215,19 @@ def _zeros(value: State, masks: Masks, start: State | None) -> Problems:
         name = key.removesuffix("_mask")
         if key != name and name in value and name not in masks and not own.all():
             yield "the model has masks that the ticket has not: ", f"on {name}, of {int((own == 0).sum())} weights", ""
+
+
+def _changed(model: Any, masks: Masks) -> Problems:
+    """Layers that fill the zeros of their weights before they multiply."""
+    for path, layer in model.named_modules() if isinstance(model, nn.Module) else ():
+        mask = masks.get(plain(f"{path}.weight" if path else "weight"))
+        if mask is not None and not mask.all() and changes_weight(layer):
+            of = f"{path} ({type(layer).__name__})"
+            yield (
+                "",
+                of,
+                " changes its weight before it multiplies: pruned weights are not 0 in the forward pass",
+            )
 
 
 def _not_reset(masks: Masks, value: State, start: State | None, reset_to: State | None, trained: bool) -> Problems:

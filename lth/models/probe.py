@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from lth import rng
 from lth.models import prunable as layers
+from lth.models.building import copy_of
 from lth.models.prunable import CHANGED, CONV, FC, UNUSED
 
 
@@ -116,6 +118,24 @@ def left_out(make: Callable[[], nn.Module], examples: Tensor) -> Mapping[str, st
     except BaseException:  # whatever a model's own code raises, which others report
         return {}
     return dict.fromkeys(sorted(changed), CHANGED) | dict.fromkeys(sorted(unused), UNUSED)
+
+
+def changes_weight(layer: nn.Module) -> bool:
+    """Whether a Linear or convolution layer with a forward pass of its own changes its weight before it multiplies, so
+    that zeros do not stay zeros."""
+    own = "forward" in vars(layer) or not type(layer).__module__.startswith("torch.nn.modules.")
+    if not own or not isinstance(layer, (_ConvNd, nn.Linear)):
+        return False
+    try:
+        if isinstance(layer, _ConvNd):
+            size = [d * (k - 1) + 1 for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+            shape = [layer.in_channels, *size]
+        else:
+            shape = [layer.in_features]
+        with rng.seeded(0):
+            return "weight" in _passes(copy_of(layer).cpu(), torch.ones(2, *shape))[1]
+    except Exception:  # of code of the user's own
+        return False
 
 
 def _passes(model: nn.Module, examples: Tensor) -> tuple[set[str], set[str]]:

@@ -230,6 +230,23 @@ def test_bad_arguments_are_said() -> None:
             lth.audit(**{"model": masked(NET, MASKS), "ticket": MASKS, **arguments})
 
 
+class Centred(nn.Linear):
+    """Changes its weight before it multiplies, as weight standardisation does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight - self.weight.mean(), self.bias)
+
+
+def test_a_layer_that_fills_its_zeros_is_found() -> None:
+    net = nn.Sequential(nn.Linear(8, 6), Centred(6, 4))
+    masks = {"1.weight": torch.arange(24).view(4, 6) % 2 > 0}
+    assert found(masked(net, masks), masks) == (
+        "1 (Centred) changes its weight before it multiplies: pruned weights are not 0 in the forward pass"
+    )
+    masks = {"0.weight": torch.arange(48).view(6, 8) % 2 > 0}
+    lth.audit(masked(net, masks), masks)
+
+
 def test_names_and_state_dicts_of_wrappers_are_those_of_the_network() -> None:
     state = masked(NET, MASKS).state_dict()
     for prefix in ("module.", "_orig_mod.", "module._orig_mod."):
