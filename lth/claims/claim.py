@@ -48,6 +48,11 @@ def barrier(which: str) -> Measure:
     return lambda found: found.barriers(which)
 
 
+def reached(which: str) -> Measure:
+    """An arm's test accuracy, in percent."""
+    return lambda found: found.arm(which)["test"]
+
+
 def untrained(which: str) -> Measure:
     """The test accuracy, in percent, of an arm's best ticket before any training, except for round 0."""
     return lambda found: found.arm(which).query("round > 0").groupby("seed")["supermask"].max()
@@ -74,8 +79,7 @@ class Statement:
     at: percent of the weights that the sentence is about; None: `measure` gets all rounds.
     holds: the lowest and the highest value for which the sentence is true. `towards` derives it from a figure.
     published: the paper's figure, if it has one.
-    unit: POINTS; TIMES for ratios (geometric mean); PERCENT for test accuracies before training, which the report's
-        table of rounds then shows too.
+    unit: POINTS; TIMES for ratios (geometric mean); PERCENT for test accuracies.
     """
 
     says: str

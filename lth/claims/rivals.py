@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from lth.claims.claim import Claim, Statement, accuracy, towards
+from lth.claims.claim import PERCENT, Claim, Statement, accuracy, reached, towards
 
 NO_WORSE = (-0.15, math.inf)  # points of accuracy
 LENET_SGD = (
@@ -20,6 +20,11 @@ WRN = (
     "--batch_size 128 --end_iter 250 --lr_milestones 30000it 60000it 90000it --lr_gamma 0.2 --valid_freq 1 "
     "--prune_percent 80 --output_percent 80 --prune_iterations 2 --trials 3"
 )
+
+HALF = "--prune_percent 50 --output_percent 50 --prune_iterations 2 --trials 2"  # which the papers found best
+TENTH = "--prune_percent 90 --output_percent 90 --prune_iterations 2 --trials 2"
+COSINE = "--lr_schedule cosine --batch_size 128 --end_iter 100"
+EDGE_POPUP = f"--prune_type edge_popup --optimizer sgd --lr 0.1 --momentum 0.9 --weight_decay 1e-4 {COSINE}"
 
 RIVALS = (
     Claim(
@@ -67,6 +72,37 @@ RIVALS = (
                       accuracy("erk/rigl", "uniform/gmp"), at=20, published=-0.1, holds=(-0.3, 0.3)),
         ),
         note="Published are 91.2 (fixed), 92.7 (SET), 92.6 and 93.1 (RigL), 93.2 (gradual).",
+        needs="a GPU",
+    ),
+    Claim(
+        "strong",
+        "networks that are found and not trained: masks over random signed constants, 300-100 on MNIST",
+        paper="Zhou et al. 2019; edge-popup: Ramanujan et al. 2020", source="arXiv:1905.01067; arXiv:1911.13299",
+        where="Section 5, Table 1",
+        experiments={
+            "edge_popup": f"--arch_type fc1 --dataset mnist {EDGE_POPUP} {HALF}",
+            "supermask": f"--arch_type fc1 --dataset mnist --prune_type supermask --lr 0.05 {COSINE} {HALF}",
+        },
+        quick="--end_iter 2 --valid_freq 200it",
+        statements=(
+            Statement("a supermask is learned that reaches 98.0%",
+                      reached("supermask/supermask"), at=50, published=98.0, holds=(97.0, 100.0), unit=PERCENT),
+            Statement("edge-popup, which has no figure for MNIST, reaches the same",
+                      reached("edge_popup/edge_popup"), at=50, holds=(97.0, 100.0), unit=PERCENT),
+        ),
+        note="True is within a point. The dense networks are trained with the rates of the masks, so that their own "
+        "accuracies mean nothing. Zhou's supermasks choose their own density; here it is 50%.",
+    ),
+    Claim(
+        "strong_conv2",
+        "networks that are found and not trained: edge-popup in Conv-2 on CIFAR-10",
+        paper="Ramanujan et al. 2020", source="arXiv:1911.13299", where="Figure 3 (Conv-2 at 10%)",
+        experiments={"": f"--arch_type conv2 --dataset cifar10 {EDGE_POPUP} {TENTH}"},
+        quick="--end_iter 60it --valid_freq 30it --trials 1",
+        statements=(
+            Statement("10% of a random Conv-2 classify 65% of the images",
+                      reached("edge_popup"), at=10, published=65.0, holds=(62.0, 100.0), unit=PERCENT),
+        ),
         needs="a GPU",
     ),
 )  # fmt: skip
