@@ -49,12 +49,12 @@ class Evaluation:
 class Trained:
     """What came of one trial, complete or so far: also what a checkpoint holds.
 
-    `final` are the last weights, `best` those at the early-stop iteration, `rewind` those of Plan.rewind_at,
-    `drawn` those of Plan.draw_at. `extra` is what only a continued training needs: the optimiser's state, the random state, the
-    training loss since the last evaluation.
-    `supermask` is the test accuracy, in percent, of the masked network before any training (Zhou et al. 2019,
-    arXiv:1905.01067, Section 5); None before that is measured. `masks` are those of `best` where they
-    are not the ticket's; only evaluations after iteration `settled` count for early stop.
+    `final` are the last weights, `best` the weights at the early-stop iteration, `rewind` and `drawn` the weights of
+    Plan.rewind_at and Plan.draw_at. `extra` is what only a continued training needs: the optimiser's state, the random
+    state, the training loss since the last evaluation. `supermask` is the test accuracy, in percent, of the masked
+    network before any training (Zhou et al. 2019, arXiv:1905.01067, Section 5); None before that is measured. `masks`
+    are the masks of `best` where they are not the ticket's; only evaluations after iteration `settled` count for early
+    stop.
     """
 
     iteration: int
@@ -267,8 +267,8 @@ class Training:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """In evaluation mode. A stop within it leaves all as it was at its beginning, where the training continues: models
-        may draw in evaluation too."""
+        """In evaluation mode. A stop within it leaves all as it was at its beginning, where the training
+        continues: models may draw in evaluation too."""
         before = rng.state(self.network.device)
         self.network.model.eval()
         try:
