@@ -248,14 +248,17 @@ def test_finished_rounds_get_their_lines_later(place: Path, monkeypatch: pytest.
     config = settings(place, prune_type=("lt", "snip_shuffle"), connectivity=True, rewind="2it")
     do(replace(config, root=place / "whole"))
     session.run(replace(config, connectivity=False, gpu="cpu", jobs=1, quiet=True))
-    assert session._unfinished(config) and not session._unfinished(replace(config, connectivity=False))
+    runs = runs_of(config)
+    assert {tables.done_rounds(run, True) for run in runs} == {0} and {
+        tables.done_rounds(run, False) for run in runs
+    } == {3}
     told = Told()
     do(config, told)
     again = {(event.run.arm, event.round, event.again) for event in told if isinstance(event, Moved)}
     assert ("lt", 1, "first") in again and ("lt", 2, "first") not in again
     assert not any(isinstance(event, Evaluated) for event in told), "no round is trained anew"
     assert_same(results(place, ("dumps", "saves")), results(place / "whole"))
-    assert not session._unfinished(config)
+    assert {tables.done_rounds(run, True) for run in runs} == {3}
 
 
 def test_stacked_runs_are_measured_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
