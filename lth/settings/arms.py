@@ -189,7 +189,7 @@ def large_final_same_sign(initial: Tensor, final: Tensor) -> Tensor:
 
 
 def lamp(initial: Tensor, final: Tensor) -> Tensor:
-    """trained² / sum of trained² at least as large in the layer, for --prune_scope global (Lee et al. 2021)"""
+    """trained² / sum of the trained² as large or larger in the layer (Lee et al. 2021)"""
     import torch
 
     squares = final.double().square().flatten()

@@ -93,8 +93,7 @@ class Config:
     arch_type: str = experiment("fc1", "the model: a file under archs/<dataset>/", plain_name)
     dataset: str = experiment(
         "mnist",
-        "mnist, fashionmnist, cifar10, svhn, Flowers102, ... (all in docs/models.md), or the NAME of "
-        "<data>/NAME.npz or of a folder of pictures",
+        "mnist, fashionmnist, ... (all in docs/models.md), or the NAME of <data>/NAME.npz or of a folder of pictures",
         dataset_name,
     )
     image_size: int | None = experiment(
@@ -102,8 +101,7 @@ class Config:
     )
     ticket: TicketName | None = experiment(
         None,
-        "start from saved tickets, RUN or RUN:ROUND (default: the last): RUN is the folder of a run, or of an arm with "
-        "a run per trial",
+        "start from tickets of the folder RUN, or RUN:ROUND (default: last)",
         TicketName.parse,
         changes_numbers=True,
     )
@@ -120,20 +118,14 @@ class Config:
         None, "percent of the weights left in the last round, instead", number(float, 0, 100, above=True)
     )
     prune_iterations: int = pruning(35, "rounds, the dense one included", number(int, 1, 9999), changes_numbers=False)
-    prune_scope: str = pruning(
-        "layer", "compare weights within layers, over all, or within erk shares", ("layer", "global", "erk")
-    )
+    prune_scope: str = pruning("layer", "within layers, over all, or in erk shares", ("layer", "global", "erk"))
     prune_method: str = pruning("magnitude", "criterion that scores weights, listed below", CRITERIA)
-    random_rates: str = pruning(
-        "uniform", "random_init, set, rigl, strong tickets: equal or Erdos-Renyi-Kernel shares", ("uniform", "erk")
-    )
+    random_rates: str = pruning("uniform", "shares of layers in random_init, set, rigl, ...", ("uniform", "erk"))
     score_batches: int = pruning(10, "training batches for the scores of snip and grasp", COUNT)
     prune_embeddings: bool = pruning(False, "prune embeddings too, by --fc_percent")
-    update_freq: Duration = pruning(Duration(100, "it"), "set, rigl, gmp: how often masks change in training", TIME)
+    update_freq: Duration = pruning(Duration(100, "it"), "set, rigl, gmp: how often masks change", TIME)
     update_end: Duration = pruning(Duration(75, "%"), "and until when", TIME)
-    update_fraction: float = pruning(
-        0.3, "of a layer's weights that set and rigl replace at first", number(float, 0, 1, above=True)
-    )
+    update_fraction: float = pruning(0.3, "share that set and rigl replace at first", number(float, 0, 1, above=True))
     rewind: Duration = pruning(Duration(0), "reset to the weights of this point of round 0", TIME_OR_NONE)
     draw_at: Duration | None = pruning(None, "draw masks at this point of a round (default: its end)", TIME)
     init: str = pruning("glorot", "initial weights (own: the model's)", ("glorot", "kaiming", "own"))
@@ -154,7 +146,7 @@ class Config:
     valid_freq: Duration = training(Duration(1), "how often to evaluate", TIME)
     test_freq: Duration | None = training(
         None,
-        "how often to include the test images, besides each new lowest validation loss and the end (default: always)",
+        "test images this often, and at new lowest losses (default: always)",
         TIME,
         changes_numbers=False,
     )

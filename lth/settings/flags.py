@@ -105,7 +105,8 @@ def parser(prog: str = "main.py") -> Parser:
         if not name.startswith("ticket_"):
             families.setdefault(arm.family, {})[name] = arm.help
     arms = "\n".join(f" {family}\n{_table(members)}" for family, members in families.items())
-    controls = {f"ARM_{name}": control.help for name, control in CONTROLS.items()}
+    controls = {f"ARM_{name}": control.help for name, control in CONTROLS.items() if name not in ARMS}
+    controls[", ".join(f"ARM_{name}" for name in CONTROLS if name in ARMS)] = "the same masks, starts as in that arm"
     criteria = {name: score.__doc__ or "" for name, score in CRITERIA.items()}
     made = Parser(
         prog=prog,
