@@ -160,13 +160,13 @@ def test_storage_without_locks_serves_one_process(tmp_path: Path, monkeypatch: p
 
 def test_mounts_whose_locks_hold_on_one_machine_are_named(tmp_path: Path) -> None:
     (tmp_path / "mounts").write_text(
-        "/dev/sda1 / ext4 rw,relatime 0 0\nserver:/home /home nfs rw,vers=3,nolock,soft 0 0\n"
-        "/dev/sdb1 /home/me/fast ext4 rw 0 0\nx@o2ib:/l /lustre/my\\040group lustre rw,localflock 0 0\n"
+        "/dev/sda1 / ext4 rw,relatime 0 0\nserver:/data /data nfs rw,vers=3,nolock,soft 0 0\n"
+        "/dev/sdb1 /data/fast ext4 rw 0 0\nx@o2ib:/l /lustre/my\\040group lustre rw,localflock 0 0\n"
         "server:/a /nfs4 nfs4 rw,local_lock=flock 0 0\nserver:/b /nfs4/posix nfs4 rw,local_lock=posix 0 0\n"
     )
     for root, option in {
-        **{"/home/me": "nolock", "/home/me/fast/x": "", "/lustre/my group/a": "localflock", "/": ""},
+        **{"/data/runs": "nolock", "/data/fast/x": "", "/lustre/my group/a": "localflock", "/": ""},
         **{"/nfs4/a": "local_lock=flock", "/nfs4/posix": ""},
     }.items():
         assert lock._local(Path(root), tmp_path / "mounts") == option, root
-    assert lock._local(Path("/home/me"), tmp_path / "none") == ""
+    assert lock._local(Path("/data/runs"), tmp_path / "none") == ""
