@@ -13,8 +13,8 @@ if not __package__:  # `python lth` looks for modules in lth/, where they would 
 
 from lth.commands import command
 from lth.settings import checks, flags, names
+from lth.settings.checks import ConfigError
 from lth.settings.config import Config
-from lth.settings.problems import ConfigError
 from lth.settings.values import LONGEST, number
 
 NETS = {"lenet": "fc1", "resnet": "resnet20", "vgg": "vgg16"}  # other names of models under archs/

@@ -30,9 +30,8 @@ from lth.records import tables
 from lth.records.store import Store
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
-from lth.settings.checks import first_line
+from lth.settings.checks import ConfigError, first_line
 from lth.settings.flags import Parser, typed, unknown_problems
-from lth.settings.problems import ConfigError
 from lth.settings.values import TicketName, path
 
 

@@ -20,7 +20,7 @@ from lth.records import journal, tables
 from lth.records.events import Callback
 from lth.records.tables import Run
 from lth.settings import checks, flags
-from lth.settings.problems import ConfigError
+from lth.settings.checks import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

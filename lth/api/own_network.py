@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lth import pruning, rng
 from lth.api.own_rule import checked
+from lth.data.images import of_arrays
 from lth.data.loaders import Taken
-from lth.data.prints import of_arrays
 from lth.models import building, fingerprints, probe
 from lth.models import prunable as layers
 from lth.models.building import State

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lth.data.prints import of_arrays
+from lth.data.images import of_arrays
 from lth.prune import Rule
 from lth.settings.checks import said, shown
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from lth.claims import CLAIMS, claim
 from lth.claims.claim import Form
 from lth.settings import flags, values
+from lth.settings.checks import ConfigError, collect_errors, nearest
 from lth.settings.names import npz
-from lth.settings.problems import ConfigError, collect_errors, nearest
 
 if TYPE_CHECKING:
     from lth.commands import forecast

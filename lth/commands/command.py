@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lth.commands.terminal import Output, say
-from lth.settings import flags, sweep
+from lth.settings import flags
 from lth.settings.config import Config, ConfigError, same_command
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     """Run the experiments that the flags ask for, or continue them, and show their results."""
-    return perform(sweep.parse(argv), argv)
+    return perform(flags.experiments(argv), argv)
 
 
 def exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
@@ -168,13 +168,13 @@ def perform(asked: Mapping[Config, Mapping[str, str]], argv: Sequence[str]) -> i
             start_tickets.refuse_later_round(given["config"], config)
     own = {config: {name: text for name, text in values.items() if name != "seed"} for config, values in asked.items()}
     try:
-        session.run({config: sweep.label(values) for config, values in own.items()}, argv)
+        session.run({config: flags.label(values) for config, values in own.items()}, argv)
     except (session.TrialsFailed, TrialError) as error:  # the others are complete and can be looked at
         failure = error
     groups = {}
     for config, values in own.items():  # seeds of one setting are trials of it
         if not first.dry_run and (runs := _finished(config)):
-            groups[sweep.label(values) or "all seeds"] = values, runs
+            groups[flags.label(values) or "all seeds"] = values, runs
     if groups and any(asked.values()):
         _show_sweep(groups, first)
     elif groups:

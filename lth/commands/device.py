@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from lth.settings.checks import first_line
-from lth.settings.problems import ConfigError, Problem
+from lth.settings.checks import ConfigError, Problem, first_line
 
 
 class MachineError(Exception):

@@ -23,9 +23,9 @@ from lth.records.store import ENDS
 from lth.records.tables import Run
 from lth.settings import names
 from lth.settings.arms import ARMS, idle
+from lth.settings.checks import ConfigError
+from lth.settings.checks import Problem as Mistake
 from lth.settings.config import Config
-from lth.settings.problems import ConfigError
-from lth.settings.problems import Problem as Mistake
 from lth.settings.values import as_text
 from lth.training import fit, kernels, sparse
 from lth.training.problem import Problem, stack_size

@@ -1,25 +1,20 @@
-"""Images and other examples: read, split, put on the device, batched. Uses lth.settings.
+"""Images and other examples: read, split, put on the device, batched. Uses lth.settings and lth.rng.
 
-images.py has images in memory and what a training sees of them; sets.py reads and writes data sets, pictures.py those
-that are pictures; loaders.py takes data of the user's own, stream.py serves those that are not kept in memory;
-prints.py has fingerprints of data. The names that a user needs are here: `lth.data.load_MNIST`.
+images.py has images in memory and what a training sees of them; sets.py reads and writes data sets; loaders.py takes
+data of the user's own, stream.py serves what is not kept in memory. What a user needs is here: `lth.data.load_MNIST`.
 """
 
-from lth.data.images import Feed, Images, crop_and_flip, normalisation, split
+from lth.data.images import Images
 from lth.data.sets import Loader, Loaders, check_sizes, load, load_MNIST, read, to_npz, training_count
 
 __all__ = [
-    "Feed",
     "Images",
     "Loader",
     "Loaders",
     "check_sizes",
-    "crop_and_flip",
     "load",
     "load_MNIST",
-    "normalisation",
     "read",
-    "split",
     "to_npz",
     "training_count",
 ]

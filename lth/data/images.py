@@ -1,8 +1,10 @@
-"""Images in memory, and what a training sees of them: each trial's split and order of batches, made on the device."""
+"""Images in memory, what a training sees of them (each trial's split and order of batches, made on the device), and
+fingerprints of data: equal arrays have equal ones, in every process and on every machine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lth.data.prints import of_arrays
 from lth.rng import derive_seed
 from lth.settings.config import usual_valid_size
 from lth.settings.names import KNOWN
@@ -258,3 +259,18 @@ def normalisation(images: Tensor) -> tuple[Tensor, Tensor]:
     deviation = (share * (levels - mean[:, None]) ** 2).sum(1).sqrt()
     deviation[deviation == 0] = 256  # a power of 2, so that the constant becomes exactly 0
     return (-mean / deviation).float().view(shape), (1 / deviation).float().view(shape)
+
+
+def of_arrays(arrays: Iterable[Tensor]) -> str:
+    """The fingerprint of tensors, 16 hexadecimal digits: their types, shapes and all values (for MNIST 0.06 s)."""
+    digest = hashlib.sha256()
+    for tensor in arrays:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+        if tensor.numel():
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def of_texts(texts: Iterable[str]) -> str:
+    """The fingerprint of several texts, in their order."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]

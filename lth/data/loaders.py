@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset, SubsetRandomSampler
 
-from lth.data.images import Images
-from lth.data.prints import of_arrays, of_texts
+from lth.data.images import Images, of_arrays, of_texts
 from lth.data.sets import Loaders, as_images, check_sizes
 from lth.data.stream import Batch, Source, Stream, draw, has_length, pair_of
 from lth.settings.checks import shown

@@ -1,4 +1,4 @@
-"""Data sets by name or file: reading, checking and writing them, and MNIST as loaders for loops of the user's own."""
+"""Data sets by name, file or folder of pictures: reading, checking and writing them, and MNIST as loaders."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lth.data import pictures
 from lth.data.images import Images, normalisation, split
 from lth.settings import checks, names
+from lth.settings.checks import ConfigError, Problem
 from lth.settings.config import PROJECT, VALID_SIZE
 from lth.settings.names import ARRAYS, KNOWN
-from lth.settings.problems import ConfigError, Problem
 
 
 def load(name: str, folder: Path, pixels: str = "standard", image_size: int | None = None) -> Images:
     """The data set `<folder>/<name>.npz` (Keras's convention: x_train, y_train, x_test, y_test), or the pictures in
     `<folder>/<name>/`, or else the one that torchvision has in `folder` or downloads, which is then kept as such a
     file. Models see it as `pixels` says (--pixels), pictures as squares of `image_size` pixels (--image_size).
-    ConfigError if none is to be had."""
+    ConfigError if there is none."""
     name = names.dataset(name)
     if found := names.pictures(name, folder):
-        return replace(checked(found, *pictures.of_folder(found, image_size)), pixels=pixels)
+        return replace(_of_pictures(found, image_size), pixels=pixels)
     if image_size and (name not in KNOWN or len(KNOWN[name].shape) == 3):
         raise ConfigError(Problem("image_size", f"is for pictures of several sizes, and {name} has images of one size"))
     file = names.npz(Path(folder), name, image_size)
@@ -39,40 +38,33 @@ def load(name: str, folder: Path, pixels: str = "standard", image_size: int | No
             raise ConfigError(Problem("dataset", f"{must}, not {name!r}"))
         _fetch(name, file, image_size)
     images = read(file, KNOWN[name].classes if name in KNOWN else None)
-    called = name if name in KNOWN else images.name  # whatever the case of the file's name, digits are not mirrored
-    return replace(images, name=called, pixels=pixels)
+    return replace(images, name=name if name in KNOWN else images.name, pixels=pixels)
 
 
 def training_count(name: str, folder: Path, image_size: int | None = None) -> int:
-    """How many training images the data set `name` that `load` would give from `folder` has, where pictures are scaled
-    to `image_size`, without reading them. One that is not there or is spoiled, of which `load` says so, counts as
-    having as many as those that are downloaded."""
+    """How many training images the data set has that `load` gives for `name`, `folder` and `image_size`, found without
+    reading them. One that cannot be read, of which `load` says so, counts as a large one."""
     name = names.dataset(name)
     if found := names.pictures(name, folder):
-        return pictures.training_count(found)
-    file = names.npz(Path(folder), name, image_size)
-    if not file.is_file():
-        return 10 * VALID_SIZE
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return len(arrays["y_train"])
-    except Exception:  # as many kinds as in `read`
-        return 10 * VALID_SIZE
+        from torchvision.datasets.folder import IMG_EXTENSIONS
+
+        return sum(file.name.lower().endswith(IMG_EXTENSIONS) for file in (found / "train").rglob("*"))
+    size = names.stored_shape(names.npz(Path(folder), name, image_size))
+    return size[0] if size else 10 * VALID_SIZE
 
 
 def read(file: Path, classes: int | None = None) -> Images:
     """The data set in an .npz file, checked. `classes`: how many labels there must be at most."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            if not set(ARRAYS) <= set(arrays):
-                held = ", ".join(list(arrays)[:8]) or "none"
-                raise ConfigError(f"{file} must hold the arrays {', '.join(ARRAYS)}, but holds {held}")
-            found = [np.asarray(arrays[key]) for key in ARRAYS]
-    except ConfigError:
-        raise
+            held = list(arrays)
+            found = [np.asarray(arrays[key]) for key in ARRAYS if key in held]
     except Exception as error:  # zipfile, zlib, tokenize and NumPy raise a dozen kinds of it on a spoiled file
         reason = checks.first_line(error)
         raise ConfigError(f"{file} is no readable .npz file ({reason}); put a complete one in its place") from None
+    if len(found) < len(ARRAYS):
+        holds = ", ".join(held[:8]) or "none"
+        raise ConfigError(f"{file} must hold the arrays {', '.join(ARRAYS)}, but holds {holds}")
     return checked(file, found, classes)
 
 
@@ -108,28 +100,72 @@ def _labels(y: np.ndarray) -> Tensor:
     return torch.from_numpy(y.reshape(-1).astype(np.int64))
 
 
+def _of_pictures(folder: Path, image_size: int | None) -> Images:
+    """The pictures in `<folder>/train/<class>/` and `<folder>/test/<class>/` (or `val/`), in colour, as torchvision's
+    ImageFolder reads them. ConfigError if they are no data set."""
+    from torchvision.datasets import ImageFolder
+
+    test = next((half for half in ("test", "val") if (folder / half).is_dir()), "test")
+    try:
+        halves = [ImageFolder(str(folder / half)) for half in ("train", test)]
+        arrays = [array for half in halves for array in _arrays(half, image_size)]
+    except (OSError, RuntimeError) as error:  # FileNotFoundError of ImageFolder, or a file that is no picture
+        raise ConfigError(f"{folder} is no data set of pictures ({checks.first_line(error)})") from None
+    if differ := set(halves[0].classes) ^ set(halves[1].classes):
+        some = ", ".join(sorted(differ)[:3])
+        raise ConfigError(f"{folder}/train and {folder}/{test} must have folders of the same classes; {some} differ")
+    return checked(folder, arrays, len(halves[0].classes))
+
+
+def _arrays(half: Any, image_size: int | None) -> list[np.ndarray]:
+    """The images, uint8 (N, H, W) or (N, H, W, C), and the labels of the pairs that a map-style Dataset holds."""
+    pictures, labels = [], []
+    for i in range(len(half)):
+        picture, label = half[i]
+        pictures.append(_uint8(picture, image_size))
+        labels.append(int(label))
+    if others := {picture.shape for picture in pictures} - {pictures[0].shape}:
+        sizes = " and ".join("x".join(map(str, shape)) for shape in (pictures[0].shape, min(others)))
+        raise ConfigError(Problem("image_size", f"must be given where pictures differ in size or in channels: {sizes}"))
+    return [np.stack(pictures), np.array(labels)]
+
+
+def _uint8(picture: Any, image_size: int | None) -> np.ndarray:
+    """A picture (H, W) or (H, W, C) of uint8, scaled and cut to a square."""
+    from PIL import Image
+    from torchvision.transforms import functional
+
+    if isinstance(picture, Tensor):
+        picture = functional.to_pil_image(picture)
+    elif isinstance(picture, np.ndarray):
+        picture = Image.fromarray(picture)
+    if picture.mode not in ("L", "RGB"):
+        picture = picture.convert("RGB" if picture.mode != "1" else "L")
+    if image_size is not None:
+        picture = functional.center_crop(functional.resize(picture, image_size), [image_size, image_size])
+    return np.asarray(picture)
+
+
 def _fetch(name: str, file: Path, image_size: int | None) -> None:
     """Write `file` from torchvision's copy of the data set, downloading it if there is none. All or nothing."""
     from torchvision import datasets
 
     known = KNOWN[name]
-    kind = getattr(datasets, known.kind)
+    kind, of_pictures = getattr(datasets, known.kind), len(known.shape) == 1
     try:
         there = next(folder for folder in file.resolve().parents if folder.exists())
-        with tempfile.TemporaryDirectory(dir=there, prefix=".download-") as temporary:
-            with contextlib.redirect_stdout(io.StringIO()):
-                try:
-                    halves = [kind(str(file.parent), **half, download=False) for half in known.halves]
-                except RuntimeError:
-                    halves = [kind(temporary, **half, download=True) for half in known.halves]
-            if len(known.shape) == 1:
-                arrays = [array for half in halves for array in pictures.as_arrays(half, image_size)]
-            else:
-                arrays = [array for half in halves for array in _as_here(name, half)]
-            checked(file, arrays, known.classes)
-            pictures.write(file, arrays)
+        with (
+            tempfile.TemporaryDirectory(dir=there, prefix=".download-") as temporary,
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            try:
+                halves = [kind(str(file.parent), **half, download=False) for half in known.halves]
+            except RuntimeError:
+                halves = [kind(temporary, **half, download=True) for half in known.halves]
+            parts = [_arrays(half, image_size) if of_pictures else _in_memory(name, half) for half in halves]
+            _write(file, [array for part in parts for array in part], known.classes)
     except Exception as error:  # of the network, of the disk, or of what a spoiled copy makes torchvision stumble on
-        if isinstance(error, ConfigError) and len(known.shape) == 1:  # of --image_size
+        if isinstance(error, ConfigError) and of_pictures:  # of --image_size
             raise
         reason = checks.first_line(error)
         raise ConfigError(
@@ -138,14 +174,24 @@ def _fetch(name: str, file: Path, image_size: int | None) -> None:
         ) from None
 
 
-def _as_here(name: str, half: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The images, N x H x W or N x H x W x C, and the labels of a half of torchvision's data set."""
+def _in_memory(name: str, half: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The images, N x H x W or N x H x W x C, and the labels of a half of a set that torchvision has in memory."""
     x, y = np.asarray(half.data), np.asarray(half.labels if name == "svhn" else half.targets)
     if name == "emnist":
         return x.transpose(0, 2, 1), y  # its files hold columns where the others hold rows
     if name == "qmnist":
         return x, y[:, 0]  # beside the label: the writer, the place in NIST's files, ...
     return (x.transpose(0, 2, 3, 1), y) if name == "svhn" else (x, y)
+
+
+def _write(file: Path, arrays: Sequence[np.ndarray], classes: int | None = None) -> None:
+    """Check the arrays of a data set and write them, all or nothing."""
+    checked(file, arrays, classes)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".writing-") as temporary:
+        partial, held = Path(temporary) / file.name, dict[str, Any](zip(ARRAYS, arrays, strict=True))
+        np.savez_compressed(partial, **held)
+        partial.replace(file)
 
 
 def to_npz(
@@ -175,9 +221,8 @@ def to_npz(
         raise TypeError(f"dataset must be {must}, not {checks.shown(dataset)}")
     arrays = []
     for half in halves:
-        arrays += pictures.as_arrays([_pair(half[i], columns) for i in range(len(half))], image_size)
-    checked(file, arrays)
-    pictures.write(file, arrays)
+        arrays += _arrays([_pair(half[i], columns) for i in range(len(half))], image_size)
+    _write(file, arrays)
     return file
 
 
@@ -199,25 +244,19 @@ def as_images(given: object) -> Images | None:
         except ConfigError as error:
             raise error.named({"dataset": "data"}) from error.__cause__
     if isinstance(given, Loaders) and all(isinstance(part, Loader) for part in given):
-        (train, y), (test, z), held = *((part.images, part.labels) for part in (given[0], given[2])), given[1]
-        classes = int(max(part.labels.max() for part in given)) + 1
-        scaling = (given.train.shift, given.train.scale)
-        return Images(given.train.name, train, y, test, z, classes, (held.images, held.labels), scaling=scaling)
+        (train, y), held, (test, z) = ((part.images, part.labels) for part in given)
+        return Images(given.train.name, train, y, test, z, int(max(part.labels.max() for part in given)) + 1, held)
     return given if isinstance(given, Images) else None
 
 
 class Loader:
     """Re-iterable batches of normalised images (B, C, H, W) and labels (B,); in a new order each pass if `shuffle`.
 
-    The data set is called `name`, a batch has `batch_size` images, the last one of a pass perhaps fewer.
-    `images` (N, C, H, W) are uint8, `shift` and `scale` (C, 1, 1) what `normalisation` of the training images gave.
+    The data set is called `name`, a batch has `batch_size` of its `images`, the last one of a pass perhaps fewer.
     """
 
-    def __init__(
-        self, name: str, images: Tensor, labels: Tensor, batch_size: int, shuffle: bool, shift: Tensor, scale: Tensor
-    ) -> None:
+    def __init__(self, name: str, images: Tensor, labels: Tensor, batch_size: int, shuffle: bool) -> None:
         self.name, self.images, self.labels, self.batch_size, self.shuffle = name, images, labels, batch_size, shuffle
-        self.shift, self.scale = shift, scale
 
     def __len__(self) -> int:
         return -(-len(self.labels) // self.batch_size)
@@ -225,7 +264,7 @@ class Loader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self.labels)) if self.shuffle else torch.arange(len(self.labels))
         for batch in order.split(self.batch_size):
-            yield self.images[batch].float().mul_(self.scale).add_(self.shift), self.labels[batch]
+            yield self.images[batch], self.labels[batch]
 
 
 class Loaders(NamedTuple):
@@ -246,17 +285,17 @@ def load_MNIST(folder: str | Path, batch_size: int = 60, valid_size: int = 5000,
 
     Raises TypeError and ValueError that name the argument (ConfigError, a ValueError, if the data cannot be read).
     """
-    images = load("mnist", names.holder("mnist", checks.path("folder", folder)))
-    valid_size = checks.whole("valid_size", valid_size, 1, len(images.train) // 2)
-    batch_size = checks.whole("batch_size", batch_size, 1, len(images.train) - valid_size)
-    kept, held = split(len(images.train), valid_size, checks.whole("seed", seed, 0))
-    shift, scale = normalisation(images.train)
-    parts = ((images.train[kept], images.train_labels[kept]), (images.train[held], images.train_labels[held]))
-    train, validation, test = (
-        Loader("mnist", x, y, batch_size, number == 0, shift, scale)
-        for number, (x, y) in enumerate((*parts, (images.test, images.test_labels)))
+    found = load("mnist", names.holder("mnist", checks.path("folder", folder)))
+    valid_size = checks.whole("valid_size", valid_size, 1, len(found.train) // 2)
+    batch_size = checks.whole("batch_size", batch_size, 1, len(found.train) - valid_size)
+    kept, held = split(len(found.train), valid_size, checks.whole("seed", seed, 0))
+    shift, scale = normalisation(found.train)
+    images, test = (x.float().mul_(scale).add_(shift) for x in (found.train, found.test))
+    return Loaders(
+        Loader("mnist", images[kept], found.train_labels[kept], batch_size, shuffle=True),
+        Loader("mnist", images[held], found.train_labels[held], batch_size, shuffle=False),
+        Loader("mnist", test, found.test_labels, batch_size, shuffle=False),
     )
-    return Loaders(train, validation, test)
 
 
 def check_sizes(images: Images, valid_size: int, batch_size: int) -> list[str]:

@@ -14,8 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from lth import pruning
-from lth.data.images import Images
-from lth.data.prints import of_arrays, of_texts
+from lth.data.images import Images, of_arrays, of_texts
 from lth.models.building import State, renamed, state_of
 from lth.pruning import Masks
 from lth.records import tables

@@ -21,11 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from lth import rng
-from lth.data.prints import of_arrays
+from lth.data.images import of_arrays
 from lth.models import prunable as layers
 from lth.settings import names
-from lth.settings.checks import first_line, said
-from lth.settings.problems import ConfigError, Problem
+from lth.settings.checks import ConfigError, Problem, first_line, said
 
 State = dict[str, Tensor]  # parameters and buffers by name
 Build = Callable[[], nn.Module]
@@ -46,7 +45,7 @@ def find(
     ConfigError if there is none, if there are two, or if the file cannot be loaded.
     """
     for folder in names.folders(dataset, data, image):
-        files = [file for file in names.files(folder) if names.mentions(file, arch_type)]
+        files = [file for file in names.files(folder) if names.spelling(file, arch_type)]
         found = [model for file in files for model in _matching(file, arch_type)]
         if len(found) > 1:
             places = " and ".join(f"{_shown(Path(inspect.getfile(model)))} ({model.__name__})" for model in found)

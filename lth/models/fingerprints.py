@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from lth import rng
-from lth.data.prints import of_arrays, of_texts
+from lth.data.images import of_arrays, of_texts
 from lth.models import prunable
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), range, slice, enum.Enum, torch.dtype)

@@ -1,6 +1,6 @@
 """Whether results are of the same experiment: of equal settings, and of one model, one set of data, one rule.
 
-A fingerprint of each (lth.models.fingerprints, lth.data.prints) stands in config.json and in every file under saves/.
+A fingerprint of each (lth.models.fingerprints, lth.data.images) stands in config.json and in every file under saves/.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from types import MappingProxyType
 from lth.records.files import read_json
 from lth.records.tables import Run, config_of, runs_at
 from lth.settings.arms import ARMS, idle
+from lth.settings.checks import Problem
 from lth.settings.config import Config, ConfigError
-from lth.settings.problems import Problem
 from lth.settings.values import as_text
 
 WORDS = {

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lth.settings.arms import ARMS, CONTROLS, CRITERIA, of_ticket
-from lth.settings.problems import ConfigError, Problem, nearest
+from lth.settings.checks import ConfigError, Problem, nearest
 from lth.settings.values import (
     Duration,
     TicketName,

@@ -1,10 +1,12 @@
-"""The command line of main.py: flags made from the fields of `Config`, presets, one message for all mistakes."""
+"""The command line of main.py: flags made from the fields of `Config`, presets, sweeps, all mistakes in one message."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
+import math
 import re
 import shutil
 import sys
@@ -15,8 +17,8 @@ from typing import Any, NoReturn, TypeVar
 
 from lth.settings import VERSION, names
 from lth.settings.arms import ARMS, CONTROLS, CRITERIA
+from lth.settings.checks import ConfigError, Problem, collect_errors, nearest
 from lth.settings.config import PRUNE, RUN, Config, rate_twice
-from lth.settings.problems import ConfigError, Problem, collect_errors, nearest
 from lth.settings.values import as_words, number
 
 T = TypeVar("T")
@@ -38,8 +40,6 @@ PRESETS = {
 }
 METAVARS = {"int": "N", "float": "X", "Duration": "TIME", "Path": "FOLDER", "TicketName": "RUN", "str": "NAME"}
 RATES = {"prune_percent", "conv_percent", "fc_percent", "output_percent"}
-
-
 COMMANDS = {"main.py": "run", "combine_plots.py": "plot", "reproduce.py": "reproduce"}  # of lth, by their scripts
 LTH = ("lth", "__main__")  # how sys.argv[0] ends where that is the program
 
@@ -57,13 +57,14 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises ConfigError, knows --version, and takes flags spelled with hyphens too. The program `prog`,
-    a script of the clone, is called `lth run`, `lth plot` or `lth reproduce` where it was started so."""
+    """A parser that raises ConfigError, knows --version, and takes flags spelled with hyphens too. The script `prog` is
+    called `lth run`, `lth plot` or `lth reproduce` where it was started so."""
 
     def __init__(self, prog: str, **options: Any) -> None:
-        self.script, started = prog, [Path(sys.argv[0]).stem, *sys.argv[1:2]]
-        self.command = f"lth {COMMANDS[prog]}" if started[1:] == [COMMANDS.get(prog)] and started[0] in LTH else prog
-        super().__init__(prog=self.command, allow_abbrev=False, formatter_class=_Help, **options)
+        self.script, called = prog, prog
+        if Path(sys.argv[0]).stem in LTH and sys.argv[1:2] == [COMMANDS.get(prog)]:
+            called = f"lth {COMMANDS[prog]}"
+        super().__init__(prog=called, allow_abbrev=False, formatter_class=_Help, **options)
         self.description = self.as_called(self.description or "")
         self.color = False  # which Python 3.14 would give to --help
         self.add_argument("--version", action="version", version=f"{self.prog} {VERSION}", help="print the version")
@@ -79,7 +80,7 @@ class Parser(argparse.ArgumentParser):
 
     def as_called(self, text: str) -> str:
         """`text` with the examples of a clone as the program was called."""
-        return text if self.command == self.script else text.replace(f"python {self.script}", self.command)
+        return text if self.prog == self.script else text.replace(f"python {self.script}", self.prog)
 
     def error(self, message: str) -> NoReturn:
         text = re.sub(r"^argument (\S+?)(/\S+)?: ", r"\1 ", message)
@@ -150,9 +151,75 @@ def parser(prog: str = "main.py") -> Parser:
     return made
 
 
+def experiments(argv: Sequence[str]) -> dict[Config, dict[str, str]]:
+    """The experiments that a command line asks for, one per combination of --sweep, each with the values, as text, that
+    tell it from the others: none without --sweep. ConfigError with the mistakes of all combinations."""
+    given = vars(parser().parse_known_args(argv)[0])
+    if not given.get("sweep"):
+        return {parse(argv): {}}
+    problems = ["--name would give all combinations of --sweep one folder: leave it out"] if given.get("name") else []
+    choices = _choices(given, problems)
+    found: dict[Config, dict[str, str]] = {}
+    wrong: dict[str, list[str]] = {}
+    for combination in itertools.product(*choices.values()):
+        texts = dict(zip(choices, combination, strict=True))
+        try:
+            config = parse(argv, swept={name: _swept_value(name, text) for name, text in texts.items()})
+        except ConfigError as error:
+            for problem in error.problems:
+                wrong.setdefault(problem, []).append(label(texts))
+        else:  # in one spelling: fc1,FC1 is one experiment
+            model = names.model(config.arch_type, config.dataset, config.data)
+            spelled = dataclasses.replace(config, arch_type=model, dataset=names.dataset(config.dataset))
+            found.setdefault(spelled, texts)
+    count = math.prod(map(len, choices.values()))
+    for problem, where in wrong.items():
+        others = f" and {len(where) - 1} more" if len(where) > 1 else ""
+        problems.append(problem if len(where) == count else f"{problem} (with {where[0]}{others})")
+    if problems:
+        raise ConfigError(*problems)
+    return found
+
+
+def label(texts: Mapping[str, str]) -> str:
+    """A combination in a few words: `lenet5 lr=1e-4`."""
+    return " ".join(text if name in ("arch_type", "dataset") else f"{name}={text}" for name, text in texts.items())
+
+
+def _choices(given: Mapping[str, Any], problems: list[str]) -> dict[str, list[str]]:
+    """The values, as text, of each setting of --sweep; what is wrong with its words is added to `problems`."""
+    flags, choices = parser()._option_string_actions, dict[str, list[str]]()
+    words = [word.partition("=") for word in given["sweep"]]
+    allowed = {"arch_type", "dataset", "seed"}  # beside the settings that decide numbers
+    if "target_remaining" in [*given, *(typed for typed, _, _ in words)]:
+        allowed.add("prune_iterations")  # which then decides how much each round prunes
+    for typed, equals, values in words:
+        name = flags[f"--{typed}"].dest if f"--{typed}" in flags else ""
+        # A comma within a folder's name is not followed by a folder of results.
+        texts = re.split(r",(?=[^,]*(?:saves|dumps)/)" if name == "ticket" else ",", values)
+        if not equals or not all(texts):
+            problems.append(f"--sweep must be NAME=VALUE,VALUE,..., not {typed + equals + values!r}")
+        elif name not in FIELDS:
+            problems.append(f"--sweep {typed} is no setting{nearest(typed, FIELDS)}")
+        elif not FIELDS[name].metadata.get("changes_numbers", True) and name not in allowed:
+            problems.append(f"--sweep {name} does not change what is trained: give --{name} itself, once for all")
+        elif name in choices:
+            problems.append(f"--sweep {name} is given twice: give all its values at once")
+        else:
+            choices[name] = list(dict.fromkeys(texts))
+    return choices
+
+
+def _swept_value(name: str, text: str) -> Any:
+    """A value of --sweep as the flag would give it."""
+    if FIELDS[name].type == "bool":
+        return {"true": True, "false": False}.get(text.lower(), text)
+    return text.split("+") if FIELDS[name].metadata.get("many") else text
+
+
 def parse(argv: Sequence[str], prog: str = "main.py", swept: Mapping[str, Any] | None = None) -> Config:
-    """The settings that the command line asks for, with those of one combination of --sweep (`swept`) if it has that.
-    Raises ConfigError with all mistakes at once."""
+    """The settings of the experiment that the command line asks for, of a sweep with one combination (`swept`).
+    ConfigError with all mistakes at once."""
     made = parser(prog)
     known, unknown = made.parse_known_args(argv)
     given, problems = vars(known), unknown_problems(made, unknown)
@@ -228,8 +295,6 @@ def as_argv(given: Mapping[str, Any]) -> list[str]:
 def _config_file(path: str, given: Collection[str]) -> dict[str, Any]:
     """The settings of a run's config.json, without `data` where it is `given` or stands for the default."""
     try:
-        if Path(path).exists() and not Path(path).is_file():
-            raise OSError("it is not a regular file")
         settings = dict(json.loads(Path(path).read_text(encoding="utf-8"))["settings"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(Problem("config", f"{path} cannot be read as the config.json of a run: {error}")) from None

@@ -6,19 +6,16 @@ Files under archs/ are read as text here, so that a mistyped name is answered be
 from __future__ import annotations
 
 import ast
-import contextlib
-import re
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lth.settings.checks import Problem, nearest
 from lth.settings.config import PROJECT
-from lth.settings.problems import Problem, nearest
 
-ARCHS = [(PROJECT / "archs").resolve()]  # of models: archs/ where the program was started, then the project's
-with contextlib.suppress(OSError, RuntimeError):  # of a deleted folder, of links in a circle
-    ARCHS = list(dict.fromkeys([Path("archs").resolve(), *ARCHS]))
+# Of models: archs/ where the program was started, then the project's.
+ARCHS = list(dict.fromkeys([Path("archs").resolve(), (PROJECT / "archs").resolve()]))
 
 
 @dataclass(frozen=True)
@@ -79,22 +76,14 @@ def pictures(of: str, data: Path) -> Path | None:
 
 def model(name: str, of: str, data: Path | None = None) -> str:
     """The one spelling of the name of a model for the data set `of`: that of its file, or else of its definition."""
-    for file in _model_files(of, data):
-        defined = {one for one in definitions(file) if one.lower() == name.lower()}
-        if len(defined) > 1:  # their case alone tells them apart
-            return name
-        if file.stem.lower() == name.lower():
-            return file.stem
-        if defined:
-            return defined.pop()
-    return name
+    found = _find(name, of, data)
+    return spelling(found, name) if found else name
 
 
 def problems(arch_type: str, of: str, data: Path | None = None) -> list[str]:
     """What is wrong with the name of a model and that of a data set. `data` is the folder of the data sets."""
     if available(of, data):
-        found = any(mentions(file, arch_type) for file in _model_files(of, data))
-        return [] if found else [no_model(arch_type, of, data)]
+        return [] if _find(arch_type, of, data) else [no_model(arch_type, of, data)]
     file = npz(Path(data), of) if data else None
     if file is not None and file.is_file():
         if not (size := shape(of, data)):
@@ -131,32 +120,34 @@ def folders(of: str, data: Path | None = None, image: tuple[int, ...] = ()) -> l
 
 def assumed(arch_type: str, of: str, data: Path | None = None) -> str:
     """A sentence about whose model serves the data set `of`, where it is not its own; else nothing."""
-    file = next((file for file in _model_files(of, data) if mentions(file, arch_type)), None)
+    file = _find(arch_type, of, data)
     if file is None or file.parent.name == dataset(of):
         return ""
     return f"{of} has images of {_size(shape(of, data))} and uses the model of archs/{file.parent.name}/"
 
 
 def shape(of: str, data: Path | None = None) -> tuple[int, ...]:
-    """The shape (C, H, W) of the images of a data set known by name, or else of `<data>/<of>.npz`, of which only the
-    header is read; (3,) of pictures, () if it cannot be told."""
+    """The shape (C, H, W) of the images of a data set known by name, or else of `<data>/<of>.npz`; (3,) of pictures, ()
+    if it is not known."""
     of = dataset(of)
     if of in KNOWN or (data and pictures(of, data)):
         return KNOWN[of].shape if of in KNOWN else (3,)
-    file = npz(Path(data), of) if data else None
-    if file is None or not file.is_file():
-        return ()
+    size = stored_shape(npz(Path(data), of)) if data else ()
+    if len(size) == 4:
+        return tuple(size[1:]) if channels_first(size) else (size[3], *size[1:3])
+    return (1, *size[1:]) if len(size) == 3 else ()
+
+
+def stored_shape(file: Path) -> tuple[int, ...]:
+    """The shape of the training images in an .npz file, of which only the header is read; () if it cannot be read."""
     from numpy.lib import format
 
     try:
         with zipfile.ZipFile(file) as arrays, arrays.open("x_train.npy") as array:
-            head = format.read_array_header_1_0 if format.read_magic(array) == (1, 0) else format.read_array_header_2_0
-            size = head(array)[0]
+            format.read_magic(array)
+            return format.read_array_header_1_0(array)[0]
     except Exception:  # zipfile, zlib, tokenize and NumPy raise a dozen kinds of it on a spoiled file
         return ()
-    if len(size) == 4:
-        return tuple(size[1:]) if channels_first(size) else (size[3], *size[1:3])
-    return (1, *size[1:]) if len(size) == 3 else ()
 
 
 def _size(image: tuple[int, ...]) -> str:
@@ -183,10 +174,8 @@ def npz(folder: Path, of: str, image_size: int | None = None) -> Path:
 
 def holder(name: str, folder: Path) -> Path:
     """`folder`, or the project's data folder where only that has the data set `name`."""
-    here = [entry.name.lower().replace("-", "") for entry in folder.iterdir()] if folder.is_dir() else []
-    forms = re.compile(re.escape(name.lower()) + r"(\.npz|batchespy|python(\.tar\.gz)?)?")  # own, and torchvision's
-    ours = PROJECT / "data"
-    return ours if npz(ours, name).exists() and not any(map(forms.fullmatch, here)) else folder
+    here = npz(folder, name).exists() or (name in KNOWN and (folder / KNOWN[name].kind).is_dir())  # torchvision's copy
+    return PROJECT / "data" if npz(PROJECT / "data", name).exists() and not here else folder
 
 
 def files(folder: Path) -> list[Path]:
@@ -198,9 +187,14 @@ def _model_files(of: str, data: Path | None) -> list[Path]:
     return [file for folder in folders(of, data) for file in files(folder)]
 
 
-def mentions(file: Path, arch_type: str) -> bool:
-    """Whether the file's name or a definition in it matches, ignoring case."""
-    return any(name.lower() == arch_type.lower() for name in (file.stem, *definitions(file)))
+def _find(arch_type: str, of: str, data: Path | None) -> Path | None:
+    """The file of a model for the data set `of`."""
+    return next((file for file in _model_files(of, data) if spelling(file, arch_type)), None)
+
+
+def spelling(file: Path, arch_type: str) -> str:
+    """How a file is called or calls a definition in it that `arch_type` names, ignoring case; "" if there is none."""
+    return next((name for name in (file.stem, *definitions(file)) if name.lower() == arch_type.lower()), "")
 
 
 def definitions(file: Path) -> list[str]:

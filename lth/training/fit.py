@@ -9,7 +9,7 @@ import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
 from lth import pruning, rng
-from lth.data.prints import of_arrays
+from lth.data.images import of_arrays
 from lth.models import building, prunable
 from lth.models.building import State
 from lth.settings.checks import first_line

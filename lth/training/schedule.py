@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from lth.settings.arms import idle
+from lth.settings.checks import Problem
 from lth.settings.config import Config
-from lth.settings.problems import Problem
 from lth.settings.values import Duration
 from lth.training.updates import Updates
 

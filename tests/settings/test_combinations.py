@@ -6,28 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from lth.settings import flags, sweep
+from lth.settings import flags
 from lth.settings.config import ConfigError
 from lth.settings.values import Duration
 
 
 def problems(text: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        sweep.parse(text.split())
+        flags.experiments(text.split())
     return list(caught.value.problems)
 
 
 def test_every_combination_is_an_experiment() -> None:
     text = "--trials 2 --lr 5 --sweep lr=1.2e-3,1e-4 arch_type=fc1,lenet5 --epochs 3"
-    found = sweep.parse(text.split())
+    found = flags.experiments(text.split())
     assert [(config.lr, config.arch_type, config.trials, config.end_iter) for config in found] == [
         (lr, arch, 2, Duration(3)) for lr in (1.2e-3, 1e-4) for arch in ("fc1", "lenet5")
     ]
     labels = ["lr=1.2e-3 fc1", "lr=1.2e-3 lenet5", "lr=1e-4 fc1", "lr=1e-4 lenet5"]
-    assert [sweep.label(texts) for texts in found.values()] == labels
-    found = sweep.parse(["--preset", "lenet", "--sweep", "lr=0.1,0.2"])
+    assert [flags.label(texts) for texts in found.values()] == labels
+    found = flags.experiments(["--preset", "lenet", "--sweep", "lr=0.1,0.2"])
     assert [config.lr for config in found] == [0.1, 0.2] and {config.prune_percent for config in found} == {20}
-    found = sweep.parse(
+    found = flags.experiments(
         ["--sweep", "bs=60,100", "lr_milestones=1ep+50%,2ep", "augment=true,False", "rewind=0,500it", "seed=3,7"]
     )
     first, *_, last = found
@@ -39,21 +39,21 @@ def test_every_combination_is_an_experiment() -> None:
 
 def test_the_number_of_rounds_may_be_swept_where_it_decides_what_each_prunes() -> None:
     for words in (["--target_remaining", "5", "--sweep"], ["--sweep", "target_remaining=5,10"]):
-        found = sweep.parse([*words, "prune_iterations=3,6"])
+        found = flags.experiments([*words, "prune_iterations=3,6"])
         assert {config.prune_iterations for config in found} == {3, 6}
     assert "give --prune_iterations itself" in problems("--sweep prune_iterations=3,6")[0]
 
 
 def test_equal_values_and_spellings_are_one() -> None:
-    assert [config.lr for config in sweep.parse(["--sweep", "lr=0.1,1e-1,0.10,0.2,0.2"])] == [0.1, 0.2]
-    assert [config.arch_type for config in sweep.parse(["--sweep", "arch_type=FC1,fc1"])] == ["fc1"]
+    assert [config.lr for config in flags.experiments(["--sweep", "lr=0.1,1e-1,0.10,0.2,0.2"])] == [0.1, 0.2]
+    assert [config.arch_type for config in flags.experiments(["--sweep", "arch_type=FC1,fc1"])] == ["fc1"]
 
 
 def test_tickets_may_have_commas_in_their_names(tmp_path: Path) -> None:
     arms = [tmp_path / "saves" / "fc1" / "mnist" / name / "lt" / "seed0" for name in ("a=1,b=2", "default")]
     for arm in arms:
         arm.mkdir(parents=True)
-    found = sweep.parse(["--sweep", f"ticket={arms[0]}:3,{arms[1]}"])
+    found = flags.experiments(["--sweep", f"ticket={arms[0]}:3,{arms[1]}"])
     assert [(config.ticket and config.ticket.folder) for config in found] == arms
     (said,) = problems(f"--sweep ticket={arms[0]},{tmp_path / 'nowhere'}")
     assert "--ticket must be the folder of an existing run" in said and "nowhere" in said
