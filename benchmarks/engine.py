@@ -22,9 +22,8 @@ from lth.models.building import Build, State
 from lth.pruning import Masks
 from lth.settings.config import PROJECT, Config
 from lth.settings.names import KNOWN
-from lth.training.layout import channels_last
+from lth.training.hardware import channels_last, numerics
 from lth.training.network import Network
-from lth.training.numerics import numerics
 from lth.training.optimizers import Fused
 from lth.training.schedule import Plan
 from lth.training.sparse import choose, limits

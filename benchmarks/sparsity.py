@@ -24,9 +24,9 @@ from torch import nn
 from lth import pruning
 from lth.settings import flags
 from lth.settings.config import Config
-from lth.training import kernels
-from lth.training.numerics import numerics
-from lth.training.sparse_linear import become_sparse
+from lth.training import optimizers
+from lth.training.hardware import numerics
+from lth.training.sparse import become_sparse
 
 SHARES = (100.0, 51.0, 33.0, 21.0, 13.5, 8.6, 3.6, 1.0)
 LAYERS = ("784-300x60", "300-100x60", "100-10x60")
@@ -83,8 +83,8 @@ def layer_step(size: tuple[int, int, int], keep: float | None, first: bool) -> C
 
     def run(count: int) -> None:
         for _ in range(count):
-            found = kernels.gradients((model(x) * above).sum(), leaves)
-            kernels.adam_(weights, found[: len(weights)], moments, steps, lr, 0.0, False)
+            found = optimizers.gradients((model(x) * above).sum(), leaves)
+            optimizers.adam_(weights, found[: len(weights)], moments, steps, lr, 0.0, False)
 
     return run
 

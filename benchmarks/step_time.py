@@ -32,8 +32,8 @@ from timing import (
 )
 from torch import Tensor, nn
 
-from lth.training.kernels import gradients
-from lth.training.numerics import numerics
+from lth.training.hardware import numerics
+from lth.training.optimizers import gradients
 
 TEXTBOOK = "textbook"
 STAGES = ("gather, normalise", "forward, loss", "backward", "optimiser, mask", "sum of losses")

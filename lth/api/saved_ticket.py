@@ -28,9 +28,8 @@ from lth.records.tables import Run, config_of
 from lth.records.tickets import numbered
 from lth.settings import checks, names
 from lth.settings.config import Config, ConfigError
-from lth.training.layout import channels_last
+from lth.training.hardware import channels_last, numerics
 from lth.training.network import Network
-from lth.training.numerics import numerics
 from lth.training.sparse import choose
 
 

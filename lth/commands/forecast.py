@@ -14,10 +14,9 @@ from lth.commands.holding import Prepared
 from lth.data.images import Images
 from lth.records.tables import Run
 from lth.settings.config import Config
-from lth.training import memory, sparse
-from lth.training.layout import channels_last
+from lth.training import sparse
+from lth.training.hardware import channels_last, memory_kept, numerics
 from lth.training.network import Network
-from lth.training.numerics import numerics
 from lth.training.problem import Problem
 from lth.training.schedule import Plan
 from lth.training.train import Training
@@ -60,7 +59,7 @@ def measured(config: Config, images: Images, problem: Problem, device: torch.dev
     )
     model, held_back = problem.make(), min(FEW, len(few.train) - batch)
     masks = _masks(config, problem, number)
-    with numerics(config.precision, config.threads or 1), memory.kept():
+    with numerics(config.precision, config.threads or 1), memory_kept():
         feed = few.feed([0], held_back, batch, device, config.augment)
         network = Network(
             model,

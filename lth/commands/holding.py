@@ -31,7 +31,7 @@ from lth.settings import flags, names
 from lth.settings.arms import ARMS
 from lth.settings.config import PROJECT, Config, ConfigError
 from lth.settings.values import Duration, TicketName
-from lth.training import kernels, sparse
+from lth.training import hardware, sparse
 from lth.training.problem import Problem, stack_size
 
 LIBRARIES = ("torch", "torchvision", "numpy", "safetensors")
@@ -199,7 +199,7 @@ def _cpu_precision(config: Config) -> str:
     """What float32 products on this CPU really are, since --precision fast depends on the processor."""
     if config.precision != "fast":
         return {"fp32": "float32", "bf16": "bfloat16"}[config.precision]
-    return "bfloat16 products (AMX)" if kernels.amx() else "float32 by oneDNN"
+    return "bfloat16 products (AMX)" if hardware.has_amx() else "float32 by oneDNN"
 
 
 def fingerprints_now(config: Config, run: Run) -> dict[str, str]:

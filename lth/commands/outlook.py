@@ -27,7 +27,7 @@ from lth.settings.checks import ConfigError
 from lth.settings.checks import Problem as Mistake
 from lth.settings.config import Config
 from lth.settings.values import as_text
-from lth.training import fit, kernels, sparse
+from lth.training import fit, hardware, sparse
 from lth.training.problem import Problem, stack_size
 from lth.training.schedule import remarks
 
@@ -151,7 +151,7 @@ def _surprises(one: Prepared, device: torch.device) -> Iterator[str | None]:
     if stack_size(config, one.problem, device) < (config.stack or 1):
         yield f"--stack {config.stack}: torch.func.vmap cannot follow this model, each run is trained alone"
     convolves = any(weight.ndim == 4 for weight in model.parameters())
-    if device.type == "cpu" and config.precision == "fast" and kernels.amx() and convolves:
+    if device.type == "cpu" and config.precision == "fast" and hardware.has_amx() and convolves:
         gain = "conv2 takes half the time, resnet20 two thirds"
         yield f"this processor has bfloat16 products, which convolutions gain from with --precision bf16 ({gain})"
     if config.sparse == "auto" and device.type == "cpu" and not sparse.available():

@@ -24,8 +24,7 @@ from lth.records.tickets import Ticket, numbered
 from lth.rng import derive_seed
 from lth.settings.arms import ARMS
 from lth.settings.config import Config
-from lth.training import memory
-from lth.training.numerics import numerics
+from lth.training.hardware import memory_kept, numerics
 from lth.training.problem import Problem
 from lth.training.train import Trained, TrialError
 
@@ -49,7 +48,7 @@ class Experiment:
         """Strategy 1 for several runs at once: `rounds` trainings of each, and a pruning and a reset after all but the
         last."""
         config, device = self.trainer.config, self.trainer.device
-        with numerics(config.precision, config.threads or 1), memory.kept(), rng.preserved(device):
+        with numerics(config.precision, config.threads or 1), memory_kept(), rng.preserved(device):
             for run in runs:
                 self.pick_up(run, rounds)
             for number in range(rounds):

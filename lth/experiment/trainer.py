@@ -23,7 +23,7 @@ from lth.rng import derive_seed
 from lth.settings import checks
 from lth.settings.arms import ARMS, Arm
 from lth.settings.config import Config, same_command
-from lth.training import layout, sparse
+from lth.training import hardware, sparse
 from lth.training.learned import LEARNED, LearnedMasks
 from lth.training.network import Network
 from lth.training.problem import Problem, stack_size
@@ -160,7 +160,7 @@ class Trainer:
 
     def channels_last(self, feed: Feed) -> bool:
         """Whether a network of one trial is to lie in memory with the channels last."""
-        return layout.channels_last(self.problem.make, feed.example(), self.bf16)
+        return hardware.channels_last(self.problem.make, feed.example(), self.bf16)
 
     def feed(self, runs: Sequence[Run]) -> Feed:
         """The data of these runs' trials on the device."""

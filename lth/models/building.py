@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import importlib.util
 import inspect
-import io
-import pickle
 import re
 import sys
 import weakref
@@ -21,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from lth import rng
-from lth.data.images import of_arrays
 from lth.models import prunable as layers
 from lth.settings import names
 from lth.settings.checks import ConfigError, Problem, first_line, said
@@ -137,28 +133,6 @@ def load_state(model: nn.Module, state: State) -> nn.Module:
         for name, tensor in own.items():
             tensor.copy_(state[name])
     return model
-
-
-def in_python(model: nn.Module) -> dict[str, bytes]:
-    """The attributes of a model's modules besides parameters, buffers and modules, pickled, to be compared before and
-    after a call. What cannot be pickled, such as a lambda, is left out."""
-    usual, found = vars(nn.Module()).keys(), {}
-    for path, module in model.named_modules():
-        for name, value in vars(module).items():
-            if name not in usual:
-                with contextlib.suppress(Exception):  # whatever the user's own classes raise
-                    _Pickler(file := io.BytesIO()).dump(value)
-                    found[f"{path}.{name}"] = file.getvalue()
-    return found
-
-
-class _Pickler(pickle.Pickler):
-    """Pickles tensors as their fingerprints, and parameters and modules, which are compared elsewhere, as their ids."""
-
-    def persistent_id(self, thing: Any) -> int | str | None:
-        if isinstance(thing, (nn.Parameter, nn.Module)):
-            return id(thing)
-        return of_arrays([thing]) if isinstance(thing, Tensor) else None
 
 
 def _matching(file: Path, arch_type: str) -> list[Callable[..., Any]]:

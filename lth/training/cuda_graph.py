@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import pickle
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lth import rng
+from lth.data.images import of_arrays
 from lth.models import building
 from lth.training.network import Network
 
@@ -77,25 +81,23 @@ def _decides(network: Network, images: Tensor) -> bool:
     """Whether a forward and backward pass draws on the CPU, replaces buffers, changes weights, or leaves something else
     in Python than the pass before it: a graph would repeat in all steps what Python did in one. A copy of the model
     tries it; what only the first pass makes, such as a grid, is no decision."""
-    part = images[:2]
 
-    def passed() -> tuple[dict[str, bytes], bytes, list[Tensor]]:
+    def tried() -> tuple[list[bytes], bytes, list[Tensor]]:
         with rng.preserved(network.device):
-            network.forward(model, part.clone()).sum().backward()
-            return building.in_python(model), _cpu_state(), list(model.buffers())
+            network.forward(model, images[:2].clone()).sum().backward()
+            return _attributes(model), _cpu_state(), list(model.buffers())
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model, start = building.copy_of(network.model), _cpu_state()
-            (first, _, buffers), (second, drawn, after) = passed(), passed()
+            (first, _, buffers), (second, drawn, after) = tried(), tried()
     except torch.OutOfMemoryError:
         raise
     except Exception:  # whatever a model's own code raises: the step itself will report it
         return True
-    moved = any(
-        not torch.equal(one, other) for one, other in zip(network.model.parameters(), model.parameters(), strict=True)
-    )
+    weights = zip(network.model.parameters(), model.parameters(), strict=True)
+    moved = any(not torch.equal(one, other) for one, other in weights)
     replaced = any(one is not other for one, other in zip(buffers, after, strict=True))
     return drawn != start or moved or replaced or first != second
 
@@ -103,3 +105,25 @@ def _decides(network: Network, images: Tensor) -> bool:
 def _cpu_state() -> bytes:
     torch_state, *others = rng.on_cpu()
     return pickle.dumps([torch_state.numpy().tobytes(), others])  # of a tensor, pickle would give its address too
+
+
+def _attributes(model: nn.Module) -> list[bytes]:
+    """The attributes of a model's modules besides parameters, buffers and modules, pickled. What cannot be pickled,
+    such as a lambda, is left out."""
+    usual, found = vars(nn.Module()).keys(), []
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in usual:
+                with contextlib.suppress(Exception):  # whatever the user's own classes raise
+                    _Pickler(file := io.BytesIO()).dump((name, value))
+                    found.append(file.getvalue())
+    return found
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles tensors as their fingerprints, and parameters and modules, which are compared elsewhere, as their ids."""
+
+    def persistent_id(self, thing: Any) -> int | str | None:
+        if isinstance(thing, (nn.Parameter, nn.Module)):
+            return id(thing)
+        return of_arrays([thing]) if isinstance(thing, Tensor) else None

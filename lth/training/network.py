@@ -7,7 +7,8 @@ step of a small network is bound by launching kernels. On a CPU a model alone ru
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,8 @@ from torch.func import functional_call, vmap
 
 from lth.models.building import State, load_state
 from lth.pruning import Masks
-from lth.training import kernels
-from lth.training.sparse_linear import become_sparse
+from lth.training import hardware
+from lth.training.sparse import become_sparse
 
 Criterion = Callable[[Tensor, Tensor], Tensor]  # (logits, labels) -> mean loss
 
@@ -37,7 +38,7 @@ class Network:
         changing: bool = False,
     ) -> None:
         """`sparse` names the weights that are trained sparsely (lth.training.sparse.choose), `channels_last` is the
-        layout of convolutions (lth.training.layout), both in a network alone. `changing` says that the masks will."""
+        layout of convolutions, both in a network alone. `changing` says that the masks will change."""
         self.trials, self.criterion, self.device, self.autocast = len(states), criterion, device, autocast
         self.changing = changing
         self.model = load_state(model, states[0]).to(device)
@@ -45,7 +46,7 @@ class Network:
         if self.trials == 1 and convolutional and channels_last:
             self.model.to(memory_format=torch.channels_last)
         # Images that one forward pass evaluates: on a CPU, few where what lies between products leaves its cache.
-        few = 100 if convolutional else 200 if sparse and not kernels.tiles() else sys.maxsize
+        few = 100 if convolutional else 200 if sparse and not hardware.uses_amx() else sys.maxsize
         self.at_once = few if device.type == "cpu" else sys.maxsize
         self.tensors: dict[str, Tensor] = dict([*model.named_parameters(), *model.named_buffers()])
         self.learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -142,28 +143,34 @@ class Network:
         with torch.autocast(self.device.type, torch.bfloat16):
             return call(images).float()
 
-    def buffers(self) -> dict[str, Tensor]:
+    def _buffers(self) -> dict[str, Tensor]:
         """The buffers as they are now: a model alone may put new tensors in their places."""
         own = dict(self.model.named_buffers())
         now = own if self.trials == 1 else self.tensors
         return {name: now[name] for name in own if name in self.tensors}
 
-    @torch.no_grad()
-    def put_back(self, before: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """Give the model the tensors that `buffers` gave before, with the values that stand beside them: in place,
-        where a CUDA graph knows them."""
-        pairs = list(before.values())
-        for dtype in {value.dtype for _, value in pairs}:  # foreach copies tensors of one type in one kernel
-            buffers, values = zip(*(pair for pair in pairs if pair[1].dtype == dtype), strict=True)
-            torch._foreach_copy_(buffers, values)  # no look at whether they have changed, which would wait for a GPU
-        if self.trials == 1 and not isinstance(self.model, torch.jit.ScriptModule):  # which changes them in place
-            for name, (buffer, _) in before.items():
-                path, _, stem = name.rpartition(".")
-                self.model.get_submodule(path)._buffers[stem] = buffer
+    @contextmanager
+    def buffers_kept(self) -> Iterator[None]:
+        """Buffers are afterwards the same tensors with the same values: models may change them in evaluation too, and
+        how often there is one, and on which images, must decide nothing."""
+        before = self._buffers()
+        values = {name: buffer.clone() for name, buffer in before.items()}
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for dtype in {value.dtype for value in values.values()}:  # of one type, foreach copies in one kernel
+                    names = [name for name, value in values.items() if value.dtype == dtype]
+                    # No look at whether they have changed, which would wait for a GPU.
+                    torch._foreach_copy_([before[name] for name in names], [values[name] for name in names])
+            if self.trials == 1 and not isinstance(self.model, torch.jit.ScriptModule):  # which changes them in place
+                for name, buffer in before.items():
+                    path, _, stem = name.rpartition(".")
+                    self.model.get_submodule(path)._buffers[stem] = buffer
 
     def state(self, trial: int) -> State:
         """A copy of one trial's parameters and buffers, on the CPU."""
-        tensors = self.tensors | self.buffers()
+        tensors = self.tensors | self._buffers()
         return copies({name: self.part(tensor, trial, name) for name, tensor in tensors.items()})
 
     def inner(self, trial: int) -> State:

@@ -23,12 +23,10 @@ from lth.prune import Rule
 from lth.pruning import Masks
 from lth.settings.checks import first_line
 from lth.settings.config import Config
-from lth.training import layout
 from lth.training.cuda_graph import captured
-from lth.training.kernels import gradients
+from lth.training.hardware import channels_last, numerics
 from lth.training.network import Criterion, Network
-from lth.training.numerics import numerics
-from lth.training.optimizers import Fused, Optimizer
+from lth.training.optimizers import Fused, Optimizer, gradients
 
 # The masks and the weights that a round starts from, by the trial's seed and the round's number.
 Starts = Callable[[int, int], tuple[Masks, State]]
@@ -131,7 +129,7 @@ def step_seconds(config: Config, problem: Problem, device: torch.device, trials:
     images = torch.zeros(trials * config.batch_size, *problem.images.shape, device=device)
     labels = torch.zeros(len(images), dtype=torch.int64, device=device)
     with numerics(config.precision, config.threads or 1), rng.preserved(device):
-        fast = trials == 1 and layout.channels_last(problem.make, images[:2], bf16)
+        fast = trials == 1 and channels_last(problem.make, images[:2], bf16)
         options = [state] * trials, [masks] * trials, device, problem.criterion, bf16
         network = Network(model, *options, channels_last=fast)
 

@@ -6,23 +6,23 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from lth import rng
 from lth.data.images import Feed
-from lth.models import building
 from lth.models.building import State
 from lth.pruning import Masks
-from lth.training.beat import Beat
 from lth.training.cuda_graph import captured
-from lth.training.kernels import gradients
+from lth.training.hardware import Beat
 from lth.training.network import Network
-from lth.training.optimizers import Optimizer
+from lth.training.optimizers import Optimizer, gradients
 from lth.training.schedule import Plan
 from lth.training.updates import BY_GRADIENT, Goals, update
+
+OPTIMIZER = "optimizer/"  # what names in Trained.extra begin with that are of the optimiser
 
 
 class Stopped(Exception):
@@ -58,9 +58,9 @@ class Trained:
     """
 
     iteration: int
-    evals: list[Evaluation]
-    final: State
-    best: State
+    evals: list[Evaluation] = field(default_factory=list)
+    final: State = field(default_factory=dict)
+    best: State = field(default_factory=dict)
     rewind: State = field(default_factory=dict)
     extra: dict[str, Tensor] = field(default_factory=dict)
     failure: str | None = None
@@ -95,18 +95,12 @@ class Training:
         resume: Sequence[Trained] | None = None,
         goals: Sequence[Goals] = (),
     ) -> None:
-        """`goals` has those of each trial, for plans whose updates need them."""
+        """`resume` has what a checkpoint holds of each trial, all at one iteration; `goals` those of each trial, for
+        plans whose updates need them."""
         self.network, self.optimizer = network, optimizer
         self.feed, self.plan, self.order_seeds, self.goals = feed, plan, order_seeds, goals
-        self.trials = range(network.trials)
+        self.trials = [Trained(plan.start, settled=plan.settled) for _ in range(network.trials)]
         self.iteration = plan.start
-        self.evals: list[list[Evaluation]] = [[] for _ in self.trials]
-        self.best: list[State] = [{} for _ in self.trials]
-        self.rewind: list[State] = [{} for _ in self.trials]
-        self.drawn: list[State] = [{} for _ in self.trials]
-        self.masks: list[Masks] = [{} for _ in self.trials]
-        self.failures: list[str | None] = [None for _ in self.trials]
-        self.supermask: list[float | None] = [None for _ in self.trials]
         self.loss_sum = torch.zeros(() if network.trials == 1 else network.trials, device=network.device)
         self.seconds = {"training": 0.0, "evaluation": 0.0}
         rng.seed(random_seed)  # for dropout, and what else a model draws
@@ -123,28 +117,6 @@ class Training:
         self.network.model.train()
         return captured(self.step, batch, live, self.network, self.feed.fetch(batch)[0])
 
-    def _run_step(self, batch: Tensor) -> None:
-        (self._graph or self.step)(batch)  # no attribute holds `self.step`: a cycle would keep the network in memory
-
-    def step(self, batch: Tensor) -> None:
-        """One step of every trial: gather, forward, backward, masked optimiser. No synchronisation with the host."""
-        images, labels = self.feed.fetch(batch)
-        losses = self.network.losses(images, labels)
-        total = losses if losses.ndim == 0 else losses.sum()  # the gradient of a trial's loss is not another's
-        self.optimizer.step(gradients(total, self.network.leaves))
-        self.loss_sum.add_(losses.detach())
-
-    def _update(self, batch: Tensor) -> None:
-        """Change the masks, by the gradients of all weights on the batch of the step that follows where they count."""
-        updates, found = self.plan.updates, dict[str, Tensor]()
-        assert updates is not None
-        if updates.kind in BY_GRADIENT:
-            with rng.preserved(self.network.device), self._buffers_kept():
-                loss = self.network.losses(*self.feed.fetch(batch)).sum()
-                found = dict(zip(self.network.learning, gradients(loss, self.network.leaves), strict=True))
-        seeds = [rng.derive_seed(*parts, "update", self.iteration) for parts in self.order_seeds]
-        update(updates, self.iteration, self.network, self.optimizer, found, self.goals, seeds)
-
     def run(
         self,
         report: Callable[[int, Evaluation], None] = lambda trial, evaluation: None,
@@ -154,8 +126,8 @@ class Training:
         moved: Callable[[int], None] = lambda iteration: None,
     ) -> list[Trained]:
         """Train to the end. Calls `report(trial, evaluation)` at each evaluation and `checkpoint` at evaluations
-        `checkpoint_every` seconds apart; where `stop()` turns true it calls `checkpoint` and raises Stopped. Says where
-        it is by `moved(iteration)`: at its beginning, and every BEAT seconds or so between steps."""
+        `checkpoint_every` seconds apart; where `stop()` turns true it calls `checkpoint` and raises Stopped. Tells the
+        iteration by `moved(iteration)`: at its beginning, and about every BEAT seconds between steps."""
 
         def stop_if_asked() -> None:
             if stop():
@@ -165,10 +137,10 @@ class Training:
             saved, beat = time.monotonic(), Beat(self.network.device)
             moved(self.iteration)
             self.network.model.train()
-            if self.iteration == self.plan.start and None in self.supermask:
+            if self.iteration == self.plan.start and self.trials[0].supermask is None:
                 with self._timed("evaluation"), self._evaluating():
-                    _, correct, seen = self._measure(self.feed.test(), True, stop_if_asked)
-                    self.supermask = [100 * count / seen for count in correct.tolist()]
+                    for trained, test in zip(self.trials, self._test_accuracies(stop_if_asked), strict=True):
+                        trained.supermask = test
             while True:
                 if self._evaluation_due():
                     with self._timed("evaluation"):
@@ -176,17 +148,19 @@ class Training:
                     if self.iteration < self.plan.steps and time.monotonic() - saved >= checkpoint_every:
                         checkpoint(self.state())
                         saved = time.monotonic()
-                if self.iteration == self.plan.steps or all(self.failures):
+                if self.iteration == self.plan.steps or all(trained.failure for trained in self.trials):
                     return self.state()
                 with self._timed("training"):
                     for batch in self._batches(until=self.plan.next_evaluation(self.iteration)):
                         stop_if_asked()
                         if self.iteration == self.plan.rewind_at:
-                            self.rewind = [self.network.state(trial) for trial in self.trials]
+                            for number, trained in enumerate(self.trials):
+                                trained.rewind = self.network.state(number)
                         if self.iteration == self.plan.draw_at:
-                            self.drawn = [self.network.state(trial) for trial in self.trials]
+                            for number, trained in enumerate(self.trials):
+                                trained.drawn = self.network.state(number)
                         if self.plan.updates and self.plan.updates.due(self.iteration):
-                            self._update(batch)
+                            self._update_masks(batch)
                         self.optimizer.lr = self.plan.lr(self.iteration)
                         self._run_step(batch)
                         self.iteration += 1
@@ -198,56 +172,85 @@ class Training:
             checkpoint(self.state())
             raise
 
+    def _run_step(self, batch: Tensor) -> None:
+        (self._graph or self.step)(batch)  # no attribute holds `self.step`: a cycle would keep the network in memory
+
+    def step(self, batch: Tensor) -> None:
+        """One step of every trial: gather, forward, backward, masked optimiser. No synchronisation with the host."""
+        images, labels = self.feed.fetch(batch)
+        losses = self.network.losses(images, labels)
+        total = losses if losses.ndim == 0 else losses.sum()  # the gradient of a trial's loss is not another's
+        self.optimizer.step(gradients(total, self.network.leaves))
+        self.loss_sum.add_(losses.detach())
+
+    def _update_masks(self, batch: Tensor) -> None:
+        """Change the masks, by the gradients of all weights on the batch of the step that follows where they count."""
+        updates, found = self.plan.updates, dict[str, Tensor]()
+        assert updates is not None
+        if updates.kind in BY_GRADIENT:
+            with rng.preserved(self.network.device), self.network.buffers_kept():
+                loss = self.network.losses(*self.feed.fetch(batch)).sum()
+                found = dict(zip(self.network.learning, gradients(loss, self.network.leaves), strict=True))
+        seeds = [rng.derive_seed(*parts, "update", self.iteration) for parts in self.order_seeds]
+        update(updates, self.iteration, self.network, self.optimizer, found, self.goals, seeds)
+
     def _batches(self, until: int) -> Iterator[Tensor]:
         """The batches from this iteration on; each epoch's order is a function of the seeds and the epoch alone."""
         while self.iteration < until:
             epoch, done = divmod(self.iteration, self.feed.epoch_steps)
             yield from self.feed.epoch(self.order_seeds, epoch)[done : done + until - self.iteration]
 
-    def _evaluated(self) -> int:
+    def _last_evaluation(self) -> int:
         """The iteration of the last evaluation; a trial that failed has none of its own after that."""
-        return max((evals[-1].iteration for evals in self.evals if evals), default=self.plan.start)
+        return max((trained.evals[-1].iteration for trained in self.trials if trained.evals), default=self.plan.start)
 
     def _evaluation_due(self) -> bool:
         plan = self.plan
-        return self.iteration > self._evaluated() and (
+        return self.iteration > self._last_evaluation() and (
             self.iteration % plan.evaluate_every == 0 or self.iteration == plan.steps
         )
 
     def _evaluate(self, between: Callable[[], None], report: Callable[[int, Evaluation], None]) -> None:
-        """Evaluate every trial and keep the weights of those whose validation loss is the lowest so far."""
-        before, trials = self._evaluated(), len(self.trials)
-        settled = self.plan.settled
+        """Evaluate every trial and keep the weights of those whose validation loss is the lowest so far. `between` is
+        called between chunks of images."""
+        before, settled = self._last_evaluation(), self.plan.settled
         none = math.inf if self.iteration > settled else -math.inf  # before that, no loss is low enough
-        lowest = [min((one.val_loss for one in evals if one.iteration > settled), default=none) for evals in self.evals]
+        lowest = [
+            min((one.val_loss for one in trained.evals if one.iteration > settled), default=none)
+            for trained in self.trials
+        ]
         with self._evaluating():
             loss, correct, seen = self._measure(self.feed.validation(), False, between)
-            train_loss = (self.loss_sum / (self.iteration - before)).expand(trials)
+            train_loss = (self.loss_sum / (self.iteration - before)).expand(len(self.trials))
             sums = torch.stack([train_loss, loss, correct], dim=1).tolist()
             found = [(train, summed / seen, 100 * right / seen) for train, summed, right in sums]
-            test = [math.nan] * trials
+            test = [math.nan] * len(self.trials)
             better = any(val_loss < least for (_, val_loss, _), least in zip(found, lowest, strict=True))
             if better or self.plan.tests(self.iteration, before):
                 # So that nothing depends on how often the test images come.
-                with rng.preserved(self.network.device), self._buffers_kept():
-                    _, correct, seen = self._measure(self.feed.test(), True, between)
-                test = [100 * count / seen for count in correct.tolist()]
+                with rng.preserved(self.network.device), self.network.buffers_kept():
+                    test = self._test_accuracies(between)
         self.loss_sum.zero_()
-        for trial, (train, val_loss, val) in enumerate(found):
-            if self.failures[trial]:
+        for number, (trained, (train, val_loss, val)) in enumerate(zip(self.trials, found, strict=True)):
+            if trained.failure:
                 continue
             if not (math.isfinite(train) and math.isfinite(val_loss)):
                 broken = train if not math.isfinite(train) else val_loss
-                self.failures[trial] = (
+                trained.failure = (
                     f"the loss became {broken} by iteration {self.iteration} at learning rate {self.optimizer.lr:g}"
                 )
                 continue
-            evaluation = Evaluation(self.iteration, train, val_loss, val, test[trial])
-            self.evals[trial].append(evaluation)
-            if val_loss < lowest[trial]:
-                self.best[trial] = self.network.state(trial)
-                self.masks[trial] = self.network.masks_of(trial) if self.network.changing else {}
-            report(trial, evaluation)
+            evaluation = Evaluation(self.iteration, train, val_loss, val, test[number])
+            trained.evals.append(evaluation)
+            if val_loss < lowest[number]:
+                trained.best = self.network.state(number)
+                trained.masks = self.network.masks_of(number) if self.network.changing else {}
+            report(number, evaluation)
+
+    def _test_accuracies(self, between: Callable[[], None]) -> list[float]:
+        """The test accuracy of each trial in percent."""
+        _, correct, seen = self._measure(self.feed.test(), True, between)
+        return [100 * count / seen for count in correct.tolist()]
 
     def _measure(
         self, chunks: Iterator[tuple[Tensor, Tensor]], shared: bool, between: Callable[[], None]
@@ -272,26 +275,13 @@ class Training:
         before = rng.state(self.network.device)
         self.network.model.eval()
         try:
-            with torch.no_grad(), self._buffers_kept():
+            with torch.no_grad(), self.network.buffers_kept():
                 yield
         except Stopped:
             rng.restore(before, self.network.device)
             raise
         finally:
             self.network.model.train()
-
-    @contextmanager
-    def _buffers_kept(self) -> Iterator[None]:
-        """Buffers are afterwards as they were, which models may change in evaluation too: how often there is one, and
-        on which images, must decide nothing. Not so where attributes have changed as well, since buffers may belong to
-        these, as a table to the size that it was made for."""
-        before = {name: (buffer, buffer.clone()) for name, buffer in self.network.buffers().items()}
-        attributes = building.in_python(self.network.model) if before else {}
-        try:
-            yield
-        finally:
-            if before and building.in_python(self.network.model) == attributes:
-                self.network.put_back(before)
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -303,43 +293,26 @@ class Training:
 
     def state(self) -> list[Trained]:
         """Everything that decides the future of each trial, and its curves and weights so far."""
-        return [self._state(trial) for trial in self.trials]
+        return [self._state(number) for number in range(len(self.trials))]
 
-    def _state(self, trial: int) -> Trained:
-        extra = {"loss_sum": self.network.part(self.loss_sum, trial).cpu().clone(), **rng.state(self.network.device)}
-        extra |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.state(trial).items()}
-        extra |= self.network.inner(trial)
-        return Trained(
-            iteration=self.iteration,
-            evals=list(self.evals[trial]),
-            final=self.network.state(trial),
-            best=self.best[trial],
-            rewind=self.rewind[trial],
-            extra=extra,
-            failure=self.failures[trial],
-            seconds=dict(self.seconds),
-            supermask=self.supermask[trial],
-            drawn=self.drawn[trial],
-            masks=self.masks[trial],
-            settled=self.plan.settled,
-        )
+    def _state(self, number: int) -> Trained:
+        extra = {"loss_sum": self.network.part(self.loss_sum, number).cpu().clone(), **rng.state(self.network.device)}
+        extra |= {OPTIMIZER + name: tensor for name, tensor in self.optimizer.state(number).items()}
+        extra |= self.network.inner(number)
+        trained, final = self.trials[number], self.network.state(number)
+        now = {"iteration": self.iteration, "evals": list(trained.evals), "seconds": dict(self.seconds)}
+        return replace(trained, **now, final=final, extra=extra)
 
     def _restore(self, saved: Sequence[Trained]) -> None:
-        """Go on from what `state` gave: all of `saved` at the same iteration."""
-        self.iteration = saved[0].iteration
-        self.evals = [list(s.evals) for s in saved]
-        self.best = [s.best for s in saved]
-        self.rewind = [s.rewind for s in saved]
-        self.drawn = [s.drawn for s in saved]
-        self.masks = [s.masks for s in saved]
-        self.seconds = dict(saved[0].seconds)
-        self.supermask = [s.supermask for s in saved]
-        self.network.restore_inner([s.extra for s in saved])
+        """Continue from what `state` gave."""
+        self.trials = [replace(trained, evals=list(trained.evals)) for trained in saved]
+        self.iteration, self.seconds = saved[0].iteration, dict(saved[0].seconds)
+        extras = [trained.extra for trained in saved]
+        self.network.restore_inner(extras)
         for name, tensor in self.network.tensors.items():
-            self.network.restore(tensor, [s.final[name] for s in saved], name)
-        self.network.restore(self.loss_sum, [s.extra["loss_sum"] for s in saved])
-        own = "optimizer/"
+            self.network.restore(tensor, [trained.final[name] for trained in saved], name)
+        self.network.restore(self.loss_sum, [extra["loss_sum"] for extra in extras])
         self.optimizer.restore(
-            [{key.removeprefix(own): x for key, x in s.extra.items() if key.startswith(own)} for s in saved]
+            [{k.removeprefix(OPTIMIZER): x for k, x in extra.items() if k.startswith(OPTIMIZER)} for extra in extras]
         )
-        rng.restore(saved[0].extra, self.network.device)
+        rng.restore(extras[0], self.network.device)

@@ -16,7 +16,7 @@ from lth.commands.progress import Progress
 from lth.commands.terminal import wrapped
 from lth.records.events import Connected, Evaluated, Event, Moved, Note, RoundDone
 from lth.records.tables import Run
-from lth.training import beat
+from lth.training import hardware
 from lth.training.train import Evaluation
 
 
@@ -135,7 +135,7 @@ def test_files_get_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_whole_run_on_a_terminal(place: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setattr(beat, "BEAT", 0)
+    monkeypatch.setattr(hardware, "BEAT", 0)
     session.run(settings(place, quiet=False, prune_type=("lt", "reinit"), prune_iterations=2))
     assert "24/24" in terminal.getvalue(), "three trainings of 8 iterations: the second dense round is shared"
     rows = [line.split()[:3] for line in terminal.screen if re.match(r"(lt|reinit) seed0 ", line)]

@@ -14,7 +14,7 @@ from lth import rng
 from lth.commands import session
 from lth.models import building
 from lth.records import tables
-from lth.training.layout import channels_last
+from lth.training.hardware import channels_last
 
 VIEWING = """
 from torch import nn

@@ -19,9 +19,8 @@ from lth.data.images import Feed
 from lth.models import building
 from lth.records import tables
 from lth.records.store import Store
-from lth.training.kernels import gradients
 from lth.training.learned import LEARNED, LearnedMasks, first_scores, highest
-from lth.training.optimizers import Fused
+from lth.training.optimizers import Fused, gradients
 from lth.training.schedule import Plan
 from lth.training.train import Stopped, Training
 

@@ -10,12 +10,12 @@ import sys
 import pytest
 
 from lth.settings.config import PROJECT
-from lth.training import memory
+from lth.training import hardware
 
 STEPS = """
 import resource
 import psutil, torch
-from lth.training import memory
+from lth.training import hardware
 
 def pages_taken():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -24,7 +24,7 @@ def pages_taken():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 process = psutil.Process()
-with memory.kept():
+with hardware.memory_kept():
     print(*(pages_taken() * resource.getpagesize() // 2**20 for _ in range(7)))
     held = process.memory_info().rss
 print((held - process.memory_info().rss) // 2**20)
@@ -50,8 +50,8 @@ def test_nothing_changes_without_glibc_or_where_its_user_has_chosen(
     """Opening the C library would fail on Windows; other C libraries on Linux have no mallopt."""
     asked: list[object] = []
     monkeypatch.setattr(sys, "platform", system)
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: asked.append(name) or object())
+    monkeypatch.setattr(hardware.ctypes, "CDLL", lambda name: asked.append(name) or object())
     if variable:
         monkeypatch.setenv(variable, "1")
-    with memory.kept():
+    with hardware.memory_kept():
         assert bool(asked) == (system == "linux" and not variable)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lth.training.numerics import numerics
+from lth.training.hardware import numerics
 
 pytestmark = pytest.mark.versions
 

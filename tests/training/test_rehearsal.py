@@ -25,8 +25,7 @@ from lth.data.images import Feed
 from lth.records.tables import config_of
 from lth.settings.config import Config
 from lth.training import cuda_graph, problem, train
-from lth.training.beat import Beat
-from lth.training.layout import channels_last
+from lth.training.hardware import Beat, channels_last
 from lth.training.optimizers import _laid_out as laid_out
 from lth.training.schedule import Plan
 from lth.training.train import Stopped, Trained, Training, TrialError

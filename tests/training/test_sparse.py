@@ -34,10 +34,10 @@ from lth.records.store import Store
 from lth.records.tables import runs_of
 from lth.records.tickets import numbered
 from lth.settings.config import Config
-from lth.training import kernels, sparse, sparse_linear
+from lth.training import hardware, sparse
 from lth.training.network import Network
 from lth.training.schedule import Plan
-from lth.training.sparse_linear import Places, SparseLinear, become_sparse
+from lth.training.sparse import Places, SparseLinear, become_sparse
 from lth.training.train import Stopped, Trained
 
 DECAY, BOTH = {"weight_decay": 0.05}, ("fc1.weight", "fc2.weight")
@@ -54,7 +54,7 @@ pytestmark = [
 def tiny_layers_without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule for large layers holds for those of tests too, as it is on a processor without AMX."""
     monkeypatch.setattr(sparse, "SMALL", 0)
-    monkeypatch.setattr(kernels, "amx", lambda: False)
+    monkeypatch.setattr(hardware, "has_amx", lambda: False)
 
 
 @pytest.fixture
@@ -156,8 +156,8 @@ def test_networks_train_as_dense_ones_with_layers_of_a_sequence_as_one(
     """Also under dropout, which draws the same, and whatever is a layer's neighbour or takes parts of the sequence."""
     names, joined = chosen(make, 0.2), list[int]()
     assert len(names) == sum(type(module) is nn.Linear for module in make().modules())
-    run = sparse_linear._run
-    monkeypatch.setattr(sparse_linear, "_run", lambda x, layers, how: joined.append(len(how)) or run(x, layers, how))
+    run = sparse._run
+    monkeypatch.setattr(sparse, "_run", lambda x, layers, how: joined.append(len(how)) or run(x, layers, how))
     trained = []
     for each in ((), names):
         rng.seed(0)
@@ -210,7 +210,7 @@ def test_what_is_sparse_is_chosen_by_the_settings_and_the_share_of_survivors(mon
             assert chosen(large, masks) == [*other, *([name] if is_sparse else [])], (name, count)
     assert sparse.limits(Config(batch_size=1000))["more"] < most
     strict = sparse.limits(Config(precision="fp32"))
-    monkeypatch.setattr(kernels, "amx", lambda: True)  # dense products are quicker, by --precision fast
+    monkeypatch.setattr(hardware, "has_amx", lambda: True)  # dense products are quicker, by --precision fast
     assert 0 < sparse.limits(Config())["more"] < most and sparse.limits(Config(precision="fp32")) == strict
 
 
@@ -306,9 +306,9 @@ def test_a_run_continues_by_the_rule_it_began_with(
 ) -> None:
     """As where machines with and without AMX share a folder: numbers must not depend on who continues."""
     config = settings(place, **ROUNDS)
-    monkeypatch.setattr(kernels, "tiles", lambda: False)  # only the choice of layers is pretended
+    monkeypatch.setattr(hardware, "uses_amx", lambda: False)  # only the choice of layers is pretended
     with monkeypatch.context() as tiles:
-        tiles.setattr(kernels, "amx", lambda: True)
+        tiles.setattr(hardware, "has_amx", lambda: True)
         (whole,) = session.run(replace(config, root=place / "whole"))
         session.run(replace(config, prune_iterations=2))
     sparse_layers.clear()
@@ -322,13 +322,13 @@ def test_with_bfloat16_tiles_evaluations_are_dense_and_trainings_sparse(monkeypa
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 5)), torch.randn(7, 30)
     masks = {"0.weight": torch.rand(20, 30) < 0.2, "2.weight": torch.rand(5, 20) < 0.3}
-    sparse_linear.become_sparse(model, masks)
+    sparse.become_sparse(model, masks)
     with torch.no_grad():
         expected = model.eval()(x)
         calls = list[str]()
-        product = kernels.sparse_product
-        monkeypatch.setattr(kernels, "tiles", lambda: True)
-        monkeypatch.setattr(kernels, "sparse_product", lambda *a: (calls.append("sparse"), product(*a))[1])
+        product = sparse.sparse_product
+        monkeypatch.setattr(hardware, "uses_amx", lambda: True)
+        monkeypatch.setattr(sparse, "sparse_product", lambda *a: (calls.append("sparse"), product(*a))[1])
         torch.testing.assert_close(model(x), expected)
         assert not calls
     model.train()(x).sum().backward()

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from lth import prune, pruning
 from lth.models import building
 from lth.settings.config import Config
-from lth.training.kernels import gradients
 from lth.training.network import Network
-from lth.training.optimizers import Fused, Wrapped
+from lth.training.optimizers import Fused, Wrapped, gradients
 from lth.training.schedule import Plan, make_plan
 from lth.training.train import Stopped, Trained, Training
 

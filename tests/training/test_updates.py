@@ -51,7 +51,7 @@ def before_and_after(made: Training, stop: int = 3) -> tuple[dict[str, Tensor], 
         made._run_step(batch)
         made.iteration += 1
     before = made.network.state(0) | {f"mask/{n}": m for n, m in made.network.masks_of(0).items()}
-    made._update(batches[stop])
+    made._update_masks(batches[stop])
     return before, made.network.state(0) | {f"mask/{n}": m for n, m in made.network.masks_of(0).items()}, batches[stop]
 
 
@@ -106,7 +106,7 @@ def test_gmp_prunes_by_the_cubic_schedule() -> None:
         made.iteration = iteration
         if made.plan.updates and made.plan.updates.due(iteration):
             before = made.network.state(0)
-            made._update(made.feed.epoch(made.order_seeds, 0)[0])
+            made._update_masks(made.feed.epoch(made.order_seeds, 0)[0])
             masks = made.network.masks_of(0)
             left[iteration] = sum(pruning.survivors(masks).values())
             sizes = torch.cat([before[name].abs().flatten() for name in masks])
