@@ -19,8 +19,8 @@ from torch.optim.sgd import sgd
 from lth.models.building import State
 from lth.training.network import Network, copies
 
-Tensors = Sequence[Tensor]
-BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # of Adam and AdamW
+Tensors = list[Tensor]
+ADAM: dict[str, Any] = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False, "maximize": False}
 
 
 @functools.cache
@@ -37,7 +37,8 @@ def has_private_functions() -> bool:
         _fused_sgd_([weights[2]], [one], [torch.zeros(1)], lr, 0.0, 0.9, False)
     except (AttributeError, TypeError, RuntimeError, NotImplementedError):
         return False
-    return found[0] == 3 and found[1] is None and bool(((weights - 0.5).abs() < 1e-6).all())
+    right = [found[0] == 3, found[1] is None, ((weights - 0.5).abs() < 1e-6).all()]
+    return all(map(bool, right))
 
 
 def gradients(loss: Tensor, leaves: Tensors) -> list[Tensor]:
@@ -58,27 +59,11 @@ def adam_(
     if has_private_functions():
         _fused_adam_(weights, found, moments, steps, lr, decay, adamw)
         return
+    first, second = moments
     before = [steps.cpu() - 1 for _ in weights]  # each weight its own, since each is counted up
-    options: dict[str, Any] = {
-        "lr": float(lr),
-        "weight_decay": decay,
-        "decoupled_weight_decay": adamw,
-        "foreach": False,
-    }
+    options = {**ADAM, "decoupled_weight_decay": adamw, "foreach": False}
     with torch.no_grad():
-        adam(
-            weights,
-            found,
-            *moments,
-            [],
-            before,
-            beta1=BETA1,
-            beta2=BETA2,
-            eps=EPS,
-            **options,
-            amsgrad=False,
-            maximize=False,
-        )
+        adam(weights, found, first, second, [], before, lr=float(lr), weight_decay=decay, **options)
 
 
 def sgd_(
@@ -104,8 +89,7 @@ def _fused_adam_(
     weights: Tensors, found: Tensors, moments: Sequence[Tensors], steps: Tensor, lr: Tensor, decay: float, adamw: bool
 ) -> None:
     fused: Any = torch._fused_adamw_ if adamw else torch._fused_adam_
-    options = {"lr": lr, "beta1": BETA1, "beta2": BETA2, "eps": EPS, "weight_decay": decay}
-    fused(weights, found, *moments, [], [steps] * len(weights), **options, amsgrad=False, maximize=False)
+    fused(weights, found, *moments, [], [steps] * len(weights), lr=lr, weight_decay=decay, **ADAM)
 
 
 def _fused_sgd_(

@@ -300,8 +300,8 @@ class Training:
         extra |= {OPTIMIZER + name: tensor for name, tensor in self.optimizer.state(number).items()}
         extra |= self.network.inner(number)
         trained, final = self.trials[number], self.network.state(number)
-        now = {"iteration": self.iteration, "evals": list(trained.evals), "seconds": dict(self.seconds)}
-        return replace(trained, **now, final=final, extra=extra)
+        evals, seconds = list(trained.evals), dict(self.seconds)
+        return replace(trained, iteration=self.iteration, evals=evals, final=final, extra=extra, seconds=seconds)
 
     def _restore(self, saved: Sequence[Trained]) -> None:
         """Continue from what `state` gave."""
