@@ -9,27 +9,36 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lth import data, prune, pruning, records, testing
-    from lth.analysis.overlap import compare
-    from lth.api.audit import AuditError, audit
-    from lth.api.experiment_runner import ExperimentRunner
-    from lth.api.experiments import Result, plot, run
-    from lth.api.iterative_pruning import iterative_pruning
-    from lth.api.saved_ticket import SavedTicket, load_ticket
-    from lth.records.tables import results
+    from lth import data as data
+    from lth import prune as prune
+    from lth import pruning as pruning
+    from lth import records as records
+    from lth import testing as testing
+    from lth.analysis.overlap import compare as compare
+    from lth.api.experiments import ExperimentRunner as ExperimentRunner
+    from lth.api.experiments import Result as Result
+    from lth.api.experiments import plot as plot
+    from lth.api.experiments import run as run
+    from lth.api.iterative_pruning import iterative_pruning as iterative_pruning
+    from lth.api.saved_ticket import SavedTicket as SavedTicket
+    from lth.api.saved_ticket import load_ticket as load_ticket
+    from lth.records.tables import results as results
     from lth.settings import VERSION as __version__
-    from lth.settings.config import Config, ConfigError
-    from lth.settings.values import Duration
+    from lth.settings.config import Config as Config
+    from lth.settings.config import ConfigError as ConfigError
+    from lth.settings.values import Duration as Duration
+    from lth.testing import AuditError as AuditError
+    from lth.testing import audit as audit
 
-_HOMES = {  # of each public name
-    "AuditError": "api.audit",
+_HOMES = {  # the modules of the public names
+    "AuditError": "testing",
     "Config": "settings.config",
     "ConfigError": "settings.config",
     "Duration": "settings.values",
-    "ExperimentRunner": "api.experiment_runner",
+    "ExperimentRunner": "api.experiments",
     "Result": "api.experiments",
     "SavedTicket": "api.saved_ticket",
-    "audit": "api.audit",
+    "audit": "testing",
     "compare": "analysis.overlap",
     "iterative_pruning": "api.iterative_pruning",
     "load_ticket": "api.saved_ticket",
@@ -38,29 +47,7 @@ _HOMES = {  # of each public name
     "run": "api.experiments",
 }
 _MODULES = ("data", "prune", "pruning", "records", "testing")
-
-__all__ = [
-    "AuditError",
-    "Config",
-    "ConfigError",
-    "Duration",
-    "ExperimentRunner",
-    "Result",
-    "SavedTicket",
-    "__version__",
-    "audit",
-    "compare",
-    "data",
-    "iterative_pruning",
-    "load_ticket",
-    "plot",
-    "prune",
-    "pruning",
-    "records",
-    "results",
-    "run",
-    "testing",
-]
+__all__ = [*_HOMES, *_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -33,45 +33,31 @@ ABOUT = """Find lottery tickets. The same command again continues where it stopp
   lth audit      check saved tickets: lth audit --help"""
 
 
-def _percent(text: str) -> str:
-    return str(round(100 * number(float, 0, 1, below=True)(text), 10))
-
-
-def _iterations(text: str) -> str:
-    return f"{number(int, 1, LONGEST)(text)}it"
-
-
-def _frequency(text: str) -> str:
-    return "1" if text == "-1" else _iterations(text)
-
-
-def _trainings(text: str) -> str:
-    return str(number(int, 0, 9998)(text) + 1)
-
-
-def _point(text: str) -> float | int:
-    try:
-        return int(text) if text.isdecimal() else float(text)
-    except ValueError:
-        raise ValueError("must be a number of iterations, or a fraction of a round below 1") from None
-
-
-# The flags, the setting of main.py, the default, the help, and what turns the text into main.py's.
-OPTIONS = (
+ITERATIONS, FRACTION = number(int, 1, LONGEST), number(float, 0, 1, below=True)
+OPTIONS = (  # the flags, the setting of main.py, the default, the help, and what values there are
     ("--data -p", "data", "./datasets/", "folder of the data sets; mnist comes with the project", str),
     ("--batch_size", "batch_size", "60", "images per step", str),
     ("--optim -o", "optimizer", "adam", "the optimiser: adam, adamw or sgd", str.lower),
     ("--learn_rate -lr", "lr", "0.0012", "learning rate", str),
-    ("--iter -i", "end_iter", "50000", "iterations of each round", _iterations),
-    ("--rounds -r", "prune_iterations", "26", "prunings, one less than trainings", _trainings),
-    ("--step -es", "valid_freq", "-1", "iterations between evaluations; -1: every epoch", _frequency),
-    ("--rewind -rw", "rewind", "0", "iteration of round 0 to reset to, or fraction of a round below 1", _point),
-    ("--prune_rate -pr", "prune_percent", "0.2", "fraction of surviving weights pruned per round", _percent),
-    ("--fc_rate -fc", "fc_percent", None, "the same for fully connected layers (default: the same)", _percent),
+    ("--iter -i", "end_iter", "50000", "iterations of each round", ITERATIONS),
+    ("--rounds -r", "prune_iterations", "26", "prunings, one less than trainings", number(int, 0, 9998)),
+    ("--step -es", "valid_freq", "-1", "iterations between evaluations; -1: every epoch", number(int, -1, LONGEST)),
+    ("--rewind -rw", "rewind", "0", "iteration of round 0 to reset to, or fraction of it below 1", number(float, 0)),
+    ("--prune_rate -pr", "prune_percent", "0.2", "fraction of surviving weights pruned per round", FRACTION),
+    ("--fc_rate -fc", "fc_percent", None, "the same for fully connected layers (default: the same)", FRACTION),
     ("--save -s", "root", "./experiments/", "folder that gets the results", str),
     ("--recover", "recover", None, "continue the results in this folder, an earlier --save", str),
     ("--seed -rs", "seed", "0", "of initial weights, validation split and data order", str),
 )
+SWITCHES = (  # the flag, the setting, its values without and with the flag, the help
+    ("--prune_global", "prune_scope", "layer", "global", "compare the weights of all layers with each other"),
+    ("--random", "prune_type", "lt", "reinit", "give survivors fresh random weights, not their initial ones"),
+    ("--quiet", "quiet", False, True, "print the verdict and the files only"),
+    ("--debug", "debug", False, True, "tracebacks with error messages"),
+)
+RATES = ("prune_percent", "fc_percent")
+NAMES = {name: f"--{name}" for name in flags.FIELDS} | {setting: words.split()[0] for words, setting, *_ in OPTIONS}
+NAMES |= {"arch_type": "net", "dataset": "dataset"}  # what messages call the settings
 
 
 def parser() -> flags.Parser:
@@ -81,41 +67,39 @@ def parser() -> flags.Parser:
     made.add_argument("arch_type", metavar="net", type=lambda net: NETS.get(net.lower(), net), help=nets)
     about = f"{sets} or a file of yours: see --data"
     made.add_argument("dataset", type=lambda name: DATASETS.get(name.lower(), name), help=about)
-    start, place = made.add_mutually_exclusive_group(), made.add_mutually_exclusive_group()
-    groups: Any = {"rewind": start, "root": place, "recover": place}
+    groups: Any = {}
+    for one, other in (("rewind", "prune_type"), ("root", "recover")):
+        groups[one] = groups[other] = made.add_mutually_exclusive_group()
     for spelled, setting, default, help, parse in OPTIONS:
-        told, metavar = f"{help} (default: {default})" if default else help, spelled.split()[0][2:].upper()
-        options: Any = {"default": default, "type": flags.typed(parse), "metavar": metavar, "help": told}
-        groups.get(setting, made).add_argument(*spelled.split(), dest=setting, **options)
+        told = f"{help} (default: {default})" if default else help
+        options: Any = {"metavar": spelled.split()[0][2:].upper(), "type": flags.typed(parse), "help": told}
+        groups.get(setting, made).add_argument(*spelled.split(), dest=setting, default=default, **options)
     gpu = "number of the GPU, or cpu (default: a GPU where there is one)"
     made.add_argument("--gpu", nargs="?", const="0", metavar="GPU", help=gpu)
-    switches: Any = (
-        (made, "prune_global", "prune_scope", "layer", "global", "compare the weights of all layers with each other"),
-        (start, "random", "prune_type", "lt", "reinit", "give survivors fresh random weights, not their initial ones"),
-        (made, "quiet", "quiet", False, True, "print the verdict and the files only"),
-        (made, "debug", "debug", False, True, "tracebacks with error messages"),
-    )
-    for group, name, setting, default, const, help in switches:
-        group.add_argument(f"--{name}", action="store_const", dest=setting, default=default, const=const, help=help)
+    for flag, setting, without, value, help in SWITCHES:
+        options = {"action": "store_const", "default": without, "const": value, "help": help}
+        groups.get(setting, made).add_argument(flag, dest=setting, **options)
     return made
-
-
-NAMES = {name: f"--{name}" for name in flags.FIELDS} | {setting: words.split()[0] for words, setting, *_ in OPTIONS}
-NAMES |= {"arch_type": "net", "dataset": "dataset"}  # what messages call the settings
 
 
 def parse(argv: Sequence[str]) -> Config:
     """The settings that the command line asks for; ConfigError if it is not valid."""
     made = parser()
     known, unknown = made.parse_known_args(argv)
-    problems, given = flags.unknown_problems(made, unknown), vars(known)
-    given["data"] = str(names.holder(known.dataset, Path(known.data)))
-    try:
-        given["rewind"] = checks.rewind("--rewind", known.rewind, int(known.end_iter.removesuffix("it")))
-    except ValueError as error:
-        problems.append(str(error))
+    problems = flags.unknown_problems(made, unknown)
+    given = vars(known) | {
+        "data": str(names.holder(known.dataset, Path(known.data))),
+        "end_iter": f"{known.end_iter}it",
+        "prune_iterations": known.prune_iterations + 1,
+        "valid_freq": "1" if known.valid_freq == -1 else f"{known.valid_freq}it",
+        **{name: round(100 * getattr(known, name), 10) for name in RATES if getattr(known, name) is not None},
+    }
     if (recover := given.pop("recover")) is not None:
         given["root"] = recover
+    try:
+        given["rewind"] = checks.rewind("--rewind", known.rewind, known.end_iter)
+    except ValueError as error:
+        problems.append(str(error))
     try:
         config = flags.parse(flags.as_argv({name: value for name, value in given.items() if value is not None}))
     except ConfigError as error:

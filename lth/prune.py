@@ -5,6 +5,7 @@ A pruned parameter `weight` becomes `weight_orig` and `weight_mask` there. Funct
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping
 
@@ -18,6 +19,7 @@ from lth.models import prunable as layers
 from lth.models.building import renamed
 from lth.models.prunable import BIAS, CONV, EMBEDDING, FC
 from lth.pruning import Masks, Weights
+from lth.settings.checks import said, shown
 
 Rule = Callable[[nn.Module], object]  # prunes a model in place with torch.nn.utils.prune
 
@@ -65,12 +67,29 @@ def _rule(amount: float, scope: str, method: type[torch_prune.BasePruningMethod]
     return rule
 
 
+def check_rule(rule: object) -> Rule:
+    """`rule` itself; TypeError unless it can be called with a network and then does its work."""
+    expected = "prune_rule must be a function of the network that prunes it with torch.nn.utils.prune"
+    if not callable(rule):
+        raise TypeError(f"{expected}, not {shown(rule)}")
+    if inspect.isgeneratorfunction(rule) or inspect.iscoroutinefunction(rule):
+        raise TypeError(f"{expected}, not one with `yield` or `async`, which never runs")
+    with contextlib.suppress(ValueError):  # some built-in functions have no signature
+        try:
+            inspect.signature(rule).bind(None)
+        except TypeError as error:
+            raise TypeError(f"{expected}, but cannot be called with one argument: {error}") from None
+    return rule
+
+
 def by_rule(rule: Rule, model: nn.Module, final: Weights, masks: Masks, seed: int) -> Masks:
     """`masks` after `rule` has pruned `model` (changed in place) with the weights `final`.
 
     What the rule masks or sets to 0, in whatever parameter, by torch.nn.utils.prune or in place, is pruned; what was
-    pruned before stays so. The rule sees the earlier masks; a random one draws from `seed`. TypeError, ValueError: it
-    returns another network, changes the shapes or names of parameters, or masks a tied weight in two of its layers.
+    pruned before stays so. The rule sees the earlier masks; a random one draws from `seed`.
+
+    Raises RuntimeError if it fails; TypeError, ValueError: it returns another network, replaces layers, changes the
+    shapes or names of parameters, or leaves values that are not finite or masks of others than 0 and 1.
     """
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     with torch.no_grad():
@@ -78,30 +97,33 @@ def by_rule(rule: Rule, model: nn.Module, final: Weights, masks: Masks, seed: in
             tensors[name].copy_(value)
     first = {name: names[0] for names in layers.all_names(model).values() for name in names}
     attach(model, masks)
-    before = _standing(model)
-    laid = {name: _mask_of(model, name) for name in before}
-    with rng.seeded(seed):
-        result = rule(model)
+    before, modules = _standing(model), dict(model.named_modules())
+    try:
+        with rng.seeded(seed):
+            result = rule(model)
+    except Exception as error:
+        raise RuntimeError(f"prune_rule failed with {said(error)}") from error
     if isinstance(result, nn.Module) and result is not model:
         raise TypeError("prune_rule must prune the network that it is given, but returns another one")
-    if inspect.isgenerator(result):
-        raise TypeError("prune_rule must be a plain function: with a `yield` in it, calling it does nothing")
+    now = dict(model.named_modules())
+    if other := [path for path in {**modules, **now} if modules.get(path) is not now.get(path)]:
+        raise ValueError(f"prune_rule must prune the layers that are there, but has replaced or added {other[0]}")
+    if other := [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]:
+        raise ValueError(f"prune_rule must leave finite weights, but leaves NaN or infinity in {other[0]}")
     after = _standing(model)
-    wrong = [name for name, stood in before.items() if name not in after or after[name].shape != stood.shape]
-    if wrong or (came := after.keys() - before.keys()):
-        name = wrong[0] if wrong else min(came)
-        raise ValueError(f"prune_rule must leave the network its parameters and their shapes, but {name} is another")
-    pruned, places = dict(masks), dict[str, str]()
+    if other := [name for name in {**before, **after} if _shape(before, name) != _shape(after, name)]:
+        raise ValueError(
+            f"prune_rule must leave the network its parameters and their shapes, but {other[0]} is another"
+        )
+    pruned = dict(masks)
     for name, stands in after.items():
+        path, _, parameter = name.rpartition(".")
+        mask = model.get_submodule(path)._buffers.get(f"{parameter}_mask")
         kept = pruned.get(first[name], torch.ones_like(stands)) & (stands | ~before[name])
-        mask, earlier = _mask_of(model, name), laid[name]
         if mask is not None:
-            gone = ~mask if earlier is None else earlier & ~mask
-            if gone.any() and (place := places.setdefault(first[name], name)) != name:
-                raise ValueError(
-                    f"prune_rule must prune tied weights once, as fetch_layers gives them: {name} is {place} too"
-                )
-            kept &= mask
+            if not ((mask == 0) | (mask == 1)).all():
+                raise ValueError(f"prune_rule must leave masks of 0 and 1, but {name}_mask has other values")
+            kept &= mask.detach().bool().cpu()
         if first[name] in masks or not kept.all():
             pruned[first[name]] = kept
     return pruned
@@ -122,11 +144,8 @@ def _standing(model: nn.Module) -> Masks:
     return standing
 
 
-def _mask_of(model: nn.Module, name: str) -> Tensor | None:
-    """The mask of torch.nn.utils.prune that is on a parameter."""
-    path, _, parameter = name.rpartition(".")
-    mask = model.get_submodule(path)._buffers.get(f"{parameter}_mask")
-    return None if mask is None else mask.detach().bool().cpu()
+def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size | None:
+    return tensors[name].shape if name in tensors else None
 
 
 def attach(model: nn.Module, masks: Masks) -> nn.Module:

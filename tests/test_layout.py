@@ -12,7 +12,7 @@ import pytest
 LTH = Path(__file__).resolve().parents[1] / "lth"
 LAYERS = (
     *("settings", "rng", "data", "models", "pruning", "prune", "training", "records", "experiment", "analysis"),
-    *("plots", "commands", "claims", "api", "testing", "integrations", "__main__"),
+    *("plots", "commands", "claims", "testing", "api", "integrations", "__main__"),
 )
 MODULES = sorted(path for path in LTH.rglob("*.py") if path != LTH / "__init__.py")
 

@@ -13,7 +13,6 @@ rounds.csv. A .pt file is a state dict (or has one as state_dict), read by torch
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ import torch
 from torch import Tensor
 
 from lth import pruning
-from lth.api.audit import AuditError, audit
 from lth.api.saved_ticket import SavedTicket, load_ticket
 from lth.prune import pruned_by_torch
 from lth.records import tables
@@ -33,6 +31,7 @@ from lth.settings.arms import ARMS
 from lth.settings.checks import ConfigError, first_line
 from lth.settings.flags import Parser, typed, unknown_problems
 from lth.settings.values import TicketName, path
+from lth.testing import AuditError, audit
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,59 +46,64 @@ def main(argv: Sequence[str]) -> int:
     if not flags.what.exists():
         raise ConfigError(f"there is no {flags.what}")
     if flags.what.is_dir():
-        return _runs(flags)
+        if flags.ticket is not None:
+            raise ConfigError("--ticket is for a file: the rounds of a run are checked against their own tickets")
+        return _check_runs(flags.what)
     state = _read(flags.what)
     if flags.ticket is None:
         print(_sparsity(state))
         return 0
-    return _told(flags.what.name, state, _named(flags.ticket))
-
-
-def _runs(flags: argparse.Namespace) -> int:
-    if flags.ticket is not None:
-        raise ConfigError("--ticket is for a file: the rounds of a run are checked against their own tickets")
     try:
-        runs = tables.runs_in("FOLDER", flags.what)
+        audit(state, _ticket(flags.ticket), trained=True)
+    except AuditError as error:
+        print(f"{flags.what.name} is not the ticket:\n  " + "\n  ".join(error.problems))
+        return 1
+    print(f"{flags.what.name} is pruned as the ticket is")
+    return 0
+
+
+def _check_runs(folder: Path) -> int:
+    try:
+        runs = tables.runs_in("FOLDER", folder)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     wrong = 0
     for run in runs:
-        rounds, found = Store(run).of_rounds("ticket"), list(_of_run(run))
-        wrong += len(found)
-        print("\n".join([f"{run.dumps}: {len(rounds)} rounds, {'wrong' if found else 'as they should be'}", *found]))
+        rounds, problems = Store(run).of_rounds("ticket"), list(_problems(run))
+        wrong += len(problems)
+        state = "wrong" if problems else "as they should be"
+        print("\n  ".join([f"{run.dumps}: {len(rounds)} rounds, {state}", *problems]))
     return int(wrong > 0)
 
 
-def _of_run(run: Run) -> Iterator[str]:
+def _problems(run: Run) -> Iterator[str]:
     """What is wrong with the rounds of a run."""
-    arm, known = ARMS[run.arm], dict[int, SavedTicket]()
+    arm, tickets = ARMS[run.arm], dict[int, SavedTicket]()
     nested = arm.masks == "iterative"  # each round prunes what the one before has left
     first = 0 if tables.config_of(run).get("deciding", {}).get("rewind") == "0" else 1  # to start like the later ones
     other = run.of_arm(arm.mask_of) if arm.mask_of else None
+    control = "shuffle" if arm.shuffled else "reinit" if arm.start == "fresh" else None
     for number in Store(run).of_rounds("ticket"):
-        ticket = known[number] = load_ticket(run.dumps, round=number)
+        ticket = tickets[number] = load_ticket(run.dumps, round=number)
         options: dict[str, Any] = {}
-        if number > first and nested and arm.start == "original":
-            options["initial"] = known[first].start
-        if number > 0 and nested:
-            options["previous"] = known[number - 1]
-        if other and number in Store(other).of_rounds("ticket") and number > 0:
-            kind = "shuffle" if arm.shuffled else "reinit" if arm.start == "fresh" else None
-            options |= {"control": kind, "original": load_ticket(other.dumps, round=number)} if kind else {}
-        if ticket.row:
-            options["remaining"] = ticket.row["remaining"]
+        if nested and number > 0:
+            options["previous"] = tickets[number - 1]
+            if number > first and arm.start == "original":
+                options["initial"] = tickets[first].start
+        if other and control and number > 0 and number in Store(other).of_rounds("ticket"):
+            options |= {"control": control, "original": load_ticket(other.dumps, round=number)}
         for state, trained in ((ticket.start, False), (ticket.trained, True)):
-            if state is not None:
-                if arm.changes_masks:  # from those at the start to those at the end, which the row is about
-                    options["remaining"] = ticket.row["remaining"] if trained and ticket.row else None
-                try:
-                    audit(state, ticket, trained=trained, **options)
-                except AuditError as error:
-                    yield from (f"  round {number}: {problem}" for problem in error.problems)
-                    break
+            known = ticket.row and (trained or not arm.changes_masks)  # the row is about the masks at the end
+            remaining = ticket.row["remaining"] if known else None
+            try:
+                if state is not None:
+                    audit(state, ticket, trained=trained, remaining=remaining, **options)
+            except AuditError as error:
+                yield from (f"round {number}: {problem}" for problem in error.problems)
+                break
 
 
-def _named(text: str) -> Any:
+def _ticket(text: str) -> Any:
     """The ticket that `text` names, of a run or a file."""
     if Path(text).is_file():
         return _masks(_read(Path(text)))
@@ -108,16 +112,6 @@ def _named(text: str) -> Any:
         return load_ticket(ticket.folder, round=ticket.round)
     except ValueError as error:
         raise ConfigError(f"--ticket {first_line(error)}") from None
-
-
-def _told(name: str, state: Mapping[str, Tensor], ticket: Any) -> int:
-    try:
-        audit(state, ticket, trained=True)
-    except AuditError as error:
-        print(f"{name} is not the ticket:\n  " + "\n  ".join(error.problems))
-        return 1
-    print(f"{name} is pruned as the ticket is")
-    return 0
 
 
 def _read(file: Path) -> dict[str, Tensor]:

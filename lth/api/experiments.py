@@ -1,4 +1,5 @@
-"""The experiments of main.py from Python (`lth.run`, `lth.plot`), and what they came to: table, verdict and figure."""
+"""The experiments of main.py from Python: `lth.run` and `lth.plot` with their table, verdict and figure, and
+ExperimentRunner, one object for one experiment."""
 
 from __future__ import annotations
 
@@ -7,25 +8,54 @@ import html
 import io
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
+import torch
 
 from lth import rng
 from lth.analysis import labels, sentences
 from lth.api.saved_ticket import placed
 from lth.commands import command, loop, session
-from lth.records import journal, tables
+from lth.models import building
+from lth.records import files, journal, tables
 from lth.records.events import Callback
 from lth.records.tables import Run
 from lth.settings import checks, flags
 from lth.settings.checks import ConfigError
+from lth.settings.config import Config
+from lth.settings.values import LONGEST
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ALLOWED = [name for name in (*flags.FIELDS, "preset") if name not in ("dry_run", "debug", "format")]
+
+# Of ExperimentRunner: its other names of models and data sets, its words, and its arguments by the settings they give.
+MODELS = {"lenet_fc": "fc1", "lenet_conv": "lenet5"}
+DATASETS = {"fashion": "fashionmnist"}
+SCOPES = {"layerwise": "layer", "global": "global"}
+ARMS = {  # of each pruning type, by what survivors start from
+    "magnitude": {"rewind": "lt", "random": "reinit", "none": "finetune"},
+    "random": {"rewind": "random", "random": "random_reinit", "none": "random_finetune"},
+}
+ARGUMENTS = {
+    "dataset": "dataset",
+    "arch_type": "model_name",
+    "prune_scope": "pruning_scope",
+    "prune_percent": "pruning_rate",
+    "prune_iterations": "num_rounds",
+    "end_iter": "iterations",
+    "lr": "learning_rate",
+    "gpu": "device",
+    "root": "results_dir",
+}
+FURTHER = {spec.name for spec in fields(Config)} - {*ARGUMENTS, "prune_type", "trials", "target_remaining"}
+COLUMNS = ["round", "remaining", "ES", "val", "test"]
 
 
 def run(callback: Callback | None = None, **settings: Any) -> Result:
@@ -47,16 +77,25 @@ def run(callback: Callback | None = None, **settings: Any) -> Result:
     checks.settings("lth.run", settings, ALLOWED)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be a function of a dict, not {checks.shown(callback)}")
-    given = {name: value for name, value in settings.items() if value is not None}
+    with _as_called({}):
+        config = flags.parse(flags.as_argv({name: value for name, value in settings.items() if value is not None}))
+        return Result([_trained(config, callback)])
+
+
+@contextmanager
+def _as_called(names: Mapping[str, str]) -> Iterator[None]:
+    """Within it, errors are about the caller's arguments: `names` are those that differ from their settings."""
     try:
-        config = flags.parse(flags.as_argv(given))
-        with rng.preserved(placed(config.gpu)[0]):
-            runs = session.run(config, callback=callback)
+        yield
     except loop.Interrupted:
         raise KeyboardInterrupt from None
     except ConfigError as error:
-        raise error.named({}) from error.__cause__
-    return Result([runs])
+        raise error.named(names) from error.__cause__
+
+
+def _trained(config: Config, callback: Callback | None = None) -> list[Run]:
+    with rng.preserved(placed(config.gpu)[0]):
+        return session.run(config, callback=callback)
 
 
 def plot(
@@ -97,12 +136,12 @@ class Result:
     @property
     def table(self) -> pd.DataFrame:
         """A row per round of every run: arch_type, dataset, settings, arm, seed and the columns of rounds.csv."""
-        frames = []
-        for runs in self.groups:
-            about = {name: getattr(runs[0], name) for name in ("arch_type", "dataset", "settings")}
-            frames.append(tables.lines(runs, "rounds").assign(**about))
-        found = pd.concat(frames, ignore_index=True)
-        return found[[*about, "arm", "seed", *journal.ROUNDS]]
+        whose = ["arch_type", "dataset", "settings"]
+        frames = [
+            tables.lines(runs, "rounds").assign(**{name: getattr(runs[0], name) for name in whose})
+            for runs in self.groups
+        ]
+        return pd.concat(frames, ignore_index=True)[[*whose, "arm", "seed", *journal.ROUNDS]]
 
     @property
     def verdict(self) -> str:
@@ -116,7 +155,6 @@ class Result:
 
     def plot(self) -> Figure:
         """The figure of accuracy and early stop against the weights remaining, several experiments side by side."""
-
         from lth.plots import comparison, grid
 
         figure = comparison.draw(self.groups[0]) if len(self.groups) == 1 else grid.draw(self.groups)
@@ -132,3 +170,126 @@ class Result:
 
     def __repr__(self) -> str:
         return self.verdict
+
+
+class ExperimentRunner:
+    """One experiment: `ExperimentRunner(...).run().save_results("name.csv")`.
+
+    Args:
+        dataset: mnist, fashion (fashionmnist), cifar10, cifar100, or another for which there is archs/<dataset>/.
+        model_name: lenet_fc (fc1), lenet_conv (lenet5), conv6 or any other model under archs/.
+        pruning_type: "magnitude" (Frankle & Carbin, arXiv:1803.03635) or "random".
+        pruning_scope: "layerwise" or "global".
+        reinit_method: what survivors start from: "rewind" (their initial values), "random" (fresh random weights) or
+            "none" (their trained values).
+        pruning_rate: fraction of the surviving weights that a round prunes, from 0 to below 1.
+        num_rounds: trainings, the dense one included.
+        iterations: of each training.
+        learning_rate, batch_size: of the training, by Adam.
+        device: "cpu", "cuda", "cuda:0", "mps" or a torch.device; None: a GPU where there is one, else the CPU.
+        results_dir: gets dumps/ (all numbers), saves/ (tickets and weights) and the files of `save_results`.
+        seed: of the initial weights, the validation split and the order of the data.
+        settings: any other setting of `lth.Config` but `trials` and `target_remaining`, as optimizer="sgd",
+            valid_freq="100it", quiet=True.
+
+    Raises TypeError and ValueError that name the argument; what needs the data to be found wrong, `run` raises.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "mnist",
+        model_name: str = "lenet_fc",
+        pruning_type: str = "magnitude",
+        pruning_scope: str = "layerwise",
+        reinit_method: str = "rewind",
+        pruning_rate: float = 0.2,
+        num_rounds: int = 16,
+        iterations: int = 50000,
+        learning_rate: float = 0.0012,
+        batch_size: int = 60,
+        device: str | torch.device | None = None,
+        results_dir: str | os.PathLike[str] = "results",
+        seed: int = 0,
+        **settings: Any,
+    ) -> None:
+        checks.settings("ExperimentRunner", settings, FURTHER)
+        arms = ARMS[checks.word("pruning_type", pruning_type, ARMS)]
+        model = checks.of_type("model_name", model_name, str, "a name")
+        of = checks.of_type("dataset", dataset, str, "a name")
+        asked: dict[str, Any] = {
+            **settings,
+            "arch_type": MODELS.get(model.lower(), model),
+            "dataset": DATASETS.get(of.lower(), of),
+            "prune_type": arms[checks.word("reinit_method", reinit_method, arms)],
+            "prune_scope": SCOPES[checks.word("pruning_scope", pruning_scope, SCOPES)],
+            "prune_percent": round(100 * checks.fraction("pruning_rate", pruning_rate), 10),
+            "prune_iterations": num_rounds,
+            "end_iter": f"{checks.whole('iterations', iterations, 1, LONGEST)}it",
+            "lr": learning_rate,
+            "batch_size": batch_size,
+            "gpu": checks.device("device", device),
+            "root": checks.path("results_dir", results_dir),
+            "seed": seed,
+        }
+        with _as_called(ARGUMENTS):
+            self.config = Config(**asked)
+            building.find(self.config.arch_type, self.config.dataset, data=self.config.data)
+        self._run: Run | None = None
+
+    def run(self) -> Results:
+        """Run the experiment, or continue it where an earlier `run` with these arguments stopped; returns its table.
+
+        ValueError, naming the argument, if it cannot be done with these data; lth.commands.session.TrialsFailed
+        if a loss was not finite; lth.records.files.RecordError if a file cannot be written.
+        """
+        with _as_called(ARGUMENTS):
+            self._run = _trained(self.config)[0]
+        return self.results
+
+    @property
+    def results(self) -> Results:
+        """A row per round: round, remaining (percent of the weights), ES (early-stop iteration), val and test
+        (accuracies there, in percent). RuntimeError before `run`."""
+        found = Results(tables.table(self._done, "rounds")[COLUMNS].head(self.config.prune_iterations))
+        found.runner = self
+        return found
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder under results_dir/dumps, which `lth.load_ticket` takes too. RuntimeError before `run`."""
+        return self._done.dumps
+
+    @property
+    def _done(self) -> Run:
+        if self._run is None:
+            raise RuntimeError("there are no results yet: call run() first")
+        return self._run
+
+    def save_results(self, name: str) -> Path:
+        """Write the results to the CSV file `name` inside results_dir, and return its path."""
+        checks.of_type("name", name, str, "the name of a file, as 'results.csv'")
+        if name != Path(name).name or Path(name).suffix != ".csv":
+            raise ValueError(f"name must be the name of a .csv file that results_dir gets, not {name!r}")
+        file = self.config.root / name
+        files.write(file, self.results.to_csv(index=False, float_format="%.10g", lineterminator="\n").encode())
+        return file
+
+    def __repr__(self) -> str:
+        config = self.config
+        what = f"{config.arch_type} on {config.dataset}, {config.prune_type[0]}, {config.prune_iterations} rounds"
+        return f"<ExperimentRunner: {what}, {f'results in {self._run.dumps}' if self._run else 'not run yet'}>"
+
+
+class Results(pd.DataFrame):
+    """The table of a run, a row per round: a DataFrame that knows its `runner`. Parts and sums are plain DataFrames."""
+
+    _metadata: ClassVar[list[str]] = ["runner"]  # what pandas may keep beside the columns
+    runner: ExperimentRunner
+
+    @property
+    def _constructor(self) -> type[pd.DataFrame]:
+        return pd.DataFrame
+
+    def save_results(self, name: str) -> Path:
+        """Write the table to a CSV file, as `ExperimentRunner.save_results`."""
+        return self.runner.save_results(name)

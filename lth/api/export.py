@@ -1,23 +1,46 @@
-"""Tickets for other programs: ONNX, torch.export, and Linear layers that multiply by the surviving weights alone."""
+"""Tickets in other forms: ONNX and torch.export files, Linear layers that hold the surviving weights alone, a smaller
+dense network that computes the same; and what each form takes on disk and in time."""
 
 from __future__ import annotations
 
-import tempfile
+import contextlib
+import io
+import math
+import operator
 import warnings
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn import functional as F
+from torch.utils.benchmark import Timer
 
+from lth import pruning
 from lth.models import building, prunable
+from lth.models.probe import cost
 from lth.pruning import Masks
-from lth.records.files import explained, write
+from lth.records.files import write
 from lth.settings.checks import first_line
 
-SUFFIXES = (".onnx", ".pt2")
+# What `compact` knows.
+WEIGHTED = (nn.Linear, nn.Conv2d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+POINTWISE = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.Identity, nn.Dropout, nn.Dropout2d)
+RELU = (torch.relu, F.relu, "relu")  # as functions and methods
+ADDITIONS = (operator.add, operator.iadd, torch.add)
+FLATTENING = (torch.flatten, "flatten")
+KNOWN = "Linear, Conv2d, batch norm, ReLU, pooling, flatten and residual additions"
+
+BATCHES = (1, 100)  # images per call that `sizes` times
+TURNS, SECONDS = 5, 0.05  # measurements of each form, and how long one takes at least
 
 
 class SparseLinear(nn.Module):
@@ -35,16 +58,12 @@ class SparseLinear(nn.Module):
         with warnings.catch_warnings():  # that PyTorch calls CSR tensors a beta
             warnings.simplefilter("ignore", UserWarning)
             self.register_buffer("weight", layer.weight.detach().to_sparse_csr())
-        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone()[:, None])
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """The outputs (..., out) of inputs (..., in)."""
-        columns = x.reshape(-1, self.in_features).t()
-        if self.bias is None:
-            found = torch.mm(self.weight, columns)
-        else:
-            found = torch.addmm(self.bias.expand(-1, columns.shape[1]), self.weight, columns)
-        return found.t().reshape(*x.shape[:-1], self.out_features)
+        found = (self.weight @ x.reshape(-1, self.in_features).t()).t()
+        return (found if self.bias is None else found + self.bias).reshape(*x.shape[:-1], self.out_features)
 
 
 def sparse(model: nn.Module, masks: Masks) -> nn.Module:
@@ -65,64 +84,262 @@ def sparse(model: nn.Module, masks: Masks) -> nn.Module:
     return made
 
 
-class Normalise(nn.Module):
-    """Images (B, C, H, W) with pixels from 0 to 1 as a run's network sees them: `normalisation` is what its config.json
-    says (lth.data.Images.normalisation)."""
+class FromPixels(nn.Module):
+    """`model` for images (B, C, H, W) with pixels from 0 to 1, which are normalised as its run did: `normalisation` is
+    what config.json says (lth.data.Images.normalisation)."""
 
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, normalisation: Mapping[str, Any]) -> None:
+    def __init__(self, model: nn.Module, normalisation: Mapping[str, Any]) -> None:
         super().__init__()
-        self.by_norm = normalisation["by_norm"]
+        self.model, self.by_norm = model, normalisation["by_norm"]
         self.register_buffer("shift", torch.tensor(normalisation["shift"])[:, None, None])
         self.register_buffer("scale", 255 * torch.tensor(normalisation["scale"])[:, None, None])
 
     def forward(self, images: Tensor) -> Tensor:
-        """The normalised images."""
+        """The logits of the model."""
         x = images * self.scale + self.shift
-        return nn.functional.normalize(x.flatten(1)).view_as(x) if self.by_norm else x
+        return self.model(F.normalize(x.flatten(1)).view_as(x) if self.by_norm else x)
 
 
 def export(model: nn.Module, file: Path, example: Tensor, normalisation: Mapping[str, Any]) -> Path:
-    """Write `model`, in evaluation mode and for any batch size, as `file` says by its ending: .onnx (in the opset that
-    PyTorch exports by default) or .pt2 (torch.export). Its metadata say under `input` what it takes: images with pixels
-    from 0 to 1, which it normalises as `normalisation` says, or, if that is empty, examples like those in training.
+    """Write `model`, in evaluation mode and for any batch size, to an .onnx file (in PyTorch's default opset) or a .pt2
+    file (torch.export). It takes examples like `example` (B, ...), two or more: images with pixels from 0 to 1, which
+    it normalises, or, without a `normalisation`, as in training; its metadata say so under `input`.
 
-    `example` are two or more examples (B, ...). ValueError for another ending or a model that cannot be exported,
-    lth.records.files.RecordError if the file cannot be written, ImportError, with what to install, without ONNX.
+    ValueError for another ending or a model that cannot be exported, lth.records.files.RecordError if the file cannot
+    be written, ImportError, with what to install, without ONNX.
     """
-    if file.suffix not in SUFFIXES:
-        raise ValueError(f"file must end in {' or '.join(SUFFIXES)}, not {str(file)!r}")
-    batch, made = torch.export.Dim("batch"), building.copy_of(model)
-    takes = "examples as the training data gave them: nothing is normalised here"
+    if file.suffix not in (".onnx", ".pt2"):
+        raise ValueError(f"file must end in .onnx or .pt2, not {str(file)!r}")
+    made, takes = building.copy_of(model), "examples as the training data gave them: nothing is normalised here"
     if normalisation:
-        made = nn.Sequential(OrderedDict(normalise=Normalise(normalisation), model=made))
+        made = FromPixels(made, normalisation)
         takes = "images (batch, channels, height, width) with pixels from 0 to 1, which are normalised here"
     try:
+        batch = torch.export.Dim("batch")
         program = torch.export.export(made.cpu().eval(), (example,), dynamic_shapes=({0: batch},))
     except Exception as error:  # whatever tracing stumbles over in a model's own code
         raise ValueError(f"model cannot be exported: {first_line(error)}") from error
-    with tempfile.TemporaryDirectory(prefix="lth-") as folder:
-        written = Path(folder) / file.name
-        if file.suffix == ".pt2":
-            torch.export.save(program, written, extra_files={"input": takes})
-        else:
-            _to_onnx(program, written, takes)
-        with explained(file):
-            content = written.read_bytes()
-    write(file, content)
+    content = io.BytesIO()
+    if file.suffix == ".pt2":
+        torch.export.save(program, content, extra_files={"input": takes})
+    else:
+        content.write(_onnx(program, takes))
+    write(file, content.getvalue())
     return file
 
 
-def _to_onnx(program: torch.export.ExportedProgram, file: Path, takes: str) -> None:
+def _onnx(program: torch.export.ExportedProgram, takes: str) -> bytes:
     try:
-        import onnxscript  # noqa: F401
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
     except ImportError:
         raise ImportError("an .onnx file needs the packages onnx and onnxscript: pip install onnx onnxscript") from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        made = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
-        assert made is not None
-        made.model.metadata_props["input"] = takes
-        made.save(file, external_data=False)
+    assert made is not None
+    made.model.metadata_props["input"] = takes
+    return made.model_proto.SerializeToString()
+
+
+@dataclass
+class _Step:
+    """A step of the traced network, with what is known of each channel or unit of its result."""
+
+    node: fx.Node
+    module: nn.Module | None
+    inputs: Sequence[_Step]
+    shape: Sequence[int]  # of the result; () of the output
+    constant: Tensor = field(init=False)  # its value, NaN where that depends on the input or on the place
+    needed: Tensor = field(init=False)  # by the steps that follow
+    left: Tensor = field(init=False)  # in the smaller network
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether all channels stay: of the input, and of what is added to a residual stream."""
+        return self.node.op == "placeholder" or self.node.target in ADDITIONS
+
+    @property
+    def flattens(self) -> bool:
+        """Whether the places of each channel become units."""
+        return isinstance(self.module, nn.Flatten) or self.node.target in FLATTENING
+
+    def per_unit(self, values: Tensor) -> Tensor:
+        """Values of the input's channels as values of the result's channels or units."""
+        return values.repeat_interleave(self.shape[1] // len(values)) if self.flattens else values
+
+
+def compact(model: nn.Module, example: Tensor) -> nn.Module:
+    """A copy of `model`, in evaluation mode on the CPU, without the units and channels that a pruned network has no use
+    for. Its logits are equal but for rounding.
+
+    A unit or channel goes if none of its outgoing weights is left, or if its value is the same for all inputs, as it is
+    without incoming weights; that value is then added to the biases of the next layer. A constant channel other than 0
+    stays before a padded convolution, which sees it end at the border. What is added to a residual stream keeps all its
+    channels. At least one unit of a layer stays.
+
+    `example` are examples (B, ...) as the model takes them. ValueError for a model with anything but KNOWN.
+    """
+    made = building.copy_of(model).cpu().eval()
+    try:
+        traced = fx.symbolic_trace(made)
+        with torch.no_grad():
+            ShapeProp(traced).propagate(example.to(next(made.parameters()).dtype))
+    except Exception as error:  # whatever tracing stumbles over in a model's own code
+        raise ValueError(f"model cannot be made smaller: {first_line(error)}") from error
+    found: dict[fx.Node, _Step] = {}
+    for node in traced.graph.nodes:
+        module = made.get_submodule(node.target) if node.op == "call_module" else None
+        shape = node.meta["tensor_meta"].shape if "tensor_meta" in node.meta else ()
+        found[node] = _Step(node, module, [found[source] for source in node.all_input_nodes], shape)
+    steps = list(found.values())
+    _check(steps)
+    for step in steps:
+        step.constant = _constant(step)
+        step.needed = torch.zeros(len(step.constant), dtype=torch.bool)
+    for step in reversed(steps):
+        _ask(step)
+    for step in steps:
+        step.left = _cut(step)
+    return made
+
+
+def _check(steps: Sequence[_Step]) -> None:
+    """ValueError if there is anything that `compact` does not know."""
+    uses = Counter(id(parameter) for step in steps if step.module for parameter in step.module.parameters())
+    for step in steps:
+        module, target = step.module, step.node.target
+        name, of_units = str(getattr(target, "__name__", target)), len(step.shape) == 2
+        known = (*RELU, *ADDITIONS, *FLATTENING) if of_units else (*RELU, *ADDITIONS)
+        fits = step.node.op in ("placeholder", "output") or target in known
+        if module is not None:
+            name = f"{target} ({type(module).__name__})"
+            fits = (
+                type(module) in (*WEIGHTED, *NORMS, *POOLS, *POINTWISE, nn.Flatten)
+                and not prunable.hooked(module)
+                and "forward" not in vars(module)
+                and all(uses[id(parameter)] == 1 for parameter in module.parameters())
+                and getattr(module, "groups", 1) == 1
+                and getattr(module, "track_running_stats", True)
+                and (of_units or not isinstance(module, (nn.Linear, nn.Flatten)))
+            )
+        if not fits:
+            raise ValueError(
+                f"model cannot be made smaller: it has {name}, and only {KNOWN} are known, each layer used once, "
+                "without groups and hooks"
+            )
+    if sum(step.node.op == "placeholder" for step in steps) != 1:
+        raise ValueError("model cannot be made smaller: it must take one tensor")
+
+
+def _constant(step: _Step) -> Tensor:
+    if step.keeps_all:
+        return torch.full((step.shape[1],), torch.nan, dtype=torch.double)
+    module, values = step.module, step.inputs[0].constant
+    if isinstance(module, WEIGHTED):
+        weight, uses, bias = _weights(module)
+        usable = _usable(module, values)
+        return (bias + (weight * values.where(usable, 0)).sum(1)).where(~(uses & ~usable).any(1), torch.nan)
+    if isinstance(module, NORMS):
+        parts = (module.running_mean, module.running_var, module.weight, module.bias)
+        mean, variance, scale, shift = (None if part is None else part.detach().double() for part in parts)
+        normal = F.batch_norm(values[None], mean, variance, scale, shift, eps=module.eps)[0]
+        return normal if scale is None or shift is None else normal.where(scale != 0, shift)
+    if isinstance(module, nn.AvgPool2d) and module.padding not in (0, (0, 0)):
+        return values.where(values == 0, torch.nan)
+    if isinstance(module, POINTWISE):
+        return module(values)
+    return values.relu() if step.node.target in RELU else step.per_unit(values)
+
+
+def _weights(layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum of the weights between each output and each input, whether any of them is left, (out, in), and the
+    biases, or zeros."""
+    weight = layer.weight.detach().double()
+    weight = weight.view(*weight.shape[:2], -1)
+    bias = torch.zeros_like(weight[:, 0, 0]) if layer.bias is None else layer.bias.detach().double()
+    return weight.sum(2), (weight != 0).any(2), bias
+
+
+def _usable(layer: nn.Linear | nn.Conv2d, values: Tensor) -> Tensor:
+    """Which inputs with these constants add one constant to each output, at all places."""
+    padded = isinstance(layer, nn.Conv2d) and layer.padding not in ("valid", (0, 0))
+    return (values == 0) if padded else ~values.isnan()
+
+
+def _ask(step: _Step) -> None:
+    """Add what a step needs of its inputs for what is needed of it."""
+    for source in step.inputs:
+        if isinstance(step.module, WEIGHTED):
+            if not step.needed.any():
+                step.needed[0] = True
+            _, uses, _ = _weights(step.module)
+            source.needed |= uses[step.needed].any(0) & ~_usable(step.module, source.constant)
+        elif step.flattens:
+            source.needed |= step.needed.view(len(source.constant), -1).any(1)
+        elif step.keeps_all or step.node.op == "output":
+            source.needed.fill_(True)
+        else:
+            source.needed |= step.needed
+
+
+def _cut(step: _Step) -> Tensor:
+    """Make a layer (changed in place) as small as it can be; which channels or units of the result are still there."""
+    if step.keeps_all:
+        return torch.ones_like(step.needed)
+    module, columns = step.module, step.inputs[0].left
+    if isinstance(module, WEIGHTED):
+        rows, (weight, _, bias) = step.needed, _weights(module)
+        added = (weight * step.inputs[0].constant.nan_to_num(0).where(~columns, 0)).sum(1)
+        if module.bias is not None or added[rows].any():
+            module.bias = nn.Parameter((bias + added)[rows].to(module.weight.dtype))
+        module.weight = nn.Parameter(module.weight.detach()[rows][:, columns].clone())
+        names = ("in_features", "out_features") if isinstance(module, nn.Linear) else ("in_channels", "out_channels")
+        for name, kept in zip(names, (columns, rows), strict=True):
+            setattr(module, name, int(kept.sum()))
+        return rows
+    if isinstance(module, NORMS):
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            if (value := getattr(module, name)) is not None:
+                kept = value.detach()[columns].clone()
+                setattr(module, name, nn.Parameter(kept) if isinstance(value, nn.Parameter) else kept)
+        module.num_features = int(columns.sum())
+    return step.per_unit(columns)
+
+
+def sizes(model: nn.Module, masks: Masks, example: Tensor) -> pd.DataFrame:
+    """The table of `SavedTicket.sizes`. `model` has zeros where it is pruned; `example` are examples (B, ...)."""
+    model = building.copy_of(model).cpu().eval()
+    state, kept = building.state_of(model), pruning.survivors(masks)
+    pruned = {name: mask for name, mask in masks.items() if not mask.all()}
+    csr = {name: value for name, value in state.items() if name not in pruned}
+    packed = dict(csr)
+    for name, mask in pruned.items():
+        values, matrix = {f"{name}/values": state[name][mask]}, mask.flatten(1)
+        rows = F.pad(matrix.sum(1).cumsum(0), (1, 0)).int()
+        csr |= {f"{name}/rows": rows, f"{name}/columns": matrix.nonzero()[:, 1].int(), **values}
+        packed |= {f"{name}/mask": pruning.pack(mask), **values}
+    models = {"dense": model, "csr": sparse(model, masks)}
+    layers = {name: models["csr"].get_submodule(name.rpartition(".")[0]) for name in pruned}
+    saved = sum(mask.numel() - kept[name] for name, mask in pruned.items() if isinstance(layers[name], SparseLinear))
+    products = cost(model, example[:1], ()).rest
+    table = {"dense": _row(state, products)}
+    with contextlib.suppress(ValueError):  # of a kind of network that cannot be made smaller
+        models["compact"] = small = compact(model, example)
+        table["compact"] = _row(building.state_of(small), cost(small, example[:1], ()).rest)
+    table["csr"] = _row(csr, products - saved)
+    table["packed"] = _row(packed, math.nan)  # computes nothing until it is unpacked
+    for batch in BATCHES:
+        given = {"images": example[:1].expand(batch, *example.shape[1:]).contiguous()}
+        for name, one in TURNS * [*models.items()]:  # in turns: other work disturbs the quickest least
+            timer = Timer("model(images)", globals={"model": one, **given}, num_threads=torch.get_num_threads())
+            with torch.inference_mode():
+                time = 1000 * timer.blocked_autorange(min_run_time=SECONDS).median
+            table[name][f"ms_{batch}"] = min(time, table[name].get(f"ms_{batch}", math.inf))
+    return pd.DataFrame(table.values(), index=pd.Index(table, name="form"))
+
+
+def _row(tensors: Mapping[str, Tensor], products: float) -> dict[str, float]:
+    numbers = sum(value.numel() for value in tensors.values() if value.is_floating_point())
+    return {"numbers": numbers, "bytes": len(safetensors.torch.save(dict(tensors))), "multiply_adds": products}

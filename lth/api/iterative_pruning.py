@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lth import rng
-from lth.api import own_network, own_rule
+from lth.api import own_network
 from lth.api.own_network import OwnNet
 from lth.api.saved_ticket import placed
 from lth.commands.holding import about as about_settings
@@ -26,7 +26,7 @@ from lth.data.loaders import Taken, take
 from lth.experiment import Experiment
 from lth.models import building
 from lth.models import prunable as layers
-from lth.prune import Rule, detach
+from lth.prune import Rule, check_rule, detach
 from lth.records import identity, tables
 from lth.records.events import Callback, Event, Note, as_dict
 from lth.records.files import write_json
@@ -122,7 +122,7 @@ def iterative_pruning(
         lth.records.files.RecordError: a file cannot be written, or another process is at the same results.
     """
     iterations, rounds = checks.whole("iterations", iterations, 1, LONGEST), checks.whole("rounds", rounds, 0, 9998)
-    rule, seed = own_rule.check_rule(prune_rule), checks.whole("seed", seed, 0, 2**62)
+    rule, seed = check_rule(prune_rule), checks.whole("seed", seed, 0, 2**62)
     reset_to = checks.rewind("rewind", rewind, iterations)
     if checks.truth("random", random) and reset_to.amount:
         raise ValueError(f"rewind must be 0 with random=True, which resets to fresh random weights, not {rewind}")
@@ -147,14 +147,13 @@ def iterative_pruning(
         taken = take(data, place, in_memory, valid_size, iterations, settings.get("batch_size", 60))
         own_network.try_out(brought, taken, place)
         left_out = brought.leave_out(taken.sample[0])
-        usual: dict[str, Any] = {
+        asked: dict[str, Any] = {
             "valid_freq": Duration(max(iterations // 10, 1), "it"),
             "batch_size": taken.batch_size or 60,
             "lr": brought.lr or Config.lr,
             "keep_weights": "all" if save or recover else "last",
             "quiet": checks.truth("quiet", quiet),
-        }
-        decided: dict[str, Any] = {
+            **settings,
             "arch_type": type(net).__name__,
             "dataset": values.as_plain_name(taken.name),
             "init": "own",
@@ -170,7 +169,7 @@ def iterative_pruning(
             "pixels": getattr(taken.source, "pixels", Config.pixels),
         }
         try:
-            config = Config(**usual | settings | decided)
+            config = Config(**asked)
         except ConfigError as error:
             raise error.named(ARGUMENTS) from None
         _check_sizes(config, taken)
@@ -184,7 +183,7 @@ def iterative_pruning(
             raise ValueError(f"{save_or_recover}, but {found[1]}")
         if recover is not None:
             mend([run], config, (lambda text: None) if quiet else print)
-        problem = own_network.problem(brought, taken, rule, config, initial, str(about), prints)
+        problem = own_network.problem(brought, taken, rule, config, initial, prints)
         config = with_threads(config, problem, run, 1, place)
         densely = config.sparse == "auto" and place.type == "cpu" and not problem.whole and not sparse.available()
         alone = layers.left_alone(brought.template, config.prune_embeddings)

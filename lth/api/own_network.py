@@ -1,9 +1,8 @@
-"""A network of the user's own as a `Problem`: its weights, optimiser and loss, and a rule that prunes it."""
+"""A network given from Python as a `Problem`: its weights, optimiser and loss, and the rule that prunes it."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from lth import pruning, rng
-from lth.api.own_rule import checked
 from lth.data.images import of_arrays
 from lth.data.loaders import Taken
 from lth.models import building, fingerprints, probe
@@ -55,8 +53,8 @@ class OwnNet:
             parameter.grad = None
         self.initial = building.state_of(self.template)
         self.optim, self.groups = self._optim(net)
-        if self.optim is None and (name := next((n for n, p in net.named_parameters() if p.is_complex()), None)):
-            raise ValueError(f"net {fit.has_complex(name)}")
+        if self.optim is None and (complex_ := [n for n, p in net.named_parameters() if p.is_complex()]):
+            raise ValueError(f"net {fit.has_complex(complex_[0])}")
         self.criterion = self._criterion(net, device)
 
     def make(self) -> nn.Module:
@@ -64,22 +62,22 @@ class OwnNet:
         return copy.deepcopy(self.template)
 
     def leave_out(self, examples: Tensor) -> list[str]:
-        """Leave out of pruning what it must leave alone (lth/models/probe.py); what is to be said of that, and of
-        weights that are 0. ValueError if no weight is left."""
+        """Leave out of pruning what it must leave alone (lth/models/probe.py); sentences about that, and about weights
+        that are 0. ValueError if no weight is left."""
         layers.leave_out(self.template, probe.left_out(self.make, examples))
         told = layers.left_out(self.template)
         if not (weights := prunable(self.template, self.embeddings)):
             raise ValueError(f"net must have weights to prune: {'; '.join(told)}")
-        zeros = {
-            name: int(((self.initial[name] == 0) & self.masks.get(name, torch.tensor(True))).sum()) for name in weights
-        }
-        some = [name for name, n in zeros.items() if FEW * weights[name].numel() < n < weights[name].numel()]
-        if some:
-            counts = ", ".join(f"{zeros[name]:,} of {weights[name].numel():,} in {name}" for name in some[:4])
-            more = f" and some of {len(some) - 4} further layers" if len(some) > 4 else ""
+        zeros = []
+        for name, weight in weights.items():
+            count = int(((self.initial[name] == 0) & self.masks.get(name, torch.tensor(True))).sum())
+            if FEW * weight.numel() < count < weight.numel():
+                zeros.append(f"{count:,} of {weight.numel():,} in {name}")
+        if zeros:
+            more = f" and some of {len(zeros) - 4} further layers" if len(zeros) > 4 else ""
             told.append(
-                f"weights of net are 0 and will be trained: {counts}{more}; masks of torch.nn.utils.prune on net would "
-                "keep them pruned"
+                f"weights of net are 0 and will be trained: {', '.join(zeros[:4])}{more}; masks of "
+                "torch.nn.utils.prune on net would keep them pruned"
             )
         return told
 
@@ -118,14 +116,13 @@ class OwnNet:
         return Wrapped(_anew(self.optim, groups), network)
 
     def about(self, data: Taken) -> dict[str, str]:
-        """What decides the numbers besides the settings, as text that people and later calls can compare."""
-        shapes = {name: tuple(tensor.shape) for name, tensor in self.initial.items()}
+        """What decides the numbers besides the settings, for people to read in config.json."""
+        criterion = self.criterion
+        named = criterion if isinstance(criterion, nn.Module) else getattr(criterion, "__qualname__", type(criterion))
         return {
-            "net": f"{type(self.template).__qualname__} {hashlib.sha256(str(shapes).encode()).hexdigest()[:8]}",
+            "net": type(self.template).__qualname__,
             "optimizer": "the settings' own" if self.optim is None else " ".join(repr(self.optim).split()),
-            "criterion": " ".join(repr(self.criterion).split())
-            if isinstance(self.criterion, nn.Module)
-            else getattr(self.criterion, "__qualname__", type(self.criterion).__qualname__),
+            "criterion": " ".join(str(named).split()),
             "data": data.about,
         }
 
@@ -144,7 +141,7 @@ class OwnNet:
     @property
     def lr(self) -> float | None:
         """The learning rate of the first group of the network's own optimiser that has one above 0."""
-        return next((lr for options, _ in self.groups if (lr := float(options["lr"]))), None)
+        return next((lr for options, _ in self.groups if (lr := float(options.get("lr", 0)))), None)
 
     @staticmethod
     def _optim(net: nn.Module) -> tuple[torch.optim.Optimizer | None, list[tuple[dict[str, Any], list[str]]]]:
@@ -154,16 +151,9 @@ class OwnNet:
             return None, []
         if not isinstance(optim, torch.optim.Optimizer):
             raise TypeError(f"net.optim must be a torch.optim.Optimizer, not {shown(optim)}")
-        closure = inspect.signature(type(optim).step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
-            raise ValueError(f"net.optim must step without a closure, which {type(optim).__name__} cannot")
-        if optim._optimizer_step_pre_hooks or optim._optimizer_step_post_hooks:
-            raise ValueError("net.optim must have no step hooks: every round makes a new optimizer, without them")
         names = layers.names(net)
         groups = []
         for group in optim.param_groups:
-            if not isinstance(group.get("lr"), (int, float, Tensor)):
-                raise ValueError("net.optim must have a learning rate `lr` in each of its param_groups")
             if strange := sum(id(parameter) not in names for parameter in group["params"]):
                 raise ValueError(
                     f"net.optim must hold parameters of net: {strange} of its {len(group['params'])} are of another "
@@ -171,7 +161,7 @@ class OwnNet:
                 )
             options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
             groups.append((copy.deepcopy(options), [names[id(parameter)] for parameter in group["params"]]))
-        if not any(float(options["lr"]) for options, _ in groups):
+        if not any(float(options.get("lr", 0)) for options, _ in groups):
             raise ValueError("net.optim must have a learning rate above 0 in one of its param_groups")
         return optim, groups
 
@@ -233,7 +223,6 @@ def try_out(own: OwnNet, data: Taken, device: torch.device) -> None:
                 f"net must give a logit for each of the {data.classes} classes of data (labels 0 to "
                 f"{data.classes - 1}), not {outputs.shape[1]}"
             )
-        before = rng.state(device)
         try:
             loss = own.criterion(outputs, y)
         except Exception as error:
@@ -241,40 +230,25 @@ def try_out(own: OwnNet, data: Taken, device: torch.device) -> None:
         if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
             got = tuple(loss.shape) if isinstance(loss, Tensor) else shown(loss)
             raise ValueError(f"net.criterion must return one differentiable number per batch, the mean loss, not {got}")
-        rng.restore(before, device)
-        if _looks_at_net(own, loss, net, outputs, y):
+        if _reaches(own.net, loss):
             raise ValueError(
                 "net.criterion must use outputs and labels alone, not net: copies of net are trained, and it "
                 "would see net itself, which stays as it is (net.optim can have a weight_decay)"
             )
 
 
-def _looks_at_net(own: OwnNet, loss: Tensor, copied: nn.Module, outputs: Tensor, y: Tensor) -> bool:
-    """Whether the loss has a gradient for the user's own network or, as a method of it, differs for a copy with other
-    weights that has just been called. `copied` is changed."""
-    leaves = [parameter for parameter in own.net.parameters() if parameter.requires_grad]
+def _reaches(net: nn.Module, loss: Tensor) -> bool:
+    """Whether the loss of a copy has a gradient for the parameters of the user's own `net`."""
+    leaves = [parameter for parameter in net.parameters() if parameter.requires_grad]
     try:
-        if any(x is not None for x in torch.autograd.grad(loss, leaves, allow_unused=True, retain_graph=True)):
-            return True
+        return any(x is not None for x in torch.autograd.grad(loss, leaves, allow_unused=True))
     except RuntimeError:  # the graph of an earlier step of the user's network
         return True
-    method: Any = own.criterion
-    if getattr(method, "__self__", None) is not own.net:
-        return False
-    with torch.no_grad():
-        for parameter in copied.parameters():
-            parameter.add_(int(parameter.requires_grad))
-    of_copy = method.__func__(copied.train(own.net.training), outputs, y)
-    return not torch.allclose(of_copy, loss, equal_nan=True)
 
 
-def problem(
-    own: OwnNet, data: Taken, rule: Rule, config: Config, initial: State, whose: str, prints: Mapping[str, str]
-) -> Problem:
+def problem(own: OwnNet, data: Taken, rule: Rule, config: Config, initial: State, prints: Mapping[str, str]) -> Problem:
     """The problem of pruning the user's network by `rule` on `data`, starting from the weights `initial`."""
-    digest, dense = hashlib.sha256(whose.encode()), pruning.dense(prunable(own.make(), config.prune_embeddings))
-    for name, tensor in sorted(initial.items()):
-        digest.update(name.encode() + tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    dense = pruning.dense(prunable(own.make(), config.prune_embeddings))
     return Problem(
         images=data.source,
         make=own.make,
@@ -282,8 +256,8 @@ def problem(
         fresh=own.fresh,
         optimizer=lambda network: own.optimizer(network, config),
         criterion=own.criterion,
-        rule=checked(rule, own.net),
-        whose=digest.hexdigest()[:16],
+        rule=rule,
+        whose=of_arrays(tensor for _, tensor in sorted(initial.items())),
         prints=lambda: prints,
         whole=own.optim is not None,
         start_tickets=(lambda seed, number: ({**dense, **own.masks}, initial)) if own.masks else None,

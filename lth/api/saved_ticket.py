@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lth import prune, pruning
-from lth.api import compaction, export
+from lth.api import export
 from lth.commands import device as devices
 from lth.data.images import Images
 from lth.data.loaders import test_batches
@@ -155,7 +155,7 @@ class SavedTicket:
         """
         example, made = self._examples(example), self._applied(model, weights)
         if checks.truth("compact", compact):
-            made = compaction.compact(made, example)
+            made = export.compact(made, example)
         normalisation = config_of(self.run).get("normalisation")
         if normalisation is None:
             raise ValueError(f"folder must have a config.json that says how images are normalised: {self.run.dumps}")
@@ -174,7 +174,7 @@ class SavedTicket:
 
         `sizes` says what it saves. Raises TypeError, ValueError: an argument is wrong, or the model has other parts.
         """
-        return compaction.compact(self._applied(model, weights), self._examples(example))
+        return export.compact(self._applied(model, weights), self._examples(example))
 
     def sizes(
         self, example: Tensor | None = None, model: nn.Module | None = None, weights: str = "trained"
@@ -196,7 +196,7 @@ class SavedTicket:
 
         Raises TypeError, ValueError: an argument is wrong.
         """
-        return compaction.sizes(self._applied(model, weights), self._masks(weights), self._examples(example))
+        return export.sizes(self._applied(model, weights), self._masks(weights), self._examples(example))
 
     def _examples(self, example: Tensor | None) -> Tensor:
         """Examples as the network takes them: those given, or blank images of the shape of the run's."""

@@ -150,7 +150,8 @@ def _by_rule(last: Round, rule: prune.Rule) -> Chosen:
     model = last.trainer.problem.make()
     masks = prune.by_rule(rule, model, last.final, last.ticket.masks, last.seed("rule"))
     if pruning.survivors(masks) == pruning.survivors(last.ticket.masks):
-        why = "layers have masks of torch.nn.utils.prune, their weights called weight_orig; fetch_layers names them"
+        why = "it must prune the network that it is given, in which weights with masks of torch.nn.utils.prune are "
+        why += "called weight_orig; fetch_layers names them"
         last.trainer.tell(Note(f"{last.run}: prune_rule pruned nothing before round {last.next} ({why})"))
     return Chosen(masks)
 

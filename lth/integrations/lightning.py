@@ -8,8 +8,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lth.api.audit import AuditError, audit, pruned_by_torch
+from lth.prune import pruned_by_torch
 from lth.pruning import Masks
+from lth.testing import AuditError, audit
 
 
 class TicketAudit(Callback):

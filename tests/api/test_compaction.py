@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import lth
 from lth import data, pruning
-from lth.api import compaction
-from lth.api.compaction import compact
+from lth.api import export
+from lth.api.export import compact
 from lth.commands import session
 from lth.models import building
 from lth.settings.config import PROJECT
@@ -219,7 +219,7 @@ def test_a_smaller_network_of_a_ticket_in_onnx(ticket: lth.SavedTicket, tmp_path
 def test_sizes_are_those_on_disk_and_count_what_is_computed(
     ticket: lth.SavedTicket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compaction, "SECONDS", 0.01)
+    monkeypatch.setattr(export, "SECONDS", 0.01)
     found, small, kept = ticket.sizes(), ticket.compact(), pruning.survivors(ticket.masks)
     assert list(found.index) == ["dense", "compact", "csr", "packed"]
     assert found["numbers"].tolist() == [64 * 12 + 12 + 12 * 4 + 4, parameters(small), *[sum(kept.values()) + 16] * 2]

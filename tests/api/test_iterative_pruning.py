@@ -312,15 +312,6 @@ def test_tied_weights_are_pruned_once() -> None:
 
     assert find(seeded(Tied))[-1]["weights"] == 2007 + 125  # 0.7 twice of 64 * 64 and of 256, rounded
 
-    def twice(net: nn.Module) -> None:
-        for layer in (net.one, net.two):
-            torch_prune.l1_unstructured(layer, "weight", amount=0.1)  # type: ignore[arg-type]
-
-    with pytest.raises(
-        ValueError, match=r"prune_rule must prune tied weights once, .*: two\.weight is one\.weight too"
-    ):
-        find(seeded(Tied), prune_rule=twice)
-
     def in_the_second(net: nn.Module) -> None:
         torch_prune.l1_unstructured(net.two, "weight", amount=0.3)  # type: ignore[arg-type]
 
