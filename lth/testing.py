@@ -325,6 +325,7 @@ def _counts(masks: Masks, before: Masks, remaining: Any, percent: Any) -> Proble
 
 
 def _percentage(name: str, value: Any) -> float:
-    if not 0 <= checks.of_type(name, value, Real, "a percentage") <= 100:  # type: ignore[type-abstract]
+    share = float(checks.of_type(name, value, Real, "a percentage"))  # type: ignore[type-abstract]
+    if not 0 <= share <= 100:
         raise ValueError(f"{name} must be a percentage from 0 to 100, not {value}")
-    return float(value)
+    return share

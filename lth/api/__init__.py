@@ -1,5 +1,5 @@
 """The other ways in, thin, onto the same engine: Python functions for those who do not use main.py. Uses everything.
 
-iterative_pruning.py takes the user's network, data and rule (own_network.py, own_rule.py); experiment_runner.py one
-object; saved_ticket.py brings tickets back, export.py hands them on, audit.py checks those of other loops.
+experiments.py has lth.run and ExperimentRunner, iterative_pruning.py takes the user's network (own_network.py), data
+and rule; saved_ticket.py brings tickets back, export.py hands them on, audit_files.py checks saved ones.
 """
