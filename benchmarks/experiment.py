@@ -86,7 +86,7 @@ def instrument(clock: Clock) -> None:
     from lth.commands import command, holding, loop, session
     from lth.experiment import Experiment
     from lth.experiment.trainer import Trainer
-    from lth.records import recording, tables
+    from lth.records import journal, tables
     from lth.records.store import Store
     from lth.training.train import Training
 
@@ -101,7 +101,7 @@ def instrument(clock: Clock) -> None:
         clock.wrap(Store, name, FILES)
     for owner, name in (
         *((Store, name) for name in ("share_dense", "pick_up")),
-        *((recording, "write_round"), (tables, "finished_rounds")),
+        *((journal, "write_round"), (tables, "finished_rounds")),
         (holding, "write_json"),
     ):
         clock.wrap(owner, name, FILES)

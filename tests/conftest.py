@@ -14,10 +14,9 @@ from nets import prune_lowest
 
 from lth import pruning
 from lth.models.probe import Cost
-from lth.records import files, recording
-from lth.records.store import Store
+from lth.records import files, journal
+from lth.records.store import Store, Ticket
 from lth.records.tables import Run
-from lth.records.tickets import Ticket
 from lth.settings.arms import ARMS
 from lth.settings.config import Config
 from lth.training.train import Evaluation, Trained
@@ -121,7 +120,7 @@ def _write(
         trained = Trained(
             steps, evals, final={}, best={}, seconds={"training": 1.0, "evaluation": 0.1}, supermask=10.0 + number
         )
-        recording.write_round(run, number, masks, trained, cost)
+        journal.write_round(run, number, masks, trained, cost)
 
 
 def _trained(weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

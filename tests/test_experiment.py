@@ -24,12 +24,11 @@ from lth.experiment import Experiment
 from lth.experiment.scores import scored
 from lth.models import building
 from lth.models.building import State
-from lth.records import files, recording, tables, tickets
+from lth.records import files, journal, tables
 from lth.records.events import Evaluated, RoundDone
 from lth.records.files import RecordError
-from lth.records.store import Store
+from lth.records.store import Store, Ticket, numbered
 from lth.records.tables import Run, runs_of
-from lth.records.tickets import numbered
 from lth.rng import derive_seed
 from lth.settings.arms import ARMS, CRITERIA
 from lth.settings.config import Config, ConfigError
@@ -124,7 +123,7 @@ def test_every_arm_by_its_masks_starts_and_survivors(place: Path, monkeypatch: p
                 assert ordered != (arm.scores == "random"), "magnitudes at the round's end decide, but at random"
 
 
-def tickets_of(run: Run) -> list[tickets.Ticket]:
+def tickets_of(run: Run) -> list[Ticket]:
     return [Store(run).ticket(number) for number in range(3)]
 
 
@@ -950,8 +949,8 @@ def test_a_signal_during_the_checks_of_finished_runs_stops_the_command(
 ) -> None:
     config = settings(place, prune_iterations=1)
     session.run(config)
-    damage = recording.damage
-    monkeypatch.setattr(recording, "damage", lambda run: (signal.raise_signal(signal.SIGTERM), damage(run))[1])
+    damage = journal.damage
+    monkeypatch.setattr(journal, "damage", lambda run: (signal.raise_signal(signal.SIGTERM), damage(run))[1])
     with pytest.raises(loop.Interrupted, match=r"^SIGTERM$"):
         session.run(config)
 

@@ -30,9 +30,8 @@ from lth import load_ticket, pruning
 from lth.commands import session
 from lth.records import identity as lth_same
 from lth.records import tables
-from lth.records.store import Store
+from lth.records.store import Store, Ticket
 from lth.records.tables import Run, runs_of
-from lth.records.tickets import Ticket
 from lth.settings import flags
 from lth.settings.config import Config, ConfigError
 

@@ -18,9 +18,8 @@ from lth.analysis import verdict
 from lth.models.building import State
 from lth.pruning import Masks
 from lth.records import files, tables
-from lth.records.store import Store
+from lth.records.store import Store, numbered
 from lth.records.tables import Run
-from lth.records.tickets import numbered
 from lth.settings.arms import ARMS
 
 FILE = "masks.csv"

@@ -29,11 +29,10 @@ from lth.models import prunable as layers
 from lth.prune import Rule, check_rule, detach
 from lth.records import identity, tables
 from lth.records.events import Callback, Event, Note, as_dict
-from lth.records.files import write_json
+from lth.records.files import Damaged, write_json
 from lth.records.lock import Locks
-from lth.records.store import Store
+from lth.records.store import Store, numbered
 from lth.records.tables import Run
-from lth.records.tickets import Damaged, numbered
 from lth.rng import derive_seed
 from lth.settings import checks, values
 from lth.settings.config import Config, ConfigError

@@ -23,9 +23,8 @@ from lth.models import building, fingerprints
 from lth.models.building import State
 from lth.pruning import Masks
 from lth.records import identity, tables
-from lth.records.store import Store
+from lth.records.store import Store, numbered
 from lth.records.tables import Run, config_of
-from lth.records.tickets import numbered
 from lth.settings import checks, names
 from lth.settings.config import Config, ConfigError
 from lth.training.hardware import channels_last, numerics
@@ -279,7 +278,7 @@ def load_ticket(folder: str | os.PathLike[str], round: int | None = None) -> Sav
 
     Raises:
         TypeError, ValueError: there is no such run or no such round; the message says which there are.
-        lth.records.tickets.Damaged, lth.records.files.RecordError: a file is damaged.
+        lth.records.files.Damaged, RecordError: a file is damaged.
     """
     run = tables.run_of("folder", checks.path("folder", folder))
     table = tables.table(run, "rounds")

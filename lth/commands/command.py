@@ -122,7 +122,6 @@ def _compare_masks(runs: Sequence[Run], folder: Path) -> bool:
     """Whether masks.csv has been written."""
     from lth.analysis import overlap
     from lth.records import files
-    from lth.records.tickets import UNUSABLE
 
     try:
         if overlap.write(runs, folder):
@@ -130,7 +129,7 @@ def _compare_masks(runs: Sequence[Run], folder: Path) -> bool:
         _warn("no masks.csv: no two of these runs have a mask of the same round")
     except files.Unwritable:
         raise
-    except UNUSABLE as error:
+    except files.UNUSABLE as error:
         _warn(f"no new masks.csv: {error}")
     return False
 

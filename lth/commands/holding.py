@@ -23,7 +23,7 @@ from lth.data.images import Images
 from lth.experiment import start_tickets
 from lth.models import building
 from lth.models import fingerprints as prints
-from lth.records import identity, recording, tables
+from lth.records import identity, journal, tables
 from lth.records.files import read_json, write_json
 from lth.records.lock import Locked, Locks
 from lth.records.tables import Run, config_of
@@ -70,10 +70,10 @@ def mend(runs: Sequence[Run], config: Config, warn: Callable[[str], object]) -> 
     """Write damaged tables of these runs again, but for --dry_run; `warn` gets a sentence for each. Locked if another
     process has the run; with --join, that one is left to it."""
     for run in runs:
-        if not config.dry_run and recording.damage(run):
+        if not config.dry_run and journal.damage(run):
             with suppress(Locked) if config.join else nullcontext(), Locks(alone=not config.join) as locks:
                 locks.take(run.dumps)
-                recording.mend(run, warn)
+                journal.mend(run, warn)
 
 
 def claim(prepared: Sequence[Prepared], alone: bool) -> None:

@@ -16,9 +16,8 @@ from lth.records import files, identity, journal, lock, tables
 from lth.records.events import Event, Note, RoundDone
 from lth.records.files import RecordError
 from lth.records.lock import Locks
-from lth.records.store import Store
+from lth.records.store import Store, numbered
 from lth.records.tables import Run, runs_of
-from lth.records.tickets import numbered
 from lth.settings.arms import ARMS
 from lth.settings.config import Config
 
@@ -80,7 +79,7 @@ class Queue:
                 if run not in self.work or self.rounds(run) < work.asked.prune_iterations:
                     self.work[run], self.dense[run] = work, dense
         self.failed: dict[Run, str] = {}
-        self._finished: dict[Run, tuple[tuple[int, ...], int]] = {}
+        self._finished: dict[Run, tuple[tuple[int, ...] | None, int]] = {}
 
     def rounds(self, run: Run) -> int:
         """How many rounds of a run are asked for."""
@@ -89,12 +88,9 @@ class Queue:
     def finished(self, run: Run) -> int:
         """How many rounds of a run are finished, with the line that --connectivity measures. Its journal is read again
         only when it has changed."""
-        mark: tuple[int, ...] = ()
-        with contextlib.suppress(OSError):  # reading it says why, if it is there
-            found = (run.dumps / journal.NAME).stat()
-            mark = found.st_mtime_ns, found.st_size, found.st_ino
-        if not mark or self._finished.get(run, ((), 0))[0] != mark:
-            self._finished[run] = mark, tables.done_rounds(run, self.work[run].config.connectivity)
+        stamp = journal.stamp(run)
+        if stamp is None or self._finished.get(run, (None, 0))[0] != stamp:  # if it cannot be read, reading it says why
+            self._finished[run] = stamp, tables.done_rounds(run, self.work[run].config.connectivity)
         return self._finished[run][1]
 
     def left(self) -> dict[Run, int]:

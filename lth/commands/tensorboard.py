@@ -15,9 +15,9 @@ from tensorboardX import SummaryWriter
 
 from lth.records import tables
 from lth.records.events import Evaluated, Event, RoundDone
-from lth.records.store import Store
+from lth.records.files import UNUSABLE
+from lth.records.store import Store, numbered
 from lth.records.tables import Run
-from lth.records.tickets import UNUSABLE, numbered
 
 CURVES = {
     "loss/train": "train_loss",

@@ -20,9 +20,9 @@ from lth.experiment.trainer import Trainer, blame_model
 from lth.models.building import State, load_state
 from lth.pruning import Masks, Weights
 from lth.records.events import Note
-from lth.records.store import Store
+from lth.records.files import Damaged
+from lth.records.store import Store, Ticket
 from lth.records.tables import Run
-from lth.records.tickets import Damaged, Ticket
 from lth.rng import derive_seed
 from lth.settings.arms import ARMS, Arm
 from lth.settings.config import ConfigError

@@ -29,12 +29,11 @@ from lth.experiment.trainer import Trainer
 from lth.models import prunable
 from lth.models.building import State
 from lth.pruning import Masks
-from lth.records import files, recording, tables
+from lth.records import files, journal, tables
 from lth.records.events import Connected
-from lth.records.files import RecordError, delete
-from lth.records.store import ENDS
+from lth.records.files import Damaged, RecordError, delete
+from lth.records.store import ENDS, Ticket, numbered
 from lth.records.tables import Run
-from lth.records.tickets import Damaged, Ticket, numbered
 from lth.rng import derive_seed
 from lth.settings.arms import ARMS
 from lth.training.network import Network
@@ -46,14 +45,11 @@ STATISTICS = 10_000  # training images from which running statistics are compute
 
 def after_round(trainer: Trainer, runs: Sequence[Run], number: int) -> None:
     """Measure the lines of round `number` of the runs that have finished it: train missing ends, write the table."""
-    waiting = [
-        run
-        for run in runs
-        if run not in trainer.failed and tables.connected_rounds(run) == number < tables.finished_rounds(run)
-    ]
+    able = [run for run in runs if run not in trainer.failed]
+    waiting = [run for run in able if tables.done_rounds(run, True) == number < tables.finished_rounds(run)]
     chosen = waiting
     if number == 0:  # the dense round is the same in all arms of a trial: one measures its line, the others copy it
-        unshared = [run for run in waiting if not recording.share_connectivity(run)]
+        unshared = [run for run in waiting if not journal.share_connectivity(run)]
         chosen = list({run.seed: run for run in reversed(unshared)}.values())[::-1]
     behind = [run for run in chosen if number and not _has_end(trainer, run, number - 1)]
     _train(trainer, behind, number - 1, ENDS[0])
@@ -67,7 +63,7 @@ def after_round(trainer: Trainer, runs: Sequence[Run], number: int) -> None:
                 _measure_lines(trainer, run, number)
     for run in waiting:
         if run not in chosen:
-            recording.share_connectivity(run)
+            journal.share_connectivity(run)
 
 
 def _train(trainer: Trainer, runs: Sequence[Run], number: int, end: str) -> None:
@@ -148,7 +144,7 @@ def _measure_lines(trainer: Trainer, run: Run, number: int) -> None:
     _keep_end(trainer, run, number)
     for end in ENDS:  # before the lines count as measured, so that a stop leaves none behind
         delete(store.file(end))
-    recording.write_connectivity(run, number, points)
+    journal.write_connectivity(run, number, points)
     barrier = tables.barriers([run]).iloc[number]
     stable = max(barrier["train"], barrier["test"]) < tables.STABLE
     last_barrier = tables.barriers([run], tables.ROUNDS)["test"].iloc[-1] if number else None

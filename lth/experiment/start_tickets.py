@@ -18,10 +18,9 @@ from lth.data.images import Images, of_arrays, of_texts
 from lth.models.building import State, renamed, state_of
 from lth.pruning import Masks
 from lth.records import tables
-from lth.records.files import read_json
-from lth.records.store import Store
+from lth.records.files import UNUSABLE, read_json
+from lth.records.store import Store, Ticket
 from lth.records.tables import Run
-from lth.records.tickets import UNUSABLE, Ticket
 from lth.rng import derive_seed
 from lth.settings.arms import of_ticket
 from lth.settings.config import Config, ConfigError

@@ -16,11 +16,11 @@ from lth.experiment.mode_connectivity import after_round
 from lth.experiment.starts import STARTS
 from lth.experiment.trainer import Trainer
 from lth.models.building import State
-from lth.records import identity, recording, tables
+from lth.records import identity, journal, tables
 from lth.records.events import Event, Note, RoundDone
 from lth.records.files import RecordError, delete
+from lth.records.store import Ticket, numbered
 from lth.records.tables import Run
-from lth.records.tickets import Ticket, numbered
 from lth.rng import derive_seed
 from lth.settings.arms import ARMS
 from lth.settings.config import Config
@@ -93,7 +93,7 @@ class Experiment:
         if keep == "last":  # before the round counts as finished, so that a stop leaves none behind
             for number in range(ticket.round):
                 delete(store.file(numbered("trained", number)))
-        row = recording.write_round(run, ticket.round, masks, trained, self.trainer.problem.cost[0])
+        row = journal.write_round(run, ticket.round, masks, trained, self.trainer.problem.cost[0])
         empty = tuple(name for name, count in pruning.survivors(masks).items() if not count)
         self.trainer.tell(RoundDone(run, row, sum(trained.seconds.values()), empty, ticket.at_random))
 
@@ -133,7 +133,7 @@ class Experiment:
         if 0 < number < rounds and not store.has(numbered("ticket", number)):
             with self.trainer.alone(run):
                 ticket, final = store.ticket(number - 1), store.end_of_round(number - 1)
-                self.reset(run, ticket, final, self.prune(run, ticket, store.drawn_from(number - 1)))
+                self.reset(run, ticket, final, self.prune(run, ticket, store.end_of_round(number - 1, drawn=True)))
 
     def _next_stack(self, runs: Sequence[Run], number: int, rounds: int) -> list[Run]:
         """Runs that wait for round `number` and can be trained as one; the dense round of a trial only once."""

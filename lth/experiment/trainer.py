@@ -13,12 +13,11 @@ import torch
 from lth import pruning
 from lth.data.images import Feed
 from lth.pruning import Masks, Quota
-from lth.records import tables, tickets
+from lth.records import identity, tables
 from lth.records.events import Evaluated, Event, Moved, Note
-from lth.records.files import RecordError
-from lth.records.store import ENDS, Store
+from lth.records.files import Damaged, RecordError
+from lth.records.store import ENDS, Store, Ticket
 from lth.records.tables import Run
-from lth.records.tickets import Damaged, Ticket
 from lth.rng import derive_seed
 from lth.settings import checks
 from lth.settings.arms import ARMS, Arm
@@ -183,9 +182,9 @@ class Trainer:
     def store(self, run: Run) -> Store:
         """What the run keeps under saves/."""
         whose = {"whose": self.problem.whose} if self.problem.whose else {}
-        identity = tickets.identity({**self.config.deciding(), **whose}, run, self.problem.fingerprint)
+        label = identity.label({**self.config.deciding(), **whose}, run, self.problem.fingerprint)
         original = "rewind" if self.config.rewind.amount else "initial"
-        return Store(run, identity, original, "drawn" if self.config.draw_at else "dense")
+        return Store(run, label, original, "drawn" if self.config.draw_at else "dense")
 
     @contextmanager
     def alone(self, run: Run) -> Iterator[None]:

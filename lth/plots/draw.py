@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from lth.records import files, journal
+from lth.records.files import UNUSABLE
 from lth.records.tables import Run, config_of
 
 RECORD = "figures.json"  # beside the figures: what they were drawn from
@@ -27,7 +28,6 @@ def draw_all(
     are. One that cannot be drawn, because a file is damaged or gone, is reported to `complain`; Unwritable ends it. The
     comparison is drawn against `x` too."""
     from lth.plots import barriers, comparison, layer_counts, mask_overlap, style, weights
-    from lth.records.tickets import UNUSABLE
 
     written = list[Path]()
     drawings: dict[str, Callable[..., list[Path]]] = {

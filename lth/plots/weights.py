@@ -20,9 +20,8 @@ from torch import Tensor
 from lth.analysis import labels, verdict
 from lth.plots import style
 from lth.records import tables
-from lth.records.store import Store
+from lth.records.store import Store, Ticket
 from lth.records.tables import Run
-from lth.records.tickets import Ticket
 from lth.settings.arms import ARMS
 
 

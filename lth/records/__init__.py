@@ -1,9 +1,8 @@
 """What runs leave on disk. Uses settings, models, pruning, data and training.
 
-files.py writes so that a crash loses nothing; lock.py keeps a run to one process; journal.py has the numbers of the
-rounds, recording.py writes it and the tables under dumps/, tables.py reads it; tickets.py is the format of the files
-under saves/, store.py the tickets, weights and checkpoints of one run there; identity.py tells experiments apart;
-events.py is what is reported meanwhile.
+files.py writes so that a crash loses nothing; lock.py keeps a run to one process; journal.py writes the numbers of the
+rounds under dumps/, tables.py finds runs and reads them; store.py has the tickets, weights and checkpoints of a run
+under saves/; identity.py tells experiments apart; events.py is what is reported meanwhile.
 """
 
 from lth.records.tables import Run, find, finished_rounds, results, table

@@ -23,14 +23,16 @@ class Unreadable(RecordError):
     """A file is there, but cannot be read now: no right to, too many files open, a disk that does not answer. That
     says nothing of its content."""
 
-    @classmethod
-    def of(cls, file: Path, error: OSError) -> Unreadable:
-        """That of a file, for what the system says. No __init__: it must come back whole from a worker's pickle."""
-        return cls(f"{file} cannot be read ({error.strerror or error})")
-
 
 class Unwritable(RecordError):
     """A file cannot be written: there is no room, or no right to."""
+
+
+class Damaged(Exception):
+    """A file is there but cannot be used: truncated, from other settings or from a newer program."""
+
+
+UNUSABLE = (RecordError, Damaged, FileNotFoundError)  # what reading a run's files raises
 
 
 def read(file: Path) -> bytes:
@@ -40,7 +42,7 @@ def read(file: Path) -> bytes:
     except (FileNotFoundError, NotADirectoryError):  # the latter where a folder on the way is a file
         raise FileNotFoundError(f"{file} is gone") from None
     except OSError as error:
-        raise Unreadable.of(file, error) from None
+        raise Unreadable(f"{file} cannot be read ({error.strerror or error})") from None
 
 
 def set_aside(file: Path) -> Path:

@@ -6,6 +6,8 @@ A fingerprint of each (lth.models.fingerprints, lth.data.images) stands in confi
 from __future__ import annotations
 
 import glob
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
@@ -44,6 +46,23 @@ def neighbours(run: Run) -> list[Run]:
 def differing(old: Prints, new: Prints) -> list[str]:
     """The parts of an experiment, such as `model`, whose fingerprint in `new` differs from that in `old`."""
     return [name for name in new if old.get(name, new[name]) != new[name]]
+
+
+def label(deciding: Mapping[str, str], run: Run, prints: Prints | None = None) -> str:
+    """What a file of `run` must say that it belongs to: the names of model and data set, the seed and the settings
+    that decide numbers, in one hash, and the fingerprints of what these do not tell: `012345... data=... model=...`"""
+    whose = {**deciding, "arch_type": run.arch_type, "dataset": run.dataset, "seed": run.seed}
+    settings = hashlib.sha256(json.dumps(whose, sort_keys=True).encode()).hexdigest()[:16]
+    return " ".join([settings, *(f"{name}={value}" for name, value in sorted((prints or {}).items()))])
+
+
+def unlike(old: str, new: str) -> str:
+    """What else a file with the label `old` belongs to than one with the label `new`; nothing if to the same."""
+    (settings, *before), (now, *after) = old.split(), new.split()
+    if settings != now:
+        return "other settings"
+    differ = differing(*(dict(part.split("=", 1) for part in parts) for parts in (before, after)))
+    return f"another experiment ({', '.join(differ)})" if differ else ""
 
 
 def mismatch(runs: Sequence[Run], config: Config, prints: Prints, overwrite: bool = False) -> tuple[Run, str] | None:

@@ -1,31 +1,57 @@
-"""The tickets, weights and checkpoints of one run, and continuing from them after a stop.
+"""What one run keeps under saves/: tickets, weights and checkpoints, and continuing from them after a stop.
 
 What is on disk is the state: a round starts from its ticket, and a ticket is made of the weights at the end of the
-round before.
+round before. Nothing in these files, safetensors with a checksum, is ever executed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
+from lth import pruning
 from lth.models.building import State
 from lth.pruning import Masks
-from lth.records import files, recording, tables, tickets
-from lth.records.files import RecordError, Unreadable
+from lth.records import files, journal, tables
+from lth.records.files import Damaged, RecordError, Unreadable
+from lth.records.identity import unlike
 from lth.records.tables import Run
-from lth.records.tickets import Damaged, Ticket, numbered, wellformed
 from lth.settings.arms import ARMS
 from lth.training.train import Evaluation, Trained
 
 ENDS = ("first", "second")  # files of --connectivity's two trainings; `first` has the round's order of the data
 PARTS = ("final", "best", "rewind", "drawn", "extra", "masks")  # of a checkpoint
+SINGLE = ("initial", "rewind", "drawn", "dense", "checkpoint")  # files that a run has once
+SHARED = ("initial", "rewind", "drawn", "dense", "ticket_00", "trained_00", "end_00")  # by all arms of a trial
+FORMAT = 1  # of the files under saves/; raised when an older program could not read them
+# What reading a file raises that does not hold what it should.
+BROKEN = (safetensors.SafetensorError, ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError)
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A mask with the weights that its training starts from (not yet masked).
+
+    origin: `initial` or `rewind`, the file that holds the start, or `own` where the ticket's own file does.
+    at_random: how many survivors were drawn from weights whose scores were equal.
+    """
+
+    round: int
+    masks: Masks
+    start: State
+    origin: str = "initial"
+    at_random: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,56 +89,46 @@ class Store:
         name = numbered("ticket", number)
         tensors, facts = self._load(name)
         with wellformed(self.file(name)):
-            masks, origin = tickets.unpacked(tensors, facts["shapes"]), facts["origin"]
-            at_random = facts.get("at_random", 0)
+            masks, origin, at_random = _unpacked(tensors, facts), facts["origin"], facts.get("at_random", 0)
             if origin not in ("initial", "rewind", "own") or type(at_random) is not int:
                 raise ValueError(f"it starts from {origin!r}, with {at_random!r} weights drawn at random")
-            own = {key.removeprefix("start/"): value for key, value in tensors.items() if key.startswith("start/")}
-            start = own if origin == "own" else self.weights(origin)
+            start = _part(tensors, "start") if origin == "own" else self.weights(origin)
             if any(key not in start or start[key].shape != mask.shape for key, mask in masks.items()):
                 raise ValueError("its masks do not fit the weights that it starts from")
         return Ticket(number, masks, start, origin, at_random)
+
+    def write_ticket(self, ticket: Ticket) -> None:
+        """Keep a ticket: its masks and, where it is its own, its start."""
+        start = {f"start/{name}": value for name, value in ticket.start.items()} if ticket.origin == "own" else {}
+        facts = {"round": ticket.round, "origin": ticket.origin}
+        facts |= {"at_random": ticket.at_random} if ticket.at_random else {}
+        self._save_masks(numbered("ticket", ticket.round), ticket.masks, start, **facts)
 
     def masks(self, number: int) -> Masks:
         """The masks of that round at ES: those of its ticket, whatever has become of the weights that it starts from,
         unless the training changed them."""
         name = numbered("masks" if number and self.changes_masks else "ticket", number)
-        tensors, facts = self._load(name)
         with wellformed(self.file(name)):
-            return tickets.unpacked(tensors, facts["shapes"])
+            return _unpacked(*self._load(name))
+
+    def write_masks(self, number: int, masks: Masks) -> None:
+        """Keep the masks of a round at ES, where the training changed them."""
+        self._save_masks(numbered("masks", number), masks, {})
 
     @property
     def changes_masks(self) -> bool:
         """Whether the trainings of this run change their masks."""
         return self.run.arm in ARMS and ARMS[self.run.arm].changes_masks
 
-    def write_masks(self, number: int, masks: Masks) -> None:
-        """Keep the masks of a round at ES, where the training changed them."""
-        tensors, shapes = tickets.packed(masks)
-        self._save(numbered("masks", number), tensors, shapes=shapes)
-
-    def write_ticket(self, ticket: Ticket) -> None:
-        """Keep a ticket: its masks as bits and, where it is its own, its start."""
-        tensors, shapes = tickets.packed(ticket.masks)
-        if ticket.origin == "own":
-            tensors |= {f"start/{name}": value for name, value in ticket.start.items()}
-        ties = {"at_random": ticket.at_random} if ticket.at_random else {}
-        facts = {"round": ticket.round, "shapes": shapes, "origin": ticket.origin, **ties}
-        self._save(numbered("ticket", ticket.round), tensors, **facts)
-
     def saved(self, name: str = "checkpoint") -> tuple[int, Trained]:
         """The round that a checkpoint belongs to, and where its training is."""
         tensors, facts = self._load(name)
-        parts: dict[str, Any] = {part: {} for part in PARTS}
-        for key, value in tensors.items():
-            part, _, rest = key.partition("/")
-            if part in parts:
-                parts[part][rest] = value
+        parts: dict[str, Any] = {part: _part(tensors, part) for part in PARTS}
         with wellformed(self.file(name)):
             evals = [Evaluation(int(row[0]), *map(float, row[1:])) for row in tensors["evals"].tolist()]
-            number, iteration, seconds = int(facts["round"]), int(facts["iteration"]), dict(facts["seconds"])
-            about = {"seconds": seconds, "supermask": facts["supermask"], "settled": int(facts.get("settled", 0))}
-        return number, Trained(iteration, evals, **parts, **about)
+            about = {"supermask": facts["supermask"], "settled": int(facts.get("settled", 0))}
+            parts |= {"seconds": dict(facts["seconds"]), **about}
+            return int(facts["round"]), Trained(int(facts["iteration"]), evals, **parts)
 
     def checkpoint(self, number: int, name: str = "checkpoint") -> Trained | None:
         """Where the training of round `number` was when it stopped; None if it was not begun."""
@@ -130,15 +146,10 @@ class Store:
         facts |= {"settled": trained.settled} if trained.settled else {}
         self._save(name, tensors, supermask=trained.supermask, **facts)
 
-    def end_of_round(self, number: int) -> State:
-        """The weights at the end of a finished round. FileNotFoundError if they are gone."""
-        return self._of_round(number, "dense")
-
-    def drawn_from(self, number: int) -> State:
-        """The weights of a finished round that pruning looks at, likewise."""
-        return self._of_round(number, self.drawn)
-
-    def _of_round(self, number: int, name: str) -> State:
+    def end_of_round(self, number: int, drawn: bool = False) -> State:
+        """The weights at the end of a finished round or, if `drawn`, those that pruning looks at. FileNotFoundError if
+        they are gone."""
+        name = self.drawn if drawn else "dense"
         if number == 0 and self.has(name):
             return self.weights(name)
         if (saved := self.checkpoint(number)) is None:
@@ -147,11 +158,8 @@ class Store:
 
     def of_rounds(self, kind: str) -> dict[int, Path]:
         """The files of that kind, such as `ticket`, by their rounds; what else lies beside them is the user's."""
-        found = {}
-        for file in sorted(self.run.saves.glob(f"{kind}_*.safetensors")):
-            number = file.stem.removeprefix(f"{kind}_")
-            if number.isdecimal() and numbered(kind, int(number)) == file.stem:
-                found[int(number)] = file
+        ends = {file.stem.removeprefix(f"{kind}_"): file for file in self.run.saves.glob(f"{kind}_*.safetensors")}
+        found = {int(n): file for n, file in ends.items() if n.isdecimal() and numbered(kind, int(n)) == file.stem}
         return dict(sorted(found.items()))
 
     def last_finished(self) -> int:
@@ -164,10 +172,10 @@ class Store:
         return max((number for number in have if number < finished), default=next(iter(have), 0))
 
     def pick_up(self, tell: Callable[[str], object]) -> None:
-        """Take back finished rounds that cannot be built upon; `tell` gets a sentence for whatever is not as it was.
-        RecordError, before anything is taken back, if the weights are out of reach."""
+        """Discard finished rounds that cannot be built upon; `tell` gets a sentence for whatever is not as it was.
+        RecordError, before anything is discarded, if the weights are out of reach."""
         run = self.run
-        recording.mend(run, tell)
+        journal.mend(run, tell)
         finished = tables.finished_rounds(run)
         if finished and not any(run.saves.glob("*.safetensors")):
             raise RecordError(
@@ -176,34 +184,12 @@ class Store:
             )
         sound = self._sound_rounds(finished, tell)
         if sound < finished:
-            copy = recording.keep_rounds(run, sound)
+            copy = journal.keep_rounds(run, sound)
             tell(
                 f"{run}: continuing from round {sound}, the first that has to be trained again; the journal of it and "
                 f"the later rounds is kept in {copy.name}"
             )
         self.drop_rounds(sound)
-
-    def share_dense(self) -> bool:
-        """Take over the dense round from another arm of this trial, the same network. Whether one has it."""
-        for sibling in (self.run.of_arm(arm) for arm in ARMS if arm != self.run.arm):
-            if tables.sound_entries(sibling):
-                try:
-                    self._adopt_dense(sibling)
-                except (Damaged, FileNotFoundError, Unreadable):
-                    continue
-                return True
-        return False
-
-    def _adopt_dense(self, sibling: Run) -> None:
-        theirs = Store(sibling, self.identity)
-        needed = dict.fromkeys(("initial", "dense", numbered("ticket", 0), self.original, self.drawn))
-        for name in needed:
-            theirs._load(name)
-        for name in (*needed, numbered("trained", 0)):
-            with suppress(FileNotFoundError) if name not in needed else nullcontext():  # it may not be kept
-                files.write(self.file(name), files.read(theirs.file(name)))
-        self.ticket(0)
-        recording.copy_dense(self.run, sibling)
 
     def _sound_rounds(self, finished: int, tell: Callable[[str], object]) -> int:
         """How many of the finished rounds can be built upon. Unusable files are set aside.
@@ -214,24 +200,22 @@ class Store:
 
         def usable(name: str) -> bool:
             try:
-                self._load(name)
+                return bool(self._load(name))
             except FileNotFoundError:
                 return False
             except Damaged as reason:
                 aside = files.set_aside(self.file(name))
                 tell(f"{reason}; kept as {aside.name}, continuing from the last good round")
                 return False
-            return True
 
         numbers = range(finished + 1)
         names = [numbered(kind, number) for kind in ("ticket", "masks", "trained", "end") for number in numbers]
-        names += ["initial", "rewind", "drawn", "dense", "checkpoint", *ENDS]
-        found = {name: usable(name) for name in names}
+        found = {name: usable(name) for name in (*names, *SINGLE, *ENDS)}
         needed = {"initial", self.original, *([self.drawn] if ARMS[self.run.arm].masks == "one_shot" else [])}
-        ended = {0} if found["dense"] and found[self.drawn] else set[int]()  # the rounds whose last weights are there
-        ended |= {self.saved()[0]} if found["checkpoint"] else set()
         if not all(found[name] for name in needed):
             return 0
+        ended = {0} if found["dense"] and found[self.drawn] else set[int]()  # the rounds whose last weights are there
+        ended |= {self.saved()[0]} if found["checkpoint"] else set()
         starts = {number: found[numbered("ticket", number)] for number in numbers}
         masks = {number: found[numbered("masks", number)] or not (number and self.changes_masks) for number in numbers}
         finished = next((n for n in range(finished) if not (starts[n] and masks[n])), finished)
@@ -240,8 +224,7 @@ class Store:
         return finished
 
     def drop_rounds(self, first: int) -> None:
-        """Delete the tickets and trained weights of the rounds from number `first` on; they are about to be made
-        again."""
+        """Delete the tickets and trained weights of the rounds from number `first` on, which are made again."""
         for end in ENDS:
             if self.has(end) and self.saved(end)[0] >= first:
                 files.delete(self.file(end))
@@ -250,8 +233,114 @@ class Store:
                 if number >= kept:
                     files.delete(file)
 
+    def share_dense(self) -> bool:
+        """Take over the dense round from another arm of this trial, the same network. Whether one has it."""
+        needed = dict.fromkeys(("initial", "dense", numbered("ticket", 0), self.original, self.drawn))
+        for other in (self.run.of_arm(arm) for arm in ARMS if arm != self.run.arm):
+            if not journal.sound_entries(other):
+                continue
+            theirs = Store(other, self.identity)
+            with suppress(Damaged, FileNotFoundError, Unreadable):
+                for name in needed:
+                    theirs._load(name)
+                for name in (*needed, numbered("trained", 0)):
+                    with suppress(FileNotFoundError) if name not in needed else nullcontext():  # it may not be kept
+                        files.write(self.file(name), files.read(theirs.file(name)))
+                self.ticket(0)
+                journal.copy_dense(self.run, other)
+                return True
+        return False
+
     def _load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return tickets.load_tensors(self.file(name), self.identity)
+        return load_tensors(self.file(name), self.identity)
 
     def _save(self, name: str, tensors: State, **facts: Any) -> None:
-        tickets.save_tensors(self.file(name), tensors, self.identity or "", **facts)
+        save_tensors(self.file(name), tensors, self.identity or "", **facts)
+
+    def _save_masks(self, name: str, masks: Masks, beside: State, **facts: Any) -> None:
+        """Keep masks as bits, with their shapes in the order of the layers, and the tensors `beside` them."""
+        bits = {f"mask/{layer}": pruning.pack(mask) for layer, mask in masks.items()}
+        self._save(name, bits | beside, shapes=[[layer, list(mask.shape)] for layer, mask in masks.items()], **facts)
+
+
+def numbered(kind: str, round: int) -> str:
+    """The name of a round's file: ticket_07 or trained_07."""
+    return f"{kind}_{round:02d}"
+
+
+def save_tensors(file: Path, tensors: Mapping[str, Tensor], identity: str, **facts: Any) -> None:
+    """Write tensors and `facts` (anything JSON holds) to a .safetensors file that `load_tensors` can check. Its bytes
+    depend on its content alone: the library puts metadata in a random order."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps({"name": file.stem, "run": _whose(file), **facts}, sort_keys=True)
+    settings, _, prints = identity.partition(" ")
+    about = {"format": str(FORMAT), "identity": settings, "facts": text, "checksum": _checksum(tensors, text)}
+    about |= {"fingerprint": prints} if prints else {}
+    content = safetensors.torch.save(tensors, metadata=about)
+    end = _header_end(content)
+    header = json.dumps({**json.loads(content[8:end]), "__metadata__": about}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    files.write(file, b"".join([len(header).to_bytes(8, "little"), header, content[end:]]))
+
+
+def load_tensors(file: Path, identity: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and facts of a file. FileNotFoundError if there is none; Damaged, with the reason, if it is
+    truncated or altered, written by a newer program, or belongs to another `identity`; RecordError if it is
+    Unreadable, which is no damage."""
+    content = files.read(file)
+    with wellformed(file):
+        about = json.loads(content[8 : _header_end(content)])["__metadata__"]
+        if int(about["format"]) > FORMAT:
+            raise Damaged(f"{file} was written by a newer version of this program")
+        if identity and (other := unlike(f"{about['identity']} {about.get('fingerprint', '')}", identity)):
+            raise Damaged(f"{file} belongs to {other}")
+        tensors = dict(sorted(safetensors.torch.load(content).items()))
+        if about["checksum"] != _checksum(tensors, about["facts"]):
+            raise ValueError("its checksum is wrong")
+        facts = json.loads(about["facts"])
+        if (facts["name"], facts["run"]) != (file.stem, _whose(file)):
+            raise Damaged(f"{file} is a copy of {facts['name']}.safetensors of {facts['run']}")
+        return tensors, facts
+
+
+@contextmanager
+def wellformed(file: Path) -> Iterator[None]:
+    """Within it, a file that does not say what it should is Damaged, even if its checksum is right."""
+    try:
+        yield
+    except BROKEN as error:
+        missing = " is missing" if isinstance(error, KeyError) else ""
+        raise Damaged(f"{file} is damaged: {error}{missing}") from None
+
+
+def _header_end(content: bytes) -> int:
+    return 8 + int.from_bytes(content[:8], "little")
+
+
+def _whose(file: Path) -> str:
+    """What a file says about whose it is: lt/seed0, or seed0 where all arms of a trial share it."""
+    run = journal.run_name(file.parent)
+    return run.rpartition("/")[2] if file.stem in SHARED else run
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _part(tensors: Mapping[str, Tensor], name: str) -> State:
+    """The tensors whose names begin with `name/`, by the rest of their names."""
+    return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
+
+
+def _unpacked(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Masks:
+    """The masks of a file, in the order of the layers."""
+    sizes = {name: tuple(shape) for name, shape in facts["shapes"]}
+    for name, shape in sizes.items():
+        if min(shape, default=1) < 0 or tensors[f"mask/{name}"].shape != (-(-math.prod(shape) // 8),):
+            raise ValueError(f"the mask of {name} is not as long as its layer")
+    return {name: pruning.unpack(tensors[f"mask/{name}"], shape) for name, shape in sizes.items()}

@@ -1,7 +1,8 @@
-"""The numbers of runs, taken from their journals: finding runs, and their tables as pandas has them."""
+"""The runs under a folder, and their tables as pandas has them, made of their journals."""
 
 from __future__ import annotations
 
+import glob
 import io
 import itertools
 import re
@@ -15,7 +16,7 @@ import pandas as pd
 
 from lth.records import journal
 from lth.records.files import RecordError, explained, read_json
-from lth.records.journal import Entry
+from lth.records.journal import ORDERS, Entry, entries
 from lth.settings import checks, names
 from lth.settings.arms import ARMS
 from lth.settings.config import Config
@@ -23,7 +24,7 @@ from lth.settings.values import written
 
 WORDS = ("layer", "kind", "line")  # the columns that hold no numbers
 STABLE = 2.0  # points of error that the barrier of a stable network stays below
-ORDERS, ROUNDS = "orders", "rounds"  # lines between a ticket's two trainings, and from the end of the round before
+ROUNDS = "rounds"  # the line from the end of the round before, in the table `connectivity`
 SEED = re.compile(r"seed(0|[1-9]\d*)")  # a run's folder; one that was moved aside is called seed0.old-...
 RUN_FOLDER = "a run's folder, <root>/dumps/<model>/<data>/<settings>/<arm>/seed<k>"
 
@@ -72,12 +73,17 @@ class Run:
 
 def runs_at(root: Path, pattern: str) -> list[Run]:
     """The runs whose folders, <root>/<pattern> with wildcards, are there."""
-    runs = []
-    for folder in Path(root).glob(pattern):
-        if number := SEED.fullmatch(folder.name):
-            arch_type, dataset, settings, arm = folder.parts[-5:-1]
-            runs.append(Run(Path(root), arch_type, dataset, settings, arm, int(number[1])))
+    runs = [run for folder in Path(root).glob(pattern) if (run := _run_at(folder))]
     return sorted(runs, key=lambda run: (run.arch_type, run.dataset, run.settings, run.arm, run.seed))
+
+
+def _run_at(folder: Path) -> Run | None:
+    """The run whose folder this is, by its name."""
+    number, place = SEED.fullmatch(folder.name), folder.parts[-6:-1]
+    if number is None or len(folder.parents) < 6 or place[0] not in ("dumps", "saves"):
+        return None
+    _, arch_type, dataset, settings, arm = place
+    return Run(folder.parents[5], arch_type, dataset, settings, arm, int(number[1]))
 
 
 def runs_of(config: Config, about: str = "") -> list[Run]:
@@ -96,15 +102,13 @@ def find(
     dataset: str | None = None,
     name: str | None = None,
     spoiled: Callable[[RecordError], object] | None = None,
-    among: Callable[[Run], bool] = lambda run: True,
 ) -> list[Run]:
-    """All runs under <root>/dumps with a finished round; those of one model, data set or settings if given, and of
-    which `among` is true. A damaged journal raises RecordError, or its run is left out after `spoiled` was called with
-    the error."""
+    """All runs under <root>/dumps with a finished round; those of one model, data set or settings if given. A damaged
+    journal raises RecordError, or its run is left out after `spoiled` was called with the error."""
     found = []
     for run in runs_at(root, "dumps/*/*/*/*/seed*"):
         pairs = ((arch_type, run.arch_type), (dataset, run.dataset), (name, run.settings))
-        if not all(want is None or want.lower() == have.lower() for want, have in pairs) or not among(run):
+        if not all(want is None or want.lower() == have.lower() for want, have in pairs):
             continue
         try:
             config_of(run)  # which may be spoiled too
@@ -114,22 +118,6 @@ def find(
                 raise
             spoiled(error)
     return found
-
-
-def entries(run: Run) -> list[Entry]:
-    """The finished rounds of a run, as its journal says. RecordError if it is damaged."""
-    found, damage = journal.load(run.dumps)
-    if damage:
-        raise RecordError(f"{damage}: the command that made it continues from the rounds before, or use --overwrite")
-    return found
-
-
-def sound_entries(run: Run) -> list[Entry]:
-    """The finished rounds of a run that may be none of this command's: none if its journal is damaged."""
-    try:
-        return entries(run)
-    except RecordError:
-        return []
 
 
 def config_of(run: Run) -> dict[str, Any]:
@@ -151,16 +139,7 @@ def frame(name: str, known: Sequence[Entry]) -> pd.DataFrame:
 def lines(runs: Sequence[Run], name: str) -> pd.DataFrame:
     """The table of that name of all these runs together, with their `arm` and `seed`; not to be changed in place.
     RecordError if a journal is damaged."""
-    return _lines(tuple(runs), tuple(map(_stamp, runs)))[name]
-
-
-def _stamp(run: Run) -> tuple[int, int] | None:
-    """When a run's journal was written, and its size; None if that is not known."""
-    try:
-        info = (run.dumps / journal.NAME).stat()
-    except OSError:
-        return None
-    return info.st_mtime_ns, info.st_size
+    return _lines(tuple(runs), tuple(map(journal.stamp, runs)))[name]
 
 
 @lru_cache(maxsize=8)
@@ -180,20 +159,16 @@ def finished_rounds(run: Run) -> int:
     return len(entries(run))
 
 
-def connected_rounds(run: Run) -> int:
-    """How many of the first rounds, without a gap, have their line measured."""
-    return len(list(itertools.takewhile(lambda entry: "connectivity" in entry, entries(run))))
+def done_rounds(run: Run, connectivity: bool) -> int:
+    """How many rounds of the run are complete; with `connectivity`, how many of the first ones have their line too."""
+    known = entries(run)
+    return len(list(itertools.takewhile(lambda entry: "connectivity" in entry, known))) if connectivity else len(known)
 
 
 def image_shape(run: Run) -> tuple[int, ...]:
     """The shape (C, H, W) of the images that the run was trained on; () where its config.json does not say it."""
     found = config_of(run).get("image_shape", ())
     return tuple(found) if len(found) == 3 else ()
-
-
-def done_rounds(run: Run, connectivity: bool) -> int:
-    """How many rounds of the run are complete with all that is asked of them."""
-    return connected_rounds(run) if connectivity else finished_rounds(run)
 
 
 def barrier(errors: Sequence[float]) -> float:
@@ -222,25 +197,23 @@ def move_aside(run: Run, stamp: str) -> None:
 def run_of(name: str, folder: Path) -> Run:
     """The run whose folder this is, or the only one below it. ValueError, about the argument `name`, if there is none
     or more than one."""
-    found = runs_in(name, folder)
-    if len(found) > 1:
-        runs = "\n".join(f"  {run.dumps}" for run in found)
+    first, *more = runs_in(name, folder)
+    if more:
+        runs = "\n".join(f"  {run.dumps}" for run in (first, *more))
         raise ValueError(f"{name} must be {RUN_FOLDER}, not {folder}, which has several:\n{runs}")
-    return found[0]
+    return first
 
 
 def runs_in(name: str, folder: Path) -> list[Run]:
     """The run whose folder this is, or all those below it. ValueError, about the argument `name`, if there is none."""
     here = written(folder)
-    kind, arch_type, dataset, settings, arm, seed = ("",) * 6 if len(here.parts) < 7 else here.parts[-6:]
-    if kind in ("dumps", "saves") and seed.removeprefix("seed").isdigit():
-        run = Run(here.parents[5], arch_type, dataset, settings, arm, int(seed.removeprefix("seed")))
-        if run.saves.is_dir() or run.dumps.is_dir():
-            return [run]
+    if (run := _run_at(here)) and (run.saves.is_dir() or run.dumps.is_dir()):
+        return [run]
     if not here.is_dir():
         raise ValueError(f"{name} must be a folder of a run, but there is no folder {folder}")
     root = root_of(name, folder)
-    below = find(root, among=lambda run: here in (run.root, *run.dumps.parents, *run.saves.parents))
+    inside = [glob.escape(part) for part in here.relative_to(root).parts[1:]]
+    below = [run for run in runs_at(root, "/".join(["dumps", *inside, *"*****"[len(inside) :]])) if entries(run)]
     if not below:
         raise ValueError(f"{name} must be {RUN_FOLDER}, not {folder}, in which there is none")
     return below
@@ -253,10 +226,8 @@ def root_of(name: str, folder: Path) -> Path:
     here = written(folder)
     if (here / "dumps").is_dir():
         return here
-    for above in (here, *list(here.parents)[:5]):
-        if above.name in ("dumps", "saves"):
-            return above.parent
-    return here
+    kinds = (path for path in (here, *here.parents[:5]) if path.name in ("dumps", "saves"))
+    return next((kind.parent for kind in kinds), here)
 
 
 def results(root: str | Path = ".") -> pd.DataFrame:
@@ -268,21 +239,20 @@ def results(root: str | Path = ".") -> pd.DataFrame:
     if not folder.is_dir():
         raise ValueError(f"root must be the folder that has dumps/, but there is no folder {folder}")
     whose = ["arch_type", "dataset", "settings", "arm", "seed"]
-    abouts: list[dict[str, Any]] = []
-    rounds: list[Entry] = []
+    abouts, rounds = list[dict[str, Any]](), list[Entry]()
     for run in find(folder):
         known, config = entries(run), config_of(run)
         about = {f"setting/{key}": value for key, value in config.get("deciding", {}).items()}
-        about |= {name: getattr(run, name) for name in whose}
-        if prints := config.get("fingerprint"):
-            about["fingerprint"] = " ".join(f"{name}={value}" for name, value in prints.items())
+        prints = " ".join(f"{name}={value}" for name, value in config.get("fingerprint", {}).items())
+        abouts += [{**{name: getattr(run, name) for name in whose}, **about, "fingerprint": prints or None}] * len(
+            known
+        )
         rounds += known
-        abouts += [about] * len(known)
     found = frame("rounds", rounds)
     if not rounds:
         return found.reindex(columns=[*whose, *found])
     everything = pd.concat([found, pd.DataFrame(abouts)], axis="columns")
     varying = [name for name in everything if "setting/" in name and everything[name].nunique(dropna=False) > 1]
-    several = "fingerprint" in everything and everything.groupby(whose[:3])["fingerprint"].nunique().max() > 1
-    tidy = everything[[*whose, *found, *varying, *(["fingerprint"] if several else [])]]
-    return tidy.rename(columns={name: name.removeprefix("setting/") for name in varying})
+    if everything.groupby(whose[:3])["fingerprint"].nunique().max() > 1:
+        varying.append("fingerprint")
+    return everything[[*whose, *found, *varying]].rename(columns=lambda name: name.removeprefix("setting/"))

@@ -33,8 +33,8 @@ import utils
 from lth import data
 from lth import prune as lth_prune
 from lth.models import building
-from lth.records import tables, tickets
-from lth.records.store import Store
+from lth.records import tables
+from lth.records.store import Store, load_tensors
 
 ISSUE = """
 import torch, torch.nn as nn, torch.nn.utils.prune as prune
@@ -285,7 +285,7 @@ def test_rewinding_is_to_an_iteration_or_a_fraction(tmp_path: Path) -> None:
     kept = lth.load_ticket(tmp_path / "0", 1)
     find(seeded(), iterations=8, rounds=0, save=tmp_path / "early")  # the same order of data
     (dense,) = (tmp_path / "early").rglob("dense.safetensors")
-    reached = tickets.load_tensors(dense)[0]["fc1.weight"]
+    reached = load_tensors(dense)[0]["fc1.weight"]
     assert kept.start["fc1.weight"].equal(reached * kept.masks["fc1.weight"]) and reached.ne(seeded().fc1.weight).any()
 
 

@@ -26,7 +26,7 @@ from lth.claims import reproduce as reproduce_claims
 from lth.claims.claim import PERCENT, TIMES, Form, accuracy, barrier, early_stop, form, overlap, untrained
 from lth.claims.judge import Records, check, findings, judge
 from lth.commands import forecast, session
-from lth.records.recording import write_connectivity
+from lth.records.journal import write_connectivity
 from lth.records.store import Store
 from lth.records.tables import Run, runs_of, table
 from lth.settings.config import ConfigError

@@ -10,7 +10,7 @@ from drawn import lines_in, panels
 from matplotlib.figure import Figure
 
 from lth.plots.barriers import FROM_BEFORE, LIMIT, connectivity
-from lth.records import recording
+from lth.records import journal
 from lth.records.tables import Run
 
 Sheets = dict[str, Figure]
@@ -25,7 +25,7 @@ def measured(run: Run, test: float) -> None:
             for point, error in zip((0.0, 0.5, 1.0), errors, strict=True)
         ]
         rows += [{**row, "test_error": row["test_error"] * 2, "line": "rounds"} for row in rows if number]
-        recording.write_connectivity(run, number, rows)
+        journal.write_connectivity(run, number, rows)
 
 
 def test_a_line_an_arm_the_limit_and_the_errors_on_the_way(tmp_path: Path, make_runs: MakeRuns, sheets: Sheets) -> None:

@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 
 from lth.plots import weights
 from lth.records.files import read_json, write_json
-from lth.records.store import Store
-from lth.records.tickets import Ticket
+from lth.records.store import Store, Ticket
 
 pytestmark = pytest.mark.versions
 

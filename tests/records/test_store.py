@@ -12,8 +12,9 @@ import pytest
 from helpers import Told, assert_same, do, lay_out, results, settings
 
 from lth.commands import command, session
-from lth.records import journal, tables, tickets
+from lth.records import journal, tables
 from lth.records.files import RecordError
+from lth.records.store import load_tensors
 from lth.records.tables import Run, runs_of
 from lth.settings.config import Config
 
@@ -63,12 +64,12 @@ def test_too_many_open_files_are_no_damage(run: Run) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
         with pytest.raises(RecordError, match=r"initial\.safetensors cannot be read \(Too many open files\)"):
-            tickets.load_tensors(file)
+            load_tensors(file)
         with pytest.raises(RecordError, match=r"journal\.jsonl cannot be read \(Too many open files\)"):
             tables.entries(run)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert tickets.load_tensors(file)
+    assert load_tensors(file)
 
 
 def test_the_numbers_of_rounds_that_are_taken_back_are_kept(finished: Config, run: Run) -> None:

@@ -9,7 +9,7 @@ import torch
 from helpers import do, settings
 
 from lth.analysis import verdict
-from lth.records import recording, tables
+from lth.records import journal, tables
 from lth.records.tables import Run
 from lth.training.train import Evaluation, Trained
 
@@ -26,7 +26,7 @@ def test_the_accuracies_reported_are_those_at_early_stop(tmp_path: Path) -> None
     ]
     run = Run(tmp_path, "fc1", "mnist", "default", "lt", 0)
     trained = Trained(300, evals, final={}, best={}, seconds={"training": 1.0, "evaluation": 0.1})
-    recording.write_round(run, 0, {"fc.weight": torch.ones(2, 3, dtype=torch.bool)}, trained)
+    journal.write_round(run, 0, {"fc.weight": torch.ones(2, 3, dtype=torch.bool)}, trained)
     row = tables.table(run, "rounds").iloc[0]
     assert (row["ES"], row["test"], row["val"], row["val_loss"], row["train_loss"]) == (200, 95.0, 94.0, 0.2, 0.1)
     found = verdict.table([run]).iloc[0]

@@ -13,10 +13,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from lth.records import tickets
-from lth.records.store import Store
+from lth.records.files import Damaged
+from lth.records.store import SHARED, Store, Ticket, load_tensors, numbered, save_tensors
 from lth.records.tables import Run
-from lth.records.tickets import Ticket, numbered
 
 pytestmark = pytest.mark.versions
 
@@ -63,24 +62,24 @@ CRAFTED: list[tuple[dict[str, Tensor], dict[str, Any]]] = [
 def test_a_crafted_ticket_is_damaged(store: Store) -> None:
     """Whatever it says, its checksum is right."""
     file = store.file("ticket_01")
-    tickets.save_tensors(file, {**MASK, **START}, "settings", **FACTS)
+    save_tensors(file, {**MASK, **START}, "settings", **FACTS)
     assert store.ticket(1).masks["w"].sum() == 3
     contents = [({**MASK, **START, **tensors}, {**FACTS, **facts}) for tensors, facts in CRAFTED]
     for tensors, facts in (*contents, (MASK, FACTS), ({**MASK, **START}, {})):
-        tickets.save_tensors(file, tensors, "settings", **facts)
-        with pytest.raises(tickets.Damaged, match=r"ticket_01\.safetensors"):
+        save_tensors(file, tensors, "settings", **facts)
+        with pytest.raises(Damaged, match=r"ticket_01\.safetensors"):
             store.ticket(1)
 
 
 def test_a_crafted_checkpoint_is_damaged(store: Store) -> None:
     sound = {"round": 1, "iteration": 8, "seconds": {}, "supermask": None}
     file = store.file("checkpoint")
-    tickets.save_tensors(file, {"evals": torch.ones(1, 5)}, "settings", **sound)
+    save_tensors(file, {"evals": torch.ones(1, 5)}, "settings", **sound)
     assert store.saved()[0] == 1
     crafted: list[tuple[int, dict[str, Any]]] = [(5, {name: None}) for name in ("round", "seconds", "iteration")]
     for evals, facts in (*crafted, (5, {"round": "one"}), (5, {"seconds": 3}), (5, {"name": "dense"}), (3, {})):
-        tickets.save_tensors(file, {"evals": torch.ones(1, evals)}, "settings", **{**sound, **facts})
-        with pytest.raises(tickets.Damaged, match=r"checkpoint\.safetensors"):
+        save_tensors(file, {"evals": torch.ones(1, evals)}, "settings", **{**sound, **facts})
+        with pytest.raises(Damaged, match=r"checkpoint\.safetensors"):
             store.saved()
 
 
@@ -121,10 +120,10 @@ DAMAGE: dict[str, Callable[[Path], bytes]] = {
 def test_whatever_is_in_a_file_is_never_executed_and_named_if_it_cannot_be_used(tmp_path: Path) -> None:
     for kind, damaged in DAMAGE.items():
         file = tmp_path / kind / "initial.safetensors"
-        tickets.save_tensors(file, {"w": torch.ones(20)}, "settings", iteration=4321)
+        save_tensors(file, {"w": torch.ones(20)}, "settings", iteration=4321)
         file.write_bytes(damaged(file))
-        with pytest.raises(tickets.Damaged, match=r"initial\.safetensors") as error:
-            tickets.load_tensors(file, "settings")
+        with pytest.raises(Damaged, match=r"initial\.safetensors") as error:
+            load_tensors(file, "settings")
         assert not file.with_name("executed").exists() and (" " not in kind or kind in str(error.value))
 
 
@@ -134,14 +133,14 @@ def test_files_of_other_runs_are_refused_but_for_the_dense_round_that_arms_share
     tmp_path: Path, name: str, other: str
 ) -> None:
     file, source = (tmp_path / run / f"{name}.safetensors" for run in ("lt/seed0", other))
-    tickets.save_tensors(source, {"w": torch.ones(2)}, "settings")
+    save_tensors(source, {"w": torch.ones(2)}, "settings")
     file.parent.mkdir(parents=True)
     shutil.copy(source, file)
-    if other == "reinit/seed0" and name in tickets.SHARED:
-        tickets.load_tensors(file, "settings")
+    if other == "reinit/seed0" and name in SHARED:
+        load_tensors(file, "settings")
     else:
-        with pytest.raises(tickets.Damaged, match=rf"{name}\.safetensors is a copy of {name}\.safetensors of \S*seed"):
-            tickets.load_tensors(file, "settings")
+        with pytest.raises(Damaged, match=rf"{name}\.safetensors is a copy of {name}\.safetensors of \S*seed"):
+            load_tensors(file, "settings")
 
 
 def test_rounds_that_are_made_again_leave_nothing_but_the_ticket_they_start_from(store: Store) -> None:

@@ -30,9 +30,8 @@ from lth.data.images import Feed
 from lth.models import building
 from lth.pruning import Masks
 from lth.records import tables
-from lth.records.store import Store
+from lth.records.store import Store, numbered
 from lth.records.tables import runs_of
-from lth.records.tickets import numbered
 from lth.settings.config import Config
 from lth.training import hardware, sparse
 from lth.training.network import Network
