@@ -22,10 +22,10 @@ from lth import data, pruning
 from lth.commands.queue import Queue, Work
 from lth.data.images import Feed, Images
 from lth.experiment import Experiment, start_tickets
+from lth.experiment.trainer import Event, Note
 from lth.models import building
 from lth.pruning import Masks
 from lth.records import files, journal, lock, tables
-from lth.records.events import Event, Note
 from lth.records.tables import Run, runs_of
 from lth.settings import names
 from lth.settings.config import PROJECT, Config

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from lth.commands import session
 from lth.experiment import mode_connectivity as line
 from lth.experiment.mode_connectivity import Errors
-from lth.experiment.trainer import Trainer
+from lth.experiment.trainer import Connected, Evaluated, Moved, Trainer
 from lth.models import building
 from lth.models.building import State
 from lth.records import tables
-from lth.records.events import Connected, Evaluated, Moved
 from lth.records.store import Store
 from lth.records.tables import Run, runs_of
 from lth.training.network import Network

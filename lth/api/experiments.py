@@ -21,9 +21,9 @@ from lth import rng
 from lth.analysis import labels, sentences
 from lth.api.saved_ticket import placed
 from lth.commands import command, loop, session
+from lth.experiment.trainer import Callback
 from lth.models import building
 from lth.records import files, journal, tables
-from lth.records.events import Callback
 from lth.records.tables import Run
 from lth.settings import checks, flags
 from lth.settings.checks import ConfigError

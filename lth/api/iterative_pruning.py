@@ -24,11 +24,11 @@ from lth.commands.progress import Progress
 from lth.commands.session import TrialsFailed
 from lth.data.loaders import Taken, take
 from lth.experiment import Experiment
+from lth.experiment.trainer import Callback, Event, Note, as_dict
 from lth.models import building
 from lth.models import prunable as layers
 from lth.prune import Rule, check_rule, detach
 from lth.records import identity, tables
-from lth.records.events import Callback, Event, Note, as_dict
 from lth.records.files import Damaged, write_json
 from lth.records.lock import Locks
 from lth.records.store import Store, numbered

@@ -31,7 +31,7 @@ from lth.commands.loop import FATAL, Tell, Trainer
 from lth.commands.queue import POLL, Queue, Watch, Work
 from lth.data.images import Images
 from lth.experiment import start_tickets
-from lth.records.events import Note
+from lth.experiment.trainer import Note
 from lth.records.lock import Locks
 from lth.records.tables import runs_of
 from lth.settings import names

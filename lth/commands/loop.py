@@ -27,7 +27,7 @@ from lth.commands import device as devices
 from lth.commands.device import MachineError
 from lth.commands.queue import POLL, Piece, Queue, Watch, Work, next_look
 from lth.experiment import Experiment, start_tickets
-from lth.records.events import Event, Note
+from lth.experiment.trainer import Event, Note
 from lth.records.files import RecordError
 from lth.records.lock import Locks, Lost
 from lth.records.tables import Run

@@ -15,7 +15,7 @@ import tqdm.auto
 
 from lth.analysis import sentences
 from lth.commands.terminal import columns, wrapped
-from lth.records.events import Connected, Evaluated, Event, Moved, Note, RoundDone
+from lth.experiment.trainer import Connected, Evaluated, Event, Moved, Note, RoundDone
 from lth.records.tables import Run
 
 WIDTHS = {"round": 5, "remaining": 9, "ES": 7, "val": 6, "test": 6, "seconds": 8, "time left": 9}

@@ -12,8 +12,8 @@ from typing import Any
 
 from lth.commands import holding
 from lth.data.images import Images
+from lth.experiment.trainer import Event, Note, RoundDone
 from lth.records import files, identity, journal, lock, tables
-from lth.records.events import Event, Note, RoundDone
 from lth.records.files import RecordError
 from lth.records.lock import Locks
 from lth.records.store import Store, numbered

@@ -26,8 +26,8 @@ from lth.commands.tensorboard import Board
 from lth.commands.terminal import wrapped
 from lth.data.images import Images
 from lth.experiment import start_tickets
+from lth.experiment.trainer import Callback, Event, as_dict
 from lth.records import identity, tables
-from lth.records.events import Callback, Event, as_dict
 from lth.records.lock import Locks, probe
 from lth.records.tables import Run
 from lth.settings import checks

@@ -13,8 +13,8 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from lth.experiment.trainer import Evaluated, Event, RoundDone
 from lth.records import tables
-from lth.records.events import Evaluated, Event, RoundDone
 from lth.records.files import UNUSABLE
 from lth.records.store import Store, numbered
 from lth.records.tables import Run

@@ -25,13 +25,12 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from lth import pruning, rng
 from lth.data.images import Feed
-from lth.experiment.trainer import Trainer
+from lth.experiment.trainer import Connected, Trainer, one_per_trial
 from lth.models import prunable
 from lth.models.building import State
 from lth.pruning import Masks
 from lth.records import files, journal, tables
-from lth.records.events import Connected
-from lth.records.files import Damaged, RecordError, delete
+from lth.records.files import UNUSABLE
 from lth.records.store import ENDS, Ticket, numbered
 from lth.records.tables import Run
 from lth.rng import derive_seed
@@ -49,12 +48,13 @@ def after_round(trainer: Trainer, runs: Sequence[Run], number: int) -> None:
     waiting = [run for run in able if tables.done_rounds(run, True) == number < tables.finished_rounds(run)]
     chosen = waiting
     if number == 0:  # the dense round is the same in all arms of a trial: one measures its line, the others copy it
-        unshared = [run for run in waiting if not journal.share_connectivity(run)]
-        chosen = list({run.seed: run for run in reversed(unshared)}.values())[::-1]
+        chosen = one_per_trial([run for run in waiting if not journal.share_connectivity(run)])
     behind = [run for run in chosen if number and not _has_end(trainer, run, number - 1)]
     _train(trainer, behind, number - 1, ENDS[0])
     for run in behind:
-        _keep_end(trainer, run, number - 1)
+        if run not in trainer.failed:
+            with trainer.alone(run):
+                _keep_end(trainer, run, number - 1)
     for end in ENDS:
         _train(trainer, chosen, number, end)
     for run in chosen:
@@ -68,34 +68,17 @@ def after_round(trainer: Trainer, runs: Sequence[Run], number: int) -> None:
 
 def _train(trainer: Trainer, runs: Sequence[Run], number: int, end: str) -> None:
     """Train the tickets of a round again, of the runs that lack that end."""
-    while stack := trainer.stackable([run for run in runs if _missing(trainer, run, number, end)], number, end):
+
+    def missing() -> list[Run]:
+        return [run for run in runs if run not in trainer.failed and _end(trainer, run, number, end) is None]
+
+    while stack := trainer.stackable(missing(), number, end):
         tickets = [_ticket(trainer, run, number) for run in stack]
         for run, trained in zip(stack, trainer.train(stack, tickets, end), strict=False):
             with trainer.alone(run):
                 if trained.failure is not None:
                     raise TrialError(f"round {number}, trained again, ended: {trained.failure}")
                 trainer.store(run).write_checkpoint(number, replace(trained, extra={}), end)
-
-
-def _has_end(trainer: Trainer, run: Run, number: int) -> bool:
-    """Whether the end of a round is kept; that of the dense round may come from another arm."""
-    store, name = trainer.store(run), numbered("end", number)
-    if number == 0 and not store.has(name):
-        for other in (trainer.store(run.of_arm(arm)) for arm in ARMS if arm != run.arm):
-            with suppress(FileNotFoundError, Damaged, RecordError):
-                other.weights(name)
-                files.write(store.file(name), files.read(other.file(name)))
-                break
-    return store.has(name)
-
-
-def _keep_end(trainer: Trainer, run: Run, number: int) -> None:
-    """Keep the end of a round, for the line to the end of the next one."""
-    if run not in trainer.failed:
-        with trainer.alone(run):
-            state = _end(trainer, run, number, ENDS[0])
-            assert state is not None
-            trainer.store(run).write_weights(numbered("end", number), state)
 
 
 def _ticket(trainer: Trainer, run: Run, number: int) -> Ticket:
@@ -106,10 +89,6 @@ def _ticket(trainer: Trainer, run: Run, number: int) -> Ticket:
         return ticket if number else replace(ticket, start=store.weights(store.original))
 
 
-def _missing(trainer: Trainer, run: Run, number: int, end: str) -> bool:
-    return run not in trainer.failed and _end(trainer, run, number, end) is None
-
-
 def _end(trainer: Trainer, run: Run, number: int, end: str) -> State | None:
     """The last weights of a training, if they are there."""
     store = trainer.store(run)
@@ -118,6 +97,25 @@ def _end(trainer: Trainer, run: Run, number: int, end: str) -> State | None:
             return store.end_of_round(number)
     trained = store.checkpoint(number, end)
     return trained.final if trained and trained.complete(trainer.plan(run, number, end).steps) else None
+
+
+def _has_end(trainer: Trainer, run: Run, number: int) -> bool:
+    """Whether the end of a round is kept; that of the dense round may come from another arm."""
+    store, name = trainer.store(run), numbered("end", number)
+    if number == 0 and not store.has(name):
+        for other in (trainer.store(run.of_arm(arm)) for arm in ARMS if arm != run.arm):
+            with suppress(*UNUSABLE):
+                other.weights(name)
+                files.write(store.file(name), files.read(other.file(name)))
+                break
+    return store.has(name)
+
+
+def _keep_end(trainer: Trainer, run: Run, number: int) -> None:
+    """Keep the end of a round, for the line to the end of the next one."""
+    state = _end(trainer, run, number, ENDS[0])
+    assert state is not None
+    trainer.store(run).write_weights(numbered("end", number), state)
 
 
 def _measure_lines(trainer: Trainer, run: Run, number: int) -> None:
@@ -143,7 +141,7 @@ def _measure_lines(trainer: Trainer, run: Run, number: int) -> None:
         points += [{"point": share, **found._asdict(), **about} for share, found in way]
     _keep_end(trainer, run, number)
     for end in ENDS:  # before the lines count as measured, so that a stop leaves none behind
-        delete(store.file(end))
+        files.delete(store.file(end))
     journal.write_connectivity(run, number, points)
     barrier = tables.barriers([run]).iloc[number]
     stable = max(barrier["train"], barrier["test"]) < tables.STABLE

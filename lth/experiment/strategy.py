@@ -11,18 +11,14 @@ from dataclasses import replace
 import torch
 
 from lth import pruning, rng
-from lth.experiment.masks import MASKS, Chosen, Round
 from lth.experiment.mode_connectivity import after_round
-from lth.experiment.starts import STARTS
-from lth.experiment.trainer import Trainer
-from lth.models.building import State
-from lth.records import identity, journal, tables
-from lth.records.events import Event, Note, RoundDone
-from lth.records.files import RecordError, delete
+from lth.experiment.next_ticket import MASKS, STARTS, Chosen, Round
+from lth.experiment.trainer import Event, Note, RoundDone, Trainer, one_per_trial
+from lth.records import files, identity, journal, tables
+from lth.records.files import RecordError
 from lth.records.store import Ticket, numbered
 from lth.records.tables import Run
 from lth.rng import derive_seed
-from lth.settings.arms import ARMS
 from lth.settings.config import Config
 from lth.training.hardware import memory_kept, numerics
 from lth.training.problem import Problem
@@ -59,8 +55,8 @@ class Experiment:
                         with self.trainer.alone(run):
                             self.record(run, ticket, result)
                             if number + 1 < rounds:
-                                chosen = self.prune(run, ticket, result.drawn or result.final)
-                                self.reset(run, ticket, result.final, chosen)
+                                last = Round(self.trainer, run, ticket, result.final, result.drawn or result.final)
+                                self.reset(last, self.prune(last))
                 if config.connectivity:
                     after_round(self.trainer, runs, number)
 
@@ -92,22 +88,20 @@ class Experiment:
         store.write_checkpoint(ticket.round, replace(trained, extra={}))
         if keep == "last":  # before the round counts as finished, so that a stop leaves none behind
             for number in range(ticket.round):
-                delete(store.file(numbered("trained", number)))
+                files.delete(store.file(numbered("trained", number)))
         row = journal.write_round(run, ticket.round, masks, trained, self.trainer.problem.cost[0])
         empty = tuple(name for name, count in pruning.survivors(masks).items() if not count)
         self.trainer.tell(RoundDone(run, row, sum(trained.seconds.values()), empty, ticket.at_random))
 
-    def prune(self, run: Run, ticket: Ticket, drawn: State) -> Chosen:
-        """The masks of the round after that of `ticket`, whose training ended, or was at --draw_at, with the weights
-        `drawn`."""
-        return MASKS[ARMS[run.arm].masks](Round(self.trainer, run, ticket, drawn))
+    def prune(self, last: Round) -> Chosen:
+        """The masks of the next round."""
+        return MASKS[last.arm.masks](last)
 
-    def reset(self, run: Run, ticket: Ticket, final: State, chosen: Chosen) -> None:
-        """Write the ticket of that round: its masks, and the weights that its survivors start from."""
-        store, start = self.trainer.store(run), ARMS[run.arm].start
-        weights = STARTS[start](Round(self.trainer, run, ticket, final), chosen.masks)
-        origin = store.original if start == "original" else "own"
-        store.write_ticket(Ticket(ticket.round + 1, chosen.masks, weights, origin, chosen.at_random))
+    def reset(self, last: Round, chosen: Chosen) -> None:
+        """Write the ticket of the next round: its masks, and the weights that its survivors start from."""
+        start = STARTS[last.arm.start](last, chosen.masks)
+        origin = last.store.original if last.arm.start == "original" else "own"
+        last.store.write_ticket(Ticket(last.next, chosen.masks, start, origin, chosen.at_random))
 
     def pick_up(self, run: Run, rounds: int) -> None:
         """Continue the run from where its files say it is; a new one begins with the dense ticket or --ticket's."""
@@ -116,12 +110,10 @@ class Experiment:
             raise RecordError(f"{run.dumps} holds results of another experiment, {identity.said(differ)} since")
         store.pick_up(lambda text: tell(Note(text, warning=True)))
         if not (store.has("initial") and store.has(numbered("ticket", 0))):
+            masks = pruning.dense(pruning.prunable(problem.make(), self.trainer.config.prune_embeddings))
+            start = problem.initial(derive_seed(run.seed, "weights", 0))
             if problem.start_tickets is not None:
                 masks, start = problem.start_tickets(run.seed, 0)
-            else:
-                embeddings = self.trainer.config.prune_embeddings
-                masks = pruning.dense(pruning.prunable(problem.make(), embeddings))
-                start = problem.initial(derive_seed(run.seed, "weights", 0))
             store.write_weights("initial", start)
             store.write_ticket(Ticket(0, masks, start, "initial"))
         self._make_ticket(run, rounds)
@@ -132,16 +124,15 @@ class Experiment:
         number, store = tables.finished_rounds(run), self.trainer.store(run)
         if 0 < number < rounds and not store.has(numbered("ticket", number)):
             with self.trainer.alone(run):
-                ticket, final = store.ticket(number - 1), store.end_of_round(number - 1)
-                self.reset(run, ticket, final, self.prune(run, ticket, store.end_of_round(number - 1, drawn=True)))
+                final, drawn = (store.end_of_round(number - 1, drawn) for drawn in (False, True))
+                last = Round(self.trainer, run, store.ticket(number - 1), final, drawn)
+                self.reset(last, self.prune(last))
 
     def _next_stack(self, runs: Sequence[Run], number: int, rounds: int) -> list[Run]:
         """Runs that wait for round `number` and can be trained as one; the dense round of a trial only once."""
         waiting = [run for run in runs if run not in self.failed and tables.finished_rounds(run) <= number]
         if number == 0:
-            waiting = [run for run in waiting if not self._share_dense(run, rounds)]
-            first = {run.seed: run for run in reversed(waiting)}
-            waiting = list(first.values())[::-1]
+            waiting = one_per_trial([run for run in waiting if not self._share_dense(run, rounds)])
         return self.trainer.stackable(waiting, number)
 
     def _share_dense(self, run: Run, rounds: int) -> bool:

@@ -1,10 +1,11 @@
-"""Tickets trained on one device: which go together, their data, plan and network, and their checkpoints."""
+"""Tickets trained on one device: which go together, their data, plan and network, their checkpoints; and the events
+that are reported meanwhile, which the terminal, TensorBoard and callbacks show."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +15,6 @@ from lth import pruning
 from lth.data.images import Feed
 from lth.pruning import Masks, Quota
 from lth.records import identity, tables
-from lth.records.events import Evaluated, Event, Moved, Note
 from lth.records.files import Damaged, RecordError
 from lth.records.store import ENDS, Store, Ticket
 from lth.records.tables import Run
@@ -29,6 +29,83 @@ from lth.training.problem import Problem, stack_size
 from lth.training.schedule import Plan, make_plan
 from lth.training.train import Evaluation, Trained, Training, TrialError
 from lth.training.updates import Goals
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation within a round of `steps` iterations, `epoch` of them per epoch."""
+
+    run: Run
+    round: int
+    evaluation: Evaluation
+    steps: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Moved:
+    """The iteration, of `steps`, that a round is at: sent when its training begins, then now and then. `again` names a
+    further training of the same ticket."""
+
+    run: Run
+    round: int
+    iteration: int
+    steps: int
+    again: str = ""
+
+
+@dataclass(frozen=True)
+class RoundDone:
+    """A finished round: its line of rounds.csv, its seconds (0 if shared), layers left without weights, and how many
+    survivors were drawn from weights with equal scores."""
+
+    run: Run
+    row: dict[str, Any]
+    seconds: float
+    empty: tuple[str, ...]
+    at_random: int = 0
+
+
+@dataclass(frozen=True)
+class Connected:
+    """The error barriers, in points, between two trainings of a round's ticket (--connectivity), and on the test images
+    between the ends of the round before and of this one; None for round 0."""
+
+    run: Run
+    round: int
+    train: float
+    test: float
+    stable: bool
+    from_last: float | None = None
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence for the user; `failed` says that a trial ended by it. A `warning` is shown with --quiet too."""
+
+    text: str
+    failed: bool = False
+    warning: bool = False
+
+
+Event = Evaluated | Moved | RoundDone | Connected | Note
+Callback = Callable[[dict[str, Any]], object]  # gets what `as_dict` gives
+
+
+def as_dict(event: Event) -> dict[str, Any] | None:
+    """An evaluation or a finished round as a plain dict, for callbacks: its `event` ("evaluation" or "round"), the run
+    it belongs to, and its numbers; None for other events."""
+    if not isinstance(event, (Evaluated, RoundDone)):
+        return None
+    whose = {name: getattr(event.run, name) for name in ("arch_type", "dataset", "settings", "arm", "seed")}
+    if isinstance(event, Evaluated):
+        return {"event": "evaluation", **whose, "round": event.round, **vars(event.evaluation)}
+    return {"event": "round", **whose, **event.row, "seconds": event.seconds}
+
+
+def one_per_trial(runs: Sequence[Run]) -> list[Run]:
+    """The first of the runs of each trial."""
+    return list({run.seed: run for run in reversed(runs)}.values())[::-1]
 
 
 class Trainer:
@@ -90,27 +167,7 @@ class Trainer:
         exhausted = f"the memory of {self.device} is exhausted at batch size {self.config.batch_size}"
         short = "" if len(stack) > 1 else f"{exhausted}: lower --batch_size"
         with blame_model(f"{stack[0].arch_type} failed in round {number}", short):
-            model, masks = self.problem.make(), [ticket.masks for ticket in started]
-            limits: Mapping[str, float] = {}  # those that the run began with, since others give other numbers
-            if not (self.problem.whole or plan.updates or plan.learn):  # which look at all weights
-                limits = tables.config_of(stack[0]).get("sparse_up_to", sparse.limits(self.config))
-            options: dict[str, Any] = {
-                "sparse": sparse.choose(model, masks, limits, feed.example()),
-                "changing": plan.updates is not None,
-            }
-            if plan.learn:
-                seeds = [derive_seed(run.seed, "learn", number) for run in stack]
-                options = {"how": LEARNED[plan.learn], "seeds": seeds}
-            network = (LearnedMasks if plan.learn else Network)(
-                model,
-                [ticket.start for ticket in started],
-                masks,
-                self.device,
-                self.problem.criterion,
-                self.bf16,
-                channels_last=len(stack) == 1 and self.channels_last(feed),
-                **options,
-            )
+            network = self._network(stack, started, plan, feed)
             training = Training(
                 network,
                 self.problem.optimizer(network),
@@ -119,9 +176,26 @@ class Trainer:
                 [[run.seed, *order] for run in stack],
                 derive_seed(stack[0].seed, "dropout", number),
                 saved,
-                [self.goals(ARMS[stack[0].arm], each, number) for each in masks] if plan.updates else (),
+                [self.goals(ARMS[stack[0].arm], ticket.masks, number) for ticket in started] if plan.updates else (),
             )
             return training.run(report, checkpoint, self.config.checkpoint_every, self.stop, moved)
+
+    def _network(self, stack: Sequence[Run], started: Sequence[Ticket], plan: Plan, feed: Feed) -> Network:
+        """The network of the tickets of a stack of runs."""
+        model, masks = self.problem.make(), [ticket.masks for ticket in started]
+        states, options = [ticket.start for ticket in started], (self.device, self.problem.criterion, self.bf16)
+        channels_last = len(stack) == 1 and self.channels_last(feed)
+        if plan.learn:
+            seeds = [derive_seed(run.seed, "learn", started[0].round) for run in stack]
+            how = LEARNED[plan.learn]
+            return LearnedMasks(model, states, masks, *options, channels_last=channels_last, how=how, seeds=seeds)
+        limits: Mapping[str, float] = {}
+        if not (self.problem.whole or plan.updates):  # which look at all weights
+            # The limits that the run began with, since others give other numbers.
+            limits = tables.config_of(stack[0]).get("sparse_up_to", sparse.limits(self.config))
+        sparsely = sparse.choose(model, masks, limits, feed.example())
+        changing = plan.updates is not None
+        return Network(model, states, masks, *options, sparsely, channels_last=channels_last, changing=changing)
 
     def quotas(self, arm: Arm, masks: Masks, rounds: int) -> list[Quota]:
         """How many of the survivors of `masks` which layers keep together after so many rounds of that arm."""

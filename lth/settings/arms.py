@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 class Arm:
     """How a round's ticket is made: which weights survive, what they start from, at which rates they learn.
 
-    masks: the function in lth/experiment/masks.py that makes the masks of a round.
+    masks: the function in lth/experiment/next_ticket.py that makes the masks of a round.
     scores: what it scores weights by; the lowest are pruned: "criterion" (--prune_method), "random", a name in
         CRITERIA, or a function of lth/experiment/scores.py, in that many `steps`.
     compared: which weights compete: "scope" (as --prune_scope says), "all" (of all layers that are pruned) or "layer",
         where --random_rates says how many each layer keeps.
     mask_of: the arm whose masks are reused ("of_arm").
     shuffled: whether their survivors are moved to random places of their layer.
-    start: the function in lth/experiment/starts.py that makes the weights that survivors start from.
+    start: the function in lth/experiment/next_ticket.py that makes the weights that survivors start from.
     learn: how masks are learned over weights that stay as they are (lth/training/learned.py); "": weights are trained.
     schedule: the learning rates of a round: "rewound" (the schedule from the point of --rewind), "whole", or "final"
         (its last rate throughout; of a cosine, the rate at which the last epoch begins).

@@ -15,7 +15,7 @@ import main
 import utils
 from lth.commands import session
 from lth.commands.progress import Progress
-from lth.records.events import Evaluated, Event, Note
+from lth.experiment.trainer import Evaluated, Event, Note
 from lth.records.files import write_json
 from lth.records.lock import Locks
 from lth.records.tables import runs_of

@@ -21,9 +21,9 @@ from lth.commands import command, loop
 from lth.commands.device import MachineError
 from lth.commands.loop import Trainer
 from lth.commands.queue import FAILED, Piece, Queue
+from lth.experiment.trainer import Evaluated, Event
 from lth.experiment.trainer import Trainer as TicketTrainer
 from lth.records import tables
-from lth.records.events import Evaluated, Event
 from lth.records.files import RecordError, Unreadable
 from lth.records.lock import Locks, Lost
 from lth.records.store import Store

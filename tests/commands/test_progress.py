@@ -14,7 +14,7 @@ from helpers import settings
 from lth.commands import progress, session
 from lth.commands.progress import Progress
 from lth.commands.terminal import wrapped
-from lth.records.events import Connected, Evaluated, Event, Moved, Note, RoundDone
+from lth.experiment.trainer import Connected, Evaluated, Event, Moved, Note, RoundDone
 from lth.records.tables import Run
 from lth.training import hardware
 from lth.training.train import Evaluation

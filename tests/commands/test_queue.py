@@ -10,8 +10,8 @@ import pytest
 from helpers import Told, experiment, held, settings, works
 
 from lth.commands.queue import FAILED, Piece, Queue, Watch
+from lth.experiment.trainer import Note, RoundDone
 from lth.records import files, tables
-from lth.records.events import Note, RoundDone
 from lth.records.lock import Locks
 from lth.records.tables import runs_of
 from lth.settings.config import Config

@@ -10,8 +10,8 @@ from helpers import do, settings
 from tensorboardX import SummaryWriter
 
 from lth.commands.tensorboard import Board
+from lth.experiment.trainer import Event, RoundDone
 from lth.records import tables
-from lth.records.events import Event, RoundDone
 
 
 def test_rounds_of_other_processes_have_their_curves(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ import pytest
 from helpers import assert_released, assert_same, do, experiment, held, results, settings
 
 from lth.commands import session
+from lth.experiment.trainer import Evaluated, Event
 from lth.records import files, journal, lock
-from lth.records.events import Evaluated, Event
 from lth.records.files import RecordError
 from lth.records.lock import Locked, Locks, Lost
 from lth.records.tables import runs_of

@@ -1,4 +1,5 @@
-"""The masks of the next round: what an arm prunes, or whose masks it takes over. An arm names its function in MASKS.
+"""The next round's ticket: which weights survive, and what they start from. An arm names a function of each kind, in
+MASKS and in STARTS.
 
 Masks of another run must all come from one training of it: where the last one that was taken is not what that run has
 now, it has been trained again.
@@ -6,6 +7,7 @@ now, it has been trained again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,13 +15,13 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from lth import prune, pruning, rng
 from lth.experiment.scores import SCORES, scored
-from lth.experiment.trainer import Trainer, blame_model
+from lth.experiment.trainer import Note, Trainer, blame_model
 from lth.models.building import State, load_state
 from lth.pruning import Masks, Weights
-from lth.records.events import Note
 from lth.records.files import Damaged
 from lth.records.store import Store, Ticket
 from lth.records.tables import Run
@@ -28,18 +30,17 @@ from lth.settings.arms import ARMS, Arm
 from lth.settings.config import ConfigError
 from lth.training.train import TrialError
 
-LAYERS = 4  # that a sentence names
-
 
 @dataclass(frozen=True)
 class Round:
     """A finished round of a run, from which the next one's ticket is made: its training started from `ticket` and ended
-    with the weights `final`, or, where masks are made, was at --draw_at with them."""
+    with the weights `final`; masks are made of the weights `drawn`, those at --draw_at."""
 
     trainer: Trainer
     run: Run
     ticket: Ticket
     final: State
+    drawn: State
 
     @property
     def arm(self) -> Arm:
@@ -61,6 +62,15 @@ class Round:
         """Random numbers with that seed."""
         return torch.Generator().manual_seed(self.seed(purpose))
 
+    def start_ticket(self, number: int) -> tuple[Masks, State]:
+        """The masks and the weights that the run named by --ticket has for a round here. TrialError if they cannot be
+        used."""
+        assert self.trainer.problem.start_tickets is not None
+        try:
+            return self.trainer.problem.start_tickets(self.run.seed, number)
+        except ConfigError as error:
+            raise TrialError(str(error)) from None
+
 
 class Chosen(NamedTuple):
     """The masks of a round. at_random: how many of their survivors were drawn from weights with equal scores."""
@@ -75,7 +85,7 @@ def iterative(last: Round) -> Chosen:
         return _by_rule(last, last.trainer.problem.rule)
     # In arms that draw fresh weights in every round, a round's initial weights are those drawn for it.
     initial = last.ticket.start if last.arm.start == "fresh" else last.store.weights("initial")
-    return _highest(last, last.ticket.masks, last.final, initial)
+    return _highest(last, last.ticket.masks, last.drawn, initial)
 
 
 def one_shot(last: Round) -> Chosen:
@@ -89,26 +99,25 @@ def before_training(last: Round) -> Chosen:
 
 
 def unpruned(last: Round) -> Chosen:
-    """Those that round 0 began with, of arms that prune during the training."""
+    """The masks that round 0 began with, of arms that prune during the training."""
     return Chosen(last.store.ticket(0).masks)
 
 
 def of_arm(last: Round) -> Chosen:
     """The masks that another arm of the trial has for the same round, in random order where the arm is `shuffled`.
     TrialError if there are none, or if the other arm's mask of the round before is not the one that was taken then."""
-    other, store = last.run.of_arm(last.arm.mask_of), last.trainer.store(last.run.of_arm(last.arm.mask_of))
+    arm, number, other = last.arm, last.ticket.round, last.run.of_arm(last.arm.mask_of)
 
     def masks_of(number: int) -> Masks:
-        if not last.arm.shuffled:
-            return store.masks(number)
+        masks = last.trainer.store(other).masks(number)
         generator = torch.Generator().manual_seed(derive_seed(last.run.seed, "mask", number))
-        return pruning.shuffled(store.masks(number), generator)
+        return pruning.shuffled(masks, generator) if arm.shuffled else masks
 
     with suppress(FileNotFoundError, Damaged):  # the mask of the round before is not needed
-        if last.ticket.round and _differ(masks_of(last.ticket.round), last.ticket.masks):
+        if number and _differ(masks_of(number), last.ticket.masks):
             raise TrialError(
-                f"{other.arm} has been trained again: its mask of round {last.ticket.round} is not the one that was "
-                "taken from it here; --overwrite trains both again"
+                f"{other.arm} has been trained again: its mask of round {number} is not the one that was taken from it "
+                "here; --overwrite trains both again"
             )
     try:
         return Chosen(masks_of(last.next))
@@ -118,15 +127,10 @@ def of_arm(last: Round) -> Chosen:
         raise TrialError(f"{error}; --overwrite trains {other.arm} and {last.run.arm} again") from None
 
 
-def of_ticket(last: Round) -> Chosen:
+def masks_of_ticket(last: Round) -> Chosen:
     """The masks that the run named by --ticket has for the same round. TrialError if they cannot be used, or if its
     masks of the round before are not those that were taken then."""
-    start_tickets = last.trainer.problem.start_tickets
-    assert start_tickets is not None
-    try:
-        before, after = (start_tickets(last.run.seed, number)[0] for number in (last.ticket.round, last.next))
-    except ConfigError as error:
-        raise TrialError(str(error)) from None
+    before, after = (last.start_ticket(number)[0] for number in (last.ticket.round, last.next))
     if _differ(before, last.ticket.masks):
         raise TrialError(f"--ticket has changed: its masks are not those that round {last.ticket.round} here had")
     return Chosen(after)
@@ -138,7 +142,7 @@ MASKS: dict[str, Callable[[Round], Chosen]] = {
     "before_training": before_training,
     "unpruned": unpruned,
     "of_arm": of_arm,
-    "of_ticket": of_ticket,
+    "of_ticket": masks_of_ticket,
 }
 
 
@@ -148,7 +152,7 @@ def _differ(one: Masks, other: Masks) -> bool:
 
 def _by_rule(last: Round, rule: prune.Rule) -> Chosen:
     model = last.trainer.problem.make()
-    masks = prune.by_rule(rule, model, last.final, last.ticket.masks, last.seed("rule"))
+    masks = prune.by_rule(rule, model, last.drawn, last.ticket.masks, last.seed("rule"))
     if pruning.survivors(masks) == pruning.survivors(last.ticket.masks):
         why = "it must prune the network that it is given, in which weights with masks of torch.nn.utils.prune are "
         why += "called weight_orig; fetch_layers names them"
@@ -165,26 +169,15 @@ def _highest(last: Round, masks: Masks, weights: State, initial: State, rounds: 
     """The survivors of `masks` with the highest scores, as many as so many rounds of pruning leave. Ties are broken at
     random."""
     quotas, score = last.trainer.quotas(last.arm, masks, rounds), _scores(last, weights, initial)
-    steps: list[tuple[Masks, Weights]] = []  # the first one, and the last one
+    last_step = list[tuple[Masks, Weights]]()
 
     def scored_step(masks: Masks) -> Weights:
-        steps[1:] = [(masks, score(masks))]
-        return steps[-1][1]
+        last_step[:] = [(masks, score(masks))]
+        return last_step[0][1]
 
     after = pruning.keep_highest_in_steps(scored_step, masks, quotas, last.arm.steps, last.generator("ties"))
-    if last.arm.scores in SCORES and last.ticket.round == 0:
-        _report_zeros(last, *steps[0])
-    return Chosen(after, pruning.tied(steps[-1][1], steps[-1][0], after, quotas))
-
-
-def _report_zeros(last: Round, masks: Masks, scores: Weights) -> None:
-    """Say for how many weights of which layers the score is 0, where it is 1% of a layer or more."""
-    zeros = {name: int((scores[name].cpu()[mask] == 0).sum()) for name, mask in masks.items()}
-    many = [name for name, count in zeros.items() if count and 100 * count >= int(masks[name].sum())]
-    if many:
-        counts = ", ".join(f"{zeros[name]:,} of {int(masks[name].sum()):,} in {name}" for name in many[:LAYERS])
-        more = f" and weights of {len(many) - LAYERS} further layers" if len(many) > LAYERS else ""
-        last.trainer.tell(Note(f"{last.run}: {last.arm.scores} gives these weights a score of 0: {counts}{more}"))
+    before, scores = last_step[0]
+    return Chosen(after, pruning.tied(scores, before, after, quotas))
 
 
 def _scores(last: Round, weights: State, initial: State) -> Callable[[Masks], Weights]:
@@ -199,7 +192,7 @@ def _scores(last: Round, weights: State, initial: State) -> Callable[[Masks], We
 
 
 def _sensitivity(last: Round, weights: State) -> Callable[[Masks], Weights]:
-    """The scores of the arm before training, given which weights are still there."""
+    """The scores of an arm that prunes before training (lth.experiment.scores)."""
     trainer, config, method = last.trainer, last.trainer.config, last.arm.scores
     failed = f"{last.run.arch_type} failed in the scores of {method} before round {last.next}"
     exhausted = f"is exhausted by the scores of {method} at batch size {config.batch_size}: lower --batch_size"
@@ -219,3 +212,73 @@ def _sensitivity(last: Round, weights: State) -> Callable[[Masks], Weights]:
             return scored(method, model, masks, batches, trainer.problem.criterion)
 
     return score
+
+
+def original(last: Round, masks: Masks) -> State:
+    """The initial weights, or those that --rewind says."""
+    return last.store.weights(last.store.original)
+
+
+def fresh(last: Round, masks: Masks) -> State:
+    """New random weights."""
+    return last.trainer.problem.fresh(last.seed("weights"))
+
+
+def trained(last: Round, masks: Masks) -> State:
+    """The weights at the end of the last round."""
+    return last.final
+
+
+def start_of_ticket(last: Round, masks: Masks) -> State:
+    """What the run named by --ticket started this round from."""
+    return last.start_ticket(last.next)[1]
+
+
+def sign(last: Round, masks: Masks) -> State:
+    """Each prunable weight replaced by the standard deviation of its layer's original weights, with its own sign (Zhou
+    et al. 2019, arXiv:1905.01067, Section 4)."""
+    weights = original(last, masks)
+    return weights | {name: _constants(weights[name], _signs(weights[name])) for name in masks}
+
+
+def shuffled_signs(last: Round, masks: Masks) -> State:
+    """The same with the signs of each layer's survivors in random order: as many of each as before."""
+    weights, generator = original(last, masks), last.generator("shuffled_signs")
+    start = dict(weights)
+    for name, mask in masks.items():
+        signs = _signs(weights[name])
+        survivors = signs[mask]
+        signs[mask] = survivors[torch.randperm(len(survivors), generator=generator)]
+        start[name] = _constants(weights[name], signs)
+    return start
+
+
+def kaiming_signs(last: Round, masks: Masks) -> State:
+    """Each prunable weight replaced by the standard deviation of Kaiming initial weights where as many are kept as the
+    mask of its layer keeps, with the sign of the initial weight (Ramanujan et al. 2020, arXiv:1911.13299, Sections 3.3
+    and 4.4: signed constants, scaled)."""
+    weights = last.store.weights("initial")
+
+    def constant(name: str) -> float:
+        return math.sqrt(2 / max(int(masks[name].sum()) / len(masks[name]), 1))  # the kept inputs of a unit
+
+    return weights | {name: _signs(weights[name]) * constant(name) for name in masks}
+
+
+STARTS: dict[str, Callable[[Round, Masks], State]] = {
+    "original": original,
+    "fresh": fresh,
+    "trained": trained,
+    "of_ticket": start_of_ticket,
+    "sign": sign,
+    "shuffled_signs": shuffled_signs,
+    "kaiming_signs": kaiming_signs,
+}
+
+
+def _signs(weight: Tensor) -> Tensor:
+    return torch.where(weight < 0, -1.0, 1.0).to(weight.dtype)
+
+
+def _constants(weight: Tensor, signs: Tensor) -> Tensor:
+    return signs * weight.std(correction=0)
