@@ -204,7 +204,6 @@ def _prepared(asked: Config, about: str, loaded: dict[tuple[object, ...], Images
     images_of(asked, loaded)  # how many there are decides the validation split
     config, runs = settled(asked), tables.runs_of(asked, about)
     images, problem = prepare(config, loaded)
-    start_tickets.refuse_pruned(config)
     identity.check(runs, config, problem.fingerprint, config.overwrite)
     return Prepared(asked, config, runs, images, problem)
 

@@ -115,6 +115,12 @@ def problem(config: Config, images: Images) -> Problem:
     source, dense = StartTickets.of(config), pruning.dense(pruning.prunable(problem.make(), config.prune_embeddings))
     for seed in source.runs:
         new = _new_layer(source, seed, config, problem.make())
+        left = pruning.remaining(source.ticket(seed, 0).masks)
+        if config.target_remaining is not None and left < 100:  # the settings alone do not tell where rounds begin
+            raise ConfigError(
+                f"--target_remaining is reached from a dense network, but {source.named} begins with {left:.3g}% "
+                "of the weights: name a dense ticket, such as :0, or say --prune_percent instead"
+            )
 
     def start(seed: int, number: int) -> tuple[Masks, State]:
         own = problem.initial(derive_seed(seed, "weights", 0))
@@ -148,21 +154,6 @@ def refuse_later_round(path: str, config: Config) -> None:
             f"--config {path} is of a run that began with round {was} of --ticket {config.ticket}, whose last finished "
             f"round is {now} by now: add --ticket {config.ticket}:{was}"
         )
-
-
-def refuse_pruned(config: Config) -> None:
-    """ConfigError if the settings say what shall be left in the end, and begin with less than a dense network: where
-    rounds begin, settings alone do not tell."""
-    if config.ticket is None or config.target_remaining is None:
-        return
-    source = StartTickets.of(config)
-    for seed in source.runs:
-        left = pruning.remaining(source.ticket(seed, 0).masks)
-        if left < 100:
-            raise ConfigError(
-                f"--target_remaining is reached from a dense network, but {source.named} begins with {left:.3g}% "
-                "of the weights: name a dense ticket, such as :0, or say --prune_percent instead"
-            )
 
 
 def _new_layer(source: StartTickets, seed: int, config: Config, model: nn.Module) -> list[str]:

@@ -69,7 +69,7 @@ class Store:
     drawn: str = "dense"
 
     def file(self, name: str) -> Path:
-        """The file of that name, such as `initial` or `ticket_07`."""
+        """Where the file of that name is, such as `initial` or `ticket_07`."""
         return self.run.saves / f"{name}.safetensors"
 
     def has(self, name: str) -> bool:
@@ -132,11 +132,10 @@ class Store:
 
     def checkpoint(self, number: int, name: str = "checkpoint") -> Trained | None:
         """Where the training of round `number` was when it stopped; None if it was not begun."""
-        try:
+        with suppress(FileNotFoundError):
             of_round, trained = self.saved(name)
-        except FileNotFoundError:
-            return None
-        return trained if of_round == number else None
+            return trained if of_round == number else None
+        return None
 
     def write_checkpoint(self, number: int, trained: Trained, name: str = "checkpoint") -> None:
         """Keep where the training of round `number` is, complete or not."""
@@ -167,8 +166,8 @@ class Store:
         are several."""
         have, finished = self.of_rounds("ticket"), tables.finished_rounds(self.run)
         if not finished and len(have) > 1:
-            dumps = self.run.dumps
-            raise ValueError(f"{self.run.saves} has tickets of {len(have)} rounds, of which {dumps} has none finished")
+            count, run = len(have), self.run
+            raise ValueError(f"{run.saves} has tickets of {count} rounds, of which {run.dumps} has none finished")
         return max((number for number in have if number < finished), default=next(iter(have), 0))
 
     def pick_up(self, tell: Callable[[str], object]) -> None:
@@ -185,18 +184,13 @@ class Store:
         sound = self._sound_rounds(finished, tell)
         if sound < finished:
             copy = journal.keep_rounds(run, sound)
-            tell(
-                f"{run}: continuing from round {sound}, the first that has to be trained again; the journal of it and "
-                f"the later rounds is kept in {copy.name}"
-            )
+            again = f"{run}: continuing from round {sound}, the first that has to be trained again"
+            tell(f"{again}; the journal of it and the later rounds is kept in {copy.name}")
         self.drop_rounds(sound)
 
     def _sound_rounds(self, finished: int, tell: Callable[[str], object]) -> int:
-        """How many of the finished rounds can be built upon. Unusable files are set aside.
-
-        Round n can start from its ticket, or a ticket can be made of the weights at the end of round n - 1: those are
-        in the checkpoint, or for round 0 in `dense`. Tickets start from `initial` or, with --rewind, `rewind`.
-        """
+        """How many of the finished rounds can be built upon: those before the first without ticket or masks. The next
+        ticket can be made again of the weights at the end of the last round. Unusable files are set aside."""
 
         def usable(name: str) -> bool:
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from helpers import assert_same, do, held, lay_out, results, settings
 
 import lth
 from lth.commands import session
-from lth.records import journal, tables
+from lth.records import files, journal, tables
 from lth.records.files import RecordError
 from lth.records.lock import Locked
 from lth.records.tables import Run, runs_of
@@ -148,6 +149,16 @@ def test_what_another_process_works_on_is_not_written_again(finished: Config, ru
 
 
 # How they are written
+
+
+def test_two_may_write_the_same_file_at_once(tmp_path: Path) -> None:
+    """As processes that share a sweep and end together."""
+    file, contents = tmp_path / "sweep.csv", [letter * 100_000 for letter in (b"a", b"b", b"c")]
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(20):
+            list(pool.map(lambda content: files.write(file, content), contents))
+            assert file.read_bytes() in contents
+    assert [*tmp_path.iterdir()] == [file]
 
 
 @posix

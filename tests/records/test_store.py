@@ -1,25 +1,32 @@
-"""What a run that goes on takes back, and what it does not: weights that are only out of reach now are not lost."""
+"""What a run keeps under saves/: files that say whose they are, and what a run that continues discards, and what not:
+weights that are only out of reach now are not lost."""
 
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 from helpers import Told, assert_same, do, lay_out, results, settings
+from torch import Tensor
 
 from lth.commands import command, session
 from lth.records import journal, tables
-from lth.records.files import RecordError
-from lth.records.store import load_tensors
+from lth.records.files import Damaged, RecordError
+from lth.records.store import SHARED, Store, Ticket, load_tensors, numbered, save_tensors
 from lth.records.tables import Run, runs_of
 from lth.settings.config import Config
 
-ROUNDS, MORE = 2, 3
+versions = pytest.mark.versions
 posix = pytest.mark.skipif(os.name != "posix", reason="needs links and limits of POSIX")
+ROUNDS, MORE = 2, 3
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +111,143 @@ def test_a_file_that_is_set_aside_is_named_also_with_quiet(place: Path, capsys: 
     file.write_bytes(b"junk")
     session.run(settings(place, prune_iterations=3, quiet=True))
     assert f"{file.name}.damaged, continuing from the last good round" in capsys.readouterr().err
+
+
+# Files
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(Run(tmp_path, "net", "images", "default", "lt", 0), "settings")
+
+
+@versions
+def test_a_ticket_keeps_the_order_of_the_layers(store: Store) -> None:
+    """layers.csv must not depend on whether a round's ticket was made just now or read after a stop."""
+    masks = {"features.conv.weight": torch.tensor([True, False, True]), "classifier.weight": torch.ones(2, 2).bool()}
+    start = {"features.conv.weight": torch.randn(3), "classifier.weight": torch.randn(2, 2)}
+    store.write_ticket(Ticket(3, masks, start, "own", at_random=2))
+    read = store.ticket(3)
+    assert list(read.masks) == list(masks) and read.at_random == 2
+    assert all(torch.equal(read.masks[name], masks[name]) for name in masks)
+    assert all(torch.equal(read.start[name], start[name]) for name in start)
+
+
+MASK = {"mask/w": torch.tensor([0b10110000], dtype=torch.uint8)}  # of 2 x 3 weights
+START = {"start/w": torch.ones(2, 3)}
+FACTS = {"round": 1, "shapes": [["w", [2, 3]]], "origin": "own"}
+
+
+CRAFTED: list[tuple[dict[str, Tensor], dict[str, Any]]] = [
+    ({}, {"shapes": [["w", [2, 30]]]}),  # the mask is cut short
+    ({}, {"shapes": [["w", [-2, -3]]]}),
+    ({}, {"shapes": [["w", "ab"]]}),
+    ({}, {"shapes": [["other", [2, 3]]]}),
+    ({}, {"at_random": "many"}),
+    ({}, {"origin": "../../other/seed0/initial"}),
+    ({}, {"run": 3}),
+    ({"mask/w": torch.ones(1)}, {}),
+    ({"start/w": torch.ones(6)}, {}),
+]
+
+
+@versions
+def test_a_crafted_ticket_is_damaged(store: Store) -> None:
+    """Whatever it says, its checksum is right."""
+    file = store.file("ticket_01")
+    save_tensors(file, {**MASK, **START}, "settings", **FACTS)
+    assert store.ticket(1).masks["w"].sum() == 3
+    contents = [({**MASK, **START, **tensors}, {**FACTS, **facts}) for tensors, facts in CRAFTED]
+    for tensors, facts in (*contents, (MASK, FACTS), ({**MASK, **START}, {})):
+        save_tensors(file, tensors, "settings", **facts)
+        with pytest.raises(Damaged, match=r"ticket_01\.safetensors"):
+            store.ticket(1)
+
+
+@versions
+def test_a_crafted_checkpoint_is_damaged(store: Store) -> None:
+    sound = {"round": 1, "iteration": 8, "seconds": {}, "supermask": None}
+    file = store.file("checkpoint")
+    save_tensors(file, {"evals": torch.ones(1, 5)}, "settings", **sound)
+    assert store.saved()[0] == 1
+    crafted: list[tuple[int, dict[str, Any]]] = [(5, {"round": "one"}), (5, {"seconds": 3}), (5, {"iteration": None})]
+    for evals, facts in (*crafted, (5, {"name": "dense"}), (3, {})):
+        save_tensors(file, {"evals": torch.ones(1, evals)}, "settings", **{**sound, **facts})
+        with pytest.raises(Damaged, match=r"checkpoint\.safetensors"):
+            store.saved()
+
+
+class Malicious:
+    """Unpickling it makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.marker,)
+
+
+def with_metadata(**changes: str) -> Callable[[Path], bytes]:
+    """The content of a file with changes in what it says of itself."""
+
+    def rewritten(file: Path) -> bytes:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            return safetensors.torch.save(tensors, metadata={**opened.metadata(), **changes})
+
+    return rewritten
+
+
+DAMAGE: dict[str, Callable[[Path], bytes]] = {
+    "truncated": lambda file: file.read_bytes()[: file.stat().st_size // 2],
+    "empty": lambda file: b"",
+    "text": lambda file: b"these are no weights\n" * 40,
+    "zeros": lambda file: bytes(file.stat().st_size),
+    "pickle": lambda file: pickle.dumps(Malicious(file.with_name("executed"))),
+    "belongs to other settings": with_metadata(identity="0123456789abcdef"),
+    "newer version": with_metadata(format="2"),
+    "checksum is wrong": lambda file: file.read_bytes().replace(b"4321", b"4322"),
+    "foreign": lambda file: safetensors.torch.save({"a": torch.ones(3)}),
+}
+
+
+@versions
+def test_whatever_is_in_a_file_is_never_executed_and_named_if_it_cannot_be_used(tmp_path: Path) -> None:
+    for kind, damaged in DAMAGE.items():
+        file = tmp_path / kind / "initial.safetensors"
+        save_tensors(file, {"w": torch.ones(20)}, "settings", iteration=4321)
+        file.write_bytes(damaged(file))
+        with pytest.raises(Damaged, match=r"initial\.safetensors") as error:
+            load_tensors(file, "settings")
+        assert not file.with_name("executed").exists() and (" " not in kind or kind in str(error.value))
+
+
+@versions
+@pytest.mark.parametrize("name", ["ticket_01", "checkpoint", "dense"])
+@pytest.mark.parametrize("other", ["lt/seed1", "reinit/seed0"])
+def test_files_of_other_runs_are_refused_but_for_the_dense_round_that_arms_share(
+    tmp_path: Path, name: str, other: str
+) -> None:
+    file, source = (tmp_path / run / f"{name}.safetensors" for run in ("lt/seed0", other))
+    save_tensors(source, {"w": torch.ones(2)}, "settings")
+    file.parent.mkdir(parents=True)
+    shutil.copy(source, file)
+    if other == "reinit/seed0" and name in SHARED:
+        load_tensors(file, "settings")
+    else:
+        with pytest.raises(Damaged, match=rf"{name}\.safetensors is a copy of {name}\.safetensors of \S*seed"):
+            load_tensors(file, "settings")
+
+
+@versions
+def test_rounds_that_are_made_again_leave_nothing_but_the_ticket_they_start_from(store: Store) -> None:
+    saves = store.run.saves
+    saves.mkdir(parents=True)
+    files = [numbered(kind, number) for kind in ("ticket", "trained") for number in range(4)]
+    copies = ["ticket_02 copy", "ticket_03 (1)", "ticket_3", "ticket_best", "trained_03_old", "trained_best"]
+    for name in (*files, "initial", "dense", *copies):
+        store.file(name).touch()
+    assert list(store.of_rounds("ticket")) == [0, 1, 2, 3]
+    store.drop_rounds(2)
+    kept = ["dense", "initial", "ticket_00", "ticket_01", "ticket_02", "trained_00", "trained_01"]
+    assert sorted(file.stem for file in saves.iterdir()) == sorted([*kept, *copies])
