@@ -37,13 +37,6 @@ def state(value: float, count: int = 7) -> State:
 # The line
 
 
-def test_between_two_networks() -> None:
-    one, other = state(1.0), state(3.0, 9)
-    assert line.between(one, other, 0.0)["w"].equal(one["w"]) and line.between(one, other, 1.0)["w"].equal(other["w"])
-    middle = line.between(one, other, 0.25)
-    assert middle["w"].tolist() == [1.5] * 3 and middle["norm.num_batches_tracked"] == 7
-
-
 def test_the_barrier_of_a_known_quadratic_is_exact() -> None:
     """Errors 10 + 8 x on the way from x = -1 to 2, less (x + 1) (x - 2) times 4: known at each of the 30 points."""
 
@@ -291,22 +284,6 @@ def test_a_second_training_that_fails_ends_its_run(place: Path) -> None:
 
 
 # Kills
-
-
-def test_stopping_anywhere_changes_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(line, "POINTS", 5)
-    config = settings(place, arch_type="drop", connectivity=True, prune_iterations=2)
-    turns = itertools.count()
-    do(replace(config, root=place / "whole"), stop=lambda: next(turns) < 0)
-    expected, stopped = results(place / "whole"), 0
-    for turn in range(0, next(turns), 1 if EXHAUSTIVE else 7):
-        root, turns = place / f"stopped{turn}", itertools.count()
-        with pytest.raises(Stopped):
-            do(replace(config, root=root), stop=lambda turns=turns, turn=turn: next(turns) == turn)
-        stopped += bool(list(root.rglob("second.safetensors")))
-        do(replace(config, root=root))
-        assert_same(results(root), expected)
-    assert stopped, "never within a second training"
 
 
 def test_being_killed_between_any_two_changes_of_files_changes_nothing(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import pytest
-from rounds import rounds_of
+from drawn import rounds_of
 
 from lth.analysis import printed, verdict
 

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import MakeRuns
+from drawn import rounds_of
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from rounds import rounds_of
 from scipy import stats
 
 from lth.analysis import verdict
