@@ -154,7 +154,7 @@ def iterative_pruning(
             "quiet": checks.truth("quiet", quiet),
             **settings,
             "arch_type": type(net).__name__,
-            "dataset": values.as_plain_name(taken.name),
+            "dataset": values.as_plain_name(taken.source.name),
             "init": "own",
             "seed": seed,
             "root": root,

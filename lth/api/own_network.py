@@ -218,10 +218,10 @@ def try_out(own: OwnNet, data: Taken, device: torch.device) -> None:
             if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(x):
                 got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
                 raise ValueError(f"net must give one row of logits per example, ({len(x)}, classes), not {got}")
-        if outputs.shape[1] < data.classes:
+        if outputs.shape[1] < data.source.classes:
             raise ValueError(
-                f"net must give a logit for each of the {data.classes} classes of data (labels 0 to "
-                f"{data.classes - 1}), not {outputs.shape[1]}"
+                f"net must give a logit for each of the {data.source.classes} classes of data (labels 0 to "
+                f"{data.source.classes - 1}), not {outputs.shape[1]}"
             )
         try:
             loss = own.criterion(outputs, y)

@@ -1,7 +1,7 @@
 """Images and other examples: read, split, put on the device, batched. Uses lth.settings and lth.rng.
 
 images.py has images in memory and what a training sees of them; sets.py reads and writes data sets; loaders.py takes
-data of the user's own, stream.py serves what is not kept in memory. What a user needs is here: `lth.data.load_MNIST`.
+data of the user's own. The names that a user needs are here: `lth.data.load_MNIST`.
 """
 
 from lth.data.images import Images

@@ -29,8 +29,8 @@ class Images:
     already, with `train_labels` and `test_labels`, int64 (N,), from 0 to below `classes`.
 
     `validation` holds (images, labels) where a set brings its own; else each trial splits some off the training images.
-    Where `as_is`, the model gets what `train` holds, of any type and shape (N, ...), and nothing is normalised.
-    `pixels` says how they are (--pixels); `scaling` is the shift and scale that do it, where they are known already.
+    Where `as_is`, the model gets what `train` holds, of any type and shape (N, ...), and nothing is normalised; else
+    as `pixels` says (--pixels).
     """
 
     name: str
@@ -41,7 +41,6 @@ class Images:
     classes: int
     validation: tuple[Tensor, Tensor] | None = None
     as_is: bool = False
-    scaling: tuple[Tensor, Tensor] | None = None
     pixels: str = "standard"
 
     @property
@@ -50,15 +49,15 @@ class Images:
         return tuple(self.train.shape[1:])
 
     @property
-    def example(self) -> Tensor:
-        """A copy of an example of the shape and type that models get, (1, ...); of images, one of zeros."""
-        return self.train[:1].cpu().clone() if self.as_is else torch.zeros(1, *self.shape)
+    def examples(self) -> Tensor:
+        """Copies of some examples as models get them, but not normalised, to try one on."""
+        some = self.train[:TRIED].cpu().clone()
+        return some if self.ready else some / 255
 
     @property
-    def examples(self) -> Tensor:
-        """Copies of some examples of the shape and type that models get, to try one on."""
-        some = self.train[:TRIED].cpu().clone()
-        return some if self.as_is or some.is_floating_point() else some / 255
+    def ready(self) -> bool:
+        """Whether models get what `train` holds: where `as_is`, or where images are normalised already."""
+        return self.as_is or self.train.is_floating_point()
 
     @property
     def mirrors(self) -> bool:
@@ -68,22 +67,16 @@ class Images:
     @cached_property
     def remark(self) -> str:
         """What is odd about the labels, in a sentence; "" if nothing is."""
-        trained, tested = (torch.bincount(y, minlength=self.classes) > 0 for y in (self.train_labels, self.test_labels))
-        if trained.sum() == 1:
-            return f"all training examples have the label {int(trained.nonzero())}: there is nothing to tell apart"
-        untrained, absent = ((~trained & tested).nonzero().flatten(), (~trained & ~tested).nonzero().flatten())
-        if len(untrained):
-            return f"only the test set has examples of {_classes(untrained)}, which no network can learn then"
-        if len(absent):
-            return f"no example is of {_classes(absent)}: labels count from 0, so that there are {self.classes} classes"
-        return ""
+        absent = sorted({*range(self.classes)} - {*self.train_labels.tolist()})
+        if self.classes - len(absent) == 1:
+            return f"all training examples have the label {int(self.train_labels[0])}: there is nothing to tell apart"
+        some = ", ".join(map(str, absent[:5])) + (", ..." if len(absent) > 5 else "")
+        return f"no training example has the label {some}, of labels 0 to {self.classes - 1}" if absent else ""
 
     @cached_property
     def levels(self) -> tuple[Tensor, Tensor]:
         """Shift and scale, each of one element or (C, 1, 1), of the levels 0 to 255."""
-        if self.scaling is not None:
-            return self.scaling
-        if self.as_is or self.train.is_floating_point() or self.pixels != "standard":
+        if self.ready or self.pixels != "standard":
             return torch.zeros(1), torch.full((1,), 1 / 255)
         return normalisation(self.train)
 
@@ -91,7 +84,7 @@ class Images:
     def normalisation(self) -> dict[str, Any]:
         """What config.json says of how a model sees levels from 0 to 255: times `scale` plus `shift` per channel, then
         divided by the Euclidean norm of the image if `by_norm`. Empty if the data came normalised, or are no images."""
-        if self.as_is or self.train.is_floating_point() or self.scaling is not None:
+        if self.ready:
             return {}
         shift, scale = (part.flatten().tolist() for part in self.levels)
         return {"shift": shift, "scale": scale, "by_norm": self.pixels == "norm"}
@@ -103,7 +96,7 @@ class Images:
     @cached_property
     def fingerprint(self) -> str:
         """That of the arrays: other images or labels have another one."""
-        return of_arrays([*self.tensors(), *(part.mul(1e4).round().int() for part in self.scaling or ())])
+        return of_arrays(self.tensors())
 
     def feed(
         self, seeds: Sequence[int], valid_size: int | None, batch_size: int, device: torch.device, augment: bool = False
@@ -113,21 +106,15 @@ class Images:
         return Feed(self, seeds, valid_size, batch_size, device, augment)
 
 
-def _classes(labels: Tensor) -> str:
-    found = labels.tolist()
-    more = ", ..." if len(found) > 5 else ""
-    return f"class {found[0]}" if len(found) == 1 else f"classes {', '.join(map(str, found[:5]))}{more}"
-
-
 class Feed:
     """What T trials train and evaluate on: the images on the device, each trial's own split and order of batches.
 
     A batch is a tensor of draws, (T, B) image indices or, with augmentation, (T, B, 4): index, shift down, shift
     right, flip. `fetch` turns one into normalised images (T * B, C, H, W) and labels (T * B,).
 
-    `images` are those of all trials, `seeds` one a trial; `valid_size` training images are held back for validation
-    (None: the usual number); a trial's batch has `batch_size` images; `device` is where all is put; `augment` shifts
-    and mirrors training images at random.
+    All trials share `images` and have one of the `seeds` each; `valid_size` training images are held back for
+    validation (None: the usual number); a trial's batch has `batch_size` images; `device` is where all is put;
+    `augment` shifts and mirrors training images at random.
     """
 
     def __init__(
@@ -145,7 +132,7 @@ class Feed:
             self.chunk = max(100, min(GPU_CHUNK, GPU_VALUES // images.train[0].numel()) // len(seeds))
         self.images, self.labels, self._test, self._test_labels = (x.to(device) for x in images.tensors()[:4])
         self.flip = images.mirrors
-        self.as_is = images.as_is or images.train.is_floating_point()
+        self.ready = images.ready
         self.by_norm = images.pixels == "norm"
         self.shift, self.scale = (part.to(device) for part in images.levels)
         if images.validation is None:
@@ -200,7 +187,7 @@ class Feed:
         outside)."""
         if crop is not None:
             images = crop_and_flip(images, *crop)
-        if self.as_is:
+        if self.ready:
             return images
         scaled = images.float().mul_(self.scale).add_(self.shift)
         return torch.nn.functional.normalize(scaled.flatten(1)).view_as(scaled) if self.by_norm else scaled
@@ -226,7 +213,7 @@ class Feed:
 
     def _own(self, images: Tensor) -> Tensor:
         """A normalised copy: models may change in place what they get."""
-        return images.clone() if self.as_is else self.normalise(images)
+        return images.clone() if self.ready else self.normalise(images)
 
 
 def split(count: int, valid_size: int, seed: int) -> tuple[Tensor, Tensor]:

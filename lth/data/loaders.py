@@ -1,10 +1,13 @@
-"""Data of the user's own: kept in memory if they fit and stay the same from pass to pass, streamed otherwise."""
+"""Data of the user's own: kept in memory if they fit and stay the same from pass to pass, else streamed, batch by batch
+as they come."""
 
 from __future__ import annotations
 
+import itertools
+import operator
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,21 +15,107 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset, SubsetRandomSampler
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset, SubsetRandomSampler
 
-from lth.data.images import Images, of_arrays, of_texts
+from lth import rng
+from lth.data.images import Feed, Images, of_arrays, of_texts
 from lth.data.sets import Loaders, as_images, check_sizes
-from lth.data.stream import Batch, Source, Stream, draw, has_length, pair_of
-from lth.settings.checks import shown
-from lth.settings.config import VALID_SIZE, ConfigError, usual_valid_size
+from lth.settings import checks
+from lth.settings.config import VALID_SIZE, usual_valid_size
 from lth.settings.values import LONGEST
 
+Batch = tuple[Tensor, Tensor]
 PARTS = ("train", "validation", "test")
-EXPECTED = (
-    "the name of a data set, an .npz file, lth.data.Images, or train, validation and test (a named tuple, a tuple of "
-    "three, a dict or an object with these attributes) of re-iterable batches"
-)
+LABELS = ("label", "labels", "target", "targets", "y")  # what dicts call them
+EXPECTED = "the name of a data set, an .npz file, Images, or a tuple, dict or object of train, validation and test"
 SAMPLES = 64  # examples of a part that are drawn twice to see whether they change, and kept of a stream
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Data that are read from the user's loaders batch by batch.
+
+    `parts` has them by the names in PARTS. `steps` training batches of `batch_size` make an epoch; `examples` are some
+    of their examples, at least two, and `classes` the number of labels seen so far.
+    """
+
+    parts: Mapping[str, Iterable[Any]]
+    steps: int
+    batch_size: int
+    examples: Tensor
+    classes: int
+    name: str = "own"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of an example."""
+        return tuple(self.examples.shape[1:])
+
+    def feed(
+        self, seeds: Sequence[int], valid_size: int | None, batch_size: int, device: torch.device, augment: bool = False
+    ) -> Feed:
+        """What one trial trains and evaluates on."""
+        return StreamFeed(self, device)
+
+
+Source = Images | Stream  # what trials can be fed from
+
+
+class StreamFeed(Feed):
+    """Feeds one trial from loaders. A batch of draws is the number of a batch in the epoch that `epoch` began."""
+
+    capturable = False
+
+    def __init__(self, stream: Stream, device: torch.device) -> None:
+        self.stream, self.device, self.batch_size = stream, device, stream.batch_size
+        self.epoch_steps = stream.steps
+        self._begun: object = None
+        self._batches: Iterator[Batch] = iter(())
+        self._next = 0
+
+    def epoch(self, seeds: Sequence[Sequence[object]], epoch: int) -> Tensor:
+        """The numbers of the batches of one epoch, (steps,). Its random draws are decided by seeds and `epoch`."""
+        if self._begun != (seeds, epoch):
+            self._begun, self._batches, self._next = (seeds, epoch), self._full(rng.derive_seed(*seeds[0], epoch)), 0
+        return torch.arange(self.epoch_steps)
+
+    def _full(self, seed: int) -> Iterator[Batch]:
+        """The full batches of as many passes as are needed."""
+        for number in itertools.count():
+            full = others = 0
+            for batch in self._draw("train", rng.derive_seed(seed, number)):
+                if len(batch[1]) == self.batch_size:
+                    full += 1
+                    yield batch
+                else:
+                    others += 1
+            if not full:
+                raise ValueError(f"data.train must give batches of {self.batch_size} in each pass, as in the first one")
+            if others > 1:  # one is the last of a pass
+                sizes = (
+                    f"batches of several sizes: {others} that do not have the {self.batch_size} examples of the first"
+                )
+                warnings.warn(f"data.train gives {sizes} are left out of a pass", stacklevel=2)
+
+    def fetch(self, batch: Tensor) -> Batch:
+        """The examples and labels of a batch; those before it are skipped."""
+        skipped, self._next = int(batch) - self._next, int(batch) + 1
+        return next(itertools.islice(self._batches, skipped, None))
+
+    def example(self, count: int = 2) -> Tensor:
+        """Up to `count` examples that were drawn before, so that no pass is begun for them."""
+        return self.stream.examples[:count].to(self.device, copy=True)
+
+    def validation(self) -> Iterator[Batch]:
+        """The validation batches."""
+        return self._draw("validation")
+
+    def test(self) -> Iterator[Batch]:
+        """The test batches."""
+        return self._draw("test")
+
+    def _draw(self, part: str, seed: int = 0) -> Iterator[Batch]:
+        return draw(self.stream.parts[part], f"data.{part}", seed, self.device)
 
 
 @dataclass(frozen=True)
@@ -34,13 +123,11 @@ class Taken:
     """Data ready for training."""
 
     source: Source  # of what trials train on
-    name: str
     batch_size: int | None  # that of the data, if they are in batches
     largest_batch: int  # training examples that a batch may have
     valid_size: int  # training examples held back for validation, where the data bring no others
     about: str  # the sizes in words
     sample: Batch  # two examples to try a network on
-    classes: int  # among the examples seen so far, if they are streamed
     fingerprint: str  # tells the data from others
 
 
@@ -69,28 +156,28 @@ def take(
         return _of_images(images, given.train.batch_size if isinstance(given, Loaders) else None, valid_size)
     parts = {name: _in_batches(part, name == "train", batch_size) for name, part in _three(given).items()}
     for name, part in parts.items():
-        if not isinstance(part, Iterable) or isinstance(part, (str, bytes, Tensor, Mapping)):
-            raise TypeError(f"data.{name} must be a DataLoader or another re-iterable of batches, not {shown(part)}")
-        if isinstance(part, Iterator):
-            raise TypeError(f"data.{name} must give its batches again in each pass, as a list does, not {shown(part)}")
-    first = {name: _first(part, f"data.{name}") for name, part in parts.items()}
+        if not isinstance(part, Iterable) or isinstance(part, (str, bytes, Tensor, Mapping, Iterator)):
+            must = "must be a DataLoader or another re-iterable of batches, which gives them again in each pass"
+            raise TypeError(f"data.{name} {must}, not {checks.shown(part)}")
+    first = {name: next(draw(part, f"data.{name}")) for name, part in parts.items()}
     steady = {name: _drawn_twice(part, f"data.{name}") for name, part in parts.items()}
-    if in_memory or (in_memory is None and all(steady.values()) and all(map(has_length, parts.values()))):
-        kept = _read_all(parts, None if in_memory else _free(device) // 2)
-        if kept is not None:
-            return _of_batches(kept, steady)
+    finite = all(operator.length_hint(part, -1) >= 0 for part in parts.values())
+    if in_memory or (in_memory is None and finite and all(steady.values())):
+        limit = None if in_memory else _free(device) // 2
+        if (kept := _kept(parts, steady, limit)) is not None:
+            return kept
     return _streamed(parts, first, steady, iterations)
 
 
 def test_batches(given: Any, device: torch.device) -> Iterator[Batch]:
     """The batches, on `device`, of a loader, or of the test part of data in three parts."""
-    pair = isinstance(given, (tuple, list)) and given and isinstance(given[0], (tuple, list)) and len(given[0]) == 2
-    in_batches = pair and isinstance(given[0][0], (Tensor, np.ndarray))
-    if isinstance(given, Mapping) or hasattr(given, "test") or (isinstance(given, (tuple, list)) and not in_batches):
+    first = given[0] if isinstance(given, (tuple, list)) and len(given) == 3 else None
+    in_batches = isinstance(first, (tuple, list)) and len(first) == 2 and isinstance(first[0], (Tensor, np.ndarray))
+    if isinstance(given, Mapping) or hasattr(given, "test") or (first is not None and not in_batches):
         given = _three(given)["test"]
     if not isinstance(given, Iterable) or isinstance(given, (bytes, Tensor)):
-        raise TypeError(f"data must be a DataLoader or other batches, or {EXPECTED}, not {shown(given)}")
-    return ((x.to(device), y.to(device)) for x, y in draw(given, "data"))
+        raise TypeError(f"data must be a DataLoader or other batches, or {EXPECTED}, not {checks.shown(given)}")
+    return draw(given, "data", device=device)
 
 
 def _in_batches(part: Any, shuffle: bool, batch_size: int) -> Any:
@@ -99,84 +186,83 @@ def _in_batches(part: Any, shuffle: bool, batch_size: int) -> Any:
         return part
     try:
         item = part[0]
-        _, label = pair_of(item, "data") if isinstance(item, Mapping) else item
+        _, label = _pair(item, "data") if isinstance(item, Mapping) else item
         single = np.ndim(label) == 0
     except (TypeError, ValueError, LookupError):
         return part
-    size = batch_size if isinstance(batch_size, int) and batch_size > 0 else 60  # else the settings are refused later
+    size = checks.whole("batch_size", batch_size, 1)
     return DataLoader(part, batch_size=min(size, len(part)), shuffle=shuffle) if single else part
 
 
 def _three(given: Any) -> dict[str, Any]:
     """The training, validation and test part of `given`."""
-    if isinstance(given, Mapping):
-        found = {name: given.get(name) for name in PARTS}
-    elif all(hasattr(given, name) for name in PARTS):
-        found = {name: getattr(given, name) for name in PARTS}
-    elif isinstance(given, (tuple, list)) and len(given) == 3:
-        found = dict(zip(PARTS, given, strict=True))
-    else:
-        raise TypeError(f"data must be {EXPECTED}, not {shown(given)}")
-    if missing := next((name for name, part in found.items() if part is None), None):
-        raise TypeError(f"data must be {EXPECTED}; its {missing} is missing")
-    return found
+    if isinstance(given, (tuple, list)) and len(given) == 3 and not hasattr(given, "train"):
+        given = dict(zip(PARTS, given, strict=True))
+    found = given if isinstance(given, Mapping) else {name: getattr(given, name, None) for name in PARTS}
+    if missing := [name for name in PARTS if found.get(name) is None]:
+        raise TypeError(f"data must be {EXPECTED}, not {checks.shown(given)}: its {missing[0]} is missing")
+    return {name: found[name] for name in PARTS}
 
 
 def _of_images(images: Images, batch_size: int | None, valid_size: int | None = None, fingerprint: str = "") -> Taken:
     count = len(images.train_labels)
     held = 0 if images.validation else usual_valid_size(count) if valid_size is None else valid_size
     if problems := check_sizes(images, held, 1):
-        raise ConfigError(*problems).named({})
+        raise checks.ConfigError(*problems).named({})
     split = f"{held} held back" if not images.validation else f"{len(images.validation[1])} validation"
-    x = images.train[:2] if images.as_is else images.train[:2].float()
     return Taken(
         source=images,
-        name=images.name,
         batch_size=batch_size,
         largest_batch=count - held,
         valid_size=held or VALID_SIZE,
         about=f"{count} training, {split}, {len(images.test_labels)} test examples of {images.shape}",
-        sample=(x, images.train_labels[:2]),
-        classes=images.classes,
+        sample=(images.examples[:2], images.train_labels[:2]),
         fingerprint=fingerprint or images.fingerprint,
     )
 
 
-def _of_batches(kept: Mapping[str, list[Batch]], steady: Mapping[str, str]) -> Taken:
-    """Data of which all batches were read; of parts that change, the fingerprint knows the shape and the labels."""
-    wholes = {name: (torch.cat([x for x, _ in part]), torch.cat([y for _, y in part])) for name, part in kept.items()}
-    prints = [
-        of_arrays((x, y)) if steady[name] else f"{tuple(x.shape)} {y.bincount().tolist()}"
-        for name, (x, y) in wholes.items()
-    ]
+def _kept(parts: Mapping[str, Iterable[Any]], steady: Mapping[str, str], limit: int | None) -> Taken | None:
+    """Data of which all batches are read now; None if they take more than `limit` bytes. Of parts that change, the
+    fingerprint knows the shape and the labels."""
+    wholes, prints, held = dict[str, Batch](), list[str](), 0
+    first: tuple[int, ...] = ()  # the shape of the first batch of training examples
+    for name, part in parts.items():
+        where, ordered, batches = f"data.{name}", _in_order(part), list[Batch]()
+        for x, y in draw(part if ordered is None else ordered, where, device=torch.device("cpu")):
+            batches.append((x, y))
+            first = first or tuple(x.shape)
+            if x.shape[1:] != first[1:]:
+                raise ValueError(f"{where} must give examples of one shape, {first[1:]}, not {tuple(x.shape[1:])}")
+            held += x.nbytes + y.nbytes
+            if limit is not None and 2 * held > limit:  # joining them needs as much again
+                return None
+        next(draw(part, where))  # there must be a second pass
+        x, y = wholes[name] = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+        prints.append(of_arrays((x, y)) if steady[name] else f"{tuple(x.shape)} {y.bincount().tolist()}")
     classes = int(max(y.max() for _, y in wholes.values())) + 1
-    usual = Counter(len(y) for _, y in kept["train"]).most_common(1)[0][0]
     images = Images("own", *wholes["train"], *wholes["test"], classes, wholes["validation"], as_is=True)
-    return _of_images(images, usual, fingerprint=of_texts(prints))
+    return _of_images(images, first[0], fingerprint=of_texts(prints))
 
 
 def _streamed(
     parts: Mapping[str, Iterable[Any]], first: Mapping[str, Batch], steady: Mapping[str, str], iterations: int
 ) -> Taken:
-    x, y = first["train"]
-    ordered = _in_order(parts["train"])
+    (x, y), train = first["train"], parts["train"]
+    size, ordered = len(y), _in_order(train)
     if ordered is not None:
-        size, total = len(y), len(ordered.dataset)  # type: ignore[arg-type]
-        steps, counted = total // size, f"{total} training examples"
-    else:
-        size, steps = _usual_batches(parts["train"], iterations)
-        counted = f"{steps} training batches of {size}"
-    about = f"{counted} of {tuple(x.shape[1:])}, streamed"
-    some = x[:SAMPLES].clone() if len(x) > 1 else torch.cat([x, x])
+        steps = len(ordered.sampler) // size  # type: ignore[arg-type]
+    elif not (steps := operator.length_hint(train)):
+        steps = sum(1 for _ in itertools.islice(draw(train, "data.train"), iterations))
+    about = f"{steps} training batches of {size} examples of {tuple(x.shape[1:])}, streamed"
+    some = x[:SAMPLES].cpu().clone() if len(x) > 1 else torch.cat([x, x])
+    classes = int(max(labels.max() for _, labels in first.values())) + 1  # seen so far
     return Taken(
-        source=Stream(parts["train"], parts["validation"], parts["test"], steps, size, some),
-        name="own",
+        source=Stream(parts, steps, size, some, classes),
         batch_size=size,
         largest_batch=size,
         valid_size=VALID_SIZE,
         about=about,
         sample=(x[:2], y[:2]),
-        classes=int(max(labels.max() for _, labels in first.values())) + 1,
         fingerprint=of_texts([about, *(found or "at random" for found in steady.values())]),
     )
 
@@ -187,18 +273,9 @@ def _free(device: torch.device) -> int:
     return min(here, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else here
 
 
-def _first(loader: Iterable[Any], where: str, seed: int = 0) -> Batch:
-    return next(draw(loader, where, seed))
-
-
 def _in_order(loader: Iterable[Any]) -> DataLoader[Any] | None:
     """A DataLoader of the same examples, each once and in a fixed order; None where they cannot be had so."""
-    if (
-        not isinstance(loader, DataLoader)
-        or type(loader).__iter__ is not DataLoader.__iter__
-        or isinstance(loader.dataset, IterableDataset)
-        or loader.batch_size is None
-    ):
+    if not isinstance(loader, DataLoader) or type(loader).__iter__ is not DataLoader.__iter__ or not loader.batch_size:
         return None
     sampler, dataset = loader.sampler, loader.dataset
     if type(sampler) is SequentialSampler:
@@ -212,51 +289,59 @@ def _in_order(loader: Iterable[Any]) -> DataLoader[Any] | None:
 
 
 def _drawn_twice(loader: Iterable[Any], where: str) -> str:
-    """A fingerprint of some examples; "" if they are others when they are drawn again, as with random augmentation.
-
-    They are spread over the data set of a DataLoader, since one class alone may be augmented; of anything else, they
-    are the first batch.
-    """
+    """A fingerprint of the first batch or, of a DataLoader, of examples from all over its data set, since one class
+    alone may be augmented; "" if they are others when they are drawn again."""
     ordered = _in_order(loader)
     if ordered is not None:
         last = len(ordered.sampler) - 1  # type: ignore[arg-type]
         places = sorted({last * i // (SAMPLES - 1) for i in range(SAMPLES)})
         loader = DataLoader(Subset(ordered.dataset, places), batch_size=SAMPLES, collate_fn=ordered.collate_fn)
-    one, again = (of_arrays(_first(loader, where, seed)) for seed in (0, 1))
+    one, again = (of_arrays(next(draw(loader, where, seed))) for seed in (0, 1))
     return one if one == again else ""
 
 
-def _read_all(parts: Mapping[str, Iterable[Any]], limit: int | None) -> dict[str, list[Batch]] | None:
-    """All batches of each part; None if they take more than `limit` bytes."""
-    kept: dict[str, list[Batch]] = {name: [] for name in parts}
-    size = 0
-    for name, part in parts.items():
-        where, ordered, batches = f"data.{name}", _in_order(part), kept[name]
-        for x, y in draw(part if ordered is None else ordered, where, endless=False):
-            batches.append((x.cpu(), y.cpu()))
-            if x.shape[1:] != (shape := kept["train"][0][0].shape[1:]):
-                raise ValueError(f"{where} must give examples of one shape, {tuple(shape)}, not {tuple(x.shape[1:])}")
-            size += x.nbytes + y.nbytes
-            if limit is not None and 2 * size > limit:  # joining them needs as much again
-                return None
-        _first(part, where)  # there must be a second pass
-    return kept
+def draw(loader: Iterable[Any], where: str, seed: int = 0, device: torch.device | None = None) -> Iterator[Batch]:
+    """The checked batches of one pass, at least one, on `device`. What the loader draws at random is decided by `seed`,
+    and no draws elsewhere are disturbed."""
+    drawn = nullcontext if type(loader) in (list, tuple) else rng.Generators(seed).active
+    batches: Iterator[Any] | None = None
+    for number in itertools.count():
+        try:
+            with drawn():
+                batches = iter(loader) if batches is None else batches
+                batch = next(batches)
+        except StopIteration:
+            if not number:
+                raise ValueError(f"{where} must give its batches again in each pass, but gave none") from None
+            return
+        except Exception as error:
+            raise RuntimeError(f"{where} failed with {checks.said(error)}") from error
+        x, y = _checked(batch, where)
+        yield x.to(device), y.to(device)
 
 
-def _usual_batches(train: Iterable[Any], iterations: int) -> tuple[int, int]:
-    """The commonest size of the training batches, and how many of them a pass has: up to `iterations`, since a round
-    takes no more. Warns if others are left out, but for one of a pass, which usually is its last: every step must take
-    as many examples."""
-    sizes: Counter[int] = Counter()
-    for _, y in draw(train, "data.train"):
-        sizes[len(y)] += 1
-        if sizes[len(y)] == iterations:
-            break
-    usual = sizes.most_common(1)[0][0]
-    if (others := sizes.total() - sizes[usual]) > 1:
-        warnings.warn(
-            f"data.train gives batches of several sizes, and only those of {usual} examples are used when streamed: "
-            f"{others} of the first {sizes.total()} are left out",
-            stacklevel=2,
+def _checked(batch: Any, where: str) -> Batch:
+    """Examples (B, ...) and labels (B,) of a batch, which may be a dict of these."""
+    if isinstance(batch, Mapping):
+        batch = _pair(batch, where)
+    parts = batch if isinstance(batch, (tuple, list)) else ()
+    tensors = [torch.as_tensor(part) for part in parts if isinstance(part, (Tensor, np.ndarray, list))]
+    if not len(parts) == len(tensors) == 2:
+        raise TypeError(f"{where} must give batches (examples, labels) of two tensors, not {checks.shown(batch)}")
+    x, y = tensors
+    if x.ndim < 1 or y.ndim != 1 or len(x) != len(y) or not len(y):
+        raise ValueError(
+            f"{where} must give examples (B, ...) with one label each (B,), not {tuple(x.shape)} with {tuple(y.shape)}"
         )
-    return usual, sizes[usual]
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or int(y.min()) < 0:
+        raise ValueError(f"{where} must give labels 0, 1, ... as whole numbers, not {y.dtype} from {y.min().item()}")
+    return x.detach(), y.detach().long()
+
+
+def _pair(found: Mapping[str, Any], where: str) -> tuple[Any, Any]:
+    """The examples and the labels in a dict with one entry for each, the labels under one of LABELS."""
+    labels, others = [key for key in found if key in LABELS], [key for key in found if key not in LABELS]
+    if len(labels) != 1 or len(others) != 1:
+        must = f"dicts with the labels under one of {', '.join(LABELS)}, and the examples under another key"
+        raise ValueError(f"{where} must give (examples, labels), or {must}, not {', '.join(map(str, found))}")
+    return found[others[0]], found[labels[0]]

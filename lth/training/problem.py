@@ -13,7 +13,7 @@ from torch import nn
 
 from lth import pruning, rng
 from lth.data.images import Images
-from lth.data.stream import Source
+from lth.data.loaders import Source
 from lth.models import building, probe
 from lth.models import fingerprints as identity
 from lth.models.building import Build, State
@@ -92,7 +92,7 @@ class Problem:
         of what is no layer of PyTorch's."""
         model = self.make()
         try:
-            return cost(model, self.images.example, pruning.prunable(model, embeddings=True)), ""
+            return cost(model, self.images.examples[:1], pruning.prunable(model, embeddings=True)), ""
         except Exception as error:  # whatever a model's own code raises
             return None, f"multiply-adds are not counted: {first_line(error)}"
 

@@ -96,7 +96,7 @@ WRONG = [
     ({"data": None}, TypeError, "data must be the name of a data set"),
     ({"data": loader()}, TypeError, "data must be .* train, validation and test"),
     ({"data": {"train": batches()}}, TypeError, "its validation is missing"),
-    ({"data": {**tiny(), "train": iter(batches())}}, TypeError, "data.train must give its batches again in each pass"),
+    ({"data": {**tiny(), "train": iter(batches())}}, TypeError, "data.train must be .* gives them again in each pass"),
     ({"data": {**tiny(), "train": Once()}, "in_memory": True}, ValueError, "data.train must give its batches again in"),
     ({"data": {**tiny(), "test": Broken()}}, RuntimeError, "^data.test failed with KeyError: 'no such file'$"),
     ({"data": {**tiny(), "train": 3}}, TypeError, "data.train must be a DataLoader or another .*not 3"),

@@ -26,7 +26,7 @@ from torch.utils.data import (
 
 import lth
 from lth import data, rng
-from lth.data import loaders, stream
+from lth.data import loaders
 from lth.records import tables
 from lth.records.files import read_json
 
@@ -131,13 +131,13 @@ def test_in_memory_are_the_examples_that_the_loader_can_give_each_once(train: An
 def test_data_that_change_or_have_no_length_are_streamed_unless_asked(train: Any, streamed: bool) -> None:
     for in_memory, expected in ((None, streamed), (True, False), (False, True)):
         taken = loaders.take({"train": train, **REST}, CPU, in_memory)
-        assert isinstance(taken.source, stream.Stream) == expected, in_memory
+        assert isinstance(taken.source, loaders.Stream) == expected, in_memory
 
 
 def test_what_does_not_fit_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaders, "_free", lambda device: 100_000)
     taken = loaders.take(tiny(), CPU)
-    assert isinstance(taken.source, stream.Stream) and "streamed" in taken.about
+    assert isinstance(taken.source, loaders.Stream) and "streamed" in taken.about
 
 
 def test_a_stream_gives_full_batches_epoch_after_epoch_and_goes_on_anywhere() -> None:
@@ -230,3 +230,11 @@ def test_a_file_holds_back_as_many_images_as_is_asked_for(place: Path) -> None:
     ):
         with pytest.raises(ValueError, match=f"^{words}$"):
             find(seeded(), given, valid_size=value)
+
+
+def test_streamed_batches_of_other_sizes_than_the_first_are_left_out_with_a_warning() -> None:
+    x, y = examples(120)
+    sizes = [20, 10, 20, 30, 20, 20]
+    train = list(zip(x.split(sizes), y.split(sizes), strict=True))
+    with pytest.warns(UserWarning, match="2 that do not have the 20 examples of the first are left out"):
+        find(seeded(), {"train": train, **REST}, in_memory=False)

@@ -149,7 +149,7 @@ def test_load_ticket_says_what_there_is(place: Path) -> None:
     assert ticket.evaluate(place / "data" / "tiny.npz", weights="start") < 100
     for given, kind, words in (
         (3, TypeError, "data must be a DataLoader or other batches"),
-        ([], TypeError, "data must"),
+        ([], ValueError, "data must give"),
         ([(torch.zeros(4, 3), torch.zeros(4).long())], ValueError, "data must be such as mlp takes"),
         (place / "no.npz", ValueError, "no readable .npz"),
     ):

@@ -219,8 +219,8 @@ def test_known_sets_have_known_classes(tmp_path: Path) -> None:
     ("train", "test", "remark"),
     [
         (LABELS, LABELS[:40], ""),
-        (LABELS + 1, LABELS[:40] + 1, "no example is of class 0: labels count from 0, so that there are 5 classes"),
-        (np.where(LABELS == 2, 1, LABELS), LABELS[:40], "only the test set has examples of class 2, which no network"),
+        (LABELS + 1, LABELS[:40] + 1, "no training example has the label 0, of labels 0 to 4"),
+        (np.where(LABELS == 2, 1, LABELS), LABELS[:40], "no training example has the label 2, of labels 0 to 3"),
         (0 * LABELS + 3, LABELS[:40], "all training examples have the label 3: there is nothing to tell apart"),
     ],
 )
