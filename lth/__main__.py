@@ -12,7 +12,7 @@ if not __package__:  # `python lth` looks for modules in lth/, where they would 
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from lth.commands import command
-from lth.settings import checks, flags, names
+from lth.settings import flags, names, values
 from lth.settings.checks import ConfigError
 from lth.settings.config import Config
 from lth.settings.values import LONGEST, number
@@ -97,7 +97,7 @@ def parse(argv: Sequence[str]) -> Config:
     if (recover := given.pop("recover")) is not None:
         given["root"] = recover
     try:
-        given["rewind"] = checks.rewind("--rewind", known.rewind, known.end_iter)
+        given["rewind"] = values.rewind("--rewind", known.rewind, known.end_iter)
     except ValueError as error:
         problems.append(str(error))
     try:

@@ -29,15 +29,15 @@ from lth.records.store import Store
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
 from lth.settings.checks import ConfigError, first_line
-from lth.settings.flags import Parser, typed, unknown_problems
-from lth.settings.values import TicketName, path
+from lth.settings.flags import Parser, unknown_problems
+from lth.settings.values import TicketName
 from lth.testing import AuditError, audit
 
 
 def main(argv: Sequence[str]) -> int:
     """Check what the command line names, and say what is wrong with it."""
     made = Parser(prog="lth audit", description=__doc__ or "")
-    made.add_argument("what", type=typed(path), metavar="FOLDER|FILE.pt", help="a run, or a state dict")
+    made.add_argument("what", type=Path, metavar="FOLDER|FILE.pt", help="a run, or a state dict")
     made.add_argument("--ticket", metavar="RUN:ROUND|FILE.pt", help="what the state dict must be pruned as")
     made.add_argument("--debug", action="store_true", help="tracebacks with error messages")
     flags, unknown = made.parse_known_args(argv)

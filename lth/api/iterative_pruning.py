@@ -122,7 +122,7 @@ def iterative_pruning(
     """
     iterations, rounds = checks.whole("iterations", iterations, 1, LONGEST), checks.whole("rounds", rounds, 0, 9998)
     rule, seed = check_rule(prune_rule), checks.whole("seed", seed, 0, 2**62)
-    reset_to = checks.rewind("rewind", rewind, iterations)
+    reset_to = values.rewind("rewind", rewind, iterations)
     if checks.truth("random", random) and reset_to.amount:
         raise ValueError(f"rewind must be 0 with random=True, which resets to fresh random weights, not {rewind}")
     checks.settings("iterative_pruning", settings, (*SETTINGS, "seed", "iterations", "rounds", "device", "save"))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from lth.claims import CLAIMS, claim
 from lth.claims.claim import Form
-from lth.settings import flags, values
+from lth.settings import flags
 from lth.settings.checks import ConfigError, collect_errors, nearest
 from lth.settings.names import npz
 
@@ -45,13 +45,13 @@ def parser() -> argparse.ArgumentParser:
 
 def text_file(text: str) -> Path:
     """A file of text, existing or new."""
-    file = values.path(text)
-    if file.exists() and not file.is_file():  # a folder, or a pipe, which would be waited for
-        raise ValueError("must be a file or a new one")
+    file = Path(text)
     try:
-        file.read_text(encoding="utf-8") if file.exists() else ""
+        file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        pass
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot be read as text: {error}") from None
+        raise ValueError(f"must be a file of text or a new one ({error})") from None
     return file.resolve()
 
 

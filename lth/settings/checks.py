@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lth.settings.values import Duration
-
 T = TypeVar("T")
 
 SYNONYMS = {  # settings here, and the words of other programs and libraries for them
@@ -162,19 +160,6 @@ def path(name: str, value: Any) -> Path:
     if not isinstance(value, (str, os.PathLike)) or isinstance(value, bytes) or not str(value):
         raise TypeError(f"{name} must be a path, not {shown(value)}")
     return Path(value)
-
-
-def rewind(name: str, value: Any, iterations: int) -> Duration:
-    """Iterations, or a fraction below 1 of a round of `iterations`, as a duration."""
-    must = f"{name} must be a number of iterations below {iterations}, the length of a round, or a fraction of a round "
-    must += "below 1, not"
-    if isinstance(value, bool) or not (hasattr(value, "__index__") or isinstance(value, float)):
-        raise TypeError(f"{must} {shown(value)}")
-    if not 0 <= value < iterations or (value >= 1 and value != int(value)):
-        raise ValueError(f"{must} {value}")
-    if not value:
-        return Duration(0)
-    return Duration(value if value >= 1 else min(max(round(value * iterations), 1), iterations - 1), "it")
 
 
 def device(name: str, value: Any) -> str | None:

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from lth.settings.arms import ARMS, CONTROLS, CRITERIA, of_ticket
-from lth.settings.checks import ConfigError, Problem, nearest
+from lth.settings.checks import ConfigError, Problem
 from lth.settings.values import (
     Duration,
     TicketName,
     as_text,
-    as_words,
     dataset_name,
     duration,
     folder_path,
@@ -39,6 +38,7 @@ VALID_SIZE = 5000  # images held out for validation from sets that have at least
 RUN, PRUNE, TRAIN, MACHINE, OUTPUT = "experiment", "pruning and resetting", "training", "machine", "output"
 PERCENT = number(float, 0, 100, below=True)  # 100 would leave no network to train
 COUNT = number(int, 1)
+RATES = frozenset(("prune_percent", "conv_percent", "fc_percent", "output_percent"))
 TIME, TIME_OR_NONE = duration(percent=True), duration(zero=True, percent=True)
 
 
@@ -65,14 +65,6 @@ def setting(
 experiment = partial(setting, RUN, changes_numbers=False)
 pruning, training = partial(setting, PRUNE), partial(setting, TRAIN)
 machine, output = partial(setting, MACHINE, changes_numbers=False), partial(setting, OUTPUT, changes_numbers=False)
-
-
-def rate_twice(given: Collection[str]) -> list[str]:
-    """What is wrong with giving these settings, whatever their values: the percent of a round twice."""
-    rates = [name for name in ("conv_percent", "fc_percent", "output_percent", "prune_percent") if name in given]
-    if "target_remaining" not in given or not rates:
-        return []
-    return [Problem("target_remaining", f"already decides what a round prunes: leave out {' and '.join(rates)}")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,14 +182,10 @@ class Config:
     def __post_init__(self) -> None:
         problems: list[str] = []
         for spec in dataclasses.fields(self):
-            value = getattr(self, spec.name)
             try:
-                object.__setattr__(self, spec.name, parse_value(spec, value))
+                object.__setattr__(self, spec.name, parse_value(spec, getattr(self, spec.name)))
             except ValueError as error:
-                choices = spec.metadata.get("choices", ())
-                words = value if isinstance(value, (list, tuple)) else [value]
-                meant = next(filter(None, (nearest(str(word), choices) for word in words if word not in choices)), "")
-                problems.append(Problem(spec.name, f"{error}, not {as_words(value)!r}{meant}"))
+                problems.append(Problem(spec.name, str(error)))
         problems += self._clashes()
         if problems:
             raise ConfigError(*problems)
@@ -206,27 +194,23 @@ class Config:
         """What is wrong with settings that are valid one by one. Some may still be of the wrong type."""
         changed = {spec.name for spec in dataclasses.fields(self) if getattr(self, spec.name) != spec.default}
         arms = self.prune_type if isinstance(self.prune_type, tuple) else ("lt",)
-        sgd, taken = self.optimizer == "sgd", "".join(of_ticket(arms)[:1])
+        sgd, cosine, taken = self.optimizer == "sgd", self.lr_schedule == "cosine", "".join(of_ticket(arms)[:1])
         other = f"belongs to the optimizer sgd, not to {self.optimizer}"
-        one_round = "target_remaining" in changed and self.prune_iterations == 1
-        not_cpu = self.gpu not in (None, "cpu")
+        target, twice = self.target_remaining is not None, " and ".join(sorted(changed & RATES))
         rules = [
-            ("target_remaining", one_round, "needs at least 2 rounds (prune_iterations): the first is dense"),
+            ("target_remaining", target and twice, f"already decides what a round prunes: leave out {twice}"),
+            ("target_remaining", target and self.prune_iterations == 1, "needs at least 2 rounds (prune_iterations)"),
             ("momentum", "momentum" in changed and not sgd, other),
             ("nesterov", "nesterov" in changed and not sgd, other),
             ("nesterov", self.nesterov and sgd and not self.momentum, "needs a momentum above 0"),
-            (
-                "lr_milestones",
-                self.lr_schedule == "cosine" and self.lr_milestones,
-                "cannot be given with lr_schedule cosine",
-            ),
+            ("lr_milestones", cosine and self.lr_milestones, "cannot be given with lr_schedule cosine"),
             ("lr_gamma", "lr_gamma" in changed and not self.lr_milestones, "needs lr_milestones, which say when"),
             ("prune_type", taken and self.ticket is None, f"{taken} needs a ticket, which says whose tickets to use"),
             ("prune_type", not arms, f"needs at least one of {', '.join(ARMS)}"),
             ("overwrite", self.join and self.overwrite, "cannot be given with join: each would move the others' work"),
-            ("gpu", self.ray and not_cpu, f"{self.gpu} cannot be given with ray: it chooses GPUs"),
+            ("gpu", self.ray and self.gpu not in (None, "cpu"), f"{self.gpu} cannot be given with ray"),
         ]
-        return rate_twice(changed) + [Problem(name, sentence) for name, broken, sentence in rules if broken]
+        return [Problem(name, sentence) for name, broken, sentence in rules if broken]
 
     @property
     def seeds(self) -> range:

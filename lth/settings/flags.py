@@ -18,8 +18,8 @@ from typing import Any, NoReturn, TypeVar
 from lth.settings import VERSION, names
 from lth.settings.arms import ARMS, CONTROLS, CRITERIA
 from lth.settings.checks import ConfigError, Problem, collect_errors, nearest
-from lth.settings.config import PRUNE, RUN, Config, rate_twice
-from lth.settings.values import as_words, number
+from lth.settings.config import PRUNE, RATES, RUN, Config
+from lth.settings.values import as_text, number
 
 T = TypeVar("T")
 FIELDS = {spec.name: spec for spec in dataclasses.fields(Config)}
@@ -39,7 +39,6 @@ PRESETS = {
     f"--batch_size 64 {_SGD}",
 }
 METAVARS = {"int": "N", "float": "X", "Duration": "TIME", "Path": "FOLDER", "TicketName": "RUN", "str": "NAME"}
-RATES = {"prune_percent", "conv_percent", "fc_percent", "output_percent"}
 COMMANDS = {"main.py": "run", "combine_plots.py": "plot", "reproduce.py": "reproduce"}  # of lth, by their scripts
 LTH = ("lth", "__main__")  # how sys.argv[0] ends where that is the program
 
@@ -124,8 +123,8 @@ def parser(prog: str = "main.py") -> Parser:
     )
     groups: dict[str, Any] = {}
     for spec in FIELDS.values():
-        facts, default = spec.metadata, "data beside main.py" if spec.name == "data" else as_words(spec.default)
-        shown = "" if default in (None, "") or default is False else f" (default: {default})"
+        facts, default = spec.metadata, "data beside main.py" if spec.name == "data" else spec.default
+        shown = "" if default in (None, ()) or default is False else f" (default: {as_text(default)})"
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": (facts["help"] + shown).replace("%", "%%")}
         if spec.type == "bool":
             options["action"] = argparse.BooleanOptionalAction
@@ -242,7 +241,7 @@ def parse(argv: Sequence[str], prog: str = "main.py", swept: Mapping[str, Any] |
     with collect_errors(problems):
         given |= _pruned_in_all(given)
     # A flag rules out what cannot stand beside it in a preset or config.json.
-    ruled_out = RATES if in_all or "target_remaining" in given else set[str]()
+    ruled_out = {*RATES} if in_all or "target_remaining" in given else set[str]()
     ruled_out |= {"target_remaining"} if RATES & given.keys() else set()
     ruled_out |= {"lr_milestones", "lr_gamma"} if given.get("lr_schedule") == "cosine" else set()
     ruled_out |= {"lr_schedule"} if "lr_milestones" in given else set()
@@ -251,7 +250,6 @@ def parse(argv: Sequence[str], prog: str = "main.py", swept: Mapping[str, Any] |
 
     with collect_errors(problems):
         config = Config(**settings)
-    problems += rate_twice(given)
     named = {name: settings.get(name, getattr(Config, name)) for name in ("arch_type", "dataset", "data")}
     if not named.keys() & {getattr(problem, "setting", "") for problem in problems}:
         problems += names.problems(named["arch_type"], named["dataset"], Path(named["data"]))

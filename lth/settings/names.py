@@ -6,6 +6,7 @@ Files under archs/ are read as text here, so that a mistyped name is answered be
 from __future__ import annotations
 
 import ast
+import contextlib
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,8 +85,7 @@ def problems(arch_type: str, of: str, data: Path | None = None) -> list[str]:
     """What is wrong with the name of a model and that of a data set. `data` is the folder of the data sets."""
     if available(of, data):
         return [] if _find(arch_type, of, data) else [no_model(arch_type, of, data)]
-    file = npz(Path(data), of) if data else None
-    if file is not None and file.is_file():
+    if data and (file := npz(Path(data), of)).is_file():
         if not (size := shape(of, data)):
             return [f"{file} must be an .npz file with the arrays {', '.join(ARRAYS)}"]
         must = f"must have models in archs/{of}/, or images of one or three channels"
@@ -174,7 +174,8 @@ def npz(folder: Path, of: str, image_size: int | None = None) -> Path:
 
 def holder(name: str, folder: Path) -> Path:
     """`folder`, or the project's data folder where only that has the data set `name`."""
-    here = npz(folder, name).exists() or (name in KNOWN and (folder / KNOWN[name].kind).is_dir())  # torchvision's copy
+    kind = KNOWN[name].kind if name in KNOWN else name  # the folder of torchvision's copy
+    here = npz(folder, name).exists() or (folder / kind).is_dir()
     return PROJECT / "data" if npz(PROJECT / "data", name).exists() and not here else folder
 
 
@@ -193,17 +194,13 @@ def _find(arch_type: str, of: str, data: Path | None) -> Path | None:
 
 
 def spelling(file: Path, arch_type: str) -> str:
-    """How a file is called or calls a definition in it that `arch_type` names, ignoring case; "" if there is none."""
-    return next((name for name in (file.stem, *definitions(file)) if name.lower() == arch_type.lower()), "")
-
-
-def definitions(file: Path) -> list[str]:
-    """The functions and classes that a file defines, found without running it; none if it cannot be read."""
-    try:
+    """How a model file, or a function or class in it, spells its name, which is `arch_type` in any case; "" if none has
+    that name. The file is not run."""
+    names = [file.stem]
+    with contextlib.suppress(OSError, SyntaxError, ValueError):  # which is reported when it is loaded
         tree = ast.parse(file.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return []
-    return [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        names += [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    return next((name for name in names if name.lower() == arch_type.lower()), "")
 
 
 def _own_folders() -> list[str]:

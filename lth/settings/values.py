@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lth.settings.checks import nearest, shown
+
 LONGEST = 10**9  # iterations or epochs that anything may last
 
 
@@ -93,6 +95,19 @@ class TicketName:
         return str(self.folder) + (f":{self.round}" if self.round is not None else "")
 
 
+def rewind(name: str, value: Any, iterations: int) -> Duration:
+    """Iterations, or a fraction below 1 of a round of `iterations`, as a duration."""
+    must = f"{name} must be a number of iterations below {iterations}, the length of a round, or a fraction of a round "
+    must += "below 1, not"
+    if isinstance(value, bool) or not (hasattr(value, "__index__") or isinstance(value, float)):
+        raise TypeError(f"{must} {shown(value)}")
+    if not 0 <= value < iterations or (value >= 1 and value != int(value)):
+        raise ValueError(f"{must} {value}")
+    if not value:
+        return Duration(0)
+    return Duration(value if value >= 1 else min(max(round(value * iterations), 1), iterations - 1), "it")
+
+
 def number(
     kind: type, low: float, high: float = math.inf, *, above: bool = False, below: bool = False
 ) -> Callable[[str], Any]:
@@ -138,20 +153,9 @@ def matching(pattern: str, must: str) -> Callable[[str], str]:
     return parse
 
 
-def path(text: str) -> Path:
-    """A path that exists or can be created."""
-    try:
-        Path(text).stat()
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:  # a name too long, a file for a folder, links in a circle, no access
-        raise ValueError(f"must be a possible path ({getattr(error, 'strerror', error)})") from None
-    return Path(text)
-
-
 def folder_path(text: str) -> Path:
     """The path of a folder, existing or new."""
-    if not path(text).is_dir() and os.path.lexists(text):
+    if os.path.lexists(text) and not Path(text).is_dir():
         raise ValueError("must be a folder, or a new one")
     return Path(text)
 
@@ -171,10 +175,9 @@ def as_plain_name(text: str) -> str:
 
 def dataset_name(text: str) -> str:
     """The name of a data set."""
-    if text.endswith(".npz"):
-        raise ValueError(f"must be the name alone, {Path(text).stem}, and data the folder that the file is in")
-    if "/" in text:
-        raise ValueError(f"must be the name alone, {Path(text).name}, and data the folder that it is in")
+    if text.endswith(".npz") or "/" in text:
+        name = Path(text).name.removesuffix(".npz")
+        raise ValueError(f"must be the name alone, {name}, and data the folder that it is in")
     return plain_name(text)
 
 
@@ -182,30 +185,29 @@ def parse_value(spec: dataclasses.Field[Any], value: Any) -> Any:
     """The value of the setting `spec` that `value` (text or already a value) stands for; ValueError if none."""
     if value is None and spec.default is None:
         return None
-    if spec.type == "bool":
-        if not isinstance(value, bool):
-            raise ValueError("must be True or False")
-        return value
     if spec.metadata.get("many"):
         items = value if isinstance(value, (list, tuple)) else [value]
-        return tuple(dict.fromkeys(_parse_item(spec.metadata, item) for item in items))
-    return _parse_item(spec.metadata, value)
+        return tuple(dict.fromkeys(_parse_item(spec, item) for item in items))
+    return _parse_item(spec, value)
 
 
-def _parse_item(facts: Any, item: Any) -> Any:
+def _parse_item(spec: dataclasses.Field[Any], item: Any) -> Any:
+    facts = spec.metadata
     if "choices" in facts:
         if item not in facts["choices"]:
-            raise ValueError(f"must be one of {', '.join(facts['choices'])}{facts.get('or_else', '')}")
+            known = f"{', '.join(facts['choices'])}{facts.get('or_else', '')}"
+            raise ValueError(f"must be one of {known}, not {item!r}{nearest(str(item), facts['choices'])}")
         return item
-    if isinstance(item, bool) or item is None:
-        raise ValueError("must have a value")
-    # A ticket that is no text may be of a run that is yet to be trained (lth.claims); whoever reads it checks.
-    return item if isinstance(item, TicketName) else facts["parse"](str(item))
-
-
-def as_words(value: Any) -> Any:
-    """A setting's value as it was typed; several values as the words that follow a flag."""
-    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+    if isinstance(item, bool) != (spec.type == "bool") or item is None:
+        raise ValueError(f"must be {'True or False' if spec.type == 'bool' else 'a value'}, not {item!r}")
+    if isinstance(
+        item, (bool, TicketName)
+    ):  # of a run that is yet to be trained, perhaps (lth.claims): its reader checks
+        return item
+    try:
+        return facts["parse"](str(item))
+    except ValueError as error:
+        raise ValueError(f"{error}, not {str(item)!r}") from None
 
 
 def as_text(value: Any) -> str:

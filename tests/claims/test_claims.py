@@ -212,15 +212,12 @@ def test_a_report_that_cannot_be_written_is_refused_before_any_work(
 ) -> None:
     file = tmp_path / "r.md"
     file.write_bytes("é".encode("latin-1"))
-    wrong = {
-        "r.md": "cannot be read as text: ",
-        "r.md/r.md": "must be a possible path ",
-        ".": "must be a file or a new",
-    }
-    for name, says in wrong.items():
+    for name in ("r.md", "r.md/r.md", "."):
         argv = ["lenet", "--quick", "--report", str(tmp_path / name), "--root", str(tmp_path)]
         assert utils.exit_code(reproduce.main, argv) == 2
-        assert f"--report {says}" in capsys.readouterr().err and list(tmp_path.iterdir()) == [file]
+        assert "--report must be a file of text or a new one" in capsys.readouterr().err and list(
+            tmp_path.iterdir()
+        ) == [file]
 
 
 def test_a_report_renews_its_own_section_and_leaves_the_rest(make_runs: MakeRuns, tmp_path: Path) -> None:

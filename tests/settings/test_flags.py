@@ -253,22 +253,6 @@ def test_a_mistake_is_one_line_without_traceback_and_touches_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows, and its errors are others")
-def test_a_path_where_nothing_can_be_is_said_before_anything_is_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("circle").symlink_to("circle")
-    Path("file").write_text("mine")
-    impossible, ticket = "must be a possible path", "must be the folder of an existing run"
-    wrong = {"--root circle": impossible, "--data file/inside": impossible, f"--root {'a' * 300}": impossible}
-    wrong |= {"--ticket circle": ticket, "--root file": "must be a folder, or a new one"}
-    for argv, problem in wrong.items():
-        with pytest.raises(ConfigError, match=f"^{argv.split()[0]} {problem}"):
-            parse(argv.split())
-    assert {file.name for file in tmp_path.iterdir()} == {"circle", "file"}
-
-
 def test_all_mistakes_come_in_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
