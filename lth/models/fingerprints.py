@@ -8,6 +8,8 @@ values of weights. Code of Python, of installed packages and of this program cou
 from __future__ import annotations
 
 import ast
+import contextlib
+import copy
 import enum
 import functools
 import importlib.util
@@ -16,11 +18,11 @@ import io
 import itertools
 import re
 import sys
-import sysconfig
 import tokenize
 import types
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from pathlib import Path, PurePath
+from collections.abc import Callable, Collection, Iterable, Mapping
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +33,6 @@ from lth.data.images import of_arrays, of_texts
 from lth.models import prunable
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), range, slice, enum.Enum, torch.dtype)
-INSTALLED = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 def of(*things: Any) -> str:
@@ -44,12 +45,19 @@ def of_model(make: Callable[[], nn.Module]) -> str:
     model: Any = inspect.unwrap(make)
     with rng.seeded(0):
         outline = _outline(make())
-    return of_texts([model.__qualname__, *outline, *_files(sys.modules[model.__module__])])
+    texts: dict[str, str] = {}
+    _collect_files(sys.modules[model.__module__].__spec__, texts)
+    return of_texts([model.__qualname__, *outline, *sorted(texts.values())])
 
 
 def of_network(net: nn.Module, without: Collection[str] = ()) -> str:
     """The fingerprint of a network given from Python, without its attributes `without`."""
-    return of_texts([_text(_network(net, without), {})])
+    if any(hasattr(net, name) for name in without):
+        net = copy.copy(net)
+        net._modules = {name: child for name, child in net._modules.items() if name not in without}
+        for name in vars(net).keys() & without:
+            del vars(net)[name]
+    return of(net)
 
 
 def code(text: str) -> str:
@@ -68,75 +76,46 @@ def code(text: str) -> str:
     return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
-def _files(module: types.ModuleType) -> list[str]:
-    """The code of a module's file and of the user's own files that it imports, wherever in it."""
-    found, waiting = dict[str, str](), [module.__spec__]
-    while waiting:
-        spec = waiting.pop()
-        if spec and spec.origin and spec.origin not in found and _is_own(spec.name, spec.origin):
-            with tokenize.open(spec.origin) as file:
-                text = file.read()
-            found[spec.origin] = code(text)
-            waiting += map(_spec, _imports(text, spec.parent or ""))
-    return sorted(found.values())
-
-
-def _imports(text: str, package: str) -> Iterator[str]:
-    """The names of the modules that a file of this package imports, and of what may be modules in them."""
+def _collect_files(spec: ModuleSpec | None, texts: dict[str, str]) -> None:
+    """Add the code of a module's file to `texts`, and that of the user's own files that it imports, wherever in it."""
+    if not (spec and spec.origin) or spec.origin in texts or not _is_own(spec.name, spec.origin):
+        return
+    with tokenize.open(spec.origin) as file:
+        text = file.read()
+    texts[spec.origin] = code(text)
     for node in ast.walk(ast.parse(text)):
+        imported = []
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            imported = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
-
-
-def _spec(name: str) -> Any:
-    try:
-        return importlib.util.find_spec(name)
-    except (ImportError, AttributeError, ValueError):  # no module, or one that is not there
-        return None
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), spec.parent)
+            imported = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        for name in imported:
+            with contextlib.suppress(ImportError, AttributeError, ValueError):  # no module, or one that is not there
+                _collect_files(importlib.util.find_spec(name), texts)
 
 
 def _is_own(name: str, file: str | None = None) -> bool:
     """Whether a module is the user's own, as the models that come with the program are, which may be edited."""
     top = name.partition(".")[0]
     file = file or getattr(sys.modules.get(name), "__file__", None) or ""
-    place = str(Path(file).absolute())
-    foreign = top == "lth" or re.search("(site|dist)-packages", place) or place.startswith(INSTALLED)
-    return top in ("archs", "__main__") or (file.endswith(".py") and not foreign)
+    installed = (
+        top == "lth" or top in sys.stdlib_module_names or re.search("(site|dist)-packages", str(Path(file).absolute()))
+    )
+    return top in ("archs", "__main__") or (file.endswith(".py") and not installed)
 
 
-def _outline(net: nn.Module, without: Collection[str] = ()) -> list[str]:
+def _outline(net: nn.Module) -> list[str]:
     """A line per module, as its repr shows it, and one per parameter and buffer, which names what it is tied to."""
-    told = [
+    lines = [
         f"{path}: {type(module).__name__}({re.sub(' at 0x[0-9a-fA-F]+', '', module.extra_repr())})"
         for path, module in net.named_modules()
     ]
     first: dict[int, str] = {}
     for name, tensor in [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]:
         tied = first.setdefault(id(tensor), name)
-        told.append(f"{name}: {tied} {tensor.dtype} {tuple(tensor.shape)} {tensor.requires_grad}")
-    return [line for line in told if re.split("[.:]", line)[0] not in without]
-
-
-def _network(net: nn.Module, without: Collection[str] = ()) -> list[Any]:
-    """What a network given from Python consists of: its outline, classes, hooks and public attributes, of PyTorch's
-    own modules those that are functions or plain values."""
-    parts: list[Any] = [_outline(net, without)]
-    for path, module in net.named_modules():
-        if path.partition(".")[0] not in without or not path:
-            left_out = ("training", *(() if path else without))
-            own = _is_own(type(module).__module__)
-            attributes = {
-                name: value
-                for name, value in vars(module).items()
-                if name[0] != "_"
-                and name not in left_out
-                and (own or callable(value) or isinstance(value, (*PLAIN, tuple)))
-            }
-            parts += [type(module), [list(getattr(module, name).values()) for name in prunable.HOOKS], attributes]
-    return parts
+        lines.append(f"{name}: {tied} {tensor.dtype} {tuple(tensor.shape)} {tensor.requires_grad}")
+    return lines
 
 
 def _text(thing: Any, seen: dict[int, Any]) -> str:
@@ -152,7 +131,7 @@ def _text(thing: Any, seen: dict[int, Any]) -> str:
 
 
 def _parts(thing: Any) -> Iterable[Any]:
-    """What a function, a class, a container, a tensor or an object is made of."""
+    """What a function, a class, a container, a tensor, a network or another object is made of."""
     if hasattr(thing, "__array__"):  # of NumPy or PyTorch
         plain = not getattr(thing, "requires_grad", False) and getattr(thing, "layout", None) in (None, torch.strided)
         return [of_arrays([torch.as_tensor(thing)]) if plain else f"{thing.dtype} {tuple(thing.shape)}"]
@@ -169,24 +148,27 @@ def _parts(thing: Any) -> Iterable[Any]:
     if isinstance(thing, types.FunctionType):
         return _source(thing), _used(thing), getattr(thing, "__wrapped__", None)
     if isinstance(thing, type):
-        own = _is_own(thing.__module__)
-        return _source(thing), *((thing.__bases__, *map(_used, vars(thing).values())) if own else ())
+        used = [thing.__bases__, *map(_used, vars(thing).values())] if _is_own(thing.__module__) else []
+        return _source(thing), used
     if isinstance(thing, nn.Module):
-        return _network(thing)
-    if isinstance(thing, PurePath):
-        return [thing.name]
+        parts: list[Any] = [_outline(thing)]
+        for module in thing.modules():
+            public = {name: x for name, x in vars(module).items() if name[0] != "_" and name != "training"}
+            parts += [type(module), [list(getattr(module, name).values()) for name in prunable.HOOKS], public]
+        return parts
     attributes = vars(thing) if hasattr(thing, "__dict__") and _is_own(type(thing).__module__) else {}
     return getattr(thing, "__qualname__", ""), type(thing), attributes
 
 
 def _source(thing: Any) -> str:
     """The code of the user's own functions and classes, if it can be had; else their name."""
+    name = f"{(thing.__module__ or '').partition('.')[0]} {thing.__qualname__}"
     try:
         text = inspect.getsource(thing) if _is_own(thing.__module__ or "") else ""
     except (OSError, TypeError):
         text = ""
     try:
-        return code(text) or f"{(thing.__module__ or '').partition('.')[0]} {thing.__qualname__}"
+        return code(text) or name
     except (tokenize.TokenError, SyntaxError):  # of a lambda, whose lines are a part of a statement
         return text
 
@@ -197,10 +179,11 @@ def _used(function: Any) -> list[Any]:
     function = inspect.unwrap(getattr(function, "__func__", function))
     if not isinstance(function, types.FunctionType):
         return []
+    defaults = [function.__defaults__, function.__kwdefaults__]
     try:
         outside = inspect.getclosurevars(function)
     except ValueError:  # a variable without a value yet
-        return [function.__defaults__, function.__kwdefaults__]
+        return defaults
     kinds = (*PLAIN, tuple, types.FunctionType, type) if _is_own(function.__module__ or "") else ()
     constants = {name: value for name, value in sorted(outside.globals.items()) if isinstance(value, kinds)}
-    return [function.__defaults__, function.__kwdefaults__, outside.nonlocals, constants]
+    return [*defaults, outside.nonlocals, constants]
