@@ -1,53 +1,30 @@
 """Gradients and optimisers of a training step: PyTorch's fused kernels, and any optimiser that a model brings.
 
 PyTorch's private functions do the same arithmetic as the public ones without their checks and bookkeeping, which take a
-fifth of a step of a small network. A version of PyTorch that lacks one of them gets the public ones.
+fifth of a step of a small network. The tests compare both.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
-from torch.optim.sgd import sgd
 
 from lth.models.building import State
 from lth.training.network import Network, copies
 
 Tensors = list[Tensor]
-ADAM: dict[str, Any] = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False, "maximize": False}
-
-
-@functools.cache
-def has_private_functions() -> bool:
-    """Whether this PyTorch has the private functions that are called here, with these arguments."""
-    leaf, unused, weights = torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True), torch.ones(3, 1)
-    one, lr = torch.ones(1), torch.tensor(0.5)
-    try:
-        with torch.enable_grad():
-            found = _run_backward((3 * leaf).sum(), [leaf, unused])
-        for adamw in (False, True):
-            moments = [[torch.zeros(1)], [torch.zeros(1)]]
-            _fused_adam_([weights[int(adamw)]], [one], moments, torch.ones(()), lr, 0.0, adamw)
-        _fused_sgd_([weights[2]], [one], [torch.zeros(1)], lr, 0.0, 0.9, False)
-    except (AttributeError, TypeError, RuntimeError, NotImplementedError):
-        return False
-    right = [found[0] == 3, found[1] is None, ((weights - 0.5).abs() < 1e-6).all()]
-    return all(map(bool, right))
 
 
 def gradients(loss: Tensor, leaves: Tensors) -> list[Tensor]:
     """The gradients of a scalar loss, 0 where nothing flows; none is stored. torch.autograd.grad finds the same, but
     its checks take 60 of the 1000 microseconds of a step of fc1 on a CPU."""
-    if has_private_functions():
-        found = _run_backward(loss, leaves)
-    else:
-        found = torch.autograd.grad(loss, leaves, allow_unused=True)
+    run = torch.autograd.Variable._execution_engine.run_backward
+    options: dict[str, Any] = {"allow_unreachable": True, "accumulate_grad": False}
+    found = run((loss,), (torch.ones_like(loss),), False, False, tuple(leaves), **options)
     return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves, strict=True)]
 
 
@@ -56,14 +33,9 @@ def adam_(
 ) -> None:
     """A step of Adam (Kingma & Ba, arXiv:1412.6980) or AdamW (Loshchilov & Hutter, arXiv:1711.05101) by the gradients
     `found`. Changes the weights and both moments; `steps`, a scalar, counts this step too."""
-    if has_private_functions():
-        _fused_adam_(weights, found, moments, steps, lr, decay, adamw)
-        return
-    first, second = moments
-    before = [steps.cpu() - 1 for _ in weights]  # each weight its own, since each is counted up
-    options = {**ADAM, "decoupled_weight_decay": adamw, "foreach": False}
-    with torch.no_grad():
-        adam(weights, found, first, second, [], before, lr=float(lr), weight_decay=decay, **options)
+    fused: Any = torch._fused_adamw_ if adamw else torch._fused_adam_
+    options = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": decay}
+    fused(weights, found, *moments, [], [steps] * len(weights), lr=lr, **options, amsgrad=False, maximize=False)
 
 
 def sgd_(
@@ -71,30 +43,6 @@ def sgd_(
 ) -> None:
     """A step of SGD by the gradients `found`. Changes the weights and `momenta`, which begin at 0, so that the first
     step needs no other treatment than the rest; there are none without momentum."""
-    if has_private_functions():
-        _fused_sgd_(weights, found, momenta, lr, decay, momentum, nesterov)
-        return
-    options: dict[str, Any] = {"weight_decay": decay, "momentum": momentum, "nesterov": nesterov, "foreach": False}
-    with torch.no_grad():
-        sgd(weights, found, [*momenta] or [None] * len(weights), lr=float(lr), **options, dampening=0.0, maximize=False)
-
-
-def _run_backward(loss: Tensor, leaves: Tensors) -> Sequence[Tensor | None]:
-    run = torch.autograd.Variable._execution_engine.run_backward
-    options: dict[str, Any] = {"allow_unreachable": True, "accumulate_grad": False}
-    return run((loss,), (torch.ones_like(loss),), False, False, tuple(leaves), **options)
-
-
-def _fused_adam_(
-    weights: Tensors, found: Tensors, moments: Sequence[Tensors], steps: Tensor, lr: Tensor, decay: float, adamw: bool
-) -> None:
-    fused: Any = torch._fused_adamw_ if adamw else torch._fused_adam_
-    fused(weights, found, *moments, [], [steps] * len(weights), lr=lr, weight_decay=decay, **ADAM)
-
-
-def _fused_sgd_(
-    weights: Tensors, found: Tensors, momenta: Tensors, lr: Tensor, decay: float, momentum: float, nesterov: bool
-) -> None:
     fused: Any = torch._fused_sgd_
     options: dict[str, Any] = {"lr": lr, "weight_decay": decay, "momentum": momentum, "nesterov": nesterov}
     fused(weights, found, momenta, **options, dampening=0.0, maximize=False, is_first_step=False)
@@ -130,6 +78,8 @@ class Fused:
     another pass over all weights (8% of a step of fc1 on a CPU).
     """
 
+    capturable = True
+
     def __init__(
         self,
         kind: str,
@@ -145,7 +95,6 @@ class Fused:
         self._lr, self.steps = torch.tensor(lr, device=network.device), torch.zeros((), device=network.device)
         count = 2 if kind != "sgd" else 1 if momentum else 0
         self.moments = [[torch.zeros_like(leaf) for leaf in self.leaves] for _ in range(count)]
-        self.capturable = has_private_functions()
         self.masks_changed(network.masks)
 
     @property
