@@ -73,7 +73,7 @@ def quotas(masks: Masks, percents: Mapping[str, float], scope: str = "layer", ro
 
 
 def together(quotas: Sequence[Quota], percents: Mapping[str, float]) -> list[Quota]:
-    """`quotas` that keep the same weights in all, with all layers competing that `percents` prunes at all."""
+    """`quotas` that keep as many weights in all, with all layers competing that `percents` prunes at all."""
     spared = [quota for quota in quotas if not percents[quota.layers[0]]]
     pruned = [quota for quota in quotas if quota not in spared]
     names = [name for quota in pruned for name in quota.layers]
@@ -128,10 +128,9 @@ def keep_highest_in_steps(
     again, by `score` of the masks (Tanaka et al. 2020, arXiv:2006.05467, Algorithm 1)."""
     before = [sum(int(masks[name].sum()) for name in quota.layers) for quota in quotas]
     for step in range(1, steps + 1):
-        shares = [quota.keep / max(count, 1) for quota, count in zip(quotas, before, strict=True)]
         goals = [
-            Quota(quota.layers, round(count * share ** (step / steps)))
-            for quota, count, share in zip(quotas, before, shares, strict=True)
+            Quota(quota.layers, round(count * (quota.keep / max(count, 1)) ** (step / steps)))
+            for quota, count in zip(quotas, before, strict=True)
         ]
         masks = keep_highest(score(masks), masks, goals, generator)
     return masks

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import importlib.util
 import inspect
 import re
@@ -81,9 +80,7 @@ def initialise(model: nn.Module, init: str) -> None:
     if draws_itself(model):
         try:
             model._initialize_weights()  # type: ignore[operator]
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(
                 f"{type(model).__name__} cannot draw its initial weights: its _initialize_weights() fails with "
                 f"{said(error)}"
@@ -138,19 +135,12 @@ def load_state(model: nn.Module, state: State) -> nn.Module:
 def _matching(file: Path, arch_type: str) -> list[Callable[..., Any]]:
     """The models in the file that `arch_type` means."""
     module = _load(file)
-    things = vars(module).items()
-    models = [thing for name, thing in things if not name.startswith("_") and _is_model(thing, module)]
+    models = [thing for name, thing in vars(module).items() if not name.startswith("_") and _is_model(thing, module)]
     models = list(dict.fromkeys(models))  # one under two names is one
     same_case = [model for model in models if model.__name__ == arch_type]
     named = same_case or [model for model in models if model.__name__.lower() == arch_type.lower()]
     if named or file.stem.lower() != arch_type.lower():
         return named
-    for name, thing in things:
-        if name.lower() == arch_type.lower() and isinstance(thing, (functools.partial, nn.Module)):
-            raise ConfigError(
-                f"{_shown(file)} must define {name} as a class or as a function that makes a new network at each call, "
-                f"not as a {type(thing).__name__}"
-            )
     if len(models) > 1:
         models = [model for model in models if _gives_module(model)]
     if len(models) != 1:
@@ -169,9 +159,7 @@ def _load(file: Path) -> ModuleType:
     try:
         with rng.seeded(0):  # it is loaded again in every process: what it draws must be the same
             spec.loader.exec_module(module)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{_shown(file)} cannot be loaded: {said(error)}") from error
     return module
 
@@ -195,9 +183,7 @@ def _gives_module(model: Callable[..., Any]) -> bool:
     """Whether the function or class makes a module; one that fails counts, so that the failure is seen."""
     try:
         return isinstance(model(**_arguments(model, None)), nn.Module)
-    except KeyboardInterrupt:
-        raise
-    except BaseException:
+    except (Exception, SystemExit):
         return True
 
 
@@ -211,9 +197,7 @@ def _builder(model: Callable[..., Any], classes: int | None, file: Path) -> Buil
     def make() -> nn.Module:
         try:
             made = model(**_arguments(model, classes))
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(f"{_shown(file)}: {model.__name__} cannot be built: {first_line(error)}") from error
         if not isinstance(made, nn.Module):
             raise ConfigError(f"{_shown(file)}: {model.__name__} must return a torch.nn.Module, not {type(made)}")

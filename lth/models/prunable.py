@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeGuard
@@ -25,12 +26,12 @@ CONV, FC, EMBEDDING, BIAS, OTHER = "conv", "fc", "embedding", "bias", "other"
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # of a module, by attribute
 UNUSED, CHANGED = "unused", "changed"  # why parameters are left out of pruning: see lth/models/probe.py
 WORTH_SAYING = 0.01  # of all parameters, left alone
-MOVED = 1e-3  # how far a step may move a parameter, about
 
 _LAYERS = (_ConvNd, nn.Linear, nn.Bilinear)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _MATRIX = re.compile(r"(^|_)(w|weights?|kernels?|filters?)\d*(_|$)", re.IGNORECASE)
+_BIAS = re.compile(r"bias(_(ih|hh)\w*)?|in_proj_bias")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Part:
 def parts(model: nn.Module) -> list[Part]:
     """Every parameter of `model` once, in the order of its modules; a tied one is of the kind that is pruned, if any
     of its layers says so. Masks of torch.nn.utils.prune make no difference."""
-    inside = {id(m) for made in model.modules() if isinstance(made, ParametrizationList) for m in made.modules()}
+    inside = {id(m) for each in model.modules() if isinstance(each, ParametrizationList) for m in each.modules()}
     found: dict[int, Part] = {}
     for module in model.modules():
         if id(module) not in inside:
@@ -114,17 +115,15 @@ def left_alone(model: nn.Module, embeddings: bool = False) -> str:
     count = sum(part.parameter.numel() for part in alone)
     if count <= WORTH_SAYING * total:
         return ""
-    groups: dict[str, int] = {}
+    groups = Counter[str]()
     for part in alone:
         vector = part.kind == BIAS or (part.kind == OTHER and not _is_matrix(part.parameter))
         key = "biases, normalisation and other vectors" if vector else named[id(part.parameter)]
         key += " (an embedding: see prune_embeddings)" if part.kind == EMBEDDING else ""
-        groups[key] = groups.get(key, 0) + part.parameter.numel()
-    largest = sorted(groups.items(), key=lambda group: -group[1])
-    told = [f"{key} {100 * size / total:.1f}%" for key, size in largest[:4]]
-    rest = sum(size for _, size in largest[4:])
-    told += [f"{len(largest) - 4} others {100 * rest / total:.1f}%"] if rest else []
-    return f"pruning leaves {100 * count / total:.1f}% of all {total:,} parameters alone: {', '.join(told)}"
+        groups[key] += part.parameter.numel()
+    shares = [f"{key} {100 * size / total:.1f}%" for key, size in groups.most_common(4)]
+    more = f", {len(groups) - 4} others" if len(groups) > 4 else ""
+    return f"pruning leaves {100 * count / total:.1f}% of all {total:,} parameters alone: {', '.join(shares)}{more}"
 
 
 def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
@@ -139,12 +138,7 @@ def hooked(module: nn.Module) -> bool:
 
 def has_gradient_hooks(parameter: nn.Parameter) -> bool:
     """Whether something else is called with its gradient. No copy has these hooks."""
-    return bool(parameter._backward_hooks or waits_for_grad(parameter))
-
-
-def waits_for_grad(parameter: nn.Parameter) -> bool:
-    """Whether something else is called when its gradient has been stored, which no training does."""
-    return bool(getattr(parameter, "_post_accumulate_grad_hooks", None))
+    return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
 
 
 def without_dropout(model: nn.Module) -> None:
@@ -171,30 +165,27 @@ def draw(module: nn.Module, init: str) -> None:
         if name in module._parameters:
             value = module._parameters[name]
             if value is not None and value.requires_grad:
-                _draw(value.detach(), _stacked(module, name), init)
+                _draw(module, name, value.detach(), init)
         elif name in made and any(inner.requires_grad for inner in made[name].parameters()):
             with torch.no_grad(), contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
                 value = getattr(module, name).detach().clone()
-                _draw(value, _stacked(module, name), init)
+                _draw(module, name, value, init)
                 setattr(module, name, value)
     for part in _parts_of(module):
         if part.kind == BIAS and part.parameter.requires_grad:
             nn.init.zeros_(part.parameter)
 
 
-def _draw(value: Tensor, stacked: int, init: str) -> None:
+def _draw(module: nn.Module, name: str, value: Tensor, init: str) -> None:
+    """Draw each of the matrices that the weight `name` holds, one below another."""
+    stacked = 3 if name == "in_proj_weight" else 1
+    if isinstance(module, _RECURRENT):
+        stacked = max(1, len(value) // int(module.hidden_size))
     for matrix in value.chunk(stacked):
         if init == "glorot":
             nn.init.xavier_normal_(matrix)
         else:
             nn.init.kaiming_normal_(matrix, nonlinearity="relu")
-
-
-def _stacked(module: nn.Module, name: str) -> int:
-    """How many matrices the weight holds, one below another."""
-    if isinstance(module, _RECURRENT):
-        return max(1, len(getattr(module, name)) // int(module.hidden_size))
-    return 3 if name == "in_proj_weight" else 1
 
 
 def _parts_of(module: nn.Module) -> Iterator[Part]:
@@ -215,13 +206,9 @@ def _parts_of(module: nn.Module) -> Iterator[Part]:
 
 
 def _kind(module: nn.Module, name: str, value: Tensor) -> str:
-    if isinstance(module, _LAYERS):
+    if isinstance(module, (*_LAYERS, *_RECURRENT, nn.MultiheadAttention)):
         weight = CONV if isinstance(module, _ConvNd) else FC
-        return {"weight": weight, "bias": BIAS}.get(name, OTHER)
-    if isinstance(module, _RECURRENT):
-        return FC if name in _weight_names(module) else BIAS if name.startswith("bias") else OTHER
-    if isinstance(module, nn.MultiheadAttention):
-        return FC if name in _weight_names(module) else BIAS if name == "in_proj_bias" else OTHER
+        return weight if name in _weight_names(module) else BIAS if _BIAS.fullmatch(name) else OTHER
     if isinstance(module, _EMBEDDINGS):
         return EMBEDDING if name == "weight" else OTHER
     called = type(module).__name__.lower()
@@ -259,16 +246,7 @@ def bare(module: nn.Module, name: str) -> str:
 
 
 def _keeps_zeros(listed: ParametrizationList) -> bool:
-    """Whether the zeros of the parameter are the zeros of the weight that is made of it, so that a mask on the one is a
-    mask on the other: so it is under spectral norm alone. Weight norm divides by the length of a row, which may be 0.
-    """
+    """Whether the zeros of the parameter are those of the weight that is made of it: so it is under spectral norm
+    alone. Weight norm divides by the length of a row, which may be 0."""
     masked = "original_mask" in listed._buffers
     return masked or ("original" in listed._parameters and all(isinstance(step, _SpectralNorm) for step in listed))
-
-
-def holes(like: Tensor) -> Tensor:
-    """A mask of this shape that prunes a third of the weights, and a row of several as a whole."""
-    kept = torch.ones(like.numel(), dtype=torch.bool, device=like.device)
-    kept[::3] = False
-    kept[: like[0].numel() * (len(like) > 1)] = False
-    return kept.view(like.shape)

@@ -35,7 +35,7 @@ def check_fit(
         if tensor.is_complex():
             raise ConfigError(f"{name} {has_complex(called)}")
     for called, parameter in model.named_parameters():
-        if prunable.waits_for_grad(parameter):
+        if getattr(parameter, "_post_accumulate_grad_hooks", None):
             raise ConfigError(
                 f"{name} must come without register_post_accumulate_grad_hook, which {called} has: no gradients are "
                 "stored; register_hook gets and changes each"
@@ -48,9 +48,7 @@ def check_fit(
             with rng.preserved(torch.device("cpu")), torch.set_grad_enabled(training):
                 model.train(training)
                 logits = model(torch.zeros(count, *image_shape, dtype=torch.float32))
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
+        except (Exception, SystemExit) as error:
             why = reason(model, error)
             raise ConfigError(
                 f"{name} does not take images of {shape} (channels x height x width){when}: {why}"

@@ -264,10 +264,10 @@ def test_a_model_that_uses_a_weight_in_later_passes_only_ends_with_a_reason() ->
         training(make, Plan(10, 10, constant(0.003)), keep=0.2, sparse=BOTH).run()
 
 
-@pytest.mark.parametrize("name, fake", [("product", lambda self, values, x: 2 * x[:5]), ("gradient", None)])
-def test_a_pytorch_without_quick_products_trains_densely(name: str, fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["product", "gradient"])
+def test_a_pytorch_without_quick_products_trains_densely(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Places, name, fake)
+        patch.setattr(Places, name, None)
         sparse.available.cache_clear()
         assert not sparse.available() and chosen(Mlp) == []
     sparse.available.cache_clear()
