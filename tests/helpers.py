@@ -16,7 +16,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor, nn
+from nets import CLASSES, SIDE
+from nets import Conv as Conv
+from nets import Mlp as Mlp
+from torch import nn
 
 from lth import data, pruning
 from lth.commands.queue import Queue, Work
@@ -35,7 +38,6 @@ from lth.training.schedule import Plan
 from lth.training.train import Training
 
 CPU = torch.device("cpu")
-CLASSES, SIDE = 4, 8
 
 MODELS = """
 from torch import nn
@@ -56,30 +58,6 @@ LAYERS = {
     "conv": "nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(), "
     "nn.Linear(16, num_classes)",
 }
-
-
-class Mlp(nn.Module):
-    """64 - 12 - 4, for images of 1 x 8 x 8."""
-
-    def __init__(self, hidden: int = 12) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(SIDE * SIDE, hidden), nn.Linear(hidden, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.fc1(x.flatten(1)).tanh())  # no unit dies
-
-
-class Conv(nn.Module):
-    """A convolution with batch norm, and a Linear layer."""
-
-    def __init__(self, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3, padding=1, bias=False)  # batch norm would leave it a gradient of noise
-        self.norm = nn.BatchNorm2d(4)
-        self.dropout, self.fc = nn.Dropout(dropout), nn.Linear(4 * 16, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.dropout(nn.functional.max_pool2d(self.norm(self.conv(x)).relu(), 2)).flatten(1))
 
 
 def arrays(count: int = 120, tests: int = 40, seed: int = 0, shape: tuple[int, ...] = (SIDE, SIDE)) -> dict[str, Any]:

@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
+from typing import NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lth.pruning import Masks, Weights, keep_highest, quotas
 
+CLASSES, SIDE = 4, 8
+
 
 def prune_lowest(scores: Weights, masks: Masks, percents: Mapping[str, float], scope: str = "layer") -> Masks:
     """The masks after one round that prunes `percents` percent of the survivors of each layer, lowest scores first."""
     return keep_highest(scores, masks, quotas(masks, percents, scope))
+
+
+class Mlp(nn.Module):
+    """64 - 12 - 4, for images of 1 x 8 x 8."""
+
+    def __init__(self, hidden: int = 12) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(SIDE * SIDE, hidden), nn.Linear(hidden, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1(x.flatten(1)).tanh())  # no unit dies
+
+
+class Conv(nn.Module):
+    """A convolution with batch norm, and a Linear layer."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1, bias=False)  # batch norm would leave it a gradient of noise
+        self.norm = nn.BatchNorm2d(4)
+        self.dropout, self.fc = nn.Dropout(dropout), nn.Linear(4 * 16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.dropout(nn.functional.max_pool2d(self.norm(self.conv(x)).relu(), 2)).flatten(1))
 
 
 class TakesParts(nn.Module):
@@ -62,3 +91,101 @@ class UsesWeight(nn.Module):
                 size = 2 if self.way == "penalises matrices" else 1
                 penalty = sum((value.sum() for value in self.parameters() if value.ndim == size), penalty)
         return self.fc2(self.fc1(x).tanh()) + penalty
+
+
+class Deep(Conv):
+    """With a convolution of three dimensions beside that of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep = nn.Conv3d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.deep(x[:, None])[:, 0])
+
+
+class Views(Conv):
+    """Needs the usual layout of memory, in one mode alone."""
+
+    def __init__(self, in_training: bool) -> None:
+        super().__init__()
+        self.in_training = in_training
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training == self.in_training:
+            self.conv(x).view(len(x), -1)
+        return super().forward(x)
+
+
+class Scaled(Mlp):
+    """Multiplies its images by a factor, 1 or as Python decides in some `way` in each pass. Remembers activations,
+    which are the same when a step is done again."""
+
+    def __init__(self, way: str = "") -> None:
+        super().__init__()
+        self.way, self.calls, self.noise, self.seen = way, 0, np.random.default_rng(0), torch.zeros(())
+        if way == "holds a computed weight":  # which copy.deepcopy refuses
+            nn.utils.weight_norm(self.fc1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = x.detach().mean()
+        factors = {"random": random.random, "numpy": np.random.rand, "own generator": self.noise.random}
+        factor = factors.get(self.way, lambda: 1.0)()
+        if self.way == "torch":
+            factor = torch.rand(1).item()
+        elif self.way == "counts":
+            self.calls += self.training
+            factor = 1 / (1 + self.calls)
+        elif self.way == "begins with the first batch" and not self.calls:
+            self.fc1.bias.data.fill_(0.5)
+            self.calls = 1
+        return super().forward(x * factor)
+
+
+class NoCopy(Scaled):
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise RuntimeError("no copy")
+
+
+class Running(Mlp):
+    """Takes a mean of its images in evaluation too: in place, or as a new tensor."""
+
+    mean: Tensor
+
+    def __init__(self, replaced: bool = False) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1))
+        self.replaced = replaced
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = 0.9 * self.mean + 0.1 * x.detach().mean()
+        if self.replaced:
+            self.mean = mean
+        else:
+            self.mean.copy_(mean)
+        return super().forward(x - self.mean)
+
+
+class Restless(Conv):
+    """Draws, and takes batch norm's statistics, in evaluation too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.norm.train()
+        return super().forward(nn.functional.dropout(x, 0.1))
+
+
+class Squeezing(Mlp):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).squeeze()
+
+
+class TwoWeights(Mlp):
+    """Adds two weights, which get one gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc3 = nn.Linear(64, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.fc1.weight + self.fc3.weight
+        return self.fc2(nn.functional.linear(x.flatten(1), weight, self.fc1.bias).tanh())

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import CPU, Conv, Mlp, constant, make_images, random_masks, training
+from nets import Restless, Running, Squeezing, TwoWeights
 from torch import Tensor, nn
 
 from lth import prune, pruning
@@ -26,12 +27,9 @@ from lth.training.train import Stopped, Trained, Training
 pytestmark = pytest.mark.versions
 
 OPTIMIZERS: list[tuple[str, dict[str, Any]]] = [
-    ("adam", {}),
     ("adam", {"weight_decay": 0.1}),
     ("adamw", {"weight_decay": 0.1}),
     ("sgd", {}),
-    ("sgd", {"weight_decay": 0.1}),
-    ("sgd", {"momentum": 0.9}),
     ("sgd", {"momentum": 0.9, "weight_decay": 0.01, "nesterov": True}),
 ]
 TORCH = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
@@ -147,16 +145,7 @@ def test_an_optimiser_of_ones_own_moves_survivors_as_those_of_a_masked_network(
 
 
 def test_weights_that_share_a_gradient_are_masked_each_by_its_own() -> None:
-    class Sum(Mlp):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc3 = nn.Linear(64, 12)
-
-        def forward(self, x: Tensor) -> Tensor:
-            weight = self.fc1.weight + self.fc3.weight
-            return self.fc2(nn.functional.linear(x.flatten(1), weight, self.fc1.bias).tanh())
-
-    model = Sum()
+    model = TwoWeights()
     masks = random_masks(model, 0.5)
     network = network_of(model, masks)
     optimizer, before = Wrapped(torch.optim.SGD(network.leaves, lr=0.1), network), network.state(0)
@@ -262,10 +251,6 @@ def test_a_last_image_that_comes_alone_is_one_image(trials: int) -> None:
         assert [len(images) for images, _ in made.feed.test()][-1] == 1
         return [(trained.evals[-1].test, trained.evals[-1].val) for trained in made.run()]
 
-    class Squeezing(Mlp):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x).squeeze()
-
     assert accuracies(Squeezing) == accuracies(Mlp)
 
 
@@ -292,26 +277,6 @@ def test_the_test_images_can_be_left_out_and_nothing_else_changes(trials: int) -
     for states in saved:  # what has been tested does not depend on stops
         found = training(Mlp, plan(7), resume=states, **options).run()
         assert repr([trained.evals for trained in found]) == repr([trained.evals for trained in thinned])
-
-
-class Running(Mlp):
-    """Takes a mean of its images in evaluation too: in place, or as a new tensor. `once`: of the first ones alone."""
-
-    mean: Tensor
-
-    def __init__(self, replaced: bool = False, once: bool = False) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(1))
-        self.replaced, self.once, self.taken = replaced, once, False
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean = 0.9 * self.mean + 0.1 * x.detach().mean()
-        if self.replaced:
-            self.mean = mean
-        elif not self.taken:
-            self.mean.copy_(mean)
-        self.taken = self.once
-        return super().forward(x - self.mean)
 
 
 @pytest.mark.parametrize("replaced, trials", [(False, 1), (True, 1), (False, 2)])
@@ -408,14 +373,6 @@ def test_one_trial_of_a_stack_ends_and_the_others_do_not_notice() -> None:
 
 
 # Stops
-
-
-class Restless(Conv):
-    """Draws, and takes batch norm's statistics, in evaluation too."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.norm.train()
-        return super().forward(nn.functional.dropout(x, 0.1))
 
 
 def dropping() -> nn.Module:
