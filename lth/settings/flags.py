@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import json
-import math
 import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -22,7 +21,7 @@ from lth.settings.config import PRUNE, RATES, RUN, Config
 from lth.settings.values import as_text, number
 
 T = TypeVar("T")
-FIELDS = {spec.name: spec for spec in dataclasses.fields(Config)}
+FIELDS = {spec.name: spec for spec in fields(Config)}
 
 # Figure 2 of Frankle & Carbin (arXiv:1803.03635), evaluated every 100 iterations as in their figures.
 EVERY = "--valid_freq 100it --test_freq 500it --prune_percent 20"  # in all presets
@@ -159,24 +158,15 @@ def experiments(argv: Sequence[str]) -> dict[Config, dict[str, str]]:
     problems = ["--name would give all combinations of --sweep one folder: leave it out"] if given.get("name") else []
     choices = _choices(given, problems)
     found: dict[Config, dict[str, str]] = {}
-    wrong: dict[str, list[str]] = {}
     for combination in itertools.product(*choices.values()):
         texts = dict(zip(choices, combination, strict=True))
-        try:
+        with collect_errors(problems):
             config = parse(argv, swept={name: _swept_value(name, text) for name, text in texts.items()})
-        except ConfigError as error:
-            for problem in error.problems:
-                wrong.setdefault(problem, []).append(label(texts))
-        else:  # in one spelling: fc1,FC1 is one experiment
+            # In one spelling: fc1,FC1 is one experiment.
             model = names.model(config.arch_type, config.dataset, config.data)
-            spelled = dataclasses.replace(config, arch_type=model, dataset=names.dataset(config.dataset))
-            found.setdefault(spelled, texts)
-    count = math.prod(map(len, choices.values()))
-    for problem, where in wrong.items():
-        others = f" and {len(where) - 1} more" if len(where) > 1 else ""
-        problems.append(problem if len(where) == count else f"{problem} (with {where[0]}{others})")
+            found.setdefault(replace(config, arch_type=model, dataset=names.dataset(config.dataset)), texts)
     if problems:
-        raise ConfigError(*problems)
+        raise ConfigError(*dict.fromkeys(problems))
     return found
 
 

@@ -169,8 +169,8 @@ def plain_name(text: str) -> str:
 
 def as_plain_name(text: str) -> str:
     """The plain name that is nearest to `text`, which may be one."""
-    plain = re.sub(r"[^\w.+=,-]", "_", text)[:100].encode()[:200].decode(errors="ignore")
-    return plain if plain.strip(".") else plain.replace(".", "_") or "_"
+    plain = re.sub(r"[^\w.+=,-]", "_", text)[:50]  # of at most 4 bytes each
+    return plain if plain.strip(".") else "_"
 
 
 def dataset_name(text: str) -> str:
@@ -200,9 +200,7 @@ def _parse_item(spec: dataclasses.Field[Any], item: Any) -> Any:
         return item
     if isinstance(item, bool) != (spec.type == "bool") or item is None:
         raise ValueError(f"must be {'True or False' if spec.type == 'bool' else 'a value'}, not {item!r}")
-    if isinstance(
-        item, (bool, TicketName)
-    ):  # of a run that is yet to be trained, perhaps (lth.claims): its reader checks
+    if isinstance(item, (bool, TicketName)):  # a ticket may be of a run that is yet to be trained (lth.claims)
         return item
     try:
         return facts["parse"](str(item))

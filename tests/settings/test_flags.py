@@ -1,4 +1,4 @@
-"""The command line: durations, presets, folder names, --config, and mistakes, all in one message."""
+"""The command line: durations, presets, folder names, --config, --sweep, and mistakes, all in one message."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from lth.commands.holding import plain_settings
 from lth.settings import VERSION
 from lth.settings.arms import ARMS, CONTROLS, CRITERIA
 from lth.settings.config import PROJECT, Config, ConfigError
-from lth.settings.flags import FIELDS, PRESETS, parse
+from lth.settings.flags import FIELDS, PRESETS, experiments, label, parse
 from lth.settings.values import Duration
 from lth.training.schedule import remarks
 
@@ -33,7 +34,7 @@ def test_durations() -> None:
         found = Duration.parse(text)
         assert str(found) == shown and Duration.parse(str(found)) == found
         assert found.iterations(epoch=10, whole=200) == int(iterations), text
-    for text in ("", "it", "5 it", "-5", "5its", "1e3", "five", "5,5", ".5", "5.", "nan", "inf", "0x5"):
+    for text in ("", "it", "5 it", "-5", "1e3", "5.", "nan", "0x5"):
         with pytest.raises(ValueError, match="must be a duration such as 5 or 5ep"):
             Duration.parse(text)
     for text, problem in (("1.5it", "whole number of"), ("101%", "at most 100%"), ("9" * 400 + "it", "at most")):
@@ -75,7 +76,8 @@ def test_any_flag_beside_a_preset_wins() -> None:
     expected: dict[str, dict[str, Any]] = {
         "--lr 0.5 --preset lenet": {"lr": 0.5, "batch_size": 60},
         "--preset resnet18 --no-augment --lr_milestones 5ep": {"augment": False, "lr_milestones": (Duration(5),)},
-        "--preset lenet --target_remaining 5": {"target_remaining": 5, "output_percent": None},
+        "--preset lenet --target_remaining 5 --optimizer adamw": {"target_remaining": 5, "output_percent": None},
+        "--preset resnet18 --target_remaining 5": {"momentum": 0.9, "target_remaining": 5, "output_percent": None},
         "--preset resnet18 --lr_schedule cosine": {"lr_schedule": "cosine", "lr_milestones": ()},
         "--preset resnet18 --optimizer adam": {"optimizer": "adam", "momentum": 0, "weight_decay": 1e-4},
         "--preset conv6 --prune_pc 0.5 --prune_rounds 1": {"prune_percent": 50, "conv_percent": None},
@@ -92,9 +94,15 @@ def test_any_flag_beside_a_preset_wins() -> None:
 def test_the_command_of_the_readme_and_of_those_who_know_such_scripts() -> None:
     known = "--prune_type=lt --arch_type=fc1 --dataset=mnist --prune_percent=10 --prune_iterations=35"
     assert parse(known.split()) == Config()
-    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
-    (main_job,) = re.findall(r"requirements.txt && +python main.py (.+)", readme.replace("\\\n", " "))
-    config = parse(main_job.split())
+    readme, docker, conda = (
+        (PROJECT / name).read_text(encoding="utf-8").replace("\\\n", " ")
+        for name in ("README.md", "Dockerfile", "environment.yml")
+    )
+    posix, powershell = map(shlex.split, re.findall(r"python main\.py (--prune_type lt reinit.*)", readme)[:2])
+    (words,) = re.findall(r"(?m)^CMD (\[.*\])$", docker)
+    assert posix == powershell == json.loads(words)
+    assert "name: lottery-ticket\n" in conda and "-r requirements.txt\n" in conda
+    config = parse(posix)
     assert config.prune_type == ("lt", "reinit") and config.end_iter == Duration(5) and config.prune_iterations == 10
     assert config.valid_freq == Duration(300, "it") and config.trials == 2  # so that early stop and its spread are seen
 
@@ -121,13 +129,10 @@ def test_folders_are_named_after_what_changes_the_numbers() -> None:
     folders = {
         "": "default",
         "--prune_percent 20 --end_iter 5": "end_iter=5,prune_percent=20",
-        "--end_iter 5ep --prune_percent 20.0": "end_iter=5,prune_percent=20",
         "--trials 5 --prune_iterations 12 --jobs 2 --quiet --seed 3 --prune_type reinit --gpu cpu": "default",
         "--target_remaining 5 --prune_iterations 12": "prune_iterations=12,target_remaining=5",
         "--lr_milestones 5 90% --rewind 500it": "lr_milestones=5+90%,rewind=500it",
-        "--optimizer sgd --momentum 0.9 --nesterov": "momentum=0.9,nesterov=True,optimizer=sgd",
         "--name mine --lr 5": "mine",
-        "--pixels unit": "pixels=unit",
     }
     assert {argv: parse(argv.split()).folder() for argv in folders} == folders
 
@@ -178,14 +183,10 @@ def test_a_config_file_gives_back_the_data_folder(tmp_path: Path) -> None:
 
 def test_bad_config_files(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
-    problems = dict.fromkeys(
-        ["", "[]", '{"lr": 0.1}', '{"settings": [1]}', "\xff\xfe", "[" * 100_000], "cannot be read"
-    )
-    problems |= {
+    problems = dict.fromkeys(("", "[]", '{"lr": 0.1}', '{"settings": [1]}', "[" * 100_000), "cannot be read") | {
         '{"settings": {"lrr": 1, "lr": 1}}': "does not know: lrr",
         '{"settings": {"lr": null}}': "--lr must",
         '{"settings": {"prune_type": ["ltt"]}}': "--prune_type must be one of .*did you mean lt",
-        '{"settings": {"lr_milestones": null}}': "--lr_milestones must",
         '{"settings": {"augment": "yes"}}': "--augment must be True or False",
     }
     for content, problem in {"no file": "cannot be read as the config.json of a run", **problems}.items():
@@ -205,10 +206,11 @@ ONE: dict[str, str] = {  # of each kind of value one that is too low, too high, 
     "--prune_type ltt": "--prune_type must be one of lt, reinit, .* not 'ltt': did you mean lt?",
     "--preset lennet": "--preset must be one of lenet, .* not 'lennet': did you mean lenet?",
     "--name a/b": "--name must be a plain name",
+    "--root file": "--root must be a folder, or a new one, not 'file'",
+    "--ticket nowhere": "--ticket must be the folder of an existing run",
     # flags
     "--prune_percnt 20": "--prune_percnt is no flag of this program: did you mean --prune_percent?",
     "--learning_rate=5": "--learning_rate is no flag of this program: did you mean --lr?",
-    "--device cpu": "did you mean --gpu?",
     "lt": "'lt' does not belong to any flag",
     "--lr": "--lr expected one argument",
     # numbers
@@ -216,8 +218,7 @@ ONE: dict[str, str] = {  # of each kind of value one that is too low, too high, 
     "--target_remaining 0": "--target_remaining must be a number above 0, at most 100, not '0'",
     **{f"--trials {text}": "must be a whole number at least 1, at most 9999" for text in ("0", "2.5")},
     **{f"--lr {text}": "--lr must be a number above 0" for text in ("0", "inf")},
-    "--optimizer sgd --momentum 1": "--momentum must be a number at least 0, at most 0.9999, not '1'",
-    **{f"--gpu {text}": "--gpu must be the number of a GPU, or cpu, or mps" for text in ("cuda:0",)},
+    "--gpu cuda:0": "--gpu must be the number of a GPU, or cpu, or mps",
     # durations
     "--end_iter 0": "--end_iter must be longer than 0, not '0'",
     "--end_iter 5x": "--end_iter must be a duration such as 5 or 5ep .* not '5x'",
@@ -245,12 +246,13 @@ def test_a_mistake_is_one_line_without_traceback_and_touches_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
     for argv, expected in ONE.items():
         assert utils.exit_code(main.main, argv.split()) == 2
         said = capsys.readouterr()
         assert said.out == "" and said.err.count("\n") == 1 and said.err.startswith("error: "), (argv, said)
         assert re.search(expected, said.err[len("error: ") : -1]), (argv, said.err)
-    assert list(tmp_path.iterdir()) == []
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 def test_all_mistakes_come_in_one_message(
@@ -280,6 +282,87 @@ def test_a_config_made_in_python_gives_the_same_errors_by_its_own_names() -> Non
     error = ConfigError(*caught.value.problems, "a sentence about --lr").named({"lr": "learning_rate"})
     begun = [problem.split(" must")[0] for problem in pickle.loads(pickle.dumps(error)).problems]
     assert begun == ["prune_percent", "learning_rate", "a sentence about --lr"]
+
+
+# --sweep
+
+
+def swept_problems(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        experiments(text.split())
+    return list(caught.value.problems)
+
+
+def test_every_combination_is_an_experiment() -> None:
+    text = "--trials 2 --lr 5 --sweep lr=1.2e-3,1e-4 arch_type=fc1,lenet5 --epochs 3"
+    found = experiments(text.split())
+    assert [(config.lr, config.arch_type, config.trials, config.end_iter) for config in found] == [
+        (lr, arch, 2, Duration(3)) for lr in (1.2e-3, 1e-4) for arch in ("fc1", "lenet5")
+    ]
+    labels = ["lr=1.2e-3 fc1", "lr=1.2e-3 lenet5", "lr=1e-4 fc1", "lr=1e-4 lenet5"]
+    assert [label(texts) for texts in found.values()] == labels
+    found = experiments(["--preset", "lenet", "--sweep", "lr=0.1,0.2"])
+    assert [config.lr for config in found] == [0.1, 0.2] and {config.prune_percent for config in found} == {20}
+    found = experiments(
+        ["--sweep", "bs=60,100", "lr_milestones=1ep+50%,2ep", "augment=true,False", "rewind=0,500it", "seed=3,7"]
+    )
+    first, *_, last = found
+    assert len(found) == 32 and found[last]["batch_size"] == "100" and last.seed == 7
+    assert (first.lr_milestones, first.augment) == ((Duration(1), Duration(50, "%")), True)
+    assert (last.batch_size, last.lr_milestones, last.augment) == (100, (Duration(2),), False)
+    assert last.rewind == Duration(500, "it")
+
+
+def test_the_number_of_rounds_may_be_swept_where_it_decides_what_each_prunes() -> None:
+    for words in (["--target_remaining", "5", "--sweep"], ["--sweep", "target_remaining=5,10"]):
+        found = experiments([*words, "prune_iterations=3,6"])
+        assert {config.prune_iterations for config in found} == {3, 6}
+    assert "give --prune_iterations itself" in swept_problems("--sweep prune_iterations=3,6")[0]
+
+
+def test_equal_values_and_spellings_are_one() -> None:
+    assert [config.lr for config in experiments(["--sweep", "lr=0.1,1e-1,0.10,0.2,0.2"])] == [0.1, 0.2]
+    assert [config.arch_type for config in experiments(["--sweep", "arch_type=FC1,fc1"])] == ["fc1"]
+
+
+def test_tickets_may_have_commas_in_their_names(tmp_path: Path) -> None:
+    arms = [tmp_path / "saves" / "fc1" / "mnist" / name / "lt" / "seed0" for name in ("a=1,b=2", "default")]
+    for arm in arms:
+        arm.mkdir(parents=True)
+    found = experiments(["--sweep", f"ticket={arms[0]}:3,{arms[1]}"])
+    assert [(config.ticket and config.ticket.folder) for config in found] == arms
+    (said,) = swept_problems(f"--sweep ticket={arms[0]},{tmp_path / 'nowhere'}")
+    assert "--ticket must be the folder of an existing run" in said and "nowhere" in said
+
+
+def test_all_mistakes_of_a_sweep_come_in_one_message() -> None:
+    said = swept_problems(
+        "--sweep lr=0.1,-1,x arch_type=fc1,fc2 augment=maybe lrr=3 bs= seed prune_type=lt,reinit trials=1,2 root=a,b "
+        "lr=5 --jobz 3 --name x --prune_percent 200"
+    )
+    for sentence in (
+        "--sweep lrr is no setting: did you mean lr?",
+        "--sweep must be NAME=VALUE,VALUE,..., not 'bs='",
+        "--sweep must be NAME=VALUE,VALUE,..., not 'seed'",
+        "--sweep prune_type does not change what is trained: give --prune_type itself, once for all",
+        "--sweep root does not change what is trained: give --root itself, once for all",
+        "--sweep lr is given twice: give all its values at once",
+        "--name would give all combinations of --sweep one folder: leave it out",
+        "--jobz is no flag of this program: did you mean --jobs?",
+        "--augment must be True or False, not 'maybe'",
+    ):
+        assert said.count(sentence) == 1, (sentence, said)
+    assert sum("--prune_percent must be" in sentence for sentence in said) == 1
+    for value, start in (("'-1'", "--lr must be a number above 0"), ("'fc2'", "--arch_type must be a model")):
+        (sentence,) = [sentence for sentence in said if value in sentence]
+        assert sentence.startswith(start)
+
+
+def test_a_combination_that_cannot_be_is_named() -> None:
+    (said,) = swept_problems("--momentum 0.9 --sweep optimizer=sgd,adam")
+    assert said == "--momentum belongs to the optimizer sgd, not to adam"
+    with pytest.raises(ConfigError, match="--sweep asks for several experiments, and this is one"):
+        parse(["--sweep", "lr=0.1,0.2"])
 
 
 # Help, and what is told of settings

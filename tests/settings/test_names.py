@@ -13,32 +13,13 @@ from lth.records.tables import runs_of
 from lth.settings import names
 
 
-@pytest.mark.parametrize(
-    ("given", "meant"),
-    [
-        ("FashionMNIST", "fashionmnist"),
-        ("birds", "Birds"),
-    ],
-)
-def test_data_sets_ignore_case(place: Path, given: str, meant: str) -> None:
+def test_names_ignore_case_and_have_the_spelling_of_their_folder_file_or_definition(place: Path) -> None:
     (place / "archs" / "Birds").mkdir()
-    assert names.dataset(given) == meant
-
-
-@pytest.mark.parametrize(
-    ("given", "meant"),
-    [
-        ("MLP", "mlp"),
-        ("alexnet", "AlexNet"),
-        ("inner", "Inner"),
-        ("none", "none"),
-    ],
-)
-def test_models_have_the_spelling_of_their_file_or_definition(place: Path, given: str, meant: str) -> None:
-    folder = place / "archs" / "tiny"
-    (folder / "AlexNet.py").write_text("def alexnet(): ...")
-    (folder / "other.py").write_text("class Inner: ...")
-    assert names.model(given, "TINY") == meant
+    assert [names.dataset(given) for given in ("FashionMNIST", "birds")] == ["fashionmnist", "Birds"]
+    (place / "archs" / "tiny" / "AlexNet.py").write_text("def alexnet(): ...")
+    (place / "archs" / "tiny" / "other.py").write_text("class Inner: ...")
+    for given, meant in (("MLP", "mlp"), ("alexnet", "AlexNet"), ("inner", "Inner"), ("none", "none")):
+        assert names.model(given, "TINY") == meant
 
 
 def test_one_model_in_two_spellings_is_one_run(place: Path) -> None:
@@ -70,15 +51,10 @@ def test_a_data_set_without_models_uses_those_for_images_of_its_size(
     assert names.problems("fc1", "mine", data=tmp_path / "elsewhere") and not names.assumed("fc1", "mnist")
 
 
-@pytest.mark.parametrize(
-    "size, first",
-    [
-        *[((9, 3, 20, 20), True), ((9, 20, 20, 3), False), ((9, 20, 20, 1), False), ((9, 4, 8, 8), True)],
-        *[((9, 4, 8, 2), False), ((9, 8, 8, 8), False), ((9, 6, 20, 20), True), ((9, 20, 20, 6), False)],
-    ],
-)
-def test_which_axis_holds_the_channels(size: tuple[int, ...], first: bool) -> None:
-    assert names.channels_first(size) == first
+def test_which_axis_holds_the_channels() -> None:
+    assert all(names.channels_first((9, *size)) for size in ((3, 20, 20), (4, 8, 8), (6, 20, 20)))
+    others = ((20, 20, 3), (20, 20, 1), (4, 8, 2), (8, 8, 8), (20, 20, 6))
+    assert not any(names.channels_first((9, *size)) for size in others)
 
 
 def test_a_file_that_is_no_data_set_has_no_size(tmp_path: Path) -> None:
@@ -86,9 +62,7 @@ def test_a_file_that_is_no_data_set_has_no_size(tmp_path: Path) -> None:
         (tmp_path / "mine.npz").write_bytes(content)
         assert names.folders("mine", tmp_path) == []
         (said,) = names.problems("fc1", "mine", data=tmp_path)
-        assert said.endswith(
-            f"{tmp_path}/mine.npz must be an .npz file with the arrays x_train, y_train, x_test, y_test"
-        ), said
+        assert said.startswith(f"{tmp_path}/mine.npz must be an .npz file with the arrays x_train, ")
 
 
 def test_models_of_the_folder_that_one_works_in_come_before_the_projects(
