@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -20,9 +19,6 @@ from lth.records.tables import Run
 from lth.settings.arms import ARMS
 from lth.settings.config import Config
 from lth.training.train import Evaluation, Trained
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 pytest.register_assert_rewrite("helpers", "own")
 pytest_plugins = ["helpers"]  # its fixtures
@@ -131,16 +127,6 @@ def _trained(weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         place = torch.linspace(-1, 1, side)
         scores = scores * (0.4 + (-2 * (place[:, None] ** 2 + place**2)).exp()).flatten()
     return scores
-
-
-@pytest.fixture
-def sheets(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
-    """The figures that are drawn, by the name of their file; they are not rendered."""
-    from lth.plots import style  # with matplotlib, which the other tests need not wait for
-
-    kept: dict[str, Figure] = {}
-    monkeypatch.setattr(style, "save", lambda figure, file: kept.update({file.stem: figure}))
-    return kept
 
 
 @pytest.fixture

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+import pandas as pd
+
 from lth.records import identity
 from lth.records.tables import Run, config_of
 from lth.settings.values import Duration
@@ -61,9 +64,10 @@ def percent(value: float, digits: int = 2, pad: bool = False) -> str:
     return text.rstrip("0").rstrip(".") if "." in text and not pad else text
 
 
-def trials(count: int) -> str:
-    """`1 trial`, `3 trials`."""
-    return f"{count} trial{'' if count == 1 else 's'}"
+def trials(counts: int | pd.Series) -> str:
+    """`1 trial`, `3 trials`; of several counts `1 to 3 trials`."""
+    least, most = np.min(counts), np.max(counts)
+    return f"{least} to {most} trials" if least < most else f"{most} trial{'' if most == 1 else 's'}"
 
 
 def title(run: Run) -> str:
@@ -73,63 +77,67 @@ def title(run: Run) -> str:
 
 def settings(*runs: Run) -> str:
     """The settings of runs of one folder: how much is pruned, how long is trained, and what is not at its default."""
-    run, told = runs[0], identity.deciding(*runs)
-    if not told:  # a folder from elsewhere still has its name
+    run, deciding = runs[0], identity.deciding(*runs)
+    if not deciding:  # a folder from elsewhere still has its name
         return "default settings" if run.settings == "default" else run.settings.replace("_", " ").replace(",", ", ")
-    asked = config_of(run).get("settings", {})
-    left = {name for name, value in asked.items() if value is None}  # to the data: --valid_size
-    return _listed(_name(run), {name: value for name, value in _told(told).items() if name not in left})
+    from_data = [name for name, value in config_of(run).get("settings", {}).items() if value is None]  # --valid_size
+    return _listed(_name(run), {name: value for name, value in _changed(deciding).items() if name not in from_data})
+
+
+def _compared(groups: Sequence[Sequence[Run]]) -> pd.DataFrame:
+    """The settings of groups of runs, of one folder each: a row per group, in the order given."""
+    rows = pd.DataFrame([identity.deciding(*runs) for runs in groups])
+    return rows.fillna(identity.usual()).fillna("None")
 
 
 def differing(groups: Sequence[Sequence[Run]]) -> tuple[str, dict[Path, str]]:
     """What the settings of these groups of runs, of one folder each, have in common, and how each differs, by its
     folder of plots."""
-    told = {runs[0]: identity.deciding(*runs) for runs in groups}
-    if not all(told.values()):
+    if not all(identity.deciding(*runs) for runs in groups):
         return "", {runs[0].plots: settings(*runs) for runs in groups}
-    names = list(dict.fromkeys(name for values in told.values() for name in values))
-    usual = identity.usual()
-    values = {name: {values.get(name, usual.get(name, "None")) for values in told.values()} for name in names}
-    differ = [name for name in names if len(values[name]) > 1]
-    common = {name: min(found) for name, found in values.items() if name not in differ}
+    compared = _compared(groups)
+    differ = compared.nunique() > 1
     own = {}
-    for run, chosen in told.items():
-        mine = {name: chosen.get(name, usual.get(name, "None")) for name in differ}
-        said = mine if len(differ) <= 3 else _told(mine)
-        own[run.plots] = _listed(_name(run), {name: value for name, value in said.items() if value != "None"})
-    return _listed("", _told(common)), own
+    for (run, *_), values in zip(groups, compared.loc[:, differ].to_dict("records"), strict=True):
+        shown = values if len(values) <= 3 else _changed(values)
+        own[run.plots] = _listed(_name(run), {name: value for name, value in shown.items() if value != "None"})
+    return _listed("", _changed(compared.loc[:, ~differ].iloc[0].to_dict())), own
 
 
 def rows_and_columns(groups: Sequence[Sequence[Run]], most: int) -> tuple[list[int], int]:
-    """In which order to show groups of runs in a table, row by row, and in how many columns, at most `most`: where two
-    things differ (settings; model and data set), and every combination is there, one along rows and one along columns;
-    else as they come."""
-    keys = [{"": title(runs[0]), **identity.deciding(*runs)} for runs in groups]
-    usual = identity.usual()
-    differ = {name: list(dict.fromkeys(key.get(name, usual.get(name)) for key in keys)) for key in keys for name in key}
-    differ = {name: values for name, values in differ.items() if len(values) > 1}
-    plain = list(range(len(groups))), min(len(groups), most)
-    if len(differ) != 2:
-        return plain
-    down, across = sorted(differ, key=lambda name: (len(differ[name]) <= most, len(differ[name])))
-    cells = [tuple(differ[name].index(key.get(name, usual.get(name))) for name in (down, across)) for key in keys]
-    whole = len(set(cells)) == len(cells) == len(differ[down]) * len(differ[across]) and len(differ[across]) <= most
-    return (sorted(plain[0], key=cells.__getitem__), len(differ[across])) if whole else plain
+    """The order in which to show groups of runs in a table, row by row, and its number of columns, at most `most`.
+
+    Where the groups differ in two things (settings; model and data set) and every combination is there, one differs
+    along rows and the other along columns; otherwise the order is the one given.
+    """
+    compared = _compared(groups).assign(title=[title(runs[0]) for runs in groups])
+    counts = compared.nunique()
+    if (counts > 1).sum() == 2:
+        down, across = sorted(counts.index[counts > 1], key=lambda name: (counts[name] <= most, counts[name]))
+        cells = compared[[down, across]].apply(lambda values: pd.factorize(values)[0])
+        complete = len(cells) == len(cells.drop_duplicates()) == counts[down] * counts[across]
+        if complete and counts[across] <= most:
+            return list(cells.sort_values([down, across]).index), int(counts[across])
+    return list(range(len(groups))), min(len(groups), most)
 
 
 def told_apart(groups: Sequence[Sequence[Run]]) -> list[str]:
     """Model and data set of each group of runs, with its settings where several groups have the same."""
-    titles = [title(runs[0]) for runs in groups]
-    apart = []
-    for runs, own in zip(groups, titles, strict=True):
-        like = [others for others, name in zip(groups, titles, strict=True) if name == own]
-        said = differing(like)[1][runs[0].plots] or runs[0].settings if len(like) > 1 else ""
-        apart.append(f"{own} ({said})" if said else own)
-    return apart
+    alike: dict[str, list[Sequence[Run]]] = {}
+    for runs in groups:
+        alike.setdefault(title(runs[0]), []).append(runs)
+    own: dict[Path, str] = {}
+    for several in alike.values():
+        own |= differing(several)[1] if len(several) > 1 else {}
+    names = []
+    for run, *_ in groups:
+        settings = (own[run.plots] or run.settings) if run.plots in own else ""
+        names.append(f"{title(run)} ({settings})" if settings else title(run))
+    return names
 
 
-def _told(values: dict[str, str]) -> dict[str, str]:
-    """Without settings at their defaults."""
+def _changed(values: dict[str, str]) -> dict[str, str]:
+    """Without settings at their defaults, except those of ALWAYS."""
     usual = identity.usual()
     return {name: value for name, value in values.items() if name in ALWAYS or usual.get(name) != value}
 
@@ -140,20 +148,19 @@ def _name(run: Run) -> str:
 
 
 def _listed(heading: str, values: dict[str, str]) -> str:
-    order = [*(name for name in ALWAYS if name in values), *(name for name in values if name not in ALWAYS)]
-    said = ", ".join(_said(name, values[name]) for name in order)
-    return f"{heading}: {said}" if heading and said else heading or said
+    """Settings in words, those of ALWAYS first, behind `heading`, if there is one."""
+    text = ", ".join(_in_words(name, values[name]) for name in sorted(values, key=lambda name: name not in ALWAYS))
+    return f"{heading}: {text}" if heading and text else heading or text
 
 
-def _said(name: str, value: str) -> str:
+def _in_words(name: str, value: str) -> str:
     """One setting in words."""
-    words = WORDS.get(name, name.replace("_", " ") + " {}")
-    if isinstance(words, dict):
-        words = words.get(value, words.get("*", name.replace("_", " ") + " {}"))
-    if name == "ticket":  # whose name is that of a folder
-        return words.format(value)
-    text = " and ".join(map(_duration, value.split("+"))) if name in DURATIONS else value.replace("_", " ")
-    return words.format(text)
+    words = WORDS.get(name, {})
+    unknown = name.replace("_", " ") + " {}"
+    template = words if isinstance(words, str) else words.get(value, words.get("*", unknown))
+    if name in DURATIONS:
+        value = " and ".join(map(_duration, value.split("+")))
+    return template.format(value if name == "ticket" else value.replace("_", " "))  # a ticket's name is a folder's
 
 
 def _duration(text: str) -> str:
@@ -169,6 +176,5 @@ def _duration(text: str) -> str:
 
 def spread(items: Sequence[T], count: int) -> list[T]:
     """At most `count` of these, evenly apart, the first and the last among them."""
-    if len(items) <= count:
-        return list(items)
-    return [items[round(index * (len(items) - 1) / max(count - 1, 1))] for index in range(count)]
+    places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[place] for place in places]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +17,6 @@ from scipy.special import gammaln
 from torch import Tensor
 
 from lth.analysis import verdict
-from lth.models.building import State
 from lth.pruning import Masks
 from lth.records import files, tables
 from lth.records.store import Store, numbered
@@ -59,13 +60,31 @@ def compare(a: Any, b: Any) -> pd.DataFrame:
     if differ or not one:
         which = f"{min(differ)} differs" if differ else "they have no masks"
         raise ValueError(f"a and b must be tickets of one model, with masks of the same names and shapes, but {which}")
-    counts = {
-        name: (mask.numel(), int(mask.sum()), int(other[name].sum()), int((mask & other[name]).sum()))
-        for name, mask in one.items()
+    both = {name: mask & other[name] for name, mask in one.items()}
+    counted: dict[str, list[float]] = {
+        "weights": [mask.numel() for mask in both.values()],
+        "kept_a": [int(mask.sum()) for mask in one.values()],
+        "kept_b": [int(other[name].sum()) for name in one],
+        "both": [int(mask.sum()) for mask in both.values()],
     }
-    alike = {kind: _same_signs(kind, a, b, one, other) for kind in ("start", "trained")}
-    groups = {**{name: [name] for name in one}, ALL: list(one)}
-    return pd.DataFrame([_row(layer, [counts[name] for name in of], of, alike) for layer, of in groups.items()])
+    for kind in ("start", "trained"):
+        first, second = getattr(a, kind, None) or {}, getattr(b, kind, None) or {}
+        known = first and second
+        same = [int((first[name].sign() == second[name].sign())[both[name]].sum()) if known else np.nan for name in one]
+        counted[f"signs_{kind}"] = same
+    layers = pd.DataFrame(counted, index=pd.Index(one, name="layer"))
+    sizes = list(layers[["weights", "kept_a", "kept_b"]].itertuples(index=False, name=None))
+    layers.loc[ALL] = layers.sum(min_count=1)
+    found = layers[["weights", "kept_a", "kept_b", "both"]].astype(int)
+    smaller, kept = found[["kept_a", "kept_b"]].min(axis=1), found["kept_a"] + found["kept_b"]
+    found["jaccard"], found["of_smaller"] = found["both"] / (kept - found["both"]), found["both"] / smaller
+    expected = np.array([*map(chance, sizes), chance(*sizes)]).T
+    for end, common in zip(("", "_low", "_high"), expected, strict=True):
+        found[f"chance{end}"] = common / smaller
+        found[f"jaccard{end or '_chance'}"] = common / (kept - common)
+    for kind in ("start", "trained"):
+        found[f"signs_{kind}"] = layers[f"signs_{kind}"] / found["both"]
+    return found.reset_index()
 
 
 def _masks(name: str, ticket: Any) -> Masks:
@@ -73,33 +92,6 @@ def _masks(name: str, ticket: Any) -> Masks:
     if not isinstance(masks, Mapping) or not all(isinstance(mask, Tensor) for mask in masks.values()):
         raise TypeError(f"{name} must be a ticket of lth.load_ticket or a dict of masks, not {type(ticket).__name__}")
     return {key: mask.detach().cpu().bool() for key, mask in masks.items()}
-
-
-def _same_signs(kind: str, a: Any, b: Any, one: Masks, other: Masks) -> dict[str, int]:
-    """How many weights that both keep have the same sign in the `kind` of weights of both; empty if not known."""
-    first, second = getattr(a, kind, None), getattr(b, kind, None)
-    if first is None or second is None:
-        return {}
-    return {
-        name: int((first[name].sign() == second[name].sign())[mask & other[name]].sum()) for name, mask in one.items()
-    }
-
-
-def _row(layer: str, counts: Sequence[tuple[int, ...]], names: Sequence[str], alike: Any) -> dict[str, Any]:
-    weights, kept_a, kept_b, both = (sum(column) for column in zip(*counts, strict=True))
-    smaller, expected = min(kept_a, kept_b), chance(*(tuple(sizes[:3]) for sizes in counts))
-
-    def share(part: float, whole: float) -> float:
-        return part / whole if whole else np.nan
-
-    row: dict[str, Any] = {"layer": layer, "weights": weights, "kept_a": kept_a, "kept_b": kept_b, "both": both}
-    row |= {"jaccard": share(both, kept_a + kept_b - both), "of_smaller": share(both, smaller)}
-    for end, common in zip(("", "_low", "_high"), expected, strict=True):
-        row[f"chance{end}"] = share(common, smaller)
-        row[f"jaccard{end or '_chance'}"] = share(common, kept_a + kept_b - common)
-    for kind, same in alike.items():
-        row[f"signs_{kind}"] = share(sum(same[name] for name in names), both) if same else np.nan
-    return row
 
 
 @functools.lru_cache(maxsize=4096)  # arms and trials keep the same counts
@@ -143,28 +135,18 @@ def pairs(runs: Sequence[Run]) -> pd.DataFrame:
             remaining = 50 * (found["kept_a"] + found["kept_b"]).iloc[-1] / found["weights"].iloc[-1]
             about = {"round": number, "remaining": round(remaining, 4)}
             about |= {"arm_a": a.arm, "seed_a": a.seed, "arm_b": b.arm, "seed_b": b.seed}
-            frames.append(pd.concat([pd.DataFrame([about] * len(found)), found], axis=1))
+            frames.append(found.assign(**about)[[*about, *found]])
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-class _Signs(NamedTuple):
-    masks: Masks
-    start: State
-    trained: State | None
-
-
-def _signs(run: Run, number: int) -> _Signs:
+def _signs(run: Run, number: int) -> SimpleNamespace:
     """A saved ticket of which only the signs of its weights are kept, so that many fit into memory."""
-    ticket, masks = Store(run).ticket(number), Store(run).masks(number)
-
-    def signs(state: State) -> State:
-        return {name: state[name].sign().to(torch.int8) for name in masks}
-
-    try:
-        trained = signs(Store(run).weights(numbered("trained", number)))
-    except FileNotFoundError:
-        trained = None
-    return _Signs(masks, signs(ticket.start), trained)
+    store = Store(run)
+    masks, states = store.masks(number), {"start": store.ticket(number).start}
+    with suppress(FileNotFoundError):
+        states["trained"] = store.weights(numbered("trained", number))
+    signs = {kind: {name: state[name].sign().to(torch.int8) for name in masks} for kind, state in states.items()}
+    return SimpleNamespace(masks=masks, **signs)
 
 
 def write(runs: Sequence[Run], folder: Path) -> bool:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from lth.analysis import verdict
 from lth.analysis.labels import percent, trials
@@ -26,24 +20,51 @@ def render(table: pd.DataFrame, width: int) -> str:
     """
     if table.empty:
         return ""
-    rounds = table.drop_duplicates("round").set_index("round")["remaining"]
-    head = ["round", "weights"]
-    left = {number: [f"{number}", f"{percent(value, 3, pad=True)}%"] for number, value in rounds.items()}
-    fixed = sum(max(len(row[i]) for row in [head, *left.values()]) + 2 for i in range(2))
-    blocks: list[list[tuple[str, str, dict[int, str]]]] = []
-    used = width + 1
+    rounds = table.drop_duplicates("round").set_index("round", drop=False)
+    shares = rounds["remaining"].map(lambda value: f"{percent(value, 3, pad=True)}%")
+    left = _column("", pd.DataFrame({"round": rounds["round"].astype(str), " weights": shares}))
+    blocks: list[list[pd.Series]] = []
+    used = width
     for arm in verdict.in_order(table["arm"]):
-        lines = table[table["arm"] == arm]
-        heading, cells = _cells(lines)
-        name = f"{arm}, {trials(int(lines['trials'].max()))}"
-        size = max(len(name), len(heading)) + 2
-        if used + size > width:
+        lines = table[table["arm"] == arm].set_index("round")
+        column = _column(f"{arm}, {trials(lines['trials'].max())}", _cells(lines))
+        if used + 2 + len(column["name"]) > width:
             blocks.append([])
-            used = fixed
-        blocks[-1].append((name, heading, cells))
-        used += size
-    text = "\n".join(_block(block, head, left) for block in blocks)
-    return f"{text}\n{textwrap.fill(_explanation(table), min(max(width - 1, 40), 110))}"
+            used = len(left["name"])
+        blocks[-1].append(column)
+        used += 2 + len(column["name"])
+    text = "\n\n".join(_block(left, columns) for columns in blocks)
+    return f"{text}\n\n{textwrap.fill(_explanation(table), min(max(width - 1, 40), 110))}"
+
+
+def _cells(lines: pd.DataFrame) -> pd.DataFrame:
+    """What the table shows of an arm's rounds, as text."""
+    most = lines["trials"].max()
+    mark = lines["accuracy"].map({verdict.BETTER: "**", verdict.NO_WORSE: "*"}).where(lines["winning"], "")
+    band = ((lines["high"] - lines["low"]) / 2).map(" ± {:.2f}".format, na_action="ignore").fillna("")
+    few = lines["trials"].map(f" ({{}} of {most})".format).where(lines["trials"] < most, "")
+    marks, fews = mark.str.len().max(), few.str.len().max()
+    cells = {
+        f"test{'':{marks}}": lines["test"].map("{:.2f}".format) + mark.str.ljust(marks),
+        "vs dense": (lines["difference"].map("{:+.2f}".format) + band).where(lines.index > 0, ""),
+        f" ES{'':{fews}}": lines["ES_ratio"].map(" {:.2f}".format) + few.str.ljust(fews),
+    }
+    return pd.DataFrame(cells)
+
+
+def _column(name: str, cells: pd.DataFrame) -> pd.Series:
+    """Cells as one text per line, all of the same length, below a name and their headings."""
+    column = pd.Series([name, *cells.to_string(index=False).splitlines()], index=["name", "headings", *cells.index])
+    return column.str.ljust(column.str.len().max())
+
+
+def _block(left: pd.Series, columns: Sequence[pd.Series]) -> str:
+    """Some arms side by side."""
+    block = pd.concat(columns, axis=1)
+    block.insert(0, "left", left)
+    padded = block.apply(lambda column: column.fillna(" " * len(column["name"])))
+    head, headings, *lines = (line.rstrip() for line in padded.agg("  ".join, axis=1))
+    return "\n".join([head, headings, "-" * max(map(len, (head, headings, *lines))), *lines])
 
 
 def _explanation(table: pd.DataFrame) -> str:
@@ -62,48 +83,6 @@ def _explanation(table: pd.DataFrame) -> str:
     return text
 
 
-def _cells(lines: pd.DataFrame) -> tuple[str, dict[int, str]]:
-    """The heading of an arm's column and its cell per round, padded to the same length."""
-    usual = lines["trials"].max()
-    stars = 2 if lines["winning"].any() else 1
-    grid = []
-    for line in lines.to_dict("records"):
-        difference = f"{line['difference']:+.2f}" if line["round"] else ""
-        band = "" if math.isnan(line["low"]) or not line["round"] else f" ± {(line['high'] - line['low']) / 2:.2f}"
-        few = f" ({line['trials']} of {usual})" if line["trials"] < usual else ""
-        mark = ("**" if line["accuracy"] == verdict.BETTER else "*") if line["winning"] else ""
-        test = f"{line['test']:.2f}{mark:<{stars}}"
-        grid.append([test, difference, band, f"{line['ES_ratio']:.2f}{few}"])
-    first, second, third, last = (max(len(row[i]) for row in grid) for i in range(4))
-    middle = max(second + third, len("vs dense"))
-    heading = f"{'test' + ' ' * stars:>{first}} {'vs dense':<{middle}}  {'ES':>4}{'':{last - 4}}"
-    cells = [f"{row[0]:>{first}} {f'{row[1]:>{second}}{row[2]:>{third}}':>{middle}}  {row[3]:<{last}}" for row in grid]
-    return heading, dict(zip(lines["round"], cells, strict=True))
-
-
-def _block(block: list[tuple[str, str, dict[int, str]]], head: list[str], left: dict[int, list[str]]) -> str:
-    """Some arms side by side."""
-    heads = [*("\n" + name for name in head), *(f"{name}\n{heading}" for name, heading, _ in block)]
-    rows = ([*start, *(cells.get(number, "") for _, _, cells in block)] for number, start in left.items())
-    # As wide as it needs: `render` has already made sure that it fits.
-    return aligned(heads, [row for row in rows if any(row[len(head) :])], 10_000, right=len(head)) + "\n"
-
-
-def aligned(heads: Sequence[str], rows: Iterable[Sequence[str]], width: int, right: int = 0, folded: int = 0) -> str:
-    """Columns below their headings and a line, without colours, the first `right` of them aligned to the right; the
-    first `folded` are broken into lines where `width` is too small."""
-    ruled = box.Box("    \n    \n -- \n    \n -- \n -- \n    \n    \n", ascii=True)  # a line below the headings only
-    # Between columns are two spaces: this padding, and the place of the box's missing vertical line.
-    drawn = Table(box=ruled, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for number, name in enumerate(heads):
-        drawn.add_column(Text(name), justify="right" if number < right else "left", no_wrap=number >= folded)
-    for row in rows:
-        drawn.add_row(*map(Text, row))
-    text = io.StringIO()
-    Console(file=text, width=width, color_system=None, force_terminal=False, legacy_windows=False).print(drawn)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
-
-
 SWEEP = ("arm", "round", "remaining", "trials", "test", "low", "high", "ES")
 
 
@@ -113,18 +92,15 @@ def sweep(groups: Iterable[tuple[Mapping[str, str], Sequence[Run]]]) -> pd.DataF
     `groups` are these values and the runs of each setting. remaining, test and ES are means over trials, low and high
     the 95% interval of the mean test accuracy (`verdict.accuracy_interval`), NaN with fewer than two trials.
     """
-    rows = []
-    names: dict[str, None] = {}
+    tables_of = []
     for values, runs in groups:
-        names |= dict.fromkeys(values)
         rounds = tables.lines(runs, "rounds")
         for arm in verdict.in_order(rounds["arm"]):
-            for number, found in rounds[rounds["arm"] == arm].groupby("round"):
-                low, high = verdict.accuracy_interval(found["test"])
-                means = {name: found[name].mean() for name in ("remaining", "test", "ES")}
-                about = {"arm": arm, "round": int(number), "trials": len(found), "low": low, "high": high}
-                rows.append({**values, **about, **means})
-    return pd.DataFrame(rows, columns=[*names, *SWEEP])
+            by_round = rounds[rounds["arm"] == arm].groupby("round")
+            means = by_round[["remaining", "test", "ES"]].mean().assign(arm=arm, trials=by_round.size(), **values)
+            means[["low", "high"]] = [verdict.accuracy_interval(found) for _, found in by_round["test"]]
+            tables_of.append(means.reset_index()[[*values, *SWEEP]])
+    return pd.concat(tables_of, ignore_index=True)
 
 
 def ranked(groups: Iterable[tuple[str, Sequence[Run]]]) -> list[str]:

@@ -20,6 +20,7 @@ from lth.records.tables import Run
 
 Row = dict[str, Any]  # of the table
 UNEVEN = 0.01  # the largest difference between trials in weights kept, relative to the highest, that is not reported
+FIRST = "less accurate than the dense network from the first pruning on"
 
 
 def of_runs(runs: Sequence[Run], table: pd.DataFrame | None = None) -> list[str]:
@@ -31,26 +32,37 @@ def sentences(table: pd.DataFrame) -> list[str]:
     """One sentence per arm, arms that find tickets first, then what all of them rest on."""
     if table.empty:
         return ["No round is finished yet."]
-    dense = table[table["round"] == 0].iloc[0]
+    dense, rests_on = table[table["round"] == 0].iloc[0], f"means of {trials(table['trials'])}"
+    rests_on = "one trial" if table["trials"].max() == 1 else rests_on
     if table["round"].max() == 0:
         what = "the dense network" if dense["remaining"] > 99.9 else "round 0"
-        trained = (
-            f"Only {what} has been trained so far: {dense['test']:.2f}% test accuracy at "
-            f"iteration {dense['ES']:,.0f} ({_rests_on(table)})"
-        )
-        return [f"{sentence}." for sentence in (trained, *_uneven(table))]
+        trained = f"Only {what} has been trained so far: {dense['test']:.2f}% test accuracy at iteration"
+        return [f"{trained} {dense['ES']:,.0f} ({rests_on}).", *_uneven(table)]
     if not verdict.learned(dense["remaining"], dense["supermask"], dense["test"]):
         return [
             f"The dense network has learned nothing: {dense['test']:.2f}% test accuracy, {dense['supermask']:.2f}% "
-            f"before training ({_rests_on(table)}). Tickets cannot be compared with it."
+            f"before training ({rests_on}). Tickets cannot be compared with it."
         ]
     rows = {arm: found for arm in verdict.in_order(table["arm"]) if (found := verdict.pruned(table, arm))}
     finders = [arm for arm in rows if verdict.finds_tickets(arm)]
-    told = [_finder(arm, rows[arm]) for arm in finders] or [
-        "There is no ticket to judge yet: no pruned round of lt is finished"
-    ]
-    told += [_other(arm, found) for arm, found in rows.items() if arm not in finders]
-    return [f"{sentence}." for sentence in (*told, *_notes(table))]
+    about = [_finder(arm, rows[arm]) for arm in finders]
+    about = about or ["There is no ticket to judge yet: no pruned round of lt is finished"]
+    about += [_other(arm, found) for arm, found in rows.items() if arm not in finders]
+    if dense["remaining"] < 99.9:
+        about.append(f"The dense network here is round 0, a ticket of {_weights(dense)} (--ticket)")
+    if table["trials"].max() > 1:
+        about.append(
+            f"{rests_on.capitalize()}; ±: 95% interval; no worse: the mean is not below the dense network's, "
+            f"and the interval excludes a loss of more than {table['margin'].mean():.2g} points"
+        )
+    late = []
+    if arms := verdict.late_stops(table):
+        last, of = (sum(counts) for counts in zip(*arms.values(), strict=True))
+        late.append(
+            f"Early stop of {', '.join(arms)} is the last evaluation in {last} of {of} rounds: they are too short, "
+            "or evaluated too rarely, for it to mean anything."
+        )
+    return [*(f"{sentence}." for sentence in about), *_uneven(table), *late]
 
 
 def _finder(arm: str, rows: Sequence[Row]) -> str:
@@ -70,49 +82,47 @@ def _finder(arm: str, rows: Sequence[Row]) -> str:
     text = (
         f"The sparsest winning ticket of {arm} keeps {_weights(found)}{_products(found)}{_tried(found, rows)}: "
         f"{found['accuracy']} than the dense network, and it stops no later ({found['test']:.2f}% test accuracy, "
-        f"{_there(found)})"
+        f"{_both(found)})"
     )
     after = [row for row in rows if row["round"] > found["round"]]
     if after:
         text += f"; at {_share(after[0])} the ticket is {_why_not(after[0])}"
-        if out and out is not after[0]:
-            text += f", at {_share(out)} {_why_not(out)}"
-        if again := [row for row in after if row["winning"]]:
-            text += f"; those at {_shares(again)} would win if judged alone"
+    if out and out is not after[0]:
+        text += f", at {_share(out)} {_why_not(out)}"
+    if again := [row for row in after if row["winning"]]:
+        text += f"; those at {_shares(again)} would win if judged alone"
     return text
 
 
 def _no_winner(arm: str, rows: Sequence[Row]) -> str:
-    accurate = [row for row in rows if _accurate(row)]
+    accurate = [row for row in rows if row["accuracy"] in ACCURATE]
     best = max(accurate or rows, key=lambda row: row["difference"])
-    none = f"No winning ticket of {arm} down to {_weights(rows[-1])}"
-    shown = f"(best: {_there(best)}, at {_share(best)})"
-    if accurate:
-        which = "tickets" if len(accurate) == len(rows) else f"those at {_shares(accurate)}"
-        stops = {row["stop"] for row in accurate}
-        if stops == {UNMEASURED}:
-            return (
-                f"Undecided: {which} of {arm} are accurate enough (best: {_points(best)}, at {_share(best)}), but "
-                "early stop is the last evaluation in most rounds, so that nothing shows whether they stop no later"
-            )
-        return f"{none}: {which} are accurate enough but stop {'' if stops == {LATER} else 'perhaps '}too late {shown}"
-    if all(row["accuracy"] == WORSE for row in rows):
-        return f"{none}: all are significantly worse than the dense network {shown}"
-    return (
-        f"Undecided: no ticket of {arm} is shown to be as good as the dense network (best {_points(best)} at "
-        f"{_share(best)}). More --trials narrow the interval"
+    none, shown = (
+        f"No winning ticket of {arm} down to {_weights(rows[-1])}",
+        f"(best: {_both(best)}, at {_share(best)})",
     )
-
-
-def _accurate(row: Row) -> bool:
-    return row["accuracy"] in ACCURATE
+    if not accurate and all(row["accuracy"] == WORSE for row in rows):
+        return f"{none}: all are significantly worse than the dense network {shown}"
+    if not accurate:
+        return (
+            f"Undecided: no ticket of {arm} is shown to be as good as the dense network (best {_points(best)} at "
+            f"{_share(best)}). More --trials narrow the interval"
+        )
+    which = "tickets" if len(accurate) == len(rows) else f"those at {_shares(accurate)}"
+    stops = {row["stop"] for row in accurate}
+    if stops == {UNMEASURED}:
+        return (
+            f"Undecided: {which} of {arm} are accurate enough (best: {_points(best)}, at {_share(best)}), but "
+            "early stop is the last evaluation in most rounds, so that nothing shows whether they stop no later"
+        )
+    return f"{none}: {which} are accurate enough but stop {'' if stops == {LATER} else 'perhaps '}too late {shown}"
 
 
 def _why_not(row: Row) -> str:
     """What keeps a round from being a winning ticket."""
     if row["accuracy"] == WORSE:
         return f"significantly worse ({_points(row)})"
-    if not _accurate(row):
+    if row["accuracy"] not in ACCURATE:
         return f"undecided ({_points(row)})"
     late = "winning" if row["winning"] else "too late" if row["stop"] == LATER else "perhaps too late"
     return f"{late} ({_early_stop(row)})"
@@ -122,57 +132,35 @@ def _other(arm: str, rows: Sequence[Row]) -> str:
     """The sparsity down to which an arm is as accurate as the dense network, and the one from which it is not."""
     if max(row["trials"] for row in rows) < 2:
         return _one_trial(f"{arm}, in one trial, is", rows)
-    worse = [index for index, row in enumerate(rows) if row["accuracy"] == WORSE]
-    held = [row for row in rows[: worse[0] if worse else None] if _accurate(row)]
+    worse = [row for row in rows if row["accuracy"] == WORSE]
+    before = rows[: rows.index(worse[0])] if worse else rows
+    held = [row for row in before if row["accuracy"] in ACCURATE]
     if not held and not worse:
-        return f"{arm} does not differ significantly from the dense network ({_there(rows[-1])}, at {_share(rows[-1])})"
-    than, told = "than the dense network ", []
+        return f"{arm} does not differ significantly from the dense network ({_both(rows[-1])}, at {_share(rows[-1])})"
+    than, parts = "than the dense network ", []
     if held:
-        told.append(f"{held[-1]['accuracy']} {than}down to {_weights(held[-1])} ({_there(held[-1])})")
+        parts.append(f"{held[-1]['accuracy']} {than}down to {_weights(held[-1])} ({_both(held[-1])})")
     if worse:
-        first, lasts = rows[worse[0]], not any(map(_accurate, rows[worse[0] :])) and worse[-1] == len(rows) - 1
-        start = f"from {_share(first)} on" if worse[0] else "from the first pruning on"
-        where = start if lasts else f"at {_shares([rows[index] for index in worse])} alone"
-        told.append(f"worse {'' if held else than}{where} ({_points(first)} at {_share(first)})")
-    return f"{arm} is {', '.join(told)}"
+        rest = rows[len(before) :]
+        stays = rest[-1] is worse[-1] and not any(row["accuracy"] in ACCURATE for row in rest)
+        start = f"from {_share(worse[0])} on" if before else "from the first pruning on"
+        where = start if stays else f"at {_shares(worse)} alone"
+        parts.append(f"worse {'' if held else than}{where} ({_points(worse[0])} at {_share(worse[0])})")
+    return f"{arm} is {', '.join(parts)}"
 
 
 def _one_trial(start: str, rows: Sequence[Row]) -> str:
     """What one trial shows, without claiming that there is a winning ticket."""
-    fallen = next((index for index, row in enumerate(rows) if row["difference"] < 0), len(rows))
-    if not fallen:
+    below = next((index for index, row in enumerate(rows) if row["difference"] < 0), len(rows))
+    if not below:
         best = max(rows, key=lambda row: row["difference"])
-        return (
-            f"{start} less accurate than the dense network from the first pruning on ({_points(rows[0])}; best: "
-            f"{_there(best)}, at {_share(best)})"
-        )
-    held = rows[fallen - 1]
+        return f"{start} {FIRST} ({_points(rows[0])}; best: {_both(best)}, at {_share(best)})"
+    held = rows[below - 1]
     late = ": too late for a winning ticket" if held["ES_ratio"] > 1 else ""
     return (
         f"{start} no less accurate than the dense network down to {_weights(held)}{_tried(held, rows)} "
-        f"({held['test']:.2f}% test accuracy, {_there(held)}{late})"
+        f"({held['test']:.2f}% test accuracy, {_both(held)}{late})"
     )
-
-
-def _notes(table: pd.DataFrame) -> list[str]:
-    """How many trials there are, what no worse means, and whether early stop means anything."""
-    told = []
-    first = table[table["round"] == 0]["remaining"].mean()
-    if first < 99.9:
-        told.append(f"The dense network here is round 0, a ticket of {percent(first, 3)}% of the weights (--ticket)")
-    if table["trials"].max() > 1:
-        told.append(
-            f"{_rests_on(table).capitalize()}; ±: 95% interval; no worse: the mean is not below the dense network's, "
-            f"and the interval excludes a loss of more than {table['margin'].mean():.2g} points"
-        )
-    told += _uneven(table)
-    if late := verdict.late_stops(table):
-        last, of = (sum(counts) for counts in zip(*late.values(), strict=True))
-        told.append(
-            f"Early stop of {', '.join(late)} is the last evaluation in {last} of {of} rounds: they are too short, "
-            "or evaluated too rarely, for it to mean anything"
-        )
-    return told
 
 
 def _uneven(table: pd.DataFrame) -> list[str]:
@@ -180,28 +168,21 @@ def _uneven(table: pd.DataFrame) -> list[str]:
     own rule, or because they began with different tickets."""
     low, high = table["remaining_low"], table["remaining_high"]
     apart = ((high - low) / high).fillna(0)
-    if apart.max() < UNEVEN:
-        return []
     row = table.loc[apart.idxmax()]
-    return [
-        f"Trials of {row['arm']} keep different shares of the weights, so that their means mix sparsities: in "
-        f"round {row['round']} they keep {percent(row['remaining_low'], 3)}% to {percent(row['remaining_high'], 3)}%"
-    ]
+    kept = f"round {row['round']} they keep {percent(row['remaining_low'], 3)}% to {percent(row['remaining_high'], 3)}%"
+    mixed = (
+        f"Trials of {row['arm']} keep different shares of the weights, so that their means mix sparsities: in {kept}."
+    )
+    return [mixed] if apart.max() >= UNEVEN else []
 
 
-def _rests_on(table: pd.DataFrame) -> str:
-    least, most = int(table["trials"].min()), int(table["trials"].max())
-    if most == 1:
-        return "one trial"
-    return f"means of {trials(most) if least == most else f'{least} to {most} trials'}"
-
-
-def _share(row: Row) -> str:
+def _share(row: Row | pd.Series) -> str:
     return f"{percent(row['remaining'], 3)}%"
 
 
 def _shares(rows: Sequence[Row]) -> str:
-    return " and ".join(map(_share, rows))
+    """`80%`, `80% and 64%`, `80%, 64% and 51.2%`."""
+    return " and ".join(filter(None, (", ".join(map(_share, rows[:-1])), _share(rows[-1]))))
 
 
 def _products(row: Row) -> str:
@@ -210,7 +191,7 @@ def _products(row: Row) -> str:
     return f" and {share} of the multiply-adds" if share not in ("", _share(row)) else ""
 
 
-def _weights(row: Row) -> str:
+def _weights(row: Row | pd.Series) -> str:
     return f"{_share(row)} of the weights"
 
 
@@ -231,7 +212,7 @@ def _early_stop(row: Row) -> str:
     return f"ES {row['ES_ratio']:.2f}{half(row['ES_low'], row['ES_high'])} of dense"
 
 
-def _there(row: Row) -> str:
+def _both(row: Row) -> str:
     return f"{_points(row)}, {_early_stop(row)}"
 
 

@@ -24,7 +24,6 @@ COLUMNS = (
     *("test", "difference", "low", "high", "margin", "accuracy"),
     *("ES", "ES_ratio", "ES_low", "ES_high", "ES_dense", "ES_last", "stop", "winning"),
 )
-MEASURED = ["remaining", "macs", "dense_macs", "supermask", "test", "difference", "ES", "last"]  # per trial and round
 CONFIDENCE = 0.95
 LEARNED = 1.0  # points of test accuracy that training must add to a dense network with which tickets are compared
 BETTER, NO_WORSE, WORSE = "better", "no worse", "worse"  # in accuracy
@@ -64,17 +63,17 @@ def paired(runs: Sequence[Run]) -> pd.DataFrame:
     if reason := identity.mixed(runs):
         raise ValueError(reason)
     rounds, layers, evals = (tables.lines(runs, name) for name in ("rounds", "layers", "evals"))
-    dense, whose = rounds.groupby(["arm", "seed"])[["test", "ES", "macs"]].transform("first"), ["arm", "seed", "round"]
-    layers = layers[layers["round"] == 0].assign(pruned=lambda found: found["dense_macs"] - found["macs"])
-    pruned = layers.groupby(["arm", "seed"])["pruned"].sum()  # before round 0, by --ticket
-    last = evals.groupby(whose)["iteration"].last()
-    return rounds.assign(
+    whose = ["arm", "seed"]
+    dense = rounds.groupby(whose)[["test", "ES", "macs"]].transform("first")
+    first = layers[layers["round"] == 0].assign(pruned=lambda layers: layers["dense_macs"] - layers["macs"])
+    pruned = first.groupby(whose)["pruned"].sum()  # before round 0, by --ticket
+    last = evals.groupby([*whose, "round"])["iteration"].last().rename("last")
+    return rounds.join(last, on=[*whose, "round"]).assign(
         # rounded, because a difference of equal means must be 0 and not what floating point leaves of it
         difference=(rounds["test"] - dense["test"]).round(9),
         ES_ratio=rounds["ES"] / dense["ES"],
         ES_dense=dense["ES"],
-        last=last.reindex(pd.MultiIndex.from_frame(rounds[whose])).to_numpy(float),
-        dense_macs=dense["macs"] + pruned.reindex(pd.MultiIndex.from_frame(rounds[["arm", "seed"]])).to_numpy(float),
+        dense_macs=dense["macs"] + rounds[whose].join(pruned, on=whose)["pruned"],
     )
 
 
@@ -114,72 +113,61 @@ def compression(runs: Sequence[Run]) -> pd.DataFrame:
 
 def judged(rounds: pd.DataFrame) -> pd.DataFrame:
     """The table of `table`, from rounds as `paired` returns them."""
-    rows: list[dict[str, Any]] = []
-    for arm, lines in rounds.groupby("arm"):
-        wide = lines.pivot(index="seed", columns="round", values=MEASURED)
-        numbers = sorted(lines["round"].unique())
-        parts = wide.to_numpy(float).reshape(len(wide), len(MEASURED), -1).transpose(1, 0, 2)
-        remaining, macs, dense_macs, supermask, test, gains, stops, last = parts
-        able = learned(remaining[:, 0].mean(), supermask[:, 0].mean(), test[:, 0].mean())
-        late = 2 * (lines["ES"] >= lines["last"]).sum() > len(lines)
-        for place, number in enumerate(numbers):
-            has = ~np.isnan(gains[:, place])  # a trial that has a round has all before it
-            gain, stop = gains[has, : place + 1], stops[has, : place + 1]
-            row: dict[str, Any] = {
-                "round": int(number),
-                "remaining": remaining[has, place].mean(),
-                "remaining_low": remaining[has, place].min(),
-                "remaining_high": remaining[has, place].max(),
-                "arm": arm,
-                "speedup": _ratios(dense_macs[has, place], macs[has, place]).mean(),
-                "trials": int(has.sum()),
-                "supermask": supermask[has, place].mean(),
-                "test": test[has, place].mean(),
-                **_accuracy(gain, float((test[has, place] - gain[:, -1]).mean())),
-                **_stop(stop, late),
-                "ES_last": int((stop[:, -1] >= last[has, place]).sum()),
-            }
-            wins = row["accuracy"] in ACCURATE and row["stop"] == NO_LATER and finds_tickets(str(arm))
-            rows.append({**row, "winning": wins and able})
-    places = {arm: index for index, arm in enumerate(in_order([row["arm"] for row in rows]))}
-    return pd.DataFrame(sorted(rows, key=lambda row: (row["round"], places[row["arm"]])), columns=list(COLUMNS))
+    rounds = rounds.assign(
+        speedup=rounds["dense_macs"] / rounds["macs"],
+        later=rounds["ES"] - rounds["ES_dense"],
+        ES_last=rounds["ES"] >= rounds["last"],
+    )
+    by_round = rounds.groupby(["arm", "round"])
+    means = ["remaining", "speedup", "supermask", "test", "difference", "ES", "ES_dense"]
+    found = (
+        by_round[means]
+        .mean()
+        .assign(
+            remaining_low=by_round["remaining"].min(),
+            remaining_high=by_round["remaining"].max(),
+            trials=by_round.size(),
+            ES_last=by_round["ES_last"].sum(),
+            ES_ratio=lambda means: means["ES"] / means["ES_dense"],
+            margin=lambda means: (means["test"] - means["difference"]).map(margin),
+        )
+    )
+    found["difference"] = found["difference"].round(9)
+    found[["low", "high"]] = _intervals(rounds, "difference")
+    found[["ES_low", "ES_high"]] = 1 + _intervals(rounds, "later") / found[["ES_dense", "ES_dense"]].to_numpy()
+    found = found.reset_index()
+    by_arm, dense = found.groupby("arm"), found["round"] == 0
+    better, worse = found["low"] > 0, found["high"] < 0
+    not_worse = (found["difference"] >= 0) & (found["low"] >= -found["margin"])
+    found["accuracy"] = np.select([dense, better, not_worse, worse], ["", BETTER, NO_WORSE, WORSE], OPEN)
+    late = 2 * by_arm["ES_last"].transform("sum") > by_arm["trials"].transform("sum")
+    not_later, later = found["ES_ratio"] <= 1, found["ES_low"] > 1
+    conditions = [dense, not_later & late, not_later, later]
+    found["stop"] = np.select(conditions, ["", UNMEASURED, NO_LATER, LATER], OPEN)
+    able = {
+        arm: finds_tickets(arm) and learned(*found.loc[rows[0], ["remaining", "supermask", "test"]])
+        for arm, rows in by_arm.groups.items()
+    }
+    found["winning"] = found["accuracy"].isin(ACCURATE) & (found["stop"] == NO_LATER) & found["arm"].map(able)
+    place = found["arm"].map(in_order(found["arm"]).index)
+    return found.assign(place=place).sort_values(["round", "place"], ignore_index=True)[list(COLUMNS)]
+
+
+def _intervals(rounds: pd.DataFrame, column: str) -> np.ndarray:
+    """The `interval` of a column for every arm and round, over the trials that have finished the round."""
+    bounds = []
+    for _, lines in rounds.groupby("arm"):
+        values = lines.pivot(index="seed", columns="round", values=column)
+        for number in values:
+            finished = values[values[number].notna()]
+            bounds.append(interval(finished.loc[:, 1:number].to_numpy()))
+    return np.array(bounds, float).reshape(-1, 2)
 
 
 def learned(remaining: float, before: float, after: float) -> bool:
     """Whether training has raised the test accuracy of round 0, which has `remaining` percent of the weights: a dense
     network that is as good before training has learned nothing. Tickets of other runs (--ticket) may be good before."""
     return math.isnan(before) or remaining < 99.9 or after >= before + LEARNED
-
-
-def _ratios(dense: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """dense divided by left; infinite where nothing is left."""
-    return np.divide(dense, left, out=np.full(len(left), math.inf), where=left != 0)
-
-
-def _accuracy(gains: np.ndarray, dense: float) -> dict[str, Any]:
-    """The judgement of the differences (trials, rounds up to this one); `dense` is the dense network's accuracy in
-    percent."""
-    mean, (low, high), allowed = round(float(gains[:, -1].mean()), 9), interval(gains[:, 1:]), margin(dense)
-    if low > 0:
-        found = BETTER
-    elif mean >= 0 and low >= -allowed:
-        found = NO_WORSE
-    else:
-        found = WORSE if high < 0 else OPEN
-    found = found if gains.shape[1] > 1 else ""
-    return {"difference": mean, "low": low, "high": high, "margin": allowed, "accuracy": found}
-
-
-def _stop(stops: np.ndarray, late: bool) -> dict[str, Any]:
-    """The judgement of the early stops (trials, rounds up to this one); `late`: in most rounds of the arm they are the
-    last evaluation."""
-    dense = float(stops[:, 0].mean())
-    ratio = float(stops[:, -1].mean()) / dense
-    low, high = (1 + bound / dense for bound in interval(stops[:, 1:] - stops[:, :1]))
-    measured = UNMEASURED if late else NO_LATER
-    found = (measured if ratio <= 1 else LATER if low > 1 else OPEN) if stops.shape[1] > 1 else ""
-    es = {"ES": float(stops[:, -1].mean()), "ES_ratio": ratio, "ES_low": low, "ES_high": high, "ES_dense": dense}
-    return {**es, "stop": found}
 
 
 def margin(dense: float) -> float:

@@ -155,9 +155,9 @@ class Result:
 
     def plot(self) -> Figure:
         """The figure of accuracy and early stop against the weights remaining, several experiments side by side."""
-        from lth.plots import comparison, grid
+        from lth.plots.comparison import comparison, grid
 
-        figure = comparison.draw(self.groups[0]) if len(self.groups) == 1 else grid.draw(self.groups)
+        figure = comparison(self.groups[0]) if len(self.groups) == 1 else grid(self.groups)
         assert figure is not None, "there are finished rounds"
         return figure
 

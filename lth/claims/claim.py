@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 POINTS, TIMES, PERCENT = "points", "times", "percent"  # units: differences of accuracy; ratios; accuracies
 
-# A measure gives one value per trial, by seed, from the records of a claim's runs (lth.claims.judge.Records, untyped
+# A measure gives one value per trial, by seed, from the records of a claim's runs (lth.claims.findings.Records, untyped
 # here, since it loads pandas). An arm is named `lt`, or `large_init/lt` where a claim has several experiments.
 Measure = Callable[[Any], "pd.Series"]
 

@@ -69,8 +69,7 @@ _REINITIALISED = (
 
 _ALL = (
     Claim(
-        "lenet",
-        "winning tickets of a 300-100 network on MNIST, and the same reinitialised",
+        "lenet", "winning tickets of a 300-100 network on MNIST, and the same reinitialised",
         **LTH, where="Section 2, Figures 3 and 4",
         experiments={"": f"{LENET} --prune_type lt ticket_reinit --trials 5"},
         quick=LENET_QUICK,
@@ -78,8 +77,7 @@ _ALL = (
         note="The paper has five trials too.",
     ),
     Claim(
-        "lenet_fashion",
-        "winning tickets on Fashion-MNIST: does the effect hold on other images?",
+        "lenet_fashion", "winning tickets on Fashion-MNIST: does the effect hold on other images?",
         **LTH, where="Section 2, Figures 3 and 4",
         experiments={"": f"{LENET} --dataset fashionmnist --prune_type lt ticket_reinit"},
         quick=LENET_QUICK,
@@ -94,8 +92,7 @@ _ALL = (
         note="The paper has no Fashion-MNIST: its statements on MNIST without their figures are asked here.",
     ),
     Claim(
-        "lenet_shuffled",
-        "sparse networks of the same shape at random places, on MNIST",
+        "lenet_shuffled", "sparse networks of the same shape at random places, on MNIST",
         **LTH, where="Section 1, Figure 1",
         experiments={"": f"{LENET} --prune_type lt ticket_shuffle --trials 5"},
         quick=LENET_QUICK,
@@ -109,8 +106,7 @@ _ALL = (
         note="The paper samples random networks; these have as many weights per layer as the winning tickets.",
     ),
     Claim(
-        "one_shot",
-        "tickets of a network pruned at once beside those pruned round by round, on MNIST",
+        "one_shot", "tickets of a network pruned at once beside those pruned round by round, on MNIST",
         **LTH, where="Section 2, Figure 4c",
         experiments={"": f"{LENET} --prune_type lt one_shot"},
         quick=LENET_QUICK,
@@ -125,8 +121,7 @@ _ALL = (
         note="The paper has five trials and its own list of sparsities; here they are those of the rounds.",
     ),
     Claim(
-        "conv2",
-        "winning tickets of a small convolutional network on CIFAR-10, and the same reinitialised",
+        "conv2", "winning tickets of a small convolutional network on CIFAR-10, and the same reinitialised",
         **LTH, where="Section 3, Figure 5",
         experiments={"": "--preset conv2 --prune_type lt ticket_reinit --prune_iterations 17 --trials 5"},
         quick="--end_iter 300it --valid_freq 100it --prune_percent 70 --conv_percent 70 --output_percent 70 "
@@ -144,8 +139,7 @@ _ALL = (
         ),
     ),
     Claim(
-        "criteria",
-        "which scores of the weights find tickets that keep the accuracy, on MNIST",
+        "criteria", "which scores of the weights find tickets that keep the accuracy, on MNIST",
         **ZHOU, where="Section 2, Figure 3",
         experiments={
             criterion: f"{LENET} --prune_method {criterion}"
@@ -164,8 +158,7 @@ _ALL = (
         note="The settings are those of the preset lenet. The paper shows curves and gives no figures.",
     ),
     Claim(
-        "supermask",
-        "how accurate a masked network with signed constants for weights is before any training, on MNIST",
+        "supermask", "how accurate a masked network with signed constants for weights is before any training, on MNIST",
         **ZHOU, where="Section 5, Table 1",
         experiments={
             "": f"{LENET} --prune_method large_final_same_sign --prune_type lt ticket_sign ticket_shuffle"
@@ -182,8 +175,7 @@ _ALL = (
         note="Accuracies in percent; chance is 10. The paper has the same network and prunes it otherwise.",
     ),
     Claim(
-        "random_tickets",
-        "tickets of 3.5% on MNIST beside random pruning and fresh weights",
+        "random_tickets", "tickets of 3.5% on MNIST beside random pruning and fresh weights",
         **FRANKLE, where="Section 4",
         experiments={"": f"{LENET_SHORT} --prune_type lt random ticket_reinit"},
         quick=f"{LENET_QUICK} --end_iter 2000it",
@@ -211,8 +203,7 @@ _ALL = (
         note="The barrier is the higher one of both errors, on 30 points.",
     ),
     Claim(
-        "stable_resnet20",
-        "from when on is ResNet-20 on CIFAR-10 stable to the order of the data?",
+        "stable_resnet20", "from when on is ResNet-20 on CIFAR-10 stable to the order of the data?",
         **FRANKLE, where="Sections 3 and 4",
         experiments={
             "": f"{RESNET20} --prune_type lt --connectivity",
@@ -229,8 +220,7 @@ _ALL = (
         needs="a GPU",
     ),
     Claim(
-        "rewinding",
-        "what tickets of ResNet-20 on CIFAR-10 should start from",
+        "rewinding", "what tickets of ResNet-20 on CIFAR-10 should start from",
         **RENDA, where="Section 4; rewinding to 0: arXiv:1912.05671, Section 4",
         experiments={
             "": f"{RESNET20} --prune_type lr_rewind finetune lt",
@@ -253,8 +243,7 @@ _ALL = (
         needs="a GPU",
     ),
     Claim(
-        "rewinding_lenet",
-        "what tickets of a 300-100 network on MNIST should start from",
+        "rewinding_lenet", "what tickets of a 300-100 network on MNIST should start from",
         **RENDA, where="Section 4",
         experiments={
             "": f"{LENET} --optimizer sgd --lr 0.1 --end_iter 24000it --lr_milestones 51% 76% "
@@ -293,8 +282,7 @@ _ALL = (
         note="The paper's networks are larger, on CIFAR-10 and Tiny ImageNet.",
     ),
     Claim(
-        "lamp",
-        "how many weights each layer should keep: LAMP, global magnitude or Erdos-Renyi-Kernel, on MNIST",
+        "lamp", "how many weights each layer should keep: LAMP, global magnitude or Erdos-Renyi-Kernel, on MNIST",
         paper="Lee et al. 2021", source="arXiv:2010.07611", where="Abstract, with weight rewinding",
         experiments={
             name: f"--preset lenet --output_percent 20 --prune_type lt --prune_iterations 15 --trials 3 {rates}"
@@ -316,8 +304,7 @@ _ALL = (
         note="The paper's networks are larger, its images those of CIFAR-10 and others; it shows curves.",
     ),
     Claim(
-        "masks",
-        "do trainings of one 300-100 network with other orders of the data find the same ticket, on MNIST?",
+        "masks", "do trainings of one 300-100 network with other orders of the data find the same ticket, on MNIST?",
         paper="Movva et al. 2021", source="arXiv:2104.14753", where="Abstract",
         experiments=dict.fromkeys(("other_weights", "siblings"),
                                   "--preset lenet --prune_type lt --prune_iterations 17 --trials 6"),

@@ -90,7 +90,7 @@ def show(asked: Sequence[Form]) -> int:
 
 def ask(asked: Sequence[Form], finished: bool, file: Path | None, argv: Sequence[str]) -> int:
     """Train what is not trained yet, unless only what is `finished` counts; print the tables and write them."""
-    from lth.claims import judge, sections
+    from lth.claims import findings
     from lth.commands import session
     from lth.experiment import TrialError
 
@@ -105,9 +105,9 @@ def ask(asked: Sequence[Form], finished: bool, file: Path | None, argv: Sequence
                 failure = error
         if any(config.dry_run for config in form.configs.values()):
             continue
-        findings = judge.findings(form)
-        print(sections.text(form, findings, shutil.get_terminal_size((100, 24)).columns))
-        written = [sections.write(form, findings), *(sections.renew(file, form, findings) if file else [])]
+        found = findings.findings(form)
+        print(findings.text(form, found, shutil.get_terminal_size((100, 24)).columns))
+        written = [findings.write(form, found), *(findings.renew(file, form, found) if file else [])]
         print("\n".join(["", "written:", *(f"  {path}" for path in written), ""]), flush=True)
     if failure:
         raise failure

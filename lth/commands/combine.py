@@ -60,9 +60,9 @@ def main(argv: Sequence[str]) -> int:
     for runs, about in zip(groups, abouts, strict=False):
         command.conclude(runs, flags.format, flags.quiet, about, flags.masks, flags.x)
     if groups and not (flags.arch_type or flags.dataset or flags.name):
-        from lth.plots import gallery
+        from lth.plots import report
 
-        print(command.listed("\nall experiments in", [gallery.write(groups, flags.root / "plots")]))
+        print(command.listed("\nall experiments in", [report.write_index(groups, flags.root / "plots")]))
     if flags.grid and groups:
         command.side_by_side(groups, flags.root / "plots", flags.format)
     return 2 if spoiled or reasons else 0

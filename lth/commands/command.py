@@ -142,12 +142,13 @@ def side_by_side(groups: Sequence[Sequence[Run]], folder: Path, format: str, mor
 
     runs = [run for group in groups for run in group]
     if (found := draw.up_to_date(runs, folder, format)) is None:
-        from lth.plots.barriers import rewind_points
-        from lth.plots.grid import grid
+        from lth.plots.comparison import grid
+        from lth.plots.pairs import rewind_points
 
         source = draw.fingerprint(runs)
+        drawings = {folder / f"grid.{format}": grid, folder / f"connectivity.{format}": rewind_points}
         files.delete(folder / f"connectivity.{format}")  # of settings no longer among these
-        found = [*grid(groups, folder, format), *rewind_points(groups, folder, format)]
+        found = [file for file, drawing in drawings.items() if drawing(groups, file)]
         draw.record(folder, format, source, found)
     if found or more:
         print(listed("\nall settings in", [*more, *found]))
@@ -188,7 +189,7 @@ def perform(asked: Mapping[Config, Mapping[str, str]], argv: Sequence[str]) -> i
 
 def _show_sweep(groups: Mapping[str, tuple[Mapping[str, str], list[Run]]], config: Config) -> None:
     from lth.analysis import printed, sentences
-    from lth.plots import gallery
+    from lth.plots import report
     from lth.records import files, tables
 
     for name, (_, runs) in groups.items():
@@ -202,7 +203,7 @@ def _show_sweep(groups: Mapping[str, tuple[Mapping[str, str], list[Run]]], confi
     if not table.exists() or table.read_bytes() != text:  # whatever a spreadsheet has made of it
         files.write(table, text)
     everything, _ = grouped(tables.find(config.root, spoiled=lambda error: None))
-    index = gallery.write(everything, table.parent)
+    index = report.write_index(everything, table.parent)
     side_by_side([runs for _, runs in groups.values()], table.parent, config.format, [table, index])
 
 

@@ -110,7 +110,7 @@ def run(
                 else:
                     probe(first.root, alone=False)  # they share the work by their locks
                     # this process only waits: what draws the figures can be loaded meanwhile
-                    threading.Thread(target=import_module, args=["lth.plots.report"]).start()
+                    threading.Thread(target=import_module, args=["lth.plots.comparison"]).start()
                     loop.work_in_processes(size, max(threads), works, queue, tell, signalled)
         if queue.failed:
             raise TrialsFailed(f"{len(queue.failed)} of {len(runs)} runs ended early; what they finished is kept")

@@ -27,33 +27,28 @@ def draw_all(
     """Draw every figure there is of runs of one model, data set and settings, and delete those that there no longer
     are. One that cannot be drawn, because a file is damaged or gone, is reported to `complain`; Unwritable ends it. The
     comparison is drawn against `x` too."""
-    from lth.plots import barriers, comparison, layer_counts, mask_overlap, style, weights
+    from lth.plots.comparison import comparison, supermask, training
+    from lth.plots.pairs import connectivity, masks
+    from lth.plots.survivors import first_layer, initial_weights, layers
 
+    figures = (comparison, supermask, training, layers, first_layer, initial_weights, masks, connectivity)
+    drawings: dict[str, Callable[..., object]] = {figure.__name__: figure for figure in figures}
+    for kind in ("compression", "flops"):
+        if kind == x or any(folder.glob(f"comparison_{kind}.*")):  # asked for earlier
+            drawings[f"comparison_{kind}"] = partial(comparison, x=kind)
     written = list[Path]()
-    drawings: dict[str, Callable[..., list[Path]]] = {
-        draw.__name__: draw
-        for draw in (
-            *(comparison.comparison, comparison.supermask, comparison.training, layer_counts.layers),
-            *(weights.first_layer, weights.initial_weights, mask_overlap.masks, barriers.connectivity),
-        )
-    }
-    # Against what else it was asked for earlier.
-    kinds = {x, *(file.stem.removeprefix("comparison_") for file in folder.glob("comparison_*"))}
-    for kind in sorted(kinds & {"flops", "compression"}):
-        drawings[f"comparison_{kind}"] = partial(comparison.comparison, x=kind)
     for name, draw in drawings.items():
         file = folder / f"{name}.{format}"
         try:
-            found = draw(runs, folder, format=format)
+            if draw(runs, file):
+                written.append(file)
+                continue
+            for old in {file, file.with_suffix(".png")}:  # of earlier settings or an earlier program
+                files.delete(old)
         except files.Unwritable:
             raise
         except UNUSABLE as error:
             complain(f"no {file.name}: {error}" + ("; the one that is there is older" if file.exists() else ""))
-            continue
-        if not found:  # of earlier settings or an earlier program
-            for old in style.also(file):
-                files.delete(old)
-        written += found
     return written
 
 

@@ -1,12 +1,13 @@
-"""report.html: a folder of settings on one page that needs nothing else, to be looked at and sent on."""
+"""Pages that need nothing else, to be looked at and sent on: report.html of a folder of settings, and index.html of all
+experiments, each with its figure, small, and its verdict."""
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import dataclasses
 import datetime
-import math
+import hashlib
+import io
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -14,54 +15,49 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
 import pandas as pd
 
 from lth.analysis import labels, verdict
-from lth.analysis.sentences import half
-from lth.plots import style
+from lth.analysis.sentences import half, of_runs
+from lth.plots import draw
 from lth.records import files, tables
 from lth.records.tables import Run, config_of
 from lth.settings.config import Config
 from lth.settings.values import as_text
 
-COLUMNS = {  # of the verdict's table: heading, digits after the point, what it is
-    "round": ("round", 0, "0 is the dense network"),
-    "remaining": ("weights %", 2, "percent of the prunable weights that survive"),
-    "arm": ("arm", None, "what happens between rounds"),
-    "difference": ("vs dense", 2, "points above the trial's dense network, mean over trials"),
-    "low": ("from", 2, "lower end of the 95% interval of the difference"),
-    "high": ("to", 2, "upper end of the 95% interval of the difference"),
-    "test": ("test %", 2, "accuracy at early stop, mean over trials"),
-    "ES": ("ES", 0, "iteration of the lowest validation loss, mean over trials"),
-    "ES_ratio": ("ES / dense", 2, "early stop as a share of the dense network's"),
-    "speedup": ("speedup", 2, "dense multiply-adds ÷ remaining ones (not a measured speed-up)"),
-    "each": ("single trials, test %", None, "in the order of their seeds"),
+THUMBNAILS = 100  # experiments that have a figure on the page of all: drawing each takes most of a second
+SIZE = (760, 400)  # pixels that such a figure has at most
+COLUMNS = {  # of the verdict's table: heading, format of numbers, what it is
+    "round": ("round", ".0f", "0 is the dense network"),
+    "remaining": ("weights %", ".2f", "percent of the prunable weights that survive"),
+    "arm": ("arm", "", "what happens between rounds"),
+    "difference": ("vs dense", "+.2f", "points above the trial's dense network, mean over trials"),
+    "low": ("from", "+.2f", "lower end of the 95% interval of the difference"),
+    "high": ("to", "+.2f", "upper end of the 95% interval of the difference"),
+    "test": ("test %", ".2f", "accuracy at early stop, mean over trials"),
+    "ES": ("ES", ",.0f", "iteration of the lowest validation loss, mean over trials"),
+    "ES_ratio": ("ES / dense", ".2f", "early stop as a share of the dense network's"),
+    "speedup": ("speedup", ".2f", "dense multiply-adds ÷ remaining ones (not a measured speed-up)"),
+    "each": ("single trials, test %", "", "in the order of their seeds"),
 }
 KINDS = {"fc": "matrices", "conv": "convolutions", "embedding": "embeddings", "bias": "biases", "other": "others"}
 HEADINGS = {  # of the figures on the page: what they are, and what is seen
     "comparison": (
         "Accuracy and early stop",
-        "Test accuracy, and the iteration of the lowest validation loss, against the weights remaining",
+        "Test accuracy, and iteration of the lowest validation loss, by sparsity",
     ),
     "comparison_compression": ("Against compression", "The same against compression"),
     "comparison_flops": ("Against multiply-adds remaining", "The same against multiply-adds remaining"),
     "connectivity": (
         "Linear mode connectivity",
-        "Error barriers between two trainings of each ticket, and the error along the line",
+        "Test and training error on the line between two trainings of a ticket",
     ),
     "masks": ("Overlap of masks", "How far the masks of arms and trials overlap, against chance"),
-    "supermask": (
-        "Accuracy before training",
-        "Test accuracy of the masked networks before any training, against the weights remaining",
-    ),
+    "supermask": ("Accuracy before training", "Test accuracy of the masked networks before any training, by sparsity"),
     "training": ("Training", "Test accuracy during training, a panel per arm, a line per sparsity"),
     "layers": ("Layers", "Weights that each layer keeps, round by round"),
     "first_layer": ("What the first layer looks at", "What the first layer keeps, round by round"),
-    "initial_weights": (
-        "Initial weights of the survivors",
-        "Distribution of the initial weights of those that survive, a line per sparsity",
-    ),
+    "initial_weights": ("Initial weights of the survivors", "Their distribution, a line per sparsity"),
 }
 
 
@@ -78,32 +74,50 @@ def write(
 def page(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], figures: Sequence[Path] = ()) -> str:
     """The page as HTML. User-given names are escaped; figures are pictures, in which no script runs."""
     arms = verdict.in_order([run.arm for run in runs])
-    runs = sorted(runs, key=lambda run: (arms.index(run.arm), run.seed))
-    configs = [config_of(run) for run in runs]
-    paired = verdict.paired(runs).sort_values("seed")
-    each = paired.groupby(["round", "arm"])["test"].agg(lambda found: " ".join(f"{value:.2f}" for value in found))
-    lines = [{**line, "each": each.get((line["round"], line["arm"]), "")} for line in table.to_dict("records")]
-    pictures = {file.stem: file for figure in figures if (file := style.also(figure)[-1]).is_file()}
-    shown = [(*words, _image(pictures[name])) for name, words in HEADINGS.items() if name in pictures]
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
-    return environment.get_template("report.html").render(
+    in_order = sorted(runs, key=lambda run: (arms.index(run.arm), run.seed))
+    configs = [config_of(run) for run in in_order]
+    rounds = tables.lines(runs, "rounds").sort_values("seed")
+    each = rounds.groupby(["round", "arm"])["test"].agg(lambda found: " ".join(map("{:.2f}".format, found)))
+    lines = table.join(each.rename("each"), on=["round", "arm"])
+    pictures = {file.stem: file.with_suffix(".png") if file.suffix == ".pdf" else file for file in figures}
+    return _rendered(
+        "report.html",
         title=labels.title(runs[0]),
         settings_said=labels.settings(*runs),
         sentences=sentences,
         numbers=_numbers(table),
         lights=[(arm, *_light(arm, rows)) for arm in arms if (rows := verdict.pruned(table, arm))],
         figures=[
-            {"heading": heading, "seen": f"{seen}; {', '.join(arms)}", "image": image} for heading, seen, image in shown
+            {"heading": heading, "seen": f"{seen}; {', '.join(arms)}", "image": _image(pictures[name])}
+            for name, (heading, seen) in HEADINGS.items()
+            if name in pictures
         ],
-        columns=[{"name": name, "help": help, "text": digits is None} for name, digits, help in COLUMNS.values()],
-        rows=[_row(line) for line in lines],
-        kinds=_kinds(runs),
-        kinds_of=runs[0].arm,
+        columns=list(COLUMNS.values()),
+        rows=[(line["winning"], _cells(line)) for line in lines.to_dict("records")],
+        kinds=_kinds(runs, arms[0]),
+        kinds_of=arms[0],
         chosen=_settings(configs[0].get("settings", {})),
         commands=[command for command in dict.fromkeys(map(_command, configs)) if command],
         made_by=[*_when(runs), *dict.fromkeys(line for config in configs for line in _made_by(config))],
-        links=[("verdict.csv", "verdict.csv"), *(link for run in runs for link in _link(run))],
+        links={
+            "verdict.csv": "verdict.csv",
+            **{f"{run.arm} {run.seed}": _relative(run.dumps / "rounds.csv", run.plots) for run in in_order},
+        },
     )
+
+
+def _rendered(template: str, **values: object) -> str:
+    """A page of this folder's template of that name."""
+    import jinja2  # here, since pages that are up to date do not need it
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template(template).render(**values)
+
+
+def _relative(file: Path, folder: Path) -> str:
+    """The address of a file as a link of a page in `folder`."""
+    return quote(os.path.relpath(file, folder).replace(os.sep, "/"))
 
 
 def _image(file: Path) -> str:
@@ -135,79 +149,54 @@ def _numbers(table: pd.DataFrame) -> list[tuple[str, str]]:
     row = found or max(rows, key=lambda row: row["difference"])
     what = f"sparsest winning ticket of {arm}" if found else f"most accurate ticket of {arm}; none is shown to win"
     measured = row["stop"] != verdict.UNMEASURED
+    gained, stop = f"{row['difference']:+.2f}{half(row['low'], row['high'])}", f"{row['ES_ratio']:.2f} ×"
     return [
         (f"{labels.percent(row['remaining'], 3)}%", f"of the weights: {what}"),
-        (
-            f"{row['difference']:+.2f}{half(row['low'], row['high'])}",
-            f"points vs dense: {row['test']:.2f}% test accuracy",
-        ),
-        (
-            f"{row['ES_ratio']:.2f} ×" if measured else "not measured",
-            f"early stop vs dense: iteration {row['ES']:,.0f}",
-        ),
+        (gained, f"points vs dense: {row['test']:.2f}% test accuracy"),
+        (stop if measured else "not measured", f"early stop vs dense: iteration {row['ES']:,.0f}"),
     ]
 
 
 def _when(runs: Sequence[Run]) -> list[str]:
     """When the last round was finished, how long all took, and the seeds."""
-    journals = [run.dumps / "journal.jsonl" for run in runs]
-    ended = max((file.stat().st_mtime for file in journals if file.is_file()), default=0.0)
+    ended = max((run.dumps / "journal.jsonl").stat().st_mtime for run in runs)
+    day = datetime.datetime.fromtimestamp(ended).strftime("%d %B %Y")
     seconds = float(tables.lines(runs, "times")["seconds"].sum())
     seeds = ", ".join(map(str, sorted({run.seed for run in runs})))
-    day = datetime.datetime.fromtimestamp(ended).strftime("%d %B %Y") if ended else ""
     took = f"{seconds / 3600:.1f} hours" if seconds > 7200 else f"{seconds / 60:.0f} minutes"
-    return [*([f"last round finished on {day}"] if day else []), f"{took} of training in all", f"seeds {seeds}"]
+    return [f"last round finished on {day}", f"{took} of training in all", f"seeds {seeds}"]
 
 
-def _link(run: Run) -> list[tuple[str, str]]:
-    """A run's table of rounds, relative to the page."""
-    with contextlib.suppress(ValueError):  # on another drive
-        return [
-            (quote(os.path.relpath(run.dumps / "rounds.csv", run.plots).replace(os.sep, "/")), f"{run.arm} {run.seed}")
-        ]
-    return []
+def _cells(line: Mapping[str, Any]) -> list[str]:
+    """A row of the table."""
+    return ["" if pd.isna(line[column]) else f"{line[column]:{spec}}" for column, (_, spec, _) in COLUMNS.items()]
 
 
-def _row(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the table: what each cell shows, and what it is sorted by."""
-    cells = []
-    for column, (_, digits, _) in COLUMNS.items():
-        sorted_by = shown = line[column]
-        if digits is not None:
-            sign = "+" if column in ("difference", "low", "high") else ""
-            known = not math.isnan(line[column])
-            sorted_by = f"{line[column]:.10g}".replace("inf", "Infinity") if known else ""
-            shown = f"{line[column]:{sign},.{digits}f}" if known else ""
-        cells.append({"value": sorted_by, "shown": shown, "text": digits is None})
-    return {"cells": cells, "winning": line["winning"]}
-
-
-def _kinds(runs: Sequence[Run]) -> list[list[str]]:
+def _kinds(runs: Sequence[Run], arm: str) -> list[list[str]]:
     """What the rounds of an arm keep per kind of layer: weights, of how many, in percent; multiply-adds likewise."""
-    table = verdict.compression([run for run in runs if run.arm == runs[0].arm])
-
-    def left(line: Mapping[str, Any], part: str, whole: str) -> list[str]:
-        percent = labels.percent(100 * line[part] / line[whole], 3) if line[whole] else ""
-        return [f"{line[part]:,.0f}", f"{line[whole]:,.0f}", percent]
-
-    return [
-        [str(line["round"]), KINDS[line["kind"]], *left(line, "weights", "total"), *left(line, "macs", "dense_macs")]
-        for line in table.to_dict("records")
-    ]
+    rows = []
+    table = verdict.compression(runs)
+    for line in table[table["arm"] == arm].to_dict("records"):
+        row = [str(line["round"]), KINDS[line["kind"]]]
+        for part, whole in (("weights", "total"), ("macs", "dense_macs")):
+            percent = labels.percent(100 * line[part] / line[whole], 3) if line[whole] else ""
+            row += [f"{line[part]:,.0f}", f"{line[whole]:,.0f}", percent]
+        rows.append(row)
+    return rows
 
 
 def _settings(given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The settings of config.json beside their defaults, those that differ first. Arms and trials, which later commands
-    may have added, are in the table of rounds."""
+    """The settings of config.json beside their defaults. Arms and trials, which later commands may have added, are in
+    the table of rounds."""
     usual = {spec.name: as_text(spec.default) for spec in dataclasses.fields(Config)}
     usual["data"] = as_text(None)  # the project's own folder, which each machine has elsewhere
     rows = []
-    for name in [name for name in given if name not in ("prune_type", "trials", "seed")]:
-        value = as_text(tuple(given[name]) if isinstance(given[name], list) else given[name])
-        texts = {"value": value, "default": usual.get(name, "")}
-        shown = {which: "-" if text == as_text(None) else text for which, text in texts.items()}
-        rows.append({"name": name, **shown, "changed": value != texts["default"]})
-    return sorted(rows, key=lambda row: not row["changed"])
+    for name, setting in given.items():
+        value = as_text(tuple(setting) if isinstance(setting, list) else setting)
+        default = usual.get(name, "")
+        shown = ["-" if text == as_text(None) else text for text in (name, value, default)]
+        rows.append({"name": name, "cells": shown, "changed": value != default})
+    return [row for row in rows if row["name"] not in ("prune_type", "trials", "seed")]
 
 
 def _command(config: Mapping[str, Any]) -> str:
@@ -221,3 +210,46 @@ def _made_by(config: Mapping[str, Any]) -> list[str]:
     commit = config.get("git_commit")
     said = [config.get("device"), config.get("cpu_precision"), versions, f"commit {commit}" if commit else ""]
     return [str(line) for line in said if line]
+
+
+def write_index(groups: Sequence[Sequence[Run]], folder: Path) -> Path:
+    """Write index.html into `folder` for groups of runs, each of one model, data set and settings, unless the page that
+    is there is of the same numbers. Links lead to the reports that there are."""
+    file = folder / "index.html"
+    reports = [runs[0].plots / "report.html" for runs in groups]
+    links = [_relative(page, folder) if page.is_file() else "" for page in reports]
+    source = [*map(draw.fingerprint, groups), *links]
+    mark = f"<!-- {hashlib.sha256(' '.join(source).encode()).hexdigest()} -->"
+    if file.is_file() and file.read_text(encoding="utf-8", errors="replace").rstrip().endswith(mark):
+        return file
+    entries = [
+        {
+            "title": title,
+            "settings": labels.settings(*runs),
+            "sentences": of_runs(runs),
+            "link": link,
+            "image": _thumbnail(runs) if number < THUMBNAILS else "",
+        }
+        for number, (runs, title, link) in enumerate(zip(groups, labels.told_apart(groups), links, strict=True))
+    ]
+    files.write(file, f"{_rendered('gallery.html', entries=entries)}\n{mark}\n".encode())
+    return file
+
+
+def _thumbnail(runs: Sequence[Run]) -> str:
+    """The figure of accuracy and early stop as a small PNG in a data: address."""
+    from PIL import Image
+
+    from lth.plots.comparison import comparison
+
+    drawn, small, large = runs[0].plots / "comparison.png", io.BytesIO(), io.BytesIO()
+    if drawn.is_file() and draw.up_to_date(runs, drawn.parent, "png") is not None:
+        large.write(drawn.read_bytes())
+    elif figure := comparison(runs):
+        figure.savefig(large, format="png")
+    else:
+        return ""
+    image = Image.open(large)
+    image.thumbnail(SIZE)
+    image.convert("RGB").quantize(64).save(small, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(small.getvalue()).decode()}"

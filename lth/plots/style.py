@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from lth.analysis import labels
 from lth.records import files
@@ -66,36 +67,44 @@ def look(arm: str) -> Look:
 
 
 def looks(arms: Sequence[str]) -> dict[str, Look]:
-    """The looks of arms drawn together: where two would share a colour or a marker, the later one takes the next free
-    one. lt's colour stays its own."""
+    """The looks of arms drawn together: where two would share a colour or a marker, the later one takes a free one.
+    lt's colour stays its own."""
     found: dict[str, Look] = {}
     for arm in arms:
         own = look(arm)
-        color = _free(own.color, COLORS[1:], [other.color for other in found.values()])
-        marker = _free(own.marker, MARKERS, [other.marker for other in found.values()])
+        colors, markers = ([getattr(other, part) for other in found.values()] for part in ("color", "marker"))
+        color = next((color for color in (own.color, *COLORS[1:]) if color not in colors), own.color)
+        marker = next((marker for marker in (own.marker, *MARKERS) if marker not in markers), own.marker)
         found[arm] = replace(own, color=color, marker=marker)
     return found
 
 
-def _free(own: Any, choices: Sequence[Any], taken: Sequence[Any]) -> Any:
-    place = choices.index(own) if own in choices else 0
-    return next((each for each in (own, *choices[place:], *choices) if each not in taken), own)
+def line(axes: Axes, x: pd.Series, y: pd.Series, name: str, look: Look, scale: float = 1.0) -> None:
+    """A line with markers, for the legend under `name`."""
+    name = f" {name}" if name.startswith("_") else name  # matplotlib would leave it out
+    style: dict[str, Any] = {"color": look.color, "marker": look.marker, "linestyle": look.dashes}
+    style |= {"markersize": 4.5 * scale, "markeredgecolor": "white", "markeredgewidth": 0.5}
+    axes.plot(x, y, label=name, linewidth=1.6 * scale, **style)
 
 
-def named(text: str) -> str:
-    """A user's name for a legend: matplotlib leaves out those that begin with an underscore."""
-    return f" {text}" if text.startswith("_") else text
-
-
-def band(axes: Axes, rounds: pd.DataFrame, column: str, name: str, look: Look, scale: float = 1.0) -> None:
+def band(axes: Axes, rounds: pd.DataFrame, column: str, name: str, look: Look) -> None:
     """A line of the mean over trials by weights remaining, and the band between the lowest and the highest trial."""
     by_round = rounds[rounds["remaining"] > 0].groupby("round")
     x, values = by_round["remaining"].mean(), by_round[column]
-    style: dict[str, Any] = {"color": look.color, "marker": look.marker, "linestyle": look.dashes}
-    style |= {"markersize": 4.5 * scale, "markeredgecolor": "white", "markeredgewidth": 0.5}
-    axes.plot(x, values.mean(), label=named(name), linewidth=1.6 * scale, **style)
+    line(axes, x, values.mean(), name, look)
     if (values.count() > 1).any():
         axes.fill_between(x, values.min(), values.max(), color=look.color, alpha=0.18, linewidth=0)
+
+
+def per_point(rounds: pd.DataFrame) -> pd.Series:
+    """How many trials each point of the arms' lines is of."""
+    return rounds.groupby(["arm", "round"])["seed"].nunique()
+
+
+def averaged(rounds: pd.DataFrame, band: str = ", band from the lowest to the highest") -> str:
+    """What the lines of `band` are, in words."""
+    counts = per_point(rounds)
+    return f"mean of {labels.trials(counts)}{band}" if counts.max() > 1 else "1 trial"
 
 
 def shades(count: int) -> list[Any]:
@@ -137,17 +146,12 @@ def wrapped(text: str, width: int, between: str = ", ") -> list[str]:
 
 
 def save(figure: Figure, file: Path) -> None:
-    """Write a figure in the format of the file's suffix."""
-    for each in also(file):
-        kind, content = each.suffix[1:], io.BytesIO()
+    """Write a figure in the format of the file's suffix; beside a PDF a PNG, which a page can show."""
+    for kind in ("pdf", "png") if file.suffix == ".pdf" else (file.suffix[1:],):
+        content = io.BytesIO()
         undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
         figure.savefig(content, format=kind, dpi=DPI, metadata=undated)
-        files.write(each, content.getvalue())
-
-
-def also(file: Path) -> list[Path]:
-    """The files of a figure: beside a PDF there is a PNG, which a page can show."""
-    return [file, *([file.with_suffix(".png")] if file.suffix == ".pdf" else [])]
+        files.write(file.with_suffix(f".{kind}"), content.getvalue())
 
 
 def legend(
@@ -155,20 +159,17 @@ def legend(
 ) -> None:
     """One legend below everything, with each name once, headed by what its lines are; the names in LAST have a row of
     their own."""
-    title = "\n".join(wrapped(caption, int(figure.get_figwidth() * 17), "; "))
     entries = {name: handle for name, handle in _entries(axes).items() if name not in set(leave_out)}
     last = [name for name in LAST if name in entries]
     first = [name for name in entries if name not in last]
+    title = "\n".join(wrapped(caption, int(figure.get_figwidth() * 17), "; "))
     for across in range(columns, 0, -1):
         rows = [names[i : i + across] for names in (first, last) for i in range(0, len(names), across)]
-        wide = max(map(len, rows), default=1)
-        # A legend fills its columns first.
-        order = [row[place] if place < len(row) else "" for place in range(wide) for row in rows]
+        order = [name for column in zip_longest(*rows, fillvalue="") for name in column]  # legends fill columns first
         handles = [entries.get(name, Line2D([], [], linestyle="none")) for name in order]
-        place: dict[str, Any] = {"loc": "outside lower center", "ncols": wide, "title_fontsize": 7.5}
-        drawn = figure.legend(handles, order, title=title or None, **place, **LEGEND)
-        drawn.get_title().set_multialignment("center")
-        drawn.get_title().set_color(FAINT)
+        place: dict[str, Any] = {"loc": "outside lower center", "ncols": max(map(len, rows), default=1)}
+        drawn = figure.legend(handles, order, title=title or None, title_fontsize=7.5, **place, **LEGEND)
+        drawn.get_title().set(multialignment="center", color=FAINT)
         if drawn.get_window_extent().width <= figure.bbox.width or across == 1:
             return
         drawn.remove()
@@ -179,8 +180,7 @@ def heading(place: Axes, axes: Axes, names: Sequence[str]) -> None:
     entries = _entries([axes])
     place.set_axis_off()
     where: dict[str, Any] = {"alignment": "left", "loc": "lower left", "borderaxespad": 0, "borderpad": 0}
-    handles = [entries[name] for name in names]
-    place.legend(handles, list(names), ncols=len(names), **where, **LEGEND)
+    place.legend([entries[name] for name in names], list(names), ncols=len(names), **where, **LEGEND)
 
 
 def _entries(axes: Iterable[Axes]) -> dict[str, Any]:
@@ -207,17 +207,15 @@ def remaining_axis(
     name, text = SPARSITY[kind]
     values = sorted({value for value in remaining if value > 0}, reverse=True) or [100.0]
     first, last = values[0], values[-1]
-    step = math.ceil((len(values) - 1) / (ticks - 1)) or 1
-    spread = labels.spread(values, math.ceil((len(values) - 1) / step) + 1)
-    least = 0.5 * math.log(first / last) / max(len(spread) - 1, 1)  # where rounds are not evenly apart
+    apart = math.log(first / last) / (ticks - 1)
     chosen = [first]
-    for value in spread[1:]:
-        if value == last or min(math.log(chosen[-1] / value), math.log(value / last)) >= least:
+    for value in values[1:-1]:
+        if math.log(chosen[-1] / value) > 0.99 * apart and math.log(value / last) > 0.7 * apart:
             chosen.append(value)
     room = max((first / last) ** 0.04, 1.02)
     axes.set_xscale("log")
     axes.set_xlim(first * room, last / room)
-    axes.xaxis.set_major_locator(FixedLocator(chosen))
+    axes.xaxis.set_major_locator(FixedLocator(list(dict.fromkeys((*chosen, last)))))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     axes.xaxis.set_minor_locator(FixedLocator(values))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -237,13 +235,13 @@ def fit(axes: Axes, values: Iterable[float], bars: Iterable[float] = ()) -> None
     """A y axis for all of these values, and for as much of the ends of `bars` as does not flatten them."""
     found = np.asarray([value for value in values if math.isfinite(value)])
     span = float(np.ptp(found)) or 1.0
-    low, high = found.min(), found.max()
-    ends = np.clip([value for value in bars if math.isfinite(value)], low - span / 2, high + span / 2)
-    low, high = min([low, *ends]), max([high, *ends])
-    axes.set_ylim(low - 0.06 * (high - low or 1), high + 0.06 * (high - low or 1))
+    ends = np.clip([value for value in bars if math.isfinite(value)], found.min() - span / 2, found.max() + span / 2)
+    low, high = min([found.min(), *ends]), max([found.max(), *ends])
+    room = 0.06 * (high - low or 1)
+    axes.set_ylim(low - room, high + room)
 
 
-def accuracy_axis(axes: Axes, values: Sequence[float], bars: Iterable[float] = (), least: float = 5.0) -> str:
+def accuracy_axis(axes: Axes, values: Iterable[float], bars: Iterable[float] = (), least: float = 5.0) -> str:
     """A y axis for accuracies on which a few collapsed networks do not flatten the others: if some lie far below, it
     ends four times as far down as the best third reaches, at least `least` points. Returns what to say of it."""
     found = np.asarray([value for value in values if math.isfinite(value)])
@@ -256,14 +254,3 @@ def accuracy_axis(axes: Axes, values: Sequence[float], bars: Iterable[float] = (
     bottom, high = axes.get_ylim()
     axes.set_ylim(top - reach if cut else bottom, min(high, 100 + 0.06 * (high - bottom)))
     return f"cut off at {top - reach:.3g}%, the lowest is {lowest:.3g}%" if cut else ""
-
-
-def percent_axis(axis: Any, lowest: float) -> None:
-    """Ticks at 100, 50, 20, 10, ... percent down to the lowest value: as many as read well."""
-    ticks = [step * 10.0**power for power in range(2, -7, -1) for step in (5, 2, 1)]
-    ticks = [tick for tick in ticks if lowest * 0.85 <= tick <= 100]
-    if len(ticks) > 9:
-        ticks = [tick for tick in ticks if math.log10(tick).is_integer()]
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: labels.percent(value)))

@@ -14,17 +14,11 @@ from lth.settings.config import Config
 
 CHANGED = {
     **{"conv_percent": "5.0", "fc_percent": "7.0", "output_percent": "10.0", "target_remaining": "3.6"},
-    **{
-        "prune_scope": "global",
-        "prune_method": "magnitude_increase",
-        "rewind": "500it",
-        "draw_at": "1",
-        "init": "kaiming",
-    },
-    **{"optimizer": "sgd", "lr": "0.1", "momentum": "0.9", "nesterov": "True", "weight_decay": "0.0005"},
-    **{"batch_size": "64", "end_iter": "20", "lr_milestones": "50%+75%", "lr_gamma": "0.2", "warmup": "1"},
-    **{"valid_freq": "100it", "valid_size": "1000", "pixels": "unit", "augment": "True", "precision": "bf16"},
-    **{"ticket": "lt/seed0:2"},
+    **{"prune_scope": "global", "prune_method": "magnitude_increase", "rewind": "500it", "draw_at": "1"},
+    **{"init": "kaiming", "optimizer": "sgd", "lr": "0.1", "momentum": "0.9", "nesterov": "True"},
+    **{"weight_decay": "0.0005", "batch_size": "64", "end_iter": "20", "lr_milestones": "50%+75%", "lr_gamma": "0.2"},
+    **{"warmup": "1", "valid_freq": "100it", "valid_size": "1000", "pixels": "unit", "augment": "True"},
+    **{"precision": "bf16", "ticket": "lt/seed0:2"},
 }
 
 
@@ -44,13 +38,9 @@ def test_every_setting_has_words(tmp_path: Path, name: str) -> None:
     assert "_" not in text and "True" not in text and "None" not in text
 
 
-def test_settings_are_listed_with_what_is_pruned_and_how_long() -> None:
-    assert labels.settings(Run(Path("nowhere"), "fc1", "mnist", "default", "lt", 0)) == "default settings"
+def test_settings_are_listed_with_what_is_pruned_and_how_long(tmp_path: Path) -> None:
     elsewhere = Run(Path("nowhere"), "fc1", "mnist", "end_iter=5,prune_percent=20", "lt", 0)
     assert labels.settings(elsewhere) == "end iter=5, prune percent=20"
-
-
-def test_a_name_of_the_user_comes_first(tmp_path: Path) -> None:
     assert labels.settings(run_with(tmp_path, "mine")) == "mine: 10% pruned per round, 100 epochs per round"
 
 
@@ -71,14 +61,13 @@ def test_what_differs_is_told_apart_from_what_is_shared(tmp_path: Path) -> None:
     shared, own = labels.differing([[first], [second]])
     assert shared == "10% pruned per round, 5 epochs per round, learning rate 0.1"
     assert own == {first.plots: "compared over all layers", second.plots: "compared within layers"}
-    first = run_with(tmp_path, "a=3", pixels="unit")
-    assert labels.differing([[first], [run_with(tmp_path, "a=4")]])[1] == {
-        first.plots: "pixels from 0 to 1",
-        first.plots.with_name("a=4"): "pixels standardised",
-    }
+    third = run_with(tmp_path, "a=3", pixels="unit")
+    assert list(labels.differing([[third], [run_with(tmp_path, "a=4")]])[1].values()) == [
+        *("pixels from 0 to 1", "pixels standardised"),
+    ]
     named = [run_with(tmp_path, "one", end_iter="5"), run_with(tmp_path, "two", end_iter="5")]
     assert list(labels.differing([[run] for run in named])[1].values()) == ["one", "two"]
-    assert labels.differing([[first]])[1] == {first.plots: ""}
+    assert labels.differing([[third]])[1] == {third.plots: ""}
 
 
 def test_verdicts_are_told_apart_by_model_data_and_settings(make_runs: MakeRuns) -> None:

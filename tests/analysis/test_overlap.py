@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -73,9 +74,9 @@ def test_two_masks_by_hand() -> None:
 
 
 def test_signs_are_those_of_weights_that_both_keep() -> None:
-    def ticket(masks: pruning.Masks, a: list[float], b: list[float]) -> overlap.Sparse:
+    def ticket(masks: pruning.Masks, a: list[float], b: list[float]) -> SimpleNamespace:
         state = {"a": torch.tensor(a).view(2, 4), "b": torch.tensor(b), "bias": torch.ones(2)}
-        return overlap._Signs(masks, state, {name: -value.abs() for name, value in state.items()})
+        return SimpleNamespace(masks=masks, start=state, trained={name: -value.abs() for name, value in state.items()})
 
     one, other = ticket(A, [1, 1, -1, 9, 9, 9, 9, 9], [1, 1, 1, 1]), ticket(B, [9, 5, 1, 9, 9, -9, 9, 9], [1] * 4)
     found = lth.compare(one, other).set_index("layer")

@@ -112,12 +112,8 @@ def test_better_no_worse_open_and_worse_are_kept_apart() -> None:
     ):
         found = judged([[before, before + gain] for before, gain in zip(dense, gains, strict=True)]).iloc[1]
         assert (found["accuracy"], found["winning"]) == (accuracy, accuracy in ("better", "no worse")), gains
-
-
-def test_one_trial_wins_nothing() -> None:
-    found = judged([[98.0, 98.5, 99.0]])
-    assert found["accuracy"].tolist() == ["", "open", "open"]
-    assert not found["winning"].any()
+    alone = judged([[98.0, 98.5, 99.0]])
+    assert alone["accuracy"].tolist() == ["", "open", "open"] and not alone["winning"].any(), "one trial wins nothing"
 
 
 @pytest.mark.parametrize(
@@ -137,9 +133,11 @@ def test_early_stop_may_be_no_later(ES: list[list[float]], stop: str) -> None:
 
 
 def test_no_ticket_wins_by_an_early_stop_that_is_the_last_evaluation() -> None:
-    for last, stop in ((1000.0, "not measured"), (1001.0, "no later")):
-        found = judged([[98.0, 98.3], [98.0, 98.31]], last=last).iloc[1]
+    for last, stop, late in ((1000.0, "not measured", {"lt": (4, 4)}), (1001.0, "no later", {})):
+        table = judged([[98.0, 98.3], [98.0, 98.31]], last=last)
+        found = table.iloc[1]
         assert (found["accuracy"], found["stop"], found["winning"]) == ("better", stop, stop == "no later")
+        assert verdict.late_stops(table) == late
 
 
 def test_intervals_of_accuracies_stay_between_0_and_100() -> None:
@@ -183,20 +181,10 @@ def test_rounds_that_are_open_neither_win_nor_end_the_row() -> None:
     assert sparsest([[98.0, 97.9], [98.0, 98.15], [98.0, 98.0]]) is None
 
 
-def test_how_often_early_stop_is_the_last_evaluation(tmp_path: Path, make_runs: MakeRuns) -> None:
-    runs = make_runs(arms=["lt", "reinit"], seeds=[0, 1], rounds=3, evaluations=1, saves=False)
-    assert verdict.late_stops(verdict.table(runs)) == {"lt": (6, 6), "reinit": (6, 6)}
-    other = make_runs(tmp_path / "other", arms=["lt"], seeds=[0], rounds=3, evaluations=9, saves=False)
-    assert verdict.late_stops(verdict.table(other)) == {}
-
-
 def test_written_and_read_again(tmp_path: Path, make_runs: MakeRuns) -> None:
     found = verdict.table(make_runs(rounds=3, saves=False))
-    file = verdict.write(found, tmp_path / "plots")
-    assert file == tmp_path / "plots" / "verdict.csv"
-    read = pd.read_csv(
-        file, keep_default_na=False, na_values=dict.fromkeys(("low", "high", "ES_low", "ES_high", "speedup"), "")
-    )
+    missing = dict.fromkeys(("low", "high", "ES_low", "ES_high", "speedup"), "")
+    read = pd.read_csv(verdict.write(found, tmp_path), keep_default_na=False, na_values=missing)
     pd.testing.assert_frame_equal(read, found, check_dtype=False, rtol=1e-8)
 
 

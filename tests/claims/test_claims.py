@@ -21,10 +21,10 @@ import lth
 import reproduce
 import utils
 from lth.analysis import verdict
-from lth.claims import CLAIMS, Claim, Statement, sections
+from lth.claims import CLAIMS, Claim, Statement
 from lth.claims import reproduce as reproduce_claims
 from lth.claims.claim import PERCENT, TIMES, Form, accuracy, barrier, early_stop, form, overlap, untrained
-from lth.claims.judge import Records, check, findings, judge
+from lth.claims.findings import Records, check, findings, judge, markdown, renew, text
 from lth.commands import forecast, session
 from lth.records.journal import write_connectivity
 from lth.records.store import Store
@@ -225,12 +225,12 @@ def test_a_report_renews_its_own_section_and_leaves_the_rest(make_runs: MakeRuns
     file = tmp_path / "report.md"
     file.write_text("# Mine\n\nBefore.\n")
     first, second = asked(tmp_path, "--trials", "3"), asked(tmp_path, "--trials", "3", "--precision", "fp32")
-    written = sections.renew(file, first, findings(first))
+    written = renew(file, first, findings(first))
     assert [path.name for path in written] == ["report.md", *(path.name for path in written[1:])] and len(written) == 2
     file.write_text(file.read_text() + "\nAfter.\n")
-    sections.renew(file, second, findings(second))
+    renew(file, second, findings(second))
     before = file.read_text()
-    sections.renew(file, first, findings(first))
+    renew(file, first, findings(first))
     text = file.read_text()
     assert text == before
     assert text.startswith("# Mine\n\nBefore.\n") and "\nAfter.\n" in text and text.count("### tiny") == 2
@@ -248,7 +248,7 @@ def test_a_report_shows_what_its_statements_are_about(make_runs: MakeRuns, tmp_p
     for run in make_runs(rounds=3):
         for number in range(3):
             write_connectivity(run, number, line((1.0, 1.0, 1.0), (1.0, 1.5, 1.0)))
-    _, comparison, lines = sections.renew(tmp_path / "r.md", asked_for, findings(asked_for))
+    _, comparison, lines = renew(tmp_path / "r.md", asked_for, findings(asked_for))
     text = (tmp_path / "r.md").read_text()
     assert "| good before training | | 86.00 | 12.00 [12.00, 12.00] |" in text, "a level, no difference"
     assert "| stable | 100% | | +0.50 [+0.50, +0.50] |" in text
@@ -260,11 +260,11 @@ def test_a_report_shows_what_its_statements_are_about(make_runs: MakeRuns, tmp_p
 def test_changed_settings_are_never_printed_as_the_claim(make_runs: MakeRuns, tmp_path: Path) -> None:
     make_runs(seeds=(0, 1, 2), accuracy=gains({0: 0.5, 1: 0.52, 2: 0.48}))
     changed = asked(tmp_path, "--trials", "3")
-    text = sections.text(changed, findings(changed), 100)
-    assert "CHANGED SETTINGS, not the published experiment: end_iter=5, published 100" in text
-    assert "(agrees)" in text and " agrees" not in text.split("here: mean")[0]
-    assert "CHANGED SETTINGS" in sections.markdown(changed, findings(changed), {})
-    assert all(len(line) <= 100 for line in text.splitlines())
+    said = text(changed, findings(changed), 100)
+    assert "CHANGED SETTINGS, not the published experiment: end_iter=5, published 100" in said
+    assert "(agrees)" in said and " agrees" not in said.split("here: mean")[0]
+    assert "CHANGED SETTINGS" in markdown(changed, findings(changed), {})
+    assert all(len(line) <= 100 for line in said.splitlines())
 
 
 # reproduce.py

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,7 +45,7 @@ def test_all_figures_are_written(tmp_path: Path, make_runs: MakeRuns, format: st
     assert all(file.read_bytes().startswith(starts[format]) for file in written)
     if format == "png":
         assert struct.unpack(">I", written[0].read_bytes()[16:20]) == (style.WIDTH * style.DPI,)
-    (again,) = comparison(runs, tmp_path / "again", format)
+    comparison(runs, again := tmp_path / f"again.{format}")
     assert again.read_bytes() == written[0].read_bytes(), "the same numbers give the same file"
 
 
@@ -88,29 +87,23 @@ def test_a_figure_that_cannot_be_written_ends_the_drawing(tmp_path: Path, make_r
 
 def test_figures_are_up_to_date_until_what_they_show_changes(tmp_path: Path, make_runs: MakeRuns) -> None:
     runs = make_runs(rounds=2, seeds=(0, 1), saves=False)
-    plots = tmp_path / "plots"
-    figure = plots / "comparison.png"
+    figure = tmp_path / "plots" / "comparison.png"
     files.write(figure, b"a picture")
-    draw.record(plots, "png", draw.fingerprint(runs), [figure])
+    draw.record(figure.parent, "png", draw.fingerprint(runs), [figure])
 
     def current(runs: list[Run] = runs, format: str = "png") -> bool:
-        return draw.up_to_date(runs, plots, format) is not None
+        return draw.up_to_date(runs, figure.parent, format) == [figure]
 
-    assert current() and draw.up_to_date(runs, plots, "png") == [figure]
-    assert not current(format="svg")
-    assert not current(runs[:-1])  # a run is gone
-    files.write(figure, b"a pict")
-    assert not current(), "it was cut short"
-    files.write(figure, b"a picture")
-    for name in ("journal.jsonl", "config.json"):
-        file = runs[0].dumps / name
+    assert current() and not current(format="svg") and not current(runs[:-1]), "a run is gone"
+    for file, changed in (
+        (figure, lambda content: content[:-1]),
+        (runs[0].dumps / "journal.jsonl", lambda content: content.splitlines(True)[0]),
+        (runs[0].dumps / "config.json", lambda content: content.replace(b"20", b"21", 1)),
+    ):
         before = file.read_bytes()
-        file.write_bytes(before.replace(b"20", b"21", 1) if name == "config.json" else before.splitlines(True)[0])
-        assert not current(), name
+        file.write_bytes(changed(before))
+        assert not current(), file.name
         file.write_bytes(before)
-    (runs[0].saves).mkdir(parents=True)
-    (runs[0].saves / "ticket_00.safetensors").touch()
-    assert not current()
-    shutil.rmtree(runs[0].saves)
-    figure.unlink()
+    assert current()
+    files.write(runs[0].saves / "ticket_00.safetensors", b"")
     assert not current()
