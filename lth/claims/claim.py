@@ -1,7 +1,7 @@
 """What a claim is: a published experiment, the statements that the paper makes of it, how each is measured, and its
 settings: as published, in its quick form, or with whatever flags of main.py a user adds.
 
-This module and published.py load neither PyTorch nor pandas, so that a mistyped name is answered at once.
+This module and published.py do not load PyTorch, so that a mistyped name is answered at once.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from lth.records import tables
 from lth.settings import flags, names
 from lth.settings.arms import ARMS
+from lth.settings.checks import collect_errors
 from lth.settings.config import MACHINE, OUTPUT, Config, ConfigError
 from lth.settings.values import TicketName, written
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 POINTS, TIMES, PERCENT = "points", "times", "percent"  # units: differences of accuracy; ratios; accuracies
 
 # A measure gives one value per trial, by seed, from the records of a claim's runs (lth.claims.findings.Records, untyped
-# here, since it loads pandas). An arm is named `lt`, or `large_init/lt` where a claim has several experiments.
-Measure = Callable[[Any], "pd.Series"]
+# here, since it loads PyTorch). An arm is named `lt`, or `large_init/lt` where a claim has several experiments.
+Measure = Callable[[Any], pd.Series]
 
 
 def early_stop(which: str, beside: str = "") -> Measure:
@@ -154,20 +154,17 @@ def form(claim: Claim, given: Sequence[str] = (), quick: bool = False) -> Form:
     changes, own, problems = list[str](), list[str](), list[str]()
     for name, text in claim.experiments.items():
         usual = [*text.split(), *(claim.quick.split() if quick else [])]
-        try:
+        with collect_errors(problems):
             asked = flags.parse([*usual, *given], "reproduce.py")
-        except ConfigError as error:
-            problems += error.problems
-            continue
-        dataset = names.dataset(asked.dataset)
-        config = replace(asked, dataset=dataset, arch_type=names.model(asked.arch_type, dataset, asked.data))
-        changes += differences(flags.parse(text.split()), config)
-        own += [change.split(",")[0] for change in differences(flags.parse(usual), config)]
-        if name in claim.start_of:  # whose files need not be there yet
-            first = tables.runs_of(configs[claim.start_of[name]])[0]
-            config = replace(config, ticket=TicketName(written(first.saves), 0))
-        configs[name] = config
-        own += [f"{how}={getattr(config, how)}" for how in HOW_COMPUTED if getattr(config, how) != getattr(Config, how)]
+            dataset = names.dataset(asked.dataset)
+            config = replace(asked, dataset=dataset, arch_type=names.model(asked.arch_type, dataset, asked.data))
+            changes += differences(flags.parse(text.split()), config)
+            own += [change.split(",")[0] for change in differences(flags.parse(usual), config)]
+            own += [f"{how}={value}" for how in HOW_COMPUTED if (value := getattr(config, how)) != getattr(Config, how)]
+            if name in claim.start_of:  # whose files need not be there yet
+                first = tables.runs_of(configs[claim.start_of[name]])[0]
+                config = replace(config, ticket=TicketName(written(first.saves), 0))
+            configs[name] = config
     if len(claim.experiments) > 1 and any(config.name for config in configs.values()):
         problems += ["--name cannot be given: this claim has experiments of several settings, each with its folder"]
     if problems:
