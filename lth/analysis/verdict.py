@@ -78,26 +78,15 @@ def paired(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def table(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per round and arm, over the trials that have finished the round (columns COLUMNS).
+    """One row per round and arm, over the trials that have finished the round; docs/verdict.md says how rounds are
+    judged, docs/files.md what the columns are.
 
-    remaining, test and ES are means, as is supermask, the test accuracy before training (NaN if not measured); single
-    trials keep between remaining_low and remaining_high percent. difference is the mean, over trials, of test accuracy
-    minus that of the trial's dense round; low and high are its 95% interval (`interval`), NaN with fewer than two
-    trials. accuracy is one of:
-
-    - better: the whole interval lies above 0;
-    - no worse: the mean is not below 0, and the interval excludes a loss of more than `margin` points;
-    - worse: the whole interval lies below 0; open: none of these.
-
-    speedup is the dense network's multiply-adds divided by the remaining ones (not a measured speed-up), NaN where they
-    were not counted.
-
-    ES_ratio is mean ES divided by mean ES of the dense rounds (ES_dense), from ES_low to ES_high with 95% confidence.
-    stop: `no later` if it is at most 1, `later` if the whole interval is above 1, else `open`. ES_last counts the
-    trials whose ES is their last evaluation: where it is in most rounds of an arm, the validation loss may still be
-    falling, and `not measured` stands for `no later`. winning, for arms that find tickets: better or no worse, and no
-    later (Frankle & Carbin, Section 1), than a dense network that has `learned`. ValueError if the runs are not of one
-    model, data set and settings.
+    Accuracies and ES are means; `difference` is that of the trials' test accuracies minus those of their dense rounds,
+    `low` and `high` its 95% interval (`interval`), `ES_ratio` mean ES divided by mean ES of the dense rounds. `stop` is
+    `no later` where ES_ratio is at most 1, `later` where its whole interval is above 1; where ES is the last evaluation
+    in most rounds of an arm (`ES_last` counts them), the loss may still be falling, and `not measured` stands for `no
+    later`. winning, for arms that find tickets: better or no worse, and no later (Frankle & Carbin, Section 1), than a
+    dense network that has `learned`. ValueError if the runs are not of one model, data set and settings.
     """
     return judged(paired(runs))
 
@@ -119,20 +108,16 @@ def judged(rounds: pd.DataFrame) -> pd.DataFrame:
         ES_last=rounds["ES"] >= rounds["last"],
     )
     by_round = rounds.groupby(["arm", "round"])
-    means = ["remaining", "speedup", "supermask", "test", "difference", "ES", "ES_dense"]
-    found = (
-        by_round[means]
-        .mean()
-        .assign(
-            remaining_low=by_round["remaining"].min(),
-            remaining_high=by_round["remaining"].max(),
-            trials=by_round.size(),
-            ES_last=by_round["ES_last"].sum(),
-            ES_ratio=lambda means: means["ES"] / means["ES_dense"],
-            margin=lambda means: (means["test"] - means["difference"]).map(margin),
-        )
+    found = by_round[["remaining", "speedup", "supermask", "test", "difference", "ES", "ES_dense"]].mean()
+    found = found.assign(
+        remaining_low=by_round["remaining"].min(),
+        remaining_high=by_round["remaining"].max(),
+        trials=by_round.size(),
+        ES_last=by_round["ES_last"].sum(),
+        ES_ratio=found["ES"] / found["ES_dense"],
+        margin=(found["test"] - found["difference"]).map(margin),
+        difference=found["difference"].round(9),
     )
-    found["difference"] = found["difference"].round(9)
     found[["low", "high"]] = _intervals(rounds, "difference")
     found[["ES_low", "ES_high"]] = 1 + _intervals(rounds, "later") / found[["ES_dense", "ES_dense"]].to_numpy()
     found = found.reset_index()
@@ -141,9 +126,9 @@ def judged(rounds: pd.DataFrame) -> pd.DataFrame:
     not_worse = (found["difference"] >= 0) & (found["low"] >= -found["margin"])
     found["accuracy"] = np.select([dense, better, not_worse, worse], ["", BETTER, NO_WORSE, WORSE], OPEN)
     late = 2 * by_arm["ES_last"].transform("sum") > by_arm["trials"].transform("sum")
-    not_later, later = found["ES_ratio"] <= 1, found["ES_low"] > 1
-    conditions = [dense, not_later & late, not_later, later]
-    found["stop"] = np.select(conditions, ["", UNMEASURED, NO_LATER, LATER], OPEN)
+    not_later = found["ES_ratio"] <= 1
+    stops = [dense, not_later & late, not_later, found["ES_low"] > 1]
+    found["stop"] = np.select(stops, ["", UNMEASURED, NO_LATER, LATER], OPEN)
     able = {
         arm: finds_tickets(arm) and learned(*found.loc[rows[0], ["remaining", "supermask", "test"]])
         for arm, rows in by_arm.groups.items()
