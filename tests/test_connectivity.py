@@ -53,22 +53,19 @@ def test_the_barrier_of_a_known_quadratic_is_exact() -> None:
     assert tables.barrier([each.train_error for each in found]) == pytest.approx(26 - 14), "ends that differ count"
 
 
-@pytest.mark.parametrize("arch", ["mlp", "conv"])
-def test_identical_ends_have_no_barrier(place: Path, arch: str) -> None:
-    (run,) = do(settings(place, arch_type=arch, prune_iterations=2))
-    made, trained = experiment(settings(place, arch_type=arch)), Store(run).weights("trained_01")
-    masks, feed = Store(run).ticket(1).masks, made.trainer.feed([run])
-    model = building.load_state(made.trainer.problem.make(), trained)
+def test_identical_ends_have_no_barrier(place: Path) -> None:
+    (run,) = do(settings(place, prune_iterations=2))
+    trainer, trained = experiment(settings(place)).trainer, Store(run).weights("trained_01")
+    masks, feed = Store(run).ticket(1).masks, trainer.feed([run])
 
     def errors(found: State) -> Errors:
-        return line.measure(Network(made.trainer.problem.make(), [found], [masks], CPU), feed, 0)
+        return line.measure(Network(trainer.problem.make(), [found], [masks], CPU), feed, 0)
 
     found = [each for _, each in itertools.islice(line.along(trained, trained, errors), 4)]
     assert len(set(found)) == 1 and tables.barrier([each.test_error for each in found]) == 0
-    if arch == "mlp":
-        images = feed.normalise(feed.images[feed.train_indices[0]])
-        wrong = (model.eval()(images).argmax(1) != feed.labels[feed.train_indices[0]]).float().mean()
-        assert found[0].train_error == pytest.approx(100 * wrong.item()), "on the trial's own training images"
+    model, indices = building.load_state(trainer.problem.make(), trained).eval(), feed.train_indices[0]
+    wrong = (model(feed.normalise(feed.images[indices])).argmax(1) != feed.labels[indices]).float().mean()
+    assert found[0].train_error == pytest.approx(100 * wrong.item()), "on the trial's own training images"
 
 
 def test_batch_norm_gets_statistics_of_its_own_at_every_point(place: Path) -> None:

@@ -31,7 +31,7 @@ from lth.models.building import State
 from lth.pruning import Masks
 from lth.records import files, journal, tables
 from lth.records.files import UNUSABLE
-from lth.records.store import ENDS, Ticket, numbered
+from lth.records.store import ENDS, numbered
 from lth.records.tables import Run
 from lth.rng import derive_seed
 from lth.settings.arms import ARMS
@@ -73,20 +73,12 @@ def _train(trainer: Trainer, runs: Sequence[Run], number: int, end: str) -> None
         return [run for run in runs if run not in trainer.failed and _end(trainer, run, number, end) is None]
 
     while stack := trainer.stackable(missing(), number, end):
-        tickets = [_ticket(trainer, run, number) for run in stack]
+        tickets = [trainer.ticket(run, number, end) for run in stack]
         for run, trained in zip(stack, trainer.train(stack, tickets, end), strict=False):
             with trainer.alone(run):
                 if trained.failure is not None:
                     raise TrialError(f"round {number}, trained again, ended: {trained.failure}")
                 trainer.store(run).write_checkpoint(number, replace(trained, extra={}), end)
-
-
-def _ticket(trainer: Trainer, run: Run, number: int) -> Ticket:
-    """What the trainings of round `number` start from."""
-    with trainer.alone(run):
-        store = trainer.store(run)
-        ticket = store.ticket(number)
-        return ticket if number else replace(ticket, start=store.weights(store.original))
 
 
 def _end(trainer: Trainer, run: Run, number: int, end: str) -> State | None:

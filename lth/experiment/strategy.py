@@ -49,7 +49,7 @@ class Experiment:
                 self.pick_up(run, rounds)
             for number in range(rounds):
                 while stack := self._next_stack(runs, number, rounds):
-                    tickets = [self.ticket(run, number) for run in stack]
+                    tickets = [self.trainer.ticket(run, number) for run in stack]
                     trained = self.trainer.train(stack, tickets)
                     for run, ticket, result in zip(stack, tickets, trained, strict=False):
                         with self.trainer.alone(run):
@@ -59,11 +59,6 @@ class Experiment:
                                 self.reset(last, self.prune(last))
                 if config.connectivity:
                     after_round(self.trainer, runs, number)
-
-    def ticket(self, run: Run, number: int) -> Ticket:
-        """What round `number` starts from: the survivors of the last pruning, as they were reset."""
-        with self.trainer.alone(run):
-            return self.trainer.store(run).ticket(number)
 
     def record(self, run: Run, ticket: Ticket, trained: Trained) -> None:
         """Write what came of a round; its line in the journal makes it finished."""
@@ -107,7 +102,7 @@ class Experiment:
         """Continue the run from where its files say it is; a new one begins with the dense ticket or --ticket's."""
         problem, store, tell = self.trainer.problem, self.trainer.store(run), self.trainer.tell
         if differ := identity.differing(identity.recorded(run), problem.fingerprint):  # edited while workers start
-            raise RecordError(f"{run.dumps} holds results of another experiment, {identity.said(differ)} since")
+            raise RecordError(f"{run.dumps} holds results of another experiment, {identity.changed(differ)} since")
         store.pick_up(lambda text: tell(Note(text, warning=True)))
         if not (store.has("initial") and store.has(numbered("ticket", 0))):
             masks = pruning.dense(pruning.prunable(problem.make(), self.trainer.config.prune_embeddings))

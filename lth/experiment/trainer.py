@@ -127,6 +127,14 @@ class Trainer:
         self.failed: dict[Run, str] = {}
         self._feeds: dict[tuple[int, ...], Feed] = {}
 
+    def ticket(self, run: Run, number: int, again: str = "") -> Ticket:
+        """What round `number` starts from; the dense network that is trained `again`, the point that tickets are
+        rewound to."""
+        with self.alone(run):
+            store = self.store(run)
+            ticket = store.ticket(number)
+            return replace(ticket, start=store.weights(store.original)) if again and not number else ticket
+
     def train(self, stack: Sequence[Run], started: Sequence[Ticket], again: str = "") -> list[Trained]:
         """Train the tickets of a stack of runs together, from their checkpoints where there are any; only the first of
         them if the memory is too small for all.
@@ -184,18 +192,16 @@ class Trainer:
         """The network of the tickets of a stack of runs."""
         model, masks = self.problem.make(), [ticket.masks for ticket in started]
         states, options = [ticket.start for ticket in started], (self.device, self.problem.criterion, self.bf16)
-        channels_last = len(stack) == 1 and self.channels_last(feed)
+        more: dict[str, Any] = {"channels_last": len(stack) == 1 and self.channels_last(feed)}
         if plan.learn:
             seeds = [derive_seed(run.seed, "learn", started[0].round) for run in stack]
-            how = LEARNED[plan.learn]
-            return LearnedMasks(model, states, masks, *options, channels_last=channels_last, how=how, seeds=seeds)
+            return LearnedMasks(model, states, masks, *options, how=LEARNED[plan.learn], seeds=seeds, **more)
         limits: Mapping[str, float] = {}
         if not (self.problem.whole or plan.updates):  # which look at all weights
             # The limits that the run began with, since others give other numbers.
             limits = tables.config_of(stack[0]).get("sparse_up_to", sparse.limits(self.config))
-        sparsely = sparse.choose(model, masks, limits, feed.example())
-        changing = plan.updates is not None
-        return Network(model, states, masks, *options, sparsely, channels_last=channels_last, changing=changing)
+        more |= {"sparse": sparse.choose(model, masks, limits, feed.example()), "changing": plan.updates is not None}
+        return Network(model, states, masks, *options, **more)
 
     def quotas(self, arm: Arm, masks: Masks, rounds: int) -> list[Quota]:
         """How many of the survivors of `masks` which layers keep together after so many rounds of that arm."""
@@ -245,8 +251,8 @@ class Trainer:
         return self._feeds[seeds]
 
     def plan(self, run: Run, number: int, again: str = "") -> Plan:
-        """How long round `number` is, and its learning rates. The dense network that is trained `again` starts from the
-        point that tickets are rewound to."""
+        """How long round `number` is, and its learning rates: of the dense network that is trained `again`, from the
+        point of --rewind on."""
         schedule, of_round = ("rewound", 1) if again and not number else (ARMS[run.arm].schedule, number)
         feed = next(iter(self._feeds.values()), None) or self.feed([run])  # epochs are as long in all trials
         update = ARMS[run.arm].update if number else ""

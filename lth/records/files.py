@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
-import itertools
 import json
 import os
 import shutil
@@ -46,9 +45,8 @@ def read(file: Path) -> bytes:
 
 
 def set_aside(file: Path) -> Path:
-    """Rename a file that cannot be used, beside those that were renamed before. Returns its new name."""
-    names = (file.with_name(f"{file.name}.damaged{count or ''}") for count in itertools.count())
-    target = next(name for name in names if not os.path.lexists(name))
+    """Rename a file that cannot be used. Returns its new name."""
+    target = file.with_name(f"{file.name}.damaged")
     with explained(file):
         file.replace(target)
     return target

@@ -67,24 +67,24 @@ def unlike(old: str, new: str) -> str:
 
 def mismatch(runs: Sequence[Run], config: Config, prints: Prints, overwrite: bool = False) -> tuple[Run, str] | None:
     """The first run with results of another experiment than that of the settings `config` and the fingerprints
-    `prints` (as far as they are known), and a sentence that says so; None if there is none.
+    `prints` (as far as they are known), and a sentence about it; None if there is none.
 
-    These are `runs` of one folder of settings, unless `overwrite`, and all other arms and trials there, in which
-    settings that one of both does not use may differ.
+    These are `runs` of one folder of settings, unless `overwrite`, and all other arms and trials there, which may
+    differ in settings that one of both does not use.
     """
-    unused = set[str].intersection(*(_idle(run.arm) for run in runs))
+    unused = set[str].intersection(*(_unused(run.arm) for run in runs))
     beside = [run for run in neighbours(runs[0]) if run not in runs]
     for run in [*([] if overwrite else runs), *beside]:
         where, file = f"{run.dumps}{'' if run in runs else ', beside these runs,'}", run.dumps / "config.json"
         if run in runs and (file.exists() or (run.dumps / "rounds.csv").exists()) and not read_json(file):
             return run, f"{file} is missing or damaged"
         old, new = _deciding(run), config.deciding()
-        spared = set[str]() if run in runs else unused | _idle(run.arm)
+        spared = set[str]() if run in runs else unused | _unused(run.arm)
         if differ := [key for key in new if old.get(key, new[key]) != new[key] and key not in spared]:
             changes = ", ".join(f"{key} {old[key]}, now {new[key]}" for key in differ)
             return run, f"{where} holds results of other settings ({changes})"
         if parts := differing(recorded(run), prints):
-            return run, f"{where} holds results of another experiment, {said(parts)} since"
+            return run, f"{where} holds results of another experiment, {changed(parts)} since"
     return None
 
 
@@ -96,15 +96,28 @@ def check(runs: Sequence[Run], config: Config, prints: Prints = MappingProxyType
         raise ConfigError(Problem("name", f"must be another one: {sentence}; or {way}"))
 
 
-def _idle(arm: str) -> set[str]:
-    """The settings that decide a folder and that an arm does not look at, but for the point of --rewind, which
-    --connectivity looks at in all."""
-    return idle(arm) - {"rewind"} if arm in ARMS else set()
+def changed(parts: Sequence[str]) -> str:
+    """`the model has changed`, `the data have changed`, `the model and the rule have changed`."""
+    of_ticket = sorted(name for name in parts if name.startswith("ticket"))  # the last says most
+    parts = [name for name in parts if name not in of_ticket[:-1]]
+    names = [f"the {WORDS.get(name, name.replace('_', ' '))}" for name in parts]
+    has = "have" if len(names) > 1 or "data" in parts else "has"
+    return f"{', '.join(names[:-1])}{' and ' * (len(names) > 1)}{names[-1]} {has} changed"
 
 
-def _deciding(run: Run) -> dict[str, str]:
-    """The settings that decide numbers, as a config.json says them; none where it does not."""
-    return {name: str(value) for name, value in config_of(run).get("deciding", {}).items()}
+def mixed(runs: Sequence[Run]) -> str:
+    """Why these runs must not be averaged: what of them is not the same in all. Nothing if they may be."""
+    known: dict[str, tuple[str, Run]] = {}
+    for run in runs:
+        prints = {f"another {WORDS.get(name, name)}": value for name, value in recorded(run).items()}
+        used = {name: value for name, value in deciding(run).items() if name not in _unused(run.arm)}
+        for name, value in {**prints, **used}.items():
+            was, other = known.setdefault(name, (value, run))
+            if was != value:
+                what = name if name in prints else f"{name} {was} and {value}"
+                both = f"{other.dumps} and {run.dumps} are of different experiments ({what})"
+                return f"{both} and are not averaged: move one of them away"
+    return ""
 
 
 @cache
@@ -115,38 +128,24 @@ def usual() -> dict[str, str]:
 
 
 def deciding(*runs: Run) -> dict[str, str]:
-    """The settings that decide the numbers of runs of one folder, in the order of the flags, those that they do not
-    name at their defaults; empty if no config.json says them. Beside each other arms may differ in settings that one of
-    them does not look at: what an arm says that looks at them counts."""
-    found = [(_idle(run.arm), chosen) for run in runs if (chosen := _deciding(run))]
+    """The settings that decide the numbers of runs of one folder, in the order of the flags, at their defaults where no
+    run names them; empty if no config.json has them. Arms may differ in settings that one of them does not use: the
+    value of an arm that uses them counts."""
+    found = [(_unused(run.arm), chosen) for run in runs if (chosen := _deciding(run))]
     if not found:
         return {}
-    told = {**usual(), **found[0][1]}
+    values = {**usual(), **found[0][1]}
     for unused, chosen in reversed(found):
-        told |= {name: value for name, value in {**usual(), **chosen}.items() if name not in unused}
-    overruled = "prune_percent" if told.get("target_remaining", "None") != "None" else "prune_iterations"
-    return {name: value for name, value in told.items() if name != overruled}
+        values |= {name: value for name, value in {**usual(), **chosen}.items() if name not in unused}
+    overruled = "prune_percent" if values.get("target_remaining", "None") != "None" else "prune_iterations"
+    return {name: value for name, value in values.items() if name != overruled}
 
 
-def said(differ: Sequence[str]) -> str:
-    """`the model has changed`, `the data have changed`, `the model and the rule have changed`."""
-    of_ticket = sorted(name for name in differ if name.startswith("ticket"))  # the last says most
-    differ = [name for name in differ if name not in of_ticket[:-1]]
-    names = [f"the {WORDS.get(name, name.replace('_', ' '))}" for name in differ]
-    several = len(names) > 1 or "data" in differ
-    return f"{', '.join(names[:-1])}{' and ' * (len(names) > 1)}{names[-1]} {'have' if several else 'has'} changed"
+def _deciding(run: Run) -> dict[str, str]:
+    """The settings that decide numbers, as its config.json has them; none where it does not."""
+    return {name: str(value) for name, value in config_of(run).get("deciding", {}).items()}
 
 
-def mixed(runs: Sequence[Run]) -> str:
-    """Why these runs must not be averaged: what of them is not the same in all. Nothing if they may be."""
-    known: dict[str, tuple[str, Run]] = {}
-    for run in runs:
-        prints = {f"another {WORDS.get(name, name)}": value for name, value in recorded(run).items()}
-        looked_at = {name: value for name, value in deciding(run).items() if name not in _idle(run.arm)}
-        for name, value in {**prints, **looked_at}.items():
-            was, other = known.setdefault(name, (value, run))
-            if was != value:
-                what = name if name in prints else f"{name} {was} and {value}"
-                both = f"{other.dumps} and {run.dumps} are of different experiments ({what})"
-                return f"{both} and are not averaged: move one of them away"
-    return ""
+def _unused(arm: str) -> set[str]:
+    """The settings that decide a folder and that an arm does not use, but for --rewind, which --connectivity uses."""
+    return idle(arm) - {"rewind"} if arm in ARMS else set()

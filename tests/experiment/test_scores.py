@@ -108,27 +108,6 @@ def test_synflow_conserves_the_flow() -> None:
     assert all((score[~masks[name]] == 0).all() and (score >= 0).all() for name, score in found.items())
 
 
-def test_synflow_in_many_steps_collapses_no_layer_where_a_single_one_does() -> None:
-    """Tanaka et al., Figure 2: at once, whole layers go while others keep more than they need."""
-
-    def left(steps: int) -> dict[str, int]:
-        model = built(Straight)
-        masks = pruning.dense(pruning.prunable(model))
-
-        def score(masks: pruning.Masks) -> pruning.Weights:
-            with torch.no_grad():
-                for name, mask in masks.items():
-                    model.get_parameter(name).mul_(mask)
-            return scored("synflow", model, masks, batches(1), cross_entropy)
-
-        total = sum(mask.numel() for mask in masks.values())
-        found = pruning.keep_highest_in_steps(score, masks, [pruning.Quota(list(masks), 30)], steps)
-        assert sum(pruning.survivors(found).values()) == 30 < total
-        return pruning.survivors(found)
-
-    assert min(left(1).values()) == 0 < min(left(100).values())
-
-
 @pytest.mark.parametrize("name", list(SCORES))
 def test_scores_leave_the_model_as_it_was_and_do_not_depend_on_its_mode(name: str) -> None:
     model = building.build(lambda: Conv(dropout=0.5), "glorot", 0)

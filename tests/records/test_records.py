@@ -1,5 +1,5 @@
-"""What a run keeps under saves/: files that say whose they are, and what a run that continues discards, and what not:
-weights that are only out of reach now are not lost."""
+"""What runs leave on disk: the journal and the tables that are made of it, files that say whose they are, and what a
+run that continues discards. Damage is reported and mended, and changes no number."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,23 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from helpers import Told, assert_same, do, lay_out, results, settings
+from helpers import Told, assert_same, do, held, lay_out, results, settings
 from torch import Tensor
 
+import lth
+from lth.analysis import verdict
 from lth.commands import command, session
-from lth.records import journal, tables
+from lth.records import files, journal, tables
 from lth.records.files import Damaged, RecordError
+from lth.records.lock import Locked
 from lth.records.store import SHARED, Store, Ticket, load_tensors, numbered, save_tensors
 from lth.records.tables import Run, runs_of
 from lth.settings.config import Config
+from lth.training.train import Evaluation, Trained
 
+ROUNDS, MORE = 2, 3
 versions = pytest.mark.versions
 posix = pytest.mark.skipif(os.name != "posix", reason="needs links and limits of POSIX")
-ROUNDS, MORE = 2, 3
 
 
 @pytest.fixture(scope="module")
@@ -34,32 +39,179 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
     """The settings of a finished run, with another one of more rounds in `more`."""
     with pytest.MonkeyPatch.context() as patch:
         place = lay_out(tmp_path_factory.mktemp("place"), patch)
-        config = settings(place, prune_iterations=ROUNDS, root=place / "finished")
-        do(config)
+        config = settings(place, prune_iterations=ROUNDS, connectivity=True, root=place / "finished")
+        session.run(config)
         do(replace(config, root=place / "more", prune_iterations=MORE))
         yield config
 
 
 @pytest.fixture
 def run(finished: Config, tmp_path: Path) -> Run:
-    """A copy of that run."""
+    """A copy of that run, to be damaged."""
     shutil.copytree(finished.root, tmp_path / "run")
     return runs_of(replace(finished, root=tmp_path / "run"))[0]
 
 
-def go(finished: Config, run: Run, tell: Told | None = None) -> None:
-    do(replace(finished, root=run.root, prune_iterations=MORE), tell)
+def go(finished: Config, run: Run, rounds: int = ROUNDS) -> None:
+    session.run(replace(finished, root=run.root, prune_iterations=rounds))
+
+
+def expected(finished: Config, rounds: int = ROUNDS) -> dict[str, bytes]:
+    return results(finished.root if rounds == ROUNDS else finished.root.parent / "more")
+
+
+def reported(capsys: pytest.CaptureFixture[str]) -> str:
+    said = capsys.readouterr()
+    return " ".join(f"{said.out} {said.err}".split())
+
+
+def digit(file: Path) -> None:
+    """Change the last digit of a file."""
+    content = file.read_text()
+    at = max(index for index, char in enumerate(content) if char.isdigit())
+    file.write_text(content[:at] + str((int(content[at]) + 5) % 10) + content[at + 1 :])
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "evals": (digit, "differs from journal.jsonl"),
+    "rounds": (lambda file: file.write_text("".join(file.open().readlines()[:-1])), "differs from journal.jsonl"),
+    "layers": (Path.unlink, "is gone"),
+    "connectivity": (digit, "differs from journal.jsonl"),
+}
+
+
+@pytest.mark.parametrize("rounds", [ROUNDS, MORE])
+def test_tables_are_written_again_from_the_journal_and_readers_never_look_at_them(
+    finished: Config, run: Run, rounds: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = lth.results(run.root)
+    for name, (damage, _) in DAMAGES.items():
+        damage(run.dumps / f"{name}.csv")
+    assert lth.results(run.root).equals(whole) and len(whole) == ROUNDS
+    go(finished, run, rounds)
+    said = reported(capsys)
+    for name, (_, words) in DAMAGES.items():
+        assert f"{name}.csv {words}: written again from journal.jsonl" in said
+        assert (run.dumps / f"{name}.csv.damaged").exists() == (words != "is gone")
+    assert_same(results(run.root), expected(finished, rounds))
+
+
+def lines_of(run: Run) -> list[str]:
+    return (run.dumps / journal.NAME).read_text().splitlines(keepends=True)
+
+
+LINES: dict[str, Callable[[list[str]], list[str]]] = {
+    "value": lambda lines: [lines[0], lines[1].replace('"evals":["1', '"evals":["2', 1)],
+    "cut": lambda lines: [lines[0], lines[1][:-40]],
+    "no text": lambda lines: [lines[0], "\0" * 30 + "\n"],
+}
+
+
+@pytest.mark.parametrize("how", LINES)
+def test_a_damaged_line_of_the_journal_ends_the_good_rounds(
+    finished: Config, run: Run, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = run.dumps / journal.NAME
+    file.write_text("".join(LINES[how](lines_of(run))))
+    damaged = file.read_bytes()
+    for reading in (lambda: lth.results(run.root), lambda: lth.load_ticket(run.dumps)):
+        with pytest.raises(RecordError, match=r"journal\.jsonl is damaged in line 2: the command that made it"):
+            reading()
+    spoiled: list[RecordError] = []
+    assert tables.find(run.root, spoiled=spoiled.append) == [] and len(spoiled) == 1
+    go(finished, run, MORE)
+    (copy,) = run.dumps.glob("*.before-*")
+    assert copy.read_bytes() == damaged
+    assert f"is damaged in line 2: continuing from round 1; the old one is kept as {copy.name}" in reported(capsys)
+    assert_same(results(run.root), expected(finished, MORE))
+
+
+def test_a_journal_that_is_gone_or_of_another_run_is_refused(finished: Config, run: Run) -> None:
+    other = run.of_arm("reinit")
+    shutil.copytree(run.dumps, other.dumps)
+    own = journal.run_name(run.dumps)
+    file = run.dumps / journal.NAME
+    sound, before = file.read_bytes(), results(run.root)
+    journal.save(other.dumps, tables.entries(run))
+    for content, match in (
+        (None, "is gone: put it back, or use --overwrite"),
+        ((other.dumps / journal.NAME).read_bytes(), rf"is the journal of another run \(reinit/seed0\): .* {own}"),
+    ):
+        file.unlink(missing_ok=True)
+        if content:
+            file.write_bytes(content)
+        for act in (lambda: lth.results(run.root), lambda: go(finished, run, MORE)):
+            with pytest.raises(RecordError, match=match):
+                act()
+    assert_same(results(run.root), before)
+    file.write_bytes(sound)
+    shutil.rmtree(other.dumps)
+    go(finished, run, MORE)
+    assert_same(results(run.root), expected(finished, MORE))
+
+
+def test_what_another_process_works_on_is_not_written_again(finished: Config, run: Run) -> None:
+    digit(run.dumps / "evals.csv")
+    with held(run.dumps), pytest.raises(Locked, match="is in use by process"):
+        go(finished, run)
+    go(finished, run)
+    assert_same(results(run.root), expected(finished))
+
+
+# How they are written
+
+
+def test_two_may_write_the_same_file_at_once(tmp_path: Path) -> None:
+    """As processes that share a sweep and end together."""
+    file, contents = tmp_path / "sweep.csv", [letter * 100_000 for letter in (b"a", b"b", b"c")]
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(20):
+            list(pool.map(lambda content: files.write(file, content), contents))
+            assert file.read_bytes() in contents
+    assert [*tmp_path.iterdir()] == [file]
+
+
+@posix
+def test_a_file_is_synced_before_it_is_renamed_and_its_folder_before_the_next_is(
+    finished: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else, after a loss of power, the journal could be there and what it speaks of not, or without content."""
+    synced: set[int] = set()
+    unsynced: list[Path] = []
+    renamed: list[str] = []
+    inner = Path.replace
+
+    def fsync(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        unsynced[:] = [folder for folder in unsynced if folder.stat().st_ino not in synced]
+
+    def replaced(self: Path, target: Path) -> Path:
+        assert self.stat().st_ino in synced, f"{target.name} was not synced"
+        assert not unsynced, f"{unsynced[0]} was not synced before {target.name} was renamed"
+        synced.discard(target.parent.stat().st_ino)
+        unsynced.append(target.parent)
+        renamed.append(target.name)
+        return inner(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replaced)
+    do(replace(finished, root=tmp_path, prune_type=("lt", "reinit"), prune_iterations=2))
+    assert not unsynced
+    assert {"rounds.csv", journal.NAME, "ticket_01.safetensors", "checkpoint.safetensors"} <= set(renamed)
+
+
+# What is out of reach, and what is discarded
 
 
 def test_weights_that_are_out_of_reach_cost_nothing(finished: Config, run: Run) -> None:
     before, elsewhere = results(run.root), run.saves.rename(run.root / "elsewhere")
     with pytest.raises(RecordError, match=r"lt seed0: 2 rounds are finished, but there are no weights in .*saves"):
-        go(finished, run)
+        go(finished, run, MORE)
     assert not run.saves.exists()
     elsewhere.rename(run.saves)
     assert_same(results(run.root), before)
-    go(finished, run)
-    assert_same(results(run.root), results(finished.root.parent / "more"))
+    go(finished, run, MORE)
+    assert_same(results(run.root), expected(finished, MORE))
 
 
 @posix
@@ -83,10 +235,10 @@ def test_the_numbers_of_rounds_that_are_taken_back_are_kept(finished: Config, ru
     known, told = (run.dumps / journal.NAME).read_bytes(), Told()
     (run.saves / "ticket_01.safetensors").unlink()
     (run.saves / "initial.safetensors").unlink()
-    go(finished, run, told)
+    do(replace(finished, root=run.root, prune_iterations=MORE), told)
     (copy,) = run.dumps.glob(f"{journal.NAME}.before-*")
     assert copy.read_bytes() == known and f"is kept in {copy.name}" in told.notes
-    assert_same(results(run.root), results(finished.root.parent / "more"))
+    assert_same(results(run.root), expected(finished, MORE))
 
 
 def test_a_damaged_run_of_another_command_is_said_and_left_out(
@@ -251,3 +403,38 @@ def test_rounds_that_are_made_again_leave_nothing_but_the_ticket_they_start_from
     store.drop_rounds(2)
     kept = ["dense", "initial", "ticket_00", "ticket_01", "ticket_02", "trained_00", "trained_01"]
     assert sorted(file.stem for file in saves.iterdir()) == sorted([*kept, *copies])
+
+
+# What a round reports
+
+LOSSES = (0.5, 0.2, 0.3)
+TESTS = (90.0, 95.0, 97.0)  # the best is not where the validation loss is lowest
+
+
+@versions
+def test_the_accuracies_reported_are_those_at_early_stop(tmp_path: Path) -> None:
+    evals = [
+        Evaluation(100 * (i + 1), train_loss=0.1 * i, val_loss=loss, val=test - 1, test=test)
+        for i, (loss, test) in enumerate(zip(LOSSES, TESTS, strict=True))
+    ]
+    run = Run(tmp_path, "fc1", "mnist", "default", "lt", 0)
+    trained = Trained(300, evals, final={}, best={}, seconds={"training": 1.0, "evaluation": 0.1})
+    journal.write_round(run, 0, {"fc.weight": torch.ones(2, 3, dtype=torch.bool)}, trained)
+    row = tables.table(run, "rounds").iloc[0]
+    assert (row["ES"], row["test"], row["val"], row["val_loss"], row["train_loss"]) == (200, 95.0, 94.0, 0.2, 0.1)
+    found = verdict.table([run]).iloc[0]
+    assert (found["ES"], found["test"], found["ES_last"]) == (200, 95.0, 0)
+
+
+@versions
+def test_multiply_adds_are_those_of_the_surviving_weights(place: Path) -> None:
+    (run,) = do(settings(place, arch_type="conv"))
+    rounds, layers = tables.table(run, "rounds"), tables.table(run, "layers")
+    assert (layers.groupby("round")["macs"].sum() == rounds["macs"]).all()  # this model multiplies by nothing else
+    uses = layers["macs"] / layers["weights"]
+    assert (layers["dense_macs"] == uses * layers["total"]).all() and set(layers["kind"]) == {"conv", "fc"}
+    kinds = verdict.compression([run]).set_index(["round", "kind"])["macs"]
+    assert (kinds.groupby("round").sum() == rounds["macs"]).all()
+    assert uses.groupby(layers["layer"]).nunique().eq(1).all() and uses.max() > 1  # a filter is used at many places
+    speedup = verdict.table([run])["speedup"].tolist()
+    assert speedup == pytest.approx((rounds["macs"][0] / rounds["macs"]).tolist()) and speedup[2] > speedup[1] > 1
