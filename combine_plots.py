@@ -8,7 +8,7 @@ python combine_plots.py --arch_type fc1 --dataset mnist --format pdf
 import sys
 
 import utils
-from lth.commands.combine import main
+from lth.commands.command import combine as main
 
 if __name__ == "__main__":
     sys.exit(utils.exit_code(main, sys.argv[1:]))

@@ -83,14 +83,14 @@ class Clock:
 
 def instrument(clock: Clock) -> None:
     """Have the clock charge what the functions of lth do."""
-    from lth.commands import command, holding, loop, session
+    from lth.commands import command, loop, prepare
     from lth.experiment import Experiment
     from lth.experiment.trainer import Trainer
-    from lth.records import journal, tables
+    from lth.records import files, journal, tables
     from lth.records.store import Store
     from lth.training.train import Training
 
-    clock.wrap(session, "prepare", DATA)
+    clock.wrap(prepare, "prepare", DATA)
     clock.wrap(loop, "work_in_processes", WAITING)  # where rounds are not in this process
     clock.wrap(Experiment, "run", OTHER, then=clock.save)
     clock.wrap(Trainer, "train", SETUP)
@@ -102,7 +102,7 @@ def instrument(clock: Clock) -> None:
     for owner, name in (
         *((Store, name) for name in ("share_dense", "pick_up")),
         *((journal, "write_round"), (tables, "finished_rounds")),
-        (holding, "write_json"),
+        (files, "write_json"),
     ):
         clock.wrap(owner, name, FILES)
     clock.wrap(command, "conclude", DRAWING)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +19,11 @@ from lth.settings.values import LONGEST, number
 
 NETS = {"lenet": "fc1", "resnet": "resnet20", "vgg": "vgg16"}  # other names of models under archs/
 DATASETS = {"fashion": "fashionmnist"}
-COMMANDS = {  # with the flags of a script, and the module whose `main` they are
-    "run": "lth.commands.command",
-    "plot": "lth.commands.combine",
-    "reproduce": "lth.claims.reproduce",
-    "audit": "lth.api.audit_files",
+COMMANDS = {  # with the flags of a script, and the function that they are
+    "run": "lth.commands.command:main",
+    "plot": "lth.commands.command:combine",
+    "reproduce": "lth.claims.reproduce:main",
+    "audit": "lth.api.audit_files:main",
 }
 ABOUT = """Find lottery tickets. The same command again continues where it stopped. More flags, and other programs:
 
@@ -118,7 +118,7 @@ def parse(argv: Sequence[str]) -> Config:
 def main(argv: Sequence[str]) -> int:
     """Run or continue the experiment that the command line asks for, and show its results; or be one of COMMANDS."""
     if argv and argv[0] in COMMANDS:
-        return int(importlib.import_module(COMMANDS[argv[0]]).main(argv[1:]))
+        return int(pkgutil.resolve_name(COMMANDS[argv[0]])(argv[1:]))
     config = parse(argv)
     try:
         return command.perform({config: {}}, argv)

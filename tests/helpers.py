@@ -161,8 +161,11 @@ def work(made: Experiment) -> None:
 def works(*configs: Config, together: int = 1) -> list[Work]:
     """These experiments for a queue."""
     facts = {"fingerprint": {}, "sparse_up_to": {}}
-    images = {config: data.load(config.dataset, config.data, config.pixels) for config in configs}
-    return [Work(config, config, "", together, facts, images[config]) for config in configs]
+    made = []
+    for config in configs:
+        images = data.load(config.dataset, config.data, config.pixels)
+        made.append(Work(config, runs_of(config), images, start_tickets.problem(config, images), facts, together))
+    return made
 
 
 def results(root: Path, kinds: tuple[str, ...] = ("dumps", "saves")) -> dict[str, bytes]:

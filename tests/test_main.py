@@ -104,19 +104,6 @@ def test_the_same_seed_gives_the_same_numbers_whatever_the_jobs(
     assert tables.table(mine, "rounds")["val_loss"][0] != tables.table(other, "rounds")["val_loss"][0]
 
 
-def test_a_finished_run_says_so_and_changes_nothing(
-    whole: tuple[Path, subprocess.CompletedProcess[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    root, _ = whole
-
-    def times() -> dict[Path, int]:
-        return {file: file.stat().st_mtime_ns for kind in ("dumps", "saves") for file in (root / kind).rglob("*")}
-
-    before = times()
-    assert main_here(root, f"{SHORT} --jobs 2") == 0
-    assert "Nothing to do: all rounds are finished" in capsys.readouterr().out and times() == before
-
-
 # Stopped
 
 

@@ -18,10 +18,9 @@ from lth import rng
 from lth.api import own_network
 from lth.api.own_network import OwnNet
 from lth.api.saved_ticket import placed
-from lth.commands.holding import about as about_settings
-from lth.commands.holding import mend, with_threads
+from lth.commands.prepare import about_command, about_machine, with_threads
 from lth.commands.progress import Progress
-from lth.commands.session import TrialsFailed
+from lth.commands.session import TrialsFailed, mend
 from lth.data.loaders import Taken, take
 from lth.experiment import Experiment
 from lth.experiment.trainer import Callback, Event, Note, as_dict
@@ -262,7 +261,7 @@ def _initial(run: Run, brought: OwnNet, going_on: bool) -> building.State:
 
 def _write_config(run: Run, config: Config, about: Mapping[str, str], problem: Problem, device: torch.device) -> None:
     """The run's config.json."""
-    facts = about_settings(config, config, device)
+    facts = {**about_command(config, config), **about_machine(config, device)}
     write_json(
         run.dumps / "config.json",
         {

@@ -118,14 +118,14 @@ def duration(form: Form, known: Known) -> str:
     """`18 trainings, at most 3 minutes here`, from a few measured steps and evaluations of its networks, and with these
     jobs. Nothing is downloaded for it. `known` keeps the measurements for the next claim."""
     from lth.commands import device as devices
-    from lth.commands import forecast, loop, session
+    from lth.commands import forecast, loop, prepare
 
     total = 0.0
-    for config in (session.settled(replace(config, ticket=None)) for config in form.configs.values()):
+    for config in (prepare.settled(replace(config, ticket=None)) for config in form.configs.values()):
         if not npz(config.data, config.dataset).exists():
             return f"{form.trainings} trainings, its images ({config.dataset}) are not here"
         what = (config.arch_type, config.dataset, config.batch_size, config.precision, config.gpu, config.augment)
-        images, problem = session.prepare(config)
+        images, problem = prepare.prepare(config)
         device, _ = devices.choose(config.gpu)
         if what not in known:
             known[what] = forecast.measured(config, images, problem, device)

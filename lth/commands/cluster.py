@@ -24,21 +24,21 @@ from typing import Any
 
 import torch
 
-from lth.commands import holding, loop
+from lth.commands import loop
 from lth.commands.device import MachineError
-from lth.commands.holding import Prepared, about_command
-from lth.commands.loop import FATAL, Tell, Trainer
+from lth.commands.loop import FATAL, THREADS, Tell, Trainer
+from lth.commands.prepare import Loaded, images_of, on_machine
 from lth.commands.queue import POLL, Queue, Watch, Work
-from lth.data.images import Images
 from lth.experiment import start_tickets
 from lth.experiment.trainer import Note
 from lth.records.lock import Locks
-from lth.records.tables import runs_of
+from lth.records.tables import Run
 from lth.settings import names
 from lth.settings.checks import said
 from lth.settings.config import LTH, Config, ConfigError
 from lth.training.problem import stack_size
 
+Order = tuple[Config, Sequence[Run], Mapping[str, Any]]  # an experiment for a task: settings, runs, facts
 UNSEEN = 120.0  # seconds after which what a node has written must be seen here: NFS may hide it for one minute
 
 
@@ -62,11 +62,11 @@ def connected(config: Config) -> Iterator[Cluster]:
             if source.is_dir():  # of two models of one name, that of the first folder of archs wins
                 ignored = shutil.ignore_patterns("__pycache__")
                 shutil.copytree(source, Path(program, name), ignore=ignored, dirs_exist_ok=True)
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(config.threads or 1))
         try:
             host, _, port = str(config.ray).rpartition(":")
             if host:  # where nothing listens, Ray would try for minutes
                 socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+            threads = dict.fromkeys(THREADS, str(config.threads or 1))
             ray.init(
                 address=config.ray,
                 runtime_env={"working_dir": program, "env_vars": threads},
@@ -101,32 +101,22 @@ class Cluster:
         cores = int(sum(node.get("CPU", 0) for node in self.nodes))
         return f"a Ray cluster of {nodes} with {self.gpus or cores} {'GPUs' if self.gpus else 'cores'}"
 
-    def works(self, prepared: Sequence[Prepared], about: Mapping[Config, str], command: Sequence[str]) -> list[Work]:
-        """The experiments for the tasks, with absolute paths."""
-        return [
-            Work(
-                _absolute(one.asked),
-                _absolute(one.config),
-                about[one.asked],
-                stack_size(one.config, one.problem, self.device),
-                about_command(one.asked, one.config, command),
-            )
-            for one in prepared
-        ]
+    def stacked(self, works: Sequence[Work]) -> list[Work]:
+        """The experiments with the number of runs that a task trains as one network."""
+        return [replace(work, together=stack_size(work.config, work.problem, self.device)) for work in works]
 
-    def work(self, works: Sequence[Work], queue: Queue, tell: Tell, signalled: Callable[[], int]) -> None:
+    def work(self, queue: Queue, tell: Tell, signalled: Callable[[], int]) -> None:
         """The loop in tasks of the cluster, as many as there may be runs under way, while this process looks on. Raises
         what stopped it, or in the end what pieces raised."""
         needs = {"CPU": self.threads, **({"GPU": 1} if self.gpus else {})}
         if not any(all(node.get(name, 0) >= count for name, count in needs.items()) for node in self.nodes):
-            tell(
-                Note(f"warning: no node of the cluster has the {needs} of a task: all wait until one comes (--threads)")
-            )
+            wait = f"no node of the cluster has the {needs} of a task: all wait until one comes (--threads)"
+            tell(Note(f"warning: {wait}"))
         options = {"num_cpus": self.threads, "num_gpus": needs.get("GPU", 0)}
         task = self.ray.remote(max_retries=-1, retry_exceptions=False, **options)(do)
-        left, together = len(queue.open()), min(work.together for work in works)
-        watch = Watch(queue, tell)
-        waiting = [task.remote(works, bool(self.gpus)) for _ in range(min(self.most or left, -(-left // together)))]
+        left, together = len(queue.open()), min(work.together for work in queue.works)
+        watch, count, orders = Watch(queue, tell), -(-left // together), list(map(order, queue.works))
+        waiting = [task.remote(orders, bool(self.gpus)) for _ in range(min(self.most or count, count))]
         errors, cancelled = list[Exception](), False
         try:
             while waiting:
@@ -155,26 +145,27 @@ class Cluster:
         """What a task raised that has ended."""
         try:
             return list(self.ray.get(task))
-        except (self.ray.exceptions.TaskCancelledError, self.ray.exceptions.RayTaskError) as error:
-            return [] if cancelled else [MachineError(f"a task of the cluster failed: {str(error).strip()[-300:]}")]
         except self.ray.exceptions.RayError as error:
-            return [MachineError(f"the cluster could not do a task: {said(error)}")]
+            return [] if cancelled else [MachineError(f"a task of the cluster failed: {str(error).strip()[-300:]}")]
 
 
-def _absolute(config: Config) -> Config:
-    return replace(config, root=config.root.resolve(), data=config.data.resolve(), gpu=None, ray=None, overwrite=False)
+def order(work: Work) -> Order:
+    """What a task is told of an experiment, with absolute paths. It reads the images and makes the network itself."""
+    paths: Any = {"root": work.config.root.resolve(), "data": work.config.data.resolve()}
+    config = replace(work.config, **paths, gpu=None, ray=None, overwrite=False)
+    return config, [replace(run, root=config.root) for run in work.runs], work.facts
 
 
 # On the nodes
 
 
-def do(works: Sequence[Work], gpu: bool) -> list[Exception]:
+def do(orders: Sequence[Order], gpu: bool) -> list[Exception]:
     """The task: the loop of work on this node, on its GPU if it has one. Ray's cancelling and SIGTERM (a node that is
     pre-empted) let it write checkpoints; then SIGTERM acts as usual, so that Ray repeats the task elsewhere. Returns
     what was raised; what was done is in the folder."""
     with loop.signals(patient=True) as signalled:  # Ray may say it again and again
         try:
-            errors = _work(works, gpu, lambda: bool(signalled()))
+            errors = _work(orders, gpu, lambda: bool(signalled()))
         except Exception as error:
             errors = [error]
         stopped = signalled()
@@ -183,20 +174,16 @@ def do(works: Sequence[Work], gpu: bool) -> list[Exception]:
     return [loop.portable(error) for error in errors]
 
 
-def _work(works: Sequence[Work], gpu: bool, stop: Callable[[], bool]) -> list[Exception]:
-    config, host = works[0].config, socket.gethostname()
+def _work(orders: Sequence[Order], gpu: bool, stop: Callable[[], bool]) -> list[Exception]:
+    first, host = orders[0][0], socket.gethostname()
     for name in ("root", "data"):
-        if not (folder := getattr(config, name)).is_dir():
+        if not (folder := getattr(first, name)).is_dir():
             raise MachineError(f"{host} has no folder {folder}: --{name} must be where all nodes of the cluster see it")
     device = torch.device("cuda:0" if gpu and torch.cuda.is_available() else "cpu")
-    loaded: dict[tuple[object, ...], Images] = {}
-    here: list[Work] = []
-    for work in works:
-        images = holding.images_of(work.config, loaded)
-        problem = start_tickets.problem(work.config, images)
-        prepared = Prepared(work.asked, work.config, runs_of(work.asked), images, problem)
-        prepared = holding.with_stack(prepared, device)
-        facts = {**holding.facts(prepared, device, ()), **work.facts}
-        here.append(replace(work, config=prepared.config, facts=facts, images=images))
+    works, loaded = list[Work](), Loaded()
+    for config, runs, facts in orders:
+        images = images_of(config, loaded)
+        work = Work(config, runs, images, start_tickets.problem(config, images), facts)
+        works.append(on_machine(work, device))
     with Locks() as locks:
-        return loop.work(Queue(here, locks), Trainer(here, device, lambda event: None, stop))
+        return loop.work(Queue(works, locks), Trainer(device, lambda event: None, stop))

@@ -37,6 +37,11 @@ from lth.training.train import Stopped, TrialError
 
 Tell = Callable[[Event], None]
 
+# What stops all work, since it is the fault of this machine; other errors are the fault of the runs.
+FATAL = (OSError, RecordError, ConfigError, MachineError)
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # read when a process loads PyTorch
+KILLED = "a worker process was killed, by lack of memory perhaps (--jobs lowers the need)"
+
 
 class Interrupted(Exception):
     """A signal asked the program to stop, and it did."""
@@ -44,11 +49,6 @@ class Interrupted(Exception):
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
         self.signum = signum
-
-
-# What stops all work, since it is the fault of this machine; other errors are the fault of the runs.
-FATAL = (OSError, RecordError, ConfigError, MachineError)
-KILLED = "a worker process was killed, by lack of memory perhaps (--jobs lowers the need)"
 
 
 @contextlib.contextmanager
@@ -74,29 +74,22 @@ def signals(patient: bool = False) -> Iterator[Callable[[], int]]:
             signal.signal(signum, handler)
 
 
-def stop_if(signalled: Callable[[], int]) -> None:
-    """Interrupted if a signal has come."""
-    if signalled():
-        raise Interrupted(signalled())
-
-
 class Trainer:
-    """Trains pieces of some experiments in this process, one after the other."""
+    """Trains pieces of experiments in this process, one after the other."""
 
-    def __init__(self, works: Sequence[Work], device: torch.device, tell: Tell, stop: Callable[[], bool]) -> None:
-        self.works, self.device, self.tell, self.stop = {work.asked: work for work in works}, device, tell, stop
-        self.asked: Config | None = None  # of the experiment that it is at
+    def __init__(self, device: torch.device, tell: Tell, stop: Callable[[], bool]) -> None:
+        self.device, self.tell, self.stop = device, tell, stop
+        self.work: Work | None = None  # the last that was trained, as `experiment`
 
     def train(self, piece: Piece) -> dict[Run, str]:
-        """Train what the piece says. Returns those of its runs that ended early, with the reason. MachineError if the
-        device died of it; ConfigError if files that the settings name have been spoiled since the command began."""
+        """Train a piece. Returns those of its runs that ended early, with the reason. MachineError if the device died
+        of it; ConfigError if files that the settings name have been spoiled since the command began."""
+        work = piece.work
         try:
-            if self.asked != piece.asked:
-                work = self.works[piece.asked]
-                assert work.images is not None
+            if self.work is not work:
                 problem = start_tickets.problem(work.config, work.images)
                 self.experiment = Experiment(work.config, problem, self.device, self.tell, self.stop)
-                self.asked = piece.asked  # only now: what raised above raises again
+                self.work = work
             self.experiment.run(piece.runs, piece.rounds)
             return {run: why for run, why in self.experiment.failed.items() if run in piece.runs}
         except Exception as error:
@@ -106,16 +99,12 @@ class Trainer:
                 raise
             raise MachineError(
                 f"{checks.first_line(error)}; {self.device} can no longer be used by this process: "
-                f"{same_command(piece.asked.overwrite)} continues from here"
+                f"{same_command(work.config.overwrite)} continues from here"
             ) from error
 
 
-def work(
-    queue: Queue,
-    trainer: Trainer,
-    look: Callable[[bool], object] = lambda idle: None,
-) -> list[Exception]:
-    """Do what can be done in the queue, until nothing is left for any process, or the trainer is to stop. `look` is
+def work(queue: Queue, trainer: Trainer, look: Callable[[bool], object] = lambda idle: None) -> list[Exception]:
+    """Do what can be done in the queue, until nothing is left for any process or the trainer is to stop. `look` is
     called after every look at the folder, with whether there was nothing to do at the moment.
 
     Returns what pieces raised: their runs count as failed, and the loop continues with the others. FATAL errors are
@@ -154,18 +143,16 @@ def work(
     return errors
 
 
-def work_here(
-    queue: Queue, works: Sequence[Work], device: torch.device, tell: Tell, signalled: Callable[[], int]
-) -> None:
+def work_here(queue: Queue, device: torch.device, tell: Tell, signalled: Callable[[], int]) -> None:
     """The loop in this process. Raises what stopped it, or in the end what pieces raised."""
     watch = Watch(queue, tell, [os.getpid()])
-    errors = work(queue, Trainer(works, device, watch.hear, lambda: bool(signalled())), watch.look)
-    finish(errors, signalled)
+    finish(work(queue, Trainer(device, watch.hear, lambda: bool(signalled())), watch.look), signalled)
 
 
-def finish(errors: list[Exception], signalled: Callable[[], int]) -> None:
+def finish(errors: Sequence[Exception], signalled: Callable[[], int]) -> None:
     """Raise Interrupted after a signal, else the first of the errors, those first that stopped all work."""
-    stop_if(signalled)
+    if signalled():
+        raise Interrupted(signalled())
     if errors:
         raise min(errors, key=lambda error: not isinstance(error, FATAL))
 
@@ -173,8 +160,7 @@ def finish(errors: list[Exception], signalled: Callable[[], int]) -> None:
 def portable(error: BaseException) -> Exception:
     """The error, as another process can read it."""
     with contextlib.suppress(Exception):  # whatever a foreign class raises when it is pickled
-        copy = pickle.loads(pickle.dumps(error))
-        if isinstance(error, Exception) and type(copy) is type(error):
+        if isinstance(error, Exception) and type(pickle.loads(pickle.dumps(error))) is type(error):
             return error
     return TrialError(f"{type(error).__name__}: {error}")
 
@@ -184,19 +170,17 @@ def at_once(config: Config) -> int:
     return config.jobs or max(1, devices.cores() // (config.threads or 1))
 
 
-def work_in_processes(
-    size: int, threads: int, works: Sequence[Work], queue: Queue, tell: Tell, signalled: Callable[[], int]
-) -> None:
+def work_in_processes(queue: Queue, size: int, threads: int, tell: Tell, signalled: Callable[[], int]) -> None:
     """The loop in `size` processes of so many threads each, while this one looks on. Raises what stopped it, or in the
     end what pieces raised."""
-    for tensor in (tensor for work in works if work.images for tensor in work.images.tensors()):
+    for tensor in (tensor for work in queue.works for tensor in work.images.tensors()):
         tensor.share_memory_()
     context = multiprocessing.get_context("spawn")
     pids: dict[Any, int] = {}  # of the processes, by the connections to them
     with _undisturbed(threads):
         for _ in range(size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_loop, args=(theirs, works))
+            process = context.Process(target=_loop, args=(theirs, queue.works))
             process.start()
             theirs.close()
             pids[ours] = process.pid or 0
@@ -209,30 +193,29 @@ def work_in_processes(
                 try:
                     message = link.recv()
                 except (EOFError, OSError):
-                    message = {}, [MachineError(KILLED)]
-                if isinstance(message, tuple):  # its last: the runs that ended early, and what was raised
+                    message = [MachineError(KILLED)]
+                if isinstance(message, list):  # its last: what pieces raised
                     del idle[link]
                     link.close()
-                    queue.failed.update(message[0])
-                    errors.extend(message[1])
+                    errors += message
                 elif isinstance(message, bool):
                     idle[link] = message
                 else:
                     watch.hear(message)
-            if asked:
-                continue
-            if signalled():
-                tell(Note("stopping: each process first writes where its round is"))
-            if signalled() or any(isinstance(error, FATAL) for error in errors):
+            stopped = signalled() or any(isinstance(error, FATAL) for error in errors)
+            if stopped and not asked:
                 asked = True
+                if signalled():
+                    tell(Note("stopping: each process first writes where its round is"))
                 for link in idle:
                     with contextlib.suppress(OSError):  # it has ended
                         link.send("write your checkpoints and end")
-            else:
+            elif not stopped:
                 watch.look(all(idle.values()))
     finally:  # at a second Ctrl-C the connections are closed, and the processes end at once
         for link in idle:
             link.close()
+    queue.open()  # which reads why runs ended early
     finish(errors, signalled)
 
 
@@ -241,9 +224,8 @@ def _undisturbed(threads: int) -> Iterator[None]:
     """Start processes of so many threads in which Ctrl-C is left to the parent from their first moment on, and which do
     not import the program that started them: a script without `if __name__ == "__main__"` would begin again there."""
     program, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # read when a child loads torch
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, str(threads)))
+    before = {name: os.environ[name] for name in THREADS if name in os.environ}
+    os.environ.update(dict.fromkeys(THREADS, str(threads)))
     masks = hasattr(signal, "pthread_sigmask")  # Windows has none
     if masks:
         resource_tracker.ensure_running()  # which would unblock the signal if the first process started it
@@ -254,11 +236,9 @@ def _undisturbed(threads: int) -> Iterator[None]:
         sys.modules["__main__"] = program
         if masks:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in THREADS:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _loop(link: Connection, works: Sequence[Work]) -> None:
@@ -276,11 +256,10 @@ def _loop(link: Connection, works: Sequence[Work]) -> None:
 
     threading.Thread(target=obey, daemon=True).start()
     errors: Sequence[BaseException]
-    with Locks() as locks:
-        queue = Queue(works, locks)
-        try:
-            errors = work(queue, Trainer(works, torch.device("cpu"), link.send, asked.is_set), link.send)
-        except BaseException as error:  # whatever a model raises outside of its training
-            errors = [error]
+    try:
+        with Locks() as locks:
+            errors = work(Queue(works, locks), Trainer(torch.device("cpu"), link.send, asked.is_set), link.send)
+    except BaseException as error:  # whatever a model raises outside of its training
+        errors = [error]
     with contextlib.suppress(OSError):  # the parent is gone
-        link.send((queue.failed, [portable(error) for error in errors]))
+        link.send([portable(error) for error in errors])

@@ -1,27 +1,41 @@
-"""What is shown while rounds are trained: one bar over all iterations, or plain lines where there is no terminal."""
+"""What is shown while rounds are trained: one bar over all iterations, or plain lines where there is no terminal; and
+the same numbers for TensorBoard."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
+import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from threading import RLock
-from typing import TextIO
+from typing import Any, TextIO
 
 import tqdm.auto
+from tensorboardX import SummaryWriter
 
 from lth.analysis import sentences
-from lth.commands.terminal import columns, wrapped
+from lth.commands.terminal import wrapped
 from lth.experiment.trainer import Connected, Evaluated, Event, Moved, Note, RoundDone
+from lth.records import tables
+from lth.records.files import UNUSABLE
+from lth.records.store import Store, numbered
 from lth.records.tables import Run
 
 WIDTHS = {"round": 5, "remaining": 9, "ES": 7, "val": 6, "test": 6, "seconds": 8, "time left": 9}
 REFRESH = 0.1  # seconds between two drawings of the bar
 ECHO = 4  # columns left free at its right, where the terminal writes ^C
 NOTEBOOK = tqdm.auto.notebook_tqdm is not tqdm.auto.std_tqdm
+CURVES = {  # of TensorBoard, by the columns of evals.csv
+    "train_loss": "loss/train",
+    "val_loss": "loss/validation",
+    "val": "accuracy/validation",
+    "test": "accuracy/test",
+}
 
 
 class _Bar(tqdm.auto.tqdm):
@@ -47,7 +61,7 @@ class Progress:
         self.bar: _Bar | None = None
         self.live = NOTEBOOK or "ipykernel" in sys.modules or self.out.isatty()
         self.name_width = max((len(str(run)) for run in left), default=24)
-        room = columns(self.out) - self.name_width if self.live else math.inf
+        room = shutil.get_terminal_size().columns - self.name_width if self.live else math.inf
         ends = itertools.accumulate(width + 1 for width in WIDTHS.values())
         self.heads = [head for head, end in zip(WIDTHS, ends, strict=True) if end <= room]
         if self.live and "time left" in self.heads:  # the bar has it
@@ -56,15 +70,14 @@ class Progress:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        if isinstance(event, Note) and event.failed:
-            for run in [run for run in self.left if event.text.startswith(f"{run}: ")]:  # it trains no more
-                del self.left[run]
+        if isinstance(event, Note):
+            for run in [run for run in self.left if event.failed and event.text.startswith(f"{run}: ")]:
+                del self.left[run]  # it trains no more
                 self.running.pop(run, None)
-            self._write(event.text, sys.stderr)
-        elif isinstance(event, Note) and event.warning:
-            self._write(event.text, sys.stderr)
-        elif isinstance(event, Note):
-            self._line(event.text)
+            if event.failed or event.warning:
+                self._write(event.text, sys.stderr)
+            else:
+                self._line(event.text)
         elif isinstance(event, RoundDone):
             self.began = self.began or time.monotonic() - event.seconds  # it ran on another machine
             self._ended(event.run, bool(event.seconds))
@@ -88,19 +101,20 @@ class Progress:
 
     def time_left(self) -> float:
         """Seconds until all is trained, by the pace since the first step; 0 as long as that is unknown."""
-        done = self._done()
+        done, total = self._iterations()
         if not self.began or done <= self.before:
             return 0
-        return (self._total() - done) * (time.monotonic() - self.began) / (done - self.before)
+        return (total - done) * (time.monotonic() - self.began) / (done - self.before)
 
-    def _done(self) -> float:
-        """Iterations that are done."""
-        now = sum(iteration for _, iteration in self.running.values())
-        return now + sum(n * self._steps(run) for run, n in self.finished.items())
-
-    def _total(self) -> float:
-        """Iterations, done or not."""
-        return sum(n * self._steps(run) for run, n in (self.finished + self.left).items())
+    def _iterations(self) -> tuple[float, float]:
+        """How many are done, and how many there are in all. Trainings of a run of which none has begun are taken to be
+        as long as the others on average."""
+        usual = sum(self.steps.values()) / len(self.steps) if self.steps else 1
+        done, left = (
+            sum(count * self.steps.get(run, usual) for run, count in trainings.items())
+            for trainings in (self.finished, self.left)
+        )
+        return done + sum(iteration for _, iteration in self.running.values()), done + left
 
     def _moved(self, event: Moved | Evaluated) -> None:
         iteration = event.iteration if isinstance(event, Moved) else event.evaluation.iteration
@@ -121,19 +135,16 @@ class Progress:
         """A training has ended, here or `elsewhere`, or none was needed."""
         if self.running.pop(run, None) or elsewhere:
             self.finished[run] += 1
-            self.left[run] -= 1
-
-    def _steps(self, run: Run) -> float:
-        """Iterations of a training of a run: the mean of the others as long as none has begun."""
-        return self.steps.get(run) or (sum(self.steps.values()) / len(self.steps) if self.steps else 1)
+            self.left[run] = max(self.left[run] - 1, 0)
 
     def _draw(self) -> None:
         if self.bar is None:
             form = "{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt}{postfix}"
             self.bar = _Bar(total=1, leave=False, file=self.out, bar_format=form)
-        self.bar.n, self.bar.total = round(self._done()), max(round(self._total()), 1)
+        done, total = self._iterations()
+        self.bar.n, self.bar.total = round(done), max(round(total), 1)
         if not NOTEBOOK:
-            self.bar.ncols = columns(self.out) - ECHO
+            self.bar.ncols = shutil.get_terminal_size().columns - ECHO
         time_left = [f"{duration(left)} left"] if (left := self.time_left()) else []
         rounds = [f"{run} r{number}" for run, (number, _) in self.running.items()]
         self.bar.set_postfix_str(", ".join(time_left + rounds), refresh=False)
@@ -175,3 +186,71 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
+
+
+class Board:
+    """Logs events for TensorBoard, in <root>/runs/ with the folders of dumps/. The steps of curves are iterations over
+    all rounds, and those of a round's results are rounds, so that arms line up. Close it to write the rest."""
+
+    def __init__(self) -> None:
+        self.writers: dict[Run, SummaryWriter] = {}
+        self.last: dict[Run, dict[str, Any]] = {}
+        self.logged: set[tuple[Run, int]] = set()  # rounds whose evaluations were logged as they came
+
+    def __call__(self, event: Event) -> None:
+        """Log one event."""
+        if isinstance(event, Evaluated):
+            self.logged.add((event.run, event.round))
+            self._curves(event.run, event.round * event.steps, vars(event.evaluation))
+        elif isinstance(event, RoundDone):
+            self._round(event.run, event.row)
+
+    def close(self) -> None:
+        """Write what is still in memory, and each run's settings beside its last round (the HPARAMS view)."""
+        for run, row in self.last.items():
+            metrics = {f"last/{name}": float(row[name]) for name in ("remaining", "ES", "test")}
+            settings = tables.config_of(run).get("deciding", {})
+            whose = {name: getattr(run, name) for name in ("arch_type", "dataset", "arm", "seed")}
+            self._writer(run).add_hparams({**settings, **whose}, metrics, name=".")
+        for writer in self.writers.values():
+            writer.close()
+
+    def _writer(self, run: Run) -> SummaryWriter:
+        if run not in self.writers:
+            self.writers[run] = SummaryWriter(str(_folder(run)))
+        return self.writers[run]
+
+    def _curves(self, run: Run, before: int, evaluation: Mapping[str, Any]) -> None:
+        for column, tag in CURVES.items():
+            if not math.isnan(evaluation[column]):
+                self._writer(run).add_scalar(tag, evaluation[column], before + int(evaluation["iteration"]))
+
+    def _round(self, run: Run, row: dict[str, Any]) -> None:
+        number = int(row["round"])
+        if (run, number) not in self.logged:  # the dense round of another arm, or what another process has trained
+            with contextlib.suppress(*UNUSABLE):  # the next command reports them
+                evals = tables.table(run, "evals").query("round == @number")
+                for evaluation in evals.to_dict("records"):
+                    self._curves(run, number * int(evals["iteration"].max()), evaluation)
+        for name in ("remaining", "ES", "val", "test"):
+            self._writer(run).add_scalar(f"round/{name}", row[name], number)
+        with contextlib.suppress(*UNUSABLE):  # --keep_weights none, for one
+            trained = Store(run).weights(numbered("trained", number))
+            for name, mask in Store(run).masks(number).items():
+                if mask.any():
+                    self._writer(run).add_histogram(name, trained[name][mask].numpy(), number)
+        self.last[run] = row
+
+
+def add_figures(run: Run, files: Sequence[Path]) -> None:
+    """Log the PNG pictures of the settings that `run` has, once for all their arms and trials."""
+    from matplotlib.image import imread
+
+    with SummaryWriter(str(_folder(run).parent.parent / "figures")) as writer:
+        for file in files:
+            if file.suffix == ".png":
+                writer.add_image(file.stem, imread(file)[..., :3], dataformats="HWC")
+
+
+def _folder(run: Run) -> Path:
+    return run.root / "runs" / run.dumps.relative_to(run.root / "dumps")

@@ -4,65 +4,61 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lth.commands import holding
 from lth.data.images import Images
 from lth.experiment.trainer import Event, Note, RoundDone
 from lth.records import files, identity, journal, lock, tables
 from lth.records.files import RecordError
 from lth.records.lock import Locks
 from lth.records.store import Store, numbered
-from lth.records.tables import Run, runs_of
+from lth.records.tables import Run
 from lth.settings.arms import ARMS
 from lth.settings.config import Config
+from lth.training.problem import Problem
 
 FAILED = "failed.txt"  # in a run's folder: why it ended early, until a later command tries it again
-POLL = 0.2  # seconds between looks at the folder, or at what the processes tell
+POLL = 0.2  # seconds between looks at the folder, or for messages of the processes
 SHARE = 20  # a look at the folder that takes long is followed by a pause so many times as long,
 LONGEST = 30.0  # but no longer than these seconds
 
 
 @dataclass(frozen=True)
 class Work:
-    """An experiment for the loop of work, which may be in another process.
+    """An experiment that can be done.
 
-    asked, config: its settings, as they were asked for and as the data settle them.
-    about: what tells its runs from those of other settings in messages.
-    together: how many of its runs may be trained at once, as one stacked network.
+    runs: its runs; the first of a trial trains the dense round.
+    images, problem: what its settings name.
     facts: what the config.json of each run says.
-    images: what they are trained on; whoever only looks on, and a task of Ray, has none.
+    together: how many of its runs may be trained at once, as one stacked network.
     """
 
-    asked: Config
     config: Config
-    about: str
-    together: int
-    facts: Mapping[str, Any]
-    images: Images | None = field(default=None, compare=False)
+    runs: Sequence[Run]
+    images: Images = field(compare=False)
+    problem: Problem = field(compare=False)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    together: int = 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the problem, which another process makes of the settings and the images."""
+        return {**vars(self), "problem": None}
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Runs of one experiment (by its settings as they were asked for), locked, to be trained up to so many rounds."""
+    """Runs of one experiment, locked by this process, to be trained up to so many rounds."""
 
-    asked: Config
-    runs: tuple[Run, ...]
+    work: Work
+    runs: Sequence[Run]
     rounds: int
 
 
-def dense_runs(config: Config, about: str = "") -> dict[Run, Run]:
-    """The runs of an experiment, each with the one that trains the dense round of its trial: the first."""
-    first: dict[int, Run] = {}
-    return {run: first.setdefault(run.seed, run) for run in runs_of(config, about)}
-
-
 def next_look(began: float) -> float:
-    """When to look at the folder again, after a look that began then: seldom, where looks take long."""
+    """When to look at the folder again after a look that began then: rarely where looks take long."""
     return time.monotonic() + min(max(POLL, SHARE * (time.monotonic() - began)), LONGEST)
 
 
@@ -71,38 +67,38 @@ class Queue:
     that only looks on. `failed` has the runs that ended early, here or elsewhere, with the reason."""
 
     def __init__(self, works: Sequence[Work], locks: Locks | None = None) -> None:
-        self.locks = locks
+        self.works, self.locks = works, locks
         self.work: dict[Run, Work] = {}
         self.dense: dict[Run, Run] = {}  # the run of the trial that trains the dense round
         for work in works:
-            for run, dense in dense_runs(work.asked, work.about).items():
-                if run not in self.work or self.rounds(run) < work.asked.prune_iterations:
-                    self.work[run], self.dense[run] = work, dense
+            first = {run.seed: run for run in reversed(work.runs)}
+            for run in work.runs:
+                if run not in self.work or self.rounds(run) < work.config.prune_iterations:
+                    self.work[run], self.dense[run] = work, first[run.seed]
         self.failed: dict[Run, str] = {}
-        self._finished: dict[Run, tuple[tuple[int, ...] | None, int]] = {}
+        self._finished: dict[Run, tuple[object, int]] = {}
 
     def rounds(self, run: Run) -> int:
         """How many rounds of a run are asked for."""
-        return self.work[run].asked.prune_iterations
+        return self.work[run].config.prune_iterations
 
     def finished(self, run: Run) -> int:
         """How many rounds of a run are finished, with the line that --connectivity measures. Its journal is read again
         only when it has changed."""
         stamp = journal.stamp(run)
-        if stamp is None or self._finished.get(run, (None, 0))[0] != stamp:  # if it cannot be read, reading it says why
+        if stamp is None or self._finished.get(run, (None, 0))[0] != stamp:
             self._finished[run] = stamp, tables.done_rounds(run, self.work[run].config.connectivity)
         return self._finished[run][1]
 
     def left(self) -> dict[Run, int]:
         """How many trainings each run still needs: two per round with --connectivity, none for a dense round that
         another arm trains. With --overwrite nothing is finished."""
-        return {
-            run: max(
-                self.rounds(run) - max(0 if work.asked.overwrite else self.finished(run), self.dense[run] != run), 0
-            )
-            * (1 + work.config.connectivity)
-            for run, work in self.work.items()
-        }
+        left = {}
+        for run, work in self.work.items():
+            done = 0 if work.config.overwrite else self.finished(run)
+            rounds = self.rounds(run) - max(done, self.dense[run] != run)
+            left[run] = max(rounds, 0) * (1 + work.config.connectivity)
+        return left
 
     def open(self) -> list[Run]:
         """The runs that are neither finished nor failed."""
@@ -130,12 +126,12 @@ class Queue:
                 work = self.work[able[0]]
                 identity.check(able, work.config, work.facts["fingerprint"])
                 for run in able:
-                    holding.write_config(run, work.config, work.facts)
-                return Piece(work.asked, tuple(able), rounds)
+                    _write_config(run, work)
+                return Piece(work, able, rounds)
         return None
 
     def give_back(self, piece: Piece, failed: Mapping[Run, str]) -> None:
-        """Work has ended, done or not. What `failed`, with the reason, is tried by no process of this command again."""
+        """Work has ended, done or not. No process of this command tries again what `failed`, with the reason."""
         assert self.locks is not None
         self.failed.update(failed)
         for run in piece.runs:
@@ -176,6 +172,15 @@ class Queue:
         return run in self.failed or self.finished(run) >= self.rounds(run)
 
 
+def _write_config(run: Run, work: Work) -> None:
+    """Write config.json, which says what the run is trained with, unless the run is finished."""
+    about = tables.config_of(run)
+    if not about or tables.done_rounds(run, work.config.connectivity) < work.config.prune_iterations:
+        usual = {} if ARMS[run.arm].changes_masks else work.facts["sparse_up_to"]  # their products are dense
+        own = {"arm": run.arm, "seed": run.seed, "sparse_up_to": about.get("sparse_up_to", usual)}
+        files.write_json(run.dumps / "config.json", {**work.facts, **own})
+
+
 class Watch:
     """Passes events on to `tell`, and adds what processes other than `ours` (their numbers on this machine) do."""
 
@@ -191,32 +196,26 @@ class Watch:
         self.tell(event)
 
     def look(self, idle: bool = False) -> None:
-        """Tell what others have done since the last look, unless that was just now, and, if this command is `idle`,
+        """Report what others have done since the last look, unless that was just now, and, if this command is `idle`,
         once whom it waits for."""
         if (began := time.monotonic()) < self.due:
             return
         waiting = self.queue.open()
         for run in self.queue.work:
             ended = run in self.queue.failed and run not in self.failed
-            if (ended or self.queue.finished(run) > self.shown[run]) and not self._is_ours(run):
-                self._show(run)
-                if ended:
-                    self.tell(Note(f"{run}: {self.queue.failed[run]} (in another process)", failed=True))
+            new = range(self.shown[run], min(self.queue.finished(run), self.queue.rounds(run)))
+            if not (new or ended) or lock.held_by(run.dumps, self.ours):
+                continue
+            for number in new:
+                rows, times = (tables.table(run, name).to_dict("records") for name in ("rounds", "times"))
+                shared = number == 0 and self.queue.dense[run] != run
+                row = {str(key): value for key, value in rows[number].items()}
+                self.hear(RoundDone(run, row, 0.0 if shared else float(times[number]["seconds"]), ()))
+            if ended:
+                self.tell(Note(f"{run}: {self.queue.failed[run]} (in another process)", failed=True))
         self.failed = {*self.queue.failed}
         others = [f"{lock.holder(run.dumps)} has {run}" for run in waiting if idle and lock.is_held(run.dumps)]
         if others and not self.waited:
             self.tell(Note(f"waiting for others: {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}"))
         self.waited = idle and (self.waited or bool(others))
         self.due = next_look(began)
-
-    def _is_ours(self, run: Run) -> bool:
-        """Whether a process of this command was the last to hold a run."""
-        last = files.read_json(lock.holder_file(run.dumps))
-        return last.get("host") == socket.gethostname() and last.get("pid") in self.ours
-
-    def _show(self, run: Run) -> None:
-        rows, seconds = tables.table(run, "rounds").to_dict("records"), tables.table(run, "times")["seconds"]
-        for number in range(self.shown[run], min(self.queue.finished(run), self.queue.rounds(run))):
-            shared = number == 0 and self.queue.dense[run] != run
-            row = {str(key): value for key, value in rows[number].items()}
-            self.hear(RoundDone(run, row, 0.0 if shared else float(seconds[number]), ()))

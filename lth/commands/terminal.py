@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -32,29 +31,18 @@ class Output:
     def write(self, text: str) -> int:
         """Write text, which may begin with a carriage return as a progress bar does."""
         start = text.startswith("\r")
-        with self._without_reader():
-            self._stream.write(text[:start] + plain(text[start:]))
+        self._do(self._stream.write, text[:start] + plain(text[start:]))
         return len(text)
 
     def flush(self) -> None:
         """Write what is buffered."""
-        with self._without_reader():
-            self._stream.flush()
+        self._do(self._stream.flush)
 
-    @contextlib.contextmanager
-    def _without_reader(self) -> Iterator[None]:
+    def _do(self, action: Callable[..., object], *text: str) -> None:
         try:
-            yield
+            action(*text)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-
-
-def columns(stream: TextIO) -> int:
-    """The width of the terminal that `stream` writes to."""
-    try:
-        return os.get_terminal_size(stream.fileno()).columns or 80
-    except (OSError, ValueError):
-        return shutil.get_terminal_size().columns
 
 
 def wrapped(text: str, stream: TextIO) -> str:
@@ -62,8 +50,9 @@ def wrapped(text: str, stream: TextIO) -> str:
     text = plain(text)
     if not stream.isatty():
         return text
-    filler = textwrap.TextWrapper(columns(stream), break_long_words=False, break_on_hyphens=False)
-    return "\n".join(line if len(line) <= filler.width else filler.fill(line) for line in text.split("\n"))
+    width = shutil.get_terminal_size().columns
+    filler = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(map(filler.fill, text.split("\n")))
 
 
 def say(text: str, stream: TextIO) -> None:

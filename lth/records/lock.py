@@ -15,8 +15,10 @@ import errno
 import os
 import re
 import socket
+import tempfile
 import time
 import uuid
+from collections.abc import Collection
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -66,19 +68,18 @@ class Locks:
     def try_take(self, folder: Path) -> bool:
         """Take the lock of a folder, and return whether that succeeded: another process may have it, or other Locks of
         this one."""
-        file, me = lock_file(folder), {"host": socket.gethostname(), "pid": os.getpid(), "token": _token(os.getpid())}
-        with explained(file), ExitStack() as undo:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-            undo.callback(os.close, descriptor)
+        path, me = lock_file(folder), {"host": socket.gethostname(), "pid": os.getpid(), "token": _token(os.getpid())}
+        with explained(path), ExitStack() as undo:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = undo.enter_context(path.open("ab+"))
             try:
-                taken = lock_descriptor(descriptor, blocking=False)
+                taken = lock_descriptor(file.fileno(), blocking=False)
             except OSError as error:
                 taken = self.alone and error.errno in NO_LOCKS
                 if not taken:
                     raise
             if taken:
-                drop_partials(file.parent, holder_file(folder).name)
+                drop_partials(path.parent, holder_file(folder).name)
                 write_json(holder_file(folder), me)
                 self._held[folder] = undo.pop_all()
         return taken
@@ -103,18 +104,19 @@ def holder(folder: Path) -> str:
     return f"process {last.get('pid')} on {last.get('host')}" if last else "another process"
 
 
+def held_by(folder: Path, pids: Collection[int]) -> bool:
+    """Whether one of these processes of this machine has the lock of a folder, or had it last."""
+    last = read_json(holder_file(folder))
+    return last.get("host") == socket.gethostname() and last.get("pid") in pids
+
+
 def is_held(folder: Path) -> bool:
     """Whether a process has the lock of a folder at this moment."""
     try:
-        descriptor = os.open(lock_file(folder), os.O_RDWR)
+        with lock_file(folder).open("rb+") as file:
+            return not lock_descriptor(file.fileno(), blocking=False)
     except OSError:
         return False
-    try:
-        return not lock_descriptor(descriptor, blocking=False)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
 
 
 def lock_file(folder: Path) -> Path:
@@ -130,12 +132,11 @@ def holder_file(folder: Path) -> Path:
 def probe(root: Path, alone: bool) -> str:
     """A sentence where there are no locks under `root`, or where they hold on one machine only; otherwise nothing.
     RecordError if there are none and several processes are to share the work."""
-    mark = root / f"{uuid.uuid4().hex}.probe"
     with explained(root):
         root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(mark, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            lock_descriptor(descriptor, blocking=False)
+            with tempfile.TemporaryFile(dir=root) as file:
+                lock_descriptor(file.fileno(), blocking=False)
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
@@ -143,25 +144,20 @@ def probe(root: Path, alone: bool) -> str:
             if not alone:
                 raise RecordError(f"{without}, which several processes need to share the work: use --jobs 1") from None
             return f"warning: {without}: nothing keeps a second command from writing the same runs"
-        finally:
-            os.close(descriptor)
-            mark.unlink(missing_ok=True)
     if option := _local(root.resolve(), Path("/proc/mounts")):
-        return (
-            f"warning: the file system of {root.resolve()} is mounted with {option}: locks hold on one machine only, "
-            "nothing keeps other machines from writing the same runs"
-        )
+        where = f"the file system of {root.resolve()} is mounted with {option}"
+        return f"warning: {where}: locks hold on one machine only, nothing keeps other machines from the same runs"
     return ""
 
 
 def _local(root: Path, mounts: Path) -> str:
-    """The mount option by which locks under `root` do not reach the file server; nothing if none is known."""
+    """The mount option by which locks under `root` do not reach the file server, if any is known."""
     try:
         lines = mounts.read_text(errors="replace").splitlines()
     except OSError:  # Linux alone has it
         return ""
     found: dict[Path, str] = {}  # what is mounted later lies above
-    for _, place, _, options, *_ in (line.split(" ") for line in lines if line.count(" ") >= 3):
+    for _, place, _, options, *_ in map(str.split, lines):
         found[Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), place))] = options
     options = next((found[folder] for folder in (root, *root.parents) if folder in found), "")
     return next((option for option in LOCAL if option in options.split(",")), "")

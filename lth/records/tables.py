@@ -121,7 +121,7 @@ def find(
 
 
 def config_of(run: Run) -> dict[str, Any]:
-    """What the run's config.json says (lth.commands.holding writes it); empty if there is none or it is spoiled.
+    """What the run's config.json says (lth.commands.queue writes it); empty if there is none or it is spoiled.
     RecordError if it cannot be read."""
     return read_json(run.dumps / "config.json")
 

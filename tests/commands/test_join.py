@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +13,7 @@ import main
 import utils
 from lth.commands import session
 from lth.commands.progress import Progress
-from lth.experiment.trainer import Evaluated, Event, Note
-from lth.records.files import write_json
+from lth.experiment.trainer import Event, Note
 from lth.records.lock import Locks
 from lth.records.tables import runs_of
 from lth.settings import flags
@@ -53,30 +50,6 @@ def test_what_another_holds_is_waited_for_and_then_done(
     assert out.count("waiting for ") == 1
     assert_same(results(config.root), expected)
     assert_released(config.root)
-
-
-def test_what_a_machine_that_is_gone_leaves_is_taken_up(whole: tuple[Config, dict[str, bytes]]) -> None:
-    config, expected = whole
-    lt = runs_of(config)[0]
-    alone = replace(config, join=False, trials=1, prune_type=("lt",))
-    with pytest.raises(TimeoutError):
-        do(alone, stop_at(4))
-    write_json(lt.dumps / "config.json", {"arm": "lt", "seed": lt.seed})
-    with held(lt.dumps):
-        pass
-    session.run(config)
-    assert_same(results(config.root), expected)
-
-
-def stop_at(evaluation: int) -> Callable[[Event], None]:
-    """A listener that breaks off at that evaluation."""
-    count = itertools.count(1)
-
-    def tell(event: Event) -> None:
-        if isinstance(event, Evaluated) and next(count) == evaluation:
-            raise TimeoutError
-
-    return tell
 
 
 def test_failures_are_not_repeated_and_said_by_all(

@@ -1,4 +1,4 @@
-"""A sweep of eight runs by three nodes of a real Ray cluster, some of which are killed: the same bytes as the plain
+"""A sweep of eight runs by three nodes of a real Ray cluster, one of which is killed: the same bytes as the plain
 command gives. Only where LTH_EXHAUSTIVE is set; test_kill.py has processes that --join and are killed."""
 
 from __future__ import annotations
@@ -30,46 +30,12 @@ ARGV = [
     *("--sweep", "lr=1e-3,2e-3", "seed=0,1", "--prune_iterations", "3", "--prune_percent", "30"),
     *("--end_iter", "60it", "--valid_freq", "20it", "--valid_size", "200", "--checkpoint_every", "0"),
 ]
-ROUNDS = 2 * 2 * 2 * 3
 QUICK_TO_NOTICE = {  # that a node has died, within two seconds or so
     "health_check_initial_delay_ms": 500,
     "health_check_period_ms": 500,
     "health_check_timeout_ms": 500,
     "health_check_failure_threshold": 3,
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with small.npz."""
-    made = tmp_path_factory.mktemp("machines")
-    np.savez(made / "small.npz", **arrays(count=2000, tests=200, shape=(28, 28)))
-    return made
-
-
-@pytest.fixture
-def start(folder: Path) -> Iterator[Callable[..., Command]]:
-    """Starts commands, none of which outlives the test."""
-    commands: list[Command] = []
-
-    def begin(*more: str) -> Command:
-        commands.append(Command(folder / "ray", *ARGV, *more))
-        return commands[-1]
-
-    yield begin
-    for command in commands:
-        with contextlib.suppress(ProcessLookupError):
-            command.signal(signal.SIGKILL)
-
-
-@pytest.fixture(scope="module")
-def expected(folder: Path) -> tuple[dict[str, bytes], bytes]:
-    """What the plain command gives: results, and the table over all settings."""
-    root = folder / "plain"
-    Command(root, *ARGV, "--jobs", "2").ends()
-    found = results(root)
-    assert len(found) == 8 * (3 + 2 * 3 + 2)  # tables; tickets and weights at ES; initial and dense weights
-    return found, (root / "plots" / "sweep.csv").read_bytes()
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> Any:
@@ -87,22 +53,18 @@ def finished(root: Path) -> int:
 
 
 def holders(root: Path) -> dict[int, Path]:
-    """Of the locks that are held, the files with their holders, by the number of the process."""
-    found = {}
-    for file in root.glob("dumps/*/*/*/*/*.holder"):
-        if lock.is_held(file.with_suffix("")):
-            found[json.loads(file.read_text())["pid"]] = file
-    return found
+    """The runs whose locks are held, by the number of the process."""
+    runs = [file.with_suffix("") for file in root.glob("dumps/*/*/*/*/*.holder")]
+    return {json.loads(run.with_suffix(".holder").read_text())["pid"]: run for run in runs if lock.is_held(run)}
 
 
 def under_way(root: Path) -> dict[int, Path]:
-    """Those of them whose run has a checkpoint."""
-    saves = root / "saves"
-    there = {pid: saves / file.relative_to(root / "dumps").with_suffix("") for pid, file in holders(root).items()}
-    return {pid: run for pid, run in there.items() if (run / "checkpoint.safetensors").exists()}
+    """Those of them that have a checkpoint."""
+    saves = {pid: root / "saves" / run.relative_to(root / "dumps") for pid, run in holders(root).items()}
+    return {pid: run for pid, run in saves.items() if (run / "checkpoint.safetensors").exists()}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def ray_cluster() -> Iterator[Any]:
     """Three nodes of one core each."""
     pytest.importorskip("ray")
@@ -125,47 +87,46 @@ def ray_cluster() -> Iterator[Any]:
                 process.kill()
 
 
-def node_of(pid: int, nodes: Any) -> Any:
-    """The node that a worker belongs to."""
-    above = {process.pid for process in psutil.Process(pid).parents()}
-    return next((node for node in nodes if node.all_processes["raylet"][0].process.pid in above), None)
+def test_a_sweep_survives_its_driver_and_one_of_the_nodes(tmp_path: Path, ray_cluster: Any) -> None:
+    np.savez(tmp_path / "small.npz", **arrays(count=2000, tests=200, shape=(28, 28)))
+    plain, root = tmp_path / "plain", tmp_path / "ray"
+    Command(plain, *ARGV, "--jobs", "2").ends()
+    argv = [*ARGV, "--ray", ray_cluster.address]
 
-
-def test_a_sweep_survives_its_driver_and_one_of_the_nodes(
-    folder: Path, expected: tuple[dict[str, bytes], bytes], start: Callable[..., Command], ray_cluster: Any
-) -> None:
-    root, more = folder / "ray", ("--ray", ray_cluster.address)
-    stopped = start(*more)
+    stopped = Command(root, *argv)
     wait_for(lambda: under_way(root), "a task works")
     stopped.signal(signal.SIGINT)
     said = stopped.ends(130)
     assert "stopped by SIGINT: finished rounds are kept, the same command again continues from here" in said
     assert not holders(root) and list(root.rglob("checkpoint.safetensors"))
 
-    killed, before = start(*more), finished(root)
+    killed, before = Command(root, *argv), finished(root)
     wait_for(lambda: finished(root) > before and under_way(root), "tasks continue")
     workers = list(holders(root))
     killed.signal(signal.SIGKILL)
     wait_for(lambda: not any(map(psutil.pid_exists, workers)), "Ray ends the tasks of a dead driver")
 
-    last, others = start(*more), [node for node in ray_cluster.worker_nodes if node.all_processes]
-    before = finished(root)
+    last, others, before = Command(root, *argv), list(ray_cluster.worker_nodes), finished(root)
 
     def busy() -> Any:
-        if finished(root) <= before:
-            return None
-        with contextlib.suppress(psutil.NoSuchProcess):
-            found = {pid: node_of(pid, others) for pid in under_way(root)}
-            return next(((pid, node) for pid, node in found.items() if node), None)
+        """A process that works on a node that can be killed, and that node."""
+        if finished(root) > before:
+            for pid in under_way(root):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    above = {process.pid for process in psutil.Process(pid).parents()}
+                    for node in others:
+                        if node.all_processes["raylet"][0].process.pid in above:
+                            return pid, node
+        return None
 
     pid, node = wait_for(busy, "a node works that can be killed")
-    run = holders(root)[pid].with_suffix("")
+    run = holders(root)[pid]
     ray_cluster.remove_node(node, allow_graceful=False)
-    assert finished(root) < ROUNDS, "too quick to be in the middle"
+    assert finished(root) < 2 * 2 * 2 * 3, "too quick to be in the middle"
     said = last.ends()
     assert "4 experiments, 8 runs of 3 rounds on a Ray cluster of 3 nodes with 3 cores" in said
-    assert_same(results(root), expected[0])
-    assert (root / "plots" / "sweep.csv").read_bytes() == expected[1] and (root / "plots" / "grid.png").exists()
+    assert_same(results(root), results(plain))
+    assert (root / "plots/sweep.csv").read_bytes() == (plain / "plots/sweep.csv").read_bytes()
+    assert (root / "plots/grid.png").exists() and not list(root.rglob("*.partial"))
     assert_released(root)
-    assert not list(root.rglob("*.partial"))
     assert json.loads(run.with_suffix(".holder").read_text())["pid"] != pid, "it was done again elsewhere"

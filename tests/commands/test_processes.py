@@ -37,7 +37,7 @@ NAMES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 def work(config: Config, tell: loop.Tell | None = None) -> None:
     """The loop in this process."""
     with Locks() as locks:
-        loop.work_here(Queue(works(config), locks), works(config), CPU, Told() if tell is None else tell, lambda: 0)
+        loop.work_here(Queue(works(config), locks), CPU, Told() if tell is None else tell, lambda: 0)
 
 
 @pytest.mark.parametrize("argv, again", [([], "again"), (["--overwrite"], "without --overwrite")])
@@ -56,7 +56,8 @@ def test_after_a_stop_the_advice_moves_nothing_aside(
         made.run(runs_of(made.trainer.config), 1)
     monkeypatch.setattr(loop.devices, "answers", lambda device: False)
     with pytest.raises(MachineError, match=rf"used by this process: the same command {again} continues from here$"):
-        Trainer([], CPU, Told(), lambda: False).train(Piece(made.trainer.config, (), 1))
+        monkeypatch.setattr(loop, "Experiment", None)
+        Trainer(CPU, Told(), lambda: False).train(Piece(works(made.trainer.config)[0], (), 1))
 
 
 def kinds_of(base: type[Exception]) -> set[type[Exception]]:
@@ -82,7 +83,7 @@ def test_what_workers_raise_travels_as_it_is(tmp_path: Path) -> None:
         loop.finish([OSError("the disk is full")], lambda: signal.SIGTERM)
 
 
-@pytest.mark.parametrize("kind", [RuntimeError, RecordError, MachineError, Lost])
+@pytest.mark.parametrize("kind", [RuntimeError, BrokenPipeError, MachineError, Lost])
 def test_what_a_run_raises_is_raised_once_the_others_have_ended(
     place: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
@@ -109,18 +110,6 @@ def test_what_a_run_raises_is_raised_once_the_others_have_ended(
     assert (broken.dumps / FAILED).exists() != stops_all, "no other process tries what is said to have failed"
     assert not (whole.dumps / FAILED).exists()
     assert_released(place)
-
-
-def test_an_output_that_is_closed_is_no_fault_of_the_runs(place: Path) -> None:
-    """As in `main.py --jobs 1 --join | head`."""
-
-    def tell(event: Event) -> None:
-        if isinstance(event, Evaluated):
-            raise BrokenPipeError("it is closed")
-
-    with pytest.raises(BrokenPipeError, match=r"^it is closed$"):
-        work(settings(place, trials=3), tell)
-    assert not list(place.rglob(FAILED))
 
 
 def test_what_the_others_finished_is_shown_where_one_ends_early(
@@ -166,7 +155,7 @@ def test_at_a_second_ctrl_c_all_processes_end_at_once(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        loop.work_in_processes(2, 1, works(config), Queue(works(config)), tell, lambda: 0)
+        loop.work_in_processes(Queue(works(config)), 2, 1, tell, lambda: 0)
     for process in set(multiprocessing.active_children()) - before:
         process.join(20)
         assert process.exitcode is not None

@@ -13,7 +13,7 @@ from lth.commands.queue import FAILED, Piece, Queue, Watch
 from lth.experiment.trainer import Note, RoundDone
 from lth.records import files, tables
 from lth.records.lock import Locks
-from lth.records.tables import runs_of
+from lth.records.tables import Run, runs_of
 from lth.settings.config import Config
 
 
@@ -21,6 +21,11 @@ from lth.settings.config import Config
 def locks() -> Iterator[Locks]:
     with Locks() as held:
         yield held
+
+
+def piece_of(config: Config, run: Run, rounds: int) -> Piece:
+    """A piece of one run."""
+    return Piece(works(config)[0], [run], rounds)
 
 
 def train(config: Config, piece: Piece, rounds: int | None = None) -> None:
@@ -40,11 +45,11 @@ def test_work_is_taken_as_soon_as_it_has_what_it_needs(place: Path, locks: Locks
     config = settings(place, prune_type=("lt", "reinit", "ticket_reinit"), prune_iterations=4, trials=2)
     queue = Queue(works(config), locks)
     lt, other = queue.take(), queue.take()
-    assert lt == Piece(config, (runs_of(config)[0],), 4) and other is not None and str(other.runs[0]) == "lt seed1"
+    assert lt == piece_of(config, runs_of(config)[0], 4) and other is not None and str(other.runs[0]) == "lt seed1"
     assert queue.take() is None, "the other arms need the dense rounds"
     train(config, lt, rounds=1)
     assert taken(queue) == [("reinit seed0", 4), ("ticket_reinit seed0", 1)], "lt has not made the next ticket yet"
-    queue.give_back(Piece(config, (runs_of(config)[2],), 1), {})
+    queue.give_back(piece_of(config, runs_of(config)[2], 1), {})
     train(config, lt, rounds=3)
     assert taken(queue) == [("ticket_reinit seed0", 3)], "it follows lt, which is still being trained"
     assert queue.left()[lt.runs[0]] == 1 and sum(queue.left().values()) == 17 and queue.open()
@@ -63,7 +68,7 @@ def test_what_failed_is_not_tried_again_and_what_needs_it_is_not_waited_for(plac
     watch.look()
     assert not told, "what our own processes do they tell themselves"
     assert taken(queue) == [("ticket_reinit seed0", 3)] and other.open()
-    queue.give_back(Piece(config, (runs_of(config)[1],), 3), {runs_of(config)[1]: "no ticket"})
+    queue.give_back(piece_of(config, runs_of(config)[1], 3), {runs_of(config)[1]: "no ticket"})
     assert queue.take() is other.take() is None and not queue.open() and not other.open()
     assert queue.failed == other.failed == dict(zip(runs_of(config), ["the loss became nan", "no ticket"], strict=True))
     later = Queue(works(config), locks)
@@ -93,7 +98,7 @@ def test_what_another_process_holds_is_left_to_it(place: Path, locks: Locks, mon
 
     def try_take(self: Locks, folder: Path) -> bool:
         if folder == second.dumps:
-            train(config, Piece(config, (second,), 3))  # another finishes it at this moment
+            train(config, piece_of(config, second, 3))  # another finishes it at this moment
         return inner(self, folder)
 
     queue, told = Queue(works(config), locks), Told()
@@ -107,8 +112,8 @@ def test_what_another_process_holds_is_left_to_it(place: Path, locks: Locks, mon
             watch.due = 0
             watch.look(idle=True)
         assert told.notes.count("waiting for others: process 77 on elsewhere has lt seed0, ") == 1
-        train(config, Piece(config, (third,), 3))
-        queue.give_back(Piece(config, (third,), 3), {})
+        train(config, piece_of(config, third, 3))
+        queue.give_back(piece_of(config, third, 3), {})
         assert queue.take() is None and queue.open(), "one is still another's"
     assert taken(queue) == [("lt seed0", 3)]
 
@@ -116,10 +121,10 @@ def test_what_another_process_holds_is_left_to_it(place: Path, locks: Locks, mon
 def test_what_others_do_is_shown_once_and_what_ours_do_by_themselves(place: Path) -> None:
     config, told = settings(place, prune_type=("lt", "reinit")), Told()
     lt, reinit = runs_of(config)
-    train(config, Piece(config, (lt,), 1))
+    train(config, piece_of(config, lt, 1))
     queue = Queue(works(config))
     watch = Watch(queue, told, [os.getpid()])
-    train(config, Piece(config, (reinit,), 2))
+    train(config, piece_of(config, reinit, 2))
     with held(reinit.dumps):
         for _ in range(2):
             watch.due = 0
@@ -134,7 +139,7 @@ def test_what_others_do_is_shown_once_and_what_ours_do_by_themselves(place: Path
     assert told[2:] == [Note("reinit seed0: the loss became nan (in another process)", failed=True)]
     with Locks() as locks:
         locks.take(lt.dumps)
-        train(config, Piece(config, (lt,), 2))
+        train(config, piece_of(config, lt, 2))
         watch.hear(RoundDone(lt, {"round": 1}, 1.0, ()))
     watch.due = 0
     watch.look()

@@ -11,7 +11,7 @@ from torch import nn
 
 import main
 import utils
-from lth.commands import session
+from lth.commands import prepare
 from lth.models import building
 from lth.records import tables
 from lth.settings.config import ConfigError
@@ -52,9 +52,9 @@ def test_models_that_replace_buffers_or_have_hooks_on_gradients_are_not_stacked(
     config = settings(place, arch_type="model")
     if stacked is None:
         with pytest.raises(ConfigError, match=r"without register_post_accumulate_grad_hook, which fc\.bias has"):
-            session.prepare(config)
+            prepare.prepare(config)
     else:
-        assert stackable(Problem.of(config, session.prepare(config)[0])) == stacked
+        assert stackable(Problem.of(config, prepare.prepare(config)[0])) == stacked
 
 
 def test_a_constructor_that_seeds_makes_no_two_trials_alike(place: Path) -> None:

@@ -16,8 +16,8 @@ from helpers import Mlp
 
 import main
 import utils
-from lth.commands import outlook
-from lth.commands.holding import plain_settings
+from lth.commands import forecast
+from lth.commands.prepare import plain_settings
 from lth.settings import VERSION
 from lth.settings.arms import ARMS, CONTROLS, CRITERIA
 from lth.settings.config import PROJECT, Config, ConfigError
@@ -401,7 +401,7 @@ def test_settings_that_no_arm_uses_are_reported(tmp_path: Path) -> None:
         f"--prune_type transfer --prune_method movement --ticket {ticket}": ["--prune_method movement"],
     }
     for argv, unused in expected.items():
-        told = outlook._unused(parse(argv.split()), Mlp())
+        told = forecast._unused(parse(argv.split()), Mlp())
         assert sorted(sentence.split(" only")[0] for sentence in told) == unused, argv
 
 

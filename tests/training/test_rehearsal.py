@@ -206,10 +206,10 @@ def test_a_kept_error_keeps_no_network() -> None:
             raise TrialError("failed") from error
 
     with gpu():
-        trainer = loop.Trainer({}, CUDA, print, lambda: False)
+        trainer = loop.Trainer(CUDA, print, lambda: False)
         trainer.experiment = SimpleNamespace(run=run)  # type: ignore[assignment]
         with pytest.raises(TrialError) as caught:
-            trainer.train(SimpleNamespace(asked=None, runs=[], rounds=1))  # type: ignore[arg-type]
+            trainer.train(SimpleNamespace(work=None, runs=[], rounds=1))  # type: ignore[arg-type]
         assert str(caught.value.__cause__) == "no" and networks[0]() is None
 
 
