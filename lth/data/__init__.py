@@ -7,14 +7,4 @@ data of the user's own. The names that a user needs are here: `lth.data.load_MNI
 from lth.data.images import Images
 from lth.data.sets import Loader, Loaders, check_sizes, load, load_MNIST, read, to_npz, training_count
 
-__all__ = [
-    "Images",
-    "Loader",
-    "Loaders",
-    "check_sizes",
-    "load",
-    "load_MNIST",
-    "read",
-    "to_npz",
-    "training_count",
-]
+__all__ = ["Images", "Loader", "Loaders", "check_sizes", "load", "load_MNIST", "read", "to_npz", "training_count"]

@@ -73,13 +73,11 @@ def checked(file: Path, arrays: Sequence[np.ndarray], classes: int | None = None
     x_train, y_train, x_test, y_test = arrays
     for key, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
         if x.dtype != np.uint8 or x.ndim not in (3, 4) or not x.size:
-            raise ConfigError(
-                f"{file}: x_{key} must be uint8 of N x H x W, N x H x W x C or N x C x H x W, not {x.dtype} {x.shape}"
-            )
+            must = "must be uint8 of N x H x W, N x H x W x C or N x C x H x W"
+            raise ConfigError(f"{file}: x_{key} {must}, not {x.dtype} {x.shape}")
         if y.dtype.kind not in "iu" or y.reshape(-1).shape != (len(x),):
-            raise ConfigError(
-                f"{file}: y_{key} must hold one integer label for each of {len(x)} images, not {y.dtype} {y.shape}"
-            )
+            must = f"must hold one integer label for each of {len(x)} images"
+            raise ConfigError(f"{file}: y_{key} {must}, not {y.dtype} {y.shape}")
     if x_train.shape[1:] != x_test.shape[1:]:
         raise ConfigError(f"{file}: x_train and x_test differ in size: {x_train.shape[1:]} and {x_test.shape[1:]}")
     classes = classes or min(int(y_train.max()) + 1, len(y_train))  # labels that skip most numbers are no labels

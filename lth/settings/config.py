@@ -15,20 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lth.settings import values
 from lth.settings.arms import ARMS, CONTROLS, CRITERIA, of_ticket
 from lth.settings.checks import ConfigError, Problem
-from lth.settings.values import (
-    Duration,
-    TicketName,
-    as_text,
-    dataset_name,
-    duration,
-    folder_path,
-    matching,
-    number,
-    parse_value,
-    plain_name,
-)
+from lth.settings.values import Duration, TicketName, as_text, duration, number
 
 LTH = Path(__file__).resolve().parents[1]
 # Where archs/ and data/ lie: beside main.py in a clone, inside the library where it was installed.
@@ -82,24 +72,19 @@ class Config:
         or_else=f", or one but lt with {' or '.join(f'_{name}' for name in CONTROLS)}",
         many=True,
     )
-    arch_type: str = experiment("fc1", "the model: a file under archs/<dataset>/", plain_name)
+    arch_type: str = experiment("fc1", "the model: a file under archs/<dataset>/", values.plain_name)
     dataset: str = experiment(
         "mnist",
         "mnist, fashionmnist, ... (all in docs/models.md), or the NAME of <data>/NAME.npz or of a folder of pictures",
-        dataset_name,
+        values.dataset_name,
     )
-    image_size: int | None = experiment(
-        None, "pixels of the square that pictures become (default: as is)", COUNT, changes_numbers=True
-    )
-    ticket: TicketName | None = experiment(
-        None,
-        "start from tickets of the folder RUN, or RUN:ROUND (default: last)",
-        TicketName.parse,
-        changes_numbers=True,
+    image_size: int | None = setting(RUN, None, "pixels of the square that pictures become (default: as is)", COUNT)
+    ticket: TicketName | None = setting(
+        RUN, None, "start from tickets of the folder RUN, or RUN:ROUND (default: last)", TicketName.parse
     )
     trials: int = experiment(1, "repetitions, with seeds SEED, SEED+1, ...", number(int, 1, 9999))
     seed: int = experiment(0, "of the first trial: weights, split, data order", number(int, 0, 2**62))
-    name: str | None = experiment(None, "folder of the results (default: made from the settings)", plain_name)
+    name: str | None = experiment(None, "folder of the results (default: made from the settings)", values.plain_name)
     connectivity: bool = experiment(False, "error barriers: train each ticket again in another data order")
 
     prune_percent: float = pruning(10.0, "percent of surviving weights pruned per round", PERCENT)
@@ -137,10 +122,7 @@ class Config:
     warmup: Duration = training(Duration(0), "linear rise to the learning rate over this time", TIME_OR_NONE)
     valid_freq: Duration = training(Duration(1), "how often to evaluate", TIME)
     test_freq: Duration | None = training(
-        None,
-        "test images this often, and at new lowest losses (default: always)",
-        TIME,
-        changes_numbers=False,
+        None, "test images this often, and at new lowest losses (default: always)", TIME, changes_numbers=False
     )
     valid_size: int | None = training(
         None, f"images held out for validation (default: {VALID_SIZE}, at most a tenth)", COUNT
@@ -153,20 +135,20 @@ class Config:
     gpu: str | None = machine(
         None,
         "number of a GPU, cpu or mps (default: a GPU if there is one)",
-        matching(r"cpu|mps|\d+", "the number of a GPU, or cpu, or mps"),
+        values.matching(r"cpu|mps|\d+", "the number of a GPU, or cpu, or mps"),
     )
     jobs: int | None = machine(None, "processes on a CPU (default: one per core), or Ray tasks", number(int, 1, 1024))
     threads: int | None = machine(
         None, "threads per run on a CPU (default: by network, runs and cores)", number(int, 1, 1024)
     )
     stack: int | None = machine(None, "runs trained as one network (default: on a GPU, 20M weights)", COUNT)
-    data: Path = machine(PROJECT / "data", "folder of the data sets", folder_path)
-    root: Path = machine(Path(), "folder for dumps/, saves/ and plots/", folder_path)
+    data: Path = machine(PROJECT / "data", "folder of the data sets", values.folder_path)
+    root: Path = machine(Path(), "folder for dumps/, saves/ and plots/", values.folder_path)
     join: bool = machine(False, "share the work with all processes that run the same command")
     ray: str | None = machine(
         None,
         "Ray cluster to use: auto (this machine's), local (new), host:port",
-        matching(r"auto|local|([\w.-]+|\[[\da-fA-F:.]+\]):\d+", "auto, local or the host:port of a Ray cluster"),
+        values.matching(r"auto|local|([\w.-]+|\[[\da-fA-F:.]+\]):\d+", "auto, local or the host:port of a Ray cluster"),
     )
     checkpoint_every: float = machine(30.0, "seconds between checkpoints, 0: every evaluation", number(float, 0))
     keep_weights: str = machine("all", "rounds whose trained weights are kept", ("all", "last", "none"))
@@ -183,7 +165,7 @@ class Config:
         problems: list[str] = []
         for spec in dataclasses.fields(self):
             try:
-                object.__setattr__(self, spec.name, parse_value(spec, getattr(self, spec.name)))
+                object.__setattr__(self, spec.name, values.parse_value(spec, getattr(self, spec.name)))
             except ValueError as error:
                 problems.append(Problem(spec.name, str(error)))
         problems += self._clashes()

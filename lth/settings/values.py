@@ -205,7 +205,7 @@ def _parse_item(spec: dataclasses.Field[Any], item: Any) -> Any:
     try:
         return facts["parse"](str(item))
     except ValueError as error:
-        raise ValueError(f"{error}, not {str(item)!r}") from None
+        raise ValueError(f"{error}, not {item!r}") from None
 
 
 def as_text(value: Any) -> str:
