@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from lth.commands import command, loop
 from lth.commands.device import MachineError
 from lth.commands.loop import Trainer
 from lth.commands.queue import FAILED, Piece, Queue
+from lth.commands.terminal import wrapped
 from lth.experiment.trainer import Evaluated, Event
 from lth.experiment.trainer import Trainer as TicketTrainer
 from lth.records import tables
@@ -28,10 +31,8 @@ from lth.records.files import RecordError, Unreadable
 from lth.records.lock import Locks, Lost
 from lth.records.store import Store
 from lth.records.tables import Run, runs_of
-from lth.settings.config import Config
+from lth.settings.config import Config, ConfigError
 from lth.training.train import TrialError
-
-NAMES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def work(config: Config, tell: loop.Tell | None = None) -> None:
@@ -76,7 +77,6 @@ def test_what_workers_raise_travels_as_it_is(tmp_path: Path) -> None:
             super().__init__(f"{first}")
 
     assert str(loop.portable(Own(5, lambda: 6))) == "Own: 5"
-    assert str(loop.portable(SystemExit("no GPU"))) == "SystemExit: no GPU"
     with pytest.raises(OSError, match=r"^the disk is full$"):  # which stops all, rather than what failed before
         loop.finish([TrialError("mlp failed"), OSError("the disk is full")], lambda: 0)
     with pytest.raises(loop.Interrupted):
@@ -161,3 +161,33 @@ def test_at_a_second_ctrl_c_all_processes_end_at_once(tmp_path: Path) -> None:
         assert process.exitcode is not None
     assert not list(tmp_path.rglob("checkpoint.safetensors"))
     assert_released(tmp_path)
+
+
+# What is written to whom
+
+
+def test_characters_that_an_output_lacks_and_control_characters_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    content, errors = io.BytesIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, encoding="ascii", newline="\n"))
+    monkeypatch.setattr(sys, "stderr", errors)
+
+    def colourful(argv: Sequence[str]) -> NoReturn:
+        print("85.67 ± 1, in b\udce9d\x1b[2J")
+        print("\r 5%|#", end="")  # as a progress bar is drawn
+        raise RuntimeError("\x1b]0;title\x07\x9b31m")
+
+    assert command.exit_code(colourful, []) == 1
+    assert content.getvalue() == b"85.67 \\xb1 1, in b\\udce9d\\x1b[2J\n\r 5%|#"
+    assert errors.getvalue() == "error: RuntimeError: \\x1b]0;title\\x07\\x9b31m (--debug shows where)\n"
+
+
+def test_closed_outputs_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `main.py >&- 2>&-`."""
+
+    def told_and_refused(argv: Sequence[str]) -> NoReturn:
+        print(wrapped("what stands above the table", sys.stdout))
+        raise ConfigError("--lr must be a number above 0")
+
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert command.exit_code(told_and_refused, []) == 2

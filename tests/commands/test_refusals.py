@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from lth.analysis import verdict
 from lth.commands import session
 from lth.records import identity, journal, tables
 from lth.records.files import RecordError
-from lth.records.tables import Run, runs_of
+from lth.records.tables import runs_of
 from lth.settings.config import Config, ConfigError
 
 
@@ -133,29 +132,21 @@ def test_settings_that_an_arm_does_not_look_at_may_be_others_beside_it(place: Pa
         session.check_finished(replace(before, random_rates="uniform", overwrite=True))
 
 
-@pytest.fixture
-def mixed(place: Path) -> Iterator[tuple[Run, Run]]:
+def test_results_of_different_models_are_never_averaged(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two trials of different models in one folder, as after copying; and other settings beside them."""
     config = settings(place, prune_iterations=2)
     (one,) = session.run(config)
     session.run(replace(config, lr=0.02))
     edit(place)
     (two,) = session.run(replace(config, seed=1, root=place / "elsewhere"))
-    moved = replace(two, root=place)
+    copied = replace(two, root=place)
     for kind in ("dumps", "saves"):
-        shutil.copytree(two.folder(kind), moved.folder(kind))
-    yield one, moved
-
-
-def test_results_of_different_models_are_never_averaged(
-    place: Path, mixed: tuple[Run, Run], capsys: pytest.CaptureFixture[str]
-) -> None:
-    one, two = mixed
+        shutil.copytree(two.folder(kind), copied.folder(kind))
     with pytest.raises(ValueError, match=r"different experiments \(another model\) and are not averaged"):
-        verdict.table([one, two])
+        verdict.table([one, copied])
     assert utils.exit_code(combine_plots.main, ["--root", str(place), "--grid", "--format", "svg"]) == 2
     said = capsys.readouterr()
-    assert str(one.dumps) in said.err and str(two.dumps) in said.err and len(said.err.splitlines()) == 1
+    assert str(one.dumps) in said.err and str(copied.dumps) in said.err and len(said.err.splitlines()) == 1
     drawn = {file.parent.name for file in place.glob("plots/**/verdict.csv")}
     assert len(drawn) == 1 and "lr=0.02" in drawn.pop()
     table = lth.results(place)
