@@ -92,19 +92,17 @@ class SavedTicket:
             weights: "trained" or "start".
             device: None: a GPU where there is one.
         """
-        place = placed(device)[0]
-        about = config_of(self.run)
-        settings = about.get("settings", {})
+        place, about = placed(device)[0], config_of(self.run)
         images = self._images(data, about)
         model = self._applied(model, weights)
         masks = building.renamed(self._masks(weights), dict(model.named_parameters()))
-        precision = settings.get("precision", Config.precision)
+        precision = about.get("settings", {}).get("precision", Config.precision)
         right = seen = 0
         with numerics(precision, about.get("threads") or 1), torch.no_grad():
             feed = images.feed([self.run.seed], 1, 1, place) if images else None
             parts = feed.test() if feed else test_batches(data, place)
-            first = list(itertools.islice(parts, 1))
-            example = first[0][0][:2] if first else torch.empty(0)
+            first = next(parts)
+            example = first[0][:2]
             network = Network(  # with the products that gave the accuracy in rounds.csv
                 model,
                 [building.state_of(model)],
@@ -115,7 +113,7 @@ class SavedTicket:
                 channels_last=channels_last(lambda: building.copy_of(model), example),
             )
             network.model.eval()
-            for x, y in itertools.chain(first, parts):
+            for x, y in itertools.chain([first], parts):
                 try:
                     answers = network.logits(x, True)[0].argmax(-1)
                 except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -123,8 +121,6 @@ class SavedTicket:
                     raise ValueError(f"data must be such as {self.run.arch_type} takes, not {shape}: {error}") from None
                 right += int((answers == y).sum())
                 seen += len(y)
-        if not seen:
-            raise ValueError("data must give at least one batch, but it is empty")
         return 100 * right / seen
 
     def export(
@@ -166,12 +162,9 @@ class SavedTicket:
         """A smaller dense network with the same logits, in evaluation mode on the CPU: without units and channels that
         have no outgoing weights left, and without those whose value is always the same, which biases take over.
 
-        Args:
-            example: as in `export`.
-            model: as in `evaluate`; of Linear, Conv2d, batch norm, ReLU, pooling, flatten and residual additions.
-            weights: "trained" or "start".
-
-        `sizes` says what it saves. Raises TypeError, ValueError: an argument is wrong, or the model has other parts.
+        `example`, `model` and `weights` are as in `export`; the model must be of Linear, Conv2d, batch norm, ReLU,
+        pooling, flatten and residual additions. `sizes` says what it saves. Raises TypeError, ValueError: an argument
+        is wrong, or the model has other parts.
         """
         return export.compact(self._applied(model, weights), self._examples(example))
 
@@ -180,10 +173,7 @@ class SavedTicket:
     ) -> pd.DataFrame:
         """What the ticket takes on disk and in time on this machine's CPU, in four forms. Takes seconds.
 
-        Args:
-            example: as in `export`.
-            model: as in `evaluate`.
-            weights: "trained" or "start".
+        `example`, `model` and `weights` are as in `export`. Raises TypeError, ValueError: an argument is wrong.
 
         Returns:
             A row for each form: `dense`, with zeros; `compact`, as `compact` gives it (no row where that cannot be);
@@ -192,8 +182,6 @@ class SavedTicket:
             Columns: `numbers` of floating point, `bytes` as a safetensors file, `multiply_adds` of an example's forward
             pass, and `ms_1` and `ms_100`, the milliseconds of a call with 1 and 100 examples, with the threads that
             PyTorch has now: the lowest of several measurements in turns.
-
-        Raises TypeError, ValueError: an argument is wrong.
         """
         return export.sizes(self._applied(model, weights), self._masks(weights), self._examples(example))
 

@@ -1,4 +1,4 @@
-"""The auditor: a sound ticket passes as whatever it comes, and each fault of a loop is told in a sentence."""
+"""The auditor and its callback for Lightning: sound tickets pass in every form, each fault is told in a sentence."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch
 import torch.nn.utils.prune as torch_prune
 from helpers import Conv, do, settings
 from nets import prune_lowest
-from own import batches, find, seeded
+from own import EXAMPLES, batches, find, seeded
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import lth
 from lth import prune, pruning
@@ -252,3 +253,45 @@ def test_names_and_state_dicts_of_wrappers_are_those_of_the_network() -> None:
         moved = given | {f"{prefix}fc1.bias": state["fc1.bias"] + 1}
         assert "12 of the 12 values of fc1.bias differ" in found(moved, TICKET)
     lth.audit(nn.DataParallel(masked(NET, MASKS)), TICKET)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("resets, problem", [(True, ""), (False, "the model was not reset"), (None, "")])
+def test_each_pruning_is_audited(resets: bool | None, problem: str) -> None:
+    pytest.importorskip("lightning")
+    from lightning.pytorch import Callback, LightningModule, Trainer
+
+    from lth.integrations.lightning import TicketAudit
+
+    class Net(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(64, 4)
+
+        def training_step(self, batch: Any) -> Any:
+            return nn.functional.cross_entropy(self.fc(batch[0].flatten(1)), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    class Pruner(Callback):
+        def __init__(self, net: Net) -> None:
+            self.initial = copy.deepcopy(net.state_dict())
+
+        def on_train_epoch_end(self, trainer: Trainer, net: Any) -> None:
+            torch_prune.l1_unstructured(net.fc, "weight", 0.5)
+            if resets:
+                net.fc.weight_orig.data.copy_(self.initial["fc.weight"])
+                net.fc.bias.data.copy_(self.initial["fc.bias"])
+
+    net = Net()
+    audits = [TicketAudit(reset=resets is not None, strict=False), TicketAudit(reset=resets is not None)]
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = Trainer(max_epochs=2, callbacks=[Pruner(net), *audits], enable_model_summary=False, **quiet)
+    loader = DataLoader(TensorDataset(*EXAMPLES), batch_size=20)
+    if problem:
+        with pytest.raises(lth.AuditError, match=problem):
+            trainer.fit(net, loader)
+    else:
+        trainer.fit(net, loader)
+        assert [int(one.masks["fc.weight"].sum()) for one in audits] == [64, 64], "a quarter of 256"

@@ -1,8 +1,8 @@
-"""Arguments of iterative_pruning that are wrong: each is named."""
+"""Arguments of iterative_pruning that are wrong, and what fails in the user's code, are named."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,13 @@ import pytest
 import torch
 import torch.nn.utils.prune as torch_prune
 from helpers import Mlp
-from own import WithOptim, altered, batches, loader, nothing, seeded, tiny
-from torch import nn
+from own import WithOptim, altered, batches, find, loader, nothing, seeded, tiny
+from torch import Tensor, nn
 
 import lth
+import main
+import utils
+from lth.training.train import TrialError
 
 
 def net_of_views() -> nn.Module:
@@ -28,7 +31,7 @@ def hooked_net() -> nn.Module:
     return net
 
 
-def net_with_buffer(buffer: torch.Tensor) -> nn.Module:
+def net_with_buffer(buffer: Tensor) -> nn.Module:
     net = seeded()
     net.register_buffer("at", buffer)
     return net
@@ -127,3 +130,94 @@ def test_bad_input_is_named(changes: dict[str, Any], kind: type[Exception], word
         lth.iterative_pruning(**{"save": tmp_path / "results", **arguments, **changes})  # type: ignore[arg-type]
     if changes.get("prune_rule") is not other_net_returned:
         assert not (tmp_path / "results").exists()
+
+
+class FailsLater(Mlp):
+    """Works when it is tried out; its forward pass, or its loss, fails in the 9th call."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.calls = dict.fromkeys(("forward", "loss"), 0)
+        self.where, self.criterion = where, self._loss
+
+    def _count(self, where: str) -> None:
+        self.calls[where] += 1
+        if self.calls[where] == 9 and where == self.where:
+            raise RuntimeError(f"no such {where}\nand more")
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._count("forward")
+        return super().forward(x)
+
+    def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        self._count("loss")
+        return nn.functional.cross_entropy(outputs, labels)
+
+
+@pytest.mark.parametrize("where", ["forward", "loss"])
+def test_a_network_that_fails_is_named(where: str) -> None:
+    with pytest.raises(TrialError) as caught:
+        find(seeded(lambda: FailsLater(where)))
+    assert str(caught.value) == f"FailsLater failed in round 0 with RuntimeError: no such {where}"
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_a_network_of_another_type_than_float32_is_named() -> None:
+    with pytest.raises(ValueError, match=r"fc1\.weight is torch.bfloat16, but examples are float32: call \.float"):
+        find(Mlp().to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("error", ["IndexError", "SystemExit"])
+def test_a_model_of_archs_that_fails_is_named(place: Path, capsys: pytest.CaptureFixture[str], error: str) -> None:
+    (place / "archs" / "tiny" / "fails.py").write_text(
+        "from torch import nn\n\n\nclass Fails(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.fc = nn.Linear(64, 4)\n\n    def forward(self, x):\n        if self.training and len(x) > 2:\n"
+        f"            raise {error}('in training alone')\n        return self.fc(x.flatten(1))\n"
+    )
+    flags = f"--arch_type fails --dataset tiny --data {place / 'data'} --root {place} --gpu cpu --jobs 1 --quiet"
+    assert utils.exit_code(main.main, [*flags.split(), "--batch_size", "10"]) == 1
+    assert capsys.readouterr().err == f"error: fails failed in round 0 with {error}: in training alone\n"
+
+
+def breaks(net: nn.Module) -> None:
+    net.fc9.weight.zero_()  # type: ignore[operator, union-attr]
+
+
+def replaces(net: nn.Module) -> None:
+    net.fc1 = nn.Linear(64, 12)
+
+
+def spoils(net: nn.Module) -> None:
+    net.fc1.weight_orig.data[0, 0] = torch.nan  # type: ignore[index, union-attr]
+
+
+def halves(net: nn.Module) -> None:
+    net.fc1.weight_mask *= 0.5  # type: ignore[operator, union-attr]
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind", "said"),
+    [
+        (breaks, RuntimeError, "prune_rule failed with AttributeError: 'Mlp' object has no attribute 'fc9'"),
+        (replaces, ValueError, "prune_rule must prune the layers that are there, but has replaced or added fc1"),
+        (spoils, ValueError, "prune_rule must leave finite weights, but leaves NaN or infinity in fc1.weight_orig"),
+        (halves, ValueError, "prune_rule must leave masks of 0 and 1, but fc1.weight_mask has other values"),
+    ],
+)
+def test_a_rule_that_fails_or_spoils_the_network_is_named(
+    rule: Callable[[nn.Module], object], kind: type[Exception], said: str
+) -> None:
+    with pytest.raises(kind, match=f"^{said}") as caught:
+        find(seeded(), prune_rule=rule)
+    assert isinstance(caught.value.__cause__, AttributeError) == (rule is breaks)
+
+
+class Endless:
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            yield from batches()
+
+
+def test_training_data_without_an_end_are_streamed() -> None:
+    given = {**tiny(), "train": Endless()}
+    assert find(seeded(), given) == find(seeded(), given, in_memory=False)
