@@ -10,19 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import (
-    LAYERS,
-    MODELS,
-    Told,
-    arrays,
-    assert_same,
-    do,
-    experiment,
-    lay_out,
-    results,
-    settings,
-    work,
-)
+from helpers import LAYERS, MODELS, Told, arrays, assert_same, do, experiment, lay_out, results, settings, work
 
 import main
 import utils
@@ -69,6 +57,10 @@ def source(other: Path, seed: int | None = 0, arm: str = "lt") -> Path:
     return folder if seed is None else folder / f"seed{seed}"
 
 
+def their_run(other: Path) -> Run:
+    return Run(other, "mlp", "tiny", "source", "lt", 0)
+
+
 def transferred(other: Path, ticket: str, **changes: Any) -> Config:
     return settings(other, **{"dataset": "other", "ticket": ticket, **changes})
 
@@ -98,16 +90,12 @@ def test_round_0_is_the_ticket_that_is_named_and_later_ones_prune_on(other: Path
     assert all((dense[name][~mask] == 0).all() for name, mask in found.masks.items())
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
-def test_tickets_of_wrapped_networks_fit_the_model(other: Path, prefix: str) -> None:
-    """DataParallel and torch.compile put a prefix before the names of the network that they wrap."""
-    store, found = (
-        Store(Run(other, "mlp", "tiny", "source", "lt", 0)),
-        ticket_of(Run(other, "mlp", "tiny", "source", "lt", 0), 2),
-    )
+def test_tickets_of_wrapped_networks_fit_the_model(other: Path) -> None:
+    """torch.compile puts a prefix before the names of the network that it wraps, as DataParallel does."""
+    store, found = Store(their_run(other)), ticket_of(their_run(other), 2)
 
     def wrapped(tensors: Any) -> Any:
-        return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+        return {f"_orig_mod.{name}": tensor for name, tensor in tensors.items()}
 
     store.write_weights("initial", wrapped(store.weights("initial")))
     store.write_ticket(Ticket(2, wrapped(found.masks), wrapped(found.start), found.origin))
@@ -130,7 +118,7 @@ def test_every_arm_is_as_sparse_and_keeps_to_the_ticket(other: Path) -> None:
 def test_transfer_takes_over_every_round_and_has_controls(other: Path) -> None:
     arms = ("transfer", "transfer_shuffle", "transfer_reinit", "lt")
     runs = dict(zip(arms, do(transferred(other, f"{source(other)}:1", prune_type=arms)), strict=True))
-    theirs = Run(other, "mlp", "tiny", "source", "lt", 0)
+    theirs = their_run(other)
     for number in range(3):
         wanted = ticket_of(theirs, number + 1)
         mine = {arm: ticket_of(run, number) for arm, run in runs.items()}
@@ -188,7 +176,7 @@ def test_the_output_layer_is_new_where_classes_differ(other: Path) -> None:
     config = transferred(
         other, f"{source(other)}:2", dataset="three", prune_type=("transfer",), trials=2, prune_iterations=2
     )
-    runs, theirs = do(config), ticket_of(Run(other, "mlp", "tiny", "source", "lt", 0), 2)
+    runs, theirs = do(config), ticket_of(their_run(other), 2)
     new = []
     for run in runs:
         found = ticket_of(run, 0)
@@ -204,23 +192,17 @@ def test_the_output_layer_is_new_where_classes_differ(other: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        (
-            {"dataset": "small"},
-            r"does not fit mlp for small: it is of mlp for tiny, where layers.1.weight is \(12, 64\), here \(12, 72\)",
-        ),
+        ({"dataset": "small"}, r"is of mlp for tiny, where layers.1.weight is \(12, 64\), here \(12, 72\)"),
         (
             {"arch_type": "conv"},
-            r"does not fit conv for other: .* where layers.0.weight is missing, here \(4, 1, 3, 3\)",
+            r"does not fit conv for other: .* layers.0.weight is missing, here \(4, 1, 3, 3\)",
         ),
         ({"ticket": ":9"}, r"has no ticket of round 9: in .*seed0 there are those of rounds 0 to 3"),
         (
             {"ticket": ":2", "prune_type": ("transfer",)},
-            "no ticket of round 4, which --prune_iterations 3 with transfer needs",
+            "no ticket of round 4, which --prune_iterations 3",
         ),
-        (
-            {"ticket": ":2", "target_remaining": 5, "prune_percent": 10},
-            "--target_remaining is reached from a dense network, but --ticket .*:2 begins with 49.1% of the weights",
-        ),
+        ({"ticket": ":2", "target_remaining": 5, "prune_percent": 10}, "is reached from a dense network, but --ticket"),
     ],
 )
 def test_what_does_not_fit_is_one_clear_sentence(other: Path, changes: dict[str, Any], says: str) -> None:
@@ -298,7 +280,7 @@ def test_a_run_that_changes_beneath_transfer_ends_it(other: Path) -> None:
     """Round 0 of two runs may be the same while later ones are not."""
     config = transferred(other, f"{source(other)}:0", prune_type=("transfer",), prune_iterations=3)
     do(replace(config, prune_iterations=2))
-    theirs = Store(Run(other, "mlp", "tiny", "source", "lt", 0))
+    theirs = Store(their_run(other))
     flipped = {name: mask.flip(0) for name, mask in theirs.masks(1).items()}
     theirs.write_ticket(replace(theirs.ticket(1), masks=flipped))
     told = Told()

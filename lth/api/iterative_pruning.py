@@ -26,7 +26,7 @@ from lth.experiment import Experiment
 from lth.experiment.trainer import Callback, Event, Note, as_dict
 from lth.models import building
 from lth.models import prunable as layers
-from lth.prune import Rule, check_rule, detach
+from lth.prune import Rule, attach, check_rule, detach
 from lth.records import identity, tables
 from lth.records.files import Damaged, write_json
 from lth.records.lock import Locks
@@ -205,14 +205,15 @@ def _trials(
     net: nn.Module, once: Callable[..., Any], trials: int, seed: int, save: Any, recover: Any
 ) -> list[dict[str, Any]]:
     """The history of so many calls of `once`, with the seeds from `seed` on, the first of them on `net` itself."""
-    root, dense = _root(save, recover), building.copy_of(net)
+    root, brought = _root(save, recover), OwnNet(net, torch.device("cpu"))
+    brought.fresh(derive_seed(seed + 1, "weights", 0))  # refused now where that cannot be, and not after a trial
     begun = {run.seed for run in tables.find(root)} if root and recover is not None else set[int]()
     history = []
     for trial in range(trials):
-        own = building.copy_of(dense) if trial else net
+        own = net
         if trial:
-            fresh = OwnNet(own, torch.device("cpu")).fresh(derive_seed(seed + trial, "weights", 0))
-            building.load_state(own, fresh)
+            weights = brought.fresh(derive_seed(seed + trial, "weights", 0))
+            own = attach(building.load_state(brought.make(), weights), brought.masks)
         where = {"recover": root} if seed + trial in begun else {"save": root}
         history += [{"trial": trial, **row} for row in once(own, seed=seed + trial, **where)[1]]
     return history

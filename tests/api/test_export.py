@@ -238,16 +238,11 @@ class Odd(nn.Module):
         self.way, self.one, self.two, self.norm = way, nn.Linear(784, 8), nn.Linear(8, 8), nn.BatchNorm1d(8)
         if way == "hooks":
             self.two.register_forward_hook(lambda layer, given, answer: 2 * answer)
-        elif way == "ties":
-            self.again = nn.Linear(8, 8)
-            self.again.weight = self.two.weight
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.one(x.flatten(1)).relu()
         if self.way == "twice":
             x = self.two(x)
-        elif self.way == "ties":
-            x = self.again(x)
         elif self.way == "cat":
             x = torch.cat([x[:, :4], x[:, 4:]], 1)
         elif self.way == "branches" and x.sum() > 0:
@@ -262,7 +257,6 @@ class Odd(nn.Module):
     [
         (Odd("cat"), "it has getitem, and only Linear, Conv2d"),
         (Odd("hooks"), r"it has two \(Linear\).*without groups and hooks"),
-        (Odd("ties"), r"it has again \(Linear\).*each layer used once"),
         (Odd("twice"), r"it has two \(Linear\).*each layer used once"),
         (Odd("branches"), "model cannot be made smaller: symbolically traced"),
         (Odd("sequences"), "it has getitem"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,7 @@ import pytest
 import torch
 import torch.nn.utils.prune as torch_prune
 from helpers import Conv, do, settings
-from own import (
-    Rule,
-    WithOptim,
-    accuracy,
-    batches,
-    examples,
-    find,
-    nothing,
-    seeded,
-    tiny,
-)
+from own import Rule, WithOptim, accuracy, batches, examples, find, nothing, seeded, tiny
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -35,47 +26,23 @@ from lth import prune as lth_prune
 from lth.models import building
 from lth.records import tables
 from lth.records.store import Store, load_tensors
-
-ISSUE = """
-import torch, torch.nn as nn, torch.nn.utils.prune as prune
-import lth
-
-data = lth.data.load_MNIST("./datasets/mnist")
-
-class CustomModel(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(784, 200), nn.Linear(200, 100), nn.Linear(100, 10))
-        self.optim = torch.optim.Adam(self.parameters(), lr=0.05)
-        self.optim.name = "adam"
-        self._initialize_weights()
-        self.criterion = nn.CrossEntropyLoss()
-    def forward(self, x): return self.net(x.flatten(1))
-    def _initialize_weights(self):
-        for m in self.modules():
-            if isinstance(m, nn.Linear):
-                nn.init.normal_(m.weight, 0, 0.01); nn.init.constant_(m.bias, 0)
-
-def prune_rule(net):
-    for layer, name in lth.prune.fetch_layers(net):
-        prune.l1_unstructured(layer, name=name, amount=0.11)
-    return net
-
-net = CustomModel()
-found = lth.iterative_pruning(net, data, 1200, 15, prune_rule)
-"""
+from lth.settings.config import PROJECT
 
 
-def test_the_code_of_the_issue_runs_as_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_code_in_the_docs_runs_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"(?s)```python\n([^`]*class CustomModel[^`]*)```", (PROJECT / "docs/python.md").read_text())
     names: dict[str, Any] = {}
-    exec(ISSUE.replace("1200, 15", "40, 2"), names)
-    net, history = names["found"]
+    exec(code.replace("1200, 15", "40, 2"), names)
+    net, history = names["net"], names["history"]
     assert [row["round"] for row in history] == [0, 1, 2]
     assert list(pd.DataFrame(history))[:5] == ["round", "remaining", "ES", "val", "test"]
     assert history[-1]["remaining"] == pytest.approx(100 * 0.89**2, abs=0.01)
     zeros = sum(int((p == 0).sum()) for p in net.parameters() if p.ndim == 2)
     assert zeros == 200 * 784 + 100 * 200 + 10 * 100 - history[-1]["weights"]
-    assert "100.00%" in capsys.readouterr().out
+    assert "100.00%" in capsys.readouterr().out and len(lth.results("results/mine")) == 3
 
 
 def test_a_net_of_ones_own_gives_the_numbers_of_the_built_in_experiment(place: Path) -> None:
@@ -116,11 +83,6 @@ def structured(net: nn.Module) -> None:
     torch_prune.ln_structured(net.fc1, "weight", amount=0.25, n=2, dim=0)  # type: ignore[arg-type]
 
 
-def over_all(net: nn.Module) -> nn.Module:
-    torch_prune.global_unstructured(lth_prune.fetch_layers(net), torch_prune.L1Unstructured, amount=0.2)
-    return net
-
-
 def with_biases(net: nn.Module) -> None:
     for layer, name in lth_prune.fetch_layers(net, biases=True):
         torch_prune.l1_unstructured(layer, name, amount=0.25)
@@ -144,7 +106,6 @@ def in_place(net: nn.Module) -> None:
     ("rule", "kept"),
     [
         (structured, [12, 9, 7]),  # rows of fc1
-        (over_all, [816, 653, 522]),
         (with_biases, [816, 624, 468]),
         (by_hand, [816, 662, 539]),
         (in_place, [816, 612, 459]),
@@ -185,9 +146,6 @@ def test_a_rule_sees_the_trained_weights_and_earlier_masks() -> None:
     assert seen == [(True, 0), (True, 384)]
 
 
-MATRICES = 4 * 64 + 4 * (6 * 8 + 6 * 6) + 24
-
-
 class Odd(nn.Module):
     """A matrix that nothing can draw anew."""
 
@@ -200,8 +158,9 @@ class Odd(nn.Module):
 
 
 def test_fresh_weights_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nothing draws weight again: give its module a reset_parameters"):
-        find(seeded(Odd), random=True, save=tmp_path / "results")
+    for options in ({"random": True}, {"trials": 2}):
+        with pytest.raises(ValueError, match=r"^random=True and trials above 1 need .* draws weight again: give its"):
+            find(seeded(Odd), save=tmp_path / "results", **options)
     assert not (tmp_path / "results").exists()
     assert find(seeded(Odd), rounds=1)[1]["weights"] == 358 + 22
     spectral = seeded(lambda: nn.Sequential(nn.Flatten(), parametrizations.spectral_norm(nn.Linear(64, 4))))
@@ -268,9 +227,7 @@ def test_a_net_that_holds_what_it_has_computed_is_trained_and_pruned(kind: Calla
     net = seeded(lambda: normed(kind))
     history = find(net, rounds=3)
     assert history[-1]["weights"] < 48 and accuracy(net, tiny()["test"]) == pytest.approx(history[-1]["test"])
-    with pytest.raises(
-        ValueError, match=r"^random=True and trials above 1 need new random weights, but nothing draws 1\.weight_"
-    ):
+    with pytest.raises(ValueError, match=r"nothing draws 1\.weight_"):
         find(seeded(lambda: normed(kind)), random=True)
 
 
@@ -336,6 +293,8 @@ def test_masks_on_the_net_are_the_ticket_that_training_starts_from(
     torch_prune.custom_from_mask(again.fc1, "weight", mask)
     assert find(again, rounds=3, recover=tmp_path)[:3] == history
     torch_prune.custom_from_mask(other.fc1, "weight", mask)
+    trials = find(building.copy_of(other), rounds=1, trials=2)
+    assert [row["weights"] for row in trials] == 2 * [384 + 48, 269 + 34], "in every trial"
     torch_prune.remove(other.fc1, "weight")  # type: ignore[arg-type]
     assert find(other, quiet=False)[0]["weights"] == 816
     assert "weights of net are 0 and will be trained: 384 of 768 in fc1.weight" in capsys.readouterr().out

@@ -278,16 +278,3 @@ def test_several_trials_have_their_own_weights_and_orders_and_continue(tmp_path:
     assert more[:9] == history.to_dict("records") and [row["trial"] for row in more[9:]] == [3, 3, 3]
     with pytest.raises(ValueError, match=r"^trials must be a whole number of at least 1"):
         find(seeded(), tiny(), trials=0)
-
-
-def test_trials_need_weights_that_can_be_drawn() -> None:
-    class Drawn(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.randn(64, 4))
-
-        def forward(self, x: Any) -> Any:
-            return x.flatten(1) @ self.weight
-
-    with pytest.raises(ValueError, match=r"^random=True and trials above 1 need new random weights, but nothing draws"):
-        find(seeded(Drawn), tiny(), trials=2)
