@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -189,12 +189,11 @@ def iterative_pruning(
         for said in (remark, odd, *left_out, alone, sparse.UNAVAILABLE if densely else "", problem.cost[1]):
             if said and not quiet:
                 print(said)
-        progress = Progress({run: rounds + 1 - tables.finished_rounds(run)}, config.print_freq, config.quiet)
         stack.enter_context(Locks(alone=True)).take(run.dumps)
         if recover is None:  # what a call left that was stopped in its first round
             tables.move_aside(run, time.strftime("%Y%m%d-%H%M%S"))
         _write_config(run, config, about, problem, place)
-        _train(config, problem, place, progress, run, rounds + 1, callback)
+        _train(config, problem, place, run, rounds + 1, callback)
         detach(net)
         building.load_state(net, _trained(run, rounds))
         history = tables.table(run, "rounds").head(rounds + 1).to_dict("records")
@@ -280,31 +279,22 @@ def _write_config(run: Run, config: Config, about: Mapping[str, str], problem: P
 
 
 def _train(
-    config: Config,
-    problem: Problem,
-    place: torch.device,
-    progress: Progress,
-    run: Run,
-    rounds: int,
-    callback: Callback | None,
+    config: Config, problem: Problem, place: torch.device, run: Run, rounds: int, callback: Callback | None
 ) -> None:
     """All rounds of the run. TrialsFailed, with the reason, if it ends early."""
-    failed: list[str] = []
+    left = {run: rounds - tables.finished_rounds(run)}
+    with closing(Progress(left, config.print_freq, config.quiet)) as progress:
 
-    def tell(event: Event) -> None:
-        if isinstance(event, Note) and event.failed:
-            failed.append(event.text)
-        else:
-            progress(event)
-        if callback and (plain := as_dict(event)):
-            callback(plain)
+        def tell(event: Event) -> None:
+            if not (isinstance(event, Note) and event.failed):  # which the error says
+                progress(event)
+            if callback and (plain := as_dict(event)):
+                callback(plain)
 
-    try:
-        Experiment(config, problem, place, tell).run([run], rounds)
-    finally:
-        progress.close()
-    if failed:
-        raise TrialsFailed(failed[0])
+        experiment = Experiment(config, problem, place, tell)
+        experiment.run([run], rounds)
+    if experiment.failed:
+        raise TrialsFailed(f"{run}: {experiment.failed[run]}")
 
 
 def _trained(run: Run, number: int) -> building.State:
