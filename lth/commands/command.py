@@ -123,8 +123,8 @@ def _show_sweep(groups: Mapping[str, tuple[Mapping[str, str], list[Run]]], confi
     print("\nThe settings, by their sparsest winning ticket, then by validation accuracy:")
     for sentence in printed.ranked([(name, runs) for name, (_, runs) in groups.items()]):
         say(sentence, sys.stdout)
-    table, found = config.root / "plots" / "sweep.csv", printed.sweep(groups.values())
-    text = found.to_csv(index=False, float_format="%.10g", lineterminator="\n").encode()
+    table = config.root / "plots" / "sweep.csv"
+    text = printed.sweep(groups.values()).to_csv(index=False, float_format="%.10g", lineterminator="\n").encode()
     if not table.exists() or table.read_bytes() != text:  # whatever a spreadsheet has made of it
         files.write(table, text)
     everything, _ = grouped(tables.find(config.root, spoiled=lambda error: None))
@@ -215,11 +215,11 @@ def conclude(
     figures = draw.up_to_date(runs, folder, format)
     compared = folder / "masks.csv"
     table = verdict.table(runs)
-    told = sentences.of_runs(runs, table)
+    verdicts = sentences.of_runs(runs, table)
     if not quiet:
         say(f"\n{labels.title(runs[0])}: {labels.settings(*runs)}\n", sys.stdout)
         print(f"{printed.render(table, shutil.get_terminal_size((100, 24)).columns)}\n")
-    for sentence in told:
+    for sentence in verdicts:
         say(f"{about}: {sentence}" if about else sentence, sys.stdout)
     if x == "flops" and table["speedup"].isna().all():
         _warn("no comparison against multiply-adds, which were not counted in these runs")
@@ -239,7 +239,7 @@ def conclude(
         more = [compared] if (masks or compared.is_file()) and _compare_masks(runs, folder) else []
         source, problems = draw.fingerprint(runs), list[str]()
         drawn = draw.draw_all(runs, folder, format, problems.append, x)
-        written = [*drawn, verdict.write(table, folder), report.write(runs, table, told, folder, drawn), *more]
+        written = [*drawn, verdict.write(table, folder), report.write(runs, table, verdicts, folder, drawn), *more]
         for problem in problems:  # which is reported again by the next command
             _warn(problem)
         if not problems:
@@ -284,10 +284,10 @@ def side_by_side(groups: Sequence[Sequence[Run]], folder: Path, format: str, mor
         print(_listed("\nall settings in", [*more, *found]))
 
 
-def _listed(told: str, files: Sequence[Path]) -> str:
+def _listed(heading: str, files: Sequence[Path]) -> str:
     """The folder of these files, then their names, report.html first."""
     names = sorted({file.name for file in files}, key=lambda name: (name != "report.html", name))
-    return "\n".join([f"{told} {files[0].parent}:", *(f"  {name}" for name in names)])
+    return "\n".join([f"{heading} {files[0].parent}:", *(f"  {name}" for name in names)])
 
 
 def _warn(problem: object) -> None:

@@ -194,8 +194,8 @@ def _alike(one: Work, model: nn.Module) -> Iterator[str]:
         if fixed := fit.alike(own, weights):
             before, after = own(1), one.problem.initial(1)
             if any(len(before[name].unique()) > 1 and not torch.equal(before[name], after[name]) for name in fixed):
-                told = f"--init {config.init} draws over {_listed(fixed)}, which the model file sets alike"
-                yield f"{told} for every seed, as pretrained weights: --init own keeps them"
+                init = f"--init {config.init} draws over {_listed(fixed)}, which the model file sets alike"
+                yield f"{init} for every seed, as pretrained weights: --init own keeps them"
 
 
 def _listed(weights: Sequence[str]) -> str:

@@ -188,22 +188,6 @@ def test_what_another_holds_is_waited_for_and_then_done(
     assert_released(config.root)
 
 
-def test_failures_are_not_repeated_and_said_by_all(
-    whole: tuple[Config, dict[str, bytes]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    config, _ = whole
-    bad = replace(config, optimizer="sgd", lr=1e30)
-    with pytest.raises(session.TrialsFailed, match="4 of 4 runs ended early"):
-        session.run(bad)
-    said = capsys.readouterr().err
-    assert said.count("the loss became") == 4
-    lt = runs_of(bad)[0]
-    assert "the loss became" in (lt.dumps / "failed.txt").read_text()
-    good = replace(config, lr=0.01, name=lt.settings, overwrite=True, join=False)  # a new attempt at the same runs
-    session.run(good)
-    assert not list(config.root.glob("dumps/*/*/*/*/seed?/failed.txt"))
-
-
 def test_one_process_draws(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--arch_type", "mlp", "--dataset", "tiny", "--data", str(place / "data"), "--root", str(place), "--quiet"]
     argv += ["--prune_iterations", "2", "--end_iter", "4it", "--valid_size", "40", "--batch_size", "10", "--join"]
