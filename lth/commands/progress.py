@@ -176,8 +176,11 @@ class Progress:
             self._write(text, self.out)
 
     def _write(self, text: str, stream: TextIO) -> None:
-        """Write a line, above the bar where there is one."""
-        _Bar.write(wrapped(text, stream), file=stream)
+        """Write a line, above the bar where there is one and over the ^C that a terminal has put beside it."""
+        first, *more = wrapped(text, stream).split("\n")
+        if self.bar is not None and not NOTEBOOK:
+            first = first.ljust(self.bar.ncols + ECHO - 1)
+        _Bar.write("\n".join([first, *more]), file=stream)
         stream.flush()
 
 
