@@ -57,7 +57,7 @@ HEADINGS = {  # of the figures on the page: what they are, and what is seen
     "training": ("Training", "Test accuracy during training, a panel per arm, a line per sparsity"),
     "layers": ("Layers", "Weights that each layer keeps, round by round"),
     "first_layer": ("What the first layer looks at", "What the first layer keeps, round by round"),
-    "initial_weights": ("Initial weights of the survivors", "Their distribution, a line per sparsity"),
+    "initial_weights": ("Initial weights of the survivors", "What the survivors began as, a line per sparsity"),
 }
 
 
@@ -98,7 +98,7 @@ def page(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], fig
         kinds_of=arms[0],
         chosen=_settings(configs[0].get("settings", {})),
         commands=[command for command in dict.fromkeys(map(_command, configs)) if command],
-        made_by=[*_when(runs), *dict.fromkeys(line for config in configs for line in _made_by(config))],
+        made_by=_made_by(runs, configs),
         links={
             "verdict.csv": "verdict.csv",
             **{f"{run.arm} {run.seed}": _relative(run.dumps / "rounds.csv", run.plots) for run in in_order},
@@ -157,16 +157,6 @@ def _numbers(table: pd.DataFrame) -> list[tuple[str, str]]:
     ]
 
 
-def _when(runs: Sequence[Run]) -> list[str]:
-    """When the last round was finished, how long all took, and the seeds."""
-    ended = max((run.dumps / "journal.jsonl").stat().st_mtime for run in runs)
-    day = datetime.datetime.fromtimestamp(ended).strftime("%d %B %Y")
-    seconds = float(tables.lines(runs, "times")["seconds"].sum())
-    seeds = ", ".join(map(str, sorted({run.seed for run in runs})))
-    took = f"{seconds / 3600:.1f} hours" if seconds > 7200 else f"{seconds / 60:.0f} minutes"
-    return [f"last round finished on {day}", f"{took} of training in all", f"seeds {seeds}"]
-
-
 def _cells(line: Mapping[str, Any]) -> list[str]:
     """A row of the table."""
     return ["" if pd.isna(line[column]) else f"{line[column]:{spec}}" for column, (_, spec, _) in COLUMNS.items()]
@@ -205,11 +195,21 @@ def _command(config: Mapping[str, Any]) -> str:
     return shlex.join(["python", *config.get("program", ["main.py"]), *given]) if given else ""
 
 
-def _made_by(config: Mapping[str, Any]) -> list[str]:
-    versions = ", ".join(f"{name} {number}" for name, number in config.get("versions", {}).items())
-    commit = config.get("git_commit")
-    said = [config.get("device"), config.get("cpu_precision"), versions, f"commit {commit}" if commit else ""]
-    return [str(line) for line in said if line]
+def _made_by(runs: Sequence[Run], configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """When the last round was finished, how long all took, the seeds, and the devices and programs."""
+    ended = max((run.dumps / "journal.jsonl").stat().st_mtime for run in runs)
+    seconds = float(tables.lines(runs, "times")["seconds"].sum())
+    took = f"{seconds / 3600:.1f} hours" if seconds > 7200 else f"{seconds / 60:.0f} minutes"
+    lines = [
+        f"last round finished on {datetime.datetime.fromtimestamp(ended).strftime('%d %B %Y')}",
+        f"{took} of training in all",
+        f"seeds {', '.join(map(str, sorted({run.seed for run in runs})))}",
+    ]
+    for config in configs:
+        versions = ", ".join(f"{name} {number}" for name, number in config.get("versions", {}).items())
+        commit = f"commit {config['git_commit']}" if config.get("git_commit") else ""
+        lines += [str(config.get("device") or ""), str(config.get("cpu_precision") or ""), versions, commit]
+    return list(filter(None, dict.fromkeys(lines)))
 
 
 def write_index(groups: Sequence[Sequence[Run]], folder: Path) -> Path:

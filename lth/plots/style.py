@@ -237,7 +237,7 @@ def fit(axes: Axes, values: Iterable[float], bars: Iterable[float] = ()) -> None
     span = float(np.ptp(found)) or 1.0
     ends = np.clip([value for value in bars if math.isfinite(value)], found.min() - span / 2, found.max() + span / 2)
     low, high = min([found.min(), *ends]), max([found.max(), *ends])
-    room = 0.06 * (high - low or 1)
+    room = 0.06 * (high - low or abs(high) or 1)  # also where all values are the same
     axes.set_ylim(low - room, high + room)
 
 
