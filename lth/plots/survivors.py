@@ -127,24 +127,19 @@ def first_layer(runs: Sequence[Run], file: Path | None = None) -> Figure | None:
     if (source := _with_tickets(runs)) is None:
         return None
     run, remaining = source
-    image = tables.image_shape(run)
-    name = input_layer(Store(run).ticket(min(remaining)).masks, image)
+    masks, image = Store(run).ticket(min(remaining)).masks, tables.image_shape(run)
+    name = input_layer(masks, image) if image else ""
     if not name:
         return None
-    if Store(run).ticket(min(remaining)).masks[name].ndim == 2:
-        return _pixels(run, remaining, name, image, file)
-    return _filters(run, remaining, name, file)
+    return _filters(run, remaining, name, file) if masks[name].ndim == 4 else _pixels(run, remaining, name, image, file)
 
 
 def input_layer(masks: Masks, image: tuple[int, ...]) -> str:
-    """The name of the layer that reads images of the shape `image` (C, H, W), with filters or pixel by pixel: the first
-    one, in the order of the model's constructor, that takes such inputs; nothing if none does."""
-    filters = [name for name, mask in masks.items() if mask.ndim == 4]
-    whole = [name for name in filters if image and masks[name].shape[1] == image[0]]
-    pixels = [name for name, mask in masks.items() if mask.ndim == 2 and image and mask.shape[1] == math.prod(image)]
-    groups = filters[:1] if image and filters[:1] == list(masks)[:1] else []  # filters of some of the channels
-    # Filters before a matrix, whose number of inputs may be that of the pixels by chance.
-    return next(iter([*whole, *pixels, *groups]), "")
+    """The name of the first layer that reads images of the shape `image` (C, H, W): with filters, or, where there is
+    none, pixel by pixel. Empty where no layer reads them."""
+    filters = [name for name, mask in masks.items() if mask.ndim == 4 and mask.shape[1] == image[0]]
+    matrices = [name for name, mask in masks.items() if mask.ndim == 2 and mask.shape[1] == math.prod(image)]
+    return next(iter([*filters, *matrices]), "")
 
 
 def _pixels(run: Run, remaining: Mapping[int, float], name: str, image: tuple[int, ...], file: Path | None) -> Figure:

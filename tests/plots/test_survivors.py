@@ -71,7 +71,6 @@ def test_pixels_are_where_they_are_in_the_image_and_may_all_be_gone(make_runs: M
         ({"fc1.weight": (12, 64), "fc2.weight": (4, 12)}, (1, 4, 16), "fc1.weight", (4, 16)),
         ({"head.weight": (4, 16), "body.weight": (16, 192)}, (3, 8, 8), "body.weight", (8, 8)),
         ({"head.weight": (4, 64), "conv.weight": (6, 1, 3, 3)}, (1, 8, 8), "conv.weight", (3, 6 * 4 - 1)),
-        ({"groups.weight": (6, 2, 3, 3), "fc.weight": (4, 16)}, (4, 8, 8), "groups.weight", (7, 6 * 4 - 1)),
         ({"rows.weight": (9, 16), "fc.weight": (4, 9)}, (1, 16, 16), "", ()),
     ],
 )
