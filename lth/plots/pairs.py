@@ -81,7 +81,7 @@ def _barriers(
             axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
             style.remaining_axis(axes, pd.concat(lines.values())["remaining"], ticks=5)
         _along(panels[2], first)
-        panels[2].set_title(next(iter(lines)) if len(lines) > 1 else "")
+        panels[2].set_title("\n".join(style.wrapped(next(iter(lines)), 28)) if len(lines) > 1 else "")
         averaged = style.averaged(pd.concat([table.assign(arm=name) for name, table in lines.items()]))
         style.legend(figure, panels[:1], f"barrier: highest error on the line above the mean of its ends; {averaged}")
     return figure
