@@ -117,6 +117,7 @@ EXPERIMENTS: list[dict[str, Any]] = [
     {"rewind": "3it", "prune_type": ["lt", "reinit", "lr_rewind"]},
     {"prune_type": ["snip", "synflow"], "score_batches": 2, "arch_type": "conv", "prune_iterations": 2},
     {"connectivity": True, "prune_iterations": 2, "arch_type": "drop"},
+    {"update_freq": "4it", "prune_iterations": 2, "prune_type": ["rigl", "gmp", "edge_popup", "supermask"]},
 ]
 
 
