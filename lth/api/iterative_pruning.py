@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,15 @@ from lth.api import own_network
 from lth.api.own_network import OwnNet
 from lth.api.saved_ticket import placed
 from lth.commands.prepare import about_command, about_machine, with_threads
-from lth.commands.progress import Progress
-from lth.commands.session import TrialsFailed, mend
+from lth.commands.session import TrialsFailed, mend, shown
 from lth.data.loaders import Taken, take
 from lth.experiment import Experiment
-from lth.experiment.trainer import Callback, Event, Note, as_dict
+from lth.experiment.trainer import Callback
 from lth.models import building
 from lth.models import prunable as layers
 from lth.prune import Rule, attach, check_rule, detach
 from lth.records import identity, tables
-from lth.records.files import Damaged, write_json
+from lth.records.files import write_json
 from lth.records.lock import Locks
 from lth.records.store import Store, numbered
 from lth.records.tables import Run
@@ -117,7 +116,8 @@ def iterative_pruning(
         lth.commands.session.TrialsFailed: a loss was not finite.
         lth.experiment.TrialError, RuntimeError: the code of `net` or of its loss failed in training, or that of
             `prune_rule` or `data`; the message says which, `__cause__` is the error itself.
-        lth.records.files.RecordError: a file cannot be written, or another process is at the same results.
+        lth.records.files.RecordError: a file cannot be written, or another process is at the same results;
+            lth.records.files.Damaged, FileNotFoundError: what `recover` needs is damaged or gone.
     """
     iterations, rounds = checks.whole("iterations", iterations, 1, LONGEST), checks.whole("rounds", rounds, 0, 9998)
     rule, seed = check_rule(prune_rule), checks.whole("seed", seed, 0, 2**62)
@@ -193,7 +193,11 @@ def iterative_pruning(
         if recover is None:  # what a call left that was stopped in its first round
             tables.move_aside(run, time.strftime("%Y%m%d-%H%M%S"))
         _write_config(run, config, about, problem, place)
-        _train(config, problem, place, run, rounds + 1, callback)
+        with shown(config, {run: rounds + 1 - tables.finished_rounds(run)}, [run], callback) as tell:
+            experiment = Experiment(config, problem, place, tell)
+            experiment.run([run], rounds + 1)
+        if experiment.failed:
+            raise TrialsFailed(f"{run}: {experiment.failed[run]}")
         detach(net)
         building.load_state(net, _trained(run, rounds))
         history = tables.table(run, "rounds").head(rounds + 1).to_dict("records")
@@ -251,12 +255,8 @@ def _initial(run: Run, brought: OwnNet, going_on: bool) -> building.State:
     if not tables.config_of(run):
         there = "".join(f"\n  {other.dumps}" for other in tables.find(run.root)) or " nothing"
         raise ValueError(f"recover must hold results of these settings and this seed, in {run.dumps}, not only{there}")
-    try:
-        return Store(run).weights("initial")
-    except (FileNotFoundError, Damaged):
-        if not tables.finished_rounds(run):
-            return brought.initial
-        raise ValueError(f"recover must hold the initial weights, but {run.saves} has none that are sound") from None
+    store = Store(run)
+    return store.weights("initial") if store.has("initial") or tables.finished_rounds(run) else brought.initial
 
 
 def _write_config(run: Run, config: Config, about: Mapping[str, str], problem: Problem, device: torch.device) -> None:
@@ -276,25 +276,6 @@ def _write_config(run: Run, config: Config, about: Mapping[str, str], problem: P
             "seed": run.seed,
         },
     )
-
-
-def _train(
-    config: Config, problem: Problem, place: torch.device, run: Run, rounds: int, callback: Callback | None
-) -> None:
-    """All rounds of the run. TrialsFailed, with the reason, if it ends early."""
-    left = {run: rounds - tables.finished_rounds(run)}
-    with closing(Progress(left, config.print_freq, config.quiet)) as progress:
-
-        def tell(event: Event) -> None:
-            if not (isinstance(event, Note) and event.failed):  # which the error says
-                progress(event)
-            if callback and (plain := as_dict(event)):
-                callback(plain)
-
-        experiment = Experiment(config, problem, place, tell)
-        experiment.run([run], rounds)
-    if experiment.failed:
-        raise TrialsFailed(f"{run}: {experiment.failed[run]}")
 
 
 def _trained(run: Run, number: int) -> building.State:

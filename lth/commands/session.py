@@ -99,7 +99,7 @@ def run(
                 inform(forecast.sentence(works, left, side_by_side))
             queue.try_again()
             size = min(side_by_side, len(queue.work) if works[0].together == 1 else len(works))  # have work at once
-            with _shown(first, left, runs, callback) as tell, Locks(alone) as locks:
+            with shown(first, left, runs, callback) as tell, Locks(alone) as locks:
                 if there:
                     there.work(queue, tell, signalled)
                 elif size > 1:
@@ -171,7 +171,7 @@ def claim(works: Sequence[Work], alone: bool) -> None:
 
 
 @contextmanager
-def _shown(
+def shown(
     config: Config, left: Mapping[Run, int], runs: Sequence[Run], callback: Callback | None
 ) -> Iterator[loop.Tell]:
     """Within it, the events of the trainings that are `left` are shown, given to `callback` and, with --tensorboard,
