@@ -59,7 +59,6 @@ def trained(net: nn.Module, masks: Masks | None = None) -> nn.Module:
 NET = seeded()
 MASKS = masks_of(NET)
 TICKET = SimpleNamespace(masks=MASKS, start=masked(NET, MASKS).state_dict())
-CONV = seeded(Conv)
 
 
 def _state(model: Any) -> dict[str, Tensor]:
