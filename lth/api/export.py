@@ -85,8 +85,7 @@ def sparse(model: nn.Module, masks: Masks) -> nn.Module:
 
 
 class FromPixels(nn.Module):
-    """`model` for images (B, C, H, W) with pixels from 0 to 1, which are normalised as its run did: `normalisation` is
-    what config.json says (lth.data.Images.normalisation)."""
+    """`model` for images (B, C, H, W) with pixels from 0 to 1, normalised as a run's config.json says."""
 
     shift: Tensor
     scale: Tensor
@@ -212,7 +211,7 @@ def _check(steps: Sequence[_Step]) -> None:
         module, target = step.module, step.node.target
         name, of_units = str(getattr(target, "__name__", target)), len(step.shape) == 2
         known = (*RELU, *ADDITIONS, *FLATTENING) if of_units else (*RELU, *ADDITIONS)
-        fits = step.node.op in ("placeholder", "output") or target in known
+        fits = step.node.op == "output" or (step.node.op == "placeholder" and len(step.shape) > 1) or target in known
         if module is not None:
             name = f"{target} ({type(module).__name__})"
             fits = (
@@ -229,8 +228,6 @@ def _check(steps: Sequence[_Step]) -> None:
                 f"model cannot be made smaller: it has {name}, and only {KNOWN} are known, each layer used once, "
                 "without groups and hooks"
             )
-    if sum(step.node.op == "placeholder" for step in steps) != 1:
-        raise ValueError("model cannot be made smaller: it must take one tensor")
 
 
 def _constant(step: _Step) -> Tensor:
@@ -254,8 +251,7 @@ def _constant(step: _Step) -> Tensor:
 
 
 def _weights(layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor, Tensor]:
-    """The sum of the weights between each output and each input, whether any of them is left, (out, in), and the
-    biases, or zeros."""
+    """Between each output and input, (out, in), the sum of the weights and whether any is left; the biases, or 0."""
     weight = layer.weight.detach().double()
     weight = weight.view(*weight.shape[:2], -1)
     bias = torch.zeros_like(weight[:, 0, 0]) if layer.bias is None else layer.bias.detach().double()
