@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,26 +42,23 @@ SHORT = 30.0  # seconds of processor time, by multiply-adds, below which nothing
 PACE, STEP = 2e10, 3e-4  # multiply-adds per second, and seconds of a step of the smallest network, for that
 
 
-def announce(
-    works: Sequence[Work], device: torch.device, place: str, say: Callable[[str], object], warn: Callable[[str], object]
-) -> None:
-    """Print where training takes place (`place`), where results go, how much disk space they take, what may surprise,
-    and which rounds are finished already."""
+def announced(works: Sequence[Work], device: torch.device, place: str) -> Iterator[str]:
+    """What a command says before it begins: where training takes place (`place`), where results go, how much disk space
+    they take, what may surprise, and which rounds are finished already."""
     runs = {run: one.config.prune_iterations for one in works for run in one.runs}  # a sweep's may share trials
     experiments = f"{len(works)} experiments, " if len(works) > 1 else ""
     upto = "up to " if len({*runs.values()}) > 1 else ""
     most = max(one.config.threads or 1 for one in works)
     threads = f" with {most} threads each" if most > 1 else ""
     work = f"{_count(len(runs), 'run')} of {upto}{_count(max(runs.values()), 'round')}"
-    say(f"{experiments}{work} on {place}{threads}, results in {where([*runs])}")
-    for remark in _remarks(works, device):
-        (warn if remark.startswith("warning: ") else say)(remark)
+    yield f"{experiments}{work} on {place}{threads}, results in {where([*runs])}"
+    yield from _remarks(works, device)
     for run, count in runs.items():
         if 0 < (finished := tables.finished_rounds(run)) < count:
-            say(f"Continuing {run}: {finished} of {count} rounds are finished")
+            yield f"Continuing {run}: {finished} of {count} rounds are finished"
             for row in tables.table(run, "rounds").itertuples():
                 accuracies = f"val {row.val:.2f}%, test {row.test:.2f}%"
-                say(f"  round {row.round}: {row.remaining:.2f}% of the weights, ES {row.ES:.0f}, {accuracies}")
+                yield f"  round {row.round}: {row.remaining:.2f}% of the weights, ES {row.ES:.0f}, {accuracies}"
 
 
 def planned(works: Sequence[Work], device: torch.device, at_once: int) -> list[str]:

@@ -92,7 +92,8 @@ def run(
                 if not shared and (not cpu or any(work.together > 1 for work in works)):
                     # one process alone trains all runs side by side, round by round
                     works = [replace(work, together=len(runs)) for work in works]
-            forecast.announce(works, device, f"{there or devices.name(device)}", inform, _warn)
+            for line in forecast.announced(works, device, f"{there or devices.name(device)}"):
+                (_warn if line.startswith("warning: ") else inform)(line)
             queue = Queue(works)
             left = queue.left()
             if cpu and not there and not first.quiet:
