@@ -107,11 +107,9 @@ class StreamFeed(Feed):
         return self.stream.examples[:count].to(self.device, copy=True)
 
     def validation(self) -> Iterator[Batch]:
-        """The validation batches."""
         return self._draw("validation")
 
     def test(self) -> Iterator[Batch]:
-        """The test batches."""
         return self._draw("test")
 
     def _draw(self, part: str, seed: int = 0) -> Iterator[Batch]:
@@ -171,9 +169,7 @@ def take(
 
 def test_batches(given: Any, device: torch.device) -> Iterator[Batch]:
     """The batches, on `device`, of a loader, or of the test part of data in three parts."""
-    first = given[0] if isinstance(given, (tuple, list)) and len(given) == 3 else None
-    in_batches = isinstance(first, (tuple, list)) and len(first) == 2 and isinstance(first[0], (Tensor, np.ndarray))
-    if isinstance(given, Mapping) or hasattr(given, "test") or (first is not None and not in_batches):
+    if isinstance(given, Mapping) or hasattr(given, "test") or (isinstance(given, tuple) and len(given) == 3):
         given = _three(given)["test"]
     if not isinstance(given, Iterable) or isinstance(given, (bytes, Tensor)):
         raise TypeError(f"data must be a DataLoader or other batches, or {EXPECTED}, not {checks.shown(given)}")
@@ -255,9 +251,8 @@ def _streamed(
         steps = sum(1 for _ in itertools.islice(draw(train, "data.train"), iterations))
     about = f"{steps} training batches of {size} examples of {tuple(x.shape[1:])}, streamed"
     some = x[:SAMPLES].cpu().clone() if len(x) > 1 else torch.cat([x, x])
-    classes = int(max(labels.max() for _, labels in first.values())) + 1  # seen so far
     return Taken(
-        source=Stream(parts, steps, size, some, classes),
+        source=Stream(parts, steps, size, some, classes=int(max(labels.max() for _, labels in first.values())) + 1),
         batch_size=size,
         largest_batch=size,
         valid_size=VALID_SIZE,
@@ -330,9 +325,8 @@ def _checked(batch: Any, where: str) -> Batch:
         raise TypeError(f"{where} must give batches (examples, labels) of two tensors, not {checks.shown(batch)}")
     x, y = tensors
     if x.ndim < 1 or y.ndim != 1 or len(x) != len(y) or not len(y):
-        raise ValueError(
-            f"{where} must give examples (B, ...) with one label each (B,), not {tuple(x.shape)} with {tuple(y.shape)}"
-        )
+        shapes = f"{tuple(x.shape)} with {tuple(y.shape)}"
+        raise ValueError(f"{where} must give examples (B, ...) with one label each (B,), not {shapes}")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or int(y.min()) < 0:
         raise ValueError(f"{where} must give labels 0, 1, ... as whole numbers, not {y.dtype} from {y.min().item()}")
     return x.detach(), y.detach().long()
