@@ -99,19 +99,13 @@ def _is_own(name: str, file: str | None = None) -> bool:
     """Whether a module is the user's own, as the models that come with the program are, which may be edited."""
     top = name.partition(".")[0]
     file = file or getattr(sys.modules.get(name), "__file__", None) or ""
-    installed = (
-        top == "lth" or top in sys.stdlib_module_names or re.search("(site|dist)-packages", str(Path(file).absolute()))
-    )
+    installed = top == "lth" or top in sys.stdlib_module_names or "-packages" in str(Path(file).absolute())
     return top in ("archs", "__main__") or (file.endswith(".py") and not installed)
 
 
 def _outline(net: nn.Module) -> list[str]:
-    """A line per module, as its repr shows it, and one per parameter and buffer, which names what it is tied to."""
-    lines = [
-        f"{path}: {type(module).__name__}({re.sub(' at 0x[0-9a-fA-F]+', '', module.extra_repr())})"
-        for path, module in net.named_modules()
-    ]
-    first: dict[int, str] = {}
+    """The network's repr, and a line per parameter and buffer, which names what it is tied to."""
+    lines, first = [re.sub(" at 0x[0-9a-fA-F]+", "", repr(net))], dict[int, str]()
     for name, tensor in [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]:
         tied = first.setdefault(id(tensor), name)
         lines.append(f"{name}: {tied} {tensor.dtype} {tuple(tensor.shape)} {tensor.requires_grad}")
@@ -162,15 +156,12 @@ def _parts(thing: Any) -> Iterable[Any]:
 
 def _source(thing: Any) -> str:
     """The code of the user's own functions and classes, if it can be had; else their name."""
-    name = f"{(thing.__module__ or '').partition('.')[0]} {thing.__qualname__}"
-    try:
-        text = inspect.getsource(thing) if _is_own(thing.__module__ or "") else ""
-    except (OSError, TypeError):
-        text = ""
-    try:
-        return code(text) or name
-    except (tokenize.TokenError, SyntaxError):  # of a lambda, whose lines are a part of a statement
-        return text
+    module, text = thing.__module__ or "", ""
+    with contextlib.suppress(OSError, TypeError):
+        text = inspect.getsource(thing) if _is_own(module) else ""
+    with contextlib.suppress(tokenize.TokenError, SyntaxError):  # of a lambda, whose lines are a part of a statement
+        text = code(text)
+    return text or f"{module.partition('.')[0]} {thing.__qualname__}"
 
 
 def _used(function: Any) -> list[Any]:

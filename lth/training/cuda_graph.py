@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import pickle
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lth import rng
-from lth.data.images import of_arrays
 from lth.models import building
 from lth.training.network import Network
 
@@ -108,22 +105,12 @@ def _cpu_state() -> bytes:
 
 
 def _attributes(model: nn.Module) -> list[bytes]:
-    """The attributes of a model's modules besides parameters, buffers and modules, pickled. What cannot be pickled,
-    such as a lambda, is left out."""
+    """The attributes of a model's modules besides tensors and modules, pickled. What cannot be pickled, such as a
+    lambda, is left out."""
     usual, found = vars(nn.Module()).keys(), []
     for module in model.modules():
         for name, value in vars(module).items():
-            if name not in usual:
+            if name not in usual and not isinstance(value, (Tensor, nn.Module)):
                 with contextlib.suppress(Exception):  # whatever the user's own classes raise
-                    _Pickler(file := io.BytesIO()).dump((name, value))
-                    found.append(file.getvalue())
+                    found.append(pickle.dumps((name, value)))
     return found
-
-
-class _Pickler(pickle.Pickler):
-    """Pickles tensors as their fingerprints, and parameters and modules, which are compared elsewhere, as their ids."""
-
-    def persistent_id(self, thing: Any) -> int | str | None:
-        if isinstance(thing, (nn.Parameter, nn.Module)):
-            return id(thing)
-        return of_arrays([thing]) if isinstance(thing, Tensor) else None

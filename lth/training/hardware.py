@@ -18,7 +18,7 @@ from lth.models.building import Build
 
 BACKENDS: Any = torch.backends
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # parameters of mallopt(3)
-KEEP = {MMAP_MAX: 0, TRIM_THRESHOLD: -1}  # no block outside of the heap, and the heap never shrinks
+KEEPING = {MMAP_MAX: 0, TRIM_THRESHOLD: -1}  # no block outside of the heap, and the heap never shrinks
 USUAL = {MMAP_MAX: 65536, MMAP_THRESHOLD: 2**25, TRIM_THRESHOLD: 2**26}  # the most that glibc's own rules arrive at
 BEAT = 0.2  # seconds between two beats
 
@@ -71,7 +71,7 @@ def memory_kept() -> Iterator[None]:
     if library is None or not hasattr(library, "mallopt"):
         yield
         return
-    for parameter, value in KEEP.items():
+    for parameter, value in KEEPING.items():
         library.mallopt(parameter, value)
     try:
         yield

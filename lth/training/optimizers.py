@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,29 +48,6 @@ def sgd_(
     fused(weights, found, momenta, **options, dampening=0.0, maximize=False, is_first_step=False)
 
 
-class Optimizer(Protocol):
-    """What a training needs of an optimiser: steps that leave pruned weights at 0, and its state."""
-
-    lr: float
-    capturable: bool  # whether a CUDA graph may hold its step
-
-    def step(self, gradients: Sequence[Tensor]) -> None:
-        """Change the network's leaves by their gradients; pruned weights stay 0."""
-
-    def tensors(self) -> list[Tensor]:
-        """What a step changes beside the leaves."""
-
-    def state(self, trial: int) -> State:
-        """Copies, on the CPU, of what decides a trial's following steps."""
-
-    def restore(self, states: Sequence[State]) -> None:
-        """Go on from what `state` gave of each trial."""
-
-    def masks_changed(self, before: Sequence[Tensor]) -> None:
-        """Forget what steps have found out about weights that only one of the network's masks keeps, those of `before`
-        or those of now: they are new, or gone."""
-
-
 class Fused:
     """Adam, AdamW and SGD by PyTorch's fused kernels.
 
@@ -78,7 +55,7 @@ class Fused:
     another pass over all weights (8% of a step of fc1 on a CPU).
     """
 
-    capturable = True
+    capturable = True  # whether a CUDA graph may hold its step
 
     def __init__(
         self,
@@ -115,7 +92,7 @@ class Fused:
         self._groups = [[i for i, kind in enumerate(kinds) if kind == one] for one in dict.fromkeys(kinds)]
 
     def step(self, gradients: Sequence[Tensor]) -> None:
-        """See lth.training."""
+        """Change the network's leaves by their gradients; pruned weights stay 0."""
         if [leaf.data_ptr() for leaf in self.network.leaves] != self.places:  # a model has set its weight.data
             self._find_leaves()
         pairs = zip(gradients, self.leaves, strict=True)  # the kernels take for granted that both have one layout
@@ -134,11 +111,11 @@ class Fused:
                 self.network.apply_masks()
 
     def tensors(self) -> list[Tensor]:
-        """The moments of each leaf, and the number of steps that Adam corrects its bias by."""
+        """What a step changes beside the leaves: their moments, and the number of steps that Adam corrects by."""
         return [*(tensor for moment in self.moments for tensor in moment), self.steps]
 
     def state(self, trial: int) -> State:
-        """Copies of the same."""
+        """Copies of them, on the CPU, for one trial."""
         moments = {
             f"{m}/{i}": self.network.part(tensor, trial, name, math.inf if m else 0.0)
             for m, moment in enumerate(self.moments)
@@ -147,14 +124,15 @@ class Fused:
         return copies({**moments, "steps": self.steps})
 
     def restore(self, states: Sequence[State]) -> None:
-        """Go on from what `state` gave of each trial."""
+        """Continue from what `state` gave of each trial."""
         for m, moment in enumerate(self.moments):
             for i, (name, tensor) in enumerate(zip(self.network.learning, moment, strict=True)):
                 self.network.restore(tensor, [state[f"{m}/{i}"] for state in states], name)
         self.steps.copy_(states[0]["steps"])
 
     def masks_changed(self, before: Sequence[Tensor]) -> None:
-        """Moments become 0 but for weights that both keep; the second one is infinite where weights are pruned."""
+        """Moments become 0 but for weights that the network's masks `before` and now both keep: the others are new, or
+        gone. The second moment is infinite where weights are pruned."""
         place = {id(leaf): i for i, leaf in enumerate(self.network.leaves)}
         for weight, mask, earlier in zip(self.network.masked, self.network.masks, before, strict=True):
             for m, moment in enumerate(self.moments if id(weight) in place else ()):
@@ -210,3 +188,6 @@ class Wrapped:
             for value in self.optimizer.state.get(weight, {}).values():
                 if isinstance(value, Tensor) and value.shape == weight.shape:
                     value.masked_fill_((mask == 0) | (earlier == 0), 0)
+
+
+Optimizer = Fused | Wrapped
