@@ -189,3 +189,33 @@ class TwoWeights(Mlp):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.fc1.weight + self.fc3.weight
         return self.fc2(nn.functional.linear(x.flatten(1), weight, self.fc1.bias).tanh())
+
+
+class TwoTypes(nn.Module):
+    """With parameters of float32 and of float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(64, 12), nn.Linear(12, 4).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1(x.flatten(1)).tanh().double()).float()
+
+
+class Waits(Mlp):
+    """Looks at a number of each batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.sum().item() else x + 1)
+
+
+class Attention(nn.Module):
+    """Reads the rows of an image as a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.fc = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x[:, 0]
+        return self.fc((rows + self.attention(rows, rows, rows, need_weights=False)[0]).flatten(1))

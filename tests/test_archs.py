@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch import nn
 from torch.nn import functional as F
+
+from lth.models import building
+from lth.training.network import Network
+from lth.training.optimizers import gradients
 
 ARCHS = Path(__file__).parents[1] / "archs"
 IMAGES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
@@ -112,14 +115,6 @@ def test_weights_are_those_of_figure_2(
             assert said == (f"{count / 1e6:.1f}M" if "M" in said else f"{count / 1e3:.0f}K")
 
 
-def test_resnet20_is_274k_with_batch_norm() -> None:
-    """The paper's 274K in all is every number in the network, the running mean and variance included."""
-    model = build("cifar10", "resnet20", device="meta")
-    norms = 7 * 16 + (6 + 1) * 32 + (6 + 1) * 64  # channels; + 1 is the projection's
-    numbers = [*model.parameters(), *(b for n, b in model.named_buffers() if "num_batches" not in n)]
-    assert sum(n.numel() for n in numbers) == RESNET20 + 640 + 10 + 4 * norms == 274_042
-
-
 @every_model
 def test_a_step_reaches_every_weight(dataset: str, name: str) -> None:
     model = build(dataset, name)
@@ -134,36 +129,19 @@ def test_stacked_networks_train_as_they_do_alone(dataset: str, name: str) -> Non
     models = [build(dataset, name) for _ in range(2)]
     for module in (m for model in models for m in model.modules() if isinstance(m, nn.Dropout)):
         module.p = 0.0  # nothing random, to compare
-    alone = copy.deepcopy(models)
-    parameters, buffers = stack_module_state(models)
-    images, labels = torch.randn(2, 3, *IMAGES[dataset]), torch.randint(10, (2, 3))
-
-    logits = step(models[0], parameters, buffers, images)
-    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-    losses.view(2, 3).mean(1).sum().backward()
-
-    for i, model in enumerate(alone):
-        expected = model(images[i])
-        F.cross_entropy(expected, labels[i]).backward()
-        torch.testing.assert_close(logits[i], expected, rtol=1e-3, atol=1e-4)
+    states = [building.state_of(model) for model in models]
+    stacked = Network(copy.deepcopy(models[0]), states, [{}, {}], torch.device("cpu"))
+    images, labels = torch.randn(6, *IMAGES[dataset]), torch.randint(10, (6,))
+    losses = stacked.losses(images, labels)
+    found = dict(zip(stacked.learning, gradients(losses.sum(), stacked.leaves), strict=True))
+    for i, model in enumerate(models):
+        loss = F.cross_entropy(model(images[3 * i : 3 * i + 3]), labels[3 * i : 3 * i + 3])
+        loss.backward()
+        torch.testing.assert_close(losses[i], loss, rtol=1e-3, atol=1e-4)
         for key, parameter in model.named_parameters():
-            error = parameters[key].grad[i] - parameter.grad
+            error = found[key][i] - parameter.grad
             assert error.norm() <= 1e-2 * parameter.grad.norm() + 1e-6, key
         for key, buffer in model.named_buffers():  # running statistics
-            torch.testing.assert_close(buffers[key][i], buffer, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(stacked.tensors[key][i], buffer, rtol=1e-3, atol=1e-4)
     # Images that are not stacked are where an operation in place would fail.
-    assert step(models[0], parameters, buffers, torch.randn(2, *IMAGES[dataset]), shared=True).shape == (2, 2, 10)
-
-
-def step(
-    model: nn.Module,
-    parameters: dict[str, Tensor],
-    buffers: dict[str, Tensor],
-    images: Tensor,
-    shared: bool = False,
-) -> Tensor:
-    def forward(parameters: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
-        return functional_call(model, (parameters, buffers), (images,))
-
-    in_dims = (0, 0, None if shared else 0)
-    return vmap(forward, in_dims=in_dims, randomness="different")(parameters, buffers, images)
+    assert stacked.logits(images, shared=True).shape == (2, 6, 10)

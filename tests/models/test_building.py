@@ -167,10 +167,8 @@ def test_mistyped_names_get_the_nearest(put: Put, asked: str, meant: str | None)
 @pytest.mark.parametrize(
     "text, problem",
     [
-        ("def net(:\n", r"cannot be loaded: SyntaxError"),
         ("import nothing_of_this_name\n", r"cannot be loaded: ModuleNotFoundError: No module named"),
         ("import sys\nsys.exit('no GPU')\n", r"cannot be loaded: SystemExit: no GPU"),
-        ("1 / 0\n", r"cannot be loaded: ZeroDivisionError"),
         ("def net():\n    return 5\n", r"net must return a torch.nn.Module, not <class 'int'>"),
         ("def net():\n    raise ValueError('no\\nluck')\n", r"net cannot be built: no"),
         ("\0", r"cannot be loaded"),
@@ -196,14 +194,13 @@ class Wide(nn.Module):
         self.embedding = nn.Embedding(9, 3)
 
 
-def test_glorot_is_gaussian_with_zero_biases() -> None:
-    model = building.build(Wide, "glorot", 0)
-    for layer, fan_in, fan_out in (
-        (model.fc, 400, 200),
-        (model.conv, 20 * 25, 40 * 25),
-        (model.up, 10 * 25, 30 * 25),
-    ):
-        weight, deviation = layer.weight.detach().flatten(), (2 / (fan_in + fan_out)) ** 0.5
+@pytest.mark.parametrize("init", ["glorot", "kaiming"])
+def test_initial_weights_are_gaussian_with_zero_biases(init: str) -> None:
+    model = building.build(Wide, init, 0)
+    layers = [(model.fc, 400, 200), (model.conv, 20 * 25, 40 * 25), (model.up, 10 * 25, 30 * 25)]
+    for layer, fan_in, fan_out in layers:
+        deviation = (2 / (fan_in + fan_out) if init == "glorot" else 2 / fan_in) ** 0.5
+        weight = layer.weight.detach().flatten()
         assert weight.mean().abs() < 3 * deviation / len(weight) ** 0.5
         assert weight.std().item() == pytest.approx(deviation, rel=0.02)
         share = (weight.abs() < deviation).float().mean().item()
@@ -212,19 +209,11 @@ def test_glorot_is_gaussian_with_zero_biases() -> None:
     assert (model.norm.weight == 1).all() and (model.norm.bias == 0).all()
 
 
-def test_kaiming_is_gaussian_of_the_inputs_alone() -> None:
-    model = building.build(Wide, "kaiming", 0)
-    assert model.fc.weight.std().item() == pytest.approx((2 / 400) ** 0.5, rel=0.02)
-    assert model.conv.weight.std().item() == pytest.approx((2 / 500) ** 0.5, rel=0.02)
-    assert (model.fc.bias == 0).all()
-
-
-@pytest.mark.parametrize("make", [Mlp, Conv])
 @pytest.mark.parametrize("init", ["glorot", "kaiming", "own"])
-def test_weights_follow_from_the_seed_alone(make: Callable[[], nn.Module], init: str) -> None:
+def test_weights_follow_from_the_seed_alone(init: str) -> None:
     torch.manual_seed(123)
     before = torch.get_rng_state()
-    one, same, other = (building.state_of(building.build(make, init, seed)) for seed in (5, 5, 6))
+    one, same, other = (building.state_of(building.build(Conv, init, seed)) for seed in (5, 5, 6))
     assert torch.equal(torch.get_rng_state(), before), "drawing weights must not disturb dropout"
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one[next(iter(one))], other[next(iter(one))])

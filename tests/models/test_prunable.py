@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from helpers import do, random_masks, settings
@@ -106,10 +104,6 @@ def old_weight_norm(layer: nn.Module) -> nn.Module:
         return nn.utils.weight_norm(layer)
 
 
-def drawing(weight: Tensor) -> Tensor:
-    return weight * (1 + np.random.rand() + random.random() + float(torch.rand(())))
-
-
 @pytest.mark.parametrize("make", [lambda: nn.Linear(5, 4), lambda: nn.Linear(5, 1), lambda: nn.Conv2d(2, 3, 3)])
 def test_a_weight_under_spectral_norm_is_pruned(make: Callable[[], nn.Module]) -> None:
     model = nn.Sequential(parametrizations.spectral_norm(make()), nn.Flatten())
@@ -190,6 +184,7 @@ def test_stacked_matrices_are_drawn_each_as_one_of_its_own(init: str, gain: floa
 # Masks on the new kinds
 
 MAKERS: dict[str, Callable[..., nn.Module]] = {
+    "linear": lambda a, b, more: nn.Conv2d(a, b, 2, bias=False) if more else nn.Linear(a, b),
     "rnn": lambda a, b, more: nn.RNN(a, b, num_layers=1 + more, bidirectional=more),
     "lstm": lambda a, b, more: nn.LSTM(a, b + 1, bidirectional=more, proj_size=b if more else 0),
     "gru": lambda a, b, more: nn.GRU(a, b, num_layers=1 + more),

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import CPU, Conv, Mlp, Told, assert_same, do, make_images, results, settings, training
+from nets import Attention, TwoTypes, Waits
 from own import WithOptim, find, seeded
 from pretended_gpu import CUDA, gpu
 from torch import Tensor, nn
@@ -32,18 +33,6 @@ from lth.training.train import Stopped, Trained, Training, TrialError
 from lth.training.updates import Updates
 
 PLAN = Plan(40, 10, lambda iteration: 0.01 / (1 + iteration // 15), rewind_at=3)
-
-
-class Attention(nn.Module):
-    """Reads the rows of an image as a sequence."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention, self.fc = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(64, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x[:, 0]
-        return self.fc((rows + self.attention(rows, rows, rows, need_weights=False)[0]).flatten(1))
 
 
 def dropping() -> nn.Module:
@@ -80,6 +69,8 @@ CASES: list[tuple[Callable[[], nn.Module], dict[str, Any]]] = [
     (dropping, {"keep": 0.5}),
     (dropping, {"autocast": True, "seeds": (0, 1, 2), "feed": {"augment": True}}),
     (Attention, {"keep": 0.5}),
+    (TwoTypes, {"keep": 0.5}),
+    (TwoTypes, {"kind": "sgd", "keep": 0.5}),
     (dropping, {"keep": 0.5, "updates": Updates("rigl", 7, 0, 30, 0.5)}),
 ]
 each_case = pytest.mark.parametrize("make, options", CASES, ids=[f"{m.__name__}-{'-'.join(o)}" for m, o in CASES])
@@ -99,18 +90,6 @@ def test_forty_steps_give_the_bits_of_the_cpu(make: Callable[[], nn.Module], opt
         torch.manual_seed(99)  # another process has another random state
         assert_equal(made(make, CUDA, resume=copy.deepcopy(saved[0]), **options).run(), expected)
         assert [graph.replays for graph in machine.graphs] == [40, 25, 15]
-
-
-def test_no_step_waits_for_the_device() -> None:
-    with gpu() as machine:
-        made_ = made(dropping, CUDA, keep=0.5, seeds=(0, 1))
-        epoch = made_.feed.epoch(made_.order_seeds, 0)
-        for run_step in (made_._run_step, made_.step):
-            before = machine.waits.copy()
-            for batch in epoch:
-                made_.optimizer.lr *= 0.9
-                run_step(batch)
-            assert machine.waits == before
 
 
 EXPERIMENTS: list[dict[str, Any]] = [
@@ -140,31 +119,6 @@ def test_a_network_of_ones_own_comes_back_as_on_the_cpu() -> None:
             assert not any(map(machine.has, nets[1].parameters()))
         for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
             assert torch.equal(one, other)
-
-
-class TwoTypes(nn.Module):
-    """With parameters of float32 and of float64."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(64, 12), nn.Linear(12, 4).double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.fc1(x.flatten(1)).tanh().double()).float()
-
-
-@pytest.mark.parametrize("kind", ["adam", "sgd"])
-def test_parameters_of_two_types_are_stepped_type_by_type(kind: str) -> None:
-    expected = made(TwoTypes, CPU, kind=kind, keep=0.5).run()
-    with gpu():
-        assert_equal(made(TwoTypes, CUDA, kind=kind, keep=0.5).run(), expected)
-
-
-class Waits(Mlp):
-    """Looks at a number of each batch."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x if x.sum().item() else x + 1)
 
 
 def test_a_step_that_cannot_be_captured_is_taken_plainly() -> None:
@@ -259,24 +213,6 @@ def test_the_host_is_a_beat_ahead_of_the_device(monkeypatch: pytest.MonkeyPatch)
                 beats.append(step + 1)
         steps = [b - a for a, b in itertools.pairwise(beats)]
     assert steps[:6] == [2, 4, 8, 16, 25, 25] and steps[-5:] == [1] * 5
-
-
-def test_what_the_device_still_has_to_do_counts_as_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a device that takes a second per step and nothing else, and works only while the host waits."""
-    now, asked = [0.0], [0]
-    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
-
-    def wait(why: str) -> None:
-        now[0] += asked[0]
-        asked[0] = 0
-
-    with gpu() as machine:
-        run = made(Mlp, CUDA)
-        machine.wait = wait  # type: ignore[method-assign]
-        run_step = run._run_step
-        run._run_step = lambda batch: (asked.__setitem__(0, asked[0] + 1), run_step(batch))[1]  # type: ignore
-        (trained,) = run.run()
-    assert trained.seconds == {"training": 40, "evaluation": 0}
 
 
 def test_a_stack_that_the_memory_is_too_small_for_becomes_smaller(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
