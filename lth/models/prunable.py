@@ -24,7 +24,9 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 CONV, FC, EMBEDDING, BIAS, OTHER = "conv", "fc", "embedding", "bias", "other"
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # of a module, by attribute
-UNUSED, CHANGED = "unused", "changed"  # why parameters are left out of pruning: see lth/models/probe.py
+# Why parameters are left out of pruning: see lth/models/probe.py.
+UNUSED = "no forward pass uses {}, in training or in evaluation: left out of pruning and percentages"
+CHANGED = "the model changes {} before it multiplies, so that zeros do not stay zeros: not pruned"
 WORTH_SAYING = 0.01  # of all parameters, left alone
 
 _LAYERS = (_ConvNd, nn.Linear, nn.Bilinear)
@@ -75,18 +77,14 @@ def leave_out(model: nn.Module, names: Mapping[str, str]) -> nn.Module:
 
 def left_out(model: nn.Module) -> list[str]:
     """Sentences about the parameters of `leave_out` and their share of all."""
-    named, told = names(model), []
+    named, reasons, sentences = names(model), vars(model).get("_left_out", {}), []
     sizes = {named[id(parameter)]: parameter.numel() for parameter in model.parameters()}
-    for reason, sentence in (
-        (UNUSED, "no forward pass uses {}, in training or in evaluation: left out of pruning and percentages"),
-        (CHANGED, "the model changes {} before it multiplies, so that zeros do not stay zeros: not pruned"),
-    ):
-        which = [name for name, why in vars(model).get("_left_out", {}).items() if why == reason]
-        if which:
+    for reason in (UNUSED, CHANGED):
+        if which := [name for name in reasons if reasons[name] == reason]:
             more = f" and {len(which) - 4} more" if len(which) > 4 else ""
             share = f"{100 * sum(sizes[name] for name in which) / sum(sizes.values()):.1f}% of all parameters"
-            told.append(sentence.format(f"{', '.join(which[:4])}{more} ({share})"))
-    return told
+            sentences.append(reason.format(f"{', '.join(which[:4])}{more} ({share})"))
+    return sentences
 
 
 def names(model: nn.Module) -> dict[int, str]:

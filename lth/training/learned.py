@@ -106,25 +106,12 @@ class LearnedMasks(Network):
         super().__init__(model, states, whole, device, *options, **more)
         self.how, self.first, self.changing, self.learning = how, masks, True, list(self.kept)
         self.fixed = {name: self.tensors.pop(name).detach() for name in self.learning}
-        self.leaves, self.noise = list[Tensor](), list[Tensor]()
+        self.scores, self.noise = dict[str, Tensor](), dict[str, Tensor]()
         for name in self.learning:
             drawn = [first_scores(how, each[name], seed) for each, seed in zip(masks, seeds, strict=True)]
             scores, noise = (self._together(parts).to(device) for parts in zip(*drawn, strict=True))
-            self.leaves.append(scores.requires_grad_(True))
-            self.noise.append(noise)
-
-    def weights(self) -> State:
-        """The weights that a pass multiplies by: in evaluation, those of the highest scores."""
-        found = {}
-        for name, leaf, noise in zip(self.learning, self.leaves, self.noise, strict=True):
-            fixed, kept, scores = self.fixed[name], self.kept[name], leaf.view(self.trials, -1)
-            training = self.model.training
-            factors = self.how.factors(scores, kept) if training else self._highest(scores, noise.view_as(scores), kept)
-            found[name] = fixed * factors.view(fixed.shape)
-        return found
-
-    def _highest(self, scores: Tensor, noise: Tensor, kept: int) -> Tensor:
-        return highest(self.how.ranked(scores + noise), kept)
+            self.scores[name], self.noise[name] = scores.requires_grad_(True), noise
+        self.leaves = [*self.scores.values()]
 
     def alone(self) -> Callable[[Tensor], Tensor]:
         """See Network; the other tensors are the model's own."""
@@ -134,13 +121,26 @@ class LearnedMasks(Network):
         """See Network."""
         return self.tensors | self.weights()
 
+    def weights(self) -> State:
+        """The weights that a pass multiplies by: in evaluation, those of the highest scores."""
+        found = {}
+        for name, fixed in self.fixed.items():
+            scores, noise = (each[name].view(self.trials, -1) for each in (self.scores, self.noise))
+            training = self.model.training
+            factors = self.how.factors(scores, self.kept[name]) if training else self._highest(name, scores, noise)
+            found[name] = fixed * factors.view(fixed.shape)
+        return found
+
+    def _highest(self, name: str, scores: Tensor, noise: Tensor) -> Tensor:
+        return highest(self.how.ranked(scores + noise), self.kept[name])
+
     @torch.no_grad()
     def masks_of(self, trial: int) -> Masks:
         """The masks of one trial in evaluation."""
         found = dict(self.first[trial])
-        for name, leaf, noise in zip(self.learning, self.leaves, self.noise, strict=True):
-            mask = self._highest(self.part(leaf, trial)[None], self.part(noise, trial)[None], self.kept[name])
-            found[name] = mask.view(found[name].shape).bool().cpu()
+        for name in self.learning:
+            scores, noise = (self.part(each[name], trial)[None] for each in (self.scores, self.noise))
+            found[name] = self._highest(name, scores, noise).view(found[name].shape).bool().cpu()
         return found
 
     def state(self, trial: int) -> State:
@@ -150,10 +150,9 @@ class LearnedMasks(Network):
 
     def inner(self, trial: int) -> State:
         """See Network: the scores."""
-        leaves = zip(self.learning, self.leaves, strict=True)
-        return copies({f"score/{name}": self.part(leaf, trial) for name, leaf in leaves})
+        return copies({f"score/{name}": self.part(scores, trial) for name, scores in self.scores.items()})
 
     def restore_inner(self, parts: Sequence[State]) -> None:
         """See Network."""
-        for name, leaf in zip(self.learning, self.leaves, strict=True):
-            self.restore(leaf, [part[f"score/{name}"] for part in parts])
+        for name, scores in self.scores.items():
+            self.restore(scores, [part[f"score/{name}"] for part in parts])

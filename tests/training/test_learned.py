@@ -41,7 +41,7 @@ def test_scores_get_the_gradient_that_goes_straight_through_the_mask(kind: str) 
     fixed, mask = model[1].weight.detach().clone(), torch.rand(4, 6) < 0.5
     made = LearnedMasks(model, [building.state_of(model)], [{"1.weight": mask}], CPU, how=LEARNED[kind], seeds=[3])
     before, kept = made.leaves[0].detach().clone().view(4, 6), int(mask.sum())
-    order = before.abs() if kind == "edge_popup" else before + made.noise[0].view(4, 6)
+    order = before.abs() if kind == "edge_popup" else before + made.noise["1.weight"].view(4, 6)
     assert order[mask].min() > order[~mask].max(), "scores begin with the ticket's mask"
     torch.manual_seed(5)
     (found,) = gradients(made.losses(images, labels), made.leaves)
