@@ -8,7 +8,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -93,16 +92,6 @@ class Trace(TorchDispatchMode):
                         if count is None and self.made_of[_memory(x)] == name:
                             (self.filled.add if _zeros(x) < self.zeros[name] else self.filled.discard)(_memory(x))
         return result
-
-
-def leaving_out(make: Callable[[], nn.Module], examples: Callable[[], Tensor]) -> Callable[[], nn.Module]:
-    """`make`, whose models know what pruning leaves alone: see `left_out`."""
-    found = cache(lambda: left_out(make, examples()))
-
-    def made() -> nn.Module:
-        return layers.leave_out(make(), found())
-
-    return made
 
 
 def left_out(make: Callable[[], nn.Module], examples: Tensor) -> Mapping[str, str]:

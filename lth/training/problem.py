@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from lth.models import building, probe
 from lth.models import fingerprints as identity
 from lth.models.building import Build, State
 from lth.models.probe import Cost, cost
-from lth.models.prunable import has_gradient_hooks
+from lth.models.prunable import has_gradient_hooks, leave_out
 from lth.prune import Rule
 from lth.pruning import Masks
 from lth.settings.checks import first_line
@@ -83,7 +83,12 @@ class Problem:
         def prints() -> dict[str, str]:
             return {"model": identity.of_model(make), "data": images.fingerprint}
 
-        usual = probe.leaving_out(building.constant(make), lambda: images.examples)
+        constant = building.constant(make)
+        left_out = cache(lambda: probe.left_out(constant, images.examples))
+
+        def usual() -> nn.Module:
+            return leave_out(constant(), left_out())
+
         return cls(images, usual, weights, weights, optimizer, prints=prints, build=build)
 
     @cached_property

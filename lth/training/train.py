@@ -20,7 +20,7 @@ from lth.training.hardware import Beat
 from lth.training.network import Network
 from lth.training.optimizers import Optimizer, gradients
 from lth.training.schedule import Plan
-from lth.training.updates import BY_GRADIENT, Goals, update
+from lth.training.updates import Goals, update
 
 OPTIMIZER = "optimizer/"  # what names in Trained.extra begin with that are of the optimiser
 
@@ -187,7 +187,7 @@ class Training:
         """Change the masks, by the gradients of all weights on the batch of the step that follows where they count."""
         updates, found = self.plan.updates, dict[str, Tensor]()
         assert updates is not None
-        if updates.kind in BY_GRADIENT:
+        if updates.kind == "rigl":
             with rng.preserved(self.network.device), self.network.buffers_kept():
                 loss = self.network.losses(*self.feed.fetch(batch)).sum()
                 found = dict(zip(self.network.learning, gradients(loss, self.network.leaves), strict=True))

@@ -1,4 +1,4 @@
-"""Masks that change during a training: dynamic sparse training, and gradual pruning. An arm names its function here.
+"""Masks that change during a training: dynamic sparse training (set, rigl) and gradual magnitude pruning (gmp).
 
 An update comes between two steps. What it removes is 0 from then on; what it adds starts at 0 with moments of 0.
 """
@@ -6,7 +6,7 @@ An update comes between two steps. What it removes is 0 from then on; what it ad
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +22,8 @@ Goals = Sequence[tuple[Quota, Quota]]  # how many weights some layers keep toget
 @dataclass(frozen=True)
 class Updates:
     """When the masks of a round change: before the step that follows each iteration between `start` and `end`, both
-    exclusive, that is a multiple of `every`. `kind` is a name in UPDATES, `fraction` that of the first survivors that
-    is replaced."""
+    exclusive, that is a multiple of `every`. `kind` is set, rigl or gmp, `fraction` that of the first survivors that is
+    replaced."""
 
     kind: str
     every: int
@@ -50,82 +50,55 @@ class Updates:
         return (iteration - self.start) / (self.last - self.start)
 
 
-@dataclass(frozen=True)
-class Moment:
-    """One trial at an update, on the CPU: its masks, its weights and, for rigl, the gradients of all that learn.
-    `fraction` and `progress` are those of `Updates`, `goals` those of gmp."""
-
-    masks: Masks
-    weights: Weights
-    gradients: Weights
-    fraction: float
-    progress: float
-    goals: Goals
-    generator: torch.Generator
-
-
-def at_random(moment: Moment) -> Masks:
-    """The smallest survivors of each layer replaced by as many weights at random: SET (Mocanu et al. 2018,
-    arXiv:1707.04780, Algorithm 1), which there happens after every epoch with a constant fraction of 0.3, removes that
-    of the positive and of the negative weights, and draws the values of new weights."""
-    return _replaced(moment, pruning.random_scores(moment.masks, moment.generator))
-
-
-def by_gradient(moment: Moment) -> Masks:
-    """The smallest survivors of each layer replaced by the weights with the largest gradients: RigL (Evci et al. 2020,
-    arXiv:1911.11134, Algorithm 1), with the fraction 0.3, every 100 steps, for three quarters of the training; there
-    an update takes the place of a step."""
-    found = {name: moment.gradients.get(name, torch.zeros(mask.shape)) for name, mask in moment.masks.items()}
-    return _replaced(moment, {name: gradient.abs() for name, gradient in found.items()})
-
-
-def gradually(moment: Moment) -> Masks:
-    """The smallest survivors removed, so that as many as wanted remain in the end: the cubic schedule of Zhu & Gupta
-    2017 (arXiv:1710.01878, Equation 1), who have an update every 100 to 1000 steps and compare within layers."""
-    left = (1 - moment.progress) ** 3
-    quotas = [Quota(end.layers, end.keep + round((begin.keep - end.keep) * left)) for begin, end in moment.goals]
-    return pruning.keep_highest(_sizes(moment), moment.masks, quotas, moment.generator)
-
-
-UPDATES: dict[str, Callable[[Moment], Masks]] = {"set": at_random, "rigl": by_gradient, "gmp": gradually}
-BY_GRADIENT = ("rigl",)
-
-
-def _replaced(moment: Moment, growth: Weights) -> Masks:
-    """As many survivors in each layer as before. What was just removed may come back, and is then as it was."""
-    counts = pruning.survivors(moment.masks)
-    removed = {name: int(moment.fraction * count) for name, count in counts.items()}
-    fewer = [Quota([name], count - removed[name]) for name, count in counts.items()]
-    kept = pruning.keep_highest(_sizes(moment), moment.masks, fewer, moment.generator)
-    added = [Quota([name], count) for name, count in removed.items()]
-    grown = pruning.keep_highest(growth, {name: ~mask for name, mask in kept.items()}, added, moment.generator)
-    return {name: mask | grown[name] for name, mask in kept.items()}
-
-
-def _sizes(moment: Moment) -> Weights:
-    return {name: moment.weights[name].abs() for name in moment.masks}
-
-
 def update(
     updates: Updates,
     iteration: int,
     network: Network,
     optimizer: Optimizer,
-    gradients: Mapping[str, torch.Tensor],
+    gradients: Weights,
     goals: Sequence[Goals],
     seeds: Sequence[int],
 ) -> None:
-    """Change the masks of all trials of a network, each by draws of its own seed, which leave all other draws alone."""
+    """Change the masks of all trials of a network, each by draws of its own seed, which leave all other draws alone.
+    `gradients` are those of all that learn, for rigl; `goals` those of each trial, for gmp."""
     found = []
     for trial, seed in enumerate(seeds):
         masks, generator = network.masks_of(trial), torch.Generator().manual_seed(seed)
-        weights, theirs = (
-            {name: network.part(tensors[name], trial).cpu() for name in masks if name in tensors}
-            for tensors in (network.tensors, gradients)
-        )
-        when = updates.annealed(iteration), updates.progress(iteration)
-        moment = Moment(masks, weights, theirs, *when, goals[trial] if goals else (), generator)
-        found.append(UPDATES[updates.kind](moment))
+        sizes = {name: network.part(network.tensors[name], trial).cpu().abs() for name in masks}
+        if updates.kind == "gmp":
+            quotas = cubic(goals[trial], updates.progress(iteration))
+            found.append(pruning.keep_highest(sizes, masks, quotas, generator))
+            continue
+        growth = pruning.random_scores(masks, generator) if updates.kind == "set" else {}
+        if updates.kind == "rigl":
+            learning = {name: gradients.get(name, torch.zeros_like(network.tensors[name])) for name in masks}
+            growth = {name: network.part(gradient, trial).cpu().abs() for name, gradient in learning.items()}
+        found.append(replaced(masks, sizes, growth, updates.annealed(iteration), generator))
     before = [mask.clone() for mask in network.masks]
     network.change_masks(found)
     optimizer.masks_changed(before)
+
+
+def replaced(masks: Masks, sizes: Weights, growth: Weights, fraction: float, generator: torch.Generator) -> Masks:
+    """That fraction of the survivors of each layer, the smallest, replaced by as many weights of the highest `growth`.
+    What was just removed may come back, and is then as it was.
+
+    At random it is SET (Mocanu et al. 2018, arXiv:1707.04780, Algorithm 1), which there happens after every epoch with
+    a constant fraction of 0.3, removes that of the positive and of the negative weights, and draws the values of new
+    weights. By the size of gradients it is RigL (Evci et al. 2020, arXiv:1911.11134, Algorithm 1), with the fraction
+    0.3, every 100 steps, for three quarters of the training; there an update takes the place of a step.
+    """
+    counts = pruning.survivors(masks)
+    removed = {name: int(fraction * count) for name, count in counts.items()}
+    fewer = [Quota([name], count - removed[name]) for name, count in counts.items()]
+    kept = pruning.keep_highest(sizes, masks, fewer, generator)
+    added = [Quota([name], count) for name, count in removed.items()]
+    grown = pruning.keep_highest(growth, {name: ~mask for name, mask in kept.items()}, added, generator)
+    return {name: mask | grown[name] for name, mask in kept.items()}
+
+
+def cubic(goals: Goals, progress: float) -> list[Quota]:
+    """How many weights remain at an update, so that as many as wanted do in the end: the schedule of Zhu & Gupta 2017
+    (arXiv:1710.01878, Equation 1), who have an update every 100 to 1000 steps and compare within layers."""
+    left = (1 - progress) ** 3
+    return [Quota(end.layers, end.keep + round((begin.keep - end.keep) * left)) for begin, end in goals]
