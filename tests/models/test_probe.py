@@ -27,14 +27,6 @@ class Standardised(nn.Conv2d):
         return functional.conv2d(x, (self.weight - mean) / (std + 1e-5), self.bias, padding=1)
 
 
-class ByBatchNorm(nn.Conv2d):
-    """As in timm."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = functional.batch_norm(self.weight.reshape(1, len(self.weight), -1), None, None, training=True)
-        return functional.conv2d(x, weight.reshape_as(self.weight), self.bias, padding=1)
-
-
 class Scaled(nn.Linear):
     """Changes its weight, but leaves zeros as they are."""
 
@@ -64,7 +56,6 @@ EXAMPLES = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     ("conv", "head", "expected"),
     [
         (lambda: Standardised(1, 4, 3), lambda: nn.Linear(16, 4), ["0.weight"]),
-        (lambda: ByBatchNorm(1, 4, 3), lambda: nn.Linear(16, 4), ["0.weight"]),
         (lambda: nn.Conv2d(1, 4, 3, padding=1), lambda: LowRank(16, 4), ["4.weight"]),
         (lambda: nn.Conv2d(1, 4, 3, padding=1), lambda: Scaled(16, 4), []),
     ],

@@ -113,17 +113,6 @@ def test_first_scores_are_uniform_whatever_the_mask(kind: str) -> None:
         assert noise.std() == pytest.approx(math.pi / 3**0.5, rel=0.02)
 
 
-def test_what_is_reported_of_supermask_is_a_sample_with_its_probabilities() -> None:
-    """Over many seeds, a weight is kept as often as the sigmoid of its score says."""
-    scores = torch.linspace(-4, 4, 200)
-    counts = torch.zeros(200)
-    for seed in range(400):
-        noise = first_scores(LEARNED["supermask"], torch.arange(200).view(10, 20) < 100, seed)[1]
-        shuffled = noise[torch.randperm(200, generator=torch.Generator().manual_seed(seed))]
-        counts += highest((scores + shuffled)[None], 100)[0]
-    assert (counts / 400 - scores.sigmoid()).abs().mean() < 0.03
-
-
 # Whole rounds
 
 
@@ -151,25 +140,15 @@ def test_rounds_controls_tickets_and_audit(place: Path, arch_type: str, stack: i
         assert found.trained is not None
         start = Store(runs[arm]).ticket(2).start
         for name, mask in found.masks.items():
-            assert start[name].abs().unique().numel() == 1, "signed constants"
+            (value,) = start[name].abs().unique()  # signed constants: Kaiming's of the weights that are kept
+            inputs = mask[0].numel() * mask.double().mean().item()
+            assert value.item() == pytest.approx((2 / inputs) ** 0.5)
             assert torch.equal(found.trained[name], start[name] * mask)
             assert torch.equal(taken.masks[name], mask) == (control == "edge_popup_reinit")
 
 
-def test_the_constants_are_kaiming_s_of_the_weights_that_are_kept(place: Path) -> None:
-    runs = {run.arm: run for run in do(settings(place, prune_type=ARMS, prune_iterations=2))}
-    initial, name = Store(runs["supermask"]).weights("initial"), "layers.1.weight"
-    for arm in ARMS:
-        ticket = Store(runs[arm]).ticket(1)
-        share = ticket.masks[name].double().mean().item()
-        assert ticket.start[name].abs().max().item() == pytest.approx((2 / (64 * share)) ** 0.5)
-        assert torch.equal(ticket.start[name].sign(), initial[name].sign())
-        assert torch.equal(ticket.start["layers.1.bias"], initial["layers.1.bias"])
-
-
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_stop_within_a_round_changes_nothing(place: Path, optimizer: str) -> None:
-    config = settings(place, arch_type="drop", prune_type=ARMS, optimizer=optimizer, checkpoint_every=0)
+def test_a_stop_within_a_round_changes_nothing(place: Path) -> None:
+    config = settings(place, arch_type="drop", prune_type=ARMS, checkpoint_every=0)
     do(replace(config, root=place / "whole"))
     for _ in range(200):
         turns = itertools.count()
