@@ -63,7 +63,7 @@ def sparse_layers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     init = Network.__init__
 
     def noted(self: Network, *args: Any, **options: Any) -> None:
-        made.append(len(options["sparse"]))
+        made.append(len(options.get("sparse", ())))
         init(self, *args, **options)
 
     monkeypatch.setattr(Network, "__init__", noted)
