@@ -20,10 +20,9 @@ from lth.prune import Rule, detach
 from lth.pruning import prunable
 from lth.settings.checks import network, shown
 from lth.settings.config import Config
-from lth.training import fit
 from lth.training.network import Criterion, Network
 from lth.training.optimizers import Fused, Optimizer, Wrapped
-from lth.training.problem import Problem
+from lth.training.problem import Problem, has_complex, reason, unfit
 
 FEW = 0.01  # share of a layer's weights that may be 0 without a word
 
@@ -36,7 +35,7 @@ class OwnNet:
     """
 
     def __init__(self, net: nn.Module, device: torch.device, embeddings: bool = False) -> None:
-        if what := fit.unfit(network("net", net), embeddings):
+        if what := unfit(network("net", net), embeddings):
             raise ValueError(f"net {what}")
         if hooked := [name for name, parameter in net.named_parameters() if layers.has_gradient_hooks(parameter)]:
             raise ValueError(
@@ -54,7 +53,7 @@ class OwnNet:
         self.initial = building.state_of(self.template)
         self.optim, self.groups = self._optim(net)
         if self.optim is None and (complex_ := [n for n, p in net.named_parameters() if p.is_complex()]):
-            raise ValueError(f"net {fit.has_complex(complex_[0])}")
+            raise ValueError(f"net {has_complex(complex_[0])}")
         self.criterion = self._criterion(net, device)
 
     def make(self) -> nn.Module:
@@ -213,7 +212,7 @@ def try_out(own: OwnNet, data: Taken, device: torch.device) -> None:
             try:
                 outputs = net.train(training)(x.clone())
             except Exception as error:
-                why = fit.reason(net, error)
+                why = reason(net, error)
                 raise ValueError(f"net must take the examples of data, (B, {str(shape)[1:]}: {why}") from error
             if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(x):
                 got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__

@@ -29,10 +29,10 @@ from lth.settings.checks import ConfigError
 from lth.settings.checks import Problem as Mistake
 from lth.settings.config import Config
 from lth.settings.values import as_text
-from lth.training import fit, hardware, sparse
+from lth.training import hardware, sparse
 from lth.training.hardware import channels_last, memory_kept, numerics
 from lth.training.network import Network
-from lth.training.problem import Problem, stack_size
+from lth.training.problem import Problem, alike, stack_size
 from lth.training.schedule import Plan, remarks
 from lth.training.train import Training
 
@@ -183,12 +183,12 @@ def _alike(one: Work, model: nn.Module) -> Iterator[str]:
     and about those that --init draws over. Constants, such as a head of zeros, are a way to draw, too."""
     config, weights = one.config, pruning.prunable(model, one.config.prune_embeddings)
     if config.trials > 1 or any(ARMS[arm].start == "fresh" for arm in config.prune_type):
-        fixed = fit.alike(one.problem.initial, [name for name, weight in weights.items() if weight.requires_grad])
+        fixed = alike(one.problem.initial, [name for name, weight in weights.items() if weight.requires_grad])
         if fixed:
             yield f"{_listed(fixed)}: drawn alike for every seed, so that trials and fresh weights do not differ there"
     if config.init != "own" and not building.draws_itself(model):
         own = Problem.of(replace(config, init="own"), one.images).initial
-        if fixed := fit.alike(own, weights):
+        if fixed := alike(own, weights):
             before, after = own(1), one.problem.initial(1)
             if any(len(before[name].unique()) > 1 and not torch.equal(before[name], after[name]) for name in fixed):
                 init = f"--init {config.init} draws over {_listed(fixed)}, which the model file sets alike"

@@ -28,8 +28,8 @@ from lth.settings import flags, names
 from lth.settings.checks import collect_errors
 from lth.settings.config import PROJECT, Config, ConfigError, usual_valid_size
 from lth.settings.values import Duration, TicketName
-from lth.training import fit, hardware, sparse
-from lth.training.problem import Problem, stack_size
+from lth.training import hardware, sparse
+from lth.training.problem import Problem, check_fit, check_seeded, stack_size
 from lth.training.schedule import check_plan
 
 LIBRARIES = ("torch", "torchvision", "numpy", "safetensors")
@@ -78,9 +78,9 @@ def prepare(config: Config, loaded: Loaded | None = None) -> tuple[Images, Probl
         problems += check_plan(config, (len(images.train) - held_back) // config.batch_size)
     with collect_errors(problems):
         name, embeddings = f"--arch_type {config.arch_type}", config.prune_embeddings
-        fit.check_fit(problem.make(), images.shape, images.classes, name, embeddings, config.batch_size)
+        check_fit(problem.make(), images.shape, images.classes, name, embeddings, config.batch_size)
         assert problem.build
-        fit.check_seeded(problem.build, name)  # the user's code may fail: now, and not after files are written
+        check_seeded(problem.build, name)  # the user's code may fail: now, and not after files are written
     if problems:
         raise ConfigError(*problems)
     return images, problem
