@@ -95,7 +95,7 @@ RIVALS = (
         "networks that are found and not trained: edge-popup in Conv-2 on CIFAR-10",
         paper="Ramanujan et al. 2020", source="arXiv:1911.13299", where="Figure 3, at 10%",
         experiments={"": f"--arch_type conv2 --dataset cifar10 {EDGE_POPUP} {TENTH}"},
-        quick="--end_iter 60it --valid_freq 30it --trials 1",
+        quick="--end_iter 100it --valid_freq 50it --lr 0.02 --trials 1",
         statements=(
             Statement("10% of a random Conv-2 classify 65% of the images",
                       reached("edge_popup"), at=10, published=65.0, holds=(62.0, 100.0), unit=PERCENT),

@@ -232,13 +232,14 @@ def iterations_axis(axis: Any) -> None:
 
 
 def fit(axes: Axes, values: Iterable[float], bars: Iterable[float] = ()) -> None:
-    """A y axis for all of these values, and for as much of the ends of `bars` as does not flatten them."""
+    """A y axis for all of these values, none of which is negative, and for as much of the ends of `bars` as does not
+    flatten them."""
     found = np.asarray([value for value in values if math.isfinite(value)])
     span = float(np.ptp(found)) or 1.0
     ends = np.clip([value for value in bars if math.isfinite(value)], found.min() - span / 2, found.max() + span / 2)
     low, high = min([found.min(), *ends]), max([found.max(), *ends])
     room = 0.06 * (high - low or abs(high) or 1)  # also where all values are the same
-    axes.set_ylim(low - room, high + room)
+    axes.set_ylim(max(low - room, 0), high + room)
 
 
 def accuracy_axis(axes: Axes, values: Iterable[float], bars: Iterable[float] = (), least: float = 5.0) -> str:

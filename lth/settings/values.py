@@ -155,9 +155,11 @@ def matching(pattern: str, must: str) -> Callable[[str], str]:
 
 def folder_path(text: str) -> Path:
     """The path of a folder, existing or new."""
-    if os.path.lexists(text) and not Path(text).is_dir():
+    path = Path(text)
+    there = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
+    if not there.is_dir():
         raise ValueError("must be a folder, or a new one")
-    return Path(text)
+    return path
 
 
 def plain_name(text: str) -> str:

@@ -207,6 +207,7 @@ ONE: dict[str, str] = {  # of each kind of value one that is too low, too high, 
     "--preset lennet": "--preset must be one of lenet, .* not 'lennet': did you mean lenet?",
     "--name a/b": "--name must be a plain name",
     "--root file": "--root must be a folder, or a new one, not 'file'",
+    "--root file/in": "--root must be a folder, or a new one, not 'file/in'",
     "--ticket nowhere": "--ticket must be the folder of an existing run",
     # flags
     "--prune_percnt 20": "--prune_percnt is no flag of this program: did you mean --prune_percent?",
