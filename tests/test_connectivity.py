@@ -44,16 +44,16 @@ def test_the_barrier_of_a_known_quadratic_is_exact() -> None:
         x = float(found["w"][0].double())
         return Errors(train_error=10 + 8 * x, test_error=10 + 8 * x - 4 * (x + 1) * (x - 2))
 
-    shares, found = zip(*line.along(state(-1.0), state(2.0), errors), strict=True)
-    assert len(found) == 30 and shares[0] == 0 and shares[-1] == 1
-    assert shares == pytest.approx([n / 29 for n in range(30)])
+    found = pd.DataFrame(line.along(state(-1.0), state(2.0), errors))
+    assert found["point"].tolist() == pytest.approx([n / 29 for n in range(30)])
     at = [-1 + 3 * n / 29 for n in range(30)]
     direct = max(10 + 8 * x - 4 * (x + 1) * (x - 2) for x in at) - (2 + 26) / 2
-    assert tables.barrier([each.test_error for each in found]) == pytest.approx(direct, abs=1e-4)
-    assert tables.barrier([each.train_error for each in found]) == pytest.approx(26 - 14), "ends that differ count"
+    assert tables.barrier(found["test_error"].tolist()) == pytest.approx(direct, abs=1e-4)
+    assert tables.barrier(found["train_error"].tolist()) == pytest.approx(26 - 14), "ends that differ count"
 
 
-def test_identical_ends_have_no_barrier(place: Path) -> None:
+def test_identical_ends_have_no_barrier(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line, "POINTS", 4)
     (run,) = do(settings(place, prune_iterations=2))
     trainer, trained = experiment(settings(place)).trainer, Store(run).weights("trained_01")
     masks, feed = Store(run).ticket(1).masks, trainer.feed([run])
@@ -61,11 +61,11 @@ def test_identical_ends_have_no_barrier(place: Path) -> None:
     def errors(found: State) -> Errors:
         return line.measure(Network(trainer.problem.make(), [found], [masks], CPU), feed, 0)
 
-    found = [each for _, each in itertools.islice(line.along(trained, trained, errors), 4)]
-    assert len(set(found)) == 1 and tables.barrier([each.test_error for each in found]) == 0
+    found = pd.DataFrame(line.along(trained, trained, errors))
+    assert (found[["train_error", "test_error"]].nunique() == 1).all() and len(found) == 4
     model, indices = building.load_state(trainer.problem.make(), trained).eval(), feed.train_indices[0]
     wrong = (model(feed.normalise(feed.images[indices])).argmax(1) != feed.labels[indices]).float().mean()
-    assert found[0].train_error == pytest.approx(100 * wrong.item()), "on the trial's own training images"
+    assert found["train_error"][0] == pytest.approx(100 * wrong.item()), "on the trial's own training images"
 
 
 def test_batch_norm_gets_statistics_of_its_own_at_every_point(place: Path) -> None:

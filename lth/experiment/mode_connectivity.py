@@ -11,10 +11,10 @@ weights that were pruned between shrink to 0 on the way.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -123,14 +123,13 @@ def _measure_lines(trainer: Trainer, run: Run, number: int) -> None:
             raise Stopped
         return measure(Network(make(), [state], [masks], *options, channels_last=channels_last), feed, run.seed)
 
-    points = [{"point": share, **found._asdict()} for share, found in along(one, other, errors)]
+    points = along(one, other, errors)
     if number:
         before, last = store.masks(number - 1), store.weights(numbered("end", number - 1))
         either = {name: mask | before[name] for name, mask in masks.items() if name in before}
-        way = along(last, one, lambda state: errors(state, either))
         average = 100 - errors(between(last, one, 0.5), masks).test_error  # of both, under the later mask
         about = {"line": tables.ROUNDS, "average": average}
-        points += [{"point": share, **found._asdict(), **about} for share, found in way]
+        points += [{**point, **about} for point in along(last, one, lambda state: errors(state, either))]
     _keep_end(trainer, run, number)
     for end in ENDS:  # before the lines count as measured, so that a stop leaves none behind
         files.delete(store.file(end))
@@ -148,11 +147,10 @@ class Errors(NamedTuple):
     test_error: float
 
 
-def along(one: State, other: State, errors: Callable[[State], Errors]) -> Iterator[tuple[float, Errors]]:
-    """The errors at POINTS evenly spaced points from `one` to `other`, each with its share of the way."""
-    for number in range(POINTS):
-        share = number / (POINTS - 1)
-        yield share, errors(between(one, other, share))
+def along(one: State, other: State, errors: Callable[[State], Errors]) -> list[dict[str, Any]]:
+    """The errors at POINTS evenly spaced points from `one` to `other`, each with its share of the way, `point`."""
+    shares = [number / (POINTS - 1) for number in range(POINTS)]
+    return [{"point": share, **errors(between(one, other, share))._asdict()} for share in shares]
 
 
 def between(one: State, other: State, share: float) -> State:

@@ -62,6 +62,10 @@ class Round:
         """Random numbers with that seed."""
         return torch.Generator().manual_seed(self.seed(purpose))
 
+    def original(self) -> State:
+        """The initial weights, or those that --rewind says."""
+        return self.store.weights(self.store.original)
+
     def start_ticket(self, number: int) -> tuple[Masks, State]:
         """The masks and the weights that the run named by --ticket has for a round here. TrialError if they cannot be
         used."""
@@ -88,19 +92,10 @@ def iterative(last: Round) -> Chosen:
     return _highest(last, last.ticket.masks, last.drawn, initial)
 
 
-def one_shot(last: Round) -> Chosen:
-    """Of the trained dense network, as many weights as iterative pruning leaves by then."""
-    return _at_once(last, last.store.drawn)
-
-
-def before_training(last: Round) -> Chosen:
-    """Of the network before its training, as many weights as iterative pruning leaves by then."""
-    return _at_once(last, last.store.original)
-
-
-def unpruned(last: Round) -> Chosen:
-    """The masks that round 0 began with, of arms that prune during the training."""
-    return Chosen(last.store.ticket(0).masks)
+def at_once(last: Round, name: str) -> Chosen:
+    """Of the network whose weights have that name in the store, as many as iterative pruning leaves by then."""
+    store = last.store
+    return _highest(last, store.ticket(0).masks, store.weights(name), store.weights("initial"), last.next)
 
 
 def of_arm(last: Round) -> Chosen:
@@ -127,7 +122,7 @@ def of_arm(last: Round) -> Chosen:
         raise TrialError(f"{error}; --overwrite trains {other.arm} and {last.run.arm} again") from None
 
 
-def masks_of_ticket(last: Round) -> Chosen:
+def of_ticket(last: Round) -> Chosen:
     """The masks that the run named by --ticket has for the same round. TrialError if they cannot be used, or if its
     masks of the round before are not those that were taken then."""
     before, after = (last.start_ticket(number)[0] for number in (last.ticket.round, last.next))
@@ -136,14 +131,53 @@ def masks_of_ticket(last: Round) -> Chosen:
     return Chosen(after)
 
 
+def sign(last: Round, masks: Masks, shuffled: bool = False) -> State:
+    """Each prunable weight replaced by the standard deviation of its layer's original weights, with its own sign (Zhou
+    et al. 2019, arXiv:1905.01067, Section 4). If `shuffled`, the signs of a layer's survivors are in random order."""
+    weights, generator = last.original(), last.generator("shuffled_signs")
+    start = dict(weights)
+    for name, mask in masks.items():
+        signs = _signs(weights[name])
+        if shuffled:
+            survivors = signs[mask]
+            signs[mask] = survivors[torch.randperm(len(survivors), generator=generator)]
+        start[name] = signs * weights[name].std(correction=0)
+    return start
+
+
+def kaiming_signs(last: Round, masks: Masks) -> State:
+    """Each prunable weight replaced by the standard deviation of Kaiming initial weights where as many are kept as the
+    mask of its layer keeps, with the sign of the initial weight (Ramanujan et al. 2020, arXiv:1911.13299, Sections 3.3
+    and 4.4: signed constants, scaled)."""
+    weights = last.store.weights("initial")
+
+    def constant(name: str) -> float:
+        return math.sqrt(2 / max(int(masks[name].sum()) / len(masks[name]), 1))  # the kept inputs of a unit
+
+    return weights | {name: _signs(weights[name]) * constant(name) for name in masks}
+
+
 MASKS: dict[str, Callable[[Round], Chosen]] = {
     "iterative": iterative,
-    "one_shot": one_shot,
-    "before_training": before_training,
-    "unpruned": unpruned,
+    "one_shot": lambda last: at_once(last, last.store.drawn),
+    "before_training": lambda last: at_once(last, last.store.original),
+    "unpruned": lambda last: Chosen(last.store.ticket(0).masks),  # of arms that prune during the training
     "of_arm": of_arm,
-    "of_ticket": masks_of_ticket,
+    "of_ticket": of_ticket,
 }
+STARTS: dict[str, Callable[[Round, Masks], State]] = {
+    "original": lambda last, masks: last.original(),
+    "fresh": lambda last, masks: last.trainer.problem.fresh(last.seed("weights")),
+    "trained": lambda last, masks: last.final,
+    "of_ticket": lambda last, masks: last.start_ticket(last.next)[1],
+    "sign": sign,
+    "shuffled_signs": partial(sign, shuffled=True),
+    "kaiming_signs": kaiming_signs,
+}
+
+
+def _signs(weight: Tensor) -> Tensor:
+    return torch.where(weight < 0, -1.0, 1.0).to(weight.dtype)
 
 
 def _differ(one: Masks, other: Masks) -> bool:
@@ -158,11 +192,6 @@ def _by_rule(last: Round, rule: prune.Rule) -> Chosen:
         why += "called weight_orig; fetch_layers names them"
         last.trainer.tell(Note(f"{last.run}: prune_rule pruned nothing before round {last.next} ({why})"))
     return Chosen(masks)
-
-
-def _at_once(last: Round, weights: str) -> Chosen:
-    store = last.store
-    return _highest(last, store.ticket(0).masks, store.weights(weights), store.weights("initial"), last.next)
 
 
 def _highest(last: Round, masks: Masks, weights: State, initial: State, rounds: int = 1) -> Chosen:
@@ -212,73 +241,3 @@ def _sensitivity(last: Round, weights: State) -> Callable[[Masks], Weights]:
             return scored(method, model, masks, batches, trainer.problem.criterion)
 
     return score
-
-
-def original(last: Round, masks: Masks) -> State:
-    """The initial weights, or those that --rewind says."""
-    return last.store.weights(last.store.original)
-
-
-def fresh(last: Round, masks: Masks) -> State:
-    """New random weights."""
-    return last.trainer.problem.fresh(last.seed("weights"))
-
-
-def trained(last: Round, masks: Masks) -> State:
-    """The weights at the end of the last round."""
-    return last.final
-
-
-def start_of_ticket(last: Round, masks: Masks) -> State:
-    """What the run named by --ticket started this round from."""
-    return last.start_ticket(last.next)[1]
-
-
-def sign(last: Round, masks: Masks) -> State:
-    """Each prunable weight replaced by the standard deviation of its layer's original weights, with its own sign (Zhou
-    et al. 2019, arXiv:1905.01067, Section 4)."""
-    weights = original(last, masks)
-    return weights | {name: _constants(weights[name], _signs(weights[name])) for name in masks}
-
-
-def shuffled_signs(last: Round, masks: Masks) -> State:
-    """The same with the signs of each layer's survivors in random order: as many of each as before."""
-    weights, generator = original(last, masks), last.generator("shuffled_signs")
-    start = dict(weights)
-    for name, mask in masks.items():
-        signs = _signs(weights[name])
-        survivors = signs[mask]
-        signs[mask] = survivors[torch.randperm(len(survivors), generator=generator)]
-        start[name] = _constants(weights[name], signs)
-    return start
-
-
-def kaiming_signs(last: Round, masks: Masks) -> State:
-    """Each prunable weight replaced by the standard deviation of Kaiming initial weights where as many are kept as the
-    mask of its layer keeps, with the sign of the initial weight (Ramanujan et al. 2020, arXiv:1911.13299, Sections 3.3
-    and 4.4: signed constants, scaled)."""
-    weights = last.store.weights("initial")
-
-    def constant(name: str) -> float:
-        return math.sqrt(2 / max(int(masks[name].sum()) / len(masks[name]), 1))  # the kept inputs of a unit
-
-    return weights | {name: _signs(weights[name]) * constant(name) for name in masks}
-
-
-STARTS: dict[str, Callable[[Round, Masks], State]] = {
-    "original": original,
-    "fresh": fresh,
-    "trained": trained,
-    "of_ticket": start_of_ticket,
-    "sign": sign,
-    "shuffled_signs": shuffled_signs,
-    "kaiming_signs": kaiming_signs,
-}
-
-
-def _signs(weight: Tensor) -> Tensor:
-    return torch.where(weight < 0, -1.0, 1.0).to(weight.dtype)
-
-
-def _constants(weight: Tensor, signs: Tensor) -> Tensor:
-    return signs * weight.std(correction=0)

@@ -175,7 +175,10 @@ class Trainer:
         exhausted = f"the memory of {self.device} is exhausted at batch size {self.config.batch_size}"
         short = "" if len(stack) > 1 else f"{exhausted}: lower --batch_size"
         with blame_model(f"{stack[0].arch_type} failed in round {number}", short):
-            network = self._network(stack, started, plan, feed)
+            network, arm, goals = self._network(stack, started, plan, feed), ARMS[stack[0].arm], list[Goals]()
+            if plan.updates:
+                quotas = ([self.quotas(arm, each.masks, rounds) for rounds in (0, number)] for each in started)
+                goals = [list(zip(*ends, strict=True)) for ends in quotas]
             training = Training(
                 network,
                 self.problem.optimizer(network),
@@ -184,7 +187,7 @@ class Trainer:
                 [[run.seed, *order] for run in stack],
                 derive_seed(stack[0].seed, "dropout", number),
                 saved,
-                [self.goals(ARMS[stack[0].arm], ticket.masks, number) for ticket in started] if plan.updates else (),
+                goals,
             )
             return training.run(report, checkpoint, self.config.checkpoint_every, self.stop, moved)
 
@@ -212,10 +215,6 @@ class Trainer:
         if arm.compared == "all":
             return pruning.together(quotas, percents)
         return pruning.erdos_renyi(masks, pruning.together(quotas, percents)) if scope == "erk" else quotas
-
-    def goals(self, arm: Arm, masks: Masks, rounds: int) -> Goals:
-        """The same of these masks and after so many rounds."""
-        return list(zip(self.quotas(arm, masks, 0), self.quotas(arm, masks, rounds), strict=True))
 
     def stackable(self, waiting: Sequence[Run], number: int, again: str = "") -> list[Run]:
         """Those of the waiting runs that can be trained as one with the first of them: with one plan, and from
