@@ -31,6 +31,7 @@ from lth.settings.config import Config
 from lth.settings.values import as_text
 from lth.training import hardware, sparse
 from lth.training.hardware import channels_last, memory_kept, numerics
+from lth.training.learned import LEARNED, LearnedMasks
 from lth.training.network import Network
 from lth.training.problem import Problem, alike, stack_size
 from lth.training.schedule import Plan, remarks
@@ -220,25 +221,25 @@ class Cost:
         return steps * self.step + (evaluations * valid + tests * len(images.test)) * self.image
 
 
-def measured(config: Config, images: Images, problem: Problem, device: torch.device, number: int = 0) -> Cost:
-    """The cost of round `number`, from a moment of training a network that was pruned at random as often. Nothing is
-    written."""
+def measured(
+    config: Config, images: Images, problem: Problem, device: torch.device, number: int = 0, learn: str = ""
+) -> Cost:
+    """The cost of round `number`, from a moment of training a network that was pruned at random as often, or whose
+    masks are learned as `learn` says. Nothing is written."""
     batch, most = config.batch_size, 20 * config.batch_size + FEW
     some: Any = {"train": images.train[:most], "train_labels": images.train_labels[:most]}
     few = replace(images, **some, test=images.test[:FEW], test_labels=images.test_labels[:FEW], validation=None)
     model, masks, held_back = problem.make(), _masks(config, problem, number), min(FEW, len(few.train) - batch)
     with numerics(config.precision, config.threads or 1), memory_kept():
         feed = few.feed([0], held_back, batch, device, config.augment)
-        network = Network(
-            model,
-            [problem.initial(0)],
-            [masks],
-            device,
-            problem.criterion,
-            autocast=config.precision == "bf16",
-            sparse=sparse.choose(model, [masks], sparse.limits(config), feed.example()),
-            channels_last=channels_last(problem.make, feed.example()),
-        )
+        tickets = (model, [problem.initial(0)], [masks], device, problem.criterion, config.precision == "bf16")
+        in_channels_last = channels_last(problem.make, feed.example())
+        if learn:
+            how = LEARNED[learn]
+            network: Network = LearnedMasks(*tickets, how=how, seeds=[0], channels_last=in_channels_last)
+        else:
+            layers = sparse.choose(model, [masks], sparse.limits(config), feed.example())
+            network = Network(*tickets, sparse=layers, channels_last=in_channels_last)
         optimizer, steps = problem.optimizer(network), WARM_UP
         for _ in range(2):
             plan = Plan(steps, steps, lambda _: config.lr)
@@ -261,8 +262,13 @@ def sentence(works: Sequence[Work], left: Mapping[Run, int], at_once: int) -> st
         lengths.add(length)
         if sum(trainings) * length * (STEP + multiply_adds / PACE) >= SHORT:
             again = 1 + config.connectivity
-            costs = _costs(one, max(trainings) // again)
-            seconds |= {run: again * sum(costs[len(costs) - left[run] // again :]) for run in one.runs}
+            kinds = dict[tuple[str, bool], list[Run]]()
+            for run in one.runs:
+                kinds.setdefault((ARMS[run.arm].learn, bool(ARMS[run.arm].update)), []).append(run)
+            for (learn, updated), runs in kinds.items():
+                count = max(left[run] for run in runs) // again
+                costs = _costs(one, count, learn, updated) if count else []
+                seconds |= {run: again * sum(costs[count - left[run] // again :]) for run in runs}
     if not seconds:
         return ""
     total = max(*seconds.values(), sum(seconds.values()) / min(at_once, len(seconds)))
@@ -271,16 +277,25 @@ def sentence(works: Sequence[Work], left: Mapping[Run, int], at_once: int) -> st
     return f"{what}: about {in_words(total / 60)} on this CPU; --end_iter and --prune_iterations shorten it"
 
 
-def _costs(one: Work, count: int) -> list[float]:
+def _costs(one: Work, count: int, learn: str, updated: bool) -> list[float]:
     """Seconds of a training in each of the last `count` rounds. Those of the first and, where it trains sparsely, of
-    the last of them are measured; the others lie on the line between."""
-    config, problem, images, cpu = one.config, one.problem, one.images, torch.device("cpu")
-    numbers = [config.prune_iterations - count, config.prune_iterations - 1]
-    masks, example = _masks(config, problem, numbers[1]), torch.zeros(2, *images.shape)
-    if not sparse.choose(problem.make(), [masks], sparse.limits(config), example):
-        del numbers[1]
-    ends = [measured(config, images, problem, cpu, number).training(config, images) for number in numbers]
-    return np.linspace(ends[0], ends[-1], count).tolist()
+    the last of them are measured; the others lie on the line between. All rounds of arms whose masks are `updated`
+    multiply as the dense one does; those that `learn` masks take equally long but for the dense one."""
+    config, problem, images = one.config, one.problem, one.images
+    first, last = config.prune_iterations - count, config.prune_iterations - 1
+
+    def seconds(number: int, learn: str = "") -> float:
+        return measured(config, images, problem, torch.device("cpu"), number, learn).training(config, images)
+
+    if learn:
+        dense = [seconds(0)] if first == 0 else []
+        return dense + [seconds(last, learn)] * (count - len(dense)) if last else dense
+    if updated:
+        return [seconds(0)] * count
+    masks, example = _masks(config, problem, last), torch.zeros(2, *images.shape)
+    sparsely = sparse.choose(problem.make(), [masks], sparse.limits(config), example)
+    start = seconds(first)
+    return np.linspace(start, seconds(last) if sparsely else start, count).tolist()
 
 
 def _masks(config: Config, problem: Problem, number: int) -> pruning.Masks:

@@ -9,7 +9,6 @@ import pytest
 from helpers import CPU, settings
 
 from lth.commands import forecast, prepare, queue, session
-from lth.settings.config import Config
 from lth.settings.values import Duration
 
 
@@ -17,8 +16,9 @@ from lth.settings.values import Duration
 def test_the_forecast_counts_what_is_left_by_what_its_rounds_take(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], sparsely: bool, minutes: int
 ) -> None:
-    def measured(config: Config, images: object, problem: object, device: object, number: int) -> forecast.Cost:
-        return forecast.Cost(step=60.0 - 10 * number, image=0.0)
+    def measured(*given: object, **more: object) -> forecast.Cost:
+        number, learn = given[4:]
+        return forecast.Cost(step=120.0 if learn else 60.0 - 10 * int(str(number)), image=0.0)
 
     monkeypatch.setattr(forecast, "measured", measured)
     monkeypatch.setattr(forecast, "SHORT", 0.0)
@@ -30,6 +30,9 @@ def test_the_forecast_counts_what_is_left_by_what_its_rounds_take(
     monkeypatch.setattr(queue.Queue, "finished", lambda self, run: 3)
     session.run(config)  # the last round of four runs
     assert "about 5 minutes on this CPU" in capsys.readouterr().out
+    changes = {"prune_type": ("rigl", "supermask"), "update_freq": Duration(2, "it"), "trials": 1}
+    session.run(replace(config, **changes))  # as a dense round; twice as long as that
+    assert "about 10 minutes on this CPU" in capsys.readouterr().out
 
 
 def test_a_measured_step_and_evaluation_make_a_training(place: Path) -> None:
