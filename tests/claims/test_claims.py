@@ -75,12 +75,14 @@ def test_a_statement_is_judged_by_the_paired_interval_of_its_trials(make_runs: M
             assert (found.low, found.high) == pytest.approx(verdict.interval(list(gained.values())))
 
 
-def test_arms_are_compared_within_a_trial_and_ratios_by_their_logarithms(make_runs: MakeRuns) -> None:
+@pytest.mark.parametrize("beside", ["lt", ""])  # another arm, or the trial's dense network
+def test_arms_are_compared_within_a_trial_and_ratios_by_their_logarithms(make_runs: MakeRuns, beside: str) -> None:
     runs = make_runs(seeds=(0, 1, 2), saves=False)
-    statement = Statement("later", early_stop("reinit", "lt"), at=51.2, holds=(1, math.inf), unit=TIMES)
+    statement = Statement("later", early_stop("reinit", beside), at=51.2, holds=(1, math.inf), unit=TIMES)
     found = check(statement, Records.of({"": runs}))
-    late = {(run.arm, run.seed): table(run, "rounds")["ES"][3] for run in runs}
-    ratios = np.log([late["reinit", seed] / late["lt", seed] for seed in range(3)])
+    ES = {(run.arm, run.seed): table(run, "rounds")["ES"] for run in runs}
+    others = [ES["lt", seed][3] if beside else ES["reinit", seed][0] for seed in range(3)]
+    ratios = np.log([ES["reinit", seed][3] / others[seed] for seed in range(3)])
     assert found.mean == pytest.approx(np.exp(ratios.mean()))
     assert (found.low, found.high) == pytest.approx(tuple(map(math.exp, verdict.interval(list(ratios)))))
 
