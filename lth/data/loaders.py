@@ -244,11 +244,10 @@ def _streamed(
     parts: Mapping[str, Iterable[Any]], first: Mapping[str, Batch], steady: Mapping[str, str], iterations: int
 ) -> Taken:
     (x, y), train = first["train"], parts["train"]
-    size, ordered = len(y), _in_order(train)
-    if ordered is not None:
-        steps = len(ordered.sampler) // size  # type: ignore[arg-type]
-    elif not (steps := operator.length_hint(train)):
-        steps = sum(1 for _ in itertools.islice(draw(train, "data.train"), iterations))
+    size = len(y)
+    count = operator.length_hint(train.sampler) if isinstance(train, DataLoader) and train.batch_size else 0
+    if not (steps := count // size or operator.length_hint(train)):  # of full batches, where that is known
+        steps = sum(len(y) == size for _, y in itertools.islice(draw(train, "data.train"), iterations))
     about = f"{steps} training batches of {size} examples of {tuple(x.shape[1:])}, streamed"
     some = x[:SAMPLES].cpu().clone() if len(x) > 1 else torch.cat([x, x])
     return Taken(

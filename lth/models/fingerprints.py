@@ -99,7 +99,8 @@ def _is_own(name: str, file: str | None = None) -> bool:
     """Whether a module is the user's own, as the models that come with the program are, which may be edited."""
     top = name.partition(".")[0]
     file = file or getattr(sys.modules.get(name), "__file__", None) or ""
-    installed = top == "lth" or top in sys.stdlib_module_names or "-packages" in str(Path(file).absolute())
+    installed = top == "lth" or top in sys.stdlib_module_names
+    installed = installed or bool(re.search("(site|dist)-packages", str(Path(file).absolute())))
     return top in ("archs", "__main__") or (file.endswith(".py") and not installed)
 
 

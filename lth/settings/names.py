@@ -196,11 +196,13 @@ def _find(arch_type: str, of: str, data: Path | None) -> Path | None:
 def spelling(file: Path, arch_type: str) -> str:
     """How a model file, or a function or class in it, spells its name, which is `arch_type` in any case; "" if none has
     that name. The file is not run."""
-    names = [file.stem]
+    names = list[str]()
     with contextlib.suppress(OSError, SyntaxError, ValueError):  # which is reported when it is loaded
         tree = ast.parse(file.read_bytes())
-        names += [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    return next((name for name in names if name.lower() == arch_type.lower()), "")
+        names = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    if len({name for name in names if name.lower() == arch_type.lower()}) > 1:  # their case alone tells them apart
+        return arch_type
+    return next((name for name in (file.stem, *names) if name.lower() == arch_type.lower()), "")
 
 
 def _own_folders() -> list[str]:

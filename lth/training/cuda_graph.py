@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import pickle
 import warnings
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lth import rng
 from lth.models import building
-from lth.training.network import Network
+from lth.training.network import Network, attributes
 
 SLOWER = "no CUDA graph of this model's step, which is slower"
 UNSEEN = (
@@ -82,7 +81,7 @@ def _decides(network: Network, images: Tensor) -> bool:
     def tried() -> tuple[list[bytes], bytes, list[Tensor]]:
         with rng.preserved(network.device):
             network.forward(model, images[:2].clone()).sum().backward()
-            return _attributes(model), _cpu_state(), list(model.buffers())
+            return attributes(model), _cpu_state(), list(model.buffers())
 
     try:
         with warnings.catch_warnings():
@@ -102,15 +101,3 @@ def _decides(network: Network, images: Tensor) -> bool:
 def _cpu_state() -> bytes:
     torch_state, *others = rng.on_cpu()
     return pickle.dumps([torch_state.numpy().tobytes(), others])  # of a tensor, pickle would give its address too
-
-
-def _attributes(model: nn.Module) -> list[bytes]:
-    """The attributes of a model's modules besides tensors and modules, pickled. What cannot be pickled, such as a
-    lambda, is left out."""
-    usual, found = vars(nn.Module()).keys(), []
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if name not in usual and not isinstance(value, (Tensor, nn.Module)):
-                with contextlib.suppress(Exception):  # whatever the user's own classes raise
-                    found.append(pickle.dumps((name, value)))
-    return found

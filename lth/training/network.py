@@ -6,9 +6,10 @@ step of a small network is bound by launching kernels. On a CPU a model alone ru
 
 from __future__ import annotations
 
+import contextlib
+import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -149,15 +150,19 @@ class Network:
         now = own if self.trials == 1 else self.tensors
         return {name: now[name] for name in own if name in self.tensors}
 
-    @contextmanager
+    @contextlib.contextmanager
     def buffers_kept(self) -> Iterator[None]:
         """Buffers are afterwards the same tensors with the same values: models may change them in evaluation too, and
-        how often there is one, and on which images, must decide nothing."""
+        how often there is one, and on which images, must decide nothing. Not so where plain attributes have changed as
+        well, which may say that a table is filled now."""
         before = self._buffers()
         values = {name: buffer.clone() for name, buffer in before.items()}
+        others = attributes(self.model) if before else []
         try:
             yield
         finally:
+            if before and attributes(self.model) != others:
+                before, values = {}, {}
             with torch.no_grad():
                 for dtype in {value.dtype for value in values.values()}:  # of one type, foreach copies in one kernel
                     names = [name for name, value in values.items() if value.dtype == dtype]
@@ -205,3 +210,15 @@ def copies(tensors: Mapping[str, Tensor]) -> State:
         name: piece.clone().view(tensor.dtype).view(tensor.shape)
         for (name, tensor), piece in zip(tensors.items(), pieces, strict=True)
     }
+
+
+def attributes(model: nn.Module) -> list[bytes]:
+    """The attributes of a model's modules besides tensors and modules, pickled. What cannot be pickled, such as a
+    lambda, is left out."""
+    usual, found = vars(nn.Module()).keys(), []
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in usual and not isinstance(value, (Tensor, nn.Module)):
+                with contextlib.suppress(Exception):  # whatever the user's own classes raise
+                    found.append(pickle.dumps((name, value)))
+    return found

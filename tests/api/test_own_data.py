@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,6 +141,19 @@ def test_what_does_not_fit_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaders, "_free", lambda device: 100_000)
     taken = loaders.take(tiny(), CPU)
     assert isinstance(taken.source, loaders.Stream) and "streamed" in taken.about
+
+
+class FewRows(Rows):
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(super().__iter__(), 105)
+
+
+@pytest.mark.parametrize(
+    "train", [DataLoader(FewRows(), batch_size=10), loader(105, sampler=RandomSampler(range(105), replacement=True))]
+)
+def test_an_epoch_of_a_stream_has_the_full_batches_of_one_pass(train: Any) -> None:
+    source = loaders.take({"train": train, **REST}, CPU).source
+    assert isinstance(source, loaders.Stream) and source.steps == 10
 
 
 def test_a_stream_gives_full_batches_epoch_after_epoch_and_goes_on_anywhere() -> None:

@@ -197,3 +197,10 @@ def test_networks_given_from_python_differ_by_settings_and_not_by_weights() -> N
     others = [net(0.2), net(heads=1), net(forward=lambda x: x), net(scale=2), tied, frozen, hooked]
     assert first == of(net()) == of(net(optim=SimpleNamespace(lr=1)), without=("optim",)) == of(net().eval())
     assert len({first, *map(of, others)}) == 1 + len(others)
+
+
+@pytest.mark.parametrize(
+    "place, own", [("/me/my-packages", True), ("/v/lib/site-packages", False), ("/usr/lib/dist-packages", False)]
+)
+def test_code_of_installed_packages_counts_by_its_name_only(place: str, own: bool) -> None:
+    assert identity._is_own("shared", f"{place}/shared.py") == own

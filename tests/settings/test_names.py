@@ -20,6 +20,8 @@ def test_names_ignore_case_and_have_the_spelling_of_their_folder_file_or_definit
     (place / "archs" / "tiny" / "other.py").write_text("class Inner: ...")
     for given, meant in (("MLP", "mlp"), ("alexnet", "AlexNet"), ("inner", "Inner"), ("none", "none")):
         assert names.model(given, "TINY") == meant
+    (place / "archs" / "tiny" / "wide.py").write_text("class Wide: ...\ndef wide(): ...")  # case alone tells them apart
+    assert [names.model(given, "tiny") for given in ("wide", "Wide")] == ["wide", "Wide"]
 
 
 def test_one_model_in_two_spellings_is_one_run(place: Path) -> None:

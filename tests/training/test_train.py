@@ -292,6 +292,26 @@ def test_evaluations_leave_buffers_as_they_were(replaced: bool, trials: int) -> 
         assert often.evals[-1].val_loss == once.evals[-1].val_loss
 
 
+class Table(nn.Module):
+    """Fills a buffer at its first pass, which an attribute remembers, as the caches of rotary embeddings do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(64))
+        self.filled, self.layer = False, nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.filled:
+            self.table.fill_(1.0)
+            self.filled = True
+        return self.layer(x.flatten(1) * self.table)
+
+
+def test_a_table_that_an_evaluation_has_filled_stays() -> None:
+    (trained,) = training(Table, Plan(4, 2, constant())).run()
+    assert trained.final["table"].eq(1).all() and trained.best["table"].eq(1).all()
+
+
 def test_training_loss_is_the_mean_since_the_evaluation_before() -> None:
     made = training(Mlp, Plan(7, 3, constant()))
     losses: list[float] = []
