@@ -325,7 +325,8 @@ def _counts(masks: Masks, before: Masks, remaining: Any, percent: Any) -> Proble
 
 
 def _percentage(name: str, value: Any) -> float:
-    share = float(checks.of_type(name, value, Real, "a percentage"))  # type: ignore[type-abstract]
-    if not 0 <= share <= 100:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a percentage, not {shown(value)}")
+    if not 0 <= value <= 100:
         raise ValueError(f"{name} must be a percentage from 0 to 100, not {value}")
-    return share
+    return float(value)

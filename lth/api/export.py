@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
-from torch.utils.benchmark import Timer
 
 from lth import pruning
 from lth.models import building, prunable
@@ -306,6 +305,8 @@ def _cut(step: _Step) -> Tensor:
 
 def sizes(model: nn.Module, masks: Masks, example: Tensor) -> pd.DataFrame:
     """The table of `SavedTicket.sizes`. `model` has zeros where it is pruned; `example` are examples (B, ...)."""
+    from torch.utils.benchmark import Timer  # here, since it logs a warning where CUDA is installed without a GPU
+
     model = building.copy_of(model).cpu().eval()
     state, kept = building.state_of(model), pruning.survivors(masks)
     pruned = {name: mask for name, mask in masks.items() if not mask.all()}

@@ -123,6 +123,7 @@ def _panel(upper: Axes, lower: Axes, rounds: pd.DataFrame, arms: Sequence[str]) 
     for axes, column, value in ((upper, "test", dense), (lower, "ES_ratio", 1.0)):
         _lines(axes, table, shown, arms, column, value, marked=arms, scale=0.75)
         style.remaining_axis(axes, shown["remaining"], ticks=5, label=axes is lower)
+        axes.xaxis.label.set_size(7.5)  # no wider than a panel
     _note_late(lower, table[table["arm"].isin(arms)])
     return table, shown
 
@@ -234,6 +235,8 @@ def training(runs: Sequence[Run], file: Path | None = None, lines: int = 6) -> F
         for arm, axes in zip(arms, panels.flat, strict=False):
             for place, (number, color) in enumerate(zip(chosen, style.shades(len(chosen)), strict=True)):
                 group = found[(found["arm"] == arm) & (found["round"] == number)]
+                if group.empty:  # of an arm that is behind
+                    continue
                 tested = group.groupby("iteration")["test"].agg(["mean", "count"])
                 complete = tested.loc[tested["count"] == group["seed"].nunique(), "mean"]  # others are of some trials
                 curve, name = thinned(complete, window), f"{labels.percent(group['remaining'].mean())}%"

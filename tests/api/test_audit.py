@@ -217,6 +217,7 @@ def test_bad_arguments_are_said() -> None:
         (ValueError, "ticket must have masks of 0 and 1, but 768", {"ticket": {"fc1.weight": torch.rand(12, 64)}}),
         (ValueError, "initial must have all parameters under masks, but has no fc1.weight", {"initial": {}}),
         (ValueError, "remaining must be a percentage from 0 to 100, not 120", {"remaining": 120}),
+        (TypeError, "remaining must be a percentage, not True", {"remaining": True}),
         (ValueError, "percent must be of layers of the ticket, .* not of fc3", {"percent": {"fc3": 5}}),
         (ValueError, "control must be one of reinit, shuffle, random", {"control": "lt", "original": MASKS}),
         (ValueError, "control and original must be given together", {"control": "shuffle"}),

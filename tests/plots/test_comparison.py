@@ -196,6 +196,11 @@ def test_training_has_a_panel_per_arm_and_a_line_per_sparsity(make_runs: MakeRun
     np.testing.assert_allclose(means, expected)
 
 
+def test_an_arm_that_is_behind_has_the_lines_of_its_own_rounds(make_runs: MakeRuns) -> None:
+    runs = [*make_runs(arms=["lt"], rounds=4, saves=False), *make_runs(arms=["reinit"], rounds=2, saves=False)]
+    assert [list(lines_in(axes)) for axes in training(runs).axes] == [["100%", "80%", "64%", "51%"], ["100%", "80%"]]
+
+
 def test_long_training_curves_are_means_over_windows(make_runs: MakeRuns) -> None:
     runs = make_runs(arms=["lt"], seeds=[0], rounds=1, evaluations=250, saves=False)
     figure, evals = training(runs), tables.table(runs[0], "evals")

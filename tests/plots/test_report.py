@@ -35,14 +35,15 @@ def test_a_page_needs_nothing_from_elsewhere_and_escapes_what_users_named(make_r
 
 def test_settings_other_than_the_default_come_first_and_are_marked(make_runs: MakeRuns) -> None:
     runs = make_runs(arms=("lt",), rounds=2)
-    settings = {"lr": Config().lr, "prune_type": ["lt", "reinit"], "seed": 0, "data": None, "prune_percent": 20.0}
+    settings = {"lr": Config().lr, "prune_type": ["lt", "reinit"], "seed": 0, "prune_percent": 20.0}
+    settings |= {"data": None, "optimizer": "adam"}
     facts = {"command": ["--name", "two words"], "versions": {"torch": "9.9"}, "device": "a GPU"}
     files.write_json(runs[0].dumps / "config.json", {"settings": settings, **facts})
     said = page(runs)
-    shown, folded = said.partition("<h2>Settings")[2].split("2 settings at their defaults")
-    rows = r'<tr><td class="text">(\w+)</td>'
-    assert re.findall(rows, shown) == ["prune_percent"], "arms and trials may be of several commands"
-    assert re.findall(rows, folded) == ["lr", "data"]
+    shown, folded = said.partition("<h2>Settings")[2].split("3 settings at their defaults")
+    rows = [re.findall(r'<td class="text">(.*?)</td>', part) for part in (shown, folded)]
+    assert rows[0] == ["prune_percent", "20", "10"], "arms and trials may be of several commands"
+    assert rows[1] == ["lr", "0.0012", "data", "-", "optimizer", "adam"]
     assert "python main.py --name &#39;two words&#39;" in said and "torch 9.9" in said and "a GPU" in said
     named = {"settings": {"name": "None-1", "data": None}, **facts, "program": ["-m", "lth"]}
     files.write_json(runs[0].dumps / "config.json", named)
