@@ -327,6 +327,6 @@ def _counts(masks: Masks, before: Masks, remaining: Any, percent: Any) -> Proble
 def _percentage(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a percentage, not {shown(value)}")
-    if not 0 <= value <= 100:
+    if not 0 <= float(value) <= 100:
         raise ValueError(f"{name} must be a percentage from 0 to 100, not {value}")
     return float(value)

@@ -17,7 +17,7 @@ from lth.settings.values import Duration
 T = TypeVar("T")
 DATASETS = {"mnist": "MNIST", "fashionmnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 UNITS = {"ep": "epoch", "it": "iteration"}
-DURATIONS = ("end_iter", "rewind", "draw_at", "warmup", "valid_freq", "lr_milestones")
+DURATIONS = ("end_iter", "rewind", "draw_at", "warmup", "valid_freq", "lr_milestones", "update_freq", "update_end")
 ALWAYS = ("prune_percent", "end_iter")  # named even at their defaults
 WORDS: dict[str, str | dict[str, str]] = {  # per value where that reads better; `*` stands for all other values
     "prune_percent": "{}% pruned per round",
@@ -34,6 +34,8 @@ WORDS: dict[str, str | dict[str, str]] = {  # per value where that reads better;
     "prune_method": {"magnitude": "the smallest weights pruned", "*": "pruned by {}"},
     "rewind": {"0": "reset to initial weights", "*": "rewound to {}"},
     "draw_at": "masks drawn at {}",
+    "update_freq": "masks updated every {}",
+    "update_end": "masks updated until {}",
     "init": {"glorot": "Glorot weights", "kaiming": "Kaiming weights", "own": "the model's own initial weights"},
     "optimizer": {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"},
     "prune_embeddings": {"True": "embeddings pruned", "False": "embeddings kept"},

@@ -123,7 +123,7 @@ def _panel(upper: Axes, lower: Axes, rounds: pd.DataFrame, arms: Sequence[str]) 
     for axes, column, value in ((upper, "test", dense), (lower, "ES_ratio", 1.0)):
         _lines(axes, table, shown, arms, column, value, marked=arms, scale=0.75)
         style.remaining_axis(axes, shown["remaining"], ticks=5, label=axes is lower)
-        axes.xaxis.label.set_size(7.5)  # no wider than a panel
+        axes.xaxis.label.set_fontsize(7.5)  # no wider than a panel
     _note_late(lower, table[table["arm"].isin(arms)])
     return table, shown
 
