@@ -240,6 +240,8 @@ def parse(argv: Sequence[str], prog: str = "main.py", swept: Mapping[str, Any] |
 
     with collect_errors(problems):
         config = Config(**settings)
+        if config.target_remaining is not None and "prune_percent" in given:  # as it is by default, which Config takes
+            problems.append(Problem("target_remaining", "already decides what a round prunes: leave out prune_percent"))
     named = {name: settings.get(name, getattr(Config, name)) for name in ("arch_type", "dataset", "data")}
     if not named.keys() & {getattr(problem, "setting", "") for problem in problems}:
         problems += names.problems(named["arch_type"], named["dataset"], Path(named["data"]))

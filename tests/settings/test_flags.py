@@ -226,6 +226,7 @@ ONE: dict[str, str] = {  # of each kind of value one that is too low, too high, 
     "--end_iter 50%": "--end_iter must be in epochs .5. or iterations .500it., not '50%'",
     # combinations
     "--target_remaining 5 --conv_percent 5 --fc_percent 9": "leave out conv_percent and fc_percent$",
+    "--target_remaining 5 --prune_percent 10": "leave out prune_percent$",
     "--target_remaining 5 --prune_iterations 1": "--target_remaining needs at least 2 rounds",
     "--preset resnet18 --optimizer adam --momentum 0.5": "--momentum belongs to the optimizer sgd, not to adam",
     "--optimizer sgd --nesterov": "--nesterov needs a momentum above 0",
