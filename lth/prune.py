@@ -39,7 +39,7 @@ def fetch_layers(net: nn.Module, biases: bool = False, embeddings: bool = False)
 
 
 def magnitude(amount: float, scope: str = "layer") -> Rule:
-    """A rule that prunes the fraction `amount` (0 to below 1) of the surviving weights, those of smallest magnitude.
+    """A rule that prunes the fraction `amount` (0 to below 1) of the surviving weights, smallest magnitudes first.
     `scope`: "layer", of each layer, or "global", of all together. ValueError if either is another."""
     return _rule(amount, scope, torch_prune.L1Unstructured)
 

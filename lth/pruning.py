@@ -59,7 +59,7 @@ class Quota:
 
 def quotas(masks: Masks, percents: Mapping[str, float], scope: str = "layer", rounds: int = 1) -> list[Quota]:
     """What is to be left of the survivors of `masks` after so many rounds that each prune `percents` percent of them.
-    Under scope "global" the layers that share a percentage compete with each other, else those of each layer do."""
+    Under scope "global" the layers that share a percentage compete with each other, else only weights of one layer."""
     pools: dict[object, list[str]] = {}
     for name in masks:
         pools.setdefault(percents[name] if scope == "global" else name, []).append(name)

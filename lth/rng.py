@@ -36,7 +36,7 @@ def on_cpu() -> tuple[Any, Any, Any]:
 
 @contextmanager
 def preserved(device: torch.device | None = None) -> Iterator[None]:
-    """Restore all generators on exit, those of GPUs only where `device` is one, or is None and GPUs are in use."""
+    """Restore all generators on exit, on GPUs only where `device` is one, or is None and GPUs are in use."""
     if device is None:
         gpus: list[Any] = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     else:

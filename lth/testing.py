@@ -74,7 +74,7 @@ def audit(
             its start_masks), or anything else with `masks` and `start`; or the masks alone: a dict
             from parameter names to tensors of the parameters' shapes, 1 (True) kept, 0 (False) pruned; or a network
             that torch.nn.utils.prune has put masks on. None: `model` is such a network. `previous` and `original` too.
-        initial: a network or a state dict with the initial weights, or those of the iteration that is rewound to. All
+        initial: a network or a state dict with the initial weights, or with the weights that are rewound to. All
             survivors, biases and buffers too, must equal them exactly. None: the ticket's start, if it has one.
         trained: whether the model has been trained since its reset: then its zeros are checked, the start that the
             ticket itself has, and, where its start or `initial` is known, that not only positive weights have learned.

@@ -139,7 +139,7 @@ def told_apart(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def _changed(values: dict[str, str]) -> dict[str, str]:
-    """Without settings at their defaults, except those of ALWAYS."""
+    """Without settings at their defaults, except for ALWAYS."""
     usual = identity.usual()
     return {name: value for name, value in values.items() if name in ALWAYS or usual.get(name) != value}
 
@@ -150,7 +150,7 @@ def _name(run: Run) -> str:
 
 
 def _listed(heading: str, values: dict[str, str]) -> str:
-    """Settings in words, those of ALWAYS first, behind `heading`, if there is one."""
+    """Settings in words, ALWAYS first, behind `heading`, if there is one."""
     text = ", ".join(_in_words(name, values[name]) for name in sorted(values, key=lambda name: name not in ALWAYS))
     return f"{heading}: {text}" if heading and text else heading or text
 

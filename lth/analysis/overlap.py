@@ -108,7 +108,7 @@ def chance(*layers: tuple[int, int, int]) -> Chance:
 
 
 def _hypergeometric(total: int, one: int, other: int) -> tuple[int, np.ndarray]:
-    """The probabilities of so many common weights: the first number, and those of it and the following numbers."""
+    """The lowest number of common weights that counts, and the probabilities of it and of those that follow."""
     mean, rest = one * other / max(total, 1), max(total - 1, 1)
     deviation = np.sqrt(mean * (total - one) / max(total, 1) * (total - other) / rest)
     reach = WIDTH * deviation + 10

@@ -1,4 +1,4 @@
-"""Check saved tickets: those of a run's rounds, or a state dict that any program has saved.
+"""Check saved tickets: a run's rounds, or a state dict that any program has saved.
 
     lth audit dumps/fc1/mnist/default/lt/seed0
     lth audit .

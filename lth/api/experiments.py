@@ -104,7 +104,7 @@ def plot(
     dataset: str | None = None,
     name: str | None = None,
 ) -> Result:
-    """The result of all runs under `root`, the folder with dumps/: those of one model (`arch_type`), `dataset` or
+    """The result of all runs under `root`, the folder with dumps/, of one model (`arch_type`), `dataset` or
     folder of settings (`name`), if given. Nothing is trained or written.
 
     Runs that cannot be read, or that must not be averaged, are left out with a warning. Raises ValueError if none is
@@ -123,7 +123,7 @@ def plot(
 class Result:
     """What one or several experiments came to. Notebooks show the verdict and the figure.
 
-    `groups` are runs with finished rounds, those of one model, data set and settings together. Iterating gives a
+    `groups` are runs with finished rounds; runs of one model, data set and settings form a group. Iterating gives a
     Result for each.
     """
 

@@ -88,7 +88,7 @@ def iterative_pruning(
         rewind: reset to the weights of this iteration of the dense training (or this fraction of it, if below 1)
             instead of the initial weights.
         recover: folder (`save`) of an earlier call that is to be continued, by whole rounds. The initial weights are
-            then those of that call, and everything but `rounds` must be as it was.
+            then taken from that call, and everything but `rounds` must be as it was.
         seed: of the order of the data, what loaders draw on the CPU, fresh weights, dropout and random rules.
         save: folder that gets dumps/ and saves/: numbers, tickets, weights. None: nothing is kept.
         device: "cpu", "cuda:0", ...; None: a GPU where there is one.
@@ -98,7 +98,7 @@ def iterative_pruning(
         trials: repetitions, for error bars. The first is that of one trial; the others begin with fresh weights, drawn
             as for `random`, and have the seeds that follow `seed`.
         callback: is called with each evaluation and each finished round, as a dict: see `lth.run`.
-        settings: those of `lth.Config` named in SETTINGS of this module, such as valid_freq="100it" (how often to
+        settings: fields of `lth.Config` named in SETTINGS of this module, such as valid_freq="100it" (how often to
             evaluate, by default ten times per round), batch_size (by default that of the data, else 60), valid_size (of
             data without a validation part; by default 5000, or a tenth of fewer than 50,000), precision, sparse ("off";
             a network with `optim` always trains densely), prune_embeddings (whether embeddings count, and
@@ -243,7 +243,7 @@ def _check_sizes(config: Config, taken: Taken) -> None:
 
 
 def _initial(run: Run, brought: OwnNet, going_on: bool) -> building.State:
-    """The initial weights: the network's own, or those of the call that is continued. ValueError if that cannot be
+    """The initial weights: the network's own, or from the call that is continued. ValueError if that cannot be
     continued, or if the folder holds results and `recover` was not given."""
     if not going_on:
         if tables.finished_rounds(run):

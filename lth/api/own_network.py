@@ -31,7 +31,7 @@ class OwnNet:
     """Copies of the user's network, with its own `optim`, `criterion` and `_initialize_weights`. TypeError or
     ValueError unless it can be copied, trained and pruned (its embeddings too if `embeddings`).
 
-    masks: those of torch.nn.utils.prune that are on the network, by parameter; its copies have none.
+    masks: the masks of torch.nn.utils.prune on the network, by parameter; its copies have none.
     """
 
     def __init__(self, net: nn.Module, device: torch.device, embeddings: bool = False) -> None:
@@ -81,7 +81,7 @@ class OwnNet:
         return told
 
     def fresh(self, seed: int) -> State:
-        """New random weights: those of the modules' `reset_parameters`, where they learn, then of the network's
+        """New random weights: from the modules' `reset_parameters`, where they learn, then from the network's
         `_initialize_weights`. ValueError if that leaves prunable weights as they were."""
         net = self.make()
         with rng.seeded(seed), torch.no_grad():
@@ -174,7 +174,7 @@ class OwnNet:
         if not isinstance(criterion, nn.Module):
             return criterion
         if any(True for _ in criterion.parameters()):
-            raise ValueError("net.criterion must have no parameters: only those of net are trained")
+            raise ValueError("net.criterion must have no parameters: only the parameters of net are trained")
         return copy.deepcopy(criterion).to(device)
 
 

@@ -103,7 +103,7 @@ def perform(asked: Mapping[Config, Mapping[str, str]], argv: Sequence[str]) -> i
 
 
 def _finished(config: Config) -> list[Run]:
-    """All runs of these settings with a finished round, also those of other commands. Damaged ones are reported and
+    """All runs of these settings with a finished round, of other commands too. Damaged ones are reported and
     left out."""
     from lth.records import tables
 
@@ -266,7 +266,7 @@ def _compare_masks(runs: Sequence[Run], folder: Path) -> bool:
 
 def side_by_side(groups: Sequence[Sequence[Run]], folder: Path, format: str, more: Sequence[Path] = ()) -> None:
     """Draw runs of several models, data sets and settings in one figure, unless it is there already, and print its
-    name, with those of `more` files."""
+    name, with `more` files."""
     from lth.plots import draw
     from lth.records import files
 

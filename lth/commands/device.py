@@ -44,7 +44,7 @@ def name(device: torch.device) -> str:
 
 
 def cores(quotas: Path = Path("/sys/fs/cgroup")) -> int:
-    """The processor cores that this process may use: those of its affinity mask, and no more than a container's quota,
+    """The processor cores that this process may use: its affinity mask, and no more than a container's quota,
     which Linux has below `quotas` (cgroups of version 2, then 1)."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):

@@ -82,7 +82,7 @@ class Trainer:
         self.work: Work | None = None  # the last that was trained, as `experiment`
 
     def train(self, piece: Piece) -> dict[Run, str]:
-        """Train a piece. Returns those of its runs that ended early, with the reason. MachineError if the device died
+        """Train a piece. Returns the runs that ended early, with the reason. MachineError if the device died
         of it; ConfigError if files that the settings name have been spoiled since the command began."""
         work = piece.work
         try:

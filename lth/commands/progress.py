@@ -193,7 +193,7 @@ def duration(seconds: float) -> str:
 
 class Board:
     """Logs events for TensorBoard, in <root>/runs/ with the folders of dumps/. The steps of curves are iterations over
-    all rounds, and those of a round's results are rounds, so that arms line up. Close it to write the rest."""
+    all rounds; a round's results are drawn by round, so that arms line up. Close it to write the rest."""
 
     def __init__(self) -> None:
         self.writers: dict[Run, SummaryWriter] = {}

@@ -63,7 +63,7 @@ def next_look(began: float) -> float:
 
 
 class Queue:
-    """The runs of some experiments, as the folder shows them. `locks` are those of this process; None for a process
+    """The runs of some experiments, as the folder shows them. `locks` are held by this process; None for a process
     that only looks on. `failed` has the runs that ended early, here or elsewhere, with the reason."""
 
     def __init__(self, works: Sequence[Work], locks: Locks | None = None) -> None:

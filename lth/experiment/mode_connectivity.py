@@ -154,7 +154,7 @@ def along(one: State, other: State, errors: Callable[[State], Errors]) -> list[d
 
 
 def between(one: State, other: State, share: float) -> State:
-    """The weights and buffers at that share of the straight line from `one` to `other`; integers are those of `one`."""
+    """The weights and buffers at that share of the straight line from `one` to `other`; integers come from `one`."""
     return {
         name: torch.lerp(tensor, other[name], share) if tensor.is_floating_point() else tensor
         for name, tensor in one.items()

@@ -84,7 +84,7 @@ class Chosen(NamedTuple):
 
 
 def iterative(last: Round) -> Chosen:
-    """The round's survivors without those of the lowest scores at its end, or without what the user's rule prunes."""
+    """The round's survivors without the lowest scores at its end, or without what the user's rule prunes."""
     if last.trainer.problem.rule is not None:
         return _by_rule(last, last.trainer.problem.rule)
     # In arms that draw fresh weights in every round, a round's initial weights are those drawn for it.

@@ -114,7 +114,7 @@ def plain(name: str) -> str:
 
 
 def renamed(tensors: Mapping[str, Tensor], names: Iterable[str]) -> State:
-    """`tensors` under those of `names` that differ from theirs in what `plain` takes away."""
+    """`tensors` under the `names` that differ from theirs only in what `plain` takes away."""
     known = {plain(name): name for name in names}
     return {known.get(plain(name), name): tensor for name, tensor in tensors.items()}
 

@@ -1,6 +1,6 @@
 """Which parameters of a network are weights to prune, what kind each is of, and how they are drawn.
 
-Weights are the matrices and filters that multiply activations, wherever they stand: those of Linear, Bilinear,
+Weights are the matrices and filters that multiply activations, wherever they stand: in Linear, Bilinear,
 convolution and transposed convolution layers, of attention (`in_proj_weight` or the three `*_proj_weight`), of
 recurrent layers and their cells (`weight_ih`, `weight_hh`, `weight_hr`); embeddings if asked. Modules that are not
 PyTorch's own have their matrices under names such as `weight`, `kernel` or `w1`.
@@ -187,7 +187,7 @@ def _draw(module: nn.Module, name: str, value: Tensor, init: str) -> None:
 
 
 def _parts_of(module: nn.Module) -> Iterator[Part]:
-    """The parameters of one module, weights first; those of its parametrised ones lie in their parametrisations."""
+    """The parameters of one module, weights first; parametrised ones lie in their parametrisations."""
     first = {name: i for i, name in enumerate(_weight_names(module))}
     own = [(bare(module, name), p) for name, p in module._parameters.items() if p is not None]
     for name, parameter in sorted(own, key=lambda item: (first.get(item[0], len(first)), "bias" in item[0])):

@@ -68,7 +68,7 @@ def _barriers(
     the first of them, of the runs `first`. Names are arms if `runs` are given."""
     with style.sheet(file, 3.4, runs, "error on the line between two trainings of each ticket") as figure:
         panels = figure.subplots(1, 3)
-        # A line of an arm has the arm's look; those of settings have the looks of arms, one after another.
+        # A line of an arm has the arm's look; lines of settings take the looks of arms, one after another.
         looks = style.looks(list(lines if runs else ARMS)).values()
         for axes, half in zip(panels, ("test", "training"), strict=False):
             for (name, table), look in zip(lines.items(), itertools.cycle(looks), strict=False):

@@ -59,7 +59,7 @@ def delete(file: Path) -> None:
 
 
 def drop_partials(folder: Path, name: str = "") -> None:
-    """Delete the partial files and folders of processes that were killed; those of one file if its name is given."""
+    """Delete the partial files and folders of processes that were killed, of one file if its name is given."""
     for file in folder.glob(f"{glob.escape(name)}*.partial"):
         if file.is_dir():
             shutil.rmtree(file, ignore_errors=True)

@@ -105,7 +105,7 @@ class Store:
         self._save_masks(numbered("ticket", ticket.round), ticket.masks, start, **facts)
 
     def masks(self, number: int) -> Masks:
-        """The masks of that round at ES: those of its ticket, whatever has become of the weights that it starts from,
+        """The masks of that round at ES: its ticket's masks, whatever has become of the weights that it starts from,
         unless the training changed them."""
         name = numbered("masks" if number and self.changes_masks else "ticket", number)
         with wellformed(self.file(name)):

@@ -88,7 +88,7 @@ def _run_at(folder: Path) -> Run | None:
 
 def runs_of(config: Config, about: str = "") -> list[Run]:
     """The runs that the settings ask for, a trial's arms one after another; first those whose masks others need.
-    `about` tells them from those of other settings where several are named."""
+    `about` tells them from runs of other settings where several are named."""
     needed = [ARMS[arm].mask_of for arm in config.prune_type if ARMS[arm].mask_of]
     dataset = names.dataset(config.dataset)
     place = (config.root, names.model(config.arch_type, dataset, config.data), dataset, config.folder())
@@ -103,7 +103,7 @@ def find(
     name: str | None = None,
     spoiled: Callable[[RecordError], object] | None = None,
 ) -> list[Run]:
-    """All runs under <root>/dumps with a finished round; those of one model, data set or settings if given. A damaged
+    """All runs under <root>/dumps with a finished round, of one model, data set or settings if given. A damaged
     journal raises RecordError, or its run is left out after `spoiled` was called with the error."""
     found = []
     for run in runs_at(root, "dumps/*/*/*/*/seed*"):

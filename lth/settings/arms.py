@@ -46,7 +46,7 @@ class Arm:
 
     @property
     def changes_masks(self) -> bool:
-        """Whether a round after the first ends with other masks than those of its ticket."""
+        """Whether a round after the first ends with other masks than its ticket has."""
         return bool(self.update or self.learn)
 
     @property

@@ -24,7 +24,7 @@ from lth.training.network import Network, copies
 class Learned:
     """How masks follow from scores (T, n) of T trials: the highest `ranked` are kept, and in training weights are
     multiplied by `factors` of the scores and of how many are kept; scores start around `centre` of the density. Where
-    training samples, the highest are those of the scores and logistic noise, which stays as it was drawn: one sample
+    training samples, the scores are ranked with logistic noise added, which stays as it was drawn: one sample
     of exactly as many weights, since a score with logistic noise is above 0 with the probability sigmoid(score)."""
 
     ranked: Callable[[Tensor], Tensor]
@@ -122,7 +122,7 @@ class LearnedMasks(Network):
         return self.tensors | self.weights()
 
     def weights(self) -> State:
-        """The weights that a pass multiplies by: in evaluation, those of the highest scores."""
+        """The weights that a pass multiplies by: in evaluation, the weights with the highest scores."""
         found = {}
         for name, fixed in self.fixed.items():
             scores, noise = (each[name].view(self.trials, -1) for each in (self.scores, self.noise))

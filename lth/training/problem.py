@@ -104,7 +104,7 @@ class Problem:
             return None, f"multiply-adds are not counted: {first_line(error)}"
 
     def step_multiply_adds(self, batch_size: int) -> float | None:
-        """Multiply-adds of a dense training step, whose backward pass has twice those of the forward pass; None where
+        """Multiply-adds of a dense training step, whose backward pass has twice as many as the forward pass; None where
         they cannot be counted."""
         if self.cost[0] is None:
             return None

@@ -60,7 +60,7 @@ def update(
     seeds: Sequence[int],
 ) -> None:
     """Change the masks of all trials of a network, each by draws of its own seed, which leave all other draws alone.
-    `gradients` are those of all that learn, for rigl; `goals` those of each trial, for gmp."""
+    `gradients` belong to all that learn, for rigl; `goals` to each trial, for gmp."""
     found = []
     for trial, seed in enumerate(seeds):
         masks, generator = network.masks_of(trial), torch.Generator().manual_seed(seed)
