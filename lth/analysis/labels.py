@@ -100,7 +100,8 @@ def differing(groups: Sequence[Sequence[Run]]) -> tuple[str, dict[Path, str]]:
     compared = _compared(groups)
     differ = compared.nunique() > 1
     own = {}
-    for (run, *_), values in zip(groups, compared.loc[:, differ].to_dict("records"), strict=True):
+    for (run, *_), (_, row) in zip(groups, compared.loc[:, differ].iterrows(), strict=True):
+        values = row.to_dict()
         shown = values if len(values) <= 3 else _changed(values)
         own[run.plots] = _listed(_name(run), {name: value for name, value in shown.items() if value != "None"})
     return _listed("", _changed(compared.loc[:, ~differ].iloc[0].to_dict())), own
