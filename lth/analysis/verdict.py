@@ -81,7 +81,7 @@ def table(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per round and arm, over the trials that have finished the round; docs/verdict.md says how rounds are
     judged, docs/files.md what the columns are.
 
-    Accuracies and ES are means; `difference` is that of the trials' test accuracies minus those of their dense rounds,
+    Accuracies and ES are means; `difference` is a trial's test accuracy minus that of its dense round,
     `low` and `high` its 95% interval (`interval`), `ES_ratio` mean ES divided by mean ES of the dense rounds. `stop` is
     `no later` where ES_ratio is at most 1, `later` where its whole interval is above 1; where ES is the last evaluation
     in most rounds of an arm (`ES_last` counts them), the loss may still be falling, and `not measured` stands for `no

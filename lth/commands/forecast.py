@@ -278,9 +278,9 @@ def sentence(works: Sequence[Work], left: Mapping[Run, int], at_once: int) -> st
 
 
 def _costs(one: Work, count: int, learn: str, updated: bool) -> list[float]:
-    """Seconds of a training in each of the last `count` rounds. Those of the first and, where it trains sparsely, of
-    the last of them are measured; the others lie on the line between. All rounds of arms whose masks are `updated`
-    multiply as the dense one does; those that `learn` masks take equally long but for the dense one."""
+    """Seconds of a training in each of the last `count` rounds. The first of them is measured and, where it trains
+    sparsely, the last; the others lie on the line between. Where masks are `updated` during the training, every round
+    costs as much as the dense one; where they are learned (`learn`), all rounds after the dense one cost the same."""
     config, problem, images = one.config, one.problem, one.images
     first, last = config.prune_iterations - count, config.prune_iterations - 1
 

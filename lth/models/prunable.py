@@ -165,7 +165,7 @@ def draw(module: nn.Module, init: str) -> None:
             if value is not None and value.requires_grad:
                 _draw(module, name, value.detach(), init)
         elif name in made and any(inner.requires_grad for inner in made[name].parameters()):
-            with torch.no_grad(), contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
+            with torch.no_grad(), contextlib.suppress(ValueError, RuntimeError):  # not invertible
                 value = getattr(module, name).detach().clone()
                 _draw(module, name, value, init)
                 setattr(module, name, value)

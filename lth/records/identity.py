@@ -57,7 +57,7 @@ def label(deciding: Mapping[str, str], run: Run, prints: Prints | None = None) -
 
 
 def unlike(old: str, new: str) -> str:
-    """What else a file with the label `old` belongs to than one with the label `new`; nothing if to the same."""
+    """What a file labelled `old` belongs to, in words, if not to what the label `new` says; else nothing."""
     (settings, *before), (now, *after) = old.split(), new.split()
     if settings != now:
         return "other settings"
@@ -70,7 +70,7 @@ def mismatch(runs: Sequence[Run], config: Config, prints: Prints, overwrite: boo
     `prints` (as far as they are known), and a sentence about it; None if there is none.
 
     These are `runs` of one folder of settings, unless `overwrite`, and all other arms and trials there, which may
-    differ in settings that one of both does not use.
+    differ in settings that one of them does not use.
     """
     unused = set[str].intersection(*(_unused(run.arm) for run in runs))
     beside = [run for run in neighbours(runs[0]) if run not in runs]
