@@ -145,9 +145,14 @@ class Progress:
         self.bar.n, self.bar.total = round(done), max(round(total), 1)
         if not NOTEBOOK:
             self.bar.ncols = shutil.get_terminal_size().columns - ECHO
-        time_left = [f"{duration(left)} left"] if (left := self.time_left()) else []
-        rounds = [f"{run} r{number}" for run, (number, _) in self.running.items()]
-        self.bar.set_postfix_str(", ".join(time_left + rounds), refresh=False)
+        parts = [f"{duration(left)} left"] if (left := self.time_left()) else []
+        parts += [f"{run} r{number}" for run, (number, _) in self.running.items()]
+        room = math.inf if NOTEBOOK else self.bar.ncols - len(f"100%|{'':10}| {self.bar.n}/{self.bar.total}, ")
+        shown, text = len(parts), ", ".join(parts)
+        while shown and len(text) > room:  # whole names, as many as fit
+            shown -= 1
+            text = ", ".join([*parts[:shown], "..."])
+        self.bar.set_postfix_str(text, refresh=False)
         self.bar.refresh()
         self.drawn = time.monotonic()
 

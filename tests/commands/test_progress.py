@@ -93,7 +93,7 @@ def test_one_bar_with_the_running_rounds_and_finished_ones_above(
     assert heads.split()[:3] == ["run", "round", "remaining"]
     assert re.match(rf"  [56]%\|.{{8,}}\| {500 * count}/{10_000 * count}, \dm\d\ds left, ", bar)
     assert len(bar) <= terminal.columns - 4, "there must be room for the ^C of the terminal"
-    assert bar.count(" r3") == count or len(bar) == terminal.columns - 4
+    assert bar.count(" r3") == count or bar.endswith(", ..."), "no name is cut off"
     shown(made, done(RUNS[0], 3), Moved(RUNS[0], 4, 0, 5000))
     heads, row, bar = terminal.screen
     assert row.split()[:4] == [*str(RUNS[0]).split(), "3", "80.00%"] and "97.25" in row
