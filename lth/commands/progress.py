@@ -184,7 +184,8 @@ class Progress:
         """Write a line, above the bar where there is one and over the ^C that a terminal has put beside it."""
         first, *more = wrapped(text, stream).split("\n")
         if self.bar is not None and not NOTEBOOK:
-            first = first.ljust(self.bar.ncols + ECHO - 1)
+            columns = shutil.get_terminal_size().columns  # it may have shrunk since the last drawing
+            first = first.ljust(min(self.bar.ncols + ECHO, columns) - 1)
         _Bar.write("\n".join([first, *more]), file=stream)
         stream.flush()
 
