@@ -1,7 +1,7 @@
-"""Families of networks that the model files of several data sets share, in PyTorch alone.
+"""Families of networks, in plain PyTorch, that the model files of several data sets share.
 
 A family takes the number of channels and the side of the square images, so that one definition serves MNIST
-(1, 28) and CIFAR-10 (3, 32). The program looks for models in `archs/<dataset>/` only, so nothing here is one.
+(1, 28) and CIFAR-10 (3, 32). The program looks for models only in `archs/<dataset>/`, so it does not see this file.
 """
 
 from collections import OrderedDict
@@ -22,8 +22,8 @@ VGG19: Plan = (64, 64, "pool", 128, 128, "pool", *[256] * 4, "pool", *[512] * 4,
 def fully_connected(sizes: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
     """Linear layers from `sizes[0]` inputs to `sizes[-1]` logits.
 
-    Takes [N, ...] with `sizes[0]` numbers an example, which it flattens. ReLU follows each hidden layer, and
-    dropout with that probability if it is not 0.
+    Takes [N, ...] with `sizes[0]` numbers per example, and flattens them. ReLU follows each hidden layer, and then
+    dropout with probability `dropout`, if that is not 0.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     for i, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
@@ -41,10 +41,10 @@ def convolutional(
     batch_norm: bool = False,
     extra_padding: int = 0,
 ) -> nn.Sequential:
-    """The layers of `plan`, each convolution followed by batch norm if asked for, and ReLU.
+    """The layers of `plan`, with ReLU after each convolution, and batch norm between the two if `batch_norm` is set.
 
-    Takes [N, in_channels, H, W]. Convolutions keep the size, except that the first one sees the image with
-    `extra_padding` more zeros on each side. With batch norm, which would cancel a bias, they have none.
+    Takes [N, in_channels, H, W]. Convolutions keep the size, except that the first one pads the image with
+    `extra_padding` more zeros on each side. With batch norm, which would cancel a bias, convolutions have none.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     i, padding = 0, 1 + extra_padding
@@ -62,9 +62,9 @@ def convolutional(
 
 
 def padding_to_32(image_size: int) -> int:
-    """Zeros on each side that make the image 32x32: five poolings would leave nothing of a smaller one.
+    """The number of zeros on each side that make the image 32x32: a smaller one is too small for five poolings.
 
-    Added to the padding of the first convolution, they do what padding the image would, without the copy.
+    Added to the first convolution's padding, they have the same effect as padding the image, without the copy.
     """
     return (32 - image_size) // 2
 
@@ -104,9 +104,9 @@ def vgg(plan: Plan, hidden: Sequence[int], in_channels: int, image_size: int, nu
     """VGG (Simonyan & Zisserman 2015, Table 1) for small images: batch norm, global average pooling.
 
     Takes [N, in_channels, image_size, image_size]; images smaller than 32x32 are padded to that. `hidden`
-    gives the sizes of the hidden fully-connected layers, which have dropout. The original's two of 4096 units
-    were made for 7x7x512 features; here they are 1x1x512. Without batch norm, 16 layers at PyTorch's initial
-    weights give all images nearly the same logits.
+    gives the sizes of the hidden fully-connected layers, which have dropout. The original has two of 4096 units
+    for 7x7x512 features; here there are 1x1x512 features. Without batch norm, 16 layers with PyTorch's initial
+    weights would give all images nearly the same logits.
     """
     layers = OrderedDict(
         features=convolutional(plan, in_channels, batch_norm=True, extra_padding=padding_to_32(image_size)),
@@ -117,7 +117,7 @@ def vgg(plan: Plan, hidden: Sequence[int], in_channels: int, image_size: int, nu
 
 
 def alexnet(in_channels: int, image_size: int, num_classes: int) -> nn.Module:
-    """AlexNet in the widths of torchvision (Krizhevsky 2014, arXiv:1404.5997) for small images.
+    """AlexNet with torchvision's widths (Krizhevsky 2014, arXiv:1404.5997), for small images.
 
     Takes [N, in_channels, image_size, image_size]; images smaller than 32x32 are padded to that. The first
     convolution is 5x5 with stride 1, not 11x11 with stride 4, and the last pooling leaves 3x3, not 6x6.
@@ -165,8 +165,11 @@ def wide_resnet(depth: int, factor: int, in_channels: int, num_classes: int) -> 
 
 
 class WideBlock(nn.Module):
-    """Two 3x3 convolutions, each after batch norm and ReLU, added to their input, or to a 1x1 projection of it (after
-    the first norm and ReLU) where the number of channels changes. Takes and gives [N, C, H, W]."""
+    """Two 3x3 convolutions, each after batch norm and ReLU, added to the block's input. Where the number of channels
+    changes, they are added to a 1x1 projection of the input (after the first norm and ReLU) instead.
+
+    Takes and returns [N, C, H, W].
+    """
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """Families of networks built from torchvision's blocks, shared like those in `archs/families.py`.
 
-They are apart because importing torchvision takes a second, which each process of a small model is spared.
+They are in a separate file because importing torchvision takes a second, which processes of small models save.
 """
 
 from collections import OrderedDict
