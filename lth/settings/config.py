@@ -78,12 +78,12 @@ class Config:
         "mnist, fashionmnist, ... (all in docs/models.md), or the NAME of <data>/NAME.npz or of a folder of pictures",
         values.dataset_name,
     )
-    image_size: int | None = setting(RUN, None, "pixels of the square that pictures become (default: as is)", COUNT)
+    image_size: int | None = setting(RUN, None, "scale pictures to squares of N x N pixels (default: as is)", COUNT)
     ticket: TicketName | None = setting(
-        RUN, None, "start from tickets of the folder RUN, or RUN:ROUND (default: last)", TicketName.parse
+        RUN, None, "folder of the tickets to start from, or RUN:ROUND (default: last)", TicketName.parse
     )
     trials: int = experiment(1, "repetitions, with seeds SEED, SEED+1, ...", number(int, 1, 9999))
-    seed: int = experiment(0, "of the first trial: weights, split, data order", number(int, 0, 2**62))
+    seed: int = experiment(0, "seed of the first trial: weights, split, data order", number(int, 0, 2**62))
     name: str | None = experiment(None, "folder of the results (default: made from the settings)", values.plain_name)
     connectivity: bool = experiment(False, "error barriers: train each ticket again in another data order")
 
@@ -92,16 +92,16 @@ class Config:
     fc_percent: float | None = pruning(None, "the same for all other layers (Linear, attention, ...)", PERCENT)
     output_percent: float | None = pruning(None, "the same for the Linear layer that is defined last", PERCENT)
     target_remaining: float | None = pruning(
-        None, "percent of the weights left in the last round, instead", number(float, 0, 100, above=True)
+        None, "instead: percent of the weights that the last round keeps", number(float, 0, 100, above=True)
     )
     prune_iterations: int = pruning(35, "rounds, the dense one included", number(int, 1, 9999), changes_numbers=False)
-    prune_scope: str = pruning("layer", "within layers, over all, or in erk shares", ("layer", "global", "erk"))
+    prune_scope: str = pruning("layer", "within layers, over all layers, or in erk shares", ("layer", "global", "erk"))
     prune_method: str = pruning("magnitude", "criterion that scores weights, listed below", CRITERIA)
     random_rates: str = pruning("uniform", "shares of layers in random_init, set, rigl, ...", ("uniform", "erk"))
     score_batches: int = pruning(10, "training batches for the scores of snip and grasp", COUNT)
     prune_embeddings: bool = pruning(False, "prune embeddings too, by --fc_percent")
     update_freq: Duration = pruning(Duration(100, "it"), "set, rigl, gmp: how often masks change", TIME)
-    update_end: Duration = pruning(Duration(75, "%"), "and until when", TIME)
+    update_end: Duration = pruning(Duration(75, "%"), "set, rigl, gmp: until when masks change", TIME)
     update_fraction: float = pruning(0.3, "share that set and rigl replace at first", number(float, 0, 1, above=True))
     rewind: Duration = pruning(Duration(0), "reset to the weights of this point of round 0", TIME_OR_NONE)
     draw_at: Duration | None = pruning(None, "draw masks at this point of a round (default: its end)", TIME)
@@ -118,18 +118,18 @@ class Config:
     )
     lr_schedule: str = training("steps", "drops at lr_milestones, or half a cosine to 0", ("steps", "cosine"))
     lr_milestones: tuple[Duration, ...] = training((), "when the learning rate drops", TIME, many=True)
-    lr_gamma: float = training(0.1, "what it is multiplied by then", number(float, 0, 1, above=True))
+    lr_gamma: float = training(0.1, "factor of the learning rate at each drop", number(float, 0, 1, above=True))
     warmup: Duration = training(Duration(0), "linear rise to the learning rate over this time", TIME_OR_NONE)
     valid_freq: Duration = training(Duration(1), "how often to evaluate", TIME)
     test_freq: Duration | None = training(
-        None, "test images this often, and at new lowest losses (default: always)", TIME, changes_numbers=False
+        None, "how often to test, besides at new lowest losses (default: always)", TIME, changes_numbers=False
     )
     valid_size: int | None = training(
         None, f"images held out for validation (default: {VALID_SIZE}, at most a tenth)", COUNT
     )
     pixels: str = training("standard", "standardised per channel, 0 to 1, or norm 1", ("standard", "unit", "norm"))
     augment: bool = training(False, "random crops (4 pixels), and flips of colour images except svhn")
-    precision: str = training("fast", "quickest or strict float32, or bfloat16", ("fast", "fp32", "bf16"))
+    precision: str = training("fast", "fastest or strict float32, or bfloat16", ("fast", "fp32", "bf16"))
     sparse: str = training("auto", "multiply by surviving weights only, on a CPU", ("auto", "off"))
 
     gpu: str | None = machine(
