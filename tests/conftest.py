@@ -1,7 +1,5 @@
 """Results that no training was needed for: dumps/ and saves/ as runs write them, with invented numbers."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence

@@ -1,15 +1,9 @@
 """Tables of trials and rounds as the verdict reads them, and what a figure shows."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 
 def rounds_of(test: np.ndarray, ES: np.ndarray | None = None, arm: str = "lt", last: float = 9e9) -> pd.DataFrame:

@@ -1,7 +1,5 @@
 """docs/flags.md, made from the settings: PYTHONPATH=. python tests/flag_page.py >docs/flags.md."""
 
-from __future__ import annotations
-
 from lth.settings.arms import ARMS, CONTROLS, CRITERIA
 from lth.settings.flags import EVERY, PRESETS, parser
 

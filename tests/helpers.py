@@ -1,7 +1,5 @@
 """Tiny data sets, models and experiments that the tests share."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import stat
@@ -38,6 +36,7 @@ from lth.training.schedule import Plan
 from lth.training.train import Training
 
 CPU = torch.device("cpu")
+Capture, Patch = pytest.CaptureFixture[str], pytest.MonkeyPatch  # of the fixtures capsys and monkeypatch
 
 MODELS = """
 from torch import nn
@@ -95,12 +94,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, monkeypatch: Patch) -> Path:
     """A folder with archs/tiny/{mlp,drop,conv}.py and data/tiny.npz, which `lth` takes its models from."""
     return lay_out(tmp_path, monkeypatch)
 
 
-def lay_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def lay_out(tmp_path: Path, monkeypatch: Patch) -> Path:
     """Make `tmp_path` such a folder."""
     folder = tmp_path / "archs" / "tiny"
     folder.mkdir(parents=True)
@@ -240,7 +239,7 @@ class Killed(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def killed_at(operation: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def killed_at(operation: int, monkeypatch: Patch) -> Iterator[list[int]]:
     """Within it, change number `operation` of a file (write, rename, link, deletion) raises Killed before it is done,
     as do all later ones. Gives a list with the number of changes so far."""
     count, sync = [0], os.fsync

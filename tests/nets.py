@@ -1,7 +1,5 @@
 """Small networks and masks that the tests share."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping
 from typing import NoReturn

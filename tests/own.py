@@ -1,7 +1,5 @@
 """Networks, data and short calls of the user's own that the tests of the front doors share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Known limits: streams run in the order written, oneDNN's LSTM cannot be captured, attention takes its slower path.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -59,7 +57,7 @@ class Machine(TorchFunctionMode):
             return out
 
     @contextmanager
-    def on(self, stream: object, graph: Graph | None = None) -> Iterator[None]:
+    def on(self, stream: object, graph: "Graph | None" = None) -> Iterator[None]:
         """With a graph as torch.cuda.graph: the end of a refused capture raises too, and leaves its stream current."""
         before, self.stream, self.capture = self.stream, stream, graph
         try:

@@ -24,8 +24,7 @@ HEAVY = {"AlexNet", "vgg16", "vgg19", "resnet18", "densenet121"}
 
 every_model = pytest.mark.parametrize("dataset, name", MODELS)
 every_model_heavy_ones_slow = pytest.mark.parametrize(
-    "dataset, name",
-    [pytest.param(*model, marks=[pytest.mark.slow] if model[1] in HEAVY else []) for model in MODELS],
+    "dataset, name", [pytest.param(*model, marks=[pytest.mark.slow] if model[1] in HEAVY else []) for model in MODELS]
 )
 
 
@@ -100,11 +99,7 @@ VGG19 = convolutions(3, 64, 64, 128, 128, *[256] * 4, *[512] * 8)
     ],
 )
 def test_weights_are_those_of_figure_2(
-    dataset: str,
-    name: str,
-    in_convolutions: int,
-    in_linear: int,
-    paper: str | None,
+    dataset: str, name: str, in_convolutions: int, in_linear: int, paper: str | None
 ) -> None:
     model = build(dataset, name, device="meta")
     assert weights(model, (nn.Conv2d,)) == in_convolutions

@@ -3,8 +3,6 @@
 What they measure is asserted nowhere: a busy machine must not fail a test.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import json
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import Capture, Patch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
@@ -38,7 +37,7 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch):
+def script(monkeypatch: Patch):
     """A function that imports a benchmark script. Their module names are taken back afterwards."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     before, threads = set(sys.modules), torch.get_num_threads()
@@ -68,9 +67,7 @@ def test_both_loops_train_the_same_network(script, data: Path) -> None:
     assert all(not end[name].numpy()[~mask].any() for name, mask in theirs.mask.items())
 
 
-def test_step_time_prints_ratios_and_parts(
-    script, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_step_time_prints_ratios_and_parts(script, data: Path, tmp_path: Path, capsys: Capture) -> None:
     file = tmp_path / "step.json"
     flags = ["--models", "fc1/mnist", "lenet5/mnist", "--devices", "cpu", "--parts", "--json", str(file)]
     script("step_time").main([*TINY, *flags, "--data", str(data)])
@@ -93,14 +90,8 @@ def test_step_time_prints_ratios_and_parts(
         ("sparsity", ["--layers", "20-10x6", "--keep", "10"], ["20-10x6"]),
     ],
 )
-def test_the_others_print_what_they_measure(
-    script,
-    monkeypatch: pytest.MonkeyPatch,
-    data: Path,
-    capsys: pytest.CaptureFixture[str],
-    name: str,
-    flags: list[str],
-    says: list[str],
+def test_other_benchmarks(
+    script, monkeypatch: Patch, data: Path, capsys: Capture, name: str, flags: list[str], says: list[str]
 ) -> None:
     benchmark = script(name)
     monkeypatch.setattr(benchmark, "ROUNDS", 2, raising=False)
@@ -109,9 +100,7 @@ def test_the_others_print_what_they_measure(
     assert [words for words in says if words not in out] == []
 
 
-def test_inference_compares_the_sparse_network_with_the_dense_one(
-    script, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_inference_compares_the_sparse_network_with_the_dense_one(script, monkeypatch: Patch, capsys: Capture) -> None:
     inference = script("inference")
     monkeypatch.setattr(inference, "BATCHES", (3,))
     dense, sparse = inference.tickets(5.0)
@@ -153,7 +142,7 @@ class NoHost(TorchDispatchMode):
 
 @pytest.mark.parametrize(("model", "optimizer", "stack"), [("fc1", "adam", 1), ("lenet5", "sgd", 2)])
 def test_a_step_uses_no_data_loader_and_never_waits_for_the_device(
-    script, monkeypatch: pytest.MonkeyPatch, data: Path, model: str, optimizer: str, stack: int
+    script, monkeypatch: Patch, data: Path, model: str, optimizer: str, stack: int
 ) -> None:
     engine = script("engine")
     made = engine.Engine(engine.Problem.of(f"{model}/mnist", data), 20, optimizer, stack=stack)

@@ -1,7 +1,5 @@
 """combine_plots.py from outside: what it finds, draws and says."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
@@ -12,6 +10,7 @@ import conftest
 import pandas as pd
 import pytest
 from conftest import MakeRuns
+from helpers import Capture, Patch
 
 import combine_plots
 import utils
@@ -66,7 +65,7 @@ def test_partial_runs_of_several_settings(tmp_path: Path, make_runs: MakeRuns) -
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_other_axes_when_asked(tmp_path: Path, make_runs: MakeRuns, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_axes_when_asked(tmp_path: Path, make_runs: MakeRuns, capsys: Capture) -> None:
     def combined(*flags: str) -> str:
         assert utils.exit_code(combine_plots.main, ["--root", str(tmp_path), "--quiet", *flags]) == 0
         return capsys.readouterr().out
@@ -82,7 +81,7 @@ def test_other_axes_when_asked(tmp_path: Path, make_runs: MakeRuns, capsys: pyte
     assert "multiply-adds, which were not counted" in capsys.readouterr().err
 
 
-def test_only_what_is_asked_for(tmp_path: Path, make_runs: MakeRuns, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_what_is_asked_for(tmp_path: Path, make_runs: MakeRuns, capsys: Capture) -> None:
     for arch_type, dataset, settings in (("fc1", "mnist", "a"), ("fc1", "cifar10", "a"), ("fc1", "mnist", "b")):
         make_runs(
             arms=["lt"], seeds=[0], rounds=2, arch_type=arch_type, dataset=dataset, settings=settings, saves=False
@@ -106,8 +105,8 @@ def test_only_what_is_asked_for(tmp_path: Path, make_runs: MakeRuns, capsys: pyt
         (["--root", "ROOT/empty"], ["error: no run with a finished round", "dumps", "--root"]),
     ],
 )
-def test_one_message_and_exit_code_2(
-    tmp_path: Path, make_runs: MakeRuns, capsys: pytest.CaptureFixture[str], flags: list[str], words: list[str]
+def test_mistakes_have_exit_code_2(
+    tmp_path: Path, make_runs: MakeRuns, capsys: Capture, flags: list[str], words: list[str]
 ) -> None:
     (tmp_path / "file").write_text("mine")
     flags = [flag.replace("ROOT", str(tmp_path)) for flag in flags]
@@ -127,8 +126,8 @@ def test_one_message_and_exit_code_2(
         *(("journal.jsonl", None), ("config.json", None)),
     ],
 )
-def test_a_journal_that_is_damaged_or_cannot_be_read_is_one_clear_line(
-    tmp_path: Path, make_runs: MakeRuns, capsys: pytest.CaptureFixture[str], name: str, content: str | None
+def test_a_damaged_journal_is_one_clear_line(
+    tmp_path: Path, make_runs: MakeRuns, capsys: Capture, name: str, content: str | None
 ) -> None:
     """Unreadable as another user's file; here a link to itself, which no user can read."""
     spoiled, _ = make_runs(arms=["lt"], seeds=[0, 1], rounds=1, saves=False)
@@ -140,8 +139,8 @@ def test_a_journal_that_is_damaged_or_cannot_be_read_is_one_clear_line(
     assert "verdict.csv" in told.out  # the others are drawn
 
 
-def test_the_verdict_is_said_where_no_figure_can_be_written(
-    tmp_path: Path, make_runs: MakeRuns, capsys: pytest.CaptureFixture[str]
+def test_the_verdict_is_printed_where_no_figure_can_be_written(
+    tmp_path: Path, make_runs: MakeRuns, capsys: Capture
 ) -> None:
     """As on a full disk, or among somebody's results that one may only read."""
     make_runs(arms=["lt"], seeds=[0], rounds=2, saves=False)
@@ -171,9 +170,7 @@ def test_with_nothing_to_do_it_loads_neither_pytorch_nor_matplotlib(tmp_path: Pa
     assert times == {file: file.stat().st_mtime_ns for file in (tmp_path / "plots").rglob("*.*")}
 
 
-def test_what_has_changed_is_drawn_anew(
-    tmp_path: Path, make_runs: MakeRuns, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_changed_runs_are_drawn_again(tmp_path: Path, make_runs: MakeRuns, capsys: Capture) -> None:
     make_runs(arms=["lt"], seeds=[0, 1], rounds=2, saves=False)
     make_runs(arms=["lt"], seeds=[0], rounds=2, arch_type="lenet5", saves=False)
     flags = ["--root", str(tmp_path), "--quiet"]
@@ -186,9 +183,7 @@ def test_what_has_changed_is_drawn_anew(
     assert len(pd.read_csv(tmp_path / "plots" / "fc1" / "mnist" / conftest.SETTINGS / "verdict.csv")) == 3
 
 
-def test_a_stop_while_the_report_is_made_leaves_none_of_older_rounds(
-    tmp_path: Path, make_runs: MakeRuns, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stop_leaves_no_report_of_older_rounds(tmp_path: Path, make_runs: MakeRuns, monkeypatch: Patch) -> None:
     def stop(*given: object) -> None:
         raise KeyboardInterrupt
 

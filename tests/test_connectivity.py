@@ -1,7 +1,5 @@
 """Linear mode connectivity: the line, barriers that are known, both trainings, and going on after kills."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import shutil
@@ -12,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from helpers import CPU, Told, assert_same, do, experiment, killed_at, results, settings
+from helpers import CPU, Patch, Told, assert_same, do, experiment, killed_at, results, settings
 from torch import Tensor, nn
 
 from lth.commands import session
@@ -52,7 +50,7 @@ def test_the_barrier_of_a_known_quadratic_is_exact() -> None:
     assert tables.barrier(found["train_error"].tolist()) == pytest.approx(26 - 14), "ends that differ count"
 
 
-def test_identical_ends_have_no_barrier(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_identical_ends_have_no_barrier(place: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(line, "POINTS", 4)
     (run,) = do(settings(place, prune_iterations=2))
     trainer, trained = experiment(settings(place)).trainer, Store(run).weights("trained_01")
@@ -99,7 +97,7 @@ class Normed(nn.Module):
         self.second = nn.utils.spectral_norm(nn.Linear(12, 4))
         self.frozen, self.within = nn.BatchNorm1d(12), within
 
-    def train(self, mode: bool = True) -> Normed:
+    def train(self, mode: bool = True) -> nn.Module:
         super().train(mode)
         self.frozen.train(mode and self.within)
         return self
@@ -137,7 +135,7 @@ def test_other_statistics_are_those_of_every_point_and_frozen_ones_stay(place: P
 # Experiments
 
 
-def noted(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int, str], State]:
+def noted(monkeypatch: Patch) -> dict[tuple[str, int, str], State]:
     """The last weights of every training."""
     ends: dict[tuple[str, int, str], State] = {}
     train = Trainer.train
@@ -152,7 +150,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int, str], State]:
     return ends
 
 
-def test_every_ticket_is_trained_twice_in_different_orders(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_ticket_is_trained_twice_in_different_orders(place: Path, monkeypatch: Patch) -> None:
     ends, told = noted(monkeypatch), Told()
     config = settings(place, prune_type=("lt", "ticket_shuffle"), connectivity=True)  # whose masks are not nested
     runs = do(config, told)
@@ -204,9 +202,7 @@ def test_every_ticket_is_trained_twice_in_different_orders(place: Path, monkeypa
     assert {event.again for event in told if isinstance(event, Moved)} == {"", "second"}
 
 
-def test_the_dense_network_starts_from_the_rewind_point_and_all_but_the_order_is_equal(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_second_trainings_differ_in_the_order_only(place: Path, monkeypatch: Patch) -> None:
     """With the same order the second training ends where the first one did, to the bit; with dropout and rewinding."""
     monkeypatch.setattr(line, "POINTS", 5)
     config = settings(place, arch_type="drop", rewind="3it", prune_type=("lt", "finetune"), connectivity=True)
@@ -231,7 +227,7 @@ def test_the_dense_network_starts_from_the_rewind_point_and_all_but_the_order_is
     assert {start for number, again, start in plans if not number and not again} == {0}
 
 
-def test_finished_rounds_get_their_lines_later(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_rounds_get_their_lines_later(place: Path, monkeypatch: Patch) -> None:
     """Where the last weights of a round are gone, it is trained again, to the same end."""
     monkeypatch.setattr(line, "POINTS", 5)
     config = settings(place, prune_type=("lt", "snip_shuffle"), connectivity=True, rewind="2it")
@@ -250,7 +246,7 @@ def test_finished_rounds_get_their_lines_later(place: Path, monkeypatch: pytest.
     assert {tables.done_rounds(run, True) for run in runs} == {3}
 
 
-def test_stacked_runs_are_measured_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stacked_runs_are_measured_too(place: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(line, "POINTS", 5)
     arms = {"trials": 2, "prune_type": ("lt", "reinit"), "prune_iterations": 2}
     config = settings(place, connectivity=True, precision="fp32", **arms)
@@ -283,9 +279,7 @@ def test_a_second_training_that_fails_ends_its_run(place: Path) -> None:
 # Kills
 
 
-def test_being_killed_between_any_two_changes_of_files_changes_nothing(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kills_between_file_changes_change_nothing(place: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(line, "POINTS", 5)
     config = settings(place, connectivity=True, checkpoint_every=0, rewind="2it", prune_iterations=2, end_iter="4it")
     with killed_at(10**9, monkeypatch) as operations:
@@ -303,7 +297,7 @@ def test_being_killed_between_any_two_changes_of_files_changes_nothing(
 
 
 @pytest.mark.parametrize("name", ["second", "first"])
-def test_damaged_files_are_got_over(place: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_files_are_got_over(place: Path, name: str, monkeypatch: Patch) -> None:
     monkeypatch.setattr(line, "POINTS", 5)
     config = settings(place, connectivity=True, checkpoint_every=0, rewind="2it", prune_iterations=2)
     do(replace(config, root=place / "whole"))

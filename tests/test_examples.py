@@ -1,7 +1,5 @@
 """The worked examples of docs/examples/, with tiny data."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import sys
@@ -10,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers import Patch
 from PIL import Image
 
 PROJECT = Path(__file__).parents[1]
@@ -48,7 +47,7 @@ def test_pictures_in_a_folder(tmp_path: Path, name: str) -> None:
     assert history[1]["remaining"] == pytest.approx(80, abs=0.1)
 
 
-def stood_in(monkeypatch: pytest.MonkeyPatch, logger: str, told: list[Any]) -> None:
+def stood_in(monkeypatch: Patch, logger: str, told: list[Any]) -> None:
     """A stand-in for a logger's package that is not installed: what the recipes call of it."""
     client = SimpleNamespace(
         create_run=lambda experiment, run_name: SimpleNamespace(info=SimpleNamespace(run_id=run_name)),
@@ -67,7 +66,7 @@ def short(place: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("logger", ["mlflow", "wandb"])
-def test_loggers(place: Path, logger: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loggers(place: Path, logger: str, monkeypatch: Patch) -> None:
     told: list[Any] = []
     stood_in(monkeypatch, logger, told)
     result = example("loggers").main(logger, **short(place))

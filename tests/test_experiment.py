@@ -1,7 +1,5 @@
 """The rounds: what each arm is, what is reset, what a trial depends on, and going on after stops and damage."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os
@@ -15,7 +13,19 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from helpers import Told, assert_released, assert_same, do, experiment, killed_at, results, settings, work
+from helpers import (
+    Capture,
+    Patch,
+    Told,
+    assert_released,
+    assert_same,
+    do,
+    experiment,
+    killed_at,
+    results,
+    settings,
+    work,
+)
 
 from lth import pruning
 from lth.analysis import sentences
@@ -59,7 +69,7 @@ def rounds(run: Run) -> pd.DataFrame:
 class Ends:
     """Notes the weights at the end of every round, as record() gets them."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: Patch) -> None:
         self.final: dict[tuple[str, int], State] = {}
         self.plans: dict[tuple[str, int], list[int]] = {}
         record = Experiment.record
@@ -75,7 +85,7 @@ class Ends:
 # The arms, exactly
 
 
-def test_every_arm_by_its_masks_starts_and_survivors(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_arm_by_its_masks_starts_and_survivors(place: Path, monkeypatch: Patch) -> None:
     """Three rounds of a network with batch norm: biases, norm parameters and running statistics are reset too."""
     config = settings(place, arch_type="conv", output_percent=10, prune_type=EVERY_ARM)
     ends = Ends(monkeypatch)
@@ -170,16 +180,12 @@ def test_controls_take_no_masks_of_another_lt_than_before(place: Path) -> None:
 @pytest.mark.parametrize(
     "name, content, says",
     [
-        (
-            "ticket_02",
-            b"spoiled",
-            r"ticket_02\.s.* is damaged.*; --overwrite trains lt and ticket_reinit again",
-        ),
+        ("ticket_02", b"spoiled", r"ticket_02\.s.* is damaged.*; --overwrite trains lt and ticket_reinit again"),
         ("ticket_02", None, "round 2 has no ticket of lt to take its mask from"),
         ("initial", b"spoiled", ""),  # only masks are needed
     ],
 )
-def test_what_is_lost_of_a_finished_lt_costs_its_controls_alone(
+def test_files_lost_of_a_finished_lt_cost_its_controls_only(
     place: Path, name: str, content: bytes | None, says: str
 ) -> None:
     lt, control = runs_of(settings(place, prune_type="ticket_reinit"))
@@ -196,9 +202,7 @@ def test_what_is_lost_of_a_finished_lt_costs_its_controls_alone(
 # What is reset, rewinding, rates
 
 
-def test_rewinding_resets_to_that_iteration_of_round_0_and_goes_on_from_there(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rewinding_resets_to_that_iteration_of_round_0_and_goes_on_from_there(place: Path, monkeypatch: Patch) -> None:
     ends = Ends(monkeypatch)
     config = settings(place, arch_type="drop", rewind="3it", prune_type=("lt", "reinit", "random", "finetune"))
     runs, plans = {run.arm: run for run in do(config)}, dict(ends.plans)
@@ -217,9 +221,7 @@ def test_rewinding_resets_to_that_iteration_of_round_0_and_goes_on_from_there(
 
 
 @pytest.mark.parametrize("rewind", ["0", "2it"])
-def test_masks_drawn_early_are_those_of_a_round_that_ends_there(
-    place: Path, monkeypatch: pytest.MonkeyPatch, rewind: str
-) -> None:
+def test_masks_drawn_early_are_those_of_a_round_that_ends_there(place: Path, monkeypatch: Patch, rewind: str) -> None:
     arms, ends = ("lt", "one_shot", "lr_rewind"), Ends(monkeypatch)
     config = settings(place, arch_type="drop", draw_at="5it", rewind=rewind, prune_type=arms)
     runs = {run.arm: run for run in do(replace(config, root=place / "early"))}
@@ -302,9 +304,7 @@ def test_pruning_before_training(place: Path, changes: dict[str, Any]) -> None:
     assert equal(Store(runs["synflow"]).ticket(2).masks, masks)
 
 
-def test_a_model_that_cannot_be_scored_ends_the_runs_that_score_it_alone(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_cannot_be_scored_ends_the_runs_that_score_it_alone(place: Path, monkeypatch: Patch) -> None:
     def failing(*arguments: Any) -> None:
         raise RuntimeError("not so")
 
@@ -384,9 +384,7 @@ def test_counts_in_the_tables_are_the_arithmetic_ones(place: Path, scope: str) -
     assert rounds(run)["remaining"].tolist() == pytest.approx([100 * (n + 48) / 816 for n in expected], abs=1e-4)
 
 
-def test_scope_erk_gives_layers_its_shares_and_keeps_the_largest_of_each(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scope_erk_gives_layers_its_shares_and_keeps_the_largest_of_each(place: Path, monkeypatch: Patch) -> None:
     ends = Ends(monkeypatch)
     (run,) = do(settings(place, prune_scope="erk", prune_percent=60, prune_iterations=4))
     for number in (1, 2, 3):
@@ -400,7 +398,7 @@ def test_scope_erk_gives_layers_its_shares_and_keeps_the_largest_of_each(
             assert not gone.any() or final[gone].max() <= final[mask].min()
 
 
-def test_pruning_looks_at_the_end_of_training_and_reporting_at_es(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pruning_looks_at_the_end_of_training_and_reporting_at_es(place: Path, monkeypatch: Patch) -> None:
     """At a rate that drives the loss up after the first evaluation, both differ; also where rounds are added later."""
     ends = Ends(monkeypatch)
     config = settings(place, seed=4, optimizer="sgd", lr=1.5, momentum=0.9, end_iter="24it", valid_freq="2it")
@@ -456,9 +454,7 @@ def accuracy(place: Path, state: State) -> float:
 
 
 @pytest.mark.parametrize("method", list(CRITERIA))
-def test_criteria_see_the_true_initial_weights_and_those_at_the_end(
-    place: Path, method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_criteria_compare_true_initial_and_final_weights(place: Path, method: str, monkeypatch: Patch) -> None:
     """In every round and arm, also where survivors start from later weights; fresh ones are initial in their round."""
     ends = Ends(monkeypatch)
     arms = ("lt", "finetune", "reinit")
@@ -538,9 +534,7 @@ def test_trials_have_their_own_weights_splits_and_orders(place: Path) -> None:
     assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]), "each round has its own order"
 
 
-def test_every_round_of_every_trial_prunes_and_shuffles_at_random_in_its_own_way(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_round_of_every_trial_has_random_draws_of_its_own(place: Path, monkeypatch: Patch) -> None:
     config = settings(place, trials=2, prune_type=("random", "ticket_shuffle", "random_shuffle"))
     streams: dict[str, list[list[float]]] = {}
 
@@ -631,9 +625,7 @@ KILLED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("changes", KILLED if EXHAUSTIVE else KILLED[:1])
-def test_being_killed_between_any_two_changes_of_files_changes_nothing(
-    place: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
-) -> None:
+def test_kills_between_file_changes_change_nothing(place: Path, monkeypatch: Patch, changes: dict[str, Any]) -> None:
     config = settings(place, end_iter="4it", **changes)
     with killed_at(10**9, monkeypatch) as operations:
         do(replace(config, root=place / "whole"))
@@ -684,9 +676,7 @@ def test_damaged_files_are_named_and_set_aside_and_the_results_are_the_same(plac
 
 
 @pytest.mark.parametrize("arm, finished, again", [("one_shot", 2, [0, 1, 2]), ("lt", 1, [1, 2])])
-def test_pruning_gets_over_the_loss_of_the_dense_network(
-    place: Path, arm: str, finished: int, again: list[int]
-) -> None:
+def test_pruning_survives_the_loss_of_the_dense_network(place: Path, arm: str, finished: int, again: list[int]) -> None:
     """The checkpoint has the same weights at first."""
     config, told = settings(place, prune_type=arm), Told()
     do(replace(config, root=place / "whole"))
@@ -780,9 +770,7 @@ def test_trials_of_which_one_was_evaluated_before_the_stop_are_no_stack(place: P
     assert trainer.stackable([one, other], 0) == [one] and trainer.stackable([one, other], 1) == [one, other]
 
 
-def test_a_session_writes_what_it_was_and_a_finished_one_says_so(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_session_writes_what_it_was_and_a_finished_one_says_so(place: Path, capsys: Capture) -> None:
     config = settings(place, trials=2, quiet=False)
     runs = session.run(config, command=["--trials", "2"])
     assert runs == runs_of(config)

@@ -1,8 +1,6 @@
 """kill -9 at random moments: nothing is lost, nothing differs, nothing is left behind. All kinds of commands, and more
 kills, where LTH_EXHAUSTIVE is set."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import random

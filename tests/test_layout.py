@@ -1,7 +1,5 @@
 """The house: which part of lth/ may use which, as the README draws it. An import that runs back up fails here."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """main.py from the outside, on real MNIST: through to the figure, stopped by signals and full disks, and taken up."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -15,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from helpers import assert_released, assert_same, results
+from helpers import Capture, assert_released, assert_same, results
 
 import main
 import utils
@@ -64,9 +62,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Co
 # Through to the figure
 
 
-def test_the_main_job_ends_with_figures_tables_and_weights(
-    whole: tuple[Path, subprocess.CompletedProcess[str]],
-) -> None:
+def test_the_main_job_ends_with_figures_and_tables(whole: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     root, run = whole
     assert plain(run.stdout) and plain(run.stderr) and run.stderr == ""
     assert len(re.findall(r"^(?:lt|reinit) seed0 +\d .*%", run.stdout, re.MULTILINE)) >= 6
@@ -90,8 +86,8 @@ def test_the_main_job_ends_with_figures_tables_and_weights(
     assert not list(root.rglob("*.partial"))
 
 
-def test_the_same_seed_gives_the_same_numbers_whatever_the_jobs(
-    whole: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_jobs_do_not_change_the_numbers(
+    whole: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, capsys: Capture
 ) -> None:
     root, _ = whole
     assert main_here(tmp_path / "again", f"{SHORT} --jobs 1 --quiet") == 0
@@ -178,7 +174,7 @@ def test_a_reader_that_goes_away_ends_nothing(tmp_path: Path) -> None:
     assert code == 0 and err == "" and list(tmp_path.rglob("report.html"))
 
 
-def test_failed_trials_are_counted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_trials_are_counted_once(tmp_path: Path, capsys: Capture) -> None:
     text = SHORT.replace("reinit", "reinit ticket_reinit")
     assert main_here(tmp_path, f"{text} --jobs 2 --trials 2 --optimizer sgd --lr 1e30 --quiet") == 1
     said = capsys.readouterr().err.splitlines()
@@ -190,9 +186,7 @@ def test_failed_trials_are_counted_once(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @posix
-def test_a_full_disk_is_one_clear_line_and_the_run_continues_when_there_is_room(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk_is_one_clear_line_and_the_run_continues_later(tmp_path: Path, capsys: Capture) -> None:
     import resource
 
     text = f"{SHORT} --prune_type lt --prune_iterations 2 --jobs 1 --checkpoint_every 0 --quiet"
@@ -214,7 +208,7 @@ def test_a_full_disk_is_one_clear_line_and_the_run_continues_when_there_is_room(
     assert_same(found, results(tmp_path / "whole"))
 
 
-def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path, capsys: Capture) -> None:
     root = tmp_path / "root"
     root.mkdir(mode=0o500)
     if os.access(root, os.W_OK):  # the administrator may write everywhere but in such places

@@ -1,7 +1,5 @@
 """Masks to the weight: counts, ties, nesting, rates by kind of layer, what is never pruned, the bridge to PyTorch."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 from collections.abc import Callable
@@ -36,7 +34,7 @@ def scores_of(shapes: list[tuple[int, ...]], seed: int, levels: int = 0) -> dict
 
 @QUICK
 @given(SHAPES, st.data(), st.sampled_from(["layer", "global"]), st.integers(0, 99), st.integers(0, 3))
-def test_exactly_the_percentage_goes_in_every_round_and_the_lowest(
+def test_the_lowest_percentage_goes_in_every_round(
     shapes: list[tuple[int, ...]], data: st.DataObject, scope: str, seed: int, levels: int
 ) -> None:
     masks = pruning.dense(scores_of(shapes, seed))
@@ -157,7 +155,7 @@ def test_kinds_of_layer(layer: nn.Module, count: int) -> None:
 
 @QUICK
 @given(SHAPES, st.data(), st.sampled_from(["layer", "global"]), st.integers(0, 6), st.integers(0, 99))
-def test_at_once_as_many_go_as_round_by_round(
+def test_pruning_at_once_counts_as_round_by_round(
     shapes: list[tuple[int, ...]], data: st.DataObject, scope: str, rounds: int, seed: int
 ) -> None:
     scores = scores_of(shapes, seed)
@@ -178,7 +176,7 @@ def test_at_once_as_many_go_as_round_by_round(
 
 @QUICK
 @given(SHAPES, st.integers(1, 30), st.floats(0, 1), st.integers(0, 99))
-def test_in_steps_what_is_left_shrinks_by_one_factor(
+def test_in_steps_survivors_shrink_by_one_factor(
     shapes: list[tuple[int, ...]], steps: int, share: float, seed: int
 ) -> None:
     scores, seen = scores_of(shapes, seed), []

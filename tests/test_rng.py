@@ -1,7 +1,5 @@
 """Random numbers of models, rules and loaders: seeded, restored, and continued after a stop."""
 
-from __future__ import annotations
-
 import itertools
 import random
 from dataclasses import replace
@@ -10,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import assert_same, do, results, settings
+from helpers import Patch, assert_same, do, results, settings
 
 from lth import rng
 from lth.training.train import Stopped
@@ -66,7 +64,7 @@ def test_generators_are_seeded_preserved_and_restored() -> None:
     assert rng.derive_seed(1, "order", 2) != rng.derive_seed(1, "order", 3)
 
 
-def test_the_generators_of_gpus_are_preserved_where_they_are_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_generators_of_gpus_are_preserved_where_they_are_in_use(monkeypatch: Patch) -> None:
     asked: list[list[int]] = []
     fork = torch.random.fork_rng
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: asked.append(list(devices)) or fork(devices=[]))

@@ -1,7 +1,5 @@
 """--ticket: experiments that start from the tickets of another one, on other data, with another optimiser."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import LAYERS, MODELS, Told, arrays, assert_same, do, experiment, lay_out, results, settings, work
+from helpers import LAYERS, MODELS, Capture, Told, arrays, assert_same, do, experiment, lay_out, results, settings, work
 
 import main
 import utils
@@ -130,9 +128,7 @@ def test_transfer_takes_over_every_round_and_has_controls(other: Path) -> None:
     assert not same(ticket_of(runs["transfer_shuffle"], 2).masks, ticket_of(theirs, 3).masks)
 
 
-def test_a_config_repeats_a_run_with_its_own_ticket_or_not_at_all(
-    other: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_config_repeats_a_run_with_its_own_ticket_or_not_at_all(other: Path, capsys: Capture) -> None:
     """The last finished round of the source may be a later one by now."""
     (run,) = session.run(transferred(other, str(source(other)), prune_iterations=1))
     again = ["--config", str(run.dumps / "config.json"), "--gpu", "cpu", "--data", str(other / "data")]
@@ -193,15 +189,9 @@ def test_the_output_layer_is_new_where_classes_differ(other: Path) -> None:
     ("changes", "says"),
     [
         ({"dataset": "small"}, r"is of mlp for tiny, where layers.1.weight is \(12, 64\), here \(12, 72\)"),
-        (
-            {"arch_type": "conv"},
-            r"does not fit conv for other: .* layers.0.weight is missing, here \(4, 1, 3, 3\)",
-        ),
+        ({"arch_type": "conv"}, r"does not fit conv for other: .* layers.0.weight is missing, here \(4, 1, 3, 3\)"),
         ({"ticket": ":9"}, r"has no ticket of round 9: in .*seed0 there are those of rounds 0 to 3"),
-        (
-            {"ticket": ":2", "prune_type": ("transfer",)},
-            "no ticket of round 4, which --prune_iterations 3",
-        ),
+        ({"ticket": ":2", "prune_type": ("transfer",)}, "no ticket of round 4, which --prune_iterations 3"),
         ({"ticket": ":2", "target_remaining": 5, "prune_percent": 10}, "is reached from a dense network, but --ticket"),
     ],
 )

@@ -1,11 +1,10 @@
 """docs/tutorial.ipynb runs from its first cell to its last, and says what is wrong with each planted fault."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
 import pytest
+from helpers import Patch
 
 PROJECT = Path(__file__).parents[1]
 FAULTS = (  # what lth.audit says of them, in the order of the notebook
@@ -20,7 +19,7 @@ FAULTS = (  # what lth.audit says of them, in the order of the notebook
 
 
 @pytest.mark.slow
-def test_the_tutorial_runs_and_names_each_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tutorial_runs_and_names_each_fault(tmp_path: Path, monkeypatch: Patch) -> None:
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     monkeypatch.setenv("LTH_SHORT", "1")

@@ -1,7 +1,5 @@
 """Results in words."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -63,7 +61,7 @@ def test_what_differs_is_told_apart_from_what_is_shared(tmp_path: Path) -> None:
     assert own == {first.plots: "compared over all layers", second.plots: "compared within layers"}
     third = run_with(tmp_path, "a=3", pixels="unit")
     assert list(labels.differing([[third], [run_with(tmp_path, "a=4")]])[1].values()) == [
-        *("pixels from 0 to 1", "pixels standardised"),
+        *("pixels from 0 to 1", "pixels standardised")
     ]
     named = [run_with(tmp_path, "one", end_iter="5"), run_with(tmp_path, "two", end_iter="5")]
     assert list(labels.differing([[run] for run in named])[1].values()) == ["one", "two"]
@@ -76,7 +74,7 @@ def test_verdicts_are_told_apart_by_model_data_and_settings(make_runs: MakeRuns)
 
     runs = [[run(settings="lr=0.1")], [run(settings="lr=0.2")], [run(arch_type="lenet5")]]
     assert labels.told_apart(runs) == [
-        *("fc1 on MNIST (learning rate 0.1)", "fc1 on MNIST (learning rate 0.2)", "lenet5 on MNIST"),
+        *("fc1 on MNIST (learning rate 0.1)", "fc1 on MNIST (learning rate 0.2)", "lenet5 on MNIST")
     ]
     same = [[run(settings="default")], [run(settings="mine")]]
     assert labels.told_apart(same) == ["fc1 on MNIST (default)", "fc1 on MNIST (mine)"]

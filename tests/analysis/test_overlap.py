@@ -1,7 +1,5 @@
 """How far masks overlap: by hand, beside random masks by exact fractions, for all pairs of runs."""
 
-from __future__ import annotations
-
 import math
 from fractions import Fraction
 from pathlib import Path

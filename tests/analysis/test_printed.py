@@ -1,7 +1,5 @@
 """The verdict's table as text."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

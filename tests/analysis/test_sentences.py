@@ -1,7 +1,5 @@
 """The verdict in words: what is named, what is not, why, and what the numbers rest on."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The verdict: intervals, what counts as better, no worse and later, and the sparsest winning ticket."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 
@@ -132,7 +130,7 @@ def test_early_stop_may_be_no_later(ES: list[list[float]], stop: str) -> None:
     assert found["winning"] == (stop == "no later")
 
 
-def test_no_ticket_wins_by_an_early_stop_that_is_the_last_evaluation() -> None:
+def test_no_ticket_wins_by_stopping_at_the_last_evaluation() -> None:
     for last, stop, late in ((1000.0, "not measured", {"lt": (4, 4)}), (1001.0, "no later", {})):
         table = judged([[98.0, 98.3], [98.0, 98.31]], last=last)
         found = table.iloc[1]
@@ -190,6 +188,6 @@ def test_written_and_read_again(tmp_path: Path, make_runs: MakeRuns) -> None:
 
 def test_arms_keep_their_order() -> None:
     assert verdict.in_order(["ticket_reinit", "new", "random_shuffle", "reinit", "lt", "random_reinit", "reinit"]) == [
-        *("lt", "reinit", "random_shuffle", "random_reinit", "ticket_reinit", "new"),
+        *("lt", "reinit", "random_shuffle", "random_reinit", "ticket_reinit", "new")
     ]
     assert verdict.in_order(list(ARMS)) == list(ARMS)

@@ -1,7 +1,5 @@
 """The auditor and its callback for Lightning: sound tickets pass in every form, each fault is told in a sentence."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Arguments of iterative_pruning that are wrong, and what fails in the user's code, are named."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.utils.prune as torch_prune
-from helpers import Mlp
+from helpers import Capture, Mlp
 from own import WithOptim, altered, batches, find, loader, nothing, seeded, tiny
 from torch import Tensor, nn
 
@@ -164,7 +162,7 @@ def test_a_network_of_another_type_than_float32_is_named() -> None:
 
 
 @pytest.mark.parametrize("error", ["IndexError", "SystemExit"])
-def test_a_model_of_archs_that_fails_is_named(place: Path, capsys: pytest.CaptureFixture[str], error: str) -> None:
+def test_a_model_of_archs_that_fails_is_named(place: Path, capsys: Capture, error: str) -> None:
     (place / "archs" / "tiny" / "fails.py").write_text(
         "from torch import nn\n\n\nclass Fails(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
         "        self.fc = nn.Linear(64, 4)\n\n    def forward(self, x):\n        if self.training and len(x) > 2:\n"
@@ -200,7 +198,7 @@ def halves(net: nn.Module) -> None:
         (halves, ValueError, "prune_rule must leave masks of 0 and 1, but fc1.weight_mask has other values"),
     ],
 )
-def test_a_rule_that_fails_or_spoils_the_network_is_named(
+def test_rules_that_fail_or_spoil_the_network(
     rule: Callable[[nn.Module], object], kind: type[Exception], said: str
 ) -> None:
     with pytest.raises(kind, match=f"^{said}") as caught:

@@ -1,7 +1,5 @@
 """What users are told is so: docstrings speak of every argument, pages of names that are there and true defaults."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import inspect

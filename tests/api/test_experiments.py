@@ -1,7 +1,5 @@
 """main.py's experiments from Python: lth.run and lth.plot with table, verdict and figure; ExperimentRunner."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tickets in other forms, files and smaller networks, give the answers that PyTorch gives."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 
@@ -9,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from helpers import random_masks, settings
+from helpers import Patch, random_masks, settings
 from own import find, seeded
 from torch import Tensor, nn
 
@@ -57,9 +55,7 @@ def images_and_logits(ticket: SavedTicket) -> tuple[Tensor, Tensor]:
 
 
 @EACH
-def test_an_onnx_file_takes_pixels_from_0_to_1_and_gives_the_same_logits_for_any_batch_size(
-    ticket: SavedTicket, tmp_path: Path
-) -> None:
+def test_an_onnx_file_gives_the_same_logits_for_any_batch_size(ticket: SavedTicket, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     file = ticket.export(tmp_path / "ticket.onnx")
     assert list(tmp_path.glob("ticket*")) == [file]  # the weights are in it, not beside it
@@ -72,9 +68,7 @@ def test_an_onnx_file_takes_pixels_from_0_to_1_and_gives_the_same_logits_for_any
 
 
 @EACH
-def test_a_pt2_file_takes_pixels_from_0_to_1_and_holds_the_pruned_weights_as_zeros(
-    ticket: SavedTicket, tmp_path: Path
-) -> None:
+def test_a_pt2_file_takes_pixels_from_0_to_1_and_holds_zeros(ticket: SavedTicket, tmp_path: Path) -> None:
     told = {"input": ""}
     made = torch.export.load(ticket.export(tmp_path / "ticket.pt2"), extra_files=told).module()
     assert "with pixels from 0 to 1" in told["input"]
@@ -198,10 +192,9 @@ def test_what_remains_of_a_network_has_a_use(images: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bias", "padding", "channels"),
-    [(0.7, 1, 2), (0.7, "same", 2), (-0.7, 1, 1), (0.7, 0, 1), (-0.7, 0, 1)],
+    ("bias", "padding", "channels"), [(0.7, 1, 2), (0.7, "same", 2), (-0.7, 1, 1), (0.7, 0, 1), (-0.7, 0, 1)]
 )
-def test_a_constant_channel_stays_before_a_padded_convolution(
+def test_a_constant_channel_stays_before_padding(
     bias: float, padding: int | str, channels: int, images: Tensor
 ) -> None:
     second = nn.Conv2d(2, 3, 3, padding=padding, bias=False)
@@ -296,9 +289,7 @@ def test_a_smaller_network_of_a_ticket_in_onnx(ticket: SavedTicket, tmp_path: Pa
     assert file.stat().st_size < ticket.export(tmp_path / "whole.onnx").stat().st_size
 
 
-def test_sizes_are_those_on_disk_and_count_what_is_computed(
-    ticket: SavedTicket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sizes_are_those_on_disk_and_count_products(ticket: SavedTicket, tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(export, "SECONDS", 0.01)
     found, small, kept = ticket.sizes(), ticket.compact(), pruning.survivors(ticket.masks)
     assert list(found.index) == ["dense", "compact", "csr", "packed"]

@@ -1,7 +1,5 @@
 """Networks, optimisers, losses and pruning rules of the user's own."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Callable
@@ -13,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.utils.prune as torch_prune
-from helpers import Conv, do, settings
+from helpers import Capture, Conv, Patch, do, settings
 from own import Rule, WithOptim, accuracy, batches, examples, find, nothing, seeded, tiny
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -29,9 +27,7 @@ from lth.records.store import Store, load_tensors
 from lth.settings.config import PROJECT
 
 
-def test_the_code_in_the_docs_runs_as_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_code_in_the_docs_runs_as_written(tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> None:
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"(?s)```python\n([^`]*class CustomModel[^`]*)```", (PROJECT / "docs/python.md").read_text())
     names: dict[str, Any] = {}
@@ -168,7 +164,7 @@ def test_fresh_weights_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
         find(spectral, random=True)
 
 
-def test_parameter_groups_keep_their_options(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameter_groups_keep_their_options(monkeypatch: Patch) -> None:
     net = seeded(WithOptim)
     groups = [
         {"params": [net.fc1.weight], "lr": 0.0},
@@ -275,9 +271,7 @@ def test_tied_weights_are_pruned_once() -> None:
     assert find(seeded(Tied), prune_rule=in_the_second)[-1]["weights"] == 2007 + 256
 
 
-def test_masks_on_the_net_are_the_ticket_that_training_starts_from(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_masks_on_the_net_are_the_ticket_that_training_starts_from(tmp_path: Path, capsys: Capture) -> None:
     net, other = seeded(WithOptim), seeded(WithOptim)
     torch_prune.random_unstructured(net.fc1, "weight", amount=0.5)  # type: ignore[arg-type]
     mask = net.fc1.weight_mask.bool()  # type: ignore[operator, union-attr]

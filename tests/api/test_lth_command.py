@@ -1,7 +1,5 @@
 """The command `lth`: short flags for common runs, the programs of a clone as subcommands, `lth audit`; public names."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys
@@ -12,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from helpers import do, settings
+from helpers import Capture, Patch, do, settings
 
 import lth
 from lth.__main__ import main, parse
@@ -34,11 +32,11 @@ def lth_command(*argv: str) -> int:
 
 
 @pytest.fixture(autouse=True)
-def kept_argv(monkeypatch: pytest.MonkeyPatch) -> None:
+def kept_argv(monkeypatch: Patch) -> None:
     monkeypatch.setattr(sys, "argv", sys.argv)
 
 
-def test_lth_runs_plots_and_audits(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lth_runs_plots_and_audits(place: Path, capsys: Capture) -> None:
     where = ["--data", str(place / "data"), "--root", str(place)]
     assert lth_command("run", *FLAGS.split(), "--prune_iterations", "3", "--quiet", *where) == 0
     assert "written to" in capsys.readouterr().out
@@ -52,7 +50,7 @@ def test_lth_runs_plots_and_audits(place: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("name", ["", "run", "plot", "reproduce", "audit"])
-def test_each_command_is_called_as_it_was(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_command_is_called_as_it_was(name: str, capsys: Capture) -> None:
     for flag in ("--version", "--help"):
         with pytest.raises(SystemExit):
             lth_command(*[name] * bool(name), flag)
@@ -62,9 +60,7 @@ def test_each_command_is_called_as_it_was(name: str, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("arm", ["lt", "reinit", "ticket_reinit", "ticket_shuffle", "one_shot", "finetune"])
-def test_rounds_of_runs_are_checked(
-    place: Path, arm: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rounds_of_runs_are_checked(place: Path, arm: str, capsys: Capture, monkeypatch: Patch) -> None:
     run = do(settings(place, prune_type=["lt", arm], rewind="2it" if arm == "lt" else "0"))[-1]
     assert lth_command("audit", str(place)) == 0 and "wrong" not in capsys.readouterr().out
     ticket = lth.load_ticket(run.dumps, round=2)
@@ -90,7 +86,7 @@ def test_rounds_of_runs_are_checked(
         assert lth_command("audit", str(run.dumps)) == 1 and moved[arm] in capsys.readouterr().out
 
 
-def test_state_dicts_of_other_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_state_dicts_of_other_programs(tmp_path: Path, capsys: Capture) -> None:
     layer = torch.nn.utils.prune.l1_unstructured(torch.nn.Linear(10, 4), "weight", 0.25)
     torch.save({"state_dict": layer.state_dict()}, tmp_path / "masked.pt")
     torch.save({"weight": layer.weight.detach() + 1, "bias": layer.bias}, tmp_path / "lost.pt")
@@ -155,7 +151,7 @@ def test_python_lth_means_the_settings_of_main_py(tmp_path: Path) -> None:
         ("lenet mnist --recover . --epochs 3", "--epochs is no flag of this program$"),
     ],
 )
-def test_python_lth_names_mistakes(text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_lth_names_mistakes(text: str, words: str, tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as caught:
         parse(text.split())
@@ -164,7 +160,7 @@ def test_python_lth_names_mistakes(text: str, words: str, tmp_path: Path, monkey
     assert not list(tmp_path.iterdir())
 
 
-def test_python_lth_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_lth_goes_on(place: Path, monkeypatch: Patch) -> None:
     concluded: list[Any] = []
     monkeypatch.setattr(command, "conclude", lambda runs, *rest: concluded.append(runs) or [])
     monkeypatch.chdir(place)

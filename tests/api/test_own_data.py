@@ -1,7 +1,5 @@
 """Data of the user's own, in memory and streamed; MNIST as loaders; several trials."""
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Iterator
@@ -13,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import CPU, make_images
+from helpers import CPU, Patch, make_images
 from own import EXAMPLES, REST, batches, examples, find, loader, seeded, tiny
 from torch import Tensor, nn
 from torch.utils.data import (
@@ -137,7 +135,7 @@ def test_data_that_change_or_have_no_length_are_streamed_unless_asked(train: Any
         assert isinstance(taken.source, loaders.Stream) == expected, in_memory
 
 
-def test_what_does_not_fit_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_streamed(monkeypatch: Patch) -> None:
     monkeypatch.setattr(loaders, "_free", lambda device: 100_000)
     taken = loaders.take(tiny(), CPU)
     assert isinstance(taken.source, loaders.Stream) and "streamed" in taken.about

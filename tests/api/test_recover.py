@@ -1,7 +1,5 @@
 """Going on with what an earlier call of iterative_pruning left, and never mixing results."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Tickets brought back, and the table of all results."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.utils.prune as torch_prune
-from helpers import Conv, Mlp, arrays, do, settings
+from helpers import Conv, Mlp, Patch, arrays, do, settings
 from own import batches, find, loader, runner, seeded, tiny
 from torch import nn
 
@@ -36,7 +34,7 @@ def test_a_ticket_evaluates_to_the_digits_of_rounds_csv(place: Path, arch: str, 
     assert lth.load_ticket(run.dumps).round == 2
 
 
-def test_a_ticket_is_not_evaluated_by_another_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ticket_is_not_evaluated_by_another_model(place: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     (run,) = session.run(settings(place, prune_iterations=1))
     ticket, images, file = lth.load_ticket(run.saves), place / "data" / "tiny.npz", place / "archs/tiny/mlp.py"

@@ -1,7 +1,5 @@
 """Published claims: what counts as agreeing, what is another experiment, the table of claims itself, reproduce.py."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -12,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import MakeRuns
-from helpers import arrays, results
+from helpers import Capture, Patch, arrays, results
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -154,7 +152,7 @@ def changes(*argv: str) -> list[str]:
     return [change.split("=")[0] for change in form(CLAIMS["lenet"], argv).changes]
 
 
-def test_what_leaves_the_published_experiment_is_said() -> None:
+def test_changes_of_the_published_experiment_are_reported() -> None:
     assert changes() == changes("--dataset", "MNIST", "--arch_type", "FC1") == []
     assert changes("--trials", "2", "--jobs", "1", "--precision", "bf16", "--prune_iterations", "20") == []
     assert changes("--pixels", "standard") == ["pixels"]  # the default of main.py, not of the claim
@@ -189,7 +187,7 @@ def test_published_figures_agree_with_their_statements_and_quick_forms_are_short
         assert quick.trainings * per_training <= 60_000 and quick.changes, name
 
 
-def test_all_mistakes_of_a_command_line_come_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_mistakes_of_a_command_line_come_once(capsys: Capture) -> None:
     assert utils.exit_code(reproduce.main, ["criteria", "lennet", "--lr", "x", "--nonsense"]) == 2
     said = capsys.readouterr().err.splitlines()
     words = ("mean lenet?", "--lr", "--nonsense")
@@ -207,9 +205,7 @@ def asked(root: Path, *argv: str) -> Form:
     return form(one, ["--root", str(root), "--prune_percent", "20", "--end_iter", "5", *argv])
 
 
-def test_a_report_that_cannot_be_written_is_refused_before_any_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_report_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path, capsys: Capture) -> None:
     file = tmp_path / "r.md"
     file.write_bytes("é".encode("latin-1"))
     for name in ("r.md", "r.md/r.md", "."):
@@ -270,7 +266,7 @@ def test_changed_settings_are_never_printed_as_the_claim(make_runs: MakeRuns, tm
 
 
 @pytest.fixture
-def tiny(place: Path, monkeypatch: pytest.MonkeyPatch) -> Claim:
+def tiny(place: Path, monkeypatch: Patch) -> Claim:
     """A claim that takes a second, among the known ones."""
     usual = "--arch_type mlp --dataset tiny --prune_type lt reinit --prune_percent 30 --end_iter 8it --valid_freq 4it "
     made = claim(
@@ -282,7 +278,7 @@ def tiny(place: Path, monkeypatch: pytest.MonkeyPatch) -> Claim:
     return made
 
 
-def test_a_claim_from_the_command_line(tiny: Claim, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_claim_from_the_command_line(tiny: Claim, place: Path, capsys: Capture) -> None:
     where = ["--root", str(place), "--data", str(place / "data"), "--quiet"]
     dry = ["tiny", "--dry_run", *where, "--report", str(place / "new" / "r.md")]
     assert utils.exit_code(reproduce.main, dry) == 0
@@ -307,9 +303,7 @@ def test_a_claim_from_the_command_line(tiny: Claim, place: Path, capsys: pytest.
     assert "holds results of other settings (lr 0.01, now 0.0012)" in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_list_says_what_a_claim_takes_and_writes_nothing(
-    tiny: Claim, place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_list_says_what_a_claim_takes_and_writes_nothing(tiny: Claim, place: Path, capsys: Capture) -> None:
     assert utils.exit_code(reproduce.main, ["tiny", "--list", "--data", str(place / "data"), "--root", str(place)]) == 0
     line = capsys.readouterr().out.splitlines()[0]
     assert line.startswith("tiny  Nobody 2020, Figure 0: 10 trainings, at most 1 minute here")

@@ -1,7 +1,5 @@
 """--ray: what a task does on its node, and what is said where it cannot; test_many_machines.py has the real Ray."""
 
-from __future__ import annotations
-
 import signal
 import socket
 import sys
@@ -11,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers import assert_released, assert_same, do, results, settings
+from helpers import Capture, Patch, assert_released, assert_same, do, results, settings
 
 import main
 import utils
@@ -47,8 +45,8 @@ def test_a_task_does_what_the_plain_command_does(place: Path) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_task_that_is_cancelled_or_pre_empted_writes_where_it_is_and_lets_go(
-    place: Path, monkeypatch: pytest.MonkeyPatch, signum: signal.Signals
+def test_a_cancelled_task_writes_a_checkpoint_and_lets_go(
+    place: Path, monkeypatch: Patch, signum: signal.Signals
 ) -> None:
     config = settings(place, checkpoint_every=100)
     came: list[int] = []
@@ -110,9 +108,7 @@ class Pretended:
         self.cancelled.append(task)
 
 
-def test_progress_is_read_in_the_folder_and_what_is_not_begun_is_cancelled(
-    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_is_read_in_the_folder_and_idle_tasks_end(place: Path, capsys: Capture, monkeypatch: Patch) -> None:
     ray = Pretended()
     config = settings(place, root=place / "ray", ray="local", trials=2, quiet=False, gpu=None, jobs=None)
 
@@ -133,9 +129,7 @@ def test_progress_is_read_in_the_folder_and_what_is_not_begun_is_cancelled(
         session.run(replace(config, trials=3))
 
 
-def test_without_ray_one_sentence_says_what_to_install(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_ray_one_sentence_says_what_to_install(place: Path, monkeypatch: Patch, capsys: Capture) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     argv = ["--arch_type", "mlp", "--dataset", "tiny", "--data", str(place / "data"), "--root", str(place)]
     argv += ["--ray", "auto", "--batch_size", "5000"]
@@ -155,7 +149,7 @@ def test_what_is_no_address(address: str) -> None:
         Config(ray=address)
 
 
-def test_an_address_where_nothing_listens_is_reported_at_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_where_nothing_listens_is_reported_at_once(place: Path, monkeypatch: Patch) -> None:
     monkeypatch.setitem(sys.modules, "ray", Pretended())  # type: ignore[arg-type]
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"

@@ -1,20 +1,18 @@
 """What is said before a command begins, and how long it is said to take."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers import CPU, settings
+from helpers import CPU, Capture, Patch, settings
 
 from lth.commands import forecast, prepare, queue, session
 from lth.settings.values import Duration
 
 
 @pytest.mark.parametrize(("sparsely", "minutes"), [(False, 35), (True, 25)])
-def test_the_forecast_counts_what_is_left_by_what_its_rounds_take(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], sparsely: bool, minutes: int
+def test_the_forecast_of_what_is_left(
+    place: Path, monkeypatch: Patch, capsys: Capture, sparsely: bool, minutes: int
 ) -> None:
     def measured(*given: object, **more: object) -> forecast.Cost:
         number, learn = given[4:]
@@ -45,9 +43,7 @@ def test_a_measured_step_and_evaluation_make_a_training(place: Path) -> None:
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
-def test_overwrite_says_whose_masks_are_trained_again_too(
-    place: Path, capsys: pytest.CaptureFixture[str], dry_run: bool
-) -> None:
+def test_overwrite_says_whose_masks_are_trained_again_too(place: Path, capsys: Capture, dry_run: bool) -> None:
     config = settings(place, prune_type=("ticket_reinit",), prune_iterations=2, quiet=False, dry_run=dry_run)
     told = "--overwrite starts lt again too, whose masks ticket_reinit takes"
     session.run(config)
@@ -56,7 +52,7 @@ def test_overwrite_says_whose_masks_are_trained_again_too(
     assert told in " ".join(capsys.readouterr().out.split())
 
 
-def test_what_continues_says_which_rounds_are_finished(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_continues_says_which_rounds_are_finished(place: Path, capsys: Capture) -> None:
     session.run(settings(place, prune_iterations=1))
     session.run(settings(place, prune_iterations=3, quiet=False))
     told = capsys.readouterr().out
@@ -65,7 +61,7 @@ def test_what_continues_says_which_rounds_are_finished(place: Path, capsys: pyte
     assert "Continuing" not in capsys.readouterr().out
 
 
-def test_stacks_of_one_leave_the_processes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stacks_of_one_leave_the_processes(place: Path, monkeypatch: Patch) -> None:
     """--stack 1 is the default, said aloud."""
     sizes = []
 

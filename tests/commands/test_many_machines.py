@@ -1,8 +1,6 @@
 """A sweep of eight runs by three nodes of a real Ray cluster, one of which is killed: the same bytes as the plain
 command gives. Only where LTH_EXHAUSTIVE is set; test_kill.py has processes that --join and are killed."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

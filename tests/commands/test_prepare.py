@@ -1,15 +1,13 @@
 """What is settled before anything is trained: threads, the device (a GPU where there is one, but never another than
 was asked for), and what config.json says of a run."""
 
-from __future__ import annotations
-
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import CPU, do, settings
+from helpers import CPU, Capture, Patch, do, settings
 from own import find, runner, seeded
 
 import lth
@@ -31,8 +29,8 @@ from lth.settings.config import Config, ConfigError
         ({}, 8),
     ],
 )
-def test_cores_are_those_of_the_mask_and_of_the_containers_quota(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], given: int
+def test_cores_respect_the_quota_of_a_container(
+    tmp_path: Path, monkeypatch: Patch, files: dict[str, str], given: int
 ) -> None:
     monkeypatch.setattr(devices.os, "sched_getaffinity", lambda process: range(8), raising=False)
     for name, text in files.items():
@@ -46,7 +44,7 @@ def threads(config: Config, runs: int) -> int | None:
     return prepare.with_threads(config, problem, runs_of(config)[0], runs, CPU).threads
 
 
-def test_large_networks_share_the_cores_and_small_ones_use_one(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_networks_share_the_cores_and_small_ones_use_one(place: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(devices, "cores", lambda: 8)
     config = settings(place)
     assert threads(config, 1) == 1
@@ -55,7 +53,7 @@ def test_large_networks_share_the_cores_and_small_ones_use_one(place: Path, monk
     assert threads(replace(config, threads=3), 1) == 3
 
 
-def test_the_threads_of_the_first_runs_are_kept(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_threads_of_the_first_runs_are_kept(place: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(prepare, "LARGE_STEP", 1000.0)
     monkeypatch.setattr(devices, "cores", lambda: 2)
     config = settings(place, prune_type=("lt",), prune_iterations=1)
@@ -101,7 +99,7 @@ def test_the_split_of_a_small_set_is_recorded_and_its_run_repeated(place: Path) 
 # The device
 
 
-def machine(monkeypatch: pytest.MonkeyPatch, gpus: int, mps: bool = False) -> None:
+def machine(monkeypatch: Patch, gpus: int, mps: bool = False) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
@@ -115,15 +113,13 @@ def machine(monkeypatch: pytest.MonkeyPatch, gpus: int, mps: bool = False) -> No
         *[(2, False, "1", "cuda:1"), (2, False, "cpu", "cpu")],
     ],
 )
-def test_what_is_asked_for_is_given(
-    monkeypatch: pytest.MonkeyPatch, gpus: int, mps: bool, asked: str | None, given: str
-) -> None:
+def test_what_is_asked_for_is_given(monkeypatch: Patch, gpus: int, mps: bool, asked: str | None, given: str) -> None:
     machine(monkeypatch, gpus, mps)
     device, remark = devices.choose(asked)
     assert str(device) == given and bool(remark) == (asked is None and given == "cpu")
 
 
-def test_a_gpu_that_cannot_be_used_is_left_alone_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_cannot_be_used_is_left_alone_unless_it_is_asked_for(monkeypatch: Patch) -> None:
     machine(monkeypatch, 1)
     monkeypatch.setattr(devices, "_failure", lambda device: "no kernel image is available")
     remark = "cuda:0 cannot be used (no kernel image is available): training on the CPU"
@@ -131,7 +127,7 @@ def test_a_gpu_that_cannot_be_used_is_left_alone_unless_it_is_asked_for(monkeypa
     assert devices.choose("0") == (torch.device("cuda:0"), "")
 
 
-def test_what_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_there_is_refused(monkeypatch: Patch) -> None:
     for gpus, mps, asked, said in (
         (0, False, "0", "--gpu must be cpu, or be left out, since PyTorch finds no GPU here, not 0"),
         (0, True, "0", "--gpu must be mps, or cpu, or be left out, not 0"),
@@ -144,9 +140,7 @@ def test_what_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         assert said in str(caught.value)
 
 
-def test_every_door_refuses_a_gpu_that_is_not_there(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_door_refuses_a_gpu_that_is_not_there(place: Path, monkeypatch: Patch, capsys: Capture) -> None:
     machine(monkeypatch, 0)
     (run,) = session.run(settings(place, gpu=None, prune_iterations=1))
     before = sorted(place.iterdir())

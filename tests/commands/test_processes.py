@@ -1,7 +1,5 @@
 """The loop of work, here and in --jobs processes: what goes wrong in one is said, and the others end as they should."""
 
-from __future__ import annotations
-
 import io
 import multiprocessing
 import os
@@ -15,7 +13,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
-from helpers import CPU, Told, arrays, assert_released, experiment, settings, works
+from helpers import CPU, Capture, Patch, Told, arrays, assert_released, experiment, settings, works
 
 import main
 import utils
@@ -42,8 +40,8 @@ def work(config: Config, tell: loop.Tell | None = None) -> None:
 
 
 @pytest.mark.parametrize("argv, again", [([], "again"), (["--overwrite"], "without --overwrite")])
-def test_after_a_stop_the_advice_moves_nothing_aside(
-    argv: list[str], again: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_advice_after_a_stop_moves_nothing_aside(
+    argv: list[str], again: str, place: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     def stopped(argv: Sequence[str]) -> int:
         raise loop.Interrupted(signal.SIGTERM)
@@ -84,8 +82,8 @@ def test_what_workers_raise_travels_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, BrokenPipeError, MachineError, Lost])
-def test_what_a_run_raises_is_raised_once_the_others_have_ended(
-    place: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+def test_an_error_is_raised_once_the_other_runs_have_ended(
+    place: Path, monkeypatch: Patch, kind: type[Exception]
 ) -> None:
     config, tries = settings(place, trials=2, prune_iterations=2), []
 
@@ -112,9 +110,7 @@ def test_what_a_run_raises_is_raised_once_the_others_have_ended(
     assert_released(place)
 
 
-def test_what_the_others_finished_is_shown_where_one_ends_early(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_finished_runs_are_shown_where_one_ends_early(place: Path, monkeypatch: Patch, capsys: Capture) -> None:
     train = TicketTrainer.train
 
     def broken(self: TicketTrainer, stack: Any, *rest: Any) -> Any:
@@ -133,7 +129,7 @@ def test_what_the_others_finished_is_shown_where_one_ends_early(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs signal masks")
-def test_ctrl_c_does_not_reach_processes_that_are_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_does_not_reach_processes_that_are_being_started(monkeypatch: Patch) -> None:
     """Python's resource tracker, which starts before the first of them, unblocks the signal."""
     tracker = resource_tracker.ResourceTracker()
     monkeypatch.setattr(resource_tracker, "ensure_running", tracker.ensure_running)
@@ -166,7 +162,7 @@ def test_at_a_second_ctrl_c_all_processes_end_at_once(tmp_path: Path) -> None:
 # What is written to whom
 
 
-def test_characters_that_an_output_lacks_and_control_characters_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_characters_that_an_output_lacks_and_control_characters_are_escaped(monkeypatch: Patch) -> None:
     content, errors = io.BytesIO(), io.StringIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, encoding="ascii", newline="\n"))
     monkeypatch.setattr(sys, "stderr", errors)
@@ -181,7 +177,7 @@ def test_characters_that_an_output_lacks_and_control_characters_are_escaped(monk
     assert errors.getvalue() == "error: RuntimeError: \\x1b]0;title\\x07\\x9b31m (--debug shows where)\n"
 
 
-def test_closed_outputs_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_outputs_end_nothing(monkeypatch: Patch) -> None:
     """As in `main.py >&- 2>&-`."""
 
     def told_and_refused(argv: Sequence[str]) -> NoReturn:

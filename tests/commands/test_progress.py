@@ -1,7 +1,5 @@
 """What a terminal shows while rounds are trained: one bar at any width, and sentences broken between words."""
 
-from __future__ import annotations
-
 import io
 import re
 import sys
@@ -10,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from helpers import do, settings
+from helpers import Capture, Patch, do, settings
 from tensorboardX import SummaryWriter
 
 from lth.commands import progress, session
@@ -59,14 +57,14 @@ def done(run: Run, number: int, seconds: float = 61.5) -> RoundDone:
 
 
 @pytest.fixture(params=[60, 120])
-def terminal(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Terminal:
+def terminal(request: pytest.FixtureRequest, monkeypatch: Patch) -> Terminal:
     monkeypatch.setenv("COLUMNS", str(request.param))
     monkeypatch.setattr(progress, "REFRESH", 0)
     return Terminal(request.param)
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def clock(monkeypatch: Patch) -> list[float]:
     """Time that stands still: its one item is the time."""
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
@@ -82,8 +80,8 @@ def shown(progress: Progress, *events: Event, clock: list[float] | None = None) 
 
 
 @pytest.mark.parametrize("count", [1, 4])
-def test_one_bar_with_the_running_rounds_and_finished_ones_above(
-    terminal: Terminal, clock: list[float], count: int, monkeypatch: pytest.MonkeyPatch
+def test_one_bar_below_the_finished_rounds(
+    terminal: Terminal, clock: list[float], count: int, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(sys, "stdout", terminal)
     made = Progress(dict.fromkeys(RUNS[:count], 2), 1, False)
@@ -102,9 +100,7 @@ def test_one_bar_with_the_running_rounds_and_finished_ones_above(
     assert not any(terminal.screen[2:]), "the bar is gone"
 
 
-def test_time_left_counts_trainings_alone_from_the_first_step(
-    clock: list[float], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_time_left_counts_trainings_alone_from_the_first_step(clock: list[float], capsys: Capture) -> None:
     """Start-up, a shared round and what was done before made it two to three times too long."""
     lt, other = RUNS[:2]
     made = Progress({lt: 3, other: 2}, 1, False)
@@ -127,7 +123,7 @@ def test_time_left_counts_trainings_alone_from_the_first_step(
     assert capsys.readouterr().out.splitlines()[-1].split()[-1] == "2m00s"
 
 
-def test_files_get_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_get_plain_lines(capsys: Capture) -> None:
     evaluations = [evaluated(RUNS[0], 0, iteration, 5000) for iteration in (200, 1000, 1200, 4900, 5000)]
     shown(Progress({RUNS[0]: 1}, 2, False), Moved(RUNS[0], 0, 0, 5000), *evaluations, done(RUNS[0], 0))
     head, *lines, row = capsys.readouterr().out.splitlines()
@@ -136,7 +132,7 @@ def test_files_get_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert "of 5000: loss 0.1234  val 97.50%" in lines[-1] and "61.5" in row and "\r" not in row
 
 
-def test_a_whole_run_on_a_terminal(place: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_run_on_a_terminal(place: Path, terminal: Terminal, monkeypatch: Patch) -> None:
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setattr(hardware, "BEAT", 0)
     session.run(settings(place, quiet=False, prune_type=("lt", "reinit"), prune_iterations=2))
@@ -156,7 +152,7 @@ def test_sentences_are_broken_between_words(terminal: Terminal) -> None:
 # TensorBoard: the same numbers whether the rounds are told as they come or found in the folder
 
 
-def test_rounds_of_other_processes_have_their_curves(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounds_of_other_processes_have_their_curves(place: Path, monkeypatch: Patch) -> None:
     logged: list[tuple[str, float, int]] = []
     monkeypatch.setattr(SummaryWriter, "add_scalar", lambda self, *what: logged.append(what))
     told: list[Event] = []

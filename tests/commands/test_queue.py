@@ -1,7 +1,5 @@
 """Who gets which run when: what is needed is there, what another holds is left to it, what others do is shown."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator
@@ -9,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers import Told, assert_released, assert_same, do, experiment, held, results, settings, works
+from helpers import Capture, Patch, Told, assert_released, assert_same, do, experiment, held, results, settings, works
 
 import main
 import utils
@@ -98,7 +96,7 @@ def test_stacks_are_taken_together_and_those_that_need_others_after_them(place: 
 # With others
 
 
-def test_what_another_process_holds_is_left_to_it(place: Path, locks: Locks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_process_holds_is_left_to_it(place: Path, locks: Locks, monkeypatch: Patch) -> None:
     config = settings(place, trials=3)
     first, second, third = runs_of(config)
     inner = Locks.try_take
@@ -166,8 +164,8 @@ def whole(place: Path) -> tuple[Config, dict[str, bytes]]:
     return settings(place, root=place / "joined", join=True, **ARMS), results(undisturbed)
 
 
-def test_what_another_holds_is_waited_for_and_then_done(
-    whole: tuple[Config, dict[str, bytes]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_another_holds_is_awaited(
+    whole: tuple[Config, dict[str, bytes]], capsys: Capture, monkeypatch: Patch
 ) -> None:
     config, expected = whole
     other = contextlib.ExitStack()
@@ -188,7 +186,7 @@ def test_what_another_holds_is_waited_for_and_then_done(
     assert_released(config.root)
 
 
-def test_one_process_draws(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_process_draws(place: Path, capsys: Capture) -> None:
     argv = ["--arch_type", "mlp", "--dataset", "tiny", "--data", str(place / "data"), "--root", str(place), "--quiet"]
     argv += ["--prune_iterations", "2", "--end_iter", "4it", "--valid_size", "40", "--batch_size", "10", "--join"]
     argv += ["--gpu", "cpu", "--jobs", "1"]

@@ -1,7 +1,5 @@
 """Results of another model or other data: refused before anything is written, and never averaged."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from dataclasses import replace
@@ -10,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import arrays, settings
+from helpers import Capture, Patch, arrays, settings
 
 import combine_plots
 import lth
@@ -24,7 +22,7 @@ from lth.settings.config import Config, ConfigError
 
 
 @pytest.fixture(autouse=True)
-def edited_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def edited_at_once(monkeypatch: Patch) -> None:
     """Edits within a second are seen: no compiled files, which are told apart by whole seconds."""
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
@@ -82,9 +80,7 @@ def test_an_edited_model_is_refused_wherever_its_rounds_would_meet_the_old_ones(
     assert len(tables.table(run, "rounds")) == 2
 
 
-def test_other_data_are_refused_wherever_their_rounds_would_meet_the_old_ones(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_data_are_refused_wherever_their_rounds_would_meet_the_old_ones(place: Path, capsys: Capture) -> None:
     config = settings(place, prune_iterations=2)
     session.run(replace(config, data=other_data(place)))
     words = (str(runs_of(config)[0].dumps), "the data have changed since; or overwrite them")
@@ -132,7 +128,7 @@ def test_settings_that_an_arm_does_not_look_at_may_be_others_beside_it(place: Pa
         session.check_finished(replace(before, random_rates="uniform", overwrite=True))
 
 
-def test_results_of_different_models_are_never_averaged(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_of_different_models_are_never_averaged(place: Path, capsys: Capture) -> None:
     """Two trials of different models in one folder, as after copying; and other settings beside them."""
     config = settings(place, prune_iterations=2)
     (one,) = session.run(config)
@@ -154,7 +150,7 @@ def test_results_of_different_models_are_never_averaged(place: Path, capsys: pyt
     assert "fingerprint" not in lth.results(place / "elsewhere") and len(table) == 6
 
 
-def test_a_copied_folder_is_no_further_trial(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_copied_folder_is_no_further_trial(place: Path, capsys: Capture) -> None:
     (run,) = session.run(settings(place, prune_iterations=1))
     copied = run.dumps.with_name("seed7")
     shutil.copytree(run.dumps, copied)

@@ -1,13 +1,11 @@
 """--sweep from the command to its table: the same results as the commands one by one."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers import assert_same, do, results, settings
+from helpers import Capture, assert_same, do, results, settings
 
 import main
 import utils
@@ -23,7 +21,7 @@ def argv(place: Path, *more: str) -> list[str]:
     return [*words.split(), "--data", str(place / "data"), "--root", str(place / "swept"), *more]
 
 
-def test_a_sweep_gives_what_its_commands_give_and_one_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_gives_what_its_commands_give_and_one_table(place: Path, capsys: Capture) -> None:
     command = argv(place, "--sweep", "lr=0.01,0.02", "seed=0,4")
     assert utils.exit_code(main.main, command) == 0
     out = capsys.readouterr().out
@@ -67,7 +65,7 @@ def test_a_sweep_gives_what_its_commands_give_and_one_table(place: Path, capsys:
     assert set(again["lr"]) == {0.02} and len(again) == 2 * 3, "another sweep has another table, each experiment once"
 
 
-def test_every_combination_is_checked_before_any_work(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_combination_is_checked_before_any_work(place: Path, capsys: Capture) -> None:
     assert utils.exit_code(main.main, argv(place, "--sweep", "batch_size=10,500", "rewind=0,9it,20it")) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == len(set(said)) and not (place / "swept").exists()
@@ -75,7 +73,7 @@ def test_every_combination_is_checked_before_any_work(place: Path, capsys: pytes
     assert any("--rewind" in line and "20it" in line for line in said) and any("--batch_size" in line for line in said)
 
 
-def test_a_dry_run_shows_what_is_left_and_touches_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_shows_what_is_left_and_touches_nothing(place: Path, capsys: Capture) -> None:
     def planned(*more: str) -> str:
         capsys.readouterr()
         assert utils.exit_code(main.main, argv(place, "--dry_run", *more)) == 0
@@ -97,7 +95,7 @@ def test_a_dry_run_shows_what_is_left_and_touches_nothing(place: Path, capsys: p
     assert list((place / "swept").rglob("rounds.csv")), "nothing is moved aside"
 
 
-def test_a_dry_run_downloads_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_downloads_nothing(place: Path, capsys: Capture) -> None:
     shutil.copytree(place / "archs" / "tiny", place / "archs" / "mnist")
     asked = argv(place, "--dataset", "mnist", "--dry_run", "--data", str(place / "none"))
     assert utils.exit_code(main.main, asked) == 2 and not (place / "none").exists()

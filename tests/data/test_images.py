@@ -1,7 +1,5 @@
 """Images: splits, the order of batches, normalisation, augmentation; data sets from files, torchvision and pictures."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import re
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import CLASSES, CPU, arrays, make_images, settings
+from helpers import CLASSES, CPU, Patch, arrays, make_images, settings
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -233,7 +231,7 @@ def test_what_is_odd_about_labels_is_reported(tmp_path: Path, train: Any, test: 
 
 
 @pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def offline(monkeypatch: Patch) -> None:
     def refuse(*arguments: Any, **options: Any) -> None:
         raise OSError("the network is unreachable")
 
@@ -269,7 +267,7 @@ def test_torchvisions_copy_is_taken_and_kept_as_one_file(tmp_path: Path, offline
     assert not list(tmp_path.glob("*.npz")), "later commands would take it for the data set"
 
 
-def test_sets_that_torchvision_holds_in_other_ways_come_the_right_way_round(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sets_that_torchvision_holds_in_other_ways_come_the_right_way_round(monkeypatch: Patch) -> None:
     """EMNIST's files hold columns where MNIST's hold rows; SVHN has channels first, and labels under another name;
     QMNIST has more of an image than its label."""
     _, y = _in_memory(
@@ -340,9 +338,7 @@ def test_folders_that_are_no_data_set_are_refused_in_a_sentence(place: Path) -> 
         data.load("flowers", place / "data", image_size=8)
 
 
-def test_sets_of_torchvision_with_pictures_are_kept_in_each_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sets_of_torchvision_with_pictures_are_kept_in_each_size(tmp_path: Path, monkeypatch: Patch) -> None:
     class Flowers:
         def __init__(self, root: str, split: str, download: bool) -> None:
             self.count = {"train": 110, "test": 5}[split]

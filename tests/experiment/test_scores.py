@@ -1,7 +1,5 @@
 """Scores before training against finite differences and sums that can be written down."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Finding models under archs/, what counts as one, initial weights."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Conv, Mlp, Told, do, settings
+from helpers import Capture, Conv, Mlp, Patch, Told, do, settings
 from torch import nn
 
 import main
@@ -38,7 +36,7 @@ Put = Callable[..., None]
 
 
 @pytest.fixture
-def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Put:
+def put(tmp_path: Path, monkeypatch: Patch) -> Put:
     """Writes a file under a fresh archs/: put("mnist/a", name="Net", mark="...") or put("mnist/a", text)."""
     monkeypatch.setattr(names, "ARCHS", [tmp_path])
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -67,10 +65,7 @@ def test_by_its_name_or_that_of_its_file_ignoring_case(put: Put, asked: str) -> 
     assert find(asked).mark == "mnist/file"
 
 
-@pytest.mark.parametrize(
-    "signature, outputs",
-    [("num_classes", 7), ("*, num_classes=3", 7), ("", 5), ("**more", 5)],
-)
+@pytest.mark.parametrize("signature, outputs", [("num_classes", 7), ("*, num_classes=3", 7), ("", 5), ("**more", 5)])
 def test_num_classes_is_given_where_it_is_taken(put: Put, signature: str, outputs: int) -> None:
     value = "num_classes" if "num_classes" in signature else "5"
     put("mnist/made", f"from torch import nn\n\n\ndef made({signature}):\n    return nn.Linear(3, {value})\n")
@@ -267,9 +262,7 @@ class model(nn.Module):
         ("self.fc.bias.register_post_accumulate_grad_hook(lambda bias: None)", "", None),
     ],
 )
-def test_models_that_replace_buffers_or_have_hooks_on_gradients_are_not_stacked(
-    place: Path, constructor: str, forward: str, stacked: bool | None
-) -> None:
+def test_models_that_are_not_stacked(place: Path, constructor: str, forward: str, stacked: bool | None) -> None:
     """Hooks that wait for stored gradients are refused: none are stored."""
     text = MODEL.format(constructor=constructor or "pass", forward=forward or "pass")
     (place / "archs" / "tiny" / "model.py").write_text(text)
@@ -317,9 +310,7 @@ class Biased(nn.Module):
 """
 
 
-def test_a_model_that_cannot_draw_its_weights_is_refused_before_anything_is_written(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_that_cannot_draw_its_weights_is_refused_at_once(place: Path, capsys: Capture) -> None:
     assert ran(place, "biased", BAD_START) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "Biased cannot draw its initial weights: its _initialize_weights() fails with ValueError" in said
@@ -343,9 +334,7 @@ class pretrained(nn.Module):
 
 
 @pytest.mark.parametrize(("init", "told"), [("glorot", True), ("kaiming", True), ("own", False)])
-def test_pretrained_weights_that_are_drawn_over_are_said(
-    place: Path, capsys: pytest.CaptureFixture[str], init: str, told: bool
-) -> None:
+def test_pretrained_weights_that_are_drawn_over_are_said(place: Path, capsys: Capture, init: str, told: bool) -> None:
     assert ran(place, "pretrained", PRETRAINED, "--init", init) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert (f"--init {init} draws over body.weight" in said) == told

@@ -1,7 +1,5 @@
 """Fingerprints of models and rules: which edits give another one, and which do not."""
 
-from __future__ import annotations
-
 import functools
 import sys
 from collections.abc import Callable
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.utils.prune as torch_prune
+from helpers import Patch
 from torch import nn
 
 from lth import prune
@@ -67,7 +66,7 @@ def scaled(x):
 
 
 @pytest.fixture
-def model(place: Path, monkeypatch: pytest.MonkeyPatch) -> Text:
+def model(place: Path, monkeypatch: Patch) -> Text:
     """The fingerprint of MODEL after replacements in its text, or in that of the files that it imports."""
     monkeypatch.syspath_prepend(place)
 
@@ -174,7 +173,7 @@ RULES: list[Callable[[], Any]] = [
 ]
 
 
-def test_rules_losses_and_values_differ_by_code_and_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rules_losses_and_values_differ_by_code_and_settings(monkeypatch: Patch) -> None:
     found = [identity.of(make()) for make in RULES]
     assert found == [identity.of(make()) for make in RULES]
     monkeypatch.setattr(sys.modules[__name__], "AMOUNT", 0.4)  # a constant that a rule uses

@@ -1,14 +1,12 @@
 """What a forward pass does: what it does not use, or changes before it multiplies, is not pruned; multiply-adds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import Conv, Mlp, settings
+from helpers import Capture, Conv, Mlp, settings
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -125,9 +123,7 @@ class Odd(nn.Module):
 """
 
 
-def test_an_experiment_reports_both_at_its_start_and_prunes_neither(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_experiment_reports_both_at_its_start_and_prunes_neither(place: Path, capsys: Capture) -> None:
     (place / "archs" / "tiny" / "Odd.py").write_text(SOURCE)
     (run,) = session.run(settings(place, arch_type="Odd", prune_iterations=2, prune_percent=50, quiet=False))
     said = capsys.readouterr().out

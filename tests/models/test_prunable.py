@@ -1,7 +1,5 @@
 """What counts as a weight, how weights of every kind are drawn and masked, and what is said of the rest."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import do, random_masks, settings
+from helpers import Capture, do, random_masks, settings
 from hypothesis import given
 from hypothesis import settings as quick
 from hypothesis import strategies as st
@@ -294,9 +292,7 @@ READER_WEIGHTS |= {"attention.linear1.weight": 64, "attention.linear2.weight": 6
 
 
 @pytest.mark.parametrize("stack", [None, 2])
-def test_a_recurrent_model_goes_through_a_whole_experiment(
-    place: Path, stack: int | None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_recurrent_model_goes_through_a_whole_experiment(place: Path, stack: int | None, capsys: Capture) -> None:
     """Also where runs cannot be stacked into one network, which is said."""
     (place / "archs/tiny/reader.py").write_text(READER.format(kind="lstm", KIND="LSTM"))
     config = settings(

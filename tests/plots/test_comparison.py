@@ -1,8 +1,6 @@
 """Accuracy and early stop against the weights remaining: lines, bars, marks, axes; several in a grid; and accuracies
 during training."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

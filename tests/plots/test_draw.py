@@ -1,7 +1,5 @@
 """All figures of a folder: which are written, that nothing else changes, and when they are up to date."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The error between two trainings of a ticket, and the overlap of masks, as figures."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -9,6 +7,7 @@ import pandas as pd
 import pytest
 from conftest import MakeRuns
 from drawn import lines_in, panels
+from helpers import Capture
 
 import combine_plots
 import utils
@@ -68,9 +67,7 @@ def test_a_matrix_of_all_pairs_and_lines_beside_random_masks(make_runs: MakeRuns
     assert found["lt and reinit"][1] == pytest.approx(both.groupby("round")["ratio"].mean())
 
 
-def test_masks_are_compared_when_asked_and_again_where_they_were(
-    tmp_path: Path, make_runs: MakeRuns, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_masks_are_compared_on_request_and_again_later(tmp_path: Path, make_runs: MakeRuns, capsys: Capture) -> None:
     runs, argv = make_runs(rounds=2, seeds=(0, 1)), ["--root", str(tmp_path), "--quiet"]
     assert utils.exit_code(combine_plots.main, [*argv, "--masks"]) == 0
     assert {"masks.csv", "masks.png", "report.html"} <= set(re.findall(r"^  (\S+)$", capsys.readouterr().out, re.M))

@@ -1,7 +1,5 @@
 """report.html: one page that needs nothing else, opened in a real browser."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Iterator
@@ -91,9 +89,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_in_a_browser_pictures_grow_the_table_sorts_and_no_script_of_a_name_runs(
-    browser: Any, make_runs: MakeRuns, tmp_path: Path
-) -> None:
+def test_in_a_browser(browser: Any, make_runs: MakeRuns, tmp_path: Path) -> None:
     runs = make_runs(rounds=5)
     config = tables.config_of(runs[0]) | {"settings": {"name": EVIL}, "command": [EVIL]}
     files.write_json(runs[0].dumps / "config.json", config)

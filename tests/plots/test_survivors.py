@@ -1,7 +1,5 @@
 """Pictures of what survives: layer by layer, in the first layer, and the weights that survivors begin with."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -74,7 +72,7 @@ def test_pixels_are_where_they_are_in_the_image_and_may_all_be_gone(make_runs: M
         ({"rows.weight": (9, 16), "fc.weight": (4, 9)}, (1, 16, 16), "", ()),
     ],
 )
-def test_the_layer_that_reads_the_images_is_drawn(
+def test_the_input_layer_is_drawn(
     make_runs: MakeRuns, shapes: dict[str, tuple[int, ...]], image: tuple[int, ...], drawn: str, shape: tuple[int, ...]
 ) -> None:
     (run,) = make_runs(arms=["lt"], seeds=[0], rounds=2, shapes=shapes)

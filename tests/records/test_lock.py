@@ -1,7 +1,5 @@
 """One process per run: refused while the holder lives, and let in the moment it is gone."""
 
-from __future__ import annotations
-
 import errno
 import os
 import socket
@@ -12,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import assert_released, assert_same, do, experiment, held, results, settings
+from helpers import Patch, assert_released, assert_same, do, experiment, held, results, settings
 
 from lth.commands import session
 from lth.experiment.trainer import Evaluated, Event
@@ -51,9 +49,7 @@ def take(folder: Path) -> Locks:
 # Who gets it
 
 
-def test_a_second_process_is_refused_with_host_and_pid_and_let_in_afterwards(
-    tmp_path: Path, holder: subprocess.Popen[str]
-) -> None:
+def test_a_second_process_is_refused_and_let_in_afterwards(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     folder = tmp_path / "seed0"
     with pytest.raises(Locked, match=f"seed0 is in use by process {holder.pid} on {socket.gethostname()}") as caught:
         take(folder)
@@ -69,7 +65,7 @@ def test_a_second_process_is_refused_with_host_and_pid_and_let_in_afterwards(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["seed0.holder", "seed0.lock"]
 
 
-def test_who_only_looks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_only_looks_keeps_nobody_out(tmp_path: Path, monkeypatch: Patch) -> None:
     take(tmp_path / "seed0").release(tmp_path / "seed0")
     descriptor = os.open(lock.lock_file(tmp_path / "seed0"), os.O_RDWR)
     lock.lock_descriptor(descriptor)
@@ -96,10 +92,7 @@ def test_the_last_to_take_the_lock_may_write_the_journal(tmp_path: Path) -> None
     lock.check(folder)
     locks.release(folder)
     lock.check(folder)
-    with (
-        held(folder),
-        pytest.raises(Lost, match=r"process 77 on elsewhere has taken over the run in .*seed0: this"),
-    ):
+    with held(folder), pytest.raises(Lost, match=r"process 77 on elsewhere has taken over the run in .*seed0: this"):
         lock.check(folder)
     with pytest.raises(Lost):  # though it is free again: the other may have finished rounds
         lock.check(folder)
@@ -140,7 +133,7 @@ def without(error: int) -> Callable[..., bool]:
     return refuse
 
 
-def test_storage_without_locks_serves_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_without_locks_serves_one_process(tmp_path: Path, monkeypatch: Patch) -> None:
     assert lock.probe(tmp_path / "new", alone=False) == "" and list((tmp_path / "new").iterdir()) == []
     (tmp_path / "new").rmdir()
     monkeypatch.setattr(lock, "lock_descriptor", without(errno.EIO))  # a disk that fails is another matter

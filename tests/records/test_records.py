@@ -1,8 +1,6 @@
 """What runs leave on disk: the journal and the tables that are made of it, files that say whose they are, and what a
 run that continues discards. Damage is reported and mended, and changes no number."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import shutil
@@ -15,7 +13,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from helpers import Told, assert_same, do, held, lay_out, results, settings
+from helpers import Capture, Patch, Told, assert_same, do, held, lay_out, results, settings
 from torch import Tensor
 
 import lth
@@ -60,7 +58,7 @@ def expected(finished: Config, rounds: int = ROUNDS) -> dict[str, bytes]:
     return results(finished.root if rounds == ROUNDS else finished.root.parent / "more")
 
 
-def reported(capsys: pytest.CaptureFixture[str]) -> str:
+def reported(capsys: Capture) -> str:
     said = capsys.readouterr()
     return " ".join(f"{said.out} {said.err}".split())
 
@@ -81,9 +79,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("rounds", [ROUNDS, MORE])
-def test_tables_are_written_again_from_the_journal_and_readers_never_look_at_them(
-    finished: Config, run: Run, rounds: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tables_are_written_again_from_the_journal(finished: Config, run: Run, rounds: int, capsys: Capture) -> None:
     whole = lth.results(run.root)
     for name, (damage, _) in DAMAGES.items():
         damage(run.dumps / f"{name}.csv")
@@ -108,9 +104,7 @@ LINES: dict[str, Callable[[list[str]], list[str]]] = {
 
 
 @pytest.mark.parametrize("how", LINES)
-def test_a_damaged_line_of_the_journal_ends_the_good_rounds(
-    finished: Config, run: Run, how: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_journal_line_ends_the_good_rounds(finished: Config, run: Run, how: str, capsys: Capture) -> None:
     file = run.dumps / journal.NAME
     file.write_text("".join(LINES[how](lines_of(run))))
     damaged = file.read_bytes()
@@ -172,9 +166,7 @@ def test_two_may_write_the_same_file_at_once(tmp_path: Path) -> None:
 
 
 @posix
-def test_a_file_is_synced_before_it_is_renamed_and_its_folder_before_the_next_is(
-    finished: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_and_folders_are_synced_in_order(finished: Config, tmp_path: Path, monkeypatch: Patch) -> None:
     """Else, after a loss of power, the journal could be there and what it speaks of not, or without content."""
     synced: set[int] = set()
     unsynced: list[Path] = []
@@ -241,9 +233,7 @@ def test_the_numbers_of_rounds_that_are_taken_back_are_kept(finished: Config, ru
     assert_same(results(run.root), expected(finished, MORE))
 
 
-def test_a_damaged_run_of_another_command_is_said_and_left_out(
-    finished: Config, run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_run_of_another_command_is_said_and_left_out(finished: Config, run: Run, capsys: Capture) -> None:
     """Its dense round is not taken over, its tickets and numbers are not looked at, and the command does its work."""
     (run.dumps / journal.NAME).write_text("hello\n")
     config = replace(finished, root=run.root, prune_type=("reinit",), connectivity=True)
@@ -257,7 +247,7 @@ def test_a_damaged_run_of_another_command_is_said_and_left_out(
         tables.runs_in("--ticket", run.saves.parent)
 
 
-def test_a_file_that_is_set_aside_is_named_also_with_quiet(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_set_aside_is_named_also_with_quiet(place: Path, capsys: Capture) -> None:
     (run,) = session.run(settings(place, prune_iterations=2))
     file = run.saves / "ticket_01.safetensors"
     file.write_bytes(b"junk")
@@ -377,9 +367,7 @@ def test_whatever_is_in_a_file_is_never_executed_and_named_if_it_cannot_be_used(
 @versions
 @pytest.mark.parametrize("name", ["ticket_01", "checkpoint", "dense"])
 @pytest.mark.parametrize("other", ["lt/seed1", "reinit/seed0"])
-def test_files_of_other_runs_are_refused_but_for_the_dense_round_that_arms_share(
-    tmp_path: Path, name: str, other: str
-) -> None:
+def test_only_the_dense_round_may_come_from_another_run(tmp_path: Path, name: str, other: str) -> None:
     file, source = (tmp_path / run / f"{name}.safetensors" for run in ("lt/seed0", other))
     save_tensors(source, {"w": torch.ones(2)}, "settings")
     file.parent.mkdir(parents=True)

@@ -1,7 +1,5 @@
 """The command line: durations, presets, folder names, --config, --sweep, and mistakes, all in one message."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Mlp
+from helpers import Capture, Mlp, Patch
 
 import main
 import utils
@@ -244,9 +242,7 @@ ONE: dict[str, str] = {  # of each kind of value one that is too low, too high, 
 }
 
 
-def test_a_mistake_is_one_line_without_traceback_and_touches_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_mistake_is_one_line_and_touches_no_file(tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("mine")
     for argv, expected in ONE.items():
@@ -257,9 +253,7 @@ def test_a_mistake_is_one_line_without_traceback_and_touches_no_file(
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
-def test_all_mistakes_come_in_one_message(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_mistakes_come_in_one_message(tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> None:
     monkeypatch.chdir(tmp_path)
     argv = "--lr 0 --batch_size x --prune_tpe lt --end_iter 5x --momentum 0.9 --arch_type resnet81 --prune_rounds 3"
     assert utils.exit_code(main.main, ["stray", *argv.split(), "--preset", "lennet"]) == 2
@@ -370,9 +364,7 @@ def test_a_combination_that_cannot_be_is_named() -> None:
 # Help, and what is told of settings
 
 
-def test_help_fits_and_mentions_every_flag_arm_and_preset(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_help_fits_and_mentions_every_flag_arm_and_preset(capsys: Capture, monkeypatch: Patch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     for asked in ("--help", "--version"):
         with pytest.raises(SystemExit) as caught:

@@ -1,12 +1,10 @@
 """Names of models and data sets: any case is understood, and there is one spelling of each on disk."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import assert_same, do, results, settings
+from helpers import Patch, assert_same, do, results, settings
 
 from lth import data
 from lth.records.tables import runs_of
@@ -41,9 +39,7 @@ def test_a_file_in_another_case_is_the_data_set(place: Path) -> None:
 
 
 @pytest.mark.parametrize("shape, uses", [((9, 28, 28), "mnist"), ((9, 64, 64, 3), "cifar10"), ((9, 2, 20, 20), "")])
-def test_a_data_set_without_models_uses_those_for_images_of_its_size(
-    tmp_path: Path, shape: tuple[int, ...], uses: str
-) -> None:
+def test_data_without_models_uses_those_for_its_image_size(tmp_path: Path, shape: tuple[int, ...], uses: str) -> None:
     np.savez(tmp_path / "mine.npz", x_train=np.zeros(shape, np.uint8))
     assert [folder.name for folder in names.folders("mine", tmp_path)] == [uses] * bool(uses)
     must = "--dataset must have models in archs/mine/, or images of one or three channels"
@@ -67,9 +63,7 @@ def test_a_file_that_is_no_data_set_has_no_size(tmp_path: Path) -> None:
         assert said.startswith(f"{tmp_path}/mine.npz must be an .npz file with the arrays x_train, ")
 
 
-def test_models_of_the_folder_that_one_works_in_come_before_the_projects(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_models_of_the_folder_that_one_works_in_come_before_the_projects(tmp_path: Path, monkeypatch: Patch) -> None:
     for archs, files in (("mine", ["fc1"]), ("project", ["fc1", "lenet5"])):
         (tmp_path / archs / "mnist").mkdir(parents=True)
         for file in files:

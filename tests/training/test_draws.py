@@ -1,13 +1,10 @@
 """What is random in a training: the data order, dropout; which trainings share it and which must not."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from helpers import CPU, Conv, do, settings
+from helpers import CPU, Conv, Patch, do, settings
 from torch import Tensor
 
 from lth import pruning
@@ -17,7 +14,7 @@ from lth.training.network import Network
 from lth.training.train import Training
 
 
-def record(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def record(monkeypatch: Patch) -> list[dict[str, Any]]:
     """Notes of each training its runs and round, each trial's order of the data in two epochs, and dropout's state."""
     found: list[dict[str, Any]] = []
     train, run = Trainer.train, Training.run
@@ -43,9 +40,7 @@ def one_of_each(tensors: list[Tensor]) -> bool:
     return len({tuple(tensor.flatten().tolist()) for tensor in tensors}) == len(tensors)
 
 
-def test_rounds_and_trials_draw_their_own_order_and_dropout_and_arms_the_same(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rounds_and_trials_draw_their_own_order_and_dropout_and_arms_the_same(place: Path, monkeypatch: Patch) -> None:
     found = record(monkeypatch)
     do(settings(place, arch_type="drop", trials=2, prune_type=("lt", "reinit"), end_iter="2it", valid_freq="2it"))
     assert len(found) == 2 * (1 + 2 * 2)
@@ -60,9 +55,7 @@ def test_rounds_and_trials_draw_their_own_order_and_dropout_and_arms_the_same(
         assert all(torch.equal(a, b) for a, b in zip(training["orders"], twin["orders"], strict=True))
 
 
-def test_stacked_trials_have_orders_of_their_own_that_they_would_have_alone(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stacked_trials_have_orders_of_their_own_that_they_would_have_alone(place: Path, monkeypatch: Patch) -> None:
     found = record(monkeypatch)
     for stack, name in ((2, "together"), (1, "alone")):
         do(settings(place, trials=2, stack=stack, prune_iterations=2, end_iter="2it", valid_freq="2it", name=name))

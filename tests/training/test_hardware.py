@@ -1,7 +1,5 @@
 """How PyTorch computes: precision, memory that a step frees, channels_last for the models that compute in it."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess
@@ -11,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Conv, Mlp, make_images, settings
+from helpers import Conv, Mlp, Patch, make_images, settings
 from nets import Deep, Views
 
 import lth
@@ -56,9 +54,7 @@ def flushes() -> bool:
 @pytest.mark.parametrize(
     "precision, expected, flushed", [("fast", FAST, False), ("bf16", FAST, True), ("fp32", STRICT, True)]
 )
-def test_products_are_as_precision_says_and_as_before_afterwards(
-    precision: str, expected: dict[str, str], flushed: bool
-) -> None:
+def test_precision_is_set_and_restored(precision: str, expected: dict[str, str], flushed: bool) -> None:
     usual, before = knobs(), STRICT if expected is FAST else FAST
     set_knobs(before)
     torch.set_flush_denormal(flushed)
@@ -104,9 +100,7 @@ def test_what_a_step_frees_serves_the_next_and_is_returned_at_the_end() -> None:
 
 
 @pytest.mark.parametrize("system, variable", [("win32", ""), ("linux", "MALLOC_TRIM_THRESHOLD_"), ("linux", "")])
-def test_nothing_changes_without_glibc_or_where_its_user_has_chosen(
-    system: str, variable: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_changes_without_glibc_or_with_own_settings(system: str, variable: str, monkeypatch: Patch) -> None:
     """Opening the C library would fail on Windows; other C libraries on Linux have no mallopt."""
     asked: list[object] = []
     monkeypatch.setattr(sys, "platform", system)

@@ -1,7 +1,5 @@
 """Masks that are learned over fixed weights: the gradient of the scores, counts, what stays, stops, stacks."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from dataclasses import replace

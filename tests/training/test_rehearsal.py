@@ -1,7 +1,5 @@
 """The GPU path on a pretended GPU: the CPU's bits, a CUDA graph that is replayed, and few waits."""
 
-from __future__ import annotations
-
 import copy
 import gc
 import itertools
@@ -15,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CPU, Conv, Mlp, Told, assert_same, constant, do, make_images, results, settings, training
+from helpers import CPU, Conv, Mlp, Patch, Told, assert_same, constant, do, make_images, results, settings, training
 from nets import Attention, NoCopy, Scaled, TwoTypes, Waits
 from own import WithOptim, find, seeded
 from pretended_gpu import CUDA, gpu
@@ -194,7 +192,7 @@ def test_waits_are_few() -> None:
         assert machine.waits.total() <= 3 * 4 + 1 + per_trial
 
 
-def test_the_host_is_a_beat_ahead_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_host_is_a_beat_ahead_of_the_device(monkeypatch: Patch) -> None:
     """Of a device that takes 8 ms per step, and of one that becomes slow."""
     now, asked, pace = [0.0], [0], [0.01]
     monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
@@ -216,7 +214,7 @@ def test_the_host_is_a_beat_ahead_of_the_device(monkeypatch: pytest.MonkeyPatch)
     assert steps[:6] == [2, 4, 8, 16, 25, 25] and steps[-5:] == [1] * 5
 
 
-def test_a_stack_that_the_memory_is_too_small_for_becomes_smaller(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stack_that_the_memory_is_too_small_for_becomes_smaller(place: Path, monkeypatch: Patch) -> None:
     step = Training.step
 
     def filled(self: Training, batch: Tensor) -> None:
@@ -254,9 +252,7 @@ def problem_of(config: Config) -> problem.Problem:
 
 
 @pytest.mark.parametrize("stacked, pays", [(3.9, True), (4.1, False)])
-def test_convolutions_are_stacked_where_a_measurement_says_it_pays(
-    place: Path, monkeypatch: pytest.MonkeyPatch, stacked: float, pays: bool
-) -> None:
+def test_convolutions_are_stacked_where_it_pays(place: Path, monkeypatch: Patch, stacked: float, pays: bool) -> None:
     monkeypatch.setattr(problem, "step_seconds", lambda *given: stacked if given[-1] > 1 else 1.0)
     for arch_type, gains in (("conv", pays), ("mlp", True)):
         config = settings(place, arch_type=arch_type)
@@ -267,9 +263,7 @@ def test_convolutions_are_stacked_where_a_measurement_says_it_pays(
         assert sizes[0] > 100 if gains else sizes == [1, 3]
 
 
-def test_a_run_goes_on_with_as_many_stacked_trials_as_it_began_with(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_goes_on_with_as_many_stacked_trials_as_it_began_with(place: Path, monkeypatch: Patch) -> None:
     """Unless --stack is given: it is not measured again, which may come out otherwise."""
     measured: list[int] = []
 
@@ -298,8 +292,8 @@ def test_steps_are_measured_as_they_are_taken(place: Path, trials: int) -> None:
 @pytest.mark.parametrize(
     "capability, bf16, expected", [((8, 0), False, True), ((7, 5), False, False), ((7, 5), True, True)]
 )
-def test_convolutions_lie_in_channels_last_where_tensor_cores_compute_them(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], bf16: int, expected: bool
+def test_channels_last_where_tensor_cores_compute(
+    monkeypatch: Patch, capability: tuple[int, int], bf16: int, expected: bool
 ) -> None:
     with gpu():
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda of: capability)

@@ -1,7 +1,5 @@
 """Sparse products: the numbers of dense ones to rounding, the same files, chosen by settings and sparsity alone."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import math
@@ -14,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CPU, Mlp, assert_same, constant, do, make_images, random_masks, results, settings, training
+from helpers import CPU, Mlp, Patch, assert_same, constant, do, make_images, random_masks, results, settings, training
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -50,14 +48,14 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def tiny_layers_without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def tiny_layers_without_tiles(monkeypatch: Patch) -> None:
     """The rule for large layers holds for those of tests too, as it is on a processor without AMX."""
     monkeypatch.setattr(sparse, "SMALL", 0)
     monkeypatch.setattr(hardware, "has_amx", lambda: False)
 
 
 @pytest.fixture
-def sparse_layers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def sparse_layers(monkeypatch: Patch) -> list[int]:
     """Gets the number of sparse layers of each network that is trained or evaluated."""
     made: list[int] = []
     init = Network.__init__
@@ -149,8 +147,8 @@ def attention() -> nn.Module:
         (attention, [1]),
     ],
 )
-def test_networks_train_as_dense_ones_with_layers_of_a_sequence_as_one(
-    make: Callable[[], nn.Module], runs: list[int], monkeypatch: pytest.MonkeyPatch
+def test_sparse_networks_train_as_dense_ones(
+    make: Callable[[], nn.Module], runs: list[int], monkeypatch: Patch
 ) -> None:
     """Also under dropout, which draws the same, and whatever is a layer's neighbour or takes parts of the sequence."""
     names, joined = chosen(make, 0.2), list[int]()
@@ -195,7 +193,7 @@ def chosen(make: Callable[[], nn.Module], keep: float | Masks = 0.05, trials: in
     return sparse.choose(make(), [masks] * trials, sparse.limits(Config(**flags)), EXAMPLE)
 
 
-def test_what_is_sparse_is_chosen_by_the_settings_and_the_share_of_survivors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_sparse_is_chosen_by_the_settings_and_the_share_of_survivors(monkeypatch: Patch) -> None:
     monkeypatch.setattr(sparse, "SMALL", 4096)
     assert chosen(large) == [*BOTH] and chosen(large, sparse="off") == [] and chosen(large, precision="bf16") == []
     assert chosen(Mlp) == [], "small layers alone do not pay"
@@ -245,9 +243,7 @@ def others() -> nn.Module:
         (lambda: sequence(parametrizations.spectral_norm(nn.Linear(20, 20))), weights(1, 4, 6)),
     ],
 )
-def test_only_layers_whose_weight_nothing_else_uses_are_sparse(
-    make: Callable[[], nn.Module], expected: list[str]
-) -> None:
+def test_only_layers_that_own_their_weight_are_sparse(make: Callable[[], nn.Module], expected: list[str]) -> None:
     model = seeded(make)
     before = building.state_of(model)
     masks = {name: torch.arange(x.numel()).view(x.shape) % 20 == 0 for name, x in before.items() if x.ndim == 2}
@@ -265,7 +261,7 @@ def test_a_model_that_uses_a_weight_in_later_passes_only_ends_with_a_reason() ->
 
 
 @pytest.mark.parametrize("name", ["product", "gradient"])
-def test_a_pytorch_without_quick_products_trains_densely(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pytorch_without_quick_products_trains_densely(name: str, monkeypatch: Patch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Places, name, None)
         sparse.available.cache_clear()
@@ -278,9 +274,7 @@ ROUNDS = {"prune_iterations": 5, "prune_percent": 50, "end_iter": "12it"}  # the
 
 
 @pytest.mark.parametrize("arm", ["lt", "finetune"])
-def test_experiments_are_sparse_where_the_table_says_with_the_same_bytes_after_a_stop(
-    place: Path, arm: str, sparse_layers: list[int]
-) -> None:
+def test_sparse_experiments_continue_with_the_same_bytes(place: Path, arm: str, sparse_layers: list[int]) -> None:
     config = settings(place, checkpoint_every=0, prune_type=arm, rewind="3it", name="x", **ROUNDS)
     off, whole, stopped = (replace(config, root=place / name) for name in ("off", "whole", "stopped"))
     asked = itertools.count()
@@ -300,9 +294,7 @@ def test_experiments_are_sparse_where_the_table_says_with_the_same_bytes_after_a
         assert torch.equal(one["layers.1.weight"] != 0, Store(found).ticket(number).masks["layers.1.weight"])
 
 
-def test_a_run_continues_by_the_rule_it_began_with(
-    place: Path, monkeypatch: pytest.MonkeyPatch, sparse_layers: list[int]
-) -> None:
+def test_a_run_continues_by_the_rule_it_began_with(place: Path, monkeypatch: Patch, sparse_layers: list[int]) -> None:
     """As where machines with and without AMX share a folder: numbers must not depend on who continues."""
     config = settings(place, **ROUNDS)
     monkeypatch.setattr(hardware, "uses_amx", lambda: False)  # only the choice of layers is pretended
@@ -316,7 +308,7 @@ def test_a_run_continues_by_the_rule_it_began_with(
     assert_same(results(run.root, ("dumps",)), results(whole.root, ("dumps",)))
 
 
-def test_with_bfloat16_tiles_evaluations_are_dense_and_trainings_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_bfloat16_tiles_evaluations_are_dense_and_trainings_sparse(monkeypatch: Patch) -> None:
     """The same logits, by the weight as a whole."""
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 5)), torch.randn(7, 30)
@@ -335,9 +327,7 @@ def test_with_bfloat16_tiles_evaluations_are_dense_and_trainings_sparse(monkeypa
 
 
 @pytest.mark.parametrize("arch_type", ["mlp", "drop"])
-def test_tickets_are_evaluated_by_the_products_of_their_training(
-    place: Path, arch_type: str, sparse_layers: list[int]
-) -> None:
+def test_tickets_are_evaluated_as_they_were_trained(place: Path, arch_type: str, sparse_layers: list[int]) -> None:
     """In every round, and from a loader too."""
     (run,) = session.run(settings(place, arch_type=arch_type, **ROUNDS))
     feed = lth.data.load("tiny", place / "data").feed([0], 1, 1, CPU)
@@ -350,7 +340,7 @@ def test_tickets_are_evaluated_by_the_products_of_their_training(
 
 
 @pytest.mark.parametrize("make, in_memory, layers", [(Mlp, True, 2), (Mlp, False, 2), (WithOptim, True, 0)])
-def test_networks_of_the_users_own_are_sparse_too_but_for_their_own_optimisers(
+def test_own_networks_are_sparse_but_for_own_optimisers(
     make: Any, in_memory: bool, layers: int, sparse_layers: list[int]
 ) -> None:
     """Which may look at whole matrices. Also on data that is streamed."""

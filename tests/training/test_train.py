@@ -1,7 +1,5 @@
 """One training: what is pruned stays 0, the optimisers' arithmetic, the schedule, ES, failures, stops, stacks."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import math
@@ -119,7 +117,7 @@ class Clipped(torch.optim.SGD):
 @pytest.mark.parametrize(
     "kind, options", [(Clipped, {}), (torch.optim.Adafactor, {}), (torch.optim.Adam, {"weight_decay": 0.1})]
 )
-def test_an_optimiser_of_ones_own_moves_survivors_as_those_of_a_masked_network(
+def test_own_optimisers_train_as_on_a_masked_network(
     kind: type[torch.optim.Optimizer], options: dict[str, Any]
 ) -> None:
     torch.manual_seed(0)

@@ -1,7 +1,5 @@
 """Masks that change during a training: what is removed and added, when, and what rounds and files say about it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import Conv, Mlp, assert_same, constant, do, experiment, results, settings, training, work
+from helpers import Capture, Conv, Mlp, assert_same, constant, do, experiment, results, settings, training, work
 from torch import Tensor, nn
 
 import lth
@@ -61,7 +59,7 @@ def before_and_after(made: Training, stop: int = 3) -> tuple[dict[str, Tensor], 
 @pytest.mark.parametrize("make", [Mlp, Conv])
 @pytest.mark.parametrize("optimizer", [{"kind": "adam"}, {"kind": "sgd", "momentum": 0.9}])
 @pytest.mark.parametrize("kind", ["set", "rigl"])
-def test_the_smallest_survivors_give_way_to_as_many_new_weights(
+def test_the_smallest_survivors_are_replaced(
     kind: str, optimizer: dict[str, Any], make: Callable[[], nn.Module]
 ) -> None:
     made = training(make, plan(kind), keep=0.4, **optimizer)
@@ -172,9 +170,7 @@ def test_early_stop_is_after_the_last_update_and_a_stop_changes_no_bit(kind: str
         assert again.evals == whole.evals
 
 
-def test_rounds_are_as_sparse_as_in_other_arms_and_controls_take_the_final_masks(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rounds_are_as_sparse_as_in_other_arms_and_controls_take_the_final_masks(place: Path, capsys: Capture) -> None:
     controls = ("rigl_reinit", "gmp_shuffle")
     config = settings(place, prune_type=[*ARMS, *controls, "random_init"], **CHANGES)
     runs = {run.arm: run for run in do(config)}
