@@ -100,7 +100,7 @@ def instrument(clock: Clock) -> None:
     for name in ("write_weights", "weights", "write_ticket", "ticket", "masks", "write_checkpoint", "checkpoint"):
         clock.wrap(Store, name, FILES)
     for owner, name in (
-        *((Store, name) for name in ("share_dense", "pick_up")),
+        *((Store, name) for name in ("copy_dense_round", "keep_sound_rounds")),
         *((journal, "write_round"), (tables, "finished_rounds")),
         (files, "write_json"),
     ):

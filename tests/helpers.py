@@ -151,19 +151,19 @@ def do(config: Config, tell: Callable[[Event], None] | None = None, **options: A
 def work(made: Experiment) -> None:
     """Let an experiment do what its settings ask for."""
     config = made.trainer.config
-    queue = Queue(works(config, together=99 if config.stack else 1))
+    queue = Queue(works(config, piece_size=99 if config.stack else 1))
     while ready := next(queue.ready(), None):
         made.run(*ready)
         queue.failed.update(made.failed)
 
 
-def works(*configs: Config, together: int = 1) -> list[Work]:
+def works(*configs: Config, piece_size: int = 1) -> list[Work]:
     """These experiments for a queue."""
     facts = {"fingerprint": {}, "sparse_up_to": {}}
     made = []
     for config in configs:
         images = data.load(config.dataset, config.data, config.pixels)
-        made.append(Work(config, runs_of(config), images, start_tickets.problem(config, images), facts, together))
+        made.append(Work(config, runs_of(config), images, start_tickets.problem(config, images), facts, piece_size))
     return made
 
 

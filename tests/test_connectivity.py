@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lth.commands import session
 from lth.experiment import mode_connectivity as line
 from lth.experiment.mode_connectivity import Errors
-from lth.experiment.trainer import Connected, Evaluated, Moved, Trainer
+from lth.experiment.trainer import BarriersMeasured, Evaluated, Stepped, Trainer
 from lth.models import building
 from lth.models.building import State
 from lth.records import tables
@@ -195,11 +195,11 @@ def test_every_ticket_is_trained_twice_in_different_orders(place: Path, monkeypa
         test = table[table["round"] == 1]["test_error"].tolist()
         assert heights["test"][1] == pytest.approx(max(test) - (test[0] + test[-1]) / 2)
     assert not list(place.rglob("second.safetensors")) and not list(place.rglob("first.safetensors"))
-    lines = [event for event in told if isinstance(event, Connected)]
+    lines = [event for event in told if isinstance(event, BarriersMeasured)]
     assert {(event.run.arm, event.round) for event in lines} == measured
     assert all((event.from_last is None) == (event.round == 0) for event in lines)
     assert all(event.round < 3 for event in told if isinstance(event, Evaluated))
-    assert {event.again for event in told if isinstance(event, Moved)} == {"", "second"}
+    assert {event.repeat for event in told if isinstance(event, Stepped)} == {"", "second"}
 
 
 def test_second_trainings_differ_in_the_order_only(place: Path, monkeypatch: Patch) -> None:
@@ -239,7 +239,7 @@ def test_finished_rounds_get_their_lines_later(place: Path, monkeypatch: Patch) 
     } == {3}
     told = Told()
     do(config, told)
-    again = {(event.run.arm, event.round, event.again) for event in told if isinstance(event, Moved)}
+    again = {(event.run.arm, event.round, event.repeat) for event in told if isinstance(event, Stepped)}
     assert ("lt", 1, "first") in again and ("lt", 2, "first") not in again
     assert not any(isinstance(event, Evaluated) for event in told), "no round is trained anew"
     assert_same(results(place, ("dumps", "saves")), results(place / "whole"))
@@ -304,7 +304,10 @@ def test_damaged_files_are_got_over(place: Path, name: str, monkeypatch: Patch) 
     (run,) = runs_of(config)
     store, number, turns = Store(run), 0 if name == "first" else 1, itertools.count()
     with pytest.raises(Stopped):
-        do(config, stop=lambda: store.has("second") and store.saved("second")[0] == number and next(turns) == 4)
+        do(
+            config,
+            stop=lambda: store.has("second") and store.read_checkpoint("second")[0] == number and next(turns) == 4,
+        )
     file = store.file(name)
     file.write_bytes(file.read_bytes()[:200])
     told = Told()

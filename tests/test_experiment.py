@@ -805,13 +805,13 @@ def test_other_settings_are_refused_in_a_named_folder_and_overwrite_moves_old_re
     (run,) = session.run(config)
     table, before = run.dumps / "rounds.csv", results(place)
     first = table.read_bytes()
-    with pytest.raises(ConfigError, match=r"holds results of other settings \(lr 0\.01, now 0\.02\)"):
+    with pytest.raises(ConfigError, match=r"holds results of different settings \(lr 0\.01, now 0\.02\)"):
         session.run(replace(config, lr=0.02))
-    with pytest.raises(ConfigError, match=r"other settings \(pixels standard, now unit\)"):
+    with pytest.raises(ConfigError, match=r"different settings \(pixels standard, now unit\)"):
         session.run(replace(config, pixels="unit"))
     assert results(place) == before
     session.run(replace(config, lr=0.02, pixels="norm", overwrite=True))
-    with pytest.raises(ConfigError, match=r"other settings \(pixels norm, now standard\)"):
+    with pytest.raises(ConfigError, match=r"different settings \(pixels norm, now standard\)"):
         session.run(replace(config, lr=0.02))
     assert table.read_bytes() != first and tables.find(place) == [run]
     (old,) = run.dumps.parent.glob("seed0.old-*")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from lth.records import identity
-from lth.records.tables import Run, config_of
+from lth.records.tables import Run, read_config
 from lth.settings.values import Duration
 
 T = TypeVar("T")
@@ -82,14 +82,14 @@ def settings(*runs: Run) -> str:
     run, deciding = runs[0], identity.deciding(*runs)
     if not deciding:  # a folder from elsewhere still has its name
         return "default settings" if run.settings == "default" else run.settings.replace("_", " ").replace(",", ", ")
-    from_data = [name for name, value in config_of(run).get("settings", {}).items() if value is None]  # --valid_size
+    from_data = [name for name, value in read_config(run).get("settings", {}).items() if value is None]  # --valid_size
     return _listed(_name(run), {name: value for name, value in _changed(deciding).items() if name not in from_data})
 
 
 def _compared(groups: Sequence[Sequence[Run]]) -> pd.DataFrame:
     """The settings of groups of runs, of one folder each: a row per group, in the order given."""
     rows = pd.DataFrame([identity.deciding(*runs) for runs in groups])
-    return rows.fillna(identity.usual()).fillna("None")
+    return rows.fillna(identity.default_settings()).fillna("None")
 
 
 def differing(groups: Sequence[Sequence[Run]]) -> tuple[str, dict[Path, str]]:
@@ -141,7 +141,7 @@ def told_apart(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 def _changed(values: dict[str, str]) -> dict[str, str]:
     """Without settings at their defaults, except for ALWAYS."""
-    usual = identity.usual()
+    usual = identity.default_settings()
     return {name: value for name, value in values.items() if name in ALWAYS or usual.get(name) != value}
 
 

@@ -126,7 +126,9 @@ def pairs(runs: Sequence[Run]) -> pd.DataFrame:
     arms = verdict.in_order([run.arm for run in runs])
     finders = [run for run in runs if run.arm not in ARMS or not ARMS[run.arm].mask_of or ARMS[run.arm].shuffled]
     finders.sort(key=lambda run: (arms.index(run.arm), run.seed))
-    rounds = {run: set(Store(run).of_rounds("ticket")) & set(tables.table(run, "rounds")["round"]) for run in finders}
+    rounds = {
+        run: set(Store(run).files_by_round("ticket")) & set(tables.table(run, "rounds")["round"]) for run in finders
+    }
     frames = []
     for number in sorted(set().union(*rounds.values()) - {0}):
         there = {run: _signs(run, number) for run in finders if number in rounds[run]}

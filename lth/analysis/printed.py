@@ -94,7 +94,7 @@ def sweep(groups: Iterable[tuple[Mapping[str, str], Sequence[Run]]]) -> pd.DataF
     """
     tables_of = []
     for values, runs in groups:
-        rounds = tables.lines(runs, "rounds")
+        rounds = tables.combined(runs, "rounds")
         for arm in verdict.in_order(rounds["arm"]):
             by_round = rounds[rounds["arm"] == arm].groupby("round")
             means = by_round[["remaining", "test", "ES"]].mean().assign(arm=arm, trials=by_round.size(), **values)
@@ -111,7 +111,7 @@ def ranked(groups: Iterable[tuple[str, Sequence[Run]]]) -> list[str]:
         judged = verdict.table(runs)
         arm = next(iter(verdict.in_order([run.arm for run in runs])))
         best = verdict.sparsest(verdict.pruned(judged, arm)) if verdict.finds_tickets(arm) else None
-        dense = tables.lines(runs, "rounds").query("round == 0")["val"].mean()
+        dense = tables.combined(runs, "rounds").query("round == 0")["val"].mean()
         said = f"the sparsest winning ticket of {arm} keeps {best['remaining']:.3g}% of the weights" if best else ""
         found.append((best["remaining"] if best else 100.0, -dense, f"{name}: {said or f'no winning ticket of {arm}'}"))
     return [

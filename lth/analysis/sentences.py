@@ -232,7 +232,7 @@ def about_ties(runs: Iterable[Run]) -> list[str]:
             first.setdefault(run.arm, run)
     told = []
     for arm, run in first.items():
-        weights = tables.lines([run], "rounds")["weights"]
+        weights = tables.combined([run], "rounds")["weights"]
         found = (ties(_at_random(run.saves / f"ticket_{n:02}.safetensors"), count) for n, count in enumerate(weights))
         told += [f"{arm}, round {number}: {text}." for number, text in enumerate(found) if text][:1]
     return told

@@ -62,7 +62,7 @@ def paired(runs: Sequence[Run]) -> pd.DataFrame:
         raise ValueError(f"runs must be of one model, data set and settings, not of {len(kinds)}")
     if reason := identity.mixed(runs):
         raise ValueError(reason)
-    rounds, layers, evals = (tables.lines(runs, name) for name in ("rounds", "layers", "evals"))
+    rounds, layers, evals = (tables.combined(runs, name) for name in ("rounds", "layers", "evals"))
     whose = ["arm", "seed"]
     dense = rounds.groupby(whose)[["test", "ES", "macs"]].transform("first")
     first = layers[layers["round"] == 0].assign(pruned=lambda layers: layers["dense_macs"] - layers["macs"])
@@ -96,7 +96,7 @@ def compression(runs: Sequence[Run]) -> pd.DataFrame:
     (total), and the multiply-adds of an example's forward pass with them (macs, dense_macs); empty where these were not
     counted (Blalock et al. 2020, arXiv:2003.03033)."""
     counts, where = ["weights", "total", "macs", "dense_macs"], ["arm", "round", "kind"]
-    lines = tables.lines(runs, "layers").dropna(subset=["kind", "macs"])
+    lines = tables.combined(runs, "layers").dropna(subset=["kind", "macs"])
     return lines.groupby([*where, "seed"])[counts].sum().groupby(where).mean().reset_index()
 
 

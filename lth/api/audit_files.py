@@ -69,7 +69,7 @@ def _check_runs(folder: Path) -> int:
         raise ConfigError(str(error)) from None
     wrong = 0
     for run in runs:
-        rounds, problems = Store(run).of_rounds("ticket"), list(_problems(run))
+        rounds, problems = Store(run).files_by_round("ticket"), list(_problems(run))
         wrong += len(problems)
         state = "wrong" if problems else "as they should be"
         print("\n  ".join([f"{run.dumps}: {len(rounds)} rounds, {state}", *problems]))
@@ -80,17 +80,17 @@ def _problems(run: Run) -> Iterator[str]:
     """What is wrong with the rounds of a run."""
     arm, tickets = ARMS[run.arm], dict[int, SavedTicket]()
     nested = arm.masks == "iterative"  # each round prunes what the one before has left
-    first = 0 if tables.config_of(run).get("deciding", {}).get("rewind") == "0" else 1  # to start like the later ones
+    first = 0 if tables.read_config(run).get("deciding", {}).get("rewind") == "0" else 1  # to start like the later ones
     other = run.of_arm(arm.mask_of) if arm.mask_of else None
     control = "shuffle" if arm.shuffled else "reinit" if arm.start == "fresh" else None
-    for number in Store(run).of_rounds("ticket"):
+    for number in Store(run).files_by_round("ticket"):
         ticket = tickets[number] = load_ticket(run.dumps, round=number)
         options: dict[str, Any] = {}
         if nested and number > 0:
             options["previous"] = tickets[number - 1]
             if number > first and arm.start == "original":
                 options["initial"] = tickets[first].start
-        if other and control and number > 0 and number in Store(other).of_rounds("ticket"):
+        if other and control and number > 0 and number in Store(other).files_by_round("ticket"):
             options |= {"control": control, "original": load_ticket(other.dumps, round=number)}
         for state, trained in ((ticket.start, False), (ticket.trained, True)):
             known = ticket.row and (trained or not arm.changes_masks)  # the row is about the masks at the end

@@ -138,7 +138,7 @@ class Result:
         """A row per round of every run: arch_type, dataset, settings, arm, seed and the columns of rounds.csv."""
         whose = ["arch_type", "dataset", "settings"]
         frames = [
-            tables.lines(runs, "rounds").assign(**{name: getattr(runs[0], name) for name in whose})
+            tables.combined(runs, "rounds").assign(**{name: getattr(runs[0], name) for name in whose})
             for runs in self.groups
         ]
         return pd.concat(frames, ignore_index=True)[[*whose, "arm", "seed", *journal.ROUNDS]]

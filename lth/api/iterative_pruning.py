@@ -18,7 +18,7 @@ from lth import rng
 from lth.api import own_network
 from lth.api.own_network import OwnNet
 from lth.api.saved_ticket import placed
-from lth.commands.prepare import about_command, about_machine, with_threads
+from lth.commands.prepare import command_facts, machine_facts, with_threads
 from lth.commands.session import TrialsFailed, mend, shown
 from lth.data.loaders import Taken, take
 from lth.experiment import Experiment
@@ -189,7 +189,7 @@ def iterative_pruning(
         for said in (remark, odd, *left_out, alone, sparse.UNAVAILABLE if densely else "", problem.cost[1]):
             if said and not quiet:
                 print(said)
-        stack.enter_context(Locks(alone=True)).take(run.dumps)
+        stack.enter_context(Locks(optional=True)).take(run.dumps)
         if recover is None:  # what a call left that was stopped in its first round
             tables.move_aside(run, time.strftime("%Y%m%d-%H%M%S"))
         _write_config(run, config, about, problem, place)
@@ -252,7 +252,7 @@ def _initial(run: Run, brought: OwnNet, going_on: bool) -> building.State:
                 f"recover={str(run.root)!r} continues them"
             )
         return brought.initial
-    if not tables.config_of(run):
+    if not tables.read_config(run):
         there = "".join(f"\n  {other.dumps}" for other in tables.find(run.root)) or " nothing"
         raise ValueError(f"recover must hold results of these settings and this seed, in {run.dumps}, not only{there}")
     store = Store(run)
@@ -261,12 +261,12 @@ def _initial(run: Run, brought: OwnNet, going_on: bool) -> building.State:
 
 def _write_config(run: Run, config: Config, about: Mapping[str, str], problem: Problem, device: torch.device) -> None:
     """The run's config.json."""
-    facts = {**about_command(config, config), **about_machine(config, device)}
+    facts = {**command_facts(config, config), **machine_facts(config, device)}
     write_json(
         run.dumps / "config.json",
         {
             **facts,
-            "sparse_up_to": {} if problem.whole else tables.config_of(run).get("sparse_up_to", facts["sparse_up_to"]),
+            "sparse_up_to": {} if problem.whole else tables.read_config(run).get("sparse_up_to", facts["sparse_up_to"]),
             "own": dict(about),
             "threads": config.threads,
             **({"image_shape": list(shape)} if len(shape := problem.images.shape) == 3 else {}),
@@ -283,7 +283,7 @@ def _trained(run: Run, number: int) -> building.State:
     store, name = Store(run), numbered("trained", number)
     if store.has(name):
         return store.weights(name)
-    of_round, saved = store.saved()
+    of_round, saved = store.read_checkpoint()
     if of_round != number:
         raise ValueError(
             f"rounds must be {of_round}, since the weights of round {number} were not kept (keep_weights), not {number}"

@@ -24,7 +24,7 @@ from lth.models.building import State
 from lth.pruning import Masks
 from lth.records import identity, tables
 from lth.records.store import Store, numbered
-from lth.records.tables import Run, config_of
+from lth.records.tables import Run, read_config
 from lth.settings import checks, names
 from lth.settings.config import Config, ConfigError
 from lth.training.hardware import channels_last, numerics
@@ -92,7 +92,7 @@ class SavedTicket:
             weights: "trained" or "start".
             device: None: a GPU where there is one.
         """
-        place, about = placed(device)[0], config_of(self.run)
+        place, about = placed(device)[0], read_config(self.run)
         images = self._images(data, about)
         model = self._applied(model, weights)
         masks = building.renamed(self._masks(weights), dict(model.named_parameters()))
@@ -151,7 +151,7 @@ class SavedTicket:
         example, made = self._examples(example), self._applied(model, weights)
         if checks.truth("compact", compact):
             made = export.compact(made, example)
-        normalisation = config_of(self.run).get("normalisation")
+        normalisation = read_config(self.run).get("normalisation")
         if normalisation is None:
             raise ValueError(f"folder must have a config.json that says how images are normalised: {self.run.dumps}")
         return export.export(made, checks.path("file", file), example, normalisation)
@@ -213,7 +213,11 @@ class SavedTicket:
         name, folder, size = self.run.dataset, Path(settings.get("data") or Config.data), settings.get("image_size")
         there = own and (names.npz(folder, name, size).is_file() or names.pictures(name, folder))
         images = load(name, folder, image_size=size) if there else as_images(data)
-        if own and images is not None and identity.differing(identity.recorded(self.run), {"data": images.fingerprint}):
+        if (
+            own
+            and images is not None
+            and identity.differing(identity.read_fingerprints(self.run), {"data": images.fingerprint})
+        ):
             raise ValueError(f"data must be the images of the run, but {data} here are others: give their file itself")
         return None if images is None else replace(images, pixels=settings.get("pixels", Config.pixels))
 
@@ -229,7 +233,7 @@ class SavedTicket:
 
     def _model(self) -> nn.Module:
         """The run's model from archs/; ValueError if there is none, or if it has changed since."""
-        about, arch = config_of(self.run), self.run.arch_type
+        about, arch = read_config(self.run), self.run.arch_type
         if "own" in about:
             raise ValueError(f"model must be given, since {arch} is a network of your own, not a model under archs/")
         try:
@@ -237,7 +241,7 @@ class SavedTicket:
             model = building.constant(make)()
         except ConfigError as error:
             raise ValueError(f"model must be given, since {arch} is not found under archs/ ({error})") from None
-        if identity.differing(identity.recorded(self.run), {"model": fingerprints.of_model(make)}):
+        if identity.differing(identity.read_fingerprints(self.run), {"model": fingerprints.of_model(make)}):
             raise ValueError(f"model must be given, since {arch} under archs/ has changed since this ticket was found")
         return model
 
@@ -271,7 +275,7 @@ def load_ticket(folder: str | os.PathLike[str], round: int | None = None) -> Sav
     run = tables.run_of("folder", checks.path("folder", folder))
     table = tables.table(run, "rounds")
     store = Store(run)
-    have = list(store.of_rounds("ticket"))
+    have = list(store.files_by_round("ticket"))
     if not have:
         raise ValueError(f"folder must be of a run with tickets, but there are none in {run.saves}")
     if round is None:

@@ -245,7 +245,7 @@ def measured_by(form: Form) -> str:
         for run in runs:
             if not (file := run.dumps / "rounds.csv").exists():
                 continue
-            config = tables.config_of(run)
+            config = tables.read_config(run)
             settings, device = config.get("settings", {}), str(config.get("device", "?"))
             precision = f"--precision {settings.get('precision')}"
             if device.startswith("cpu"):

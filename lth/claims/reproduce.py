@@ -121,14 +121,14 @@ def duration(form: Form, known: Known) -> str:
     from lth.commands import forecast, loop, prepare
 
     total = 0.0
-    for config in (prepare.settled(replace(config, ticket=None)) for config in form.configs.values()):
+    for config in (prepare.with_valid_size(replace(config, ticket=None)) for config in form.configs.values()):
         if not npz(config.data, config.dataset).exists():
             return f"{form.trainings} trainings, its images ({config.dataset}) are not here"
         what = (config.arch_type, config.dataset, config.batch_size, config.precision, config.gpu, config.augment)
         images, problem = prepare.prepare(config)
         device, _ = devices.choose(config.gpu)
         if what not in known:
-            known[what] = forecast.measured(config, images, problem, device)
+            known[what] = forecast.measure_cost(config, images, problem, device)
         at_once = min(loop.at_once(config), config.trials) if device.type == "cpu" else 1
         total += claim.trainings(config) * known[what].training(config, images) / at_once
     return f"{form.trainings} trainings, at most {forecast.in_words(total / 60)} here"

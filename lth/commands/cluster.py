@@ -1,8 +1,8 @@
-"""--ray: the loop of work as tasks of a Ray cluster. Placement, retries and dead nodes are Ray's.
+"""--ray: the work loop in tasks of a Ray cluster. Ray places the tasks and repeats those whose node has died.
 
-A task reads the data, takes the locks of runs, trains, and writes results into the folder that all nodes share, as a
-process of --join does; the command reads its progress there. Where Ray repeats a task because its node has died, the
-locks of the first attempt are free.
+Like a process of --join, a task reads the data, takes the locks of runs, trains, and writes results into the folder
+that all nodes share; the command reads its progress there. When Ray repeats a task, the locks of the first attempt are
+free.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import math
 import os
 import shutil
 import signal
@@ -26,9 +27,9 @@ import torch
 
 from lth.commands import loop
 from lth.commands.device import MachineError
-from lth.commands.loop import FATAL, THREADS, Tell, Trainer
-from lth.commands.prepare import Loaded, images_of, on_machine
-from lth.commands.queue import POLL, Queue, Watch, Work
+from lth.commands.loop import FATAL, THREADS, Tell, Worker
+from lth.commands.prepare import Loaded, load_images, on_machine
+from lth.commands.queue import POLL, FolderWatcher, Queue, Work
 from lth.experiment import start_tickets
 from lth.experiment.trainer import Note
 from lth.records.lock import Locks
@@ -39,11 +40,11 @@ from lth.settings.config import LTH, Config, ConfigError
 from lth.training.problem import stack_size
 
 Order = tuple[Config, Sequence[Run], Mapping[str, Any]]  # an experiment for a task: settings, runs, facts
-UNSEEN = 120.0  # seconds after which what a node has written must be seen here: NFS may hide it for one minute
+DELAY = 120.0  # seconds within which files written on a node must appear here: NFS may hide them for a minute
 
 
-def installed() -> None:
-    """ConfigError if there is no Ray."""
+def check_installed() -> None:
+    """ConfigError if Ray is not installed."""
     try:
         importlib.import_module("ray")
     except ImportError:
@@ -54,17 +55,17 @@ def installed() -> None:
 @contextlib.contextmanager
 def connected(config: Config) -> Iterator[Cluster]:
     """The cluster that --ray names, with this program on its nodes. MachineError if it cannot be reached."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody asked for reports to Ray's makers
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports to Ray's makers
     ray: Any = importlib.import_module("ray")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with tempfile.TemporaryDirectory() as program:
         for source, name in [*((archs, "archs") for archs in reversed(names.ARCHS)), (LTH, "lth")]:
-            if source.is_dir():  # of two models of one name, that of the first folder of archs wins
+            if source.is_dir():  # of two models with the same name, the one in the first folder wins
                 ignored = shutil.ignore_patterns("__pycache__")
                 shutil.copytree(source, Path(program, name), ignore=ignored, dirs_exist_ok=True)
         try:
             host, _, port = str(config.ray).rpartition(":")
-            if host:  # where nothing listens, Ray would try for minutes
+            if host:  # if nothing listens there, Ray would try for minutes
                 socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
             threads = dict.fromkeys(THREADS, str(config.threads or 1))
             ray.init(
@@ -75,12 +76,13 @@ def connected(config: Config) -> Iterator[Cluster]:
                 include_dashboard=False if config.ray == "local" else None,
             )
         except Exception as error:  # of a dozen kinds
-            hint = "`ray start --head` starts one, and --ray local needs none"
-            hint = hint if config.ray == "auto" else "is it running?"
+            hint = "is it running?"
+            if config.ray == "auto":
+                hint = "`ray start --head` starts one, and --ray local needs none"
             raise MachineError(f"--ray {config.ray} reaches no Ray cluster, {hint} ({said(error)})") from None
         finally:
             if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, on_sigterm)  # ray.init has put its own there
+                signal.signal(signal.SIGTERM, on_sigterm)  # ray.init has replaced it
     try:
         yield Cluster(ray, config)
     finally:
@@ -88,10 +90,10 @@ def connected(config: Config) -> Iterator[Cluster]:
 
 
 class Cluster:
-    """A Ray cluster. `device` is of the kind that its tasks train on; this machine may have none of it."""
+    """A Ray cluster. `device` has the type that its tasks train on, which this machine may lack."""
 
     def __init__(self, ray: Any, config: Config) -> None:
-        self.ray, self.root, self.most, self.threads = ray, config.root.resolve(), config.jobs, config.threads or 1
+        self.ray, self.root, self.max_tasks, self.threads = ray, config.root.resolve(), config.jobs, config.threads or 1
         self.nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self.gpus = 0 if config.gpu == "cpu" else int(sum(node.get("GPU", 0) for node in self.nodes))
         self.device = torch.device("cuda" if self.gpus else "cpu")
@@ -102,47 +104,47 @@ class Cluster:
         return f"a Ray cluster of {nodes} with {self.gpus or cores} {'GPUs' if self.gpus else 'cores'}"
 
     def stacked(self, works: Sequence[Work]) -> list[Work]:
-        """The experiments with the number of runs that a task trains as one network."""
-        return [replace(work, together=stack_size(work.config, work.problem, self.device)) for work in works]
+        """The experiments, with pieces of as many runs as a task trains as one network."""
+        return [replace(work, piece_size=stack_size(work.config, work.problem, self.device)) for work in works]
 
     def work(self, queue: Queue, tell: Tell, signalled: Callable[[], int]) -> None:
-        """The loop in tasks of the cluster, as many as there may be runs under way, while this process looks on. Raises
-        what stopped it, or in the end what pieces raised."""
+        """The loop in tasks of the cluster, at most one per piece, while this process watches. Raises the error that
+        stopped it, or in the end the first that a piece raised."""
         needs = {"CPU": self.threads, **({"GPU": 1} if self.gpus else {})}
         if not any(all(node.get(name, 0) >= count for name, count in needs.items()) for node in self.nodes):
-            wait = f"no node of the cluster has the {needs} of a task: all wait until one comes (--threads)"
-            tell(Note(f"warning: {wait}"))
+            problem = f"no node of the cluster has the {needs} of a task: all wait until one comes (--threads)"
+            tell(Note(f"warning: {problem}"))
         options = {"num_cpus": self.threads, "num_gpus": needs.get("GPU", 0)}
-        task = self.ray.remote(max_retries=-1, retry_exceptions=False, **options)(do)
-        left, together = len(queue.open()), min(work.together for work in queue.works)
-        watch, count, orders = Watch(queue, tell), -(-left // together), list(map(order, queue.works))
-        waiting = [task.remote(orders, bool(self.gpus)) for _ in range(min(self.most or count, count))]
-        errors, cancelled = list[Exception](), False
+        task = self.ray.remote(max_retries=-1, retry_exceptions=False, **options)(run_task)
+        orders = list(map(order, queue.works))
+        pieces = math.ceil(len(queue.unfinished()) / min(work.piece_size for work in queue.works))
+        tasks = [task.remote(orders, bool(self.gpus)) for _ in range(min(self.max_tasks or pieces, pieces))]
+        watcher, errors, cancelled = FolderWatcher(queue, tell), list[Exception](), False
         try:
-            while waiting:
-                done, waiting = self.ray.wait(waiting, timeout=POLL)
+            while tasks:
+                done, tasks = self.ray.wait(tasks, timeout=POLL)
                 for ended in done:
-                    errors += self._raised(ended, cancelled)
-                watch.look()
+                    errors += self._errors_of(ended, cancelled)
+                watcher.look()
                 fatal = any(isinstance(error, FATAL) for error in errors)
-                if not cancelled and (signalled() or fatal or (done and not queue.open())):
-                    cancelled = True  # those under way write their checkpoints, the others never begin
-                    for other in waiting:
+                if not cancelled and (signalled() or fatal or (done and not queue.unfinished())):
+                    cancelled = True  # running tasks write their checkpoints, the others never start
+                    for other in tasks:
                         self.ray.cancel(other)
         finally:
-            for other in waiting:  # after a second Ctrl-C
+            for other in tasks:  # after a second Ctrl-C
                 self.ray.cancel(other)
-        until = time.monotonic() + UNSEEN
-        while not (errors or signalled()) and queue.open():
-            if time.monotonic() > until:
+        deadline = time.monotonic() + DELAY
+        while not (errors or signalled()) and queue.unfinished():
+            if time.monotonic() > deadline:
                 raise MachineError(f"the nodes do not write into {self.root} of this machine: --root must be shared")
             time.sleep(POLL)
-        watch.due = 0.0
-        watch.look()
+        watcher.due = 0.0
+        watcher.look()
         loop.finish(errors, signalled)
 
-    def _raised(self, task: Any, cancelled: bool) -> list[Exception]:
-        """What a task raised that has ended."""
+    def _errors_of(self, task: Any, cancelled: bool) -> list[Exception]:
+        """The errors of a task that has ended."""
         try:
             return list(self.ray.get(task))
         except self.ray.exceptions.RayError as error:
@@ -150,7 +152,7 @@ class Cluster:
 
 
 def order(work: Work) -> Order:
-    """What a task is told of an experiment, with absolute paths. It reads the images and makes the network itself."""
+    """An experiment as it is sent to a task, with absolute paths. The task reads the images and makes the network."""
     paths: Any = {"root": work.config.root.resolve(), "data": work.config.data.resolve()}
     config = replace(work.config, **paths, gpu=None, ray=None, overwrite=False)
     return config, [replace(run, root=config.root) for run in work.runs], work.facts
@@ -159,18 +161,18 @@ def order(work: Work) -> Order:
 # On the nodes
 
 
-def do(orders: Sequence[Order], gpu: bool) -> list[Exception]:
-    """The task: the loop of work on this node, on its GPU if it has one. Ray's cancelling and SIGTERM (a node that is
-    pre-empted) let it write checkpoints; then SIGTERM acts as usual, so that Ray repeats the task elsewhere. Returns
-    what was raised; what was done is in the folder."""
-    with loop.signals(patient=True) as signalled:  # Ray may say it again and again
+def run_task(orders: Sequence[Order], gpu: bool) -> list[Exception]:
+    """The task: the work loop on this node, on its GPU if it has one. When Ray cancels it, or at SIGTERM (a node that
+    is pre-empted), it writes checkpoints; then SIGTERM acts as usual, so that Ray repeats the task elsewhere. Returns
+    the errors; the results are in the folder."""
+    with loop.signals(patient=True) as signalled:  # Ray may send it several times
         try:
             errors = _work(orders, gpu, lambda: bool(signalled()))
         except Exception as error:
             errors = [error]
-        stopped = signalled()
-    if stopped == signal.SIGTERM:
-        signal.raise_signal(stopped)
+        signum = signalled()
+    if signum == signal.SIGTERM:
+        signal.raise_signal(signum)
     return [loop.portable(error) for error in errors]
 
 
@@ -182,8 +184,8 @@ def _work(orders: Sequence[Order], gpu: bool, stop: Callable[[], bool]) -> list[
     device = torch.device("cuda:0" if gpu and torch.cuda.is_available() else "cpu")
     works, loaded = list[Work](), Loaded()
     for config, runs, facts in orders:
-        images = images_of(config, loaded)
+        images = load_images(config, loaded)
         work = Work(config, runs, images, start_tickets.problem(config, images), facts)
         works.append(on_machine(work, device))
     with Locks() as locks:
-        return loop.work(Queue(works, locks), Trainer(device, lambda event: None, stop))
+        return loop.work(Queue(works, locks), Worker(device, lambda event: None, stop))

@@ -1,5 +1,5 @@
-"""What a command is about to do, in words: its trainings, how long they take on this machine, the disk space, and what
-may surprise."""
+"""What a command is about to do, in words: its trainings, how long they take on this machine, the disk space that they
+need, and remarks on settings that may surprise."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ from lth.training.problem import Problem, alike, stack_size
 from lth.training.schedule import Plan, remarks
 from lth.training.train import Training
 
-WARM_UP, SECONDS, STEPS = 3, 0.25, 400  # steps before a measurement; of the measurement: seconds, steps at most
-FEW = 500  # images that the measured evaluation has of either part
-SHORT = 30.0  # seconds of processor time, by multiply-adds, below which nothing is measured
-PACE, STEP = 2e10, 3e-4  # multiply-adds per second, and seconds of a step of the smallest network, for that
+WARM_UP, SECONDS, STEPS = 3, 0.25, 400  # steps before a measurement; its length in seconds, and at most in steps
+EVALUATED = 500  # validation images, and as many test images, in a measured evaluation
+WORTH_MEASURING = 30.0  # seconds of processor time, estimated from multiply-adds, below which nothing is measured
+PACE, STEP = 2e10, 3e-4  # for that estimate: multiply-adds per second, and the overhead of a step in seconds
 
 
-def announced(works: Sequence[Work], device: torch.device, place: str) -> Iterator[str]:
-    """What a command says before it begins: where training takes place (`place`), where results go, how much disk space
-    they take, what may surprise, and which rounds are finished already."""
-    runs = {run: one.config.prune_iterations for one in works for run in one.runs}  # a sweep's may share trials
+def announcement(works: Sequence[Work], device: torch.device, machine: str) -> Iterator[str]:
+    """The messages before training: the machine, the folder of the results, their disk space, remarks, and the rounds
+    that are finished already."""
+    runs = {run: work.config.prune_iterations for work in works for run in work.runs}  # in a sweep, works share runs
     experiments = f"{len(works)} experiments, " if len(works) > 1 else ""
-    upto = "up to " if len({*runs.values()}) > 1 else ""
-    most = max(one.config.threads or 1 for one in works)
-    threads = f" with {most} threads each" if most > 1 else ""
-    work = f"{_count(len(runs), 'run')} of {upto}{_count(max(runs.values()), 'round')}"
-    yield f"{experiments}{work} on {place}{threads}, results in {where([*runs])}"
+    up_to = "up to " if len({*runs.values()}) > 1 else ""
+    most_threads = max(work.config.threads or 1 for work in works)
+    threads = f" with {most_threads} threads each" if most_threads > 1 else ""
+    trainings = f"{_count(len(runs), 'run')} of {up_to}{_count(max(runs.values()), 'round')}"
+    yield f"{experiments}{trainings} on {machine}{threads}, results in {common_folder([*runs])}"
     yield from _remarks(works, device)
     for run, count in runs.items():
         if 0 < (finished := tables.finished_rounds(run)) < count:
@@ -62,9 +62,9 @@ def announced(works: Sequence[Work], device: torch.device, place: str) -> Iterat
                 yield f"  round {row.round}: {row.remaining:.2f}% of the weights, ES {row.ES:.0f}, {accuracies}"
 
 
-def planned(works: Sequence[Work], device: torch.device, at_once: int) -> list[str]:
-    """What --dry_run shows: the trainings that are left of each setting and arm, and what may surprise. ConfigError if
-    results cannot be written."""
+def dry_run(works: Sequence[Work], device: torch.device, at_once: int) -> list[str]:
+    """The lines of --dry_run: the trainings that each arm of each folder of settings still needs, their time, and
+    remarks. ConfigError if results cannot be written."""
     root = works[0].config.root
     try:
         tempfile.TemporaryFile(dir=_existing(root)).close()
@@ -74,22 +74,23 @@ def planned(works: Sequence[Work], device: torch.device, at_once: int) -> list[s
     queue = Queue(works)
     left, lines = queue.left(), list[str]()
     for folder in dict.fromkeys(run.plots for run in queue.work):
-        here = [run for run in queue.work if run.plots == folder]
-        lines.append(f"{labels.title(here[0])}, results in {here[0].dumps.parent.parent}")
-        for arm in dict.fromkeys(run.arm for run in here):
-            mine = [run for run in here if run.arm == arm]
-            each = f"{_count(len(mine), 'trial')} x {_count(max(map(queue.rounds, mine)), 'round')}"
-            needs = [f"the dense round of {other}" for other in sorted({queue.dense[run].arm for run in mine} - {arm})]
+        runs = [run for run in queue.work if run.plots == folder]
+        lines.append(f"{labels.title(runs[0])}, results in {runs[0].dumps.parent.parent}")
+        for arm in dict.fromkeys(run.arm for run in runs):
+            trials = [run for run in runs if run.arm == arm]
+            size = f"{_count(len(trials), 'trial')} x {_count(max(map(queue.rounds, trials)), 'round')}"
+            dense_arms = {queue.dense[run].arm for run in trials} - {arm}
+            needs = [f"the dense round of {other}" for other in sorted(dense_arms)]
             needs += [f"the masks of {ARMS[arm].mask_of}"] if ARMS[arm].mask_of else []
-            waits = f"; needs {' and '.join(needs)}" if needs else ""
-            lines.append(f"  {arm}: {each}, {_count(sum(left[run] for run in mine), 'training')} left{waits}")
+            needed = f"; needs {' and '.join(needs)}" if needs else ""
+            lines.append(f"  {arm}: {size}, {_count(sum(left[run] for run in trials), 'training')} left{needed}")
     lines.append(f"{_count(sum(left.values()), 'training')} left, up to {len(queue.work)} at once")
-    time = sentence(works, left, at_once) if device.type == "cpu" else ""
+    time = time_needed(works, left, at_once) if device.type == "cpu" else ""
     return [*lines, *filter(None, [time]), *_remarks(works, device)]
 
 
-def where(runs: Sequence[Run]) -> Path:
-    """The folder under dumps/ that holds them all."""
+def common_folder(runs: Sequence[Run]) -> Path:
+    """The deepest folder under dumps/ that has all these runs."""
     return Path(os.path.commonpath([run.dumps.parent.parent for run in runs]))
 
 
@@ -99,59 +100,61 @@ def _count(number: int, name: str) -> str:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists (which may be a link to another disk)."""
-    return next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    """The folder, or its nearest parent that exists (which may be a link to another disk)."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def _disk(works: Sequence[Work]) -> str:
-    """How much of the disk the files of these experiments will take at most, in a sentence."""
+    """A sentence about the disk space that the files of these experiments need at most."""
     total, counted = 0, set[Run]()
-    for one in works:
-        config, model = one.config, one.problem.make()
-        rounds, again = config.prune_iterations, config.connectivity
-        state = sum(tensor.numel() * tensor.element_size() for tensor in building.state_of(model).values())
-        bits = sum(weight.numel() for weight in pruning.prunable(model, config.prune_embeddings).values()) // 8
-        kept = {"all": rounds, "last": 1, "none": 0}[config.keep_weights] + rounds * again  # the ends of the rounds
-        # initial, dense, rewind, drawn; the checkpoint with its moments and best weights, also of further trainings
-        kept += 2 + bool(config.rewind.amount) + 2 * bool(config.draw_at) + 5 + 5 * len(ENDS) * again
-        for run in {*one.runs} - counted:
-            own = rounds - 1 if ARMS[run.arm].start != "original" else 0
-            total += state * (kept + own) + bits * rounds * (1 + ARMS[run.arm].changes_masks)
-        counted.update(one.runs)
+    for work in works:
+        config, model = work.config, work.problem.make()
+        rounds, connectivity = config.prune_iterations, config.connectivity
+        state_bytes = sum(tensor.numel() * tensor.element_size() for tensor in building.state_of(model).values())
+        mask_bytes = sum(weight.numel() for weight in pruning.prunable(model, config.prune_embeddings).values()) // 8
+        states = {"all": rounds, "last": 1, "none": 0}[config.keep_weights]  # the weights at ES
+        # initial, dense, rewind, drawn; the checkpoint with its moments and best weights
+        states += 2 + bool(config.rewind.amount) + 2 * bool(config.draw_at) + 5
+        if connectivity:  # the ends of the rounds, and a checkpoint of each repeated training
+            states += rounds + 5 * len(ENDS)
+        for run in {*work.runs} - counted:
+            starts = rounds - 1 if ARMS[run.arm].start != "original" else 0
+            total += state_bytes * (states + starts) + mask_bytes * rounds * (1 + ARMS[run.arm].changes_masks)
+        counted.update(work.runs)
     free = shutil.disk_usage(_existing(works[0].runs[0].saves)).free
-    full = "warning: the disk may become full: " if total > free else ""
-    of = f"up to {total / 1e6:,.0f} MB of {free / 1e6:,.0f} MB free"
-    return f"{full}the weights under saves/ take {of} (--keep_weights last: less)"
+    warning = "warning: the disk may become full: " if total > free else ""
+    size = f"up to {total / 1e6:,.0f} MB of {free / 1e6:,.0f} MB free"
+    return f"{warning}the weights under saves/ take {size} (--keep_weights last: less)"
 
 
 def _remarks(works: Sequence[Work], device: torch.device) -> list[str]:
-    """The disk space that these experiments take, and what may surprise in them, each sentence once."""
-    remarks = [_disk(works), *(remark for one in works for remark in _surprises(one, device))]
+    """Sentences about the disk space that these experiments need and about what may surprise, each once."""
+    remarks = [_disk(works), *(remark for work in works for remark in _surprises(work, device))]
     return list(dict.fromkeys(filter(None, remarks)))
 
 
-def _surprises(one: Work, device: torch.device) -> Iterator[str | None]:
-    """What may surprise in one experiment, a sentence each, or nothing."""
-    config, model, rates = one.config, one.problem.make(), one.config.rates()
-    epoch_steps = (len(one.images.train) - (config.valid_size or 0)) // config.batch_size
-    yield one.images.remark
-    yield names.assumed(config.arch_type, one.runs[0].dataset, config.data)
+def _surprises(work: Work, device: torch.device) -> Iterator[str | None]:
+    """Sentences about what may surprise in an experiment; some are empty or None."""
+    config, model, rates = work.config, work.problem.make(), work.config.rates()
+    epoch_steps = (len(work.images.train) - (config.valid_size or 0)) // config.batch_size
+    yield work.images.remark
+    yield names.assumed(config.arch_type, work.runs[0].dataset, config.data)
     yield from prunable.left_out(model)
     yield prunable.left_alone(model, config.prune_embeddings)
     if config.init != Config.init and building.draws_itself(model):
         own = f"{config.arch_type} draws its weights by its own _initialize_weights()"
         yield f"--init {config.init} only changes the folder's name: {own}"
     if rates["output"] != rates["fc"]:
-        yield pruning.odd_output(model, one.images.classes, config.prune_embeddings)
+        yield pruning.odd_output(model, work.images.classes, config.prune_embeddings)
     yield from _unused(config, model)
     for kind in ("prune", "conv", "fc", "output"):
         if 0 < (rate := getattr(config, f"{kind}_percent") or 0) < 1:
             yield f"--{kind}_percent {rate:.12g} prunes {rate:.12g}% of the weights per round: 20 is a fifth"
-    if config.overwrite and (arms := dict.fromkeys(run.arm for run in one.runs if run.arm not in config.prune_type)):
+    if config.overwrite and (arms := dict.fromkeys(run.arm for run in work.runs if run.arm not in config.prune_type)):
         yield f"--overwrite starts {' and '.join(arms)} again too, whose masks {' '.join(config.prune_type)} takes"
-    yield from _alike(one, model)
+    yield from _equal_weights(work, model)
     yield from remarks(config, epoch_steps)
-    if stack_size(config, one.problem, device) < (config.stack or 1):
+    if stack_size(config, work.problem, device) < (config.stack or 1):
         yield f"--stack {config.stack}: torch.func.vmap cannot follow this model, each run is trained alone"
     convolves = any(weight.ndim == 4 for weight in model.parameters())
     if device.type == "cpu" and config.precision == "fast" and hardware.has_amx() and convolves:
@@ -159,39 +162,39 @@ def _surprises(one: Work, device: torch.device) -> Iterator[str | None]:
         yield f"this processor has bfloat16 products, which convolutions gain from with --precision bf16 ({gain})"
     if config.sparse == "auto" and device.type == "cpu" and not sparse.available():
         yield sparse.UNAVAILABLE
-    yield one.problem.cost[1]
+    yield work.problem.cost[1]
 
 
 def _unused(config: Config, model: nn.Module) -> Iterator[str]:
-    """Sentences about settings that none of the arms asked for uses, or for kinds of layers that the model has not."""
-    of_none = set[str].intersection(*map(idle, config.prune_type)) - ({"rewind"} if config.connectivity else set())
-    why = dict.fromkeys(sorted(of_none), f"{' '.join(config.prune_type)} does not use it")
+    """Sentences about settings that none of the arms uses, or for kinds of layers that the model does not have."""
+    unused = set[str].intersection(*map(idle, config.prune_type)) - ({"rewind"} if config.connectivity else set())
+    reasons = dict.fromkeys(sorted(unused), f"{' '.join(config.prune_type)} does not use it")
     kinds = set(pruning.layer_kinds(model, config.prune_embeddings).values())
     if config.output_percent is None and "output" in kinds:
-        kinds.add("fc")  # whose percent it then has
+        kinds.add("fc")  # whose percentage the output layer then has
     absent = [f"{kind}_percent" for kind in ("conv", "fc", "output") if kind not in kinds]
     if pruning.layer_kinds(model, True) == pruning.layer_kinds(model, False):
         absent.append("prune_embeddings")
-    why |= dict.fromkeys(absent, f"{config.arch_type} has no such layers")
-    for name, reason in why.items():
+    reasons |= dict.fromkeys(absent, f"{config.arch_type} has no such layers")
+    for name, reason in reasons.items():
         if (value := getattr(config, name)) not in (getattr(Config, name), None):
-            given = "" if value is True else f" {as_text(value)}"
-            yield f"--{name}{given} only changes the folder's name: {reason}"
+            flag = f"--{name}" if value is True else f"--{name} {as_text(value)}"
+            yield f"{flag} only changes the folder's name: {reason}"
 
 
-def _alike(one: Work, model: nn.Module) -> Iterator[str]:
-    """Sentences about weights that no seed changes, as pretrained ones, where trials or fresh weights were asked for,
-    and about those that --init draws over. Constants, such as a head of zeros, are a way to draw, too."""
-    config, weights = one.config, pruning.prunable(model, one.config.prune_embeddings)
+def _equal_weights(work: Work, model: nn.Module) -> Iterator[str]:
+    """Sentences about weights that are equal for all seeds, such as pretrained ones: with several trials or fresh
+    weights, and if --init overwrites them (constants, such as a head of zeros, may be overwritten silently)."""
+    config, weights = work.config, pruning.prunable(model, work.config.prune_embeddings)
     if config.trials > 1 or any(ARMS[arm].start == "fresh" for arm in config.prune_type):
-        fixed = alike(one.problem.initial, [name for name, weight in weights.items() if weight.requires_grad])
+        fixed = alike(work.problem.initial, [name for name, weight in weights.items() if weight.requires_grad])
         if fixed:
             yield f"{_listed(fixed)}: drawn alike for every seed, so that trials and fresh weights do not differ there"
     if config.init != "own" and not building.draws_itself(model):
-        own = Problem.of(replace(config, init="own"), one.images).initial
-        if fixed := alike(own, weights):
-            before, after = own(1), one.problem.initial(1)
-            if any(len(before[name].unique()) > 1 and not torch.equal(before[name], after[name]) for name in fixed):
+        own_initial = Problem.of(replace(config, init="own"), work.images).initial
+        if fixed := alike(own_initial, weights):
+            own, new = own_initial(1), work.problem.initial(1)
+            if any(len(own[name].unique()) > 1 and not torch.equal(own[name], new[name]) for name in fixed):
                 init = f"--init {config.init} draws over {_listed(fixed)}, which the model file sets alike"
                 yield f"{init} for every seed, as pretrained weights: --init own keeps them"
 
@@ -205,7 +208,7 @@ def _listed(weights: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a training step and of the evaluation of one image."""
+    """Seconds per training step and per evaluated image."""
 
     step: float
     image: float
@@ -221,25 +224,30 @@ class Cost:
         return steps * self.step + (evaluations * valid + tests * len(images.test)) * self.image
 
 
-def measured(
+def measure_cost(
     config: Config, images: Images, problem: Problem, device: torch.device, number: int = 0, learn: str = ""
 ) -> Cost:
-    """The cost of round `number`, from a moment of training a network that was pruned at random as often, or whose
-    masks are learned as `learn` says. Nothing is written."""
-    batch, most = config.batch_size, 20 * config.batch_size + FEW
-    some: Any = {"train": images.train[:most], "train_labels": images.train_labels[:most]}
-    few = replace(images, **some, test=images.test[:FEW], test_labels=images.test_labels[:FEW], validation=None)
-    model, masks, held_back = problem.make(), _masks(config, problem, number), min(FEW, len(few.train) - batch)
+    """The cost of round `number`, measured by briefly training a network with as many weights, pruned at random, or
+    with the masks of that round learned by `learn`. Nothing is written."""
+    batch, count = config.batch_size, 20 * config.batch_size + EVALUATED
+    few = replace(
+        images,
+        train=images.train[:count],
+        train_labels=images.train_labels[:count],
+        test=images.test[:EVALUATED],
+        test_labels=images.test_labels[:EVALUATED],
+        validation=None,
+    )
+    model, masks, held_back = problem.make(), _masks(config, problem, number), min(EVALUATED, len(few.train) - batch)
     with numerics(config.precision, config.threads or 1), memory_kept():
         feed = few.feed([0], held_back, batch, device, config.augment)
-        tickets = (model, [problem.initial(0)], [masks], device, problem.criterion, config.precision == "bf16")
-        in_channels_last = channels_last(problem.make, feed.example())
+        arguments = (model, [problem.initial(0)], [masks], device, problem.criterion, config.precision == "bf16")
+        memory: Any = {"channels_last": channels_last(problem.make, feed.example())}
         if learn:
-            how = LEARNED[learn]
-            network: Network = LearnedMasks(*tickets, how=how, seeds=[0], channels_last=in_channels_last)
+            network: Network = LearnedMasks(*arguments, how=LEARNED[learn], seeds=[0], **memory)
         else:
             layers = sparse.choose(model, [masks], sparse.limits(config), feed.example())
-            network = Network(*tickets, sparse=layers, channels_last=in_channels_last)
+            network = Network(*arguments, sparse=layers, **memory)
         optimizer, steps = problem.optimizer(network), WARM_UP
         for _ in range(2):
             plan = Plan(steps, steps, lambda _: config.lr)
@@ -249,43 +257,43 @@ def measured(
     return Cost(step, trained.seconds["evaluation"] / (held_back + len(few.test)))
 
 
-def sentence(works: Sequence[Work], left: Mapping[Run, int], at_once: int) -> str:
-    """How long the trainings that are `left` of these experiments will take on this CPU, `at_once` side by side. Empty
-    where that is hardly worth a measurement."""
+def time_needed(works: Sequence[Work], left: Mapping[Run, int], at_once: int) -> str:
+    """A sentence about how long the trainings that are `left` will take on this CPU, `at_once` side by side. Empty if a
+    measurement is not worthwhile."""
     seconds, lengths = dict[Run, float](), set[int]()
-    for one in works:
-        config, trainings = one.config, [left[run] for run in one.runs]
-        multiply_adds = one.problem.step_multiply_adds(config.batch_size)
+    for work in works:
+        config, trainings = work.config, [left[run] for run in work.runs]
+        multiply_adds = work.problem.step_multiply_adds(config.batch_size)
         if not any(trainings) or multiply_adds is None:
             continue
-        length = config.end_iter.iterations((len(one.images.train) - (config.valid_size or 0)) // config.batch_size)
+        length = config.end_iter.iterations((len(work.images.train) - (config.valid_size or 0)) // config.batch_size)
         lengths.add(length)
-        if sum(trainings) * length * (STEP + multiply_adds / PACE) >= SHORT:
-            again = 1 + config.connectivity
+        if sum(trainings) * length * (STEP + multiply_adds / PACE) >= WORTH_MEASURING:
+            per_round = 1 + config.connectivity  # trainings
             kinds = dict[tuple[str, bool], list[Run]]()
-            for run in one.runs:
+            for run in work.runs:
                 kinds.setdefault((ARMS[run.arm].learn, bool(ARMS[run.arm].update)), []).append(run)
             for (learn, updated), runs in kinds.items():
-                count = max(left[run] for run in runs) // again
-                costs = _costs(one, count, learn, updated) if count else []
-                seconds |= {run: again * sum(costs[count - left[run] // again :]) for run in runs}
+                count = max(left[run] for run in runs) // per_round
+                costs = _costs(work, count, learn, updated) if count else []
+                seconds |= {run: per_round * sum(costs[count - left[run] // per_round :]) for run in runs}
     if not seconds:
         return ""
     total = max(*seconds.values(), sum(seconds.values()) / min(at_once, len(seconds)))
-    rounds = max(one.config.prune_iterations for one in works)
-    what = f"{rounds} rounds of {max(lengths):,} iterations" + (" or fewer" if len(lengths) > 1 else "")
-    return f"{what}: about {in_words(total / 60)} on this CPU; --end_iter and --prune_iterations shorten it"
+    rounds = max(work.config.prune_iterations for work in works)
+    size = f"{rounds} rounds of {max(lengths):,} iterations" + (" or fewer" if len(lengths) > 1 else "")
+    return f"{size}: about {in_words(total / 60)} on this CPU; --end_iter and --prune_iterations shorten it"
 
 
-def _costs(one: Work, count: int, learn: str, updated: bool) -> list[float]:
-    """Seconds of a training in each of the last `count` rounds. The first of them is measured and, where it trains
-    sparsely, the last; the others lie on the line between. Where masks are `updated` during the training, every round
-    costs as much as the dense one; where they are learned (`learn`), all rounds after the dense one cost the same."""
-    config, problem, images = one.config, one.problem, one.images
+def _costs(work: Work, count: int, learn: str, updated: bool) -> list[float]:
+    """The seconds of a training in each of the last `count` rounds. The first of them is measured and, if it trains
+    sparsely, the last; the others are interpolated. If training updates the masks (`updated`), every round costs as
+    much as the dense one; if it learns them (`learn`), all rounds after the dense one cost the same."""
+    config, problem, images = work.config, work.problem, work.images
     first, last = config.prune_iterations - count, config.prune_iterations - 1
 
     def seconds(number: int, learn: str = "") -> float:
-        return measured(config, images, problem, torch.device("cpu"), number, learn).training(config, images)
+        return measure_cost(config, images, problem, torch.device("cpu"), number, learn).training(config, images)
 
     if learn:
         dense = [seconds(0)] if first == 0 else []
@@ -299,7 +307,7 @@ def _costs(one: Work, count: int, learn: str, updated: bool) -> list[float]:
 
 
 def _masks(config: Config, problem: Problem, number: int) -> pruning.Masks:
-    """Random masks with as many weights in each layer as round `number` has, if layers are compared within."""
+    """Random masks with as many weights in each layer as round `number` has if each layer is pruned by its own rate."""
     model, generator = problem.make(), torch.Generator().manual_seed(0)
     masks = pruning.dense(pruning.prunable(model, config.prune_embeddings))
     percents = pruning.percents(model, config.rates(), config.prune_embeddings)

@@ -1,4 +1,4 @@
-"""From the settings of an experiment to what can be trained: images, model, every check, and what config.json says."""
+"""From the settings of an experiment to one that is ready to be trained: images, model, all checks, config.json."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from lth.commands import device as devices
 from lth.commands.queue import Work
 from lth.data.images import Images
 from lth.experiment import start_tickets
-from lth.models import building
-from lth.models import fingerprints as prints
+from lth.models import building, fingerprints
 from lth.records import identity, tables
-from lth.records.tables import Run, config_of
+from lth.records.tables import Run, read_config
 from lth.settings import flags, names
 from lth.settings.checks import collect_errors
 from lth.settings.config import PROJECT, Config, ConfigError, usual_valid_size
@@ -33,34 +32,35 @@ from lth.training.problem import Problem, check_fit, check_seeded, stack_size
 from lth.training.schedule import check_plan
 
 LIBRARIES = ("torch", "torchvision", "numpy", "safetensors")
-LARGE_STEP = 3e8  # multiply-adds of a training step from which on it gains from more threads (docs/speed.md)
-Loaded = dict[tuple[object, ...], Images]  # the images that were read before, by the settings that name them
+LARGE_STEP = 3e8  # multiply-adds; a training step with at least so many gains from more threads (docs/speed.md)
+Loaded = dict[tuple[object, ...], Images]  # the images that have been read, by the settings that decide them
 
 
-def work_of(asked: Config, about: str, command: Sequence[str], loaded: Loaded) -> Work:
-    """An experiment, checked. ConfigError if it cannot be done; `loaded` keeps the images for the next one."""
-    images_of(asked, loaded)  # how many there are decides the validation split
-    config, runs = settled(asked), tables.runs_of(asked, about)
+def make_work(asked: Config, label: str, command: Sequence[str], loaded: Loaded) -> Work:
+    """An experiment, checked and ready to be trained. ConfigError if that is impossible; `loaded` keeps the images for
+    the next one."""
+    load_images(asked, loaded)  # their number decides the validation split
+    config, runs = with_valid_size(asked), tables.runs_of(asked, label)
     images, problem = prepare(config, loaded)
     identity.check(runs, config, problem.fingerprint, config.overwrite)
-    return Work(config, runs, images, problem, about_command(asked, config, command))
+    return Work(config, runs, images, problem, command_facts(asked, config, command))
 
 
-def images_of(config: Config, loaded: Loaded) -> Images:
-    """The images of the settings, from `loaded` if they are there; otherwise they are kept in it."""
-    what = (config.dataset, config.data, config.pixels, config.image_size)
-    if what not in loaded:
+def load_images(config: Config, loaded: Loaded) -> Images:
+    """The images of the settings, from `loaded` if they are there; otherwise they are put there."""
+    key = (config.dataset, config.data, config.pixels, config.image_size)
+    if key not in loaded:
         building.find(config.arch_type, config.dataset, data=config.data)  # a bad file is reported before data are read
         name = names.dataset(config.dataset)
         file = names.npz(config.data, name, config.image_size)
         if config.dry_run and name in names.KNOWN and not file.exists():
             raise ConfigError(f"--dry_run neither downloads nor converts images, and there is no {file}")
-        loaded[what] = data.load(*what)
-    return loaded[what]
+        loaded[key] = data.load(*key)
+    return loaded[key]
 
 
-def settled(config: Config) -> Config:
-    """The settings with what the data alone tell: the size of the validation split where none is given."""
+def with_valid_size(config: Config) -> Config:
+    """The settings with the size of the validation split; its default depends on the number of images."""
     if config.valid_size is not None:
         return config
     count = data.training_count(config.dataset, config.data, config.image_size)
@@ -68,9 +68,9 @@ def settled(config: Config) -> Config:
 
 
 def prepare(config: Config, loaded: Loaded | None = None) -> tuple[Images, Problem]:
-    """The images and the model of the settings, and every check that needs them. ConfigError with all that is wrong.
+    """The images and the model of the settings, after all checks that need them. ConfigError with all problems.
     `loaded` keeps images from one call for the next."""
-    images = images_of(config, {} if loaded is None else loaded)
+    images = load_images(config, {} if loaded is None else loaded)
     problem = start_tickets.problem(config, images)
     held_back = usual_valid_size(len(images.train)) if config.valid_size is None else config.valid_size
     problems = data.check_sizes(images, held_back, config.batch_size)
@@ -80,20 +80,21 @@ def prepare(config: Config, loaded: Loaded | None = None) -> tuple[Images, Probl
         name, embeddings = f"--arch_type {config.arch_type}", config.prune_embeddings
         check_fit(problem.make(), images.shape, images.classes, name, embeddings, config.batch_size)
         assert problem.build
-        check_seeded(problem.build, name)  # the user's code may fail: now, and not after files are written
+        check_seeded(problem.build, name)  # if the user's code fails, it does so before files are written
     if problems:
         raise ConfigError(*problems)
     return images, problem
 
 
 def with_threads(config: Config, problem: Problem, run: Run, runs: int, device: torch.device) -> Config:
-    """The settings with the number of threads of each run on a CPU, where --threads does not give it. Results of these
-    settings that are there, of `run` or beside it, decide it, since bits depend on it. Else it is the cores divided by
-    the `runs` that are trained side by side, if a step is large enough to gain from more than one thread."""
+    """The settings with the number of threads of each run on a CPU, if --threads does not give it. It is the one that
+    `run` or another run of these settings began with, since bits depend on it; otherwise, if a step is large enough to
+    gain from more than one thread, the number of cores divided by the number of `runs` that are trained side by
+    side."""
     if config.threads or device.type != "cpu" or config.ray:
         return config
-    begun = [] if config.overwrite else [config_of(other) for other in identity.neighbours(run)]
-    threads = next((about["threads"] for about in begun if isinstance(about.get("threads"), int)), None)
+    recorded = [] if config.overwrite else [read_config(other) for other in identity.neighbours(run)]
+    threads = next((facts["threads"] for facts in recorded if isinstance(facts.get("threads"), int)), None)
     if threads is None:
         large = (problem.step_multiply_adds(config.batch_size) or 0) >= LARGE_STEP
         threads = max(1, devices.cores() // runs) if large else 1
@@ -101,60 +102,62 @@ def with_threads(config: Config, problem: Problem, run: Run, runs: int, device: 
 
 
 def on_machine(work: Work, device: torch.device) -> Work:
-    """The experiment as this machine trains it. Where --stack does not say how many runs a GPU trains as one network,
-    it is as many as they began with on such a GPU, since a measurement may come out otherwise and other stacks give
-    other sums."""
+    """The experiment as this machine trains it. Without --stack, a GPU trains as many runs as one network as they began
+    with on a GPU of its kind: a new measurement might give another number, and other stacks give other sums."""
     config, problem, images = work.config, work.problem, work.images
     if not config.stack and device.type != "cpu":
-        begun = (about for run in work.runs if (about := config_of(run)).get("device") == devices.name(device))
-        size = next((about["stack"] for about in begun if isinstance(about.get("stack"), int)), None)
+        recorded = (facts for run in work.runs if (facts := read_config(run)).get("device") == devices.name(device))
+        size = next((facts["stack"] for facts in recorded if isinstance(facts.get("stack"), int)), None)
         config = replace(config, stack=size or stack_size(config, problem, device))
+    size = stack_size(config, problem, device)
     facts = {
         **work.facts,
-        **about_machine(config, device),
-        "stack": (together := stack_size(config, problem, device)),
+        **machine_facts(config, device),
+        "stack": size,
         "threads": config.threads or 1,
         "fingerprint": problem.fingerprint,
         "classes": images.classes,
         "image_shape": list(images.shape),
         "normalisation": images.normalisation,
     }
-    return replace(work, config=config, facts=facts, together=together)
+    return replace(work, config=config, facts=facts, piece_size=size)
 
 
-def fingerprints_now(config: Config, run: Run) -> dict[str, str]:
-    """The fingerprints of the experiment that the settings mean now, for a run that is finished: nothing is downloaded,
-    and data that are no longer there are not missed. Empty if nothing can be compared with them."""
-    about = config_of(run)
-    if not about.get("classes") or "data" not in about.get("fingerprint", ()):
+def current_fingerprints(config: Config, run: Run) -> dict[str, str]:
+    """The current fingerprints of the experiment of a finished run. Nothing is downloaded, and data that are no longer
+    there are left out. Empty if the run has no fingerprints to compare with."""
+    recorded = read_config(run)
+    if not recorded.get("classes") or "data" not in recorded.get("fingerprint", ()):
         return {}
-    found = {"model": prints.of_model(building.find(config.arch_type, config.dataset, about["classes"], config.data))}
+    make = building.find(config.arch_type, config.dataset, recorded["classes"], config.data)
+    current = {"model": fingerprints.of_model(make)}
     name = names.dataset(config.dataset)
     if names.npz(config.data, name, config.image_size).exists() or names.pictures(name, config.data):
-        found["data"] = data.load(name, config.data, image_size=config.image_size).fingerprint
-    return {**found, **start_tickets.fingerprints(config)}
+        current["data"] = data.load(name, config.data, image_size=config.image_size).fingerprint
+    return {**current, **start_tickets.fingerprints(config)}
 
 
 # config.json
 
 
-def about_command(asked: Config, config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
-    """What is the same wherever the training is done: the settings that were `asked` for, and what they came to."""
-    argv0 = Path(sys.argv[0])
-    called = [word for word in sys.argv[1:2] if word in flags.COMMANDS.values()]
+def command_facts(asked: Config, config: Config, command: Sequence[str] = ()) -> dict[str, Any]:
+    """The facts for config.json that do not depend on the machine: the settings that were `asked` for, those that
+    decide numbers, and the program."""
+    program = Path(sys.argv[0])
+    subcommand = [word for word in sys.argv[1:2] if word in flags.COMMANDS.values()]
     return {
-        "settings": plain_settings(asked),
+        "settings": json_settings(asked),
         "deciding": config.deciding(),
-        "program": ["-m", "lth", *called] if argv0.stem in flags.LTH else [argv0.name],
+        "program": ["-m", "lth", *subcommand] if program.stem in flags.LTH else [program.name],
         "command": list(command),
-        "git_commit": commit(PROJECT) if (PROJECT / "main.py").exists() else None,  # not an installed library's
+        "git_commit": commit(PROJECT) if (PROJECT / "main.py").exists() else None,  # an installed library has none
     }
 
 
-def about_machine(config: Config, device: torch.device) -> dict[str, Any]:
-    """What depends on the machine that does the training."""
+def machine_facts(config: Config, device: torch.device) -> dict[str, Any]:
+    """The facts for config.json that depend on the machine."""
     cpu = device.type == "cpu"
-    fast = "bfloat16 products (AMX)" if hardware.has_amx() else "float32 by oneDNN"  # what this processor makes of it
+    fast = "bfloat16 products (AMX)" if hardware.has_amx() else "float32 by oneDNN"
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "device": devices.name(device),
@@ -164,22 +167,23 @@ def about_machine(config: Config, device: torch.device) -> dict[str, Any]:
     }
 
 
-def plain_settings(config: Config) -> dict[str, Any]:
-    """All settings for JSON; --config reads them back. `data` is null for the project's own folder, which another
-    machine has elsewhere; the folder of the results is left out."""
+def json_settings(config: Config) -> dict[str, Any]:
+    """All settings for JSON, which --config reads back. `data` is null for the project's own folder, which is elsewhere
+    on another machine; the folder of the results is left out."""
     settings: dict[str, Any] = {}
     for spec in fields(config):
         value = getattr(config, spec.name)
         if spec.name == "data":
             settings["data"] = None if value.resolve() == Config.data.resolve() else str(value.resolve())
         elif spec.name not in ("root", "overwrite", "dry_run", "join", "ray"):
-            plain = [str(item) for item in value] if isinstance(value, tuple) else value
-            settings[spec.name] = str(plain) if isinstance(plain, (Path, Duration, TicketName)) else plain
+            if isinstance(value, tuple):
+                value = [str(item) for item in value]
+            settings[spec.name] = str(value) if isinstance(value, (Path, Duration, TicketName)) else value
     return settings
 
 
 def commit(folder: Path) -> str | None:
-    """The git commit of the program in `folder`, and whether its files are as that has them; None outside of git."""
+    """The git commit of `folder`, and whether its files have uncommitted changes; None outside of git."""
     try:
         head, changes = (
             subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=True).stdout
@@ -191,8 +195,8 @@ def commit(folder: Path) -> str | None:
 
 
 def _processor() -> str:
-    """The name of the processor, as `AMD EPYC 9B14`; that of its architecture where the name is unknown."""
-    with suppress(OSError):  # Linux alone has it
-        if found := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
-            return found[1].strip()
+    """The name of the processor, as `AMD EPYC 9B14`; its architecture if the name is unknown."""
+    with suppress(OSError):  # only Linux has this file
+        if match := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return match[1].strip()
     return platform.processor() or platform.machine()

@@ -20,7 +20,7 @@ from tensorboardX import SummaryWriter
 
 from lth.analysis import sentences
 from lth.commands.terminal import wrapped
-from lth.experiment.trainer import Connected, Evaluated, Event, Moved, Note, RoundDone
+from lth.experiment.trainer import BarriersMeasured, Evaluated, Event, Note, RoundDone, Stepped
 from lth.records import tables
 from lth.records.files import UNUSABLE
 from lth.records.store import Store, numbered
@@ -82,7 +82,7 @@ class Progress:
             self.began = self.began or time.monotonic() - event.seconds  # it ran on another machine
             self._ended(event.run, bool(event.seconds))
             self._round(event)
-        elif isinstance(event, Connected):
+        elif isinstance(event, BarriersMeasured):
             self._ended(event.run)
             barriers = f"error barrier of round {event.round} {event.test:.2f} points (test), {event.train:.2f} (train)"
             last = "" if event.from_last is None else f"; from round {event.round - 1}: {event.from_last:.2f} (test)"
@@ -116,15 +116,15 @@ class Progress:
         )
         return done + sum(iteration for _, iteration in self.running.values()), done + left
 
-    def _moved(self, event: Moved | Evaluated) -> None:
-        iteration = event.iteration if isinstance(event, Moved) else event.evaluation.iteration
+    def _moved(self, event: Stepped | Evaluated) -> None:
+        iteration = event.iteration if isinstance(event, Stepped) else event.evaluation.iteration
         if event.run not in self.running:
             self.before += iteration  # a training may be taken up in its middle
         self.running[event.run], self.steps[event.run] = (event.round, iteration), event.steps
         self.began = self.began or time.monotonic()
         if not isinstance(event, Evaluated) or self.live:
             return
-        found, epochs = event.evaluation, iteration // event.epoch // self.print_freq
+        found, epochs = event.evaluation, iteration // event.epoch_steps // self.print_freq
         last = iteration == event.steps
         if last or epochs > self.printed.get(event.run, 0):
             self.printed[event.run] = 0 if last else epochs
@@ -218,7 +218,7 @@ class Board:
         """Write what is still in memory, and each run's settings beside its last round (the HPARAMS view)."""
         for run, row in self.last.items():
             metrics = {f"last/{name}": float(row[name]) for name in ("remaining", "ES", "test")}
-            settings = tables.config_of(run).get("deciding", {})
+            settings = tables.read_config(run).get("deciding", {})
             whose = {name: getattr(run, name) for name in ("arch_type", "dataset", "arm", "seed")}
             self._writer(run).add_hparams({**settings, **whose}, metrics, name=".")
         for writer in self.writers.values():

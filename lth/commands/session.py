@@ -1,6 +1,6 @@
-"""One command from its settings to its results: checks before any work, the locks, the rounds, what is shown of them.
+"""One command from its settings to its results: checks before anything is written, locks, rounds, progress.
 
-All front doors (main.py, `python lth`, ExperimentRunner) come through `run`.
+All front doors (main.py, `python lth`, ExperimentRunner) call `run`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from lth.commands import cluster, forecast, loop
 from lth.commands import device as devices
-from lth.commands.prepare import Loaded, fingerprints_now, on_machine, settled, with_threads, work_of
+from lth.commands.prepare import Loaded, current_fingerprints, make_work, on_machine, with_threads, with_valid_size
 from lth.commands.progress import Board, Progress
 from lth.commands.queue import Queue, Work
 from lth.commands.terminal import say
@@ -38,25 +38,25 @@ class TrialsFailed(Exception):
 
 
 def run(
-    asked: Config | Mapping[Config, str], command: Sequence[str] = (), callback: Callback | None = None
+    configs: Config | Mapping[Config, str], command: Sequence[str] = (), callback: Callback | None = None
 ) -> list[Run]:
-    """Do or continue the experiment of these settings, or several side by side, each with what tells its runs from the
-    others' in messages, and return their runs. What concerns the machine and the output is the first one's. `callback`
-    gets each evaluation and each finished round as lth.experiment.trainer.as_dict gives them.
+    """Run or continue the experiment of these settings, or several side by side, each with a label for its runs in
+    messages, and return their runs. Settings of the machine and the output are taken from the first. `callback` gets
+    each evaluation and each finished round as lth.experiment.trainer.as_dict returns them.
 
-    ConfigError if it cannot be done, before anything is written; RecordError if a file cannot be written or another
-    process works on it; loop.Interrupted after a signal; TrialsFailed if a trial ended early.
+    ConfigError if that is impossible, before anything is written; RecordError if a file cannot be written or another
+    process trains a run; loop.Interrupted after a signal; TrialsFailed if a trial ended early.
     """
-    asked = {asked: ""} if isinstance(asked, Config) else asked
-    first = next(iter(asked))
+    configs = {configs: ""} if isinstance(configs, Config) else configs
+    first = next(iter(configs))
 
     def inform(text: str) -> None:
         if text and not first.quiet:
             say(text, sys.stdout)
 
     with loop.signals() as signalled:
-        runs = list(dict.fromkeys(run for config, about in asked.items() for run in tables.runs_of(config, about)))
-        todo = _todo(asked, runs)
+        runs = list(dict.fromkeys(run for config, label in configs.items() for run in tables.runs_of(config, label)))
+        todo = _unfinished(configs, runs)
         if not todo:
             loop.finish([], signalled)
             inform("Nothing to do: all rounds are finished. Raise --prune_iterations or --trials to continue.")
@@ -64,47 +64,48 @@ def run(
         loaded: Loaded = {}
         (device, remark), *works = checks.together(
             partial(_device, first),
-            *(partial(work_of, config, about, command, loaded) for config, about in todo.items()),
+            *(partial(make_work, config, label, command, loaded) for config, label in todo.items()),
         )
         inform(remark)
-        count = len({run for work in works for run in work.runs if _left(work.config, run)})
+        count = len({run for work in works for run in work.runs if _is_unfinished(work.config, run)})
         works = [
             replace(work, config=with_threads(work.config, work.problem, work.runs[0], count, device)) for work in works
         ]
         cpu = device.type == "cpu"
         side_by_side = min(max(loop.at_once(work.config) for work in works), count) if cpu else 1
         if first.dry_run:
-            print("\n".join(forecast.planned(works, device, side_by_side)))
+            print("\n".join(forecast.dry_run(works, device, side_by_side)))
         loop.finish([], signalled)
         if first.dry_run:
             return runs
         shared = bool(first.join or first.ray)
-        alone = not shared and side_by_side == 1  # no other process is to share the work
-        if of_locks := probe(first.root, alone):
-            _warn(of_locks)
-        with cluster.connected(first) if first.ray else nullcontext() as there:
+        locks_optional = not shared and side_by_side == 1  # no other process shares the work
+        if warning := probe(first.root, locks_optional):
+            _warn(warning)
+        with cluster.connected(first) if first.ray else nullcontext() as ray_cluster:
             if not shared or first.overwrite:
-                claim(works, alone)
-            if there:
-                device, works = there.device, there.stacked(works)
+                claim(works, locks_optional)
+            if ray_cluster:
+                device, works = ray_cluster.device, ray_cluster.stacked(works)
             else:
                 works = [on_machine(work, device) for work in works]
-                if not shared and (not cpu or any(work.together > 1 for work in works)):
-                    # one process alone trains all runs side by side, round by round
-                    works = [replace(work, together=len(runs)) for work in works]
-            for line in forecast.announced(works, device, f"{there or devices.name(device)}"):
+                if not shared and (not cpu or any(work.piece_size > 1 for work in works)):
+                    # This process is the only one: it trains all runs side by side, round by round.
+                    works = [replace(work, piece_size=len(runs)) for work in works]
+            for line in forecast.announcement(works, device, f"{ray_cluster or devices.name(device)}"):
                 (_warn if line.startswith("warning: ") else inform)(line)
             queue = Queue(works)
             left = queue.left()
-            if cpu and not there and not first.quiet:
-                inform(forecast.sentence(works, left, side_by_side))
-            queue.try_again()
-            size = min(side_by_side, len(queue.work) if works[0].together == 1 else len(works))  # have work at once
-            with shown(first, left, runs, callback) as tell, Locks(alone) as locks:
-                if there:
-                    there.work(queue, tell, signalled)
+            if cpu and not ray_cluster and not first.quiet:
+                inform(forecast.time_needed(works, left, side_by_side))
+            queue.clear_failures()
+            pieces = len(queue.work) if works[0].piece_size == 1 else len(works)
+            size = min(side_by_side, pieces)
+            with shown(first, left, runs, callback) as tell, Locks(locks_optional) as locks:
+                if ray_cluster:
+                    ray_cluster.work(queue, tell, signalled)
                 elif size > 1:
-                    # this process only waits: what draws the figures can be loaded meanwhile
+                    # This process only waits; meanwhile it can import what draws the figures.
                     threading.Thread(target=import_module, args=["lth.plots.comparison"]).start()
                     threads = max(work.config.threads or 1 for work in works)
                     loop.work_in_processes(queue, size, threads, tell, signalled)
@@ -116,54 +117,54 @@ def run(
     return runs
 
 
-def _todo(asked: Mapping[Config, str], runs: Sequence[Run]) -> dict[Config, str]:
-    """Those of the experiments of which something is left to do, after damaged tables were written again. ConfigError
-    if two of them would share a folder, if a folder holds results of other settings, or if --overwrite would take away
-    from one of all these `runs` what another starts from."""
-    places: dict[Path, TicketName] = {}
-    for config in asked:
-        ticket, place = config.ticket, tables.runs_of(config)[0].plots
-        if ticket and places.setdefault(place, ticket) != ticket:
+def _unfinished(configs: Mapping[Config, str], runs: Sequence[Run]) -> dict[Config, str]:
+    """The experiments that are not finished, after their damaged tables have been written again. ConfigError if two of
+    them would share a folder, if a folder holds results of another experiment, or if --overwrite would move aside one
+    of all these `runs` that another starts from."""
+    tickets: dict[Path, TicketName] = {}
+    for config in configs:
+        ticket, folder = config.ticket, tables.runs_of(config)[0].plots
+        if ticket and tickets.setdefault(folder, ticket) != ticket:
             raise ConfigError(
-                f"--ticket {places[place]} and --ticket {ticket} have one name, so that their results would be in one "
-                f"folder, {place.name}: ask for them with different --root"
+                f"--ticket {tickets[folder]} and --ticket {ticket} have one name, so that their results would be in "
+                f"one folder, {folder.name}: ask for them with different --root"
             )
 
     def refuse(config: Config) -> None:
         if config.overwrite:
             start_tickets.refuse_moved(config, runs)
-        identity.check(tables.runs_of(config), settled(config), overwrite=config.overwrite)
+        identity.check(tables.runs_of(config), with_valid_size(config), overwrite=config.overwrite)
 
-    checks.together(*(partial(refuse, config) for config in asked))
-    todo: dict[Config, str] = {}
-    for config, about in asked.items():
-        mine = tables.runs_of(config)
-        mend([] if config.overwrite else mine, config, _warn)
-        if any(_left(config, run) for run in mine):
-            todo[config] = about
+    checks.together(*(partial(refuse, config) for config in configs))
+    unfinished: dict[Config, str] = {}
+    for config, label in configs.items():
+        own = tables.runs_of(config)
+        mend([] if config.overwrite else own, config, _warn)
+        if any(_is_unfinished(config, run) for run in own):
+            unfinished[config] = label
         else:
-            identity.check(mine, settled(config), fingerprints_now(config, mine[0]))
-    return todo
+            identity.check(own, with_valid_size(config), current_fingerprints(config, own[0]))
+    return unfinished
 
 
-def _left(config: Config, run: Run) -> bool:
+def _is_unfinished(config: Config, run: Run) -> bool:
     return config.overwrite or tables.done_rounds(run, config.connectivity) < config.prune_iterations
 
 
 def mend(runs: Sequence[Run], config: Config, warn: Callable[[str], object]) -> None:
-    """Write damaged tables of these runs again, but for --dry_run; `warn` gets a sentence for each. Locked if another
-    process has the run; with --join, that one is left to it."""
+    """Write damaged tables of these runs again, except with --dry_run; `warn` gets a sentence for each. Locked if
+    another process has the run; with --join, the tables are left to that process."""
     for run in runs:
         if not config.dry_run and journal.damage(run):
-            with suppress(Locked) if config.join else nullcontext(), Locks(alone=not config.join) as locks:
+            with suppress(Locked) if config.join else nullcontext(), Locks(optional=not config.join) as locks:
                 locks.take(run.dumps)
                 journal.mend(run, warn)
 
 
-def claim(works: Sequence[Work], alone: bool) -> None:
-    """Make sure that nobody works on these runs, and, with --overwrite, move the old ones aside, all of it under their
-    locks. Locked, with nothing written, if another process has one."""
-    with Locks(alone) as locks:
+def claim(works: Sequence[Work], locks_optional: bool) -> None:
+    """Check that no other process trains these runs and, with --overwrite, move the old results aside while all runs
+    are locked. Locked, with nothing written, if another process has one."""
+    with Locks(locks_optional) as locks:
         for run in dict.fromkeys(run for work in works for run in work.runs):
             locks.take(run.dumps)
         stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -175,8 +176,8 @@ def claim(works: Sequence[Work], alone: bool) -> None:
 def shown(
     config: Config, left: Mapping[Run, int], runs: Sequence[Run], callback: Callback | None
 ) -> Iterator[loop.Tell]:
-    """Within it, the events of the trainings that are `left` are shown, given to `callback` and, with --tensorboard,
-    logged."""
+    """Yields a function that shows an event, passes it to `callback` and, with --tensorboard, logs it. `left`: the
+    number of trainings that each run needs."""
     with (
         closing(Progress(left, config.print_freq, config.quiet)) as progress,
         closing(Board()) if config.tensorboard else nullcontext() as board,
@@ -186,30 +187,30 @@ def shown(
             progress(event)
             if board:
                 board(event)
-            if callback and (plain := as_dict(event)):
-                callback(plain)
+            if callback and (event_dict := as_dict(event)):
+                callback(event_dict)
 
         try:
             yield tell
         except loop.Interrupted:
             progress.close()
-            _warn(f"the results so far are in {forecast.where(runs)}")
+            _warn(f"the results so far are in {forecast.common_folder(runs)}")
             raise
 
 
 def _device(config: Config) -> tuple[torch.device, str]:
-    """Where to train, and a sentence about it; with --ray the cluster decides later."""
+    """The device to train on, and a sentence about it; with --ray the cluster decides later."""
     if config.ray:
-        cluster.installed()
+        cluster.check_installed()
         return torch.device("cpu"), ""
     return devices.choose(config.gpu)
 
 
 def check_finished(config: Config) -> None:
-    """ConfigError or RecordError if what is finished of these runs is not of one experiment with these settings, or
-    its tables are not as they were written; for commands that only read them."""
+    """ConfigError if finished rounds of these runs are not of one experiment with these settings, RecordError if their
+    journals are damaged; for commands that only read them."""
     runs = tables.runs_of(config)
-    identity.check(runs, settled(config))
+    identity.check(runs, with_valid_size(config))
     if reason := identity.mixed(runs):
         raise ConfigError(reason)
     for run in runs:

@@ -1,8 +1,8 @@
-"""The next round's ticket: which weights survive, and what they start from. An arm names a function of each kind, in
-MASKS and in STARTS.
+"""The next round's ticket: which weights survive, and what they start from. An arm names one function in MASKS and one
+in STARTS.
 
-Masks of another run must all come from one training of it: where the last one that was taken is not what that run has
-now, it has been trained again.
+Masks that are taken from another run must all come from the same training of it. If that run's mask of the previous
+round is no longer the one that was taken, it has been trained again.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from lth.training.train import TrialError
 
 @dataclass(frozen=True)
 class Round:
-    """A finished round of a run, from which the next one's ticket is made: its training started from `ticket` and ended
-    with the weights `final`; masks are made of the weights `drawn`, those at --draw_at."""
+    """A finished round of a run, from which the next ticket is made: its training started from `ticket` and ended with
+    the weights `final`; pruning looks at the weights `drawn`, those at --draw_at."""
 
     trainer: Trainer
     run: Run
@@ -55,19 +55,19 @@ class Round:
         return self.ticket.round + 1
 
     def seed(self, purpose: str) -> int:
-        """The seed of what is drawn for the next round's ticket."""
+        """The seed for what is drawn for the next ticket."""
         return derive_seed(self.run.seed, purpose, self.next)
 
     def generator(self, purpose: str) -> torch.Generator:
-        """Random numbers with that seed."""
+        """A generator with that seed."""
         return torch.Generator().manual_seed(self.seed(purpose))
 
     def original(self) -> State:
-        """The initial weights, or those that --rewind says."""
+        """The initial weights, or with --rewind those at that point."""
         return self.store.weights(self.store.original)
 
     def start_ticket(self, number: int) -> tuple[Masks, State]:
-        """The masks and the weights that the run named by --ticket has for a round here. TrialError if they cannot be
+        """The masks and weights of the run named by --ticket for round `number` here. TrialError if they cannot be
         used."""
         assert self.trainer.problem.start_tickets is not None
         try:
@@ -76,31 +76,32 @@ class Round:
             raise TrialError(str(error)) from None
 
 
-class Chosen(NamedTuple):
-    """The masks of a round. at_random: how many of their survivors were drawn from weights with equal scores."""
+class Pruned(NamedTuple):
+    """The masks of the next round. at_random: how many survivors were drawn from weights with equal scores."""
 
     masks: Masks
     at_random: int = 0
 
 
-def iterative(last: Round) -> Chosen:
-    """The round's survivors without the lowest scores at its end, or without what the user's rule prunes."""
+def iterative(last: Round) -> Pruned:
+    """Prune the round's survivors with the lowest scores at its end, or what the user's rule prunes."""
     if last.trainer.problem.rule is not None:
         return _by_rule(last, last.trainer.problem.rule)
-    # In arms that draw fresh weights in every round, a round's initial weights are those drawn for it.
+    # Arms that draw fresh weights in every round have initial weights per round.
     initial = last.ticket.start if last.arm.start == "fresh" else last.store.weights("initial")
-    return _highest(last, last.ticket.masks, last.drawn, initial)
+    return _keep_highest(last, last.ticket.masks, last.drawn, initial)
 
 
-def at_once(last: Round, name: str) -> Chosen:
-    """Of the network whose weights have that name in the store, as many as iterative pruning leaves by then."""
+def one_shot(last: Round, name: str) -> Pruned:
+    """Prune the dense network in one step to the size that iterative pruning has reached by then. `name`: the weights
+    in the store that are scored."""
     store = last.store
-    return _highest(last, store.ticket(0).masks, store.weights(name), store.weights("initial"), last.next)
+    return _keep_highest(last, store.ticket(0).masks, store.weights(name), store.weights("initial"), last.next)
 
 
-def of_arm(last: Round) -> Chosen:
-    """The masks that another arm of the trial has for the same round, in random order where the arm is `shuffled`.
-    TrialError if there are none, or if the other arm's mask of the round before is not the one that was taken then."""
+def masks_of_arm(last: Round) -> Pruned:
+    """The masks of another arm of the trial for the same round, shuffled if the arm is `shuffled`. TrialError if there
+    are none, or if the other arm's masks of the previous round are not the ones that were taken then."""
     arm, number, other = last.arm, last.ticket.round, last.run.of_arm(last.arm.mask_of)
 
     def masks_of(number: int) -> Masks:
@@ -108,32 +109,32 @@ def of_arm(last: Round) -> Chosen:
         generator = torch.Generator().manual_seed(derive_seed(last.run.seed, "mask", number))
         return pruning.shuffled(masks, generator) if arm.shuffled else masks
 
-    with suppress(FileNotFoundError, Damaged):  # the mask of the round before is not needed
+    with suppress(FileNotFoundError, Damaged):  # the previous round's masks are not needed
         if number and _differ(masks_of(number), last.ticket.masks):
             raise TrialError(
                 f"{other.arm} has been trained again: its mask of round {number} is not the one that was taken from it "
                 "here; --overwrite trains both again"
             )
     try:
-        return Chosen(masks_of(last.next))
+        return Pruned(masks_of(last.next))
     except FileNotFoundError:
         raise TrialError(f"round {last.next} has no ticket of {other.arm} to take its mask from") from None
     except Damaged as error:
         raise TrialError(f"{error}; --overwrite trains {other.arm} and {last.run.arm} again") from None
 
 
-def of_ticket(last: Round) -> Chosen:
-    """The masks that the run named by --ticket has for the same round. TrialError if they cannot be used, or if its
-    masks of the round before are not those that were taken then."""
+def masks_of_ticket(last: Round) -> Pruned:
+    """The masks of the run named by --ticket for the same round. TrialError if they cannot be used, or if its masks of
+    the previous round are not the ones that were taken then."""
     before, after = (last.start_ticket(number)[0] for number in (last.ticket.round, last.next))
     if _differ(before, last.ticket.masks):
         raise TrialError(f"--ticket has changed: its masks are not those that round {last.ticket.round} here had")
-    return Chosen(after)
+    return Pruned(after)
 
 
 def sign(last: Round, masks: Masks, shuffled: bool = False) -> State:
-    """Each prunable weight replaced by the standard deviation of its layer's original weights, with its own sign (Zhou
-    et al. 2019, arXiv:1905.01067, Section 4). If `shuffled`, the signs of a layer's survivors are in random order."""
+    """Each prunable weight replaced by the standard deviation of its layer's original weights, with the weight's sign
+    (Zhou et al. 2019, arXiv:1905.01067, Section 4). If `shuffled`, the signs of each layer's survivors are shuffled."""
     weights, generator = last.original(), last.generator("shuffled_signs")
     start = dict(weights)
     for name, mask in masks.items():
@@ -146,24 +147,25 @@ def sign(last: Round, masks: Masks, shuffled: bool = False) -> State:
 
 
 def kaiming_signs(last: Round, masks: Masks) -> State:
-    """Each prunable weight replaced by the standard deviation of Kaiming initial weights where as many are kept as the
-    mask of its layer keeps, with the sign of the initial weight (Ramanujan et al. 2020, arXiv:1911.13299, Sections 3.3
-    and 4.4: signed constants, scaled)."""
+    """Each prunable weight replaced by the standard deviation of Kaiming initialisation for the inputs that its layer's
+    mask keeps, with the sign of the initial weight (Ramanujan et al. 2020, arXiv:1911.13299, Sections 3.3 and 4.4:
+    signed constants, scaled)."""
     weights = last.store.weights("initial")
 
     def constant(name: str) -> float:
-        return math.sqrt(2 / max(int(masks[name].sum()) / len(masks[name]), 1))  # the kept inputs of a unit
+        inputs = int(masks[name].sum()) / len(masks[name])  # kept per unit, on average
+        return math.sqrt(2 / max(inputs, 1))
 
     return weights | {name: _signs(weights[name]) * constant(name) for name in masks}
 
 
-MASKS: dict[str, Callable[[Round], Chosen]] = {
+MASKS: dict[str, Callable[[Round], Pruned]] = {
     "iterative": iterative,
-    "one_shot": lambda last: at_once(last, last.store.drawn),
-    "before_training": lambda last: at_once(last, last.store.original),
-    "unpruned": lambda last: Chosen(last.store.ticket(0).masks),  # of arms that prune during the training
-    "of_arm": of_arm,
-    "of_ticket": of_ticket,
+    "one_shot": lambda last: one_shot(last, last.store.drawn),
+    "before_training": lambda last: one_shot(last, last.store.original),
+    "unpruned": lambda last: Pruned(last.store.ticket(0).masks),  # for arms that prune during training
+    "of_arm": masks_of_arm,
+    "of_ticket": masks_of_ticket,
 }
 STARTS: dict[str, Callable[[Round, Masks], State]] = {
     "original": lambda last, masks: last.original(),
@@ -180,37 +182,37 @@ def _signs(weight: Tensor) -> Tensor:
     return torch.where(weight < 0, -1.0, 1.0).to(weight.dtype)
 
 
-def _differ(one: Masks, other: Masks) -> bool:
-    return any(not torch.equal(one[name], mask) for name, mask in other.items())
+def _differ(first: Masks, second: Masks) -> bool:
+    return any(not torch.equal(first[name], mask) for name, mask in second.items())
 
 
-def _by_rule(last: Round, rule: prune.Rule) -> Chosen:
+def _by_rule(last: Round, rule: prune.Rule) -> Pruned:
     model = last.trainer.problem.make()
     masks = prune.by_rule(rule, model, last.drawn, last.ticket.masks, last.seed("rule"))
     if pruning.survivors(masks) == pruning.survivors(last.ticket.masks):
-        why = "it must prune the network that it is given, in which weights with masks of torch.nn.utils.prune are "
-        why += "called weight_orig; fetch_layers names them"
-        last.trainer.tell(Note(f"{last.run}: prune_rule pruned nothing before round {last.next} ({why})"))
-    return Chosen(masks)
+        hint = "it must prune the network that it is given, in which weights with masks of torch.nn.utils.prune are "
+        hint += "called weight_orig; fetch_layers names them"
+        last.trainer.tell(Note(f"{last.run}: prune_rule pruned nothing before round {last.next} ({hint})"))
+    return Pruned(masks)
 
 
-def _highest(last: Round, masks: Masks, weights: State, initial: State, rounds: int = 1) -> Chosen:
-    """The survivors of `masks` with the highest scores, as many as so many rounds of pruning leave. Ties are broken at
-    random."""
-    quotas, score = last.trainer.quotas(last.arm, masks, rounds), _scores(last, weights, initial)
-    last_step = list[tuple[Masks, Weights]]()
+def _keep_highest(last: Round, masks: Masks, weights: State, initial: State, rounds: int = 1) -> Pruned:
+    """Keep the survivors of `masks` with the highest scores, as many as `rounds` rounds of pruning leave. Ties are
+    broken at random."""
+    quotas, score = last.trainer.quotas(last.arm, masks, rounds), _score_function(last, weights, initial)
+    steps = list[tuple[Masks, Weights]]()
 
-    def scored_step(masks: Masks) -> Weights:
-        last_step[:] = [(masks, score(masks))]
-        return last_step[0][1]
+    def recorded_score(masks: Masks) -> Weights:
+        steps[:] = [(masks, score(masks))]  # only the last one counts
+        return steps[0][1]
 
-    after = pruning.keep_highest_in_steps(scored_step, masks, quotas, last.arm.steps, last.generator("ties"))
-    before, scores = last_step[0]
-    return Chosen(after, pruning.tied(scores, before, after, quotas))
+    after = pruning.keep_highest_in_steps(recorded_score, masks, quotas, last.arm.steps, last.generator("ties"))
+    before, scores = steps[0]
+    return Pruned(after, pruning.tied(scores, before, after, quotas))
 
 
-def _scores(last: Round, weights: State, initial: State) -> Callable[[Masks], Weights]:
-    """What the arm scores weights by, given which of them are still there."""
+def _score_function(last: Round, weights: State, initial: State) -> Callable[[Masks], Weights]:
+    """The arm's scores of the weights, as a function of the current masks."""
     arm, generator = last.arm, last.generator("mask")
     if arm.scores in SCORES:
         return _sensitivity(last, weights)
@@ -225,16 +227,16 @@ def _sensitivity(last: Round, weights: State) -> Callable[[Masks], Weights]:
     trainer, config, method = last.trainer, last.trainer.config, last.arm.scores
     failed = f"{last.run.arch_type} failed in the scores of {method} before round {last.next}"
     exhausted = f"is exhausted by the scores of {method} at batch size {config.batch_size}: lower --batch_size"
-    blamed = partial(blame_model, failed, f"the memory of {trainer.device} {exhausted}", all_of_it=True)
+    blamed = partial(blame_model, failed, f"the memory of {trainer.device} {exhausted}", own_errors=True)
     with blamed():
         feed = trainer.feed([last.run])
-        order = feed.epoch([(last.run.seed, "scores")], 0)  # the same in every round and arm
+        order = feed.epoch([(last.run.seed, "scores")], 0)  # equal in all rounds and arms
         batches = [feed.fetch(batch) for batch in order[: config.score_batches]]
         model = load_state(trainer.problem.make(), weights).to(trainer.device)
         parameters = dict(model.named_parameters())
 
     def score(masks: Masks) -> Weights:
-        with blamed(), rng.seeded(last.seed("mask")):  # for models that draw random numbers
+        with blamed(), rng.seeded(last.seed("mask")):  # a model may draw random numbers
             with torch.no_grad():
                 for name, mask in masks.items():
                     parameters[name].mul_(mask.to(trainer.device))

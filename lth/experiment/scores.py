@@ -1,4 +1,4 @@
-"""Scores of weights before training: pure functions of a network and training batches, for the arms that prune so.
+"""Scores for pruning before training: pure functions of a network and training batches.
 
 A score function takes a copy of a model, which it may change and whose pruned weights are 0, the masks of the weights
 to score, batches of images and labels, and the loss. It returns a score per weight; the lowest are pruned. A new score
@@ -23,50 +23,52 @@ from lth.training.network import Criterion
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 Score = Callable[[nn.Module, Masks, Batches, Criterion], dict[str, Tensor]]
-# By which GraSP's authors divide the logits (github.com/alecwangcq/GraSP), for a nearly even softmax.
+# GraSP's authors divide the logits by it (github.com/alecwangcq/GraSP), for a nearly uniform softmax.
 TEMPERATURE = 200.0
 
-# Only some of PyTorch's allocators have an error of their own for short memory.
-SHORT = re.compile("DefaultCPUAllocator|_ALLOC_FAILED|out of memory|bad_alloc|not enough memory", re.IGNORECASE)
+# Messages of those of PyTorch's allocators that do not raise torch.OutOfMemoryError.
+OUT_OF_MEMORY = re.compile("DefaultCPUAllocator|_ALLOC_FAILED|out of memory|bad_alloc|not enough memory", re.IGNORECASE)
 
 
 def snip(model: nn.Module, masks: Masks, batches: Batches, criterion: Criterion) -> dict[str, Tensor]:
-    """|w dL/dw|: by how much the loss would change if the weight were scaled down (Lee et al. 2019, arXiv:1810.02340,
+    """|w dL/dw|: how much the loss would change if the weight were scaled down (Lee et al. 2019, arXiv:1810.02340,
     Section 4)."""
     weights = _weights(model, masks)
-    slopes = _gradients(model, weights, batches, criterion)
+    gradients = _gradients(model, weights, batches, criterion)
     return {
-        name: (weight.detach() * slope).abs() for (name, weight), slope in zip(weights.items(), slopes, strict=True)
+        name: (weight.detach() * gradient).abs()
+        for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
     }
 
 
 def grasp(model: nn.Module, masks: Masks, batches: Batches, criterion: Criterion) -> dict[str, Tensor]:
-    """w Hg: what the weight adds to the squared norm of the gradient g, H being the Hessian (Wang et al. 2020,
-    arXiv:2002.07376, Section 4). What is pruned has no part in g.
+    """w Hg: what the weight adds to the squared norm of the gradient g, with the Hessian H (Wang et al. 2020,
+    arXiv:2002.07376, Section 4). Pruned weights do not count in g.
 
-    The paper's score is -w Hg, the change of that norm when the weight goes. Which end of it is pruned has been read
-    both ways; here the highest -w Hg go, whose removal raises the norm or lowers it least, as in the authors' program.
+    The paper's score is -w Hg, the change of that norm when the weight is removed. It has been read both ways which
+    end is pruned; here the weights with the highest -w Hg are, whose removal raises the norm or lowers it least, as in
+    the authors' program.
     """
     weights = _weights(model, masks)
 
-    def cooled(logits: Tensor, labels: Tensor) -> Tensor:
+    def scaled(logits: Tensor, labels: Tensor) -> Tensor:
         return criterion(logits / TEMPERATURE, labels)
 
-    slopes = _gradients(model, weights, batches, cooled)
-    kept = [slope * masks[name].to(slope.device) for name, slope in zip(weights, slopes, strict=True)]
-    products = _gradients(model, weights, batches, cooled, along=kept)
+    gradients = _gradients(model, weights, batches, scaled)
+    masked = [gradient * masks[name].to(gradient.device) for name, gradient in zip(weights, gradients, strict=True)]
+    products = _gradients(model, weights, batches, scaled, direction=masked)
     return {name: weight.detach() * hg for (name, weight), hg in zip(weights.items(), products, strict=True)}
 
 
 def synflow(model: nn.Module, masks: Masks, batches: Batches, criterion: Criterion) -> dict[str, Tensor]:
-    """w dR/dw, where R is the sum of the outputs for an input of ones when every parameter is its own magnitude: data
-    play no part, of `batches` only the shape of an example (Tanaka et al. 2020, arXiv:2006.05467, Section 5)."""
+    """w dR/dw, where R is the sum of the outputs for an input of ones when every parameter is replaced by its magnitude
+    (Tanaka et al. 2020, arXiv:2006.05467, Section 5). Only the shape of the images in `batches` matters."""
     weights = _weights(model, masks)
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
             if tensor.is_floating_point():
                 tensor.abs_()
-    example = torch.ones_like(_alike(batches[0][0][:1], weights))
+    example = torch.ones_like(_as_precise(batches[0][0][:1], weights))
     flows = torch.autograd.grad(model.eval()(example).sum(), list(weights.values()), materialize_grads=True)
     return {name: weight.detach() * flow for (name, weight), flow in zip(weights.items(), flows, strict=True)}
 
@@ -75,46 +77,47 @@ SCORES: dict[str, Score] = {"snip": snip, "grasp": grasp, "synflow": synflow}
 
 
 def scored(method: str, model: nn.Module, masks: Masks, batches: Batches, criterion: Criterion) -> dict[str, Tensor]:
-    """The scores `method`, a name in SCORES, of the weights under `masks`; `model` is left as it was.
+    """The scores of the weights under `masks` by `method`, a name in SCORES; `model` is not changed.
 
-    They are computed in training mode without the dropout of PyTorch's layers, in double precision. If that fails, with
-    products that can be derived twice, which those of attention and recurrent layers cannot always; and then in the
-    model's own precision, since its code may make float32 tensors: a warning says so. torch.OutOfMemoryError if memory
-    is short, which must decide no mask. If all fail, the first error.
+    They are computed in double precision, in training mode without the dropout of PyTorch's layers. If that fails, it
+    is tried with operations that can be differentiated twice, which fast attention and recurrent layers cannot always;
+    and then in the model's own precision, since its code may make float32 tensors. A warning reports either. If all
+    fail, the first error is raised; torch.OutOfMemoryError at once, since a lack of memory must not decide a mask.
     """
     double = next(model.parameters()).device.type != "mps"  # which has no float64
-    first: Exception | None = None
-    for exact, plain in dict.fromkeys(((double, False), (double, True), (False, True))):
+    first_error: Exception | None = None
+    for in_double, twice in dict.fromkeys(((double, False), (double, True), (False, True))):
         try:
-            found = _tried(method, model, masks, batches, criterion, exact, plain)
+            scores = _try(method, model, masks, batches, criterion, in_double, twice)
         except Exception as error:
-            if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or SHORT.search(str(error)):
+            if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or OUT_OF_MEMORY.search(str(error)):
                 raise torch.OutOfMemoryError(first_line(error)) from None
-            first = first or error.with_traceback(None)  # whose frames hold all tensors
+            first_error = first_error or error.with_traceback(None)  # whose frames hold all tensors
             continue
-        if first is not None:
-            how = "with slower products" if exact == double else "in the model's own precision, not in double,"
-            warnings.warn(f"{type(model).__name__} is scored by {method} {how} because of {said(first)}", stacklevel=2)
-        return found
-    assert first is not None
-    raise first
+        if first_error is not None:
+            how = "with slower products" if in_double == double else "in the model's own precision, not in double,"
+            reason = f"{type(model).__name__} is scored by {method} {how} because of {said(first_error)}"
+            warnings.warn(reason, stacklevel=2)
+        return scores
+    assert first_error is not None
+    raise first_error
 
 
-def _tried(
-    method: str, model: nn.Module, masks: Masks, batches: Batches, criterion: Criterion, exact: bool, plain: bool
+def _try(
+    method: str, model: nn.Module, masks: Masks, batches: Batches, criterion: Criterion, in_double: bool, twice: bool
 ) -> dict[str, Tensor]:
-    """The scores in double precision, if `exact`, and with products that can be derived twice, if `plain`."""
-    made = building.copy_of(model).train()
-    prunable.without_dropout(made)
-    with _plain_products() if plain else nullcontext():
-        found = SCORES[method](made.double() if exact else made, masks, batches, criterion)
-    if not all(score.isfinite().all() for score in found.values()):  # a NaN would be neither kept nor pruned
+    """The scores, optionally in double precision and with operations that can be differentiated `twice`."""
+    model = building.copy_of(model).train()
+    prunable.without_dropout(model)
+    with _twice_differentiable() if twice else nullcontext():
+        scores = SCORES[method](model.double() if in_double else model, masks, batches, criterion)
+    if not all(score.isfinite().all() for score in scores.values()):  # a NaN would be neither kept nor pruned
         raise FloatingPointError("scores that are not finite")
-    return found
+    return scores
 
 
 @contextmanager
-def _plain_products() -> Iterator[None]:
+def _twice_differentiable() -> Iterator[None]:
     cudnn = torch.backends.cudnn.enabled
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -133,8 +136,8 @@ def _weights(model: nn.Module, masks: Masks) -> dict[str, nn.Parameter]:
     return {name: parameters[name] for name in masks}
 
 
-def _alike(images: Tensor, weights: Mapping[str, nn.Parameter]) -> Tensor:
-    """Images in double precision where the weights are."""
+def _as_precise(images: Tensor, weights: Mapping[str, nn.Parameter]) -> Tensor:
+    """Images in double precision if the weights are."""
     double = next(iter(weights.values())).dtype == torch.float64
     return images.double() if double and images.is_floating_point() else images
 
@@ -144,18 +147,17 @@ def _gradients(
     weights: Mapping[str, nn.Parameter],
     batches: Batches,
     criterion: Criterion,
-    along: Sequence[Tensor] | None = None,
+    direction: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    """The gradient of the mean loss over the batches, or its derivative in the direction `along`: the product of the
-    Hessian with that."""
-    found = [torch.zeros_like(weight) for weight in weights.values()]
+    """The gradient of the mean loss over the batches; with a `direction`, its derivative in that direction, which is
+    the product of the Hessian and the direction."""
+    tensors = list(weights.values())
+    total = [torch.zeros_like(weight) for weight in tensors]
     for images, labels in batches:
-        loss = criterion(model(_alike(images, weights)), labels) / len(batches)
-        slopes = torch.autograd.grad(
-            loss, list(weights.values()), create_graph=along is not None, materialize_grads=True
-        )
-        if along is not None:
-            slope = sum(((one * other).sum() for one, other in zip(slopes, along, strict=True)), loss.new_zeros(()))
-            slopes = torch.autograd.grad(slope, list(weights.values()), materialize_grads=True)
-        torch._foreach_add_(found, [each.detach().to_dense() for each in slopes])
-    return found
+        loss = criterion(model(_as_precise(images, weights)), labels) / len(batches)
+        gradients = torch.autograd.grad(loss, tensors, create_graph=direction is not None, materialize_grads=True)
+        if direction is not None:
+            products = ((gradient * part).sum() for gradient, part in zip(gradients, direction, strict=True))
+            gradients = torch.autograd.grad(sum(products, loss.new_zeros(())), tensors, materialize_grads=True)
+        torch._foreach_add_(total, [gradient.detach().to_dense() for gradient in gradients])
+    return total

@@ -1,8 +1,8 @@
-"""Saved tickets as the beginning of another experiment (--ticket; Morcos et al. 2019, arXiv:1906.02773).
+"""Experiments that start from a saved ticket (--ticket; Morcos et al. 2019, arXiv:1906.02773).
 
-Round 0 trains the named ticket: the masks of a run, and the weights that its survivors started from. The arm `transfer`
-also takes over that run's tickets of the following rounds. Where the number of classes differs, the output layer is new
-in each trial, and dense.
+Round 0 trains the named ticket: the masks of a run and the weights that its survivors started from. The arm `transfer`
+also uses that run's tickets of the following rounds. If the number of classes differs, each trial has a new, dense
+output layer.
 """
 
 from __future__ import annotations
@@ -31,150 +31,156 @@ from lth.training.problem import Problem
 class StartTickets:
     """The tickets that --ticket names.
 
-    runs: whose, by the seed of the trial that starts from them. One run serves all trials; of the folder of an arm each
-        trial takes the run with its own seed, so that trials stay independent.
-    first: the round that round 0 here starts from.
-    alone: whether one run serves all trials.
+    flag: `--ticket ...`, for messages.
+    runs: the run that each trial starts from, by the trial's seed. A single run serves all trials; from the folder of
+        an arm each trial takes the run with its own seed, so that trials stay independent.
+    first: the round of those runs that round 0 here starts from.
+    shared: whether a single run serves all trials.
     """
 
-    named: str
+    flag: str
     runs: Mapping[int, Run]
     first: int
-    alone: bool
+    shared: bool
 
     @classmethod
-    def of(cls, config: Config) -> StartTickets:
-        """The tickets that the settings name. ConfigError, in one sentence, if they are not there."""
+    def from_config(cls, config: Config) -> StartTickets:
+        """The tickets that the settings name. ConfigError if they do not exist."""
         assert config.ticket is not None
-        named, folder = f"--ticket {config.ticket}", config.ticket.folder
+        flag, folder = f"--ticket {config.ticket}", config.ticket.folder
         try:
-            there = tables.runs_in("--ticket", folder)
+            candidates = tables.runs_in("--ticket", folder)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        alone, own = folder in (there[0].dumps, there[0].saves), {run.seed: run for run in there}
-        if not alone and (missing := [seed for seed in config.seeds if seed not in own]):
-            seeds = ", ".join(map(str, own))
+        single = candidates[0]
+        shared, by_seed = folder in (single.dumps, single.saves), {run.seed: run for run in candidates}
+        if not shared and (missing := [seed for seed in config.seeds if seed not in by_seed]):
+            seeds = ", ".join(map(str, by_seed))
             raise ConfigError(
-                f"{named} has runs of the seeds {seeds} and none for the trial of seed {missing[0]}: each trial takes "
-                f"the run of its own seed; the folder of one run, such as {there[0].dumps.name}, serves all trials"
+                f"{flag} has runs of the seeds {seeds} and none for the trial of seed {missing[0]}: each trial takes "
+                f"the run of its own seed; the folder of one run, such as {single.dumps.name}, serves all trials"
             )
-        runs = {seed: there[0] if alone else own[seed] for seed in config.seeds}
+        runs = {seed: single if shared else by_seed[seed] for seed in config.seeds}
         first = config.ticket.round
         if first is None:
             try:
                 last = {Store(run).last_finished() for run in runs.values()}
             except ValueError as error:
-                raise ConfigError(f"{named} must say the round, as :1: {error}") from None
+                raise ConfigError(f"{flag} must say the round, as :1: {error}") from None
             if len(last) > 1:
-                raise ConfigError(f"{named} must say the round, as :1, since its runs have not finished equally many")
+                raise ConfigError(f"{flag} must say the round, as :1, since its runs have not finished equally many")
             first = last.pop()
-        takers = of_ticket(config.prune_type)
-        needed = config.prune_iterations if takers else 1
+        arms = of_ticket(config.prune_type)
+        needed = config.prune_iterations if arms else 1
         for run in dict.fromkeys(runs.values()):
-            have = list(Store(run).of_rounds("ticket"))
-            if absent := [number for number in range(first, first + needed) if number not in have]:
-                rounds = f"those of rounds {have[0]} to {have[-1]}" if have else "none"
-                why = f", which --prune_iterations {needed} with {takers[0]} needs" if needed > 1 else ""
-                raise ConfigError(f"{named} has no ticket of round {absent[0]}{why}: in {run.saves} there are {rounds}")
-        return cls(named, runs, first, alone)
+            numbers = list(Store(run).files_by_round("ticket"))
+            if missing := [number for number in range(first, first + needed) if number not in numbers]:
+                rounds = f"those of rounds {numbers[0]} to {numbers[-1]}" if numbers else "none"
+                reason = f", which --prune_iterations {needed} with {arms[0]} needs" if needed > 1 else ""
+                raise ConfigError(
+                    f"{flag} has no ticket of round {missing[0]}{reason}: in {run.saves} there are {rounds}"
+                )
+        return cls(flag, runs, first, shared)
 
     def ticket(self, seed: int, number: int, names: Iterable[str] = ()) -> Ticket:
-        """What round `number` of a trial starts from, under `names` of parameters (building.renamed). ConfigError if
-        its file cannot be used."""
+        """The ticket that round `number` of a trial starts from, with the parameters renamed to `names`
+        (building.renamed). ConfigError if its file cannot be used."""
         try:
             store = Store(self.runs[seed])
             ticket, masks = store.ticket(self.first + number), store.masks(self.first + number)
         except UNUSABLE as error:
-            raise ConfigError(f"{self.named}: {error}") from None
+            raise ConfigError(f"{self.flag}: {error}") from None
         return replace(ticket, masks=renamed(masks, names), start=renamed(ticket.start, names))
 
     def fingerprints(self) -> dict[str, str]:
-        """A fingerprint of the masks and weights of each ticket that round 0 starts from, and what trials of other
-        seeds must have in common with these: the round, and the ticket itself where all start from the same."""
-        prints = {"ticket_round": str(self.first)}
+        """A fingerprint of the masks and weights of each ticket that round 0 starts from, and those that later trials
+        must share: the round, and the ticket itself if all trials start from the same one."""
+        result = {"ticket_round": str(self.first)}
         for seed in self.runs:
             ticket = self.ticket(seed, 0)
             parts = ([tensors[name] for name in sorted(tensors)] for tensors in (ticket.masks, ticket.start))
-            prints[f"ticket_of_seed_{seed}"] = of_texts(map(of_arrays, parts))
-            if self.alone:
-                prints["ticket"] = prints[f"ticket_of_seed_{seed}"]
-        return prints
+            result[f"ticket_of_seed_{seed}"] = of_texts(map(of_arrays, parts))
+            if self.shared:
+                result["ticket"] = result[f"ticket_of_seed_{seed}"]
+        return result
 
 
 def fingerprints(config: Config) -> dict[str, str]:
     """Fingerprints of the tickets that the settings start from, if any."""
-    return StartTickets.of(config).fingerprints() if config.ticket else {}
+    return StartTickets.from_config(config).fingerprints() if config.ticket else {}
 
 
 def problem(config: Config, images: Images) -> Problem:
-    """The problem that the settings name, with the tickets that it starts from. ConfigError, in one sentence, if they
-    are not there or do not fit the model."""
+    """The problem of the settings, with the tickets that it starts from. ConfigError if these do not exist or do not
+    fit the model."""
     problem = Problem.of(config, images)
     if config.ticket is None:
         return problem
-    source, dense = StartTickets.of(config), pruning.dense(pruning.prunable(problem.make(), config.prune_embeddings))
+    source = StartTickets.from_config(config)
+    dense = pruning.dense(pruning.prunable(problem.make(), config.prune_embeddings))
     for seed in source.runs:
         new = _new_layer(source, seed, config, problem.make())
         left = pruning.remaining(source.ticket(seed, 0).masks)
         if config.target_remaining is not None and left < 100:  # the settings alone do not tell where rounds begin
             raise ConfigError(
-                f"--target_remaining is reached from a dense network, but {source.named} begins with {left:.3g}% "
+                f"--target_remaining is reached from a dense network, but {source.flag} begins with {left:.3g}% "
                 "of the weights: name a dense ticket, such as :0, or say --prune_percent instead"
             )
 
     def start(seed: int, number: int) -> tuple[Masks, State]:
-        own = problem.initial(derive_seed(seed, "weights", 0))
-        ticket = source.ticket(seed, number, own)
+        fresh = problem.initial(derive_seed(seed, "weights", 0))
+        ticket = source.ticket(seed, number, fresh)
         masks = {name: mask if name in new else ticket.masks.get(name, mask) for name, mask in dense.items()}
-        return masks, {name: own[name] if name in new else ticket.start[name] for name in own}
+        return masks, {name: fresh[name] if name in new else ticket.start[name] for name in fresh}
 
-    before = problem.prints
-    return replace(problem, start_tickets=start, prints=lambda: {**before(), **source.fingerprints()})
+    prints = problem.prints
+    return replace(problem, start_tickets=start, prints=lambda: {**prints(), **source.fingerprints()})
 
 
 def refuse_moved(config: Config, runs: Iterable[Run]) -> None:
-    """ConfigError if the settings start from a ticket of one of these `runs`, which are to be moved aside."""
+    """ConfigError if the settings start from a ticket of one of these `runs`, which --overwrite is to move aside."""
     if config.ticket is None:
         return
-    source, moved = StartTickets.of(config), {run.saves.resolve() for run in runs}
+    source, moved = StartTickets.from_config(config), {run.saves.resolve() for run in runs}
     if any(run.saves.resolve() in moved for run in source.runs.values()):
-        raise ConfigError(f"{source.named} is of a run that --overwrite would move aside: use another --name")
+        raise ConfigError(f"{source.flag} is of a run that --overwrite would move aside: use another --name")
 
 
 def refuse_later_round(path: str, config: Config) -> None:
-    """ConfigError if the run whose config.json is at `path` began with another round of its ticket, that of these
-    settings, than they mean by now: the last that is finished."""
+    """ConfigError if the run with the config.json at `path` began with another round of its ticket than these settings,
+    which name none, mean now: the last finished one."""
     if config.ticket is None or config.ticket.round is not None:
         return
-    began = read_json(Path(path)).get("fingerprint")
-    was = began.get("ticket_round") if isinstance(began, dict) else None
-    now = str(StartTickets.of(config).first)
-    if was not in (None, now):
+    recorded = read_json(Path(path)).get("fingerprint")
+    old = recorded.get("ticket_round") if isinstance(recorded, dict) else None
+    new = str(StartTickets.from_config(config).first)
+    if old not in (None, new):
         raise ConfigError(
-            f"--config {path} is of a run that began with round {was} of --ticket {config.ticket}, whose last finished "
-            f"round is {now} by now: add --ticket {config.ticket}:{was}"
+            f"--config {path} is of a run that began with round {old} of --ticket {config.ticket}, whose last finished "
+            f"round is {new} by now: add --ticket {config.ticket}:{old}"
         )
 
 
 def _new_layer(source: StartTickets, seed: int, config: Config, model: nn.Module) -> list[str]:
-    """The parameters of the output layer, where the ticket is of a network with another number of classes. ConfigError
-    if anything else is not as in the ticket."""
+    """The parameters of the output layer if the ticket's network has another number of classes. ConfigError if anything
+    else differs from the ticket."""
     state, run = state_of(model), source.runs[seed]
     ticket = source.ticket(seed, 0, state)
     kinds = pruning.layer_kinds(model, config.prune_embeddings)
-    there = {name: tuple(tensor.shape) for name, tensor in ticket.start.items()}
-    here = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    old = {name: tuple(tensor.shape) for name, tensor in ticket.start.items()}
+    new = {name: tuple(tensor.shape) for name, tensor in state.items()}
     output = next((name.rpartition(".")[0] for name, kind in kinds.items() if kind == "output"), None)
-    new = [name for name in here if name.rpartition(".")[0] == output]
-    other = [name for name in {**here, **there} if here.get(name) != there.get(name)]
-    if other and all(name in new and there.get(name, ())[1:] == here[name][1:] for name in other):
-        return new
-    if other:
-        has, needs = (str(shapes.get(other[0], "missing")) for shapes in (there, here))
+    of_output = [name for name in new if name.rpartition(".")[0] == output]
+    different = [name for name in {**new, **old} if new.get(name) != old.get(name)]
+    if different and all(name in of_output and old.get(name, ())[1:] == new[name][1:] for name in different):
+        return of_output
+    if different:
+        name = different[0]
+        has, needs = old.get(name, "missing"), new.get(name, "missing")
         raise ConfigError(
-            f"{source.named} does not fit {config.arch_type} for {config.dataset}: it is of {run.arch_type} for "
-            f"{run.dataset}, where {other[0]} is {has}, here {needs}"
+            f"{source.flag} does not fit {config.arch_type} for {config.dataset}: it is of {run.arch_type} for "
+            f"{run.dataset}, where {name} is {has}, here {needs}"
         )
     if foreign := [name for name in ticket.masks if name not in kinds]:
-        raise ConfigError(f"{source.named} prunes {foreign[0]}, which these settings leave alone (--prune_embeddings)")
+        raise ConfigError(f"{source.flag} prunes {foreign[0]}, which these settings leave alone (--prune_embeddings)")
     return []

@@ -205,7 +205,7 @@ def _caption(rounds: pd.DataFrame, trials: str) -> str:
 def supermask(runs: Sequence[Run], file: Path | None = None) -> Figure | None:
     """Test accuracy of the masked networks before any training, against weights remaining (Zhou et al. 2019,
     arXiv:1905.01067, Section 4). None where it was not measured."""
-    rounds = tables.lines(runs, "rounds").dropna(subset="supermask")
+    rounds = tables.combined(runs, "rounds").dropna(subset="supermask")
     if rounds.empty:
         return None
     with style.sheet(file, 3.4, runs, "accuracy before training (supermasks)") as figure:
@@ -220,8 +220,8 @@ def supermask(runs: Sequence[Run], file: Path | None = None) -> Figure | None:
 
 def training(runs: Sequence[Run], file: Path | None = None, lines: int = 6) -> Figure | None:
     """Test accuracy during training for a choice of sparsities, a panel per arm (Frankle & Carbin, Figure 3)."""
-    remaining = tables.lines(runs, "rounds")[["arm", "seed", "round", "remaining"]]
-    found = tables.lines(runs, "evals").merge(remaining, on=["arm", "seed", "round"])
+    remaining = tables.combined(runs, "rounds")[["arm", "seed", "round", "remaining"]]
+    found = tables.combined(runs, "evals").merge(remaining, on=["arm", "seed", "round"])
     if found.empty:
         return None
     arms = verdict.in_order(found["arm"])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lth.records import files, journal
 from lth.records.files import UNUSABLE
-from lth.records.tables import Run, config_of
+from lth.records.tables import Run, read_config
 
 RECORD = "figures.json"  # beside the figures: what they were drawn from
 CODE = Path(__file__).resolve().parents[1]
@@ -60,7 +60,7 @@ def fingerprint(runs: Iterable[Run]) -> str:
     for file in sorted(file for pattern in code for file in CODE.glob(pattern)):
         digest.update(file.read_bytes())
     for run in runs:
-        digest.update(str(run).encode() + json.dumps(config_of(run).get("deciding")).encode())
+        digest.update(str(run).encode() + json.dumps(read_config(run).get("deciding")).encode())
         if (file := run.dumps / journal.NAME).exists():
             digest.update(files.read(file))
         tickets = sorted(file.name for file in run.saves.glob("*.safetensors") if not file.name.startswith("check"))

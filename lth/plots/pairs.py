@@ -89,7 +89,7 @@ def _barriers(
 
 def _along(axes: Axes, runs: Sequence[Run]) -> None:
     """The test error of the first arm on the way from one end to the other, mean over trials, at some sparsities."""
-    found = tables.lines(runs, "connectivity")
+    found = tables.combined(runs, "connectivity")
     found = next(iter(_by_arm(found[found["line"] == tables.ORDERS]).values()))
     chosen = labels.spread(sorted(found["round"].unique()), SPARSITIES)
     for number, color, dashes in zip(chosen, style.shades(len(chosen)), style.DASHES, strict=False):

@@ -21,7 +21,7 @@ from lth.analysis import labels, verdict
 from lth.analysis.sentences import half, of_runs
 from lth.plots import draw
 from lth.records import files, tables
-from lth.records.tables import Run, config_of
+from lth.records.tables import Run, read_config
 from lth.settings.config import Config
 from lth.settings.values import as_text
 
@@ -75,8 +75,8 @@ def page(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], fig
     """The page as HTML. User-given names are escaped; figures are pictures, in which no script runs."""
     arms = verdict.in_order([run.arm for run in runs])
     in_order = sorted(runs, key=lambda run: (arms.index(run.arm), run.seed))
-    configs = [config_of(run) for run in in_order]
-    rounds = tables.lines(runs, "rounds").sort_values("seed")
+    configs = [read_config(run) for run in in_order]
+    rounds = tables.combined(runs, "rounds").sort_values("seed")
     each = rounds.groupby(["round", "arm"])["test"].agg(lambda found: " ".join(map("{:.2f}".format, found)))
     lines = table.join(each.rename("each"), on=["round", "arm"])
     pictures = {file.stem: file.with_suffix(".png") if file.suffix == ".pdf" else file for file in figures}
@@ -198,7 +198,7 @@ def _command(config: Mapping[str, Any]) -> str:
 def _made_by(runs: Sequence[Run], configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """When the last round was finished, how long all took, the seeds, and the devices and programs."""
     ended = max((run.dumps / "journal.jsonl").stat().st_mtime for run in runs)
-    seconds = float(tables.lines(runs, "times")["seconds"].sum())
+    seconds = float(tables.combined(runs, "times")["seconds"].sum())
     took = f"{seconds / 3600:.1f} hours" if seconds > 7200 else f"{seconds / 60:.0f} minutes"
     lines = [
         f"last round finished on {datetime.datetime.fromtimestamp(ended).strftime('%d %B %Y')}",

@@ -38,7 +38,7 @@ POOLED = "all layers"
 def layers(runs: Sequence[Run], file: Path | None = None) -> Figure | None:
     """Percent of each layer's weights that survive, a row per layer and a column per round; arms that keep the same
     counts share a panel. None where all layers are pruned at one rate."""
-    found = tables.lines(runs, "layers")
+    found = tables.combined(runs, "layers")
     totals = found.groupby("layer")["total"].first()
     shown = _kept_by(found)
     if not any(_uneven(kept, totals) for kept in shown.values()):
@@ -113,7 +113,7 @@ def _with_tickets(runs: Sequence[Run], starts: Sequence[str] = ()) -> tuple[Run,
     of the weights that each of these rounds has."""
     arms = verdict.in_order([run.arm for run in runs if not starts or run.arm in starts])
     for run in sorted((run for run in runs if run.arm in arms), key=lambda run: (arms.index(run.arm), run.seed)):
-        kept = set(Store(run).of_rounds("ticket"))
+        kept = set(Store(run).files_by_round("ticket"))
         if kept and (run.saves / "initial.safetensors").exists():
             rounds = tables.table(run, "rounds").set_index("round")["remaining"]
             if remaining := {number: share for number, share in rounds.items() if number in kept}:

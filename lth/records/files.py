@@ -1,4 +1,5 @@
-"""Files that survive: written under another name, synced and renamed, so that a reader sees the old one or the new."""
+"""Files that survive a crash: written under another name, synced and renamed, so that a reader sees the old content or
+the new."""
 
 from __future__ import annotations
 
@@ -19,26 +20,26 @@ class RecordError(Exception):
 
 
 class Unreadable(RecordError):
-    """A file is there, but cannot be read now: no right to, too many files open, a disk that does not answer. That
-    says nothing of its content."""
+    """A file cannot be read now: no permission, too many open files, a disk that does not answer. Its content may be
+    sound."""
 
 
 class Unwritable(RecordError):
-    """A file cannot be written: there is no room, or no right to."""
+    """A file cannot be written: the disk is full, or permission is missing."""
 
 
 class Damaged(Exception):
-    """A file is there but cannot be used: truncated, from other settings or from a newer program."""
+    """A file cannot be used: truncated, from other settings or from a newer program."""
 
 
-UNUSABLE = (RecordError, Damaged, FileNotFoundError)  # what reading a run's files raises
+UNUSABLE = (RecordError, Damaged, FileNotFoundError)  # all that reading a run's files raises
 
 
 def read(file: Path) -> bytes:
     """The content of a file. FileNotFoundError if there is none, Unreadable if it cannot be read."""
     try:
         return file.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):  # the latter where a folder on the way is a file
+    except (FileNotFoundError, NotADirectoryError):  # the latter if a parent folder is a file
         raise FileNotFoundError(f"{file} is gone") from None
     except OSError as error:
         raise Unreadable(f"{file} cannot be read ({error.strerror or error})") from None
@@ -53,13 +54,13 @@ def set_aside(file: Path) -> Path:
 
 
 def delete(file: Path) -> None:
-    """Delete a file, if it is there."""
+    """Delete a file if it exists."""
     with explained(file):
         file.unlink(missing_ok=True)
 
 
 def drop_partials(folder: Path, name: str = "") -> None:
-    """Delete the partial files and folders of processes that were killed, of one file if its name is given."""
+    """Delete the partial files and folders that killed processes left, or only those of the file `name`."""
     for file in folder.glob(f"{glob.escape(name)}*.partial"):
         if file.is_dir():
             shutil.rmtree(file, ignore_errors=True)
@@ -73,7 +74,7 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The content of a JSON file; empty if there is none or it is no JSON. RecordError if it is Unreadable."""
+    """The content of a JSON file; empty if it is missing or is no JSON object. Unreadable if it cannot be read."""
     try:
         content = json.loads(read(file))
     except (FileNotFoundError, ValueError, RecursionError):
@@ -82,7 +83,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def write(file: Path, content: bytes) -> None:
-    """Write a file so that a crash or a full disk leaves the old one. RecordError says what went wrong."""
+    """Write a file so that a crash or a full disk leaves the old content. Unwritable if that fails."""
     partial = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.partial")  # another process may write the same file
     with explained(file):
         try:
@@ -100,7 +101,7 @@ def write(file: Path, content: bytes) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Make a renaming last through a loss of power, before anything is written that relies on it."""
+    """Make a renaming survive a power failure, before anything that relies on it is written."""
     if os.name == "posix":  # elsewhere a folder cannot be opened
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -114,7 +115,7 @@ def _sync(folder: Path) -> None:
 
 @contextlib.contextmanager
 def explained(file: Path) -> Iterator[None]:
-    """Within it, an OSError becomes Unwritable, which names the file."""
+    """Turn an OSError inside the `with` block into Unwritable, which names the file."""
     try:
         yield
     except OSError as error:

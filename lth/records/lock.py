@@ -1,12 +1,12 @@
 """One process per run: the operating system's lock on a file beside the run's folder.
 
-`seed0.lock` is locked by the process that trains the run, and is free the moment that process is gone, however it
-ended: by flock() on Unix, which NFSv4, Lustre and GPFS hand on to their servers, and LockFileEx on Windows. The file is
-never deleted, since two processes could then lock two files of one name. A forked child (a DataLoader's worker)
-inherits the open file, so that the lock is free once it is gone too; spawned ones do not.
+The process that trains a run locks `seed0.lock`, by flock() on Unix, which NFSv4, Lustre and GPFS pass on to their
+servers, and by LockFileEx on Windows. The lock is free the moment that process is gone, however it ended. The file is
+never deleted, since two processes could then lock two files of one name. A forked child (a worker of a DataLoader)
+inherits the open file and holds the lock until it has ended, too; a spawned one does not.
 
-`seed0.holder` names the process that has the lock, or had it last. A machine that was cut off from its file server may
-have lost a lock without noticing: `check` sees it there, before each line of the journal.
+`seed0.holder` names the last process that took the lock. A machine that was cut off from its file server may have lost
+a lock without noticing it: `check` finds that out from this file, before each line of the journal.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from filelock import lock_descriptor  # with neither soft locks nor deleted file
 
 from lth.records.files import RecordError, drop_partials, explained, read_json, write_json
 
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # how a file system says that it has none
-LOCAL = ("nolock", "localflock", "nobrl", "local_lock=all", "local_lock=flock")  # mount options
-PATIENCE = 0.5  # seconds: somebody may only be looking whether a lock is held
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # errors of file systems without locks
+LOCAL = ("nolock", "localflock", "nobrl", "local_lock=all", "local_lock=flock")  # mount options: not on the server
+PATIENCE = 0.5  # seconds to wait for a lock: another process may only be testing whether it is held
 
 
 class Locked(RecordError):
@@ -43,12 +43,12 @@ class Lost(RecordError):
 class Locks:
     """The locks that this process holds, all of them released at the end of `with`.
 
-    alone: whether a file system without locks will do, since no other process is expected to share the work.
+    optional: whether to do without locks on a file system that has none, since no other process shares the work.
     """
 
-    def __init__(self, alone: bool = False) -> None:
-        self.alone = alone
-        self._held: dict[Path, ExitStack] = {}  # which close the locked files
+    def __init__(self, optional: bool = False) -> None:
+        self.optional = optional
+        self._held: dict[Path, ExitStack] = {}  # each closes the locked file
 
     def __enter__(self) -> Locks:
         return self
@@ -58,16 +58,16 @@ class Locks:
             self.release(folder)
 
     def take(self, folder: Path) -> None:
-        """Take the lock of a folder. Locked, naming the holder, if another process has it."""
-        until = time.monotonic() + PATIENCE
+        """Take the lock of a folder. Locked, which names the holder, if another process has it."""
+        deadline = time.monotonic() + PATIENCE
         while not self.try_take(folder):
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise Locked(f"{folder} is in use by {holder(folder)}: wait for it or stop it")
             time.sleep(0.05)
 
     def try_take(self, folder: Path) -> bool:
-        """Take the lock of a folder, and return whether that succeeded: another process may have it, or other Locks of
-        this one."""
+        """Take the lock of a folder unless another process, or another Locks of this one, has it. Returns whether it
+        was taken."""
         path, me = lock_file(folder), {"host": socket.gethostname(), "pid": os.getpid(), "token": _token(os.getpid())}
         with explained(path), ExitStack() as undo:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ class Locks:
             try:
                 taken = lock_descriptor(file.fileno(), blocking=False)
             except OSError as error:
-                taken = self.alone and error.errno in NO_LOCKS
+                taken = self.optional and error.errno in NO_LOCKS
                 if not taken:
                     raise
             if taken:
@@ -85,21 +85,21 @@ class Locks:
         return taken
 
     def release(self, folder: Path) -> None:
-        """Release a lock, if it is held here."""
+        """Release the lock of a folder if it is held here."""
         if folder in self._held:
             self._held.pop(folder).close()
 
 
 def check(folder: Path) -> None:
-    """Lost if the last process that took the lock of a folder is another one. Nothing is known of a folder that nobody
-    has locked, as when an Experiment is used by itself."""
+    """Lost if the last process that took the lock of a folder is another one. A folder that nobody has ever locked
+    passes, as when an Experiment is used by itself."""
     last = read_json(holder_file(folder))
     if last and last.get("token") != _token(os.getpid()):
         raise Lost(f"{holder(folder)} has taken over the run in {folder}: this process stops training it")
 
 
 def holder(folder: Path) -> str:
-    """Who has the lock of a folder, or had it last, as `process 4711 on node03`."""
+    """The process that has the lock of a folder, or had it last, as `process 4711 on node03`."""
     last = read_json(holder_file(folder))
     return f"process {last.get('pid')} on {last.get('host')}" if last else "another process"
 
@@ -120,18 +120,18 @@ def is_held(folder: Path) -> bool:
 
 
 def lock_file(folder: Path) -> Path:
-    """Where the lock of a folder is."""
+    """The file that is locked for a folder."""
     return folder.with_name(f"{folder.name}.lock")
 
 
 def holder_file(folder: Path) -> Path:
-    """Where the name of its holder is."""
+    """The file that names the holder of a folder's lock."""
     return folder.with_name(f"{folder.name}.holder")
 
 
-def probe(root: Path, alone: bool) -> str:
-    """A sentence where there are no locks under `root`, or where they hold on one machine only; otherwise nothing.
-    RecordError if there are none and several processes are to share the work."""
+def probe(root: Path, optional: bool) -> str:
+    """A warning if there are no locks under `root`, or if they hold on one machine only; otherwise empty. RecordError
+    if there are none and they are not `optional`."""
     with explained(root):
         root.mkdir(parents=True, exist_ok=True)
         try:
@@ -141,7 +141,7 @@ def probe(root: Path, alone: bool) -> str:
             if error.errno not in NO_LOCKS:
                 raise
             without = f"the file system of {root.resolve()} has no locks ({error.strerror})"
-            if not alone:
+            if not optional:
                 raise RecordError(f"{without}, which several processes need to share the work: use --jobs 1") from None
             return f"warning: {without}: nothing keeps a second command from writing the same runs"
     if option := _local(root.resolve(), Path("/proc/mounts")):
@@ -156,14 +156,14 @@ def _local(root: Path, mounts: Path) -> str:
         lines = mounts.read_text(errors="replace").splitlines()
     except OSError:  # Linux alone has it
         return ""
-    found: dict[Path, str] = {}  # what is mounted later lies above
+    options_of: dict[Path, str] = {}  # a later mount hides an earlier one
     for _, place, _, options, *_ in map(str.split, lines):
-        found[Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), place))] = options
-    options = next((found[folder] for folder in (root, *root.parents) if folder in found), "")
+        options_of[Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), place))] = options
+    options = next((options_of[folder] for folder in (root, *root.parents) if folder in options_of), "")
     return next((option for option in LOCAL if option in options.split(",")), "")
 
 
 @cache
 def _token(pid: int) -> str:
-    """What tells this process from others of the same number, on this host or another of its name."""
+    """A random name of this process, since other processes, here or on a host of the same name, may have its number."""
     return uuid.uuid4().hex

@@ -1,7 +1,7 @@
-"""What one run keeps under saves/: tickets, weights and checkpoints, and continuing from them after a stop.
+"""The files of a run under saves/, tickets, weights and checkpoints, and how to continue from them after a stop.
 
-What is on disk is the state: a round starts from its ticket, and a ticket is made of the weights at the end of the
-round before. Nothing in these files, safetensors with a checksum, is ever executed.
+The state of a run is on disk: a round starts from its ticket, and a ticket is made from the weights at the end of the
+previous round. Nothing in these files, safetensors with a checksum, is ever executed.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from lth.models.building import State
 from lth.pruning import Masks
 from lth.records import files, journal, tables
 from lth.records.files import Damaged, RecordError, Unreadable
-from lth.records.identity import unlike
+from lth.records.identity import difference
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
 from lth.training.train import Evaluation, Trained
 
-ENDS = ("first", "second")  # files of --connectivity's two trainings; `first` has the round's order of the data
+ENDS = ("first", "second")  # files of --connectivity's two trainings; `first` has the round's own order of the data
 PARTS = ("final", "best", "rewind", "drawn", "extra", "masks")  # of a checkpoint
 SINGLE = ("initial", "rewind", "drawn", "dense", "checkpoint")  # files that a run has once
-SHARED = ("initial", "rewind", "drawn", "dense", "ticket_00", "trained_00", "end_00")  # by all arms of a trial
+SHARED = ("initial", "rewind", "drawn", "dense", "ticket_00", "trained_00", "end_00")  # equal in all arms of a trial
 FORMAT = 1  # of the files under saves/; raised when an older program could not read them
-# What reading a file raises that does not hold what it should.
+# All that reading a file raises whose content is not as it should be.
 BROKEN = (safetensors.SafetensorError, ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """A mask with the weights that its training starts from (not yet masked).
+    """Masks with the weights that training starts from (not yet masked).
 
-    origin: `initial` or `rewind`, the file that holds the start, or `own` where the ticket's own file does.
-    at_random: how many survivors were drawn from weights whose scores were equal.
+    origin: the file that holds the weights, `initial` or `rewind`, or `own` for the ticket's own file.
+    at_random: how many survivors were drawn from weights with equal scores.
     """
 
     round: int
@@ -56,24 +56,24 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Store:
-    """What a run keeps under saves/. Reading raises FileNotFoundError where a file is gone, Damaged where it is spoiled
-    or belongs to something else than `identity`, if that is given, and Unreadable where it is out of reach.
+    """The files of a run under saves/. Reading one raises FileNotFoundError if it is gone, Damaged if its content is
+    damaged or of another experiment than `experiment_id` (if given), and Unreadable if it cannot be read.
 
     original: the name of the weights that survivors are reset to: `initial`, or with --rewind `rewind`.
     drawn: the name of the weights of round 0 that masks are drawn from: `dense`, or with --draw_at `drawn`.
     """
 
     run: Run
-    identity: str | None = None
+    experiment_id: str | None = None
     original: str = "initial"
     drawn: str = "dense"
 
     def file(self, name: str) -> Path:
-        """Where the file of that name is, such as `initial` or `ticket_07`."""
+        """The path of a file, such as `initial` or `ticket_07`."""
         return self.run.saves / f"{name}.safetensors"
 
     def has(self, name: str) -> bool:
-        """Whether there is that file."""
+        """Whether that file exists."""
         return self.file(name).exists()
 
     def weights(self, name: str) -> State:
@@ -81,7 +81,7 @@ class Store:
         return self._load(name)[0]
 
     def write_weights(self, name: str, state: State) -> None:
-        """Keep weights under that name."""
+        """Write weights under that name."""
         self._save(name, state)
 
     def ticket(self, number: int) -> Ticket:
@@ -98,21 +98,21 @@ class Store:
         return Ticket(number, masks, start, origin, at_random)
 
     def write_ticket(self, ticket: Ticket) -> None:
-        """Keep a ticket: its masks and, where it is its own, its start."""
+        """Write a ticket: its masks and, unless another file has it, its start."""
         start = {f"start/{name}": value for name, value in ticket.start.items()} if ticket.origin == "own" else {}
         facts = {"round": ticket.round, "origin": ticket.origin}
         facts |= {"at_random": ticket.at_random} if ticket.at_random else {}
         self._save_masks(numbered("ticket", ticket.round), ticket.masks, start, **facts)
 
     def masks(self, number: int) -> Masks:
-        """The masks of that round at ES: its ticket's masks, whatever has become of the weights that it starts from,
-        unless the training changed them."""
+        """The masks of a round at ES: its ticket's, unless the training changed them. The weights that the ticket
+        starts from are not needed."""
         name = numbered("masks" if number and self.changes_masks else "ticket", number)
         with wellformed(self.file(name)):
             return _unpacked(*self._load(name))
 
     def write_masks(self, number: int, masks: Masks) -> None:
-        """Keep the masks of a round at ES, where the training changed them."""
+        """Write the masks of a round at ES, where the training changed them."""
         self._save_masks(numbered("masks", number), masks, {})
 
     @property
@@ -120,25 +120,25 @@ class Store:
         """Whether the trainings of this run change their masks."""
         return self.run.arm in ARMS and ARMS[self.run.arm].changes_masks
 
-    def saved(self, name: str = "checkpoint") -> tuple[int, Trained]:
-        """The round that a checkpoint belongs to, and where its training is."""
+    def read_checkpoint(self, name: str = "checkpoint") -> tuple[int, Trained]:
+        """The round that a checkpoint belongs to, and the state of its training."""
         tensors, facts = self._load(name)
         parts: dict[str, Any] = {part: _part(tensors, part) for part in PARTS}
         with wellformed(self.file(name)):
             evals = [Evaluation(int(row[0]), *map(float, row[1:])) for row in tensors["evals"].tolist()]
-            about = {"supermask": facts["supermask"], "settled": int(facts.get("settled", 0))}
-            parts |= {"seconds": dict(facts["seconds"]), **about}
+            parts |= {"seconds": dict(facts["seconds"]), "supermask": facts["supermask"]}
+            parts["settled"] = int(facts.get("settled", 0))
             return int(facts["round"]), Trained(int(facts["iteration"]), evals, **parts)
 
     def checkpoint(self, number: int, name: str = "checkpoint") -> Trained | None:
-        """Where the training of round `number` was when it stopped; None if it was not begun."""
+        """The state of the training of round `number` when it stopped; None if it had not begun."""
         with suppress(FileNotFoundError):
-            of_round, trained = self.saved(name)
-            return trained if of_round == number else None
+            round, trained = self.read_checkpoint(name)
+            return trained if round == number else None
         return None
 
     def write_checkpoint(self, number: int, trained: Trained, name: str = "checkpoint") -> None:
-        """Keep where the training of round `number` is, complete or not."""
+        """Write the state of the training of round `number`, complete or not."""
         tensors = {f"{part}/{name}": value for part in PARTS for name, value in getattr(trained, part).items()}
         tensors["evals"] = torch.tensor([list(asdict(e).values()) for e in trained.evals], dtype=torch.float64)
         facts = {"round": number, "iteration": trained.iteration, "seconds": trained.seconds}
@@ -151,28 +151,31 @@ class Store:
         name = self.drawn if drawn else "dense"
         if number == 0 and self.has(name):
             return self.weights(name)
-        if (saved := self.checkpoint(number)) is None:
+        if (trained := self.checkpoint(number)) is None:
             raise FileNotFoundError(f"the checkpoint of round {number} of {self.run} is gone")
-        return saved.drawn if name == "drawn" else saved.final
+        return trained.drawn if name == "drawn" else trained.final
 
-    def of_rounds(self, kind: str) -> dict[int, Path]:
-        """The files of that kind, such as `ticket`, by their rounds; what else lies beside them is the user's."""
-        ends = {file.stem.removeprefix(f"{kind}_"): file for file in self.run.saves.glob(f"{kind}_*.safetensors")}
-        found = {int(n): file for n, file in ends.items() if n.isdecimal() and numbered(kind, int(n)) == file.stem}
+    def files_by_round(self, kind: str) -> dict[int, Path]:
+        """The files of one kind, such as `ticket`, by round. Files with other names belong to the user."""
+        found = {}
+        for file in self.run.saves.glob(f"{kind}_*.safetensors"):
+            number = file.stem.removeprefix(f"{kind}_")
+            if number.isdecimal() and file.stem == numbered(kind, int(number)):
+                found[int(number)] = file
         return dict(sorted(found.items()))
 
     def last_finished(self) -> int:
-        """The last finished round that has a ticket; where none is finished, the only one that has. ValueError if there
-        are several."""
-        have, finished = self.of_rounds("ticket"), tables.finished_rounds(self.run)
-        if not finished and len(have) > 1:
-            count, run = len(have), self.run
+        """The last finished round that has a ticket; if none is finished, the only round that has one. ValueError if
+        several have."""
+        tickets, finished = self.files_by_round("ticket"), tables.finished_rounds(self.run)
+        if not finished and len(tickets) > 1:
+            count, run = len(tickets), self.run
             raise ValueError(f"{run.saves} has tickets of {count} rounds, of which {run.dumps} has none finished")
-        return max((number for number in have if number < finished), default=next(iter(have), 0))
+        return max((number for number in tickets if number < finished), default=next(iter(tickets), 0))
 
-    def pick_up(self, tell: Callable[[str], object]) -> None:
-        """Discard finished rounds that cannot be built upon; `tell` gets a sentence for whatever is not as it was.
-        RecordError, before anything is discarded, if the weights are out of reach."""
+    def keep_sound_rounds(self, tell: Callable[[str], object]) -> None:
+        """Discard finished rounds that training cannot continue from; `tell` gets a sentence for each problem.
+        RecordError, before anything is discarded, if the weights cannot be read."""
         run = self.run
         journal.mend(run, tell)
         finished = tables.finished_rounds(run)
@@ -189,8 +192,9 @@ class Store:
         self.drop_rounds(sound)
 
     def _sound_rounds(self, finished: int, tell: Callable[[str], object]) -> int:
-        """How many of the finished rounds can be built upon: those before the first without ticket or masks. The next
-        ticket can be made again of the weights at the end of the last round. Unusable files are set aside."""
+        """The number of finished rounds that training can continue from: those before the first without a ticket or
+        masks. The next ticket can be made again from the weights at the end of the last round. Damaged files are set
+        aside."""
 
         def usable(name: str) -> bool:
             try:
@@ -198,108 +202,109 @@ class Store:
             except FileNotFoundError:
                 return False
             except Damaged as reason:
-                aside = files.set_aside(self.file(name))
-                tell(f"{reason}; kept as {aside.name}, continuing from the last good round")
+                renamed = files.set_aside(self.file(name))
+                tell(f"{reason}; kept as {renamed.name}, continuing from the last good round")
                 return False
 
         numbers = range(finished + 1)
         names = [numbered(kind, number) for kind in ("ticket", "masks", "trained", "end") for number in numbers]
-        found = {name: usable(name) for name in (*names, *SINGLE, *ENDS)}
+        has = {name: usable(name) for name in (*names, *SINGLE, *ENDS)}
         needed = {"initial", self.original, *([self.drawn] if ARMS[self.run.arm].masks == "one_shot" else [])}
-        if not all(found[name] for name in needed):
+        if not all(has[name] for name in needed):
             return 0
-        ended = {0} if found["dense"] and found[self.drawn] else set[int]()  # the rounds whose last weights are there
-        ended |= {self.saved()[0]} if found["checkpoint"] else set()
-        starts = {number: found[numbered("ticket", number)] for number in numbers}
-        masks = {number: found[numbered("masks", number)] or not (number and self.changes_masks) for number in numbers}
-        finished = next((n for n in range(finished) if not (starts[n] and masks[n])), finished)
-        while finished and not starts[finished] and finished - 1 not in ended:
+        ends = {0} if has["dense"] and has[self.drawn] else set[int]()  # the rounds whose last weights are there
+        ends |= {self.read_checkpoint()[0]} if has["checkpoint"] else set()
+        tickets = {number: has[numbered("ticket", number)] for number in numbers}
+        masks = {number: has[numbered("masks", number)] or not (number and self.changes_masks) for number in numbers}
+        finished = next((n for n in range(finished) if not (tickets[n] and masks[n])), finished)
+        while finished and not tickets[finished] and finished - 1 not in ends:
             finished -= 1
         return finished
 
     def drop_rounds(self, first: int) -> None:
-        """Delete the tickets and trained weights of the rounds from number `first` on, which are made again."""
+        """Delete the trained weights of the rounds from `first` on and the tickets after it, which are made again."""
         for end in ENDS:
-            if self.has(end) and self.saved(end)[0] >= first:
+            if self.has(end) and self.read_checkpoint(end)[0] >= first:
                 files.delete(self.file(end))
-        for kind, kept in (("ticket", first + 1), ("masks", first), ("trained", first), ("end", first)):
-            for number, file in self.of_rounds(kind).items():
-                if number >= kept:
+        for kind, start in (("ticket", first + 1), ("masks", first), ("trained", first), ("end", first)):
+            for number, file in self.files_by_round(kind).items():
+                if number >= start:
                     files.delete(file)
 
-    def share_dense(self) -> bool:
-        """Take over the dense round from another arm of this trial, the same network. Whether one has it."""
+    def copy_dense_round(self) -> bool:
+        """Copy the dense round from another arm of this trial, which trains the same network. Returns whether one has
+        it."""
         needed = dict.fromkeys(("initial", "dense", numbered("ticket", 0), self.original, self.drawn))
-        for other in (self.run.of_arm(arm) for arm in ARMS if arm != self.run.arm):
-            if not journal.sound_entries(other):
+        for run in (self.run.of_arm(arm) for arm in ARMS if arm != self.run.arm):
+            if not journal.sound_entries(run):
                 continue
-            theirs = Store(other, self.identity)
+            source = Store(run, self.experiment_id)
             with suppress(Damaged, FileNotFoundError, Unreadable):
                 for name in needed:
-                    theirs._load(name)
+                    source._load(name)
                 for name in (*needed, numbered("trained", 0)):
                     with suppress(FileNotFoundError) if name not in needed else nullcontext():  # it may not be kept
-                        files.write(self.file(name), files.read(theirs.file(name)))
+                        files.write(self.file(name), files.read(source.file(name)))
                 self.ticket(0)
-                journal.copy_dense(self.run, other)
+                journal.copy_dense_round(self.run, run)
                 return True
         return False
 
     def _load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return load_tensors(self.file(name), self.identity)
+        return load_tensors(self.file(name), self.experiment_id)
 
     def _save(self, name: str, tensors: State, **facts: Any) -> None:
-        save_tensors(self.file(name), tensors, self.identity or "", **facts)
+        save_tensors(self.file(name), tensors, self.experiment_id or "", **facts)
 
-    def _save_masks(self, name: str, masks: Masks, beside: State, **facts: Any) -> None:
-        """Keep masks as bits, with their shapes in the order of the layers, and the tensors `beside` them."""
+    def _save_masks(self, name: str, masks: Masks, others: State, **facts: Any) -> None:
+        """Write masks as bits, with their shapes in the order of the layers, and `others`, further tensors."""
         bits = {f"mask/{layer}": pruning.pack(mask) for layer, mask in masks.items()}
-        self._save(name, bits | beside, shapes=[[layer, list(mask.shape)] for layer, mask in masks.items()], **facts)
+        self._save(name, bits | others, shapes=[[layer, list(mask.shape)] for layer, mask in masks.items()], **facts)
 
 
 def numbered(kind: str, round: int) -> str:
-    """The name of a round's file: ticket_07 or trained_07."""
+    """The name of a round's file, such as ticket_07 or trained_07."""
     return f"{kind}_{round:02d}"
 
 
-def save_tensors(file: Path, tensors: Mapping[str, Tensor], identity: str, **facts: Any) -> None:
-    """Write tensors and `facts` (anything JSON holds) to a .safetensors file that `load_tensors` can check. Its bytes
-    depend on its content alone: the library puts metadata in a random order."""
+def save_tensors(file: Path, tensors: Mapping[str, Tensor], experiment_id: str, **facts: Any) -> None:
+    """Write tensors and `facts` (anything that JSON can express) to a .safetensors file that `load_tensors` can check.
+    Its bytes depend only on its content: the library alone would put the metadata in a random order."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps({"name": file.stem, "run": _whose(file), **facts}, sort_keys=True)
-    settings, _, prints = identity.partition(" ")
-    about = {"format": str(FORMAT), "identity": settings, "facts": text, "checksum": _checksum(tensors, text)}
-    about |= {"fingerprint": prints} if prints else {}
-    content = safetensors.torch.save(tensors, metadata=about)
+    text = json.dumps({"name": file.stem, "run": _owner(file), **facts}, sort_keys=True)
+    settings, _, fingerprints = experiment_id.partition(" ")
+    metadata = {"format": str(FORMAT), "identity": settings, "facts": text, "checksum": _checksum(tensors, text)}
+    metadata |= {"fingerprint": fingerprints} if fingerprints else {}
+    content = safetensors.torch.save(tensors, metadata=metadata)
     end = _header_end(content)
-    header = json.dumps({**json.loads(content[8:end]), "__metadata__": about}, separators=(",", ":")).encode()
+    header = json.dumps({**json.loads(content[8:end]), "__metadata__": metadata}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     files.write(file, b"".join([len(header).to_bytes(8, "little"), header, content[end:]]))
 
 
-def load_tensors(file: Path, identity: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(file: Path, experiment_id: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and facts of a file. FileNotFoundError if there is none; Damaged, with the reason, if it is
-    truncated or altered, written by a newer program, or belongs to another `identity`; RecordError if it is
-    Unreadable, which is no damage."""
+    truncated or altered, written by a newer program, or of another experiment; Unreadable if it cannot be read."""
     content = files.read(file)
     with wellformed(file):
-        about = json.loads(content[8 : _header_end(content)])["__metadata__"]
-        if int(about["format"]) > FORMAT:
+        metadata = json.loads(content[8 : _header_end(content)])["__metadata__"]
+        if int(metadata["format"]) > FORMAT:
             raise Damaged(f"{file} was written by a newer version of this program")
-        if identity and (other := unlike(f"{about['identity']} {about.get('fingerprint', '')}", identity)):
-            raise Damaged(f"{file} belongs to {other}")
+        file_id = f"{metadata['identity']} {metadata.get('fingerprint', '')}"
+        if experiment_id and (what := difference(file_id, experiment_id)):
+            raise Damaged(f"{file} belongs to {what}")
         tensors = dict(sorted(safetensors.torch.load(content).items()))
-        if about["checksum"] != _checksum(tensors, about["facts"]):
+        if metadata["checksum"] != _checksum(tensors, metadata["facts"]):
             raise ValueError("its checksum is wrong")
-        facts = json.loads(about["facts"])
-        if (facts["name"], facts["run"]) != (file.stem, _whose(file)):
+        facts = json.loads(metadata["facts"])
+        if (facts["name"], facts["run"]) != (file.stem, _owner(file)):
             raise Damaged(f"{file} is a copy of {facts['name']}.safetensors of {facts['run']}")
         return tensors, facts
 
 
 @contextmanager
 def wellformed(file: Path) -> Iterator[None]:
-    """Within it, a file that does not say what it should is Damaged, even if its checksum is right."""
+    """Turn errors of missing or wrong content inside the `with` block into Damaged, which names the file."""
     try:
         yield
     except BROKEN as error:
@@ -311,8 +316,8 @@ def _header_end(content: bytes) -> int:
     return 8 + int.from_bytes(content[:8], "little")
 
 
-def _whose(file: Path) -> str:
-    """What a file says about whose it is: lt/seed0, or seed0 where all arms of a trial share it."""
+def _owner(file: Path) -> str:
+    """The run that a file names as its own: lt/seed0, or only seed0 if the file is SHARED."""
     run = journal.run_name(file.parent)
     return run.rpartition("/")[2] if file.stem in SHARED else run
 
@@ -327,14 +332,14 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
 
 
 def _part(tensors: Mapping[str, Tensor], name: str) -> State:
-    """The tensors whose names begin with `name/`, by the rest of their names."""
+    """The tensors whose names begin with `name/`, without that prefix."""
     return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
 
 
 def _unpacked(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Masks:
     """The masks of a file, in the order of the layers."""
-    sizes = {name: tuple(shape) for name, shape in facts["shapes"]}
-    for name, shape in sizes.items():
+    shapes = {name: tuple(shape) for name, shape in facts["shapes"]}
+    for name, shape in shapes.items():
         if min(shape, default=1) < 0 or tensors[f"mask/{name}"].shape != (-(-math.prod(shape) // 8),):
             raise ValueError(f"the mask of {name} is not as long as its layer")
-    return {name: pruning.unpack(tensors[f"mask/{name}"], shape) for name, shape in sizes.items()}
+    return {name: pruning.unpack(tensors[f"mask/{name}"], shape) for name, shape in shapes.items()}

@@ -46,7 +46,7 @@ def examples(count: int) -> Tensor:
 
 def images_and_logits(ticket: SavedTicket) -> tuple[Tensor, Tensor]:
     """The test images with pixels from 0 to 1, and the logits that `ticket.evaluate` counts for them."""
-    images = data.load("tiny", ticket.run.root / "data", tables.config_of(ticket.run)["settings"]["pixels"])
+    images = data.load("tiny", ticket.run.root / "data", tables.read_config(ticket.run)["settings"]["pixels"])
     seen = torch.cat([x for x, _ in images.feed([0], 1, 1, torch.device("cpu")).test()])
     logits = trained(ticket)(seen)
     right = (logits.argmax(1) == images.test_labels).double().mean()

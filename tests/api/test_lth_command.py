@@ -16,7 +16,7 @@ import lth
 from lth.__main__ import main, parse
 from lth.api import audit_files
 from lth.commands import command
-from lth.records.tables import Run, config_of
+from lth.records.tables import Run, read_config
 from lth.settings import VERSION
 from lth.settings.config import PROJECT, Config, ConfigError
 
@@ -42,7 +42,7 @@ def test_lth_runs_plots_and_audits(place: Path, capsys: Capture) -> None:
     assert "written to" in capsys.readouterr().out
     folder = next(place.glob("dumps/*/*/*/lt/seed0"))
     run = Run(place, "mlp", "tiny", folder.parent.parent.name, "lt", 0)
-    assert config_of(run)["program"] == ["-m", "lth", "run"]
+    assert read_config(run)["program"] == ["-m", "lth", "run"]
     assert lth_command("plot", "--root", str(place)) == 0 and "up to date" in capsys.readouterr().out
     assert lth_command("audit", str(place)) == 0 and "3 rounds, as they should be" in capsys.readouterr().out
     assert lth_command("reproduce", "lennet") == 2 and "did you mean lenet?" in capsys.readouterr().err

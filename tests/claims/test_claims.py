@@ -300,7 +300,7 @@ def test_a_claim_from_the_command_line(tiny: Claim, place: Path, capsys: Capture
     own = [*where, "--name", "mine"]
     assert utils.exit_code(reproduce.main, ["tiny", "--lr", "0.01", *own]) == 0
     assert utils.exit_code(reproduce.main, ["tiny", "--finished", *own]) == 2
-    assert "holds results of other settings (lr 0.01, now 0.0012)" in " ".join(capsys.readouterr().err.split())
+    assert "holds results of different settings (lr 0.01, now 0.0012)" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_list_says_what_a_claim_takes_and_writes_nothing(tiny: Claim, place: Path, capsys: Capture) -> None:

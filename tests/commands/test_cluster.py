@@ -16,7 +16,7 @@ import utils
 from lth.commands import cluster, session
 from lth.commands.cluster import Cluster, Order
 from lth.commands.device import MachineError
-from lth.commands.prepare import work_of
+from lth.commands.prepare import make_work
 from lth.records import tables
 from lth.records.tables import runs_of
 from lth.settings.config import Config, ConfigError
@@ -25,12 +25,12 @@ from lth.settings.config import Config, ConfigError
 def orders(config: Config) -> list[Order]:
     """An experiment as tasks get it."""
     config.root.mkdir(exist_ok=True)
-    return [cluster.order(work_of(config, "", ["--ray", "auto"], {}))]
+    return [cluster.order(make_work(config, "", ["--ray", "auto"], {}))]
 
 
 def done(config: Config) -> list[Exception]:
     """A task of an experiment, done here; what it raised."""
-    return cluster.do(orders(config), False)
+    return cluster.run_task(orders(config), False)
 
 
 def test_a_task_does_what_the_plain_command_does(place: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_node_that_does_not_share_the_folder_is_named(place: Path, tmp_path: P
     elsewhere = replace(asked, data=tmp_path / "none"), *rest
     unseen = replace(asked, root=tmp_path / "unseen"), *rest
     for wrong, expected in ((unseen, "--root must be where all nodes"), (elsewhere, "--data must be where all nodes")):
-        (error,) = cluster.do([wrong], False)  # type: ignore[list-item]
+        (error,) = cluster.run_task([wrong], False)  # type: ignore[list-item]
         assert isinstance(error, MachineError) and expected in str(error) and "\n" not in str(error)
     assert not results(place)
 
@@ -102,7 +102,7 @@ class Pretended:
             raise self.error
         if task in self.cancelled:
             raise IndexError
-        return cluster.do(*self.started[task - 1])
+        return cluster.run_task(*self.started[task - 1])
 
     def cancel(self, task: int) -> None:
         self.cancelled.append(task)

@@ -18,8 +18,8 @@ def test_the_forecast_of_what_is_left(
         number, learn = given[4:]
         return forecast.Cost(step=120.0 if learn else 60.0 - 10 * int(str(number)), image=0.0)
 
-    monkeypatch.setattr(forecast, "measured", measured)
-    monkeypatch.setattr(forecast, "SHORT", 0.0)
+    monkeypatch.setattr(forecast, "measure_cost", measured)
+    monkeypatch.setattr(forecast, "WORTH_MEASURING", 0.0)
     monkeypatch.setattr(forecast.sparse, "choose", lambda *given: ["fc1.weight"] * sparsely)
     config = settings(place, prune_type=("lt", "reinit"), prune_iterations=4, trials=2, jobs=2, dry_run=True)
     config = replace(config, end_iter=Duration(5, "it"))
@@ -34,9 +34,11 @@ def test_the_forecast_of_what_is_left(
 
 
 def test_a_measured_step_and_evaluation_make_a_training(place: Path) -> None:
-    config = prepare.settled(settings(place, end_iter=Duration(7, "it"), valid_freq=Duration(2, "it"), batch_size=8))
+    config = prepare.with_valid_size(
+        settings(place, end_iter=Duration(7, "it"), valid_freq=Duration(2, "it"), batch_size=8)
+    )
     images, problem = prepare.prepare(config)
-    cost = forecast.measured(config, images, problem, CPU, number=1)
+    cost = forecast.measure_cost(config, images, problem, CPU, number=1)
     assert 0 < cost.step < 1 and 0 < cost.image < 1 and not (place / "dumps").exists()
     evaluated = 4 * ((config.valid_size or 0) + len(images.test))  # at 2, 4, 6 and 7
     assert forecast.Cost(10, 0.5).training(config, images) == 7 * 10 + evaluated * 0.5

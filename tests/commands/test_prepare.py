@@ -92,7 +92,7 @@ def test_the_split_of_a_small_set_is_recorded_and_its_run_repeated(place: Path) 
     assert (run.dumps / "evals.csv").read_bytes() == (other.dumps / "evals.csv").read_bytes()
     (again,) = session.run(settings(place, valid_size=None, prune_iterations=2))
     assert again == run
-    with pytest.raises(ConfigError, match=r"holds results of other settings \(valid_size 12, now 5000\)"):
+    with pytest.raises(ConfigError, match=r"holds results of different settings \(valid_size 12, now 5000\)"):
         session.run(settings(place, valid_size=5000, prune_iterations=2))
 
 

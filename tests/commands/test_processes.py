@@ -19,11 +19,10 @@ import main
 import utils
 from lth.commands import command, loop
 from lth.commands.device import MachineError
-from lth.commands.loop import Trainer
+from lth.commands.loop import Worker
 from lth.commands.queue import FAILED, Piece, Queue
 from lth.commands.terminal import wrapped
-from lth.experiment.trainer import Evaluated, Event
-from lth.experiment.trainer import Trainer as TicketTrainer
+from lth.experiment.trainer import Evaluated, Event, Trainer
 from lth.records import tables
 from lth.records.files import RecordError, Unreadable
 from lth.records.lock import Locks, Lost
@@ -53,10 +52,10 @@ def test_advice_after_a_stop_moves_nothing_aside(
     monkeypatch.setattr(made, "record", lambda run, *given: Store(run).ticket(1))
     with pytest.raises(RecordError, match=rf"is gone: the same command {again} continues from the last good round$"):
         made.run(runs_of(made.trainer.config), 1)
-    monkeypatch.setattr(loop.devices, "answers", lambda device: False)
+    monkeypatch.setattr(loop.devices, "is_usable", lambda device: False)
     with pytest.raises(MachineError, match=rf"used by this process: the same command {again} continues from here$"):
         monkeypatch.setattr(loop, "Experiment", None)
-        Trainer(CPU, Told(), lambda: False).train(Piece(works(made.trainer.config)[0], (), 1))
+        Worker(CPU, Told(), lambda: False).train(Piece(works(made.trainer.config)[0], (), 1))
 
 
 def kinds_of(base: type[Exception]) -> set[type[Exception]]:
@@ -87,14 +86,14 @@ def test_an_error_is_raised_once_the_other_runs_have_ended(
 ) -> None:
     config, tries = settings(place, trials=2, prune_iterations=2), []
 
-    def train(self: Trainer, piece: Piece) -> dict[Run, str]:
+    def train(self: Worker, piece: Piece) -> dict[Run, str]:
         tries.append(piece)
         if piece.runs[0].seed == 0 and len(tries) < 9:  # if it is swallowed, the piece is tried again and again
             raise kind("it broke")
         experiment(config).run(piece.runs, piece.rounds)
         return {}
 
-    monkeypatch.setattr(Trainer, "train", train)
+    monkeypatch.setattr(Worker, "train", train)
     broken, whole = runs_of(config)
     if kind is Lost:  # another machine has it now, while this one was cut off from the file server
         monkeypatch.setattr(Told, "__call__", lambda self, event: tries.extend([event] * 9))
@@ -111,14 +110,14 @@ def test_an_error_is_raised_once_the_other_runs_have_ended(
 
 
 def test_finished_runs_are_shown_where_one_ends_early(place: Path, monkeypatch: Patch, capsys: Capture) -> None:
-    train = TicketTrainer.train
+    train = Trainer.train
 
-    def broken(self: TicketTrainer, stack: Any, *rest: Any) -> Any:
+    def broken(self: Trainer, stack: Any, *rest: Any) -> Any:
         if stack[0].arm == "reinit":
             raise TrialError("mlp failed in round 1 with ValueError: no")
         return train(self, stack, *rest)
 
-    monkeypatch.setattr(TicketTrainer, "train", broken)
+    monkeypatch.setattr(Trainer, "train", broken)
     words = "--arch_type mlp --dataset tiny --gpu cpu --jobs 1 --prune_iterations 2 --end_iter 4it --valid_size 40"
     words += f" --batch_size 10 --prune_type lt reinit --root {place} --data {place / 'data'}"
     assert utils.exit_code(main.main, words.split()) == 1
@@ -133,7 +132,7 @@ def test_ctrl_c_does_not_reach_processes_that_are_being_started(monkeypatch: Pat
     """Python's resource tracker, which starts before the first of them, unblocks the signal."""
     tracker = resource_tracker.ResourceTracker()
     monkeypatch.setattr(resource_tracker, "ensure_running", tracker.ensure_running)
-    with loop._undisturbed(1):
+    with loop._worker_environment(1):
         tracker.ensure_running()
         assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     tracker._stop()

@@ -14,7 +14,7 @@ from tensorboardX import SummaryWriter
 from lth.commands import progress, session
 from lth.commands.progress import Board, Progress
 from lth.commands.terminal import wrapped
-from lth.experiment.trainer import Connected, Evaluated, Event, Moved, Note, RoundDone
+from lth.experiment.trainer import BarriersMeasured, Evaluated, Event, Note, RoundDone, Stepped
 from lth.records import tables
 from lth.records.tables import Run
 from lth.training import hardware
@@ -85,14 +85,14 @@ def test_one_bar_below_the_finished_rounds(
 ) -> None:
     monkeypatch.setattr(sys, "stdout", terminal)
     made = Progress(dict.fromkeys(RUNS[:count], 2), 1, False)
-    moves = [Moved(run, 3, iteration, 5000) for iteration in (0, 500) for run in RUNS[:count]]
+    moves = [Stepped(run, 3, iteration, 5000) for iteration in (0, 500) for run in RUNS[:count]]
     shown(made, *moves, clock=clock)
     heads, bar = terminal.screen
     assert heads.split()[:3] == ["run", "round", "remaining"]
     assert re.match(rf"  [56]%\|.{{8,}}\| {500 * count}/{10_000 * count}, \dm\d\ds left, ", bar)
     assert len(bar) <= terminal.columns - 4, "there must be room for the ^C of the terminal"
     assert bar.count(" r3") == count or bar.endswith(", ..."), "no name is cut off"
-    shown(made, done(RUNS[0], 3), Moved(RUNS[0], 4, 0, 5000))
+    shown(made, done(RUNS[0], 3), Stepped(RUNS[0], 4, 0, 5000))
     heads, row, bar = terminal.screen
     assert row.split()[:4] == [*str(RUNS[0]).split(), "3", "80.00%"] and "97.25" in row
     assert f"| {5000 + 500 * (count - 1)}/{10_000 * count}, " in bar
@@ -105,17 +105,17 @@ def test_time_left_counts_trainings_alone_from_the_first_step(clock: list[float]
     lt, other = RUNS[:2]
     made = Progress({lt: 3, other: 2}, 1, False)
     clock[0] += 1000  # processes start
-    shown(made, done(other, 0, seconds=0.0), Moved(lt, 0, 20, 100))
+    shown(made, done(other, 0, seconds=0.0), Stepped(lt, 0, 20, 100))
     assert made.time_left() == 0, "unknown"
     clock[0] += 5
-    shown(made, Moved(lt, 0, 50, 100))  # taken up at 20: 30 iterations in 5 seconds, of 500 in all
+    shown(made, Stepped(lt, 0, 50, 100))  # taken up at 20: 30 iterations in 5 seconds, of 500 in all
     assert made.time_left() == pytest.approx(450 / 30 * 5)
     clock[0] += 5
-    shown(made, done(lt, 0, seconds=10.0), Moved(lt, 1, 0, 100))
+    shown(made, done(lt, 0, seconds=10.0), Stepped(lt, 1, 0, 100))
     assert made.time_left() == pytest.approx(400 / 80 * 10)
     shown(made, Note(f"{other}: it broke", failed=True))
     assert made.time_left() == pytest.approx(200 / 80 * 10), "it trains no more"
-    shown(Progress({lt: 2}, 1, False), Connected(lt, 1, 1.0, 1.0, True, 0.25))
+    shown(Progress({lt: 2}, 1, False), BarriersMeasured(lt, 1, 1.0, 1.0, True, 0.25))
     assert "round 1 1.00 points (test), 1.00 (train): stable; from round 0: 0.25 (test)" in capsys.readouterr().out
     elsewhere = Progress({lt: 3}, 1, False)  # nothing is heard of it but its finished rounds
     shown(elsewhere, done(lt, 0, seconds=60.0))
@@ -125,7 +125,7 @@ def test_time_left_counts_trainings_alone_from_the_first_step(clock: list[float]
 
 def test_files_get_plain_lines(capsys: Capture) -> None:
     evaluations = [evaluated(RUNS[0], 0, iteration, 5000) for iteration in (200, 1000, 1200, 4900, 5000)]
-    shown(Progress({RUNS[0]: 1}, 2, False), Moved(RUNS[0], 0, 0, 5000), *evaluations, done(RUNS[0], 0))
+    shown(Progress({RUNS[0]: 1}, 2, False), Stepped(RUNS[0], 0, 0, 5000), *evaluations, done(RUNS[0], 0))
     head, *lines, row = capsys.readouterr().out.splitlines()
     assert head.split() == ["run", "round", "remaining", "ES", "val", "test", "seconds", "time", "left"]
     assert [line.split()[4] for line in lines] == ["1000", "4900", "5000"], "every two epochs, and the last"

@@ -7,15 +7,29 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers import Capture, Patch, Told, assert_released, assert_same, do, experiment, held, results, settings, works
+from helpers import (
+    CPU,
+    Capture,
+    Patch,
+    Told,
+    assert_released,
+    assert_same,
+    do,
+    experiment,
+    held,
+    results,
+    settings,
+    works,
+)
 
 import main
 import utils
-from lth.commands import session
+from lth.commands import loop, session
 from lth.commands.progress import Progress
-from lth.commands.queue import FAILED, Piece, Queue, Watch
+from lth.commands.queue import FAILED, FolderWatcher, Piece, Queue
 from lth.experiment.trainer import Event, Note, RoundDone
 from lth.records import files, tables
+from lth.records.files import RecordError
 from lth.records.lock import Locks
 from lth.records.tables import Run, runs_of
 from lth.settings import flags
@@ -57,14 +71,14 @@ def test_work_is_taken_as_soon_as_it_has_what_it_needs(place: Path, locks: Locks
     queue.give_back(piece_of(config, runs_of(config)[2], 1), {})
     train(config, lt, rounds=3)
     assert taken(queue) == [("ticket_reinit seed0", 3)], "it follows lt, which is still being trained"
-    assert queue.left()[lt.runs[0]] == 1 and sum(queue.left().values()) == 17 and queue.open()
+    assert queue.left()[lt.runs[0]] == 1 and sum(queue.left().values()) == 17 and queue.unfinished()
 
 
 def test_what_failed_is_not_tried_again_and_what_needs_it_is_not_waited_for(place: Path, locks: Locks) -> None:
     """Here or in another process of the command; later commands try again, since the reason may be gone."""
     config, told = settings(place, prune_type=("lt", "ticket_reinit")), Told()
     queue, other, looking = Queue(works(config), locks), Queue(works(config), Locks()), Queue(works(config))
-    watch = Watch(looking, told, [os.getpid()])
+    watch = FolderWatcher(looking, told, [os.getpid()])
     piece = queue.take()
     assert piece is not None
     train(config, piece, rounds=1)
@@ -72,19 +86,35 @@ def test_what_failed_is_not_tried_again_and_what_needs_it_is_not_waited_for(plac
     assert (piece.runs[0].dumps / FAILED).read_text() == "the loss became nan\n"
     watch.look()
     assert not told, "what our own processes do they tell themselves"
-    assert taken(queue) == [("ticket_reinit seed0", 3)] and other.open()
+    assert taken(queue) == [("ticket_reinit seed0", 3)] and other.unfinished()
     queue.give_back(piece_of(config, runs_of(config)[1], 3), {runs_of(config)[1]: "no ticket"})
-    assert queue.take() is other.take() is None and not queue.open() and not other.open()
+    assert queue.take() is other.take() is None and not queue.unfinished() and not other.unfinished()
     assert queue.failed == other.failed == dict(zip(runs_of(config), ["the loss became nan", "no ticket"], strict=True))
     later = Queue(works(config), locks)
-    later.try_again()
+    later.clear_failures()
     assert taken(later) == [("lt seed0", 3), ("ticket_reinit seed0", 1)]
     assert not list(place.rglob(FAILED)) and not later.failed
 
 
+def test_a_failure_that_cannot_be_written_ends_the_command(place: Path, monkeypatch: Patch) -> None:
+    """Otherwise a worker's failed run would be unknown to its parent, whose exit code would be 0."""
+    config, write = settings(place, trials=2), files.write
+
+    def full(file: Path, content: bytes) -> None:
+        if file.name == FAILED:
+            raise RecordError("the disk is full")
+        write(file, content)
+
+    monkeypatch.setattr(files, "write", full)
+    monkeypatch.setattr(loop.Worker, "train", lambda self, piece: dict.fromkeys(piece.runs, "the loss became nan"))
+    with Locks() as locks, pytest.raises(RecordError, match="the disk is full"):
+        loop.work(Queue(works(config), locks), loop.Worker(CPU, Told(), lambda: False))
+    assert_released(place)
+
+
 def test_stacks_are_taken_together_and_those_that_need_others_after_them(place: Path, locks: Locks) -> None:
     config = settings(place, prune_type=("lt", "reinit", "ticket_reinit"), trials=2, stack=2)
-    queue = Queue(works(config, together=99), locks)
+    queue = Queue(works(config, piece_size=99), locks)
     piece = queue.take()
     assert piece is not None and queue.take() is None and piece.rounds == 3
     assert list(map(str, piece.runs)) == ["lt seed0", "reinit seed0", "lt seed1", "reinit seed1"]
@@ -107,7 +137,7 @@ def test_what_another_process_holds_is_left_to_it(place: Path, locks: Locks, mon
         return inner(self, folder)
 
     queue, told = Queue(works(config), locks), Told()
-    watch = Watch(queue, told)
+    watch = FolderWatcher(queue, told)
     with held(first.dumps):
         with monkeypatch.context() as patch:
             patch.setattr(Locks, "try_take", try_take)
@@ -119,7 +149,7 @@ def test_what_another_process_holds_is_left_to_it(place: Path, locks: Locks, mon
         assert told.notes.count("waiting for others: process 77 on elsewhere has lt seed0, ") == 1
         train(config, piece_of(config, third, 3))
         queue.give_back(piece_of(config, third, 3), {})
-        assert queue.take() is None and queue.open(), "one is still another's"
+        assert queue.take() is None and queue.unfinished(), "one is still another's"
     assert taken(queue) == [("lt seed0", 3)]
 
 
@@ -128,7 +158,7 @@ def test_what_others_do_is_shown_once_and_what_ours_do_by_themselves(place: Path
     lt, reinit = runs_of(config)
     train(config, piece_of(config, lt, 1))
     queue = Queue(works(config))
-    watch = Watch(queue, told, [os.getpid()])
+    watch = FolderWatcher(queue, told, [os.getpid()])
     train(config, piece_of(config, reinit, 2))
     with held(reinit.dumps):
         for _ in range(2):
@@ -145,7 +175,7 @@ def test_what_others_do_is_shown_once_and_what_ours_do_by_themselves(place: Path
     with Locks() as locks:
         locks.take(lt.dumps)
         train(config, piece_of(config, lt, 2))
-        watch.hear(RoundDone(lt, {"round": 1}, 1.0, ()))
+        watch.pass_on(RoundDone(lt, {"round": 1}, 1.0, ()))
     watch.due = 0
     watch.look()
     assert told[3:] == [RoundDone(lt, {"round": 1}, 1.0, ())]

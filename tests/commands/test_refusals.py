@@ -64,7 +64,7 @@ def test_an_edited_model_is_refused_wherever_its_rounds_would_meet_the_old_ones(
     session.run(config)
     edit(place)
     here = str(runs_of(config)[0].dumps)
-    told = ("another experiment, the model has changed since", "--name must be another one")
+    told = ("--name must be new, since", "holds results of a different model")
     words = (here, *told, "or overwrite them")
     refused(config, *words)  # finished as it is
     refused(replace(config, prune_iterations=3), *words)
@@ -83,12 +83,12 @@ def test_an_edited_model_is_refused_wherever_its_rounds_would_meet_the_old_ones(
 def test_other_data_are_refused_wherever_their_rounds_would_meet_the_old_ones(place: Path, capsys: Capture) -> None:
     config = settings(place, prune_iterations=2)
     session.run(replace(config, data=other_data(place)))
-    words = (str(runs_of(config)[0].dumps), "the data have changed since; or overwrite them")
+    words = (str(runs_of(config)[0].dumps), "holds results of different data; or overwrite them")
     refused(config, *words)
     refused(replace(config, trials=2), *words)
     refused(replace(config, prune_iterations=3), *words)
     edit(place)
-    refused(config, "the model and the data have changed since")
+    refused(config, "holds results of a different model and different data")
     edit(place, "nn.Tanh()", "nn.ReLU()")
     np.savez_compressed(place / "data/tiny.npz", **arrays(seed=1))  # the same arrays in another file
     (place / "data/tiny.npz").touch()
@@ -103,8 +103,8 @@ def test_other_settings_are_refused_beside_the_runs_of_the_same_name(place: Path
     (run,) = session.run(config)
     words = [
         "beside these runs",
-        "--name must be another one",
-        "of other settings (lr 0.01, now 0.02); or move them away",
+        "--name must be new",
+        "of different settings (lr 0.01, now 0.02); or move them away",
     ]
     for other in (replace(config, seed=1), replace(config, prune_type=("reinit",))):
         refused(replace(other, lr=0.02), str(run.dumps), *words)
@@ -138,7 +138,7 @@ def test_results_of_different_models_are_never_averaged(place: Path, capsys: Cap
     copied = replace(two, root=place)
     for kind in ("dumps", "saves"):
         shutil.copytree(two.folder(kind), copied.folder(kind))
-    with pytest.raises(ValueError, match=r"different experiments \(another model\) and are not averaged"):
+    with pytest.raises(ValueError, match=r"different experiments \(a different model\) and are not averaged"):
         verdict.table([one, copied])
     assert utils.exit_code(combine_plots.main, ["--root", str(place), "--grid", "--format", "svg"]) == 2
     said = capsys.readouterr()

@@ -320,7 +320,7 @@ def test_a_run_learns_from_pictures_and_continues_only_with_the_same_ones(place:
     assert "image_size=8" in run.settings and lth.results(place)["test"].iloc[0] == 100
     session.run(settings(place, **asked, prune_iterations=1, end_iter="12it"))
     Image.new("RGB", (12, 12), RED).save(folder / "train" / "violet" / "0.png")
-    with pytest.raises(ConfigError, match="the data have changed since"):
+    with pytest.raises(ConfigError, match="holds results of different data"):
         session.run(settings(place, **asked, prune_iterations=1, end_iter="12it"))
 
 

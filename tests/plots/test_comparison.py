@@ -187,7 +187,7 @@ def test_training_has_a_panel_per_arm_and_a_line_per_sparsity(make_runs: MakeRun
     assert len({(axes.get_xlim(), axes.get_ylim()) for axes in drawn}) == 1
     found, rounds = lines_in(drawn[0]), tables.table(runs[2], "rounds")
     assert list(found) == [f"{labels.percent(rounds['remaining'][number])}%" for number in labels.spread(range(12), 6)]
-    evals = tables.lines([run for run in runs if run.arm == "lt"], "evals").query("round == 11")
+    evals = tables.combined([run for run in runs if run.arm == "lt"], "evals").query("round == 11")
     iterations, means = list(found.values())[-1]
     expected = evals.groupby("iteration")["test"].mean()
     assert iterations.tolist() == expected.index.tolist()

@@ -91,7 +91,7 @@ def browser() -> Iterator[Any]:
 @pytest.mark.slow
 def test_in_a_browser(browser: Any, make_runs: MakeRuns, tmp_path: Path) -> None:
     runs = make_runs(rounds=5)
-    config = tables.config_of(runs[0]) | {"settings": {"name": EVIL}, "command": [EVIL]}
+    config = tables.read_config(runs[0]) | {"settings": {"name": EVIL}, "command": [EVIL]}
     files.write_json(runs[0].dumps / "config.json", config)
     table = verdict.table(runs)
     comparison(runs, picture := tmp_path / "comparison.png")

@@ -27,7 +27,7 @@ def test_a_row_per_layer_and_arms_that_agree_share_a_panel(make_runs: MakeRuns) 
     axes = layers(runs).axes[0]
     assert axes.get_title() == "lt, reinit"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["fc1 (768)", "fc2 (48)"]
-    kept = tables.lines(runs, "layers").groupby(["layer", "round"])["remaining"].mean()
+    kept = tables.combined(runs, "layers").groupby(["layer", "round"])["remaining"].mean()
     assert [text.get_text() for text in axes.texts] == [labels.percent(value) for value in kept]
 
 

@@ -134,21 +134,21 @@ def without(error: int) -> Callable[..., bool]:
 
 
 def test_storage_without_locks_serves_one_process(tmp_path: Path, monkeypatch: Patch) -> None:
-    assert lock.probe(tmp_path / "new", alone=False) == "" and list((tmp_path / "new").iterdir()) == []
+    assert lock.probe(tmp_path / "new", optional=False) == "" and list((tmp_path / "new").iterdir()) == []
     (tmp_path / "new").rmdir()
     monkeypatch.setattr(lock, "lock_descriptor", without(errno.EIO))  # a disk that fails is another matter
-    for use in (lambda: lock.probe(tmp_path, True), lambda: Locks(alone=True).take(tmp_path / "seed0")):
+    for use in (lambda: lock.probe(tmp_path, optional=True), lambda: Locks(optional=True).take(tmp_path / "seed0")):
         with pytest.raises(RecordError, match="cannot write"):
             use()
     (tmp_path / "seed0.lock").unlink()
     monkeypatch.setattr(lock, "lock_descriptor", without(errno.ENOLCK))
     with pytest.raises(RecordError, match=rf"file system of {tmp_path} has no locks \(.*\), which several processes"):
-        lock.probe(tmp_path, alone=False)
-    assert f"the file system of {tmp_path} has no locks" in lock.probe(tmp_path, alone=True)
+        lock.probe(tmp_path, optional=False)
+    assert f"the file system of {tmp_path} has no locks" in lock.probe(tmp_path, optional=True)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(RecordError, match="cannot write"):
         Locks().take(tmp_path / "seed0")
-    Locks(alone=True).take(tmp_path / "seed0")
+    Locks(optional=True).take(tmp_path / "seed0")
 
 
 def test_mounts_whose_locks_hold_on_one_machine_are_named(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_a_damaged_journal_line_ends_the_good_rounds(finished: Config, run: Run,
         with pytest.raises(RecordError, match=r"journal\.jsonl is damaged in line 2: the command that made it"):
             reading()
     spoiled: list[RecordError] = []
-    assert tables.find(run.root, spoiled=spoiled.append) == [] and len(spoiled) == 1
+    assert tables.find(run.root, on_error=spoiled.append) == [] and len(spoiled) == 1
     go(finished, run, MORE)
     (copy,) = run.dumps.glob("*.before-*")
     assert copy.read_bytes() == damaged
@@ -311,12 +311,12 @@ def test_a_crafted_checkpoint_is_damaged(store: Store) -> None:
     sound = {"round": 1, "iteration": 8, "seconds": {}, "supermask": None}
     file = store.file("checkpoint")
     save_tensors(file, {"evals": torch.ones(1, 5)}, "settings", **sound)
-    assert store.saved()[0] == 1
+    assert store.read_checkpoint()[0] == 1
     crafted: list[tuple[int, dict[str, Any]]] = [(5, {"round": "one"}), (5, {"seconds": 3}), (5, {"iteration": None})]
     for evals, facts in (*crafted, (5, {"name": "dense"}), (3, {})):
         save_tensors(file, {"evals": torch.ones(1, evals)}, "settings", **{**sound, **facts})
         with pytest.raises(Damaged, match=r"checkpoint\.safetensors"):
-            store.saved()
+            store.read_checkpoint()
 
 
 class Malicious:
@@ -346,7 +346,7 @@ DAMAGE: dict[str, Callable[[Path], bytes]] = {
     "text": lambda file: b"these are no weights\n" * 40,
     "zeros": lambda file: bytes(file.stat().st_size),
     "pickle": lambda file: pickle.dumps(Malicious(file.with_name("executed"))),
-    "belongs to other settings": with_metadata(identity="0123456789abcdef"),
+    "belongs to different settings": with_metadata(identity="0123456789abcdef"),
     "newer version": with_metadata(format="2"),
     "checksum is wrong": lambda file: file.read_bytes().replace(b"4321", b"4322"),
     "foreign": lambda file: safetensors.torch.save({"a": torch.ones(3)}),
@@ -387,7 +387,7 @@ def test_rounds_that_are_made_again_leave_nothing_but_the_ticket_they_start_from
     copies = ["ticket_02 copy", "ticket_03 (1)", "ticket_3", "ticket_best", "trained_03_old", "trained_best"]
     for name in (*files, "initial", "dense", *copies):
         store.file(name).touch()
-    assert list(store.of_rounds("ticket")) == [0, 1, 2, 3]
+    assert list(store.files_by_round("ticket")) == [0, 1, 2, 3]
     store.drop_rounds(2)
     kept = ["dense", "initial", "ticket_00", "ticket_01", "ticket_02", "trained_00", "trained_01"]
     assert sorted(file.stem for file in saves.iterdir()) == sorted([*kept, *copies])

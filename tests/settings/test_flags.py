@@ -15,7 +15,7 @@ from helpers import Capture, Mlp, Patch
 import main
 import utils
 from lth.commands import forecast
-from lth.commands.prepare import plain_settings
+from lth.commands.prepare import json_settings
 from lth.settings import VERSION
 from lth.settings.arms import ARMS, CONTROLS, CRITERIA
 from lth.settings.config import PROJECT, Config, ConfigError
@@ -161,7 +161,7 @@ def test_a_runs_config_file_repeats_it(tmp_path: Path) -> None:
     ):
         config = parse(argv.split())
         file = tmp_path / "config.json"
-        file.write_text(json.dumps({"settings": plain_settings(config), "versions": {}}))
+        file.write_text(json.dumps({"settings": json_settings(config), "versions": {}}))
         assert parse(["--config", str(file)]) == config
         again = parse(["--config", str(file), "--lr", "0.5", "--root", "/else"])
         assert again == dataclasses.replace(config, lr=0.5, root=Path("/else"))
@@ -171,7 +171,7 @@ def test_a_config_file_gives_back_the_data_folder(tmp_path: Path) -> None:
     """Other images under the same name gave 70.78% in place of 61.67%, without a word."""
     (tmp_path / "images").mkdir()
     file = tmp_path / "config.json"
-    file.write_text(json.dumps({"settings": plain_settings(parse(["--data", os.path.relpath(tmp_path / "images")]))}))
+    file.write_text(json.dumps({"settings": json_settings(parse(["--data", os.path.relpath(tmp_path / "images")]))}))
     assert parse(["--config", str(file)]).data == tmp_path / "images"
     (tmp_path / "images").rmdir()
     with pytest.raises(ConfigError, match=r"--config .*images, which is no folder here: give --data"):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lth import data
 from lth.commands import loop, session
 from lth.data.images import Feed
-from lth.records.tables import config_of
+from lth.records.tables import read_config
 from lth.settings.config import Config
 from lth.training import cuda_graph, problem, train
 from lth.training.hardware import Beat, channels_last
@@ -160,7 +160,7 @@ def test_a_kept_error_keeps_no_network() -> None:
             raise TrialError("failed") from error
 
     with gpu():
-        trainer = loop.Trainer(CUDA, print, lambda: False)
+        trainer = loop.Worker(CUDA, print, lambda: False)
         trainer.experiment = SimpleNamespace(run=run)  # type: ignore[assignment]
         with pytest.raises(TrialError) as caught:
             trainer.train(SimpleNamespace(work=None, runs=[], rounds=1))  # type: ignore[arg-type]
@@ -277,7 +277,7 @@ def test_a_run_goes_on_with_as_many_stacked_trials_as_it_began_with(place: Path,
         config = settings(place, arch_type="conv", gpu="0", prune_iterations=rounds, stack=stack)
         with gpu():
             (run,) = session.run(config)
-        found.append(config_of(run)["stack"])
+        found.append(read_config(run)["stack"])
     assert found == [1, 1, 2] and measured == [1, 4]
 
 
