@@ -133,13 +133,9 @@ def test_recover_goes_on_with_the_same_network_rule_optimiser_loss_and_data_only
         ),
     )
     for change, words in changes:
-        with pytest.raises(
-            ValueError, match=f"recover must hold .* the same experiment, but .* holds results of {words}$"
-        ):
+        with pytest.raises(ValueError, match=f"recover must hold .* the same experiment, but .* results of {words}$"):
             go_on(**change, recover=tmp_path, rounds=3)
-        with pytest.raises(
-            ValueError, match=rf"save must be a folder without .* another experiment.* results of {words}$"
-        ):
+        with pytest.raises(ValueError, match=f"save must be a folder without .* another experiment.* of {words}$"):
             go_on(**change, save=tmp_path, random=True)
     with pytest.raises(ValueError, match=r"holds results of a different loss"):
         go_on(smooth=0.1, recover=tmp_path, rounds=3)

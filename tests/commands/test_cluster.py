@@ -51,14 +51,14 @@ def test_a_cancelled_task_writes_a_checkpoint_and_lets_go(
     config = settings(place, checkpoint_every=100)
     came: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda *_: came.append(signal.SIGTERM))
-    train = cluster.Trainer.train
+    train = cluster.Worker.train
 
     def interrupted(self: Any, piece: Any) -> Any:
         signal.raise_signal(signum)
         signal.raise_signal(signum)  # Ray says it again and again
         return train(self, piece)
 
-    monkeypatch.setattr(cluster.Trainer, "train", interrupted)
+    monkeypatch.setattr(cluster.Worker, "train", interrupted)
     try:
         assert done(config) == []
     finally:
@@ -116,7 +116,7 @@ def test_progress_is_read_in_the_folder_and_idle_tasks_end(place: Path, capsys: 
         return cluster.contextlib.nullcontext(Cluster(ray, config))
 
     monkeypatch.setattr(cluster, "connected", connected)
-    monkeypatch.setattr(cluster, "installed", lambda: None)
+    monkeypatch.setattr(cluster, "check_installed", lambda: None)
     monkeypatch.setattr(cluster.torch.cuda, "is_available", lambda: False)
     session.run(config)
     out = capsys.readouterr().out
