@@ -63,7 +63,7 @@ def test_the_returned_net_has_the_weights_at_early_stop_not_the_last_ones(tmp_pa
     )
     assert history[-1]["ES"] < 30
     (folder,) = tmp_path.glob("saves/*/*/*/*/seed0")
-    last = Store(tables.Run(tmp_path, *folder.parts[-5:-1], 0)).saved()[1].final  # type: ignore[arg-type]
+    last = Store(tables.Run(tmp_path, *folder.parts[-5:-1], 0)).read_checkpoint()[1].final  # type: ignore[arg-type]
     assert not net.get_parameter("fc2.weight").equal(last["fc2.weight"])
     net.eval()
     with torch.no_grad():
