@@ -21,7 +21,7 @@ from lth.models import building
 from lth.models.building import Build, State
 from lth.pruning import Masks
 from lth.settings.config import PROJECT, Config
-from lth.settings.names import KNOWN
+from lth.settings.names import TORCHVISION
 from lth.training.hardware import channels_last, numerics
 from lth.training.network import Network
 from lth.training.optimizers import Fused
@@ -46,7 +46,7 @@ class Problem:
     def of(cls, name: str, folder: Path) -> Problem:
         """The problem `model/dataset`, as fc1/mnist; made-up images where `folder` has no <dataset>.npz."""
         model, dataset = name.split("/")
-        synthetic = not (folder / f"{dataset}.npz").exists() and dataset in KNOWN
+        synthetic = not (folder / f"{dataset}.npz").exists() and dataset in TORCHVISION
         images = random_images(dataset) if synthetic else load(dataset, folder)
         return cls(name, images, building.find(model, dataset, images.classes), synthetic)
 
@@ -71,9 +71,11 @@ class Problem:
 def random_images(dataset: str) -> Images:
     """60,000 images of noise in the shape of `dataset`."""
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (60_000, *KNOWN[dataset].shape), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, KNOWN[dataset].classes, (60_000,), generator=generator)
-    return Images(dataset, pixels[:50_000], labels[:50_000], pixels[50_000:], labels[50_000:], KNOWN[dataset].classes)
+    pixels = torch.randint(0, 256, (60_000, *TORCHVISION[dataset].shape), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, TORCHVISION[dataset].classes, (60_000,), generator=generator)
+    return Images(
+        dataset, pixels[:50_000], labels[:50_000], pixels[50_000:], labels[50_000:], TORCHVISION[dataset].classes
+    )
 
 
 def add_problem_flags(parser: argparse.ArgumentParser, models: Sequence[str]) -> None:

@@ -63,7 +63,7 @@ NAMES |= {"arch_type": "net", "dataset": "dataset"}  # what messages call the se
 def parser() -> flags.Parser:
     """The parser of this command line, which gives the text of main.py's settings."""
     made = flags.Parser(prog="lth", description=ABOUT)
-    nets, sets = "lenet (fc1), resnet (resnet20), vgg (vgg16) or any model under archs/", ", ".join(names.KNOWN)
+    nets, sets = "lenet (fc1), resnet (resnet20), vgg (vgg16) or any model under archs/", ", ".join(names.TORCHVISION)
     made.add_argument("arch_type", metavar="net", type=lambda net: NETS.get(net.lower(), net), help=nets)
     about = f"{sets} or a file of yours: see --data"
     made.add_argument("dataset", type=lambda name: DATASETS.get(name.lower(), name), help=about)
@@ -88,7 +88,7 @@ def parse(argv: Sequence[str]) -> Config:
     known, unknown = made.parse_known_args(argv)
     problems = flags.unknown_problems(made, unknown)
     given = vars(known) | {
-        "data": str(names.holder(known.dataset, Path(known.data))),
+        "data": str(names.data_folder(known.dataset, Path(known.data))),
         "end_iter": f"{known.end_iter}it",
         "prune_iterations": known.prune_iterations + 1,
         "valid_freq": "1" if known.valid_freq == -1 else f"{known.valid_freq}it",

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from lth import rng
 from lth.models import prunable as layers
-from lth.models.building import renamed
+from lth.models.building import match_names
 from lth.models.prunable import BIAS, CONV, EMBEDDING, FC
 from lth.pruning import Masks, Weights
-from lth.settings.checks import said, shown
+from lth.settings.checks import error_with_type, short_repr
 
 Rule = Callable[[nn.Module], object]  # prunes a model in place with torch.nn.utils.prune
 
@@ -71,7 +71,7 @@ def check_rule(rule: object) -> Rule:
     """`rule` itself; TypeError unless it can be called with a network and then does its work."""
     expected = "prune_rule must be a function of the network that prunes it with torch.nn.utils.prune"
     if not callable(rule):
-        raise TypeError(f"{expected}, not {shown(rule)}")
+        raise TypeError(f"{expected}, not {short_repr(rule)}")
     if inspect.isgeneratorfunction(rule) or inspect.iscoroutinefunction(rule):
         raise TypeError(f"{expected}, not one with `yield` or `async`, which never runs")
     with contextlib.suppress(ValueError):  # some built-in functions have no signature
@@ -82,7 +82,7 @@ def check_rule(rule: object) -> Rule:
     return rule
 
 
-def by_rule(rule: Rule, model: nn.Module, final: Weights, masks: Masks, seed: int) -> Masks:
+def apply_rule(rule: Rule, model: nn.Module, final: Weights, masks: Masks, seed: int) -> Masks:
     """`masks` after `rule` has pruned `model` (changed in place) with the weights `final`.
 
     What the rule masks or sets to 0, in whatever parameter, by torch.nn.utils.prune or in place, is pruned; what was
@@ -102,7 +102,7 @@ def by_rule(rule: Rule, model: nn.Module, final: Weights, masks: Masks, seed: in
         with rng.seeded(seed):
             result = rule(model)
     except Exception as error:
-        raise RuntimeError(f"prune_rule failed with {said(error)}") from error
+        raise RuntimeError(f"prune_rule failed with {error_with_type(error)}") from error
     if isinstance(result, nn.Module) and result is not model:
         raise TypeError("prune_rule must prune the network that it is given, but returns another one")
     now = dict(model.named_modules())
@@ -136,7 +136,7 @@ def _standing(model: nn.Module) -> Masks:
     for path, module in model.named_modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                bare = layers.bare(module, name)
+                bare = layers.unmasked_name(module, name)
                 here = getattr(module, bare).detach().cpu() != 0
                 if parameter.shape == here.shape:
                     here &= parameter.detach().cpu() != 0
@@ -152,7 +152,7 @@ def attach(model: nn.Module, masks: Masks) -> nn.Module:
     """Put masks on `model` (changed in place) as torch.nn.utils.prune does, so that PyTorch's tools see them: on a tied
     weight in each of its layers, which continue to share it."""
     tied = {name: names for names in layers.all_names(model).values() for name in names}
-    for name, mask in renamed(masks, tied).items():
+    for name, mask in match_names(masks, tied).items():
         for each in tied[name]:
             path, _, parameter = each.rpartition(".")
             module = model.get_submodule(path)
@@ -190,7 +190,7 @@ def detach(model: nn.Module) -> Masks:
     return masks
 
 
-def pruned_by_torch(state: Mapping[str, Tensor]) -> Masks:
+def torch_masks(state: Mapping[str, Tensor]) -> Masks:
     """The masks of torch.nn.utils.prune in a state dict, by the names of the parameters."""
     bare = [name.removesuffix("_orig") for name in state if name.endswith("_orig")]
     return {name: state[f"{name}_mask"].bool() for name in bare if f"{name}_mask" in state}

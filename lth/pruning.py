@@ -72,7 +72,7 @@ def quotas(masks: Masks, percents: Mapping[str, float], scope: str = "layer", ro
     return found
 
 
-def together(quotas: Sequence[Quota], percents: Mapping[str, float]) -> list[Quota]:
+def merge_quotas(quotas: Sequence[Quota], percents: Mapping[str, float]) -> list[Quota]:
     """`quotas` that keep as many weights in all, with all layers competing that `percents` prunes at all."""
     spared = [quota for quota in quotas if not percents[quota.layers[0]]]
     pruned = [quota for quota in quotas if quota not in spared]
@@ -106,7 +106,7 @@ def keep_highest(
     return {name: pruned[name] for name in masks}
 
 
-def tied(scores: Weights, before: Masks, after: Masks, quotas: Sequence[Quota]) -> int:
+def count_ties(scores: Weights, before: Masks, after: Masks, quotas: Sequence[Quota]) -> int:
     """How many survivors of `after` have the score of weights that were pruned from `before` for the same quota."""
     count = 0
     for quota in quotas:
@@ -174,7 +174,7 @@ def percents(model: nn.Module, rates: Mapping[str, float], embeddings: bool = Fa
     return {name: rates[kind] for name, kind in layer_kinds(model, embeddings).items()}
 
 
-def odd_output(model: nn.Module, classes: int, embeddings: bool = False) -> str:
+def output_layer_note(model: nn.Module, classes: int, embeddings: bool = False) -> str:
     """A sentence if the Linear layer that counts as the output layer of `model` gives other outputs than one a class,
     and another one gives these; else ""."""
     given = {name: getattr(part.layer, "out_features", 0) for name, part in _prunable(model, embeddings).items()}

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from lth import pruning
-from lth.models.building import State, plain
+from lth.models.building import State, unwrapped_name
 from lth.models.probe import changes_weight
-from lth.prune import pruned_by_torch
+from lth.prune import torch_masks
 from lth.pruning import Masks
 from lth.settings import checks
-from lth.settings.checks import shown
+from lth.settings.checks import short_repr
 
 CONTROLS = ("reinit", "shuffle", "random")
 TICKET = "a ticket (with .masks and .start) or a dict of masks by the names of parameters"
@@ -91,9 +91,9 @@ def audit(
         lth.AuditError: something is wrong with the ticket or the model; it says what, where and how much.
         TypeError, ValueError: an argument cannot be audited.
     """
-    checks.truth("trained", trained)
+    checks.boolean("trained", trained)
     if control is not None:
-        checks.word("control", control, CONTROLS)
+        checks.one_of("control", control, CONTROLS)
     if (control is None) != (original is None):
         raise ValueError("control and original must be given together")
     given = model if ticket is None else ticket
@@ -136,13 +136,13 @@ def _masks(where: str, given: Any) -> Masks:
     """The masks of a ticket, of a network that has some, or given as such, on the CPU."""
     given = _unpacked(given)
     state = given.state_dict() if isinstance(given, nn.Module) else given
-    masks = (isinstance(state, Mapping) and pruned_by_torch(state)) or getattr(given, "masks", given)
+    masks = (isinstance(state, Mapping) and torch_masks(state)) or getattr(given, "masks", given)
     if not isinstance(masks, Mapping) or not masks or not all(isinstance(mask, Tensor) for mask in masks.values()):
-        raise TypeError(f"{where} must be {TICKET}, not {shown(given)}")
+        raise TypeError(f"{where} must be {TICKET}, not {short_repr(given)}")
     for name, mask in masks.items():
         if bad := int(((mask != 0) & (mask != 1)).sum()):
             raise ValueError(f"{where} must have masks of 0 and 1, but {bad} values of that of {name} are others")
-    return {plain(str(name)): mask.detach().cpu().bool() for name, mask in masks.items()}
+    return {unwrapped_name(str(name)): mask.detach().cpu().bool() for name, mask in masks.items()}
 
 
 def _unpacked(given: Any) -> Any:
@@ -161,9 +161,9 @@ def _state(where: str, given: Any) -> State:
     torch.nn.utils.prune."""
     given = _unpacked(given)
     if not isinstance(given, (nn.Module, Mapping)):
-        raise TypeError(f"{where} must be a torch.nn.Module or a state dict, not {shown(given)}")
+        raise TypeError(f"{where} must be a torch.nn.Module or a state dict, not {short_repr(given)}")
     state = given.state_dict() if isinstance(given, nn.Module) else given
-    state = {plain(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    state = {unwrapped_name(name): value for name, value in state.items() if isinstance(value, Tensor)}
     first: dict[Hashable, str] = {}
     return {
         name.removesuffix("_orig") if f"{name.removesuffix('_orig')}_mask" in state else name: value.detach().cpu()
@@ -193,7 +193,7 @@ def _other_shapes(value: State, masks: Masks) -> Problems:
 def _changed(model: Any, masks: Masks) -> Problems:
     """Layers that fill the zeros of their weights before they multiply."""
     for path, layer in model.named_modules() if isinstance(model, nn.Module) else ():
-        mask = masks.get(plain(f"{path}.weight" if path else "weight"))
+        mask = masks.get(unwrapped_name(f"{path}.weight" if path else "weight"))
         if mask is not None and not mask.all() and changes_weight(layer):
             end = " changes its weight before it multiplies: pruned weights are not 0 in the forward pass"
             yield "", f"{path} ({type(layer).__name__})", end
@@ -326,7 +326,7 @@ def _counts(masks: Masks, before: Masks, remaining: Any, percent: Any) -> Proble
 
 def _percentage(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a percentage, not {shown(value)}")
+        raise TypeError(f"{name} must be a percentage, not {short_repr(value)}")
     if not 0 <= float(value) <= 100:
         raise ValueError(f"{name} must be a percentage from 0 to 100, not {value}")
     return float(value)

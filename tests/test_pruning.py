@@ -129,9 +129,9 @@ def test_an_output_layer_that_is_not_defined_last_is_said() -> None:
             self.head, self.body = nn.Linear(64, 10), nn.Linear(784, 64)
 
     assert pruning.layer_kinds(HeadFirst())["body.weight"] == "output"
-    told = pruning.odd_output(HeadFirst(), classes=10)
+    told = pruning.output_layer_note(HeadFirst(), classes=10)
     assert "for body.weight" in told and "64 outputs; head.weight has" in told
-    assert pruning.odd_output(HeadFirst(), classes=64) == "" == pruning.odd_output(HeadFirst(), classes=7)
+    assert pruning.output_layer_note(HeadFirst(), classes=64) == "" == pruning.output_layer_note(HeadFirst(), classes=7)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_pruning_at_once_counts_as_round_by_round(
     assert [quota.keep for quota in quotas] == [sum(int(masks[n].sum()) for n in q.layers) for q in quotas]
     at_once = pruning.keep_highest(scores, dense, quotas)
     assert all(torch.equal(at_once[name], masks[name]) for name in masks), "the same scores keep the same weights"
-    joined = pruning.together(quotas, percents)
+    joined = pruning.merge_quotas(quotas, percents)
     assert sum(quota.keep for quota in joined) == sum(pruning.survivors(masks).values())
     assert sorted(name for quota in joined for name in quota.layers) == sorted(masks)
     competing = [set(quota.layers) for quota in joined if any(percents[name] for name in quota.layers)]

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from lth import pruning
 from lth.api.saved_ticket import SavedTicket, load_ticket
-from lth.prune import pruned_by_torch
+from lth.prune import torch_masks
 from lth.records import tables
 from lth.records.store import Store
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
-from lth.settings.checks import ConfigError, first_line
+from lth.settings.checks import ConfigError, error_message
 from lth.settings.flags import Parser, unknown_problems
 from lth.settings.values import TicketName
 from lth.testing import AuditError, audit
@@ -111,14 +111,14 @@ def _ticket(text: str) -> Any:
         ticket = TicketName.parse(text)
         return load_ticket(ticket.folder, round=ticket.round)
     except ValueError as error:
-        raise ConfigError(f"--ticket {first_line(error)}") from None
+        raise ConfigError(f"--ticket {error_message(error)}") from None
 
 
 def _read(file: Path) -> dict[str, Tensor]:
     try:
         held = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zipfile and torch raise a dozen kinds of it
-        raise ConfigError(f"{file} cannot be read as a state dict ({first_line(error)})") from None
+        raise ConfigError(f"{file} cannot be read as a state dict ({error_message(error)})") from None
     inner = next((held[key] for key in ("state_dict", "model_state_dict", "model") if key in held), held)
     state = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
     if not state:
@@ -128,7 +128,7 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 def _masks(state: Mapping[str, Tensor]) -> pruning.Masks:
     """What is pruned: by the masks of torch.nn.utils.prune, or else where weights of two or more dimensions are 0."""
-    return pruned_by_torch(state) or {name: value != 0 for name, value in state.items() if value.ndim > 1}
+    return torch_masks(state) or {name: value != 0 for name, value in state.items() if value.ndim > 1}
 
 
 def _sparsity(state: Mapping[str, Tensor]) -> str:

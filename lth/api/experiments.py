@@ -74,9 +74,9 @@ def run(callback: Callback | None = None, **settings: Any) -> Result:
     lth.commands.session.TrialsFailed if a loss was not finite; lth.records.files.RecordError if a file cannot be
     written.
     """
-    checks.settings("lth.run", settings, ALLOWED)
+    checks.known_arguments("lth.run", settings, ALLOWED)
     if callback is not None and not callable(callback):
-        raise TypeError(f"callback must be a function of a dict, not {checks.shown(callback)}")
+        raise TypeError(f"callback must be a function of a dict, not {checks.short_repr(callback)}")
     with _as_called({}):
         config = flags.parse(flags.as_argv({name: value for name, value in settings.items() if value is not None}))
         return Result([_trained(config, callback)])
@@ -212,19 +212,19 @@ class ExperimentRunner:
         seed: int = 0,
         **settings: Any,
     ) -> None:
-        checks.settings("ExperimentRunner", settings, FURTHER)
-        arms = ARMS[checks.word("pruning_type", pruning_type, ARMS)]
+        checks.known_arguments("ExperimentRunner", settings, FURTHER)
+        arms = ARMS[checks.one_of("pruning_type", pruning_type, ARMS)]
         model = checks.of_type("model_name", model_name, str, "a name")
         of = checks.of_type("dataset", dataset, str, "a name")
         asked: dict[str, Any] = {
             **settings,
             "arch_type": MODELS.get(model.lower(), model),
             "dataset": DATASETS.get(of.lower(), of),
-            "prune_type": arms[checks.word("reinit_method", reinit_method, arms)],
-            "prune_scope": SCOPES[checks.word("pruning_scope", pruning_scope, SCOPES)],
+            "prune_type": arms[checks.one_of("reinit_method", reinit_method, arms)],
+            "prune_scope": SCOPES[checks.one_of("pruning_scope", pruning_scope, SCOPES)],
             "prune_percent": round(100 * checks.fraction("pruning_rate", pruning_rate), 10),
             "prune_iterations": num_rounds,
-            "end_iter": f"{checks.whole('iterations', iterations, 1, LONGEST)}it",
+            "end_iter": f"{checks.integer('iterations', iterations, 1, LONGEST)}it",
             "lr": learning_rate,
             "batch_size": batch_size,
             "gpu": checks.device("device", device),

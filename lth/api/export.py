@@ -26,7 +26,7 @@ from lth.models import building, prunable
 from lth.models.probe import cost
 from lth.pruning import Masks
 from lth.records.files import write
-from lth.settings.checks import first_line
+from lth.settings.checks import error_message
 
 # What `compact` knows.
 WEIGHTED = (nn.Linear, nn.Conv2d)
@@ -69,7 +69,7 @@ def sparse(model: nn.Module, masks: Masks) -> nn.Module:
     """A copy of `model`, in evaluation mode, whose pruned Linear layers are `SparseLinear`. Others stay as they are:
     PyTorch has no sparse convolutions, hooks of a layer would be lost, and nn.TransformerEncoderLayer with batch_first
     takes dense weights. Pruned weights must be 0."""
-    made = building.copy_of(model).cpu().eval()
+    made = building.copy_model(model).cpu().eval()
     for name, mask in masks.items():
         path = name.rpartition(".")[0]
         layer = made.get_submodule(path)
@@ -111,7 +111,7 @@ def export(model: nn.Module, file: Path, example: Tensor, normalisation: Mapping
     """
     if file.suffix not in (".onnx", ".pt2"):
         raise ValueError(f"file must end in .onnx or .pt2, not {str(file)!r}")
-    made, takes = building.copy_of(model), "examples as the training data gave them: nothing is normalised here"
+    made, takes = building.copy_model(model), "examples as the training data gave them: nothing is normalised here"
     if normalisation:
         made = FromPixels(made, normalisation)
         takes = "images (batch, channels, height, width) with pixels from 0 to 1, which are normalised here"
@@ -119,7 +119,7 @@ def export(model: nn.Module, file: Path, example: Tensor, normalisation: Mapping
         batch = torch.export.Dim("batch")
         program = torch.export.export(made.cpu().eval(), (example,), dynamic_shapes=({0: batch},))
     except Exception as error:  # whatever tracing stumbles over in a model's own code
-        raise ValueError(f"model cannot be exported: {first_line(error)}") from error
+        raise ValueError(f"model cannot be exported: {error_message(error)}") from error
     content = io.BytesIO()
     if file.suffix == ".pt2":
         torch.export.save(program, content, extra_files={"input": takes})
@@ -179,13 +179,13 @@ def compact(model: nn.Module, example: Tensor) -> nn.Module:
 
     `example` are examples (B, ...) as the model takes them. ValueError for a model with anything but KNOWN.
     """
-    made = building.copy_of(model).cpu().eval()
+    made = building.copy_model(model).cpu().eval()
     try:
         traced = fx.symbolic_trace(made)
         with torch.no_grad():
             ShapeProp(traced).propagate(example.to(next(made.parameters()).dtype))
     except Exception as error:  # whatever tracing stumbles over in a model's own code
-        raise ValueError(f"model cannot be made smaller: {first_line(error)}") from error
+        raise ValueError(f"model cannot be made smaller: {error_message(error)}") from error
     found: dict[fx.Node, _Step] = {}
     for node in traced.graph.nodes:
         module = made.get_submodule(node.target) if node.op == "call_module" else None
@@ -307,7 +307,7 @@ def sizes(model: nn.Module, masks: Masks, example: Tensor) -> pd.DataFrame:
     """The table of `SavedTicket.sizes`. `model` has zeros where it is pruned; `example` are examples (B, ...)."""
     from torch.utils.benchmark import Timer  # here, since it logs a warning where CUDA is installed without a GPU
 
-    model = building.copy_of(model).cpu().eval()
+    model = building.copy_model(model).cpu().eval()
     state, kept = building.state_of(model), pruning.survivors(masks)
     pruned = {name: mask for name, mask in masks.items() if not mask.all()}
     csr = {name: value for name, value in state.items() if name not in pruned}

@@ -20,7 +20,7 @@ from lth.api.own_network import OwnNet
 from lth.api.saved_ticket import placed
 from lth.commands.prepare import command_facts, machine_facts, with_threads
 from lth.commands.session import TrialsFailed, mend, shown
-from lth.data.loaders import Taken, take
+from lth.data.loaders import PreparedData, prepare_data
 from lth.experiment import Experiment
 from lth.experiment.trainer import Callback
 from lth.models import building
@@ -119,20 +119,20 @@ def iterative_pruning(
         lth.records.files.RecordError: a file cannot be written, or another process is at the same results;
             lth.records.files.Damaged, FileNotFoundError: what `recover` needs is damaged or gone.
     """
-    iterations, rounds = checks.whole("iterations", iterations, 1, LONGEST), checks.whole("rounds", rounds, 0, 9998)
-    rule, seed = check_rule(prune_rule), checks.whole("seed", seed, 0, 2**62)
+    iterations, rounds = checks.integer("iterations", iterations, 1, LONGEST), checks.integer("rounds", rounds, 0, 9998)
+    rule, seed = check_rule(prune_rule), checks.integer("seed", seed, 0, 2**62)
     reset_to = values.rewind("rewind", rewind, iterations)
-    if checks.truth("random", random) and reset_to.amount:
+    if checks.boolean("random", random) and reset_to.amount:
         raise ValueError(f"rewind must be 0 with random=True, which resets to fresh random weights, not {rewind}")
-    checks.settings("iterative_pruning", settings, (*SETTINGS, "seed", "iterations", "rounds", "device", "save"))
+    checks.known_arguments("iterative_pruning", settings, (*SETTINGS, "seed", "iterations", "rounds", "device", "save"))
     if in_memory is not None:
-        checks.truth("in_memory", in_memory)
-    if checks.whole("trials", trials, 1, 9999) > 1:
+        checks.boolean("in_memory", in_memory)
+    if checks.integer("trials", trials, 1, 9999) > 1:
         options = {"device": device, "in_memory": in_memory, "quiet": quiet, "callback": callback, **settings}
         once = partial(iterative_pruning, data=data, iterations=iterations, rounds=rounds, prune_rule=prune_rule)
         return net, _trials(net, partial(once, random=random, rewind=rewind, **options), trials, seed, save, recover)
     place, remark = placed(device)
-    brought = OwnNet(net, place, checks.truth("prune_embeddings", settings.get("prune_embeddings", False)))
+    brought = OwnNet(net, place, checks.boolean("prune_embeddings", settings.get("prune_embeddings", False)))
     if brought.optim is not None and (given := [name for name in FIT if name in settings]):
         raise ValueError(f"{given[0]} cannot be given: net.optim already sets it")
     if random:
@@ -141,8 +141,8 @@ def iterative_pruning(
         root = _root(save, recover) or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lth-")))
         valid_size = settings.pop("valid_size", None)
         if valid_size is not None:
-            valid_size = checks.whole("valid_size", valid_size, 1)
-        taken = take(data, place, in_memory, valid_size, iterations, settings.get("batch_size", 60))
+            valid_size = checks.integer("valid_size", valid_size, 1)
+        taken = prepare_data(data, place, in_memory, valid_size, iterations, settings.get("batch_size", 60))
         own_network.try_out(brought, taken, place)
         left_out = brought.leave_out(taken.sample[0])
         asked: dict[str, Any] = {
@@ -150,7 +150,7 @@ def iterative_pruning(
             "batch_size": taken.batch_size or 60,
             "lr": brought.lr or Config.lr,
             "keep_weights": "all" if save or recover else "last",
-            "quiet": checks.truth("quiet", quiet),
+            "quiet": checks.boolean("quiet", quiet),
             **settings,
             "arch_type": type(net).__name__,
             "dataset": values.as_plain_name(taken.source.name),
@@ -184,7 +184,7 @@ def iterative_pruning(
         problem = own_network.problem(brought, taken, rule, config, initial, prints)
         config = with_threads(config, problem, run, 1, place)
         densely = config.sparse == "auto" and place.type == "cpu" and not problem.whole and not sparse.available()
-        alone = layers.left_alone(brought.template, config.prune_embeddings)
+        alone = layers.unpruned_note(brought.template, config.prune_embeddings)
         odd = getattr(taken.source, "remark", "")
         for said in (remark, odd, *left_out, alone, sparse.UNAVAILABLE if densely else "", problem.cost[1]):
             if said and not quiet:
@@ -232,13 +232,13 @@ def _root(save: Any, recover: Any) -> Path | None:
     return root
 
 
-def _check_sizes(config: Config, taken: Taken) -> None:
+def _check_sizes(config: Config, taken: PreparedData) -> None:
     if config.batch_size > taken.largest_batch:
         raise ValueError(
             f"batch_size must be at most {taken.largest_batch}, the size of the training data (of a batch, if they are "
             f"streamed), not {config.batch_size}"
         )
-    if config.batch_size != taken.largest_batch == taken.batch_size and "streamed" in taken.about:
+    if config.batch_size != taken.largest_batch == taken.batch_size and "streamed" in taken.description:
         raise ValueError(f"batch_size must be that of the streamed batches, {taken.batch_size}, or be left out")
 
 

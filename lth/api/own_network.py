@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from lth import pruning, rng
-from lth.data.images import of_arrays
-from lth.data.loaders import Taken
+from lth.data.images import fingerprint_arrays
+from lth.data.loaders import PreparedData
 from lth.models import building, fingerprints, probe
 from lth.models import prunable as layers
 from lth.models.building import State
 from lth.prune import Rule, detach
 from lth.pruning import prunable
-from lth.settings.checks import network, shown
+from lth.settings.checks import network, short_repr
 from lth.settings.config import Config
 from lth.training.network import Criterion, Network
 from lth.training.optimizers import Fused, Optimizer, Wrapped
@@ -44,7 +44,7 @@ class OwnNet:
             )
         self.net, self.embeddings = net, embeddings
         try:
-            self.template = building.copy_of(net).cpu()
+            self.template = building.copy_model(net).cpu()
             self.masks = detach(self.template)
         except Exception as error:
             raise ValueError(f"net must be a network that copy.deepcopy can copy: {error}") from error
@@ -63,8 +63,8 @@ class OwnNet:
     def leave_out(self, examples: Tensor) -> list[str]:
         """Leave out of pruning what it must leave alone (lth/models/probe.py); sentences about that, and about weights
         that are 0. ValueError if no weight is left."""
-        layers.leave_out(self.template, probe.left_out(self.make, examples))
-        told = layers.left_out(self.template)
+        layers.leave_out(self.template, probe.parameters_to_leave_out(self.make, examples))
+        told = layers.left_out_notes(self.template)
         if not (weights := prunable(self.template, self.embeddings)):
             raise ValueError(f"net must have weights to prune: {'; '.join(told)}")
         zeros = []
@@ -114,7 +114,7 @@ class OwnNet:
         groups = [{**options, "params": [named[name] for name in names]} for options, names in self.groups]
         return Wrapped(_anew(self.optim, groups), network)
 
-    def about(self, data: Taken) -> dict[str, str]:
+    def about(self, data: PreparedData) -> dict[str, str]:
         """What decides the numbers besides the settings, for people to read in config.json."""
         criterion = self.criterion
         named = criterion if isinstance(criterion, nn.Module) else getattr(criterion, "__qualname__", type(criterion))
@@ -122,19 +122,19 @@ class OwnNet:
             "net": type(self.template).__qualname__,
             "optimizer": "the settings' own" if self.optim is None else " ".join(repr(self.optim).split()),
             "criterion": " ".join(str(named).split()),
-            "data": data.about,
+            "data": data.description,
         }
 
-    def prints(self, rule: Rule, data: Taken) -> dict[str, str]:
+    def prints(self, rule: Rule, data: PreparedData) -> dict[str, str]:
         """Fingerprints of what decides the numbers besides the settings: model, data, rule, optimiser and loss."""
         optim = "the settings' own" if self.optim is None else type(self.optim)
         return {
-            "model": fingerprints.of_network(self.template, without=("optim", "criterion")),
+            "model": fingerprints.fingerprint_network(self.template, without=("optim", "criterion")),
             "data": data.fingerprint,
-            **({"masks": of_arrays([self.masks[name] for name in sorted(self.masks)])} if self.masks else {}),
-            "rule": fingerprints.of(rule),
-            "optimizer": fingerprints.of(optim, self.groups),
-            "loss": fingerprints.of(self.criterion, *getattr(self.criterion, "buffers", tuple)()),
+            **({"masks": fingerprint_arrays([self.masks[name] for name in sorted(self.masks)])} if self.masks else {}),
+            "rule": fingerprints.fingerprint_objects(rule),
+            "optimizer": fingerprints.fingerprint_objects(optim, self.groups),
+            "loss": fingerprints.fingerprint_objects(self.criterion, *getattr(self.criterion, "buffers", tuple)()),
         }
 
     @property
@@ -149,7 +149,7 @@ class OwnNet:
         if optim is None:
             return None, []
         if not isinstance(optim, torch.optim.Optimizer):
-            raise TypeError(f"net.optim must be a torch.optim.Optimizer, not {shown(optim)}")
+            raise TypeError(f"net.optim must be a torch.optim.Optimizer, not {short_repr(optim)}")
         names = layers.names(net)
         groups = []
         for group in optim.param_groups:
@@ -170,7 +170,7 @@ class OwnNet:
         if criterion is None:
             return nn.functional.cross_entropy
         if not callable(criterion):
-            raise TypeError(f"net.criterion must be a function of (outputs, labels), not {shown(criterion)}")
+            raise TypeError(f"net.criterion must be a function of (outputs, labels), not {short_repr(criterion)}")
         if not isinstance(criterion, nn.Module):
             return criterion
         if any(True for _ in criterion.parameters()):
@@ -203,7 +203,7 @@ def _anew(optim: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> torch.o
         ) from error
 
 
-def try_out(own: OwnNet, data: Taken, device: torch.device) -> None:
+def try_out(own: OwnNet, data: PreparedData, device: torch.device) -> None:
     """ValueError unless the network takes the examples and its loss the labels."""
     net, (x, y) = own.make().to(device), (tensor.to(device) for tensor in data.sample)
     shape = tuple(x.shape[1:])
@@ -227,7 +227,7 @@ def try_out(own: OwnNet, data: Taken, device: torch.device) -> None:
         except Exception as error:
             raise ValueError(f"net.criterion must take (outputs, labels): {error}") from error
         if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
-            got = tuple(loss.shape) if isinstance(loss, Tensor) else shown(loss)
+            got = tuple(loss.shape) if isinstance(loss, Tensor) else short_repr(loss)
             raise ValueError(f"net.criterion must return one differentiable number per batch, the mean loss, not {got}")
         if _reaches(own.net, loss):
             raise ValueError(
@@ -245,7 +245,9 @@ def _reaches(net: nn.Module, loss: Tensor) -> bool:
         return True
 
 
-def problem(own: OwnNet, data: Taken, rule: Rule, config: Config, initial: State, prints: Mapping[str, str]) -> Problem:
+def problem(
+    own: OwnNet, data: PreparedData, rule: Rule, config: Config, initial: State, prints: Mapping[str, str]
+) -> Problem:
     """The problem of pruning the user's network by `rule` on `data`, starting from the weights `initial`."""
     dense = pruning.dense(prunable(own.make(), config.prune_embeddings))
     return Problem(
@@ -256,7 +258,7 @@ def problem(own: OwnNet, data: Taken, rule: Rule, config: Config, initial: State
         optimizer=lambda network: own.optimizer(network, config),
         criterion=own.criterion,
         rule=rule,
-        whose=of_arrays(tensor for _, tensor in sorted(initial.items())),
+        whose=fingerprint_arrays(tensor for _, tensor in sorted(initial.items())),
         prints=lambda: prints,
         whole=own.optim is not None,
         start_tickets=(lambda seed, number: ({**dense, **own.masks}, initial)) if own.masks else None,

@@ -68,7 +68,7 @@ class SavedTicket:
         Raises TypeError, ValueError: model is no module or has other parameters; these weights were not kept.
         """
         state = self._weights(weights)
-        checks.truth("as_pruned", as_pruned)
+        checks.boolean("as_pruned", as_pruned)
         building.load_state(_bare(checks.network("model", model)), state)  # refused before anything is changed
         prune.detach(model)
         building.load_state(model, state)
@@ -95,7 +95,7 @@ class SavedTicket:
         place, about = placed(device)[0], read_config(self.run)
         images = self._images(data, about)
         model = self._applied(model, weights)
-        masks = building.renamed(self._masks(weights), dict(model.named_parameters()))
+        masks = building.match_names(self._masks(weights), dict(model.named_parameters()))
         precision = about.get("settings", {}).get("precision", Config.precision)
         right = seen = 0
         with numerics(precision, about.get("threads") or 1), torch.no_grad():
@@ -110,7 +110,7 @@ class SavedTicket:
                 place,
                 autocast=precision == "bf16",
                 sparse=choose(model, [masks], about.get("sparse_up_to", {}), example),
-                channels_last=channels_last(lambda: building.copy_of(model), example),
+                channels_last=channels_last(lambda: building.copy_model(model), example),
             )
             network.model.eval()
             for x, y in itertools.chain([first], parts):
@@ -149,7 +149,7 @@ class SavedTicket:
         there; lth.records.files.RecordError: the file cannot be written.
         """
         example, made = self._examples(example), self._applied(model, weights)
-        if checks.truth("compact", compact):
+        if checks.boolean("compact", compact):
             made = export.compact(made, example)
         normalisation = read_config(self.run).get("normalisation")
         if normalisation is None:
@@ -200,7 +200,7 @@ class SavedTicket:
         weights it is quicker than the dense one (benchmarks/README.md). Those of nn.TransformerEncoderLayer with
         batch_first stay dense, as its quick path wants them. `model` and `weights` as in `export`."""
         net = self._applied(model, weights)
-        return export.sparse(net, building.renamed(self._masks(weights), dict(net.named_parameters())))
+        return export.sparse(net, building.match_names(self._masks(weights), dict(net.named_parameters())))
 
     def _applied(self, model: nn.Module | None, weights: str) -> nn.Module:
         """A network of its own with the ticket on it."""
@@ -209,9 +209,13 @@ class SavedTicket:
     def _images(self, data: Any, about: Mapping[str, Any]) -> Images | None:
         """The data set that `data` stands for, scaled as in the run with that config.json; None if it is a loader."""
         settings = about.get("settings", {})
-        own = isinstance(data, str) and names.dataset(data) == names.dataset(self.run.dataset) and "own" not in about
+        own = (
+            isinstance(data, str)
+            and names.canonical_dataset(data) == names.canonical_dataset(self.run.dataset)
+            and "own" not in about
+        )
         name, folder, size = self.run.dataset, Path(settings.get("data") or Config.data), settings.get("image_size")
-        there = own and (names.npz(folder, name, size).is_file() or names.pictures(name, folder))
+        there = own and (names.npz_file(folder, name, size).is_file() or names.picture_folder(name, folder))
         images = load(name, folder, image_size=size) if there else as_images(data)
         if (
             own
@@ -225,7 +229,7 @@ class SavedTicket:
         return self.start_masks if which == "start" else self.masks
 
     def _weights(self, which: str) -> State:
-        if checks.word("weights", which, ("start", "trained")) == "start":
+        if checks.one_of("weights", which, ("start", "trained")) == "start":
             return self.start
         if self.trained is None:
             raise ValueError(f"weights must be 'start': the trained weights of round {self.round} were not kept")
@@ -238,17 +242,17 @@ class SavedTicket:
             raise ValueError(f"model must be given, since {arch} is a network of your own, not a model under archs/")
         try:
             make = building.find(arch, self.run.dataset, about.get("classes"), image=tables.image_shape(self.run))
-            model = building.constant(make)()
+            model = building.deterministic(make)()
         except ConfigError as error:
             raise ValueError(f"model must be given, since {arch} is not found under archs/ ({error})") from None
-        if identity.differing(identity.read_fingerprints(self.run), {"model": fingerprints.of_model(make)}):
+        if identity.differing(identity.read_fingerprints(self.run), {"model": fingerprints.fingerprint_model(make)}):
             raise ValueError(f"model must be given, since {arch} under archs/ has changed since this ticket was found")
         return model
 
 
 def _bare(model: nn.Module) -> nn.Module:
     """A copy of `model` without masks of torch.nn.utils.prune."""
-    bare = building.copy_of(model)
+    bare = building.copy_model(model)
     prune.detach(bare)
     return bare
 
@@ -280,7 +284,7 @@ def load_ticket(folder: str | os.PathLike[str], round: int | None = None) -> Sav
         raise ValueError(f"folder must be of a run with tickets, but there are none in {run.saves}")
     if round is None:
         round = store.last_finished()
-    if checks.whole("round", round, 0) not in have:
+    if checks.integer("round", round, 0) not in have:
         raise ValueError(f"round must be one of {have[0]} to {have[-1]}, the rounds of {run.saves}, not {round}")
     ticket = store.ticket(round)
     start = {name: x * ticket.masks[name] if name in ticket.masks else x for name, x in ticket.start.items()}

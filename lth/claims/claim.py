@@ -21,7 +21,7 @@ from lth.settings import flags, names
 from lth.settings.arms import ARMS
 from lth.settings.checks import collect_errors
 from lth.settings.config import MACHINE, OUTPUT, Config, ConfigError
-from lth.settings.values import TicketName, written
+from lth.settings.values import TicketName, absolute_folder
 
 POINTS, TIMES, PERCENT = "points", "times", "percent"  # units: differences of accuracy; ratios; accuracies
 
@@ -156,14 +156,16 @@ def form(claim: Claim, given: Sequence[str] = (), quick: bool = False) -> Form:
         usual = [*text.split(), *(claim.quick.split() if quick else [])]
         with collect_errors(problems):
             asked = flags.parse([*usual, *given], "reproduce.py")
-            dataset = names.dataset(asked.dataset)
-            config = replace(asked, dataset=dataset, arch_type=names.model(asked.arch_type, dataset, asked.data))
+            dataset = names.canonical_dataset(asked.dataset)
+            config = replace(
+                asked, dataset=dataset, arch_type=names.canonical_model(asked.arch_type, dataset, asked.data)
+            )
             changes += differences(flags.parse(text.split()), config)
             own += [change.split(",")[0] for change in differences(flags.parse(usual), config)]
             own += [f"{how}={value}" for how in HOW_COMPUTED if (value := getattr(config, how)) != getattr(Config, how)]
             if name in claim.start_of:  # whose files need not be there yet
                 first = tables.runs_of(configs[claim.start_of[name]])[0]
-                config = replace(config, ticket=TicketName(written(first.saves), 0))
+                config = replace(config, ticket=TicketName(absolute_folder(first.saves), 0))
             configs[name] = config
     if len(claim.experiments) > 1 and any(config.name for config in configs.values()):
         problems += ["--name cannot be given: this claim has experiments of several settings, each with its folder"]

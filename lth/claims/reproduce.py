@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from lth.claims import CLAIMS, claim
 from lth.claims.claim import Form
 from lth.settings import flags
-from lth.settings.checks import ConfigError, collect_errors, nearest
-from lth.settings.names import npz
+from lth.settings.checks import ConfigError, collect_errors, did_you_mean
+from lth.settings.names import npz_file
 
 if TYPE_CHECKING:
     from lth.commands import forecast
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     names = list(dict.fromkeys(word for word in words if not word.startswith("-")))
     problems = flags.unknown_problems(made, [word for word in words if word.startswith("-")])
     there = f"there are {', '.join(CLAIMS)}"
-    problems += [f"{name!r} is no claim{nearest(name, CLAIMS)} ({there})" for name in names if name not in CLAIMS]
+    problems += [f"{name!r} is no claim{did_you_mean(name, CLAIMS)} ({there})" for name in names if name not in CLAIMS]
     if not names and not listing:
         problems.append(f"name a claim ({', '.join(CLAIMS)}), or give --list")
     asked = []
@@ -122,7 +122,7 @@ def duration(form: Form, known: Known) -> str:
 
     total = 0.0
     for config in (prepare.with_valid_size(replace(config, ticket=None)) for config in form.configs.values()):
-        if not npz(config.data, config.dataset).exists():
+        if not npz_file(config.data, config.dataset).exists():
             return f"{form.trainings} trainings, its images ({config.dataset}) are not here"
         what = (config.arch_type, config.dataset, config.batch_size, config.precision, config.gpu, config.augment)
         images, problem = prepare.prepare(config)

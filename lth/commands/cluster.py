@@ -35,7 +35,7 @@ from lth.experiment.trainer import Note
 from lth.records.lock import Locks
 from lth.records.tables import Run
 from lth.settings import names
-from lth.settings.checks import said
+from lth.settings.checks import error_with_type
 from lth.settings.config import LTH, Config, ConfigError
 from lth.training.problem import stack_size
 
@@ -79,7 +79,9 @@ def connected(config: Config) -> Iterator[Cluster]:
             hint = "is it running?"
             if config.ray == "auto":
                 hint = "`ray start --head` starts one, and --ray local needs none"
-            raise MachineError(f"--ray {config.ray} reaches no Ray cluster, {hint} ({said(error)})") from None
+            raise MachineError(
+                f"--ray {config.ray} reaches no Ray cluster, {hint} ({error_with_type(error)})"
+            ) from None
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_sigterm)  # ray.init has replaced it

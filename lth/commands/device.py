@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from lth.settings.checks import ConfigError, Problem, first_line
+from lth.settings.checks import ConfigError, Problem, error_message
 
 
 class MachineError(Exception):
@@ -66,7 +66,7 @@ def _failure(device: torch.device) -> str:
     except torch.OutOfMemoryError:  # other processes may use its memory
         return ""
     except RuntimeError as error:
-        return first_line(error)
+        return error_message(error)
 
 
 def release(error: BaseException) -> None:

@@ -24,7 +24,7 @@ from lth.records import tables
 from lth.records.store import ENDS
 from lth.records.tables import Run
 from lth.settings import names
-from lth.settings.arms import ARMS, idle
+from lth.settings.arms import ARMS, unused_settings
 from lth.settings.checks import ConfigError
 from lth.settings.checks import Problem as Mistake
 from lth.settings.config import Config
@@ -138,14 +138,14 @@ def _surprises(work: Work, device: torch.device) -> Iterator[str | None]:
     config, model, rates = work.config, work.problem.make(), work.config.rates()
     epoch_steps = (len(work.images.train) - (config.valid_size or 0)) // config.batch_size
     yield work.images.remark
-    yield names.assumed(config.arch_type, work.runs[0].dataset, config.data)
-    yield from prunable.left_out(model)
-    yield prunable.left_alone(model, config.prune_embeddings)
+    yield names.fallback_note(config.arch_type, work.runs[0].dataset, config.data)
+    yield from prunable.left_out_notes(model)
+    yield prunable.unpruned_note(model, config.prune_embeddings)
     if config.init != Config.init and building.draws_itself(model):
         own = f"{config.arch_type} draws its weights by its own _initialize_weights()"
         yield f"--init {config.init} only changes the folder's name: {own}"
     if rates["output"] != rates["fc"]:
-        yield pruning.odd_output(model, work.images.classes, config.prune_embeddings)
+        yield pruning.output_layer_note(model, work.images.classes, config.prune_embeddings)
     yield from _unused(config, model)
     for kind in ("prune", "conv", "fc", "output"):
         if 0 < (rate := getattr(config, f"{kind}_percent") or 0) < 1:
@@ -167,7 +167,9 @@ def _surprises(work: Work, device: torch.device) -> Iterator[str | None]:
 
 def _unused(config: Config, model: nn.Module) -> Iterator[str]:
     """Sentences about settings that none of the arms uses, or for kinds of layers that the model does not have."""
-    unused = set[str].intersection(*map(idle, config.prune_type)) - ({"rewind"} if config.connectivity else set())
+    unused = set[str].intersection(*map(unused_settings, config.prune_type)) - (
+        {"rewind"} if config.connectivity else set()
+    )
     reasons = dict.fromkeys(sorted(unused), f"{' '.join(config.prune_type)} does not use it")
     kinds = set(pruning.layer_kinds(model, config.prune_embeddings).values())
     if config.output_percent is None and "output" in kinds:

@@ -98,7 +98,7 @@ class Worker:
             if devices.is_usable(self.device):
                 raise
             raise MachineError(
-                f"{checks.first_line(error)}; {self.device} can no longer be used by this process: "
+                f"{checks.error_message(error)}; {self.device} can no longer be used by this process: "
                 f"{same_command(work.config.overwrite)} continues from here"
             ) from error
 

@@ -51,9 +51,9 @@ def load_images(config: Config, loaded: Loaded) -> Images:
     key = (config.dataset, config.data, config.pixels, config.image_size)
     if key not in loaded:
         building.find(config.arch_type, config.dataset, data=config.data)  # a bad file is reported before data are read
-        name = names.dataset(config.dataset)
-        file = names.npz(config.data, name, config.image_size)
-        if config.dry_run and name in names.KNOWN and not file.exists():
+        name = names.canonical_dataset(config.dataset)
+        file = names.npz_file(config.data, name, config.image_size)
+        if config.dry_run and name in names.TORCHVISION and not file.exists():
             raise ConfigError(f"--dry_run neither downloads nor converts images, and there is no {file}")
         loaded[key] = data.load(*key)
     return loaded[key]
@@ -130,9 +130,9 @@ def current_fingerprints(config: Config, run: Run) -> dict[str, str]:
     if not recorded.get("classes") or "data" not in recorded.get("fingerprint", ()):
         return {}
     make = building.find(config.arch_type, config.dataset, recorded["classes"], config.data)
-    current = {"model": fingerprints.of_model(make)}
-    name = names.dataset(config.dataset)
-    if names.npz(config.data, name, config.image_size).exists() or names.pictures(name, config.data):
+    current = {"model": fingerprints.fingerprint_model(make)}
+    name = names.canonical_dataset(config.dataset)
+    if names.npz_file(config.data, name, config.image_size).exists() or names.picture_folder(name, config.data):
         current["data"] = data.load(name, config.data, image_size=config.image_size).fingerprint
     return {**current, **start_tickets.fingerprints(config)}
 

@@ -62,7 +62,7 @@ def run(
             inform("Nothing to do: all rounds are finished. Raise --prune_iterations or --trials to continue.")
             return runs
         loaded: Loaded = {}
-        (device, remark), *works = checks.together(
+        (device, remark), *works = checks.run_all(
             partial(_device, first),
             *(partial(make_work, config, label, command, loaded) for config, label in todo.items()),
         )
@@ -135,7 +135,7 @@ def _unfinished(configs: Mapping[Config, str], runs: Sequence[Run]) -> dict[Conf
             start_tickets.refuse_moved(config, runs)
         identity.check(tables.runs_of(config), with_valid_size(config), overwrite=config.overwrite)
 
-    checks.together(*(partial(refuse, config) for config in configs))
+    checks.run_all(*(partial(refuse, config) for config in configs))
     unfinished: dict[Config, str] = {}
     for config, label in configs.items():
         own = tables.runs_of(config)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lth.rng import derive_seed
 from lth.settings.config import usual_valid_size
-from lth.settings.names import KNOWN
+from lth.settings.names import TORCHVISION
 
 CROP = 4  # pixels that a random crop may shift an image by, as in He et al. (arXiv:1512.03385, Section 4.2)
 TRIED = 32  # examples that a model is tried on before any training
@@ -62,7 +62,7 @@ class Images:
     @property
     def mirrors(self) -> bool:
         """Whether an image means the same in a mirror, as digits do not: colour pictures do, where it is not known."""
-        return KNOWN[self.name].mirrors if self.name in KNOWN else self.shape[:1] == (3,)
+        return TORCHVISION[self.name].mirrors if self.name in TORCHVISION else self.shape[:1] == (3,)
 
     @cached_property
     def remark(self) -> str:
@@ -96,7 +96,7 @@ class Images:
     @cached_property
     def fingerprint(self) -> str:
         """That of the arrays: other images or labels have another one."""
-        return of_arrays(self.tensors())
+        return fingerprint_arrays(self.tensors())
 
     def feed(
         self, seeds: Sequence[int], valid_size: int | None, batch_size: int, device: torch.device, augment: bool = False
@@ -248,7 +248,7 @@ def normalisation(images: Tensor) -> tuple[Tensor, Tensor]:
     return (-mean / deviation).float().view(shape), (1 / deviation).float().view(shape)
 
 
-def of_arrays(arrays: Iterable[Tensor]) -> str:
+def fingerprint_arrays(arrays: Iterable[Tensor]) -> str:
     """The fingerprint of tensors, 16 hexadecimal digits: their types, shapes and all values (for MNIST 0.06 s)."""
     digest = hashlib.sha256()
     for tensor in arrays:
@@ -258,6 +258,6 @@ def of_arrays(arrays: Iterable[Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def of_texts(texts: Iterable[str]) -> str:
+def fingerprint_texts(texts: Iterable[str]) -> str:
     """The fingerprint of several texts, in their order."""
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset, SubsetRandomSampler
 
 from lth import rng
-from lth.data.images import Feed, Images, of_arrays, of_texts
+from lth.data.images import Feed, Images, fingerprint_arrays, fingerprint_texts
 from lth.data.sets import Loaders, as_images, check_sizes
 from lth.settings import checks
 from lth.settings.config import VALID_SIZE, usual_valid_size
@@ -113,30 +113,30 @@ class StreamFeed(Feed):
         return self._draw("test")
 
     def _draw(self, part: str, seed: int = 0) -> Iterator[Batch]:
-        return draw(self.stream.parts[part], f"data.{part}", seed, self.device)
+        return one_pass(self.stream.parts[part], f"data.{part}", seed, self.device)
 
 
 @dataclass(frozen=True)
-class Taken:
+class PreparedData:
     """Data ready for training."""
 
     source: Source  # of what trials train on
     batch_size: int | None  # that of the data, if they are in batches
     largest_batch: int  # training examples that a batch may have
     valid_size: int  # training examples held back for validation, where the data bring no others
-    about: str  # the sizes in words
+    description: str  # the sizes in words
     sample: Batch  # two examples to try a network on
     fingerprint: str  # tells the data from others
 
 
-def take(
-    given: object,
+def prepare_data(
+    data: object,
     device: torch.device,
     in_memory: bool | None = None,
     valid_size: int | None = None,
     iterations: int = LONGEST,
     batch_size: int = 60,
-) -> Taken:
+) -> PreparedData:
     """The data that a user handed over: the name of a data set, `Images`, or training, validation and test batches.
 
     A batch is (examples (B, ...), labels (B,)) or a dict of these; a map-style Dataset gives batches of `batch_size`.
@@ -147,17 +147,17 @@ def take(
 
     Raises TypeError and ValueError that say which part of `data` is wrong.
     """
-    images = as_images(given)
+    images = as_images(data)
     if valid_size is not None and (images is None or images.validation):
         raise ValueError("valid_size must be left out: data bring validation examples of their own")
-    if images is not None and not (in_memory is False and isinstance(given, Loaders)):
-        return _of_images(images, given.train.batch_size if isinstance(given, Loaders) else None, valid_size)
-    parts = {name: _in_batches(part, name == "train", batch_size) for name, part in _three(given).items()}
+    if images is not None and not (in_memory is False and isinstance(data, Loaders)):
+        return _of_images(images, data.train.batch_size if isinstance(data, Loaders) else None, valid_size)
+    parts = {name: _in_batches(part, name == "train", batch_size) for name, part in _three(data).items()}
     for name, part in parts.items():
         if not isinstance(part, Iterable) or isinstance(part, (str, bytes, Tensor, Mapping, Iterator)):
             must = "must be a DataLoader or another re-iterable of batches, which gives them again in each pass"
-            raise TypeError(f"data.{name} {must}, not {checks.shown(part)}")
-    first = {name: next(draw(part, f"data.{name}")) for name, part in parts.items()}
+            raise TypeError(f"data.{name} {must}, not {checks.short_repr(part)}")
+    first = {name: next(one_pass(part, f"data.{name}")) for name, part in parts.items()}
     steady = {name: _drawn_twice(part, f"data.{name}") for name, part in parts.items()}
     finite = all(operator.length_hint(part, -1) >= 0 for part in parts.values())
     if in_memory or (in_memory is None and finite and all(steady.values())):
@@ -167,13 +167,13 @@ def take(
     return _streamed(parts, first, steady, iterations)
 
 
-def test_batches(given: Any, device: torch.device) -> Iterator[Batch]:
+def test_batches(data: Any, device: torch.device) -> Iterator[Batch]:
     """The batches, on `device`, of a loader, or of the test part of data in three parts."""
-    if isinstance(given, Mapping) or hasattr(given, "test") or (isinstance(given, tuple) and len(given) == 3):
-        given = _three(given)["test"]
-    if not isinstance(given, Iterable) or isinstance(given, (bytes, Tensor)):
-        raise TypeError(f"data must be a DataLoader or other batches, or {EXPECTED}, not {checks.shown(given)}")
-    return draw(given, "data", device=device)
+    if isinstance(data, Mapping) or hasattr(data, "test") or (isinstance(data, tuple) and len(data) == 3):
+        data = _three(data)["test"]
+    if not isinstance(data, Iterable) or isinstance(data, (bytes, Tensor)):
+        raise TypeError(f"data must be a DataLoader or other batches, or {EXPECTED}, not {checks.short_repr(data)}")
+    return one_pass(data, "data", device=device)
 
 
 def _in_batches(part: Any, shuffle: bool, batch_size: int) -> Any:
@@ -186,7 +186,7 @@ def _in_batches(part: Any, shuffle: bool, batch_size: int) -> Any:
         single = np.ndim(label) == 0
     except (TypeError, ValueError, LookupError):
         return part
-    size = checks.whole("batch_size", batch_size, 1)
+    size = checks.integer("batch_size", batch_size, 1)
     return DataLoader(part, batch_size=min(size, len(part)), shuffle=shuffle) if single else part
 
 
@@ -196,35 +196,37 @@ def _three(given: Any) -> dict[str, Any]:
         given = dict(zip(PARTS, given, strict=True))
     found = given if isinstance(given, Mapping) else {name: getattr(given, name, None) for name in PARTS}
     if missing := [name for name in PARTS if found.get(name) is None]:
-        raise TypeError(f"data must be {EXPECTED}, not {checks.shown(given)}: its {missing[0]} is missing")
+        raise TypeError(f"data must be {EXPECTED}, not {checks.short_repr(given)}: its {missing[0]} is missing")
     return {name: found[name] for name in PARTS}
 
 
-def _of_images(images: Images, batch_size: int | None, valid_size: int | None = None, fingerprint: str = "") -> Taken:
+def _of_images(
+    images: Images, batch_size: int | None, valid_size: int | None = None, fingerprint: str = ""
+) -> PreparedData:
     count = len(images.train_labels)
     held = 0 if images.validation else usual_valid_size(count) if valid_size is None else valid_size
     if problems := check_sizes(images, held, 1):
         raise checks.ConfigError(*problems).named({})
     split = f"{held} held back" if not images.validation else f"{len(images.validation[1])} validation"
-    return Taken(
+    return PreparedData(
         source=images,
         batch_size=batch_size,
         largest_batch=count - held,
         valid_size=held or VALID_SIZE,
-        about=f"{count} training, {split}, {len(images.test_labels)} test examples of {images.shape}",
+        description=f"{count} training, {split}, {len(images.test_labels)} test examples of {images.shape}",
         sample=(images.examples[:2], images.train_labels[:2]),
         fingerprint=fingerprint or images.fingerprint,
     )
 
 
-def _kept(parts: Mapping[str, Iterable[Any]], steady: Mapping[str, str], limit: int | None) -> Taken | None:
+def _kept(parts: Mapping[str, Iterable[Any]], steady: Mapping[str, str], limit: int | None) -> PreparedData | None:
     """Data of which all batches are read now; None if they take more than `limit` bytes. Of parts that change, the
     fingerprint knows the shape and the labels."""
     wholes, prints, held = dict[str, Batch](), list[str](), 0
     first: tuple[int, ...] = ()  # the shape of the first batch of training examples
     for name, part in parts.items():
         where, ordered, batches = f"data.{name}", _in_order(part), list[Batch]()
-        for x, y in draw(part if ordered is None else ordered, where, device=torch.device("cpu")):
+        for x, y in one_pass(part if ordered is None else ordered, where, device=torch.device("cpu")):
             batches.append((x, y))
             first = first or tuple(x.shape)
             if x.shape[1:] != first[1:]:
@@ -232,32 +234,32 @@ def _kept(parts: Mapping[str, Iterable[Any]], steady: Mapping[str, str], limit: 
             held += x.nbytes + y.nbytes
             if limit is not None and 2 * held > limit:  # joining them needs as much again
                 return None
-        next(draw(part, where))  # there must be a second pass
+        next(one_pass(part, where))  # there must be a second pass
         x, y = wholes[name] = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
-        prints.append(of_arrays((x, y)) if steady[name] else f"{tuple(x.shape)} {y.bincount().tolist()}")
+        prints.append(fingerprint_arrays((x, y)) if steady[name] else f"{tuple(x.shape)} {y.bincount().tolist()}")
     classes = int(max(y.max() for _, y in wholes.values())) + 1
     images = Images("own", *wholes["train"], *wholes["test"], classes, wholes["validation"], as_is=True)
-    return _of_images(images, first[0], fingerprint=of_texts(prints))
+    return _of_images(images, first[0], fingerprint=fingerprint_texts(prints))
 
 
 def _streamed(
     parts: Mapping[str, Iterable[Any]], first: Mapping[str, Batch], steady: Mapping[str, str], iterations: int
-) -> Taken:
+) -> PreparedData:
     (x, y), train = first["train"], parts["train"]
     size = len(y)
     count = operator.length_hint(train.sampler) if isinstance(train, DataLoader) and train.batch_size else 0
     if not (steps := count // size or operator.length_hint(train)):  # of full batches, where that is known
-        steps = sum(len(y) == size for _, y in itertools.islice(draw(train, "data.train"), iterations))
+        steps = sum(len(y) == size for _, y in itertools.islice(one_pass(train, "data.train"), iterations))
     about = f"{steps} training batches of {size} examples of {tuple(x.shape[1:])}, streamed"
     some = x[:SAMPLES].cpu().clone() if len(x) > 1 else torch.cat([x, x])
-    return Taken(
+    return PreparedData(
         source=Stream(parts, steps, size, some, classes=int(max(labels.max() for _, labels in first.values())) + 1),
         batch_size=size,
         largest_batch=size,
         valid_size=VALID_SIZE,
-        about=about,
+        description=about,
         sample=(x[:2], y[:2]),
-        fingerprint=of_texts([about, *(found or "at random" for found in steady.values())]),
+        fingerprint=fingerprint_texts([about, *(found or "at random" for found in steady.values())]),
     )
 
 
@@ -290,11 +292,11 @@ def _drawn_twice(loader: Iterable[Any], where: str) -> str:
         last = len(ordered.sampler) - 1  # type: ignore[arg-type]
         places = sorted({last * i // (SAMPLES - 1) for i in range(SAMPLES)})
         loader = DataLoader(Subset(ordered.dataset, places), batch_size=SAMPLES, collate_fn=ordered.collate_fn)
-    one, again = (of_arrays(next(draw(loader, where, seed))) for seed in (0, 1))
+    one, again = (fingerprint_arrays(next(one_pass(loader, where, seed))) for seed in (0, 1))
     return one if one == again else ""
 
 
-def draw(loader: Iterable[Any], where: str, seed: int = 0, device: torch.device | None = None) -> Iterator[Batch]:
+def one_pass(loader: Iterable[Any], where: str, seed: int = 0, device: torch.device | None = None) -> Iterator[Batch]:
     """The checked batches of one pass, at least one, on `device`. What the loader draws at random is decided by `seed`,
     and no draws elsewhere are disturbed."""
     drawn = nullcontext if type(loader) in (list, tuple) else rng.Generators(seed).active
@@ -309,7 +311,7 @@ def draw(loader: Iterable[Any], where: str, seed: int = 0, device: torch.device 
                 raise ValueError(f"{where} must give its batches again in each pass, but gave none") from None
             return
         except Exception as error:
-            raise RuntimeError(f"{where} failed with {checks.said(error)}") from error
+            raise RuntimeError(f"{where} failed with {checks.error_with_type(error)}") from error
         x, y = _checked(batch, where)
         yield x.to(device), y.to(device)
 
@@ -321,7 +323,7 @@ def _checked(batch: Any, where: str) -> Batch:
     parts = batch if isinstance(batch, (tuple, list)) else ()
     tensors = [torch.as_tensor(part) for part in parts if isinstance(part, (Tensor, np.ndarray, list))]
     if not len(parts) == len(tensors) == 2:
-        raise TypeError(f"{where} must give batches (examples, labels) of two tensors, not {checks.shown(batch)}")
+        raise TypeError(f"{where} must give batches (examples, labels) of two tensors, not {checks.short_repr(batch)}")
     x, y = tensors
     if x.ndim < 1 or y.ndim != 1 or len(x) != len(y) or not len(y):
         shapes = f"{tuple(x.shape)} with {tuple(y.shape)}"

@@ -18,7 +18,7 @@ from lth.data.images import Images, normalisation, split
 from lth.settings import checks, names
 from lth.settings.checks import ConfigError, Problem
 from lth.settings.config import PROJECT, VALID_SIZE
-from lth.settings.names import ARRAYS, KNOWN
+from lth.settings.names import ARRAYS, TORCHVISION
 
 
 def load(name: str, folder: Path, pixels: str = "standard", image_size: int | None = None) -> Images:
@@ -26,30 +26,30 @@ def load(name: str, folder: Path, pixels: str = "standard", image_size: int | No
     `<folder>/<name>/`, or else the one that torchvision has in `folder` or downloads, which is then kept as such a
     file. Models see it as `pixels` says (--pixels), pictures as squares of `image_size` pixels (--image_size).
     ConfigError if there is none."""
-    name = names.dataset(name)
-    if found := names.pictures(name, folder):
-        return replace(_of_pictures(found, image_size), pixels=pixels)
-    if image_size and (name not in KNOWN or len(KNOWN[name].shape) == 3):
+    name = names.canonical_dataset(name)
+    if found := names.picture_folder(name, folder):
+        return replace(_read_pictures(found, image_size), pixels=pixels)
+    if image_size and (name not in TORCHVISION or len(TORCHVISION[name].shape) == 3):
         raise ConfigError(Problem("image_size", f"is for pictures of several sizes, and {name} has images of one size"))
-    file = names.npz(Path(folder), name, image_size)
+    file = names.npz_file(Path(folder), name, image_size)
     if not file.exists():
-        if name not in KNOWN:
-            must = f"must be one of {', '.join(KNOWN)} or have a file {file} with the arrays {', '.join(ARRAYS)}"
+        if name not in TORCHVISION:
+            must = f"must be one of {', '.join(TORCHVISION)} or have a file {file} with the arrays {', '.join(ARRAYS)}"
             raise ConfigError(Problem("dataset", f"{must}, not {name!r}"))
-        _fetch(name, file, image_size)
-    images = read(file, KNOWN[name].classes if name in KNOWN else None)
-    return replace(images, name=name if name in KNOWN else images.name, pixels=pixels)
+        _download(name, file, image_size)
+    images = read(file, TORCHVISION[name].classes if name in TORCHVISION else None)
+    return replace(images, name=name if name in TORCHVISION else images.name, pixels=pixels)
 
 
 def training_count(name: str, folder: Path, image_size: int | None = None) -> int:
     """How many training images the data set has that `load` gives for `name`, `folder` and `image_size`, found without
     reading them. One that cannot be read, of which `load` says so, counts as a large one."""
-    name = names.dataset(name)
-    if found := names.pictures(name, folder):
+    name = names.canonical_dataset(name)
+    if found := names.picture_folder(name, folder):
         from torchvision.datasets.folder import IMG_EXTENSIONS
 
         return sum(file.name.lower().endswith(IMG_EXTENSIONS) for file in (found / "train").rglob("*"))
-    size = names.stored_shape(names.npz(Path(folder), name, image_size))
+    size = names.npz_shape(names.npz_file(Path(folder), name, image_size))
     return size[0] if size else 10 * VALID_SIZE
 
 
@@ -60,15 +60,15 @@ def read(file: Path, classes: int | None = None) -> Images:
             held = list(arrays)
             found = [np.asarray(arrays[key]) for key in ARRAYS if key in held]
     except Exception as error:  # zipfile, zlib, tokenize and NumPy raise a dozen kinds of it on a spoiled file
-        reason = checks.first_line(error)
+        reason = checks.error_message(error)
         raise ConfigError(f"{file} is no readable .npz file ({reason}); put a complete one in its place") from None
     if len(found) < len(ARRAYS):
         holds = ", ".join(held[:8]) or "none"
         raise ConfigError(f"{file} must hold the arrays {', '.join(ARRAYS)}, but holds {holds}")
-    return checked(file, found, classes)
+    return images_from_arrays(file, found, classes)
 
 
-def checked(file: Path, arrays: Sequence[np.ndarray], classes: int | None = None) -> Images:
+def images_from_arrays(file: Path, arrays: Sequence[np.ndarray], classes: int | None = None) -> Images:
     """The data set of these ARRAYS, which `file` holds or is to hold."""
     x_train, y_train, x_test, y_test = arrays
     for key, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
@@ -85,11 +85,11 @@ def checked(file: Path, arrays: Sequence[np.ndarray], classes: int | None = None
         if y.min() < 0 or y.max() >= classes:
             among = f"0 to {classes - 1}{', as in y_train' if key == 'test' else ''}"
             raise ConfigError(f"{file}: y_{key} must be labels {among}, not {y.min()} to {y.max()}")
-    train, test = (_planes(x_train), _labels(y_train)), (_planes(x_test), _labels(y_test))
+    train, test = (_channels_first(x_train), _labels(y_train)), (_channels_first(x_test), _labels(y_test))
     return Images(Path(file).stem, *train, *test, classes)
 
 
-def _planes(x: np.ndarray) -> Tensor:
+def _channels_first(x: np.ndarray) -> Tensor:
     channels = x[:, None] if x.ndim == 3 else x if names.channels_first(x.shape) else x.transpose(0, 3, 1, 2)
     return torch.from_numpy(np.ascontiguousarray(channels))
 
@@ -98,7 +98,7 @@ def _labels(y: np.ndarray) -> Tensor:
     return torch.from_numpy(y.reshape(-1).astype(np.int64))
 
 
-def _of_pictures(folder: Path, image_size: int | None) -> Images:
+def _read_pictures(folder: Path, image_size: int | None) -> Images:
     """The pictures in `<folder>/train/<class>/` and `<folder>/test/<class>/` (or `val/`), in colour, as torchvision's
     ImageFolder reads them. ConfigError if they are no data set."""
     from torchvision.datasets import ImageFolder
@@ -108,11 +108,11 @@ def _of_pictures(folder: Path, image_size: int | None) -> Images:
         halves = [ImageFolder(str(folder / half)) for half in ("train", test)]
         arrays = [array for half in halves for array in _arrays(half, image_size)]
     except (OSError, RuntimeError) as error:  # FileNotFoundError of ImageFolder, or a file that is no picture
-        raise ConfigError(f"{folder} is no data set of pictures ({checks.first_line(error)})") from None
+        raise ConfigError(f"{folder} is no data set of pictures ({checks.error_message(error)})") from None
     if differ := set(halves[0].classes) ^ set(halves[1].classes):
         some = ", ".join(sorted(differ)[:3])
         raise ConfigError(f"{folder}/train and {folder}/{test} must have folders of the same classes; {some} differ")
-    return checked(folder, arrays, len(halves[0].classes))
+    return images_from_arrays(folder, arrays, len(halves[0].classes))
 
 
 def _arrays(half: Any, image_size: int | None) -> list[np.ndarray]:
@@ -144,12 +144,12 @@ def _uint8(picture: Any, image_size: int | None) -> np.ndarray:
     return np.asarray(picture)
 
 
-def _fetch(name: str, file: Path, image_size: int | None) -> None:
+def _download(name: str, file: Path, image_size: int | None) -> None:
     """Write `file` from torchvision's copy of the data set, downloading it if there is none. All or nothing."""
     from torchvision import datasets
 
-    known = KNOWN[name]
-    kind, of_pictures = getattr(datasets, known.kind), len(known.shape) == 1
+    known = TORCHVISION[name]
+    kind, of_pictures = getattr(datasets, known.class_name), len(known.shape) == 1
     try:
         there = next(folder for folder in file.resolve().parents if folder.exists())
         with (
@@ -160,19 +160,19 @@ def _fetch(name: str, file: Path, image_size: int | None) -> None:
                 halves = [kind(str(file.parent), **half, download=False) for half in known.halves]
             except RuntimeError:
                 halves = [kind(temporary, **half, download=True) for half in known.halves]
-            parts = [_arrays(half, image_size) if of_pictures else _in_memory(name, half) for half in halves]
+            parts = [_arrays(half, image_size) if of_pictures else _torchvision_arrays(name, half) for half in halves]
             _write(file, [array for part in parts for array in part], known.classes)
     except Exception as error:  # of the network, of the disk, or of what a spoiled copy makes torchvision stumble on
         if isinstance(error, ConfigError) and of_pictures:  # of --image_size
             raise
-        reason = checks.first_line(error)
+        reason = checks.error_message(error)
         raise ConfigError(
             f"there is no {file} and {name} could not be downloaded ({reason}): "
             f"put an .npz file with the arrays {', '.join(ARRAYS)} there, or name its folder with --data"
         ) from None
 
 
-def _in_memory(name: str, half: Any) -> tuple[np.ndarray, np.ndarray]:
+def _torchvision_arrays(name: str, half: Any) -> tuple[np.ndarray, np.ndarray]:
     """The images, N x H x W or N x H x W x C, and the labels of a half of a set that torchvision has in memory."""
     x, y = np.asarray(half.data), np.asarray(half.labels if name == "svhn" else half.targets)
     if name == "emnist":
@@ -184,7 +184,7 @@ def _in_memory(name: str, half: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def _write(file: Path, arrays: Sequence[np.ndarray], classes: int | None = None) -> None:
     """Check the arrays of a data set and write them, all or nothing."""
-    checked(file, arrays, classes)
+    images_from_arrays(file, arrays, classes)
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".writing-") as temporary:
         partial, held = Path(temporary) / file.name, dict[str, Any](zip(ARRAYS, arrays, strict=True))
@@ -212,11 +212,11 @@ def to_npz(
     if file.suffix != ".npz":
         raise ValueError(f"path must end in .npz, not {file.name!r}")
     if image_size is not None:
-        checks.whole("image_size", image_size, 1)
+        checks.integer("image_size", image_size, 1)
     halves = [dataset.get(key) for key in ("train", "test")] if isinstance(dataset, Mapping) else dataset
     if not isinstance(halves, (tuple, list)) or len(halves) != 2 or not all(hasattr(x, "__getitem__") for x in halves):
         must = "a pair (train, test) of map-style Datasets (as random_split gives) or a mapping of these"
-        raise TypeError(f"dataset must be {must}, not {checks.shown(dataset)}")
+        raise TypeError(f"dataset must be {must}, not {checks.short_repr(dataset)}")
     arrays = []
     for half in halves:
         arrays += _arrays([_pair(half[i], columns) for i in range(len(half))], image_size)
@@ -233,18 +233,18 @@ def _pair(item: Any, columns: tuple[str, str]) -> tuple[Any, Any]:
     return item[columns[0]], item[columns[1]]
 
 
-def as_images(given: object) -> Images | None:
+def as_images(data: object) -> Images | None:
     """The data set that a name, a file, `Images` or Loaders stand for; None if it is something else."""
-    if isinstance(given, (str, Path)):
-        file = Path(given)
+    if isinstance(data, (str, Path)):
+        file = Path(data)
         try:
-            return read(file) if file.suffix == ".npz" else load(str(given), PROJECT / "data")
+            return read(file) if file.suffix == ".npz" else load(str(data), PROJECT / "data")
         except ConfigError as error:
             raise error.named({"dataset": "data"}) from error.__cause__
-    if isinstance(given, Loaders) and all(isinstance(part, Loader) for part in given):
-        (train, y), held, (test, z) = ((part.images, part.labels) for part in given)
-        return Images(given.train.name, train, y, test, z, int(max(part.labels.max() for part in given)) + 1, held)
-    return given if isinstance(given, Images) else None
+    if isinstance(data, Loaders) and all(isinstance(part, Loader) for part in data):
+        (train, y), held, (test, z) = ((part.images, part.labels) for part in data)
+        return Images(data.train.name, train, y, test, z, int(max(part.labels.max() for part in data)) + 1, held)
+    return data if isinstance(data, Images) else None
 
 
 class Loader:
@@ -283,10 +283,10 @@ def load_MNIST(folder: str | Path, batch_size: int = 60, valid_size: int = 5000,
 
     Raises TypeError and ValueError that name the argument (ConfigError, a ValueError, if the data cannot be read).
     """
-    found = load("mnist", names.holder("mnist", checks.path("folder", folder)))
-    valid_size = checks.whole("valid_size", valid_size, 1, len(found.train) // 2)
-    batch_size = checks.whole("batch_size", batch_size, 1, len(found.train) - valid_size)
-    kept, held = split(len(found.train), valid_size, checks.whole("seed", seed, 0))
+    found = load("mnist", names.data_folder("mnist", checks.path("folder", folder)))
+    valid_size = checks.integer("valid_size", valid_size, 1, len(found.train) // 2)
+    batch_size = checks.integer("batch_size", batch_size, 1, len(found.train) - valid_size)
+    kept, held = split(len(found.train), valid_size, checks.integer("seed", seed, 0))
     shift, scale = normalisation(found.train)
     images, test = (x.float().mul_(scale).add_(shift) for x in (found.train, found.test))
     return Loaders(

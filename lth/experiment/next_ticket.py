@@ -188,7 +188,7 @@ def _differ(first: Masks, second: Masks) -> bool:
 
 def _by_rule(last: Round, rule: prune.Rule) -> Pruned:
     model = last.trainer.problem.make()
-    masks = prune.by_rule(rule, model, last.drawn, last.ticket.masks, last.seed("rule"))
+    masks = prune.apply_rule(rule, model, last.drawn, last.ticket.masks, last.seed("rule"))
     if pruning.survivors(masks) == pruning.survivors(last.ticket.masks):
         hint = "it must prune the network that it is given, in which weights with masks of torch.nn.utils.prune are "
         hint += "called weight_orig; fetch_layers names them"
@@ -208,7 +208,7 @@ def _keep_highest(last: Round, masks: Masks, weights: State, initial: State, rou
 
     after = pruning.keep_highest_in_steps(recorded_score, masks, quotas, last.arm.steps, last.generator("ties"))
     before, scores = steps[0]
-    return Pruned(after, pruning.tied(scores, before, after, quotas))
+    return Pruned(after, pruning.count_ties(scores, before, after, quotas))
 
 
 def _score_function(last: Round, weights: State, initial: State) -> Callable[[Masks], Weights]:

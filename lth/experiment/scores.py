@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lth.models import building, prunable
 from lth.pruning import Masks
-from lth.settings.checks import first_line, said
+from lth.settings.checks import error_message, error_with_type
 from lth.training.network import Criterion
 
 Batches = Sequence[tuple[Tensor, Tensor]]
@@ -91,12 +91,12 @@ def scored(method: str, model: nn.Module, masks: Masks, batches: Batches, criter
             scores = _try(method, model, masks, batches, criterion, in_double, twice)
         except Exception as error:
             if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or OUT_OF_MEMORY.search(str(error)):
-                raise torch.OutOfMemoryError(first_line(error)) from None
+                raise torch.OutOfMemoryError(error_message(error)) from None
             first_error = first_error or error.with_traceback(None)  # whose frames hold all tensors
             continue
         if first_error is not None:
             how = "with slower products" if in_double == double else "in the model's own precision, not in double,"
-            reason = f"{type(model).__name__} is scored by {method} {how} because of {said(first_error)}"
+            reason = f"{type(model).__name__} is scored by {method} {how} because of {error_with_type(first_error)}"
             warnings.warn(reason, stacklevel=2)
         return scores
     assert first_error is not None
@@ -107,7 +107,7 @@ def _try(
     method: str, model: nn.Module, masks: Masks, batches: Batches, criterion: Criterion, in_double: bool, twice: bool
 ) -> dict[str, Tensor]:
     """The scores, optionally in double precision and with operations that can be differentiated `twice`."""
-    model = building.copy_of(model).train()
+    model = building.copy_model(model).train()
     prunable.without_dropout(model)
     with _twice_differentiable() if twice else nullcontext():
         scores = SCORES[method](model.double() if in_double else model, masks, batches, criterion)

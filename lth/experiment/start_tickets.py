@@ -14,15 +14,15 @@ from pathlib import Path
 from torch import nn
 
 from lth import pruning
-from lth.data.images import Images, of_arrays, of_texts
-from lth.models.building import State, renamed, state_of
+from lth.data.images import Images, fingerprint_arrays, fingerprint_texts
+from lth.models.building import State, match_names, state_of
 from lth.pruning import Masks
 from lth.records import tables
 from lth.records.files import UNUSABLE, read_json
 from lth.records.store import Store, Ticket
 from lth.records.tables import Run
 from lth.rng import derive_seed
-from lth.settings.arms import of_ticket
+from lth.settings.arms import ticket_arms
 from lth.settings.config import Config, ConfigError
 from lth.training.problem import Problem
 
@@ -70,7 +70,7 @@ class StartTickets:
             if len(last) > 1:
                 raise ConfigError(f"{flag} must say the round, as :1, since its runs have not finished equally many")
             first = last.pop()
-        arms = of_ticket(config.prune_type)
+        arms = ticket_arms(config.prune_type)
         needed = config.prune_iterations if arms else 1
         for run in dict.fromkeys(runs.values()):
             numbers = list(Store(run).files_by_round("ticket"))
@@ -84,13 +84,13 @@ class StartTickets:
 
     def ticket(self, seed: int, number: int, names: Iterable[str] = ()) -> Ticket:
         """The ticket that round `number` of a trial starts from, with the parameters renamed to `names`
-        (building.renamed). ConfigError if its file cannot be used."""
+        (building.match_names). ConfigError if its file cannot be used."""
         try:
             store = Store(self.runs[seed])
             ticket, masks = store.ticket(self.first + number), store.masks(self.first + number)
         except UNUSABLE as error:
             raise ConfigError(f"{self.flag}: {error}") from None
-        return replace(ticket, masks=renamed(masks, names), start=renamed(ticket.start, names))
+        return replace(ticket, masks=match_names(masks, names), start=match_names(ticket.start, names))
 
     def fingerprints(self) -> dict[str, str]:
         """A fingerprint of the masks and weights of each ticket that round 0 starts from, and those that later trials
@@ -99,7 +99,7 @@ class StartTickets:
         for seed in self.runs:
             ticket = self.ticket(seed, 0)
             parts = ([tensors[name] for name in sorted(tensors)] for tensors in (ticket.masks, ticket.start))
-            result[f"ticket_of_seed_{seed}"] = of_texts(map(of_arrays, parts))
+            result[f"ticket_of_seed_{seed}"] = fingerprint_texts(map(fingerprint_arrays, parts))
             if self.shared:
                 result["ticket"] = result[f"ticket_of_seed_{seed}"]
         return result

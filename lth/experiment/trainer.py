@@ -213,8 +213,8 @@ class Trainer:
         scope = config.random_rates if arm.compared == "layer" else config.prune_scope
         quotas = pruning.quotas(masks, percents, scope, rounds)
         if arm.compared == "all":
-            return pruning.together(quotas, percents)
-        return pruning.erdos_renyi(masks, pruning.together(quotas, percents)) if scope == "erk" else quotas
+            return pruning.merge_quotas(quotas, percents)
+        return pruning.erdos_renyi(masks, pruning.merge_quotas(quotas, percents)) if scope == "erk" else quotas
 
     def stackable(self, runs: Sequence[Run], number: int, repeat: str = "") -> list[Run]:
         """The runs that can be trained as one network with the first of them: those with the same plan whose
@@ -293,6 +293,6 @@ def blame_model(failed: str, exhausted: str, own_errors: bool = False) -> Iterat
     except (KeyboardInterrupt, OSError, RecordError, TrialError):
         raise
     except BaseException as error:
-        if checks.ours(error) and not own_errors:
+        if checks.raised_by_lth(error) and not own_errors:
             raise
-        raise TrialError(f"{failed} with {checks.said(error)}") from error
+        raise TrialError(f"{failed} with {checks.error_with_type(error)}") from error

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lth.prune import pruned_by_torch
+from lth.prune import torch_masks
 from lth.pruning import Masks
 from lth.testing import AuditError, audit
 
@@ -33,11 +33,11 @@ class TicketAudit(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights with which the fit begins."""
         self.initial = {name.replace("_orig", ""): x for name, x in copy.deepcopy(pl_module.state_dict()).items()}
-        self.masks = pruned_by_torch(self.initial)
+        self.masks = torch_masks(self.initial)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Audit what was pruned at the end of the epoch."""
-        masks = {name: mask.cpu().clone() for name, mask in pruned_by_torch(pl_module.state_dict()).items()}
+        masks = {name: mask.cpu().clone() for name, mask in torch_masks(pl_module.state_dict()).items()}
         if masks.keys() == self.masks.keys() and all(mask.equal(self.masks[name]) for name, mask in masks.items()):
             return
         before = {name: self.masks.get(name, mask.new_ones(mask.shape)) for name, mask in masks.items()}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lth import rng
 from lth.models import prunable as layers
 from lth.settings import names
-from lth.settings.checks import ConfigError, Problem, first_line, said
+from lth.settings.checks import ConfigError, Problem, error_message, error_with_type
 
 State = dict[str, Tensor]  # parameters and buffers by name
 Build = Callable[[], nn.Module]
@@ -39,8 +39,8 @@ def find(
     case, or the only model of the file whose name matches. Called with `num_classes=` where it takes one. Raises
     ConfigError if there is none, if there are two, or if the file cannot be loaded.
     """
-    for folder in names.folders(dataset, data, image):
-        files = [file for file in names.files(folder) if names.spelling(file, arch_type)]
+    for folder in names.archs_folders(dataset, data, image):
+        files = [file for file in names.model_files(folder) if names.spelling(file, arch_type)]
         found = [model for file in files for model in _matching(file, arch_type)]
         if len(found) > 1:
             places = " and ".join(f"{_shown(Path(inspect.getfile(model)))} ({model.__name__})" for model in found)
@@ -48,11 +48,11 @@ def find(
         if found:
             return _builder(found[0], classes, Path(inspect.getfile(found[0])))
     raise ConfigError(
-        *(names.problems(arch_type, dataset, data=data) or [names.no_model(arch_type, dataset, data=data)])
+        *(names.name_problems(arch_type, dataset, data=data) or [names.no_such_model(arch_type, dataset, data=data)])
     )
 
 
-def constant(make: Build) -> Build:
+def deterministic(make: Build) -> Build:
     """`make`, whose constructor draws the same every time: what it keeps in attributes, which no ticket and no
     checkpoint holds, is then the same in all trainings and evaluations."""
 
@@ -83,7 +83,7 @@ def initialise(model: nn.Module, init: str) -> None:
         except (Exception, SystemExit) as error:
             raise ConfigError(
                 f"{type(model).__name__} cannot draw its initial weights: its _initialize_weights() fails with "
-                f"{said(error)}"
+                f"{error_with_type(error)}"
             ) from error
     elif init != "own":
         for module in model.modules():
@@ -101,28 +101,28 @@ def state_of(model: nn.Module) -> State:
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors}
 
 
-def copy_of(model: nn.Module) -> nn.Module:
+def copy_model(model: nn.Module) -> nn.Module:
     """A copy, also of a model that holds what it has computed, as torch.nn.utils.weight_norm and masks do: that without
     its history, with which PyTorch copies none."""
     held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     return copy.deepcopy(model, {id(value): value.detach().clone() for value in held if value.grad_fn is not None})
 
 
-def plain(name: str) -> str:
+def unwrapped_name(name: str) -> str:
     """The name of a parameter without what DataParallel and torch.compile put before it."""
     return re.sub(r"(^|(?<=\.))(module|_orig_mod)\.", "", name)
 
 
-def renamed(tensors: Mapping[str, Tensor], names: Iterable[str]) -> State:
+def match_names(tensors: Mapping[str, Tensor], names: Iterable[str]) -> State:
     """`tensors` under the `names` that differ from theirs only in what `plain` takes away."""
-    known = {plain(name): name for name in names}
-    return {known.get(plain(name), name): tensor for name, tensor in tensors.items()}
+    known = {unwrapped_name(name): name for name in names}
+    return {known.get(unwrapped_name(name), name): tensor for name, tensor in tensors.items()}
 
 
 def load_state(model: nn.Module, state: State) -> nn.Module:
-    """Copy `state` into `model` (changed in place). ValueError if names (see `renamed`) or shapes differ."""
+    """Copy `state` into `model` (changed in place). ValueError if names (see `match_names`) or shapes differ."""
     own = dict([*model.named_parameters(), *model.named_buffers()])
-    state = renamed(state, own)
+    state = match_names(state, own)
     if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in own):
         wrong = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
         raise ValueError(f"model must have the parameters and shapes of the ticket; {', '.join(wrong[:3])} differ")
@@ -160,7 +160,7 @@ def _load(file: Path) -> ModuleType:
         with rng.seeded(0):  # it is loaded again in every process: what it draws must be the same
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"{_shown(file)} cannot be loaded: {said(error)}") from error
+        raise ConfigError(f"{_shown(file)} cannot be loaded: {error_with_type(error)}") from error
     return module
 
 
@@ -198,7 +198,7 @@ def _builder(model: Callable[..., Any], classes: int | None, file: Path) -> Buil
         try:
             made = model(**_arguments(model, classes))
         except (Exception, SystemExit) as error:
-            raise ConfigError(f"{_shown(file)}: {model.__name__} cannot be built: {first_line(error)}") from error
+            raise ConfigError(f"{_shown(file)}: {model.__name__} cannot be built: {error_message(error)}") from error
         if not isinstance(made, nn.Module):
             raise ConfigError(f"{_shown(file)}: {model.__name__} must return a torch.nn.Module, not {type(made)}")
         if last and last.pop()() is made:

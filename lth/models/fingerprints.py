@@ -29,38 +29,38 @@ import torch
 from torch import nn
 
 from lth import rng
-from lth.data.images import of_arrays, of_texts
+from lth.data.images import fingerprint_arrays, fingerprint_texts
 from lth.models import prunable
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), range, slice, enum.Enum, torch.dtype)
 
 
-def of(*things: Any) -> str:
+def fingerprint_objects(*things: Any) -> str:
     """The fingerprint of functions, classes, objects or values: 16 hexadecimal digits."""
-    return of_texts([_text(things, {})])
+    return fingerprint_texts([_text(things, {})])
 
 
-def of_model(make: Callable[[], nn.Module]) -> str:
+def fingerprint_model(make: Callable[[], nn.Module]) -> str:
     """The fingerprint of the model that `make`, from lth.models.building.find, builds: its file, layers and shapes."""
     model: Any = inspect.unwrap(make)
     with rng.seeded(0):
         outline = _outline(make())
     texts: dict[str, str] = {}
     _collect_files(sys.modules[model.__module__].__spec__, texts)
-    return of_texts([model.__qualname__, *outline, *sorted(texts.values())])
+    return fingerprint_texts([model.__qualname__, *outline, *sorted(texts.values())])
 
 
-def of_network(net: nn.Module, without: Collection[str] = ()) -> str:
+def fingerprint_network(net: nn.Module, without: Collection[str] = ()) -> str:
     """The fingerprint of a network given from Python, without its attributes `without`."""
     if any(hasattr(net, name) for name in without):
         net = copy.copy(net)
         net._modules = {name: child for name, child in net._modules.items() if name not in without}
         for name in vars(net).keys() & without:
             del vars(net)[name]
-    return of(net)
+    return fingerprint_objects(net)
 
 
-def code(text: str) -> str:
+def strip_comments(text: str) -> str:
     """Python code without comments, docstrings and empty lines: read by tokens, which no version of Python changes."""
     lines, before = text.split("\n"), tokenize.NEWLINE
     tokens = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type != tokenize.NL]
@@ -82,7 +82,7 @@ def _collect_files(spec: ModuleSpec | None, texts: dict[str, str]) -> None:
         return
     with tokenize.open(spec.origin) as file:
         text = file.read()
-    texts[spec.origin] = code(text)
+    texts[spec.origin] = strip_comments(text)
     for node in ast.walk(ast.parse(text)):
         imported = []
         if isinstance(node, ast.Import):
@@ -129,7 +129,7 @@ def _parts(thing: Any) -> Iterable[Any]:
     """What a function, a class, a container, a tensor, a network or another object is made of."""
     if hasattr(thing, "__array__"):  # of NumPy or PyTorch
         plain = not getattr(thing, "requires_grad", False) and getattr(thing, "layout", None) in (None, torch.strided)
-        return [of_arrays([torch.as_tensor(thing)]) if plain else f"{thing.dtype} {tuple(thing.shape)}"]
+        return [fingerprint_arrays([torch.as_tensor(thing)]) if plain else f"{thing.dtype} {tuple(thing.shape)}"]
     if isinstance(thing, Mapping):
         return [part for pair in thing.items() for part in pair]
     if isinstance(thing, (list, tuple)):
@@ -161,7 +161,7 @@ def _source(thing: Any) -> str:
     with contextlib.suppress(OSError, TypeError):
         text = inspect.getsource(thing) if _is_own(module) else ""
     with contextlib.suppress(tokenize.TokenError, SyntaxError):  # of a lambda, whose lines are a part of a statement
-        text = code(text)
+        text = strip_comments(text)
     return text or f"{module.partition('.')[0]} {thing.__qualname__}"
 
 

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from lth import rng
 from lth.models import prunable as layers
-from lth.models.building import copy_of
+from lth.models.building import copy_model
 from lth.models.prunable import CHANGED, CONV, FC, UNUSED
 
 
@@ -94,7 +94,7 @@ class Trace(TorchDispatchMode):
         return result
 
 
-def left_out(make: Callable[[], nn.Module], examples: Tensor) -> Mapping[str, str]:
+def parameters_to_leave_out(make: Callable[[], nn.Module], examples: Tensor) -> Mapping[str, str]:
     """The parameters of the model that `make` gives that pruning must leave alone, with UNUSED or CHANGED: no forward
     pass with `examples` (B, ...), in training or in evaluation, uses them, or it changes them before it multiplies so
     that zeros do not stay zeros, as weight standardisation does. None where the model fails with them."""
@@ -121,7 +121,7 @@ def changes_weight(layer: nn.Module) -> bool:
         else:
             shape = [layer.in_features]
         with rng.seeded(0):
-            return "weight" in _passes(copy_of(layer).cpu(), torch.ones(2, *shape))[1]
+            return "weight" in _passes(copy_model(layer).cpu(), torch.ones(2, *shape))[1]
     except Exception:  # of code of the user's own
         return False
 
@@ -174,9 +174,9 @@ class Cost:
 
     def total(self, weights: Mapping[str, int]) -> float:
         """Multiply-adds where each parameter has that many weights left."""
-        return self.rest + sum(self.of(name, count) for name, count in weights.items())
+        return self.rest + sum(self.multiply_adds(name, count) for name, count in weights.items())
 
-    def of(self, name: str, count: int) -> float:
+    def multiply_adds(self, name: str, count: int) -> float:
         """Multiply-adds of so many weights of a parameter: none of a bias, which a rule may have pruned."""
         return self.uses.get(name, 0.0) * count
 

@@ -27,7 +27,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 # Why parameters are left out of pruning: see lth/models/probe.py.
 UNUSED = "no forward pass uses {}, in training or in evaluation: left out of pruning and percentages"
 CHANGED = "the model changes {} before it multiplies, so that zeros do not stay zeros: not pruned"
-WORTH_SAYING = 0.01  # of all parameters, left alone
+MIN_SHARE = 0.01  # of all parameters, left alone
 
 _LAYERS = (_ConvNd, nn.Linear, nn.Bilinear)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -75,7 +75,7 @@ def leave_out(model: nn.Module, names: Mapping[str, str]) -> nn.Module:
     return model
 
 
-def left_out(model: nn.Module) -> list[str]:
+def left_out_notes(model: nn.Module) -> list[str]:
     """Sentences about the parameters of `leave_out` and their share of all."""
     named, reasons, sentences = names(model), vars(model).get("_left_out", {}), []
     sizes = {named[id(parameter)]: parameter.numel() for parameter in model.parameters()}
@@ -98,12 +98,12 @@ def all_names(model: nn.Module) -> dict[int, list[str]]:
     for path, module in model.named_modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                stem = bare(module, name)
+                stem = unmasked_name(module, name)
                 found.setdefault(id(parameter), []).append(f"{path}.{stem}" if path else stem)
     return found
 
 
-def left_alone(model: nn.Module, embeddings: bool = False) -> str:
+def unpruned_note(model: nn.Module, embeddings: bool = False) -> str:
     """A sentence about the parameters that are not pruned and their share, where it exceeds 1% of all; else ""."""
     pruned = (CONV, FC, EMBEDDING) if embeddings else (CONV, FC)
     every, named = parts(model), names(model)
@@ -111,7 +111,7 @@ def left_alone(model: nn.Module, embeddings: bool = False) -> str:
     told_elsewhere = vars(model).get("_left_out", {})
     alone = [part for part in every if part.kind not in pruned and named[id(part.parameter)] not in told_elsewhere]
     count = sum(part.parameter.numel() for part in alone)
-    if count <= WORTH_SAYING * total:
+    if count <= MIN_SHARE * total:
         return ""
     groups = Counter[str]()
     for part in alone:
@@ -189,7 +189,7 @@ def _draw(module: nn.Module, name: str, value: Tensor, init: str) -> None:
 def _parts_of(module: nn.Module) -> Iterator[Part]:
     """The parameters of one module, weights first; parametrised ones lie in their parametrisations."""
     first = {name: i for i, name in enumerate(_weight_names(module))}
-    own = [(bare(module, name), p) for name, p in module._parameters.items() if p is not None]
+    own = [(unmasked_name(module, name), p) for name, p in module._parameters.items() if p is not None]
     for name, parameter in sorted(own, key=lambda item: (first.get(item[0], len(first)), "bias" in item[0])):
         yield Part(module, module, name, parameter, _kind(module, name, parameter))
     made = getattr(module, "parametrizations", None)
@@ -198,7 +198,7 @@ def _parts_of(module: nn.Module) -> Iterator[Part]:
         kind = _kind(module, name, max(listed.parameters(), key=Tensor.numel))
         for inner in listed.modules():
             whose = kind if kind == BIAS or (inner is listed and _keeps_zeros(listed)) else OTHER
-            own = [(bare(inner, stem), p) for stem, p in inner._parameters.items() if p is not None]
+            own = [(unmasked_name(inner, stem), p) for stem, p in inner._parameters.items() if p is not None]
             for stem, parameter in own:
                 yield Part(module, inner, stem, parameter, whose)
 
@@ -237,7 +237,7 @@ def _is_matrix(value: Tensor) -> bool:
     return sum(size > 1 for size in value.shape) > 1
 
 
-def bare(module: nn.Module, name: str) -> str:
+def unmasked_name(module: nn.Module, name: str) -> str:
     """The name of a parameter as it is without a mask of torch.nn.utils.prune."""
     stem = name.removesuffix("_orig")
     return stem if f"{stem}_mask" in module._buffers else name

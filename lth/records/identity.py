@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 from lth.records.files import read_json
 from lth.records.tables import Run, read_config, runs_at
-from lth.settings.arms import ARMS, idle
+from lth.settings.arms import ARMS, unused_settings
 from lth.settings.checks import Problem
 from lth.settings.config import Config, ConfigError
 from lth.settings.values import as_text
@@ -154,4 +154,4 @@ def _deciding(run: Run) -> dict[str, str]:
 
 def _unused(arm: str) -> set[str]:
     """The settings that decide a folder and that an arm does not use, except --rewind, which --connectivity uses."""
-    return idle(arm) - {"rewind"} if arm in ARMS else set()
+    return unused_settings(arm) - {"rewind"} if arm in ARMS else set()

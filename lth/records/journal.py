@@ -140,8 +140,8 @@ def write_round(run: Run, number: int, masks: Masks, trained: Trained, cost: Cos
             "remaining": round(100 * count / totals[name], 4),
             "weights": count,
             "total": totals[name],
-            "macs": round(cost.of(name, count)) if cost else None,
-            "dense_macs": round(cost.of(name, totals[name])) if cost else None,
+            "macs": round(cost.multiply_adds(name, count)) if cost else None,
+            "dense_macs": round(cost.multiply_adds(name, totals[name])) if cost else None,
         }
         for name, count in counts.items()
     ]

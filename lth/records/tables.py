@@ -20,7 +20,7 @@ from lth.records.journal import ORDERS, Entry, entries
 from lth.settings import checks, names
 from lth.settings.arms import ARMS
 from lth.settings.config import Config
-from lth.settings.values import written
+from lth.settings.values import absolute_folder
 
 TEXT_COLUMNS = ("layer", "kind", "line")
 STABLE = 2.0  # a network is stable where its error barrier is below so many points
@@ -90,8 +90,8 @@ def runs_of(config: Config, label: str = "") -> list[Run]:
     """The runs that the settings ask for, all arms of a trial one after another; first those whose masks others need.
     `label` names the settings in messages."""
     needed = [ARMS[arm].mask_of for arm in config.prune_type if ARMS[arm].mask_of]
-    dataset = names.dataset(config.dataset)
-    folders = (config.root, names.model(config.arch_type, dataset, config.data), dataset, config.folder())
+    dataset = names.canonical_dataset(config.dataset)
+    folders = (config.root, names.canonical_model(config.arch_type, dataset, config.data), dataset, config.folder())
     arms = dict.fromkeys([*needed, *config.prune_type])
     return [Run(*folders, arm, seed, label) for seed in config.seeds for arm in arms]
 
@@ -209,7 +209,7 @@ def run_of(name: str, folder: Path) -> Run:
 def runs_in(name: str, folder: Path) -> list[Run]:
     """The run whose folder this is, or all runs below it. ValueError, which names the argument `name`, if there is
     none."""
-    path = written(folder)
+    path = absolute_folder(folder)
     if (run := _run_at(path)) and (run.saves.is_dir() or run.dumps.is_dir()):
         return [run]
     if not path.is_dir():
@@ -228,7 +228,7 @@ def root_of(name: str, folder: Path) -> Path:
     names the argument `name`, if it is no folder."""
     if not folder.is_dir():
         raise ValueError(f"{name} must be a folder with results, but there is no folder {folder}")
-    path = written(folder)
+    path = absolute_folder(folder)
     if (path / "dumps").is_dir():
         return path
     return next((parent.parent for parent in (path, *path.parents[:5]) if parent.name in ("dumps", "saves")), path)

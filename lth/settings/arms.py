@@ -125,12 +125,12 @@ ARMS = Arms(
 )
 
 
-def of_ticket(arms: Iterable[str]) -> list[str]:
+def ticket_arms(arms: Iterable[str]) -> list[str]:
     """The arms among these that take all tickets from the run that --ticket names."""
     return [arm for arm in arms if arm in ARMS and ARMS[ARMS[arm].mask_of or arm].masks == "of_ticket"]
 
 
-def idle(name: str) -> set[str]:
+def unused_settings(name: str) -> set[str]:
     """The settings that decide a folder and that the arm of this name does not use."""
     arm, finder = ARMS[name], ARMS[ARMS[name].mask_of or name]  # the latter finds its masks
     used = {

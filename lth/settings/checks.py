@@ -75,7 +75,7 @@ def collect_errors(problems: list[str]) -> Iterator[None]:
         problems += error.problems
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """`: did you mean ...?` with the choice that a mistyped word is nearest to or is a synonym of; else nothing."""
     bare = word.lower().lstrip("-").replace("-", "_")
     known = {choice.lower().lstrip("-"): choice for choice in choices}
@@ -84,23 +84,23 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f": did you mean {known[meant[0]]}?" if meant else ""
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A value in a few words."""
     text = repr(value)
     return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"
 
 
-def said(error: BaseException) -> str:
+def error_with_type(error: BaseException) -> str:
     """The kind of an error of other code, and the first line of its message."""
     return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
-def first_line(error: BaseException) -> str:
+def error_message(error: BaseException) -> str:
     """The first line of its message, or its kind."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def ours(error: BaseException) -> bool:
+def raised_by_lth(error: BaseException) -> bool:
     """Whether an error was raised by this library itself, not by what it called."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
@@ -108,11 +108,11 @@ def ours(error: BaseException) -> bool:
     return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0] == "lth"
 
 
-def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
+def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
     """A whole number from `low` to `high`."""
     limits = f"a whole number of at least {low}" + (f" and at most {high}" if high is not None else "")
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be {limits}, not {shown(value)}")
+        raise TypeError(f"{name} must be {limits}, not {short_repr(value)}")
     if not low <= value.__index__() or (high is not None and value.__index__() > high):
         raise ValueError(f"{name} must be {limits}, not {value}")
     return int(value.__index__())
@@ -122,7 +122,7 @@ def fraction(name: str, value: Any) -> float:
     """A number from 0 to below 1."""
     must = f"{name} must be a fraction from 0 to below 1, not"
     if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise TypeError(f"{must} {shown(value)}")
+        raise TypeError(f"{must} {short_repr(value)}")
     if not 0 <= float(value) < 1:
         raise ValueError(f"{must} {value}" + (f": {value} percent is {value / 100:g}" if 1 <= value < 100 else ""))
     return float(value)
@@ -131,7 +131,7 @@ def fraction(name: str, value: Any) -> float:
 def of_type(name: str, value: Any, kind: type[T], told: str) -> T:
     """A value of a type; `told` is its name in the error."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be {told}, not {shown(value)}")
+        raise TypeError(f"{name} must be {told}, not {short_repr(value)}")
     return value
 
 
@@ -142,23 +142,23 @@ def network(name: str, value: Any) -> Any:
     return of_type(name, value, nn.Module, "a torch.nn.Module")
 
 
-def truth(name: str, value: Any) -> bool:
+def boolean(name: str, value: Any) -> bool:
     """True or False."""
     return of_type(name, value, bool, "True or False")
 
 
-def word(name: str, value: Any, choices: Collection[str]) -> str:
+def one_of(name: str, value: Any, choices: Collection[str]) -> str:
     """One of `choices`."""
     known = f"one of {', '.join(choices)}"
     if of_type(name, value, str, known) not in choices:
-        raise ValueError(f"{name} must be {known}, not {value!r}{nearest(value, choices)}")
+        raise ValueError(f"{name} must be {known}, not {value!r}{did_you_mean(value, choices)}")
     return value
 
 
 def path(name: str, value: Any) -> Path:
     """A path, of a file or a folder, that need not exist."""
     if not isinstance(value, (str, os.PathLike)) or isinstance(value, bytes) or not str(value):
-        raise TypeError(f"{name} must be a path, not {shown(value)}")
+        raise TypeError(f"{name} must be a path, not {short_repr(value)}")
     return Path(value)
 
 
@@ -170,18 +170,18 @@ def device(name: str, value: Any) -> str | None:
     known = not isinstance(value, bool) and type(value).__name__ in ("str", "int", "device")
     if not known or not found:
         kind = ValueError if known else TypeError
-        raise kind(f"{name} must be None, 'cpu', 'cuda', 'cuda:0', 'mps' or a torch.device, not {shown(value)}")
+        raise kind(f"{name} must be None, 'cpu', 'cuda', 'cuda:0', 'mps' or a torch.device, not {short_repr(value)}")
     return found[1] if found[1] in ("cpu", "mps") else found[2] or found[3] or "0"
 
 
-def settings(whose: str, given: Mapping[str, Any], allowed: Iterable[str]) -> None:
+def known_arguments(whose: str, given: Mapping[str, Any], allowed: Iterable[str]) -> None:
     """TypeError if `given`, further arguments of the function `whose`, are not all among `allowed`."""
     for name in given:
         if name not in allowed:
-            raise TypeError(f"{whose} has no argument {name!r}{nearest(name, allowed)}")
+            raise TypeError(f"{whose} has no argument {name!r}{did_you_mean(name, allowed)}")
 
 
-def together(*steps: Callable[[], Any]) -> tuple[Any, ...]:
+def run_all(*steps: Callable[[], Any]) -> tuple[Any, ...]:
     """What the steps return; ConfigError with the problems of all of them, each once."""
     results, problems = list[Any](), list[str]()
     for step in steps:

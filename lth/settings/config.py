@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lth.settings import values
-from lth.settings.arms import ARMS, CONTROLS, CRITERIA, of_ticket
+from lth.settings.arms import ARMS, CONTROLS, CRITERIA, ticket_arms
 from lth.settings.checks import ConfigError, Problem
 from lth.settings.values import Duration, TicketName, as_text, duration, number
 
@@ -176,7 +176,7 @@ class Config:
         """What is wrong with settings that are valid one by one. Some may still be of the wrong type."""
         changed = {spec.name for spec in dataclasses.fields(self) if getattr(self, spec.name) != spec.default}
         arms = self.prune_type if isinstance(self.prune_type, tuple) else ("lt",)
-        sgd, cosine, taken = self.optimizer == "sgd", self.lr_schedule == "cosine", "".join(of_ticket(arms)[:1])
+        sgd, cosine, taken = self.optimizer == "sgd", self.lr_schedule == "cosine", "".join(ticket_arms(arms)[:1])
         other = f"belongs to the optimizer sgd, not to {self.optimizer}"
         target, twice = self.target_remaining is not None, " and ".join(sorted(changed & RATES))
         rules = [

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 from lth.settings import VERSION, names
 from lth.settings.arms import ARMS, CONTROLS, CRITERIA
-from lth.settings.checks import ConfigError, Problem, collect_errors, nearest
+from lth.settings.checks import ConfigError, Problem, collect_errors, did_you_mean
 from lth.settings.config import PRUNE, RATES, RUN, Config
 from lth.settings.values import as_text, number
 
@@ -163,8 +163,8 @@ def experiments(argv: Sequence[str]) -> dict[Config, dict[str, str]]:
         with collect_errors(problems):
             config = parse(argv, swept={name: _swept_value(name, text) for name, text in texts.items()})
             # In one spelling: fc1,FC1 is one experiment.
-            model = names.model(config.arch_type, config.dataset, config.data)
-            found.setdefault(replace(config, arch_type=model, dataset=names.dataset(config.dataset)), texts)
+            model = names.canonical_model(config.arch_type, config.dataset, config.data)
+            found.setdefault(replace(config, arch_type=model, dataset=names.canonical_dataset(config.dataset)), texts)
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     return found
@@ -189,7 +189,7 @@ def _choices(given: Mapping[str, Any], problems: list[str]) -> dict[str, list[st
         if not equals or not all(texts):
             problems.append(f"--sweep must be NAME=VALUE,VALUE,..., not {typed + equals + values!r}")
         elif name not in FIELDS:
-            problems.append(f"--sweep {typed} is no setting{nearest(typed, FIELDS)}")
+            problems.append(f"--sweep {typed} is no setting{did_you_mean(typed, FIELDS)}")
         elif not FIELDS[name].metadata.get("changes_numbers", True) and name not in allowed:
             problems.append(f"--sweep {name} does not change what is trained: give --{name} itself, once for all")
         elif name in choices:
@@ -223,7 +223,7 @@ def parse(argv: Sequence[str], prog: str = "main.py", swept: Mapping[str, Any] |
     if (preset := given.pop("preset", None)) in PRESETS:
         settings |= vars(made.parse_args([*EVERY.split(), *PRESETS[preset].split()]))
     elif preset is not None:
-        must = f"must be one of {', '.join(PRESETS)}, not {preset!r}{nearest(preset, PRESETS)}"
+        must = f"must be one of {', '.join(PRESETS)}, not {preset!r}{did_you_mean(preset, PRESETS)}"
         problems.append(Problem("preset", must))
     if swept is not None:  # the name in a config.json was one experiment's
         settings.pop("name", None)
@@ -244,7 +244,7 @@ def parse(argv: Sequence[str], prog: str = "main.py", swept: Mapping[str, Any] |
             problems.append(Problem("target_remaining", "already decides what a round prunes: leave out prune_percent"))
     named = {name: settings.get(name, getattr(Config, name)) for name in ("arch_type", "dataset", "data")}
     if not named.keys() & {getattr(problem, "setting", "") for problem in problems}:
-        problems += names.problems(named["arch_type"], named["dataset"], Path(named["data"]))
+        problems += names.name_problems(named["arch_type"], named["dataset"], Path(named["data"]))
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     return config
@@ -256,7 +256,7 @@ def unknown_problems(made: argparse.ArgumentParser, words: Sequence[str]) -> lis
     for word in words:
         flag, equals, _ = word.partition("=")
         if word.startswith("-"):
-            problems.append(f"{flag} is no flag of this program{nearest(flag, made._option_string_actions)}")
+            problems.append(f"{flag} is no flag of this program{did_you_mean(flag, made._option_string_actions)}")
             values = not equals  # the words that follow were meant as its values
         elif not values:
             problems.append(f"{word!r} does not belong to any flag")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lth.settings.checks import nearest, shown
+from lth.settings.checks import did_you_mean, short_repr
 
 LONGEST = 10**9  # iterations or epochs that anything may last
 
@@ -46,7 +46,7 @@ class Duration:
         return f"{self.amount:.12g}{'' if self.unit == 'ep' else self.unit}"
 
 
-def written(folder: Path) -> Path:
+def absolute_folder(folder: Path) -> Path:
     """The absolute path of a folder of results. Links are resolved unless dumps/ or saves/ itself is one (to another
     disk, say), whose target need not be beside the other."""
     here, there = Path(os.path.normpath(folder.absolute())), folder.resolve()
@@ -69,7 +69,7 @@ class TicketName:
         """What `text` names; ValueError if there is no such folder."""
         folder, round = re.fullmatch(r"(.*?)(?::(\d{1,6}))?", text.strip(), re.DOTALL).groups()  # type: ignore[union-attr]
         try:
-            made = cls(written(Path(folder)), int(round) if round else None)
+            made = cls(absolute_folder(Path(folder)), int(round) if round else None)
             there = bool(folder) and made.folder.is_dir() and bool(made._parts)
         except (OSError, RuntimeError, ValueError):  # too long a name, links in a circle, a zero byte
             there = False
@@ -100,7 +100,7 @@ def rewind(name: str, value: Any, iterations: int) -> Duration:
     must = f"{name} must be a number of iterations below {iterations}, the length of a round, or a fraction of a round "
     must += "below 1, not"
     if isinstance(value, bool) or not (hasattr(value, "__index__") or isinstance(value, float)):
-        raise TypeError(f"{must} {shown(value)}")
+        raise TypeError(f"{must} {short_repr(value)}")
     if not 0 <= value < iterations or (value >= 1 and value != int(value)):
         raise ValueError(f"{must} {value}")
     if not value:
@@ -198,7 +198,7 @@ def _parse_item(spec: dataclasses.Field[Any], item: Any) -> Any:
     if "choices" in facts:
         if item not in facts["choices"]:
             known = f"{', '.join(facts['choices'])}{facts.get('or_else', '')}"
-            raise ValueError(f"must be one of {known}, not {item!r}{nearest(str(item), facts['choices'])}")
+            raise ValueError(f"must be one of {known}, not {item!r}{did_you_mean(str(item), facts['choices'])}")
         return item
     if isinstance(item, bool) != (spec.type == "bool") or item is None:
         raise ValueError(f"must be {'True or False' if spec.type == 'bool' else 'a value'}, not {item!r}")

@@ -86,7 +86,7 @@ def _decides(network: Network, images: Tensor) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model, start = building.copy_of(network.model), _cpu_state()
+            model, start = building.copy_model(network.model), _cpu_state()
             (first, _, buffers), (second, drawn, after) = tried(), tried()
     except torch.OutOfMemoryError:
         raise

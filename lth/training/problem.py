@@ -14,7 +14,7 @@ import torch.nn.utils.prune as torch_prune
 from torch import Tensor, nn
 
 from lth import pruning, rng
-from lth.data.images import Images, of_arrays
+from lth.data.images import Images, fingerprint_arrays
 from lth.data.loaders import Source
 from lth.models import building, probe, prunable
 from lth.models import fingerprints as identity
@@ -23,7 +23,7 @@ from lth.models.probe import Cost, cost
 from lth.models.prunable import has_gradient_hooks, leave_out
 from lth.prune import Rule
 from lth.pruning import Masks
-from lth.settings.checks import first_line
+from lth.settings.checks import error_message
 from lth.settings.config import Config, ConfigError
 from lth.training.cuda_graph import captured
 from lth.training.hardware import channels_last, numerics
@@ -83,10 +83,10 @@ class Problem:
             return Fused(config.optimizer, network, config.lr, config.weight_decay, config.momentum, config.nesterov)
 
         def prints() -> dict[str, str]:
-            return {"model": identity.of_model(make), "data": images.fingerprint}
+            return {"model": identity.fingerprint_model(make), "data": images.fingerprint}
 
-        constant = building.constant(make)
-        left_out = cache(lambda: probe.left_out(constant, images.examples))
+        constant = building.deterministic(make)
+        left_out = cache(lambda: probe.parameters_to_leave_out(constant, images.examples))
 
         def usual() -> nn.Module:
             return leave_out(constant(), left_out())
@@ -101,7 +101,7 @@ class Problem:
         try:
             return cost(model, self.images.examples[:1], pruning.prunable(model, embeddings=True)), ""
         except Exception as error:  # whatever a model's own code raises
-            return None, f"multiply-adds are not counted: {first_line(error)}"
+            return None, f"multiply-adds are not counted: {error_message(error)}"
 
     def step_multiply_adds(self, batch_size: int) -> float | None:
         """Multiply-adds of a dense training step, whose backward pass has twice as many as the forward pass; None where
@@ -231,7 +231,9 @@ def check_fit(
 def check_seeded(build: Callable[[int], nn.Module], name: str = "model") -> None:
     """ConfigError unless `build` gives equal parameters and buffers whenever it is called with one seed."""
     one, other = (building.state_of(build(0)) for _ in range(2))
-    if differ := [key for key in one if key not in other or of_arrays([one[key]]) != of_arrays([other[key]])]:
+    if differ := [
+        key for key in one if key not in other or fingerprint_arrays([one[key]]) != fingerprint_arrays([other[key]])
+    ]:
         raise ConfigError(
             f"{name} must draw by the functions of torch, np.random or random, which the seed decides, and fill its "
             f"tensors: built twice from one seed, it differs in {', '.join(differ[:3])}"
@@ -243,7 +245,7 @@ def reason(model: nn.Module, error: BaseException) -> str:
     for called, parameter in model.named_parameters():
         if parameter.is_floating_point() and parameter.dtype != torch.float32 and "type" in str(error):
             return f"{called} is {parameter.dtype}, but examples are float32: call .float() on the model"
-    return first_line(error)
+    return error_message(error)
 
 
 def has_complex(called: str) -> str:
@@ -280,7 +282,7 @@ def unfit(model: nn.Module, embeddings: bool = False) -> str:
             "must have weights to prune: of Linear, convolution, attention, recurrent or bilinear layers, or matrices "
             "of its own"
             + (" (see prune_embeddings)" if pruning.prunable(model, True) else "")
-            + "".join(f"; {sentence}" for sentence in prunable.left_out(model))
+            + "".join(f"; {sentence}" for sentence in prunable.left_out_notes(model))
         )
     return ""
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from lth.settings.arms import idle
+from lth.settings.arms import unused_settings
 from lth.settings.checks import Problem
 from lth.settings.config import Config
 from lth.settings.values import Duration
@@ -103,7 +103,9 @@ def remarks(config: Config, epoch_steps: int) -> Iterator[str]:
             f"--valid_freq {config.valid_freq}{unit}: each round is evaluated once, at its end after {steps:,} "
             "iterations, so that early stop says nothing"
         )
-    if config.score_batches > epoch_steps and any("score_batches" not in idle(arm) for arm in config.prune_type):
+    if config.score_batches > epoch_steps and any(
+        "score_batches" not in unused_settings(arm) for arm in config.prune_type
+    ):
         all_of_it = f"scores look at all of an epoch, which has {epoch_steps:,} batches"
         yield f"--score_batches {config.score_batches}: {all_of_it}"
 
@@ -123,7 +125,7 @@ def check_plan(config: Config, epoch_steps: int) -> list[str]:
     updates = _updates(config, epoch_steps, "", config.rewind.iterations(epoch_steps, steps))
     if (
         not problems
-        and any("update_freq" not in idle(arm) for arm in config.prune_type)
+        and any("update_freq" not in unused_settings(arm) for arm in config.prune_type)
         and updates.last <= updates.start
     ):
         between = f"iteration {updates.start}, where a round starts, and iteration {updates.end} (update_end)"

@@ -107,7 +107,7 @@ def _used_elsewhere(model: nn.Module, names: Sequence[str], example: Tensor) -> 
     penalty or to clip them; all of them where it cannot be called with `example`."""
     with rng.seeded(0), torch.no_grad():
         try:
-            copy = building.copy_of(model)
+            copy = building.copy_model(model)
             layers: dict[str, Any] = {name: copy.get_submodule(name.rpartition(".")[0]) for name in names}
             weights = {name: layer.weight for name, layer in layers.items()}
             for layer in layers.values():

@@ -287,7 +287,7 @@ def test_masks_on_the_net_are_the_ticket_that_training_starts_from(tmp_path: Pat
     torch_prune.custom_from_mask(again.fc1, "weight", mask)
     assert find(again, rounds=3, recover=tmp_path)[:3] == history
     torch_prune.custom_from_mask(other.fc1, "weight", mask)
-    trials = find(building.copy_of(other), rounds=1, trials=2)
+    trials = find(building.copy_model(other), rounds=1, trials=2)
     assert [row["weights"] for row in trials] == 2 * [384 + 48, 269 + 34], "in every trial"
     torch_prune.remove(other.fc1, "weight")  # type: ignore[arg-type]
     assert find(other, quiet=False)[0]["weights"] == 816

@@ -111,7 +111,7 @@ def test_the_same_examples_give_the_same_numbers_whatever_they_come_in(given: An
     ],
 )
 def test_in_memory_are_the_examples_that_the_loader_can_give_each_once(train: Any, kept: Any) -> None:
-    source = loaders.take({"train": train, **REST}, CPU).source
+    source = loaders.prepare_data({"train": train, **REST}, CPU).source
     x, y = examples(125)
     assert isinstance(source, data.Images)
     assert source.train.equal(x[[*kept]]) and source.train_labels.equal(y[[*kept]])
@@ -131,14 +131,14 @@ def test_in_memory_are_the_examples_that_the_loader_can_give_each_once(train: An
 )
 def test_data_that_change_or_have_no_length_are_streamed_unless_asked(train: Any, streamed: bool) -> None:
     for in_memory, expected in ((None, streamed), (True, False), (False, True)):
-        taken = loaders.take({"train": train, **REST}, CPU, in_memory)
+        taken = loaders.prepare_data({"train": train, **REST}, CPU, in_memory)
         assert isinstance(taken.source, loaders.Stream) == expected, in_memory
 
 
 def test_what_does_not_fit_is_streamed(monkeypatch: Patch) -> None:
     monkeypatch.setattr(loaders, "_free", lambda device: 100_000)
-    taken = loaders.take(tiny(), CPU)
-    assert isinstance(taken.source, loaders.Stream) and "streamed" in taken.about
+    taken = loaders.prepare_data(tiny(), CPU)
+    assert isinstance(taken.source, loaders.Stream) and "streamed" in taken.description
 
 
 class FewRows(Rows):
@@ -150,12 +150,12 @@ class FewRows(Rows):
     "train", [DataLoader(FewRows(), batch_size=10), loader(105, sampler=RandomSampler(range(105), replacement=True))]
 )
 def test_an_epoch_of_a_stream_has_the_full_batches_of_one_pass(train: Any) -> None:
-    source = loaders.take({"train": train, **REST}, CPU).source
+    source = loaders.prepare_data({"train": train, **REST}, CPU).source
     assert isinstance(source, loaders.Stream) and source.steps == 10
 
 
 def test_a_stream_gives_full_batches_epoch_after_epoch_and_goes_on_anywhere() -> None:
-    source = loaders.take({"train": loader(125, shuffle=True), **REST}, CPU, False).source
+    source = loaders.prepare_data({"train": loader(125, shuffle=True), **REST}, CPU, False).source
     feed = source.feed([0], 1, 10, CPU)
     assert feed.epoch_steps == 12
 
@@ -230,9 +230,9 @@ def test_load_MNIST_serves_the_projects_file_where_the_folder_has_none(tmp_path:
 def test_a_file_holds_back_as_many_images_as_is_asked_for(place: Path) -> None:
     file = place / "data" / "tiny.npz"
     for given in (file, str(file), make_images()):
-        assert loaders.take(given, CPU).about.startswith("120 training, 12 held back"), "a tenth"
-        taken = loaders.take(given, CPU, None, 30)
-        assert taken.about.startswith("120 training, 30 held back") and taken.largest_batch == 90
+        assert loaders.prepare_data(given, CPU).description.startswith("120 training, 12 held back"), "a tenth"
+        taken = loaders.prepare_data(given, CPU, None, 30)
+        assert taken.description.startswith("120 training, 30 held back") and taken.largest_batch == 90
     histories = [find(seeded(), file, iterations=24, **options) for options in ({}, {"valid_size": 30})]
     assert histories[0] != histories[1]
     own = "valid_size must be left out: data bring validation examples of their own"

@@ -25,9 +25,9 @@ import lth
 from lth import data
 from lth.commands import session
 from lth.data.images import CROP, Feed, crop_and_flip, split
-from lth.data.sets import _in_memory
+from lth.data.sets import _torchvision_arrays
 from lth.settings.config import ConfigError
-from lth.settings.names import KNOWN
+from lth.settings.names import TORCHVISION
 
 pytestmark = pytest.mark.versions
 
@@ -270,18 +270,18 @@ def test_torchvisions_copy_is_taken_and_kept_as_one_file(tmp_path: Path, offline
 def test_sets_that_torchvision_holds_in_other_ways_come_the_right_way_round(monkeypatch: Patch) -> None:
     """EMNIST's files hold columns where MNIST's hold rows; SVHN has channels first, and labels under another name;
     QMNIST has more of an image than its label."""
-    _, y = _in_memory(
+    _, y = _torchvision_arrays(
         "qmnist", SimpleNamespace(data=np.zeros((2, 28, 28), np.uint8), targets=torch.arange(16).view(2, 8))
     )
     assert y.tolist() == [0, 8]
     upright = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28)
-    x, _ = _in_memory("emnist", SimpleNamespace(data=upright.transpose(0, 2, 1), targets=[1, 2]))
+    x, _ = _torchvision_arrays("emnist", SimpleNamespace(data=upright.transpose(0, 2, 1), targets=[1, 2]))
     assert np.array_equal(x, upright)
     colour = np.arange(2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
-    x, y = _in_memory("svhn", SimpleNamespace(data=colour, labels=np.array([3, 4])))
+    x, y = _torchvision_arrays("svhn", SimpleNamespace(data=colour, labels=np.array([3, 4])))
     assert x.shape == (2, 32, 32, 3) and np.array_equal(x[1, :, :, 2], colour[1, 2]) and y.tolist() == [3, 4]
-    for known in KNOWN.values():  # that torchvision takes these arguments
-        kind = getattr(datasets, known.kind)
+    for known in TORCHVISION.values():  # that torchvision takes these arguments
+        kind = getattr(datasets, known.class_name)
         for half in known.halves:
             with pytest.raises(RuntimeError):
                 kind("nowhere", **half, download=False)

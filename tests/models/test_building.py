@@ -148,7 +148,7 @@ def test_a_data_sets_own_folder_wins_over_its_fallback(put: Put, dataset: str, f
     put(f"{dataset}/net", name="Net")
     assert find("net", dataset).mark == f"{dataset}/net" and find("net", fallback).mark == f"{fallback}/net"
     assert find("shared", dataset).mark == f"{fallback}/shared"
-    assert names.available(dataset) == ["net", "shared"]
+    assert names.model_names(dataset) == ["net", "shared"]
 
 
 @pytest.mark.parametrize("asked, meant", [("nte", "net"), ("resnet81", "resnet18"), ("xyzzy", None)])

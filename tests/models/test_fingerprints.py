@@ -80,7 +80,7 @@ def model(place: Path, monkeypatch: Patch) -> Text:
             (place / f"{file}.py").write_text(text)
         for cached in place.rglob("__pycache__/*"):
             cached.unlink()  # of files of the same size written within a second
-        return identity.of_model(models.find(name, "tiny", 4))
+        return identity.fingerprint_model(models.find(name, "tiny", 4))
 
     return of
 
@@ -174,10 +174,10 @@ RULES: list[Callable[[], Any]] = [
 
 
 def test_rules_losses_and_values_differ_by_code_and_settings(monkeypatch: Patch) -> None:
-    found = [identity.of(make()) for make in RULES]
-    assert found == [identity.of(make()) for make in RULES]
+    found = [identity.fingerprint_objects(make()) for make in RULES]
+    assert found == [identity.fingerprint_objects(make()) for make in RULES]
     monkeypatch.setattr(sys.modules[__name__], "AMOUNT", 0.4)  # a constant that a rule uses
-    assert len({*found, identity.of(fixed)}) == len(RULES) + 1
+    assert len({*found, identity.fingerprint_objects(fixed)}) == len(RULES) + 1
 
 
 def test_networks_given_from_python_differ_by_settings_and_not_by_weights() -> None:
@@ -188,7 +188,7 @@ def test_networks_given_from_python_differ_by_settings_and_not_by_weights() -> N
             setattr(made, name, value)
         return made
 
-    of, first = identity.of_network, identity.of_network(net())
+    of, first = identity.fingerprint_network, identity.fingerprint_network(net())
     tied, frozen, hooked = net(), net(), net()
     frozen[0].weight.requires_grad_(False)
     tied[2].weight = tied[0].bias

@@ -13,7 +13,7 @@ from torch.nn import functional
 from lth import pruning
 from lth.commands import session
 from lth.models import building, prunable
-from lth.models.probe import cost, left_out
+from lth.models.probe import cost, parameters_to_leave_out
 from lth.models.prunable import CHANGED, UNUSED
 from lth.records import tables
 
@@ -60,7 +60,7 @@ EXAMPLES = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     ],
 )
 def test_weights_that_lose_their_zeros_before_a_product_are_found(conv: Any, head: Any, expected: list[str]) -> None:
-    assert left_out(lambda: network(conv(), head()), EXAMPLES) == dict.fromkeys(expected, CHANGED)
+    assert parameters_to_leave_out(lambda: network(conv(), head()), EXAMPLES) == dict.fromkeys(expected, CHANGED)
 
 
 class Heads(nn.Module):
@@ -80,12 +80,12 @@ class Heads(nn.Module):
 
 
 def test_what_no_pass_uses_is_no_part_of_pruning_and_percentages() -> None:
-    model = prunable.leave_out(Heads(), left_out(Heads, EXAMPLES))
+    model = prunable.leave_out(Heads(), parameters_to_leave_out(Heads, EXAMPLES))
     assert vars(model)["_left_out"] == {"old.bias": UNUSED, "old.weight": UNUSED}
     assert list(pruning.prunable(model)) == [f"{name}.weight" for name in ("stem", "head", "beside", "rare")]
-    (told,) = prunable.left_out(model)
+    (told,) = prunable.left_out_notes(model)
     assert told.startswith("no forward pass uses old.bias, old.weight (21.5% of all parameters), in training or in")
-    assert "old" not in prunable.left_alone(building.copy_of(model))
+    assert "old" not in prunable.unpruned_note(building.copy_model(model))
 
 
 def test_attention_recurrent_and_plain_layers_are_used_and_keep_their_zeros() -> None:
@@ -99,7 +99,7 @@ def test_attention_recurrent_and_plain_layers_are_used_and_keep_their_zeros() ->
             return self.out(self.layer(self.lstm(x[:, 0])[0])[:, -1])
 
     for make in (Sequence, Conv, Mlp):
-        assert left_out(make, EXAMPLES) == {}
+        assert parameters_to_leave_out(make, EXAMPLES) == {}
 
 
 SOURCE = """

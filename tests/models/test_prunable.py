@@ -128,21 +128,21 @@ def test_a_weight_under_spectral_norm_is_pruned(make: Callable[[], nn.Module]) -
 def test_other_parametrised_weights_are_left_alone_and_said(wrap: Callable[[nn.Module], nn.Module]) -> None:
     model = nn.ModuleDict({"plain": nn.Linear(5, 5), "odd": wrap(nn.Linear(5, 5))})
     assert list(pruning.prunable(model)) == ["plain.weight"]
-    assert "odd." in prunable.left_alone(model)
+    assert "odd." in prunable.unpruned_note(model)
 
 
 # What is left alone
 
 
 def test_what_is_left_alone_is_said_with_its_share_where_it_exceeds_one_percent() -> None:
-    assert prunable.left_alone(nn.Linear(99, 100)) == "" != prunable.left_alone(nn.Linear(98, 100))
+    assert prunable.unpruned_note(nn.Linear(99, 100)) == "" != prunable.unpruned_note(nn.Linear(98, 100))
     model = nn.ModuleDict({"embedding": nn.Embedding(60, 5), "fc": nn.Linear(5, 100), "norm": nn.BatchNorm1d(50)})
-    assert prunable.left_alone(model) == (
+    assert prunable.unpruned_note(model) == (
         "pruning leaves 50.0% of all 1,000 parameters alone: embedding.weight (an embedding: see prune_embeddings) "
         "30.0%, biases, normalisation and other vectors 20.0%"
     )
-    assert "embedding" not in prunable.left_alone(model, embeddings=True)
-    assert "20.0%" in prunable.left_alone(model, embeddings=True)
+    assert "embedding" not in prunable.unpruned_note(model, embeddings=True)
+    assert "20.0%" in prunable.unpruned_note(model, embeddings=True)
 
 
 # Initial weights

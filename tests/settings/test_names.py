@@ -13,13 +13,13 @@ from lth.settings import names
 
 def test_names_ignore_case_and_have_the_spelling_of_their_folder_file_or_definition(place: Path) -> None:
     (place / "archs" / "Birds").mkdir()
-    assert [names.dataset(given) for given in ("FashionMNIST", "birds")] == ["fashionmnist", "Birds"]
+    assert [names.canonical_dataset(given) for given in ("FashionMNIST", "birds")] == ["fashionmnist", "Birds"]
     (place / "archs" / "tiny" / "AlexNet.py").write_text("def alexnet(): ...")
     (place / "archs" / "tiny" / "other.py").write_text("class Inner: ...")
     for given, meant in (("MLP", "mlp"), ("alexnet", "AlexNet"), ("inner", "Inner"), ("none", "none")):
-        assert names.model(given, "TINY") == meant
+        assert names.canonical_model(given, "TINY") == meant
     (place / "archs" / "tiny" / "wide.py").write_text("class Wide: ...\ndef wide(): ...")  # case alone tells them apart
-    assert [names.model(given, "tiny") for given in ("wide", "Wide")] == ["wide", "Wide"]
+    assert [names.canonical_model(given, "tiny") for given in ("wide", "Wide")] == ["wide", "Wide"]
 
 
 def test_one_model_in_two_spellings_is_one_run(place: Path) -> None:
@@ -41,12 +41,12 @@ def test_a_file_in_another_case_is_the_data_set(place: Path) -> None:
 @pytest.mark.parametrize("shape, uses", [((9, 28, 28), "mnist"), ((9, 64, 64, 3), "cifar10"), ((9, 2, 20, 20), "")])
 def test_data_without_models_uses_those_for_its_image_size(tmp_path: Path, shape: tuple[int, ...], uses: str) -> None:
     np.savez(tmp_path / "mine.npz", x_train=np.zeros(shape, np.uint8))
-    assert [folder.name for folder in names.folders("mine", tmp_path)] == [uses] * bool(uses)
+    assert [folder.name for folder in names.archs_folders("mine", tmp_path)] == [uses] * bool(uses)
     must = "--dataset must have models in archs/mine/, or images of one or three channels"
     said = [] if uses else [f"{must}: {tmp_path}/mine.npz has images of 20x20x2"]
-    assert names.problems("fc1", "mine", data=tmp_path) == said
-    assert (f"archs/{uses}/" in names.assumed("fc1", "mine", tmp_path)) == bool(uses)
-    assert names.problems("fc1", "mine", data=tmp_path / "elsewhere") and not names.assumed("fc1", "mnist")
+    assert names.name_problems("fc1", "mine", data=tmp_path) == said
+    assert (f"archs/{uses}/" in names.fallback_note("fc1", "mine", tmp_path)) == bool(uses)
+    assert names.name_problems("fc1", "mine", data=tmp_path / "elsewhere") and not names.fallback_note("fc1", "mnist")
 
 
 def test_which_axis_holds_the_channels() -> None:
@@ -58,8 +58,8 @@ def test_which_axis_holds_the_channels() -> None:
 def test_a_file_that_is_no_data_set_has_no_size(tmp_path: Path) -> None:
     for content in (b"", b"PK", b"hello"):
         (tmp_path / "mine.npz").write_bytes(content)
-        assert names.folders("mine", tmp_path) == []
-        (said,) = names.problems("fc1", "mine", data=tmp_path)
+        assert names.archs_folders("mine", tmp_path) == []
+        (said,) = names.name_problems("fc1", "mine", data=tmp_path)
         assert said.startswith(f"{tmp_path}/mine.npz must be an .npz file with the arrays x_train, ")
 
 
@@ -69,5 +69,5 @@ def test_models_of_the_folder_that_one_works_in_come_before_the_projects(tmp_pat
         for file in files:
             (tmp_path / archs / "mnist" / f"{file}.py").write_text(f"def {file}(): ...\n", encoding="utf-8")
     monkeypatch.setattr(names, "ARCHS", [tmp_path / "mine", tmp_path / "project"])
-    assert names.folders("mnist") == [tmp_path / "mine" / "mnist", tmp_path / "project" / "mnist"]
-    assert names.available("kmnist") == ["fc1", "lenet5"]
+    assert names.archs_folders("mnist") == [tmp_path / "mine" / "mnist", tmp_path / "project" / "mnist"]
+    assert names.model_names("kmnist") == ["fc1", "lenet5"]

@@ -127,7 +127,7 @@ def test_rounds_controls_tickets_and_audit(place: Path, arch_type: str, stack: i
         )
         for number in (1, 2):
             ticket = lth.load_ticket(run.saves, number)
-            model = building.constant(building.find(arch_type, "tiny", 4))()
+            model = building.deterministic(building.find(arch_type, "tiny", 4))()
             assert ticket.evaluate(str(place / "data" / "tiny.npz"), model, device="cpu") == pytest.approx(
                 ticket.row["test"]
             )
