@@ -3,6 +3,7 @@ need, and remarks on settings that may surprise."""
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -136,7 +137,6 @@ def _remarks(works: Sequence[Work], device: torch.device) -> list[str]:
 def _surprises(work: Work, device: torch.device) -> Iterator[str | None]:
     """Sentences about what may surprise in an experiment; some are empty or None."""
     config, model, rates = work.config, work.problem.make(), work.config.rates()
-    epoch_steps = (len(work.images.train) - (config.valid_size or 0)) // config.batch_size
     yield work.images.remark
     yield names.fallback_note(config.arch_type, work.runs[0].dataset, config.data)
     yield from prunable.left_out_notes(model)
@@ -153,7 +153,7 @@ def _surprises(work: Work, device: torch.device) -> Iterator[str | None]:
     if config.overwrite and (arms := dict.fromkeys(run.arm for run in work.runs if run.arm not in config.prune_type)):
         yield f"--overwrite starts {' and '.join(arms)} again too, whose masks {' '.join(config.prune_type)} takes"
     yield from _equal_weights(work, model)
-    yield from remarks(config, epoch_steps)
+    yield from remarks(config, _epoch_steps(config, work.images))
     if stack_size(config, work.problem, device) < (config.stack or 1):
         yield f"--stack {config.stack}: torch.func.vmap cannot follow this model, each run is trained alone"
     convolves = any(weight.ndim == 4 for weight in model.parameters())
@@ -217,13 +217,16 @@ class Cost:
 
     def training(self, config: Config, images: Images) -> float:
         """Seconds of one training with these settings."""
-        held_back = 0 if images.validation else config.valid_size or 0
-        valid = len(images.validation[0]) if images.validation else held_back
-        epoch = (len(images.train) - held_back) // config.batch_size
+        epoch = _epoch_steps(config, images)
         steps = config.end_iter.iterations(epoch)
-        evaluations = -(-steps // config.valid_freq.iterations(epoch, steps))
-        tests = min(evaluations, -(-steps // config.test_freq.iterations(epoch, steps)) if config.test_freq else steps)
-        return steps * self.step + (evaluations * valid + tests * len(images.test)) * self.image
+        evaluations = math.ceil(steps / config.valid_freq.iterations(epoch, steps))
+        tests = math.ceil(steps / config.test_freq.iterations(epoch, steps)) if config.test_freq else evaluations
+        evaluated = evaluations * (config.valid_size or 0) + min(tests, evaluations) * len(images.test)
+        return steps * self.step + evaluated * self.image
+
+
+def _epoch_steps(config: Config, images: Images) -> int:
+    return (len(images.train) - (config.valid_size or 0)) // config.batch_size
 
 
 def measure_cost(
@@ -238,7 +241,6 @@ def measure_cost(
         train_labels=images.train_labels[:count],
         test=images.test[:EVALUATED],
         test_labels=images.test_labels[:EVALUATED],
-        validation=None,
     )
     model, masks, held_back = problem.make(), _masks(config, problem, number), min(EVALUATED, len(few.train) - batch)
     with numerics(config.precision, config.threads or 1), memory_kept():
@@ -268,7 +270,7 @@ def time_needed(works: Sequence[Work], left: Mapping[Run, int], at_once: int) ->
         multiply_adds = work.problem.step_multiply_adds(config.batch_size)
         if not any(trainings) or multiply_adds is None:
             continue
-        length = config.end_iter.iterations((len(work.images.train) - (config.valid_size or 0)) // config.batch_size)
+        length = config.end_iter.iterations(_epoch_steps(config, work.images))
         lengths.add(length)
         if sum(trainings) * length * (STEP + multiply_adds / PACE) >= WORTH_MEASURING:
             per_round = 1 + config.connectivity  # trainings

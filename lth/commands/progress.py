@@ -1,5 +1,4 @@
-"""What is shown while rounds are trained: one bar over all iterations, or plain lines where there is no terminal; and
-the same numbers for TensorBoard."""
+"""Progress of training: one bar over all iterations, or plain lines if there is no terminal; and TensorBoard logs."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ from lth.records.tables import Run
 
 WIDTHS = {"round": 5, "remaining": 9, "ES": 7, "val": 6, "test": 6, "seconds": 8, "time left": 9}
 REFRESH = 0.1  # seconds between two drawings of the bar
-ECHO = 4  # columns left free at its right, where the terminal writes ^C
+ECHO = 4  # columns kept free at its right end, where the terminal writes ^C
 NOTEBOOK = tqdm.auto.notebook_tqdm is not tqdm.auto.std_tqdm
 CURVES = {  # of TensorBoard, by the columns of evals.csv
     "train_loss": "loss/train",
@@ -40,14 +39,14 @@ CURVES = {  # of TensorBoard, by the columns of evals.csv
 
 class _Bar(tqdm.auto.tqdm):
     monitor_interval = 0  # Progress decides when it is drawn
-    _lock = RLock()  # tqdm's own is shared by processes, and this one alone draws
+    _lock = RLock()  # tqdm's own is shared between processes, but only this one draws
 
 
 class Progress:
     """Shows events.
 
     left: the number of trainings that each run still needs.
-    print_freq, quiet: the settings of these names.
+    print_freq, quiet: the settings with these names.
     """
 
     def __init__(self, left: Mapping[Run, int], print_freq: int, quiet: bool) -> None:
@@ -55,8 +54,8 @@ class Progress:
         self.finished = Counter[Run]()
         self.steps: dict[Run, int] = {}  # iterations of one training
         self.running: dict[Run, tuple[int, int]] = {}  # round and iteration
-        self.began, self.before = 0.0, 0.0  # when the first training was, and the iterations that were done then
-        self.printed: dict[Run, int] = {}  # the epochs, in units of print_freq, of a run's last line
+        self.began, self.before = 0.0, 0.0  # the time of the first event, and the iterations that were done before
+        self.printed: dict[Run, int] = {}  # epochs, divided by print_freq, at the last line of a run
         self.out, self.drawn = sys.stdout, 0.0
         self.bar: _Bar | None = None
         self.live = NOTEBOOK or "ipykernel" in sys.modules or self.out.isatty()
@@ -88,7 +87,7 @@ class Progress:
             last = "" if event.from_last is None else f"; from round {event.round - 1}: {event.from_last:.2f} (test)"
             self._line(f"{event.run}: {barriers}: {'stable' if event.stable else 'not stable'}{last}")
         else:
-            self._moved(event)
+            self._stepped(event)
         known = self.steps or self.finished
         if self.live and not self.quiet and known and time.monotonic() >= self.drawn + REFRESH:
             self._draw()
@@ -100,39 +99,41 @@ class Progress:
         self.bar = None
 
     def time_left(self) -> float:
-        """Seconds until all is trained, by the pace since the first step; 0 as long as that is unknown."""
+        """Seconds until everything is trained, by the pace since the first step; 0 while that is unknown."""
         done, total = self._iterations()
         if not self.began or done <= self.before:
             return 0
         return (total - done) * (time.monotonic() - self.began) / (done - self.before)
 
     def _iterations(self) -> tuple[float, float]:
-        """How many are done, and how many there are in all. Trainings of a run of which none has begun are taken to be
-        as long as the others on average."""
-        usual = sum(self.steps.values()) / len(self.steps) if self.steps else 1
+        """The iterations that are done, and those of all trainings. A run that has not begun counts with the average
+        length of the others."""
+        average = sum(self.steps.values()) / len(self.steps) if self.steps else 1
         done, left = (
-            sum(count * self.steps.get(run, usual) for run, count in trainings.items())
+            sum(count * self.steps.get(run, average) for run, count in trainings.items())
             for trainings in (self.finished, self.left)
         )
         return done + sum(iteration for _, iteration in self.running.values()), done + left
 
-    def _moved(self, event: Stepped | Evaluated) -> None:
+    def _stepped(self, event: Stepped | Evaluated) -> None:
         iteration = event.iteration if isinstance(event, Stepped) else event.evaluation.iteration
         if event.run not in self.running:
-            self.before += iteration  # a training may be taken up in its middle
+            self.before += iteration  # it may continue from a checkpoint
         self.running[event.run], self.steps[event.run] = (event.round, iteration), event.steps
         self.began = self.began or time.monotonic()
         if not isinstance(event, Evaluated) or self.live:
             return
-        found, epochs = event.evaluation, iteration // event.epoch_steps // self.print_freq
+        epochs = iteration // event.epoch_steps // self.print_freq
         last = iteration == event.steps
         if last or epochs > self.printed.get(event.run, 0):
-            self.printed[event.run] = 0 if last else epochs
-            text = f"iteration {iteration} of {event.steps}: loss {found.train_loss:.4f}  val {found.val:.2f}%"
+            self.printed[event.run], evaluation = 0 if last else epochs, event.evaluation
+            text = (
+                f"iteration {iteration} of {event.steps}: loss {evaluation.train_loss:.4f}  val {evaluation.val:.2f}%"
+            )
             self._line(f"{event.run!s:{self.name_width}} {event.round:5}   {text}")
 
     def _ended(self, run: Run, elsewhere: bool = False) -> None:
-        """A training has ended, here or `elsewhere`, or none was needed."""
+        """Count a training that has ended, here or `elsewhere`; a round copied from another arm is no training."""
         if self.running.pop(run, None) or elsewhere:
             self.finished[run] += 1
             self.left[run] = max(self.left[run] - 1, 0)
@@ -181,7 +182,7 @@ class Progress:
             self._write(text, self.out)
 
     def _write(self, text: str, stream: TextIO) -> None:
-        """Write a line, above the bar where there is one and over the ^C that a terminal has put beside it."""
+        """Write a line, above the bar if there is one and over the ^C that a terminal has written beside it."""
         first, *more = wrapped(text, stream).split("\n")
         if self.bar is not None and not NOTEBOOK:
             columns = shutil.get_terminal_size().columns  # it may have shrunk since the last drawing
@@ -198,13 +199,13 @@ def duration(seconds: float) -> str:
 
 
 class Board:
-    """Logs events for TensorBoard, in <root>/runs/ with the folders of dumps/. The steps of curves are iterations over
-    all rounds; a round's results are drawn by round, so that arms line up. Close it to write the rest."""
+    """Logs events for TensorBoard, in folders under <root>/runs/ as under dumps/. The x axis of curves is the iteration
+    over all rounds; results of rounds are logged by round, so that arms are comparable. Closing it writes the rest."""
 
     def __init__(self) -> None:
         self.writers: dict[Run, SummaryWriter] = {}
         self.last: dict[Run, dict[str, Any]] = {}
-        self.logged: set[tuple[Run, int]] = set()  # rounds whose evaluations were logged as they came
+        self.logged: set[tuple[Run, int]] = set()  # rounds whose evaluations have been logged
 
     def __call__(self, event: Event) -> None:
         """Log one event."""
@@ -215,12 +216,12 @@ class Board:
             self._round(event.run, event.row)
 
     def close(self) -> None:
-        """Write what is still in memory, and each run's settings beside its last round (the HPARAMS view)."""
+        """Write buffered events, and each run's settings with the results of its last round (the HPARAMS view)."""
         for run, row in self.last.items():
             metrics = {f"last/{name}": float(row[name]) for name in ("remaining", "ES", "test")}
             settings = tables.read_config(run).get("deciding", {})
-            whose = {name: getattr(run, name) for name in ("arch_type", "dataset", "arm", "seed")}
-            self._writer(run).add_hparams({**settings, **whose}, metrics, name=".")
+            columns = {name: value for name, value in run.columns.items() if name != "settings"}
+            self._writer(run).add_hparams({**settings, **columns}, metrics, name=".")
         for writer in self.writers.values():
             writer.close()
 
@@ -236,14 +237,14 @@ class Board:
 
     def _round(self, run: Run, row: dict[str, Any]) -> None:
         number = int(row["round"])
-        if (run, number) not in self.logged:  # the dense round of another arm, or what another process has trained
+        if (run, number) not in self.logged:  # it was trained by another arm or another process
             with contextlib.suppress(*UNUSABLE):  # the next command reports them
                 evals = tables.table(run, "evals").query("round == @number")
                 for evaluation in evals.to_dict("records"):
                     self._curves(run, number * int(evals["iteration"].max()), evaluation)
         for name in ("remaining", "ES", "val", "test"):
             self._writer(run).add_scalar(f"round/{name}", row[name], number)
-        with contextlib.suppress(*UNUSABLE):  # --keep_weights none, for one
+        with contextlib.suppress(*UNUSABLE):  # with --keep_weights none there are no weights
             trained = Store(run).weights(numbered("trained", number))
             for name, mask in Store(run).masks(number).items():
                 if mask.any():
@@ -252,7 +253,7 @@ class Board:
 
 
 def add_figures(run: Run, files: Sequence[Path]) -> None:
-    """Log the PNG pictures of the settings that `run` has, once for all their arms and trials."""
+    """Log the PNG figures of the settings of `run`, once for all arms and trials."""
     from matplotlib.image import imread
 
     with SummaryWriter(str(_folder(run).parent.parent / "figures")) as writer:

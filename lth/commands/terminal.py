@@ -1,4 +1,4 @@
-"""What is written to a terminal: broken between words, without control characters."""
+"""Text for a terminal: broken between words, without control characters."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, TextIO
 
 
 def plain(text: str) -> str:
-    """`text` with control characters escaped, which a folder's name or a model's message may have."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: ascii(found[0])[1:-1], text)
+    """`text` with control characters escaped, which the name of a folder or the message of a model may have."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: ascii(match[0])[1:-1], text)
 
 
 class Output:
-    """A stream that gets plain text only, with escapes where its encoding lacks a character. Where it is closed, or its
-    reader goes away as in `main.py | head`, the text goes nowhere and the program continues."""
+    """A stream that gets plain text only, with escapes for characters that its encoding lacks. If it is closed, or its
+    reader ends as in `main.py | head`, the text is dropped and the program continues."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream: Any = stream or Path(os.devnull).open("w")  # noqa: SIM115
@@ -29,7 +29,7 @@ class Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write text, which may begin with a carriage return as a progress bar does."""
+        """Write text, which may begin with a carriage return, as a progress bar does."""
         start = text.startswith("\r")
         self._do(self._stream.write, text[:start] + plain(text[start:]))
         return len(text)
@@ -46,7 +46,7 @@ class Output:
 
 
 def wrapped(text: str, stream: TextIO) -> str:
-    """Plain `text`, broken between words where `stream` is a terminal; a longer word, such as a path, stays whole."""
+    """Plain `text`, broken between words if `stream` is a terminal; a long word, such as a path, is not broken."""
     text = plain(text)
     if not stream.isatty():
         return text

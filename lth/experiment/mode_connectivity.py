@@ -34,7 +34,6 @@ from lth.records.files import UNUSABLE
 from lth.records.store import ENDS, numbered
 from lth.records.tables import Run
 from lth.rng import derive_seed
-from lth.settings.arms import ARMS
 from lth.training.network import Network
 from lth.training.train import Stopped, TrialError
 
@@ -95,7 +94,7 @@ def _has_end(trainer: Trainer, run: Run, number: int) -> bool:
     """Whether the end of a round has been kept. The end of the dense round is copied from another arm if one has it."""
     store, name = trainer.store(run), numbered("end", number)
     if number == 0 and not store.has(name):
-        for source in (trainer.store(run.of_arm(arm)) for arm in ARMS if arm != run.arm):
+        for source in map(trainer.store, run.other_arms()):
             with suppress(*UNUSABLE):
                 source.weights(name)
                 files.write(store.file(name), files.read(source.file(name)))

@@ -95,12 +95,11 @@ Callback = Callable[[dict[str, Any]], object]  # gets the dicts of `as_dict`
 def as_dict(event: Event) -> dict[str, Any] | None:
     """An evaluation or a finished round as a plain dict, for callbacks: its `event` ("evaluation" or "round"), its run
     and its numbers. None for other events."""
-    if not isinstance(event, (Evaluated, RoundDone)):
-        return None
-    run = {name: getattr(event.run, name) for name in ("arch_type", "dataset", "settings", "arm", "seed")}
     if isinstance(event, Evaluated):
-        return {"event": "evaluation", **run, "round": event.round, **vars(event.evaluation)}
-    return {"event": "round", **run, **event.row, "seconds": event.seconds}
+        return {"event": "evaluation", **event.run.columns, "round": event.round, **vars(event.evaluation)}
+    if isinstance(event, RoundDone):
+        return {"event": "round", **event.run.columns, **event.row, "seconds": event.seconds}
+    return None
 
 
 def one_per_trial(runs: Sequence[Run]) -> list[Run]:

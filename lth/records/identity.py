@@ -137,12 +137,12 @@ def deciding(*runs: Run) -> dict[str, str]:
     """The settings that change the numbers of runs of one folder, in the order of the flags, at their defaults where no
     run names them; empty if no config.json has them. Arms may differ in settings that one of them does not use: the
     value of an arm that uses them counts."""
-    known = [(_unused(run.arm), settings) for run in runs if (settings := _deciding(run))]
-    if not known:
+    recorded = {run: settings for run in runs if (settings := _deciding(run))}
+    if not recorded:
         return {}
-    values = {**default_settings(), **known[0][1]}
-    for unused, settings in reversed(known):
-        values |= {name: value for name, value in {**default_settings(), **settings}.items() if name not in unused}
+    values = {**default_settings(), **next(iter(recorded.values()))}
+    for run, settings in reversed(recorded.items()):
+        values |= {name: value for name, value in settings.items() if name not in _unused(run.arm)}
     overruled = "prune_percent" if values.get("target_remaining", "None") != "None" else "prune_iterations"
     return {name: value for name, value in values.items() if name != overruled}
 

@@ -19,7 +19,6 @@ import pandas as pd
 
 from lth.records import files, lock
 from lth.records.files import RecordError
-from lth.settings.arms import ARMS
 
 if TYPE_CHECKING:
     from lth.models.probe import Cost
@@ -171,7 +170,7 @@ def share_connectivity(run: Run) -> bool:
     """Copy the line of the dense round from another arm that has measured it, if the round is the same in both. Returns
     whether there is one."""
     dense, *later = entries(run)
-    for other in (run.of_arm(arm) for arm in ARMS if arm != run.arm):
+    for other in run.other_arms():
         for entry in sound_entries(other)[:1]:
             if "connectivity" in entry and entry["rounds"] == dense["rounds"]:
                 _write(run, [{**dense, "connectivity": entry["connectivity"]}, *later])

@@ -235,7 +235,7 @@ class Store:
         """Copy the dense round from another arm of this trial, which trains the same network. Returns whether one has
         it."""
         needed = dict.fromkeys(("initial", "dense", numbered("ticket", 0), self.original, self.drawn))
-        for run in (self.run.of_arm(arm) for arm in ARMS if arm != self.run.arm):
+        for run in self.run.other_arms():
             if not journal.sound_entries(run):
                 continue
             source = Store(run, self.experiment_id)

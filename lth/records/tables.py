@@ -6,7 +6,7 @@ import glob
 import io
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -63,9 +63,18 @@ class Run:
         """The folder with the figures of all arms and trials of these settings."""
         return self.root / "plots" / self.arch_type / self.dataset / self.settings
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What identifies the run in tables and events: arch_type, dataset, settings, arm and seed."""
+        return {name: getattr(self, name) for name in ("arch_type", "dataset", "settings", "arm", "seed")}
+
     def of_arm(self, arm: str) -> Run:
         """The run of another arm in the same trial."""
         return replace(self, arm=arm)
+
+    def other_arms(self) -> Iterator[Run]:
+        """The runs of all other arms in the same trial, whether they exist or not."""
+        return (self.of_arm(arm) for arm in ARMS if arm != self.arm)
 
     def __str__(self) -> str:
         return f"{self.label} {self.arm} seed{self.seed}".lstrip()
@@ -242,16 +251,14 @@ def results(root: str | Path = ".") -> pd.DataFrame:
     folder = checks.path("root", root)
     if not folder.is_dir():
         raise ValueError(f"root must be the folder that has dumps/, but there is no folder {folder}")
-    keys = ["arch_type", "dataset", "settings", "arm", "seed"]
     runs, rounds = list[dict[str, Any]](), list[Entry]()
     for run in find(folder):
         finished, config = entries(run), read_config(run)
-        columns = {key: getattr(run, key) for key in keys}
-        columns |= {f"setting/{name}": value for name, value in config.get("deciding", {}).items()}
-        fingerprints = [f"{part}={value}" for part, value in config.get("fingerprint", {}).items()]
-        runs += [{**columns, "fingerprint": " ".join(fingerprints) or None}] * len(finished)
+        settings = {f"setting/{name}": value for name, value in config.get("deciding", {}).items()}
+        fingerprint = " ".join(f"{part}={value}" for part, value in config.get("fingerprint", {}).items())
+        runs += [{**run.columns, **settings, "fingerprint": fingerprint or None}] * len(finished)
         rounds += finished
-    table = _parse("rounds", rounds)
+    table, keys = _parse("rounds", rounds), ["arch_type", "dataset", "settings", "arm", "seed"]
     if not rounds:
         return table.reindex(columns=[*keys, *table])
     everything = pd.concat([table, pd.DataFrame(runs)], axis="columns")
