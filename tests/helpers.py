@@ -184,6 +184,11 @@ def assert_same(found: Mapping[str, bytes], expected: Mapping[str, bytes]) -> No
     assert [name for name in expected if found[name] != expected[name]] == []
 
 
+def equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    """Whether these states, or masks, are the same to the bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 def write_table(run: Run, name: str, table: pd.DataFrame) -> None:
     """Put another table of that name into the journal of a run."""
     lines = {number: rows.to_csv(index=False, header=False).splitlines() for number, rows in table.groupby("round")}
@@ -278,6 +283,16 @@ def held(folder: Path, pid: int = 77, host: str = "elsewhere") -> Iterator[None]
 def assert_released(root: Path) -> None:
     """No lock under `root` is held."""
     assert not [file for file in root.rglob("*.lock") if lock.is_held(file.with_suffix(""))]
+
+
+class Malicious:
+    """Unpickling it makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.marker,)
 
 
 class Command:

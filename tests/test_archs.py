@@ -4,7 +4,6 @@ import copy
 import importlib
 import inspect
 import re
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,16 +27,8 @@ every_model_heavy_ones_slow = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
-
-
-def build(dataset: str, name: str, num_classes: int = 10, device: str = "cpu") -> nn.Module:
+def build(dataset: str, name: str, num_classes: int = 10, device: str = "cpu", seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
     with torch.device(device):
         return getattr(importlib.import_module(f"archs.{dataset}.{name}"), name)(num_classes=num_classes)
 
@@ -121,7 +112,7 @@ def test_a_step_reaches_every_weight(dataset: str, name: str) -> None:
 
 @every_model_heavy_ones_slow
 def test_stacked_networks_train_as_they_do_alone(dataset: str, name: str) -> None:
-    models = [build(dataset, name) for _ in range(2)]
+    models = [build(dataset, name, seed=seed) for seed in range(2)]
     for module in (m for model in models for m in model.modules() if isinstance(m, nn.Dropout)):
         module.p = 0.0  # nothing random, to compare
     states = [building.state_of(model) for model in models]

@@ -302,11 +302,6 @@ def test_packing_gives_the_same_mask_back(shape: list[int], seed: int) -> None:
     assert back.dtype == torch.bool and back.shape == mask.shape and torch.equal(back, mask)
 
 
-def test_remaining_is_a_percentage_of_all_prunable_weights() -> None:
-    masks = {"a": torch.tensor([True, False, False, False]), "b": torch.ones(2, 3, dtype=torch.bool)}
-    assert pruning.survivors(masks) == {"a": 1, "b": 6} and pruning.remaining(masks) == 70
-
-
 # The bridge to torch.nn.utils.prune
 
 

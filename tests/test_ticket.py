@@ -8,7 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import LAYERS, MODELS, Capture, Told, arrays, assert_same, do, experiment, lay_out, results, settings, work
+from helpers import (
+    LAYERS,
+    MODELS,
+    Capture,
+    Told,
+    arrays,
+    assert_same,
+    do,
+    equal,
+    experiment,
+    lay_out,
+    results,
+    settings,
+    work,
+)
 
 import main
 import utils
@@ -67,15 +81,11 @@ def ticket_of(run: Run, number: int) -> Ticket:
     return Store(run).ticket(number)
 
 
-def same(one: Any, two: Any) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-
-
 def test_round_0_is_the_ticket_that_is_named_and_later_ones_prune_on(other: Path) -> None:
     (run,) = do(transferred(other, f"{source(other)}:2", optimizer="sgd", lr=0.1))
     saved, found = load_ticket(source(other), 2), ticket_of(run, 0)
-    assert same(found.masks, saved.masks) and 0 < saved.remaining < 60
-    assert same(
+    assert equal(found.masks, saved.masks) and 0 < saved.remaining < 60
+    assert equal(
         {name: found.start[name] * mask for name, mask in found.masks.items()}, {n: saved.start[n] for n in found.masks}
     )
     assert tables.table(run, "rounds")["remaining"][0] == pytest.approx(saved.remaining, abs=1e-3)
@@ -83,7 +93,7 @@ def test_round_0_is_the_ticket_that_is_named_and_later_ones_prune_on(other: Path
     assert all(left[n + 1][name] == left[n][name] - round(0.3 * left[n][name]) for n in (0, 1) for name in left[0])
     masks = [ticket_of(run, number).masks for number in range(3)]
     assert all((masks[n + 1][name] <= masks[n][name]).all() for n in (0, 1) for name in masks[0])
-    assert same(ticket_of(run, 2).start, found.start), "reset to the weights of the ticket"
+    assert equal(ticket_of(run, 2).start, found.start), "reset to the weights of the ticket"
     dense = Store(run).weights("dense")
     assert all((dense[name][~mask] == 0).all() for name, mask in found.masks.items())
 
@@ -98,7 +108,7 @@ def test_tickets_of_wrapped_networks_fit_the_model(other: Path) -> None:
     store.write_weights("initial", wrapped(store.weights("initial")))
     store.write_ticket(Ticket(2, wrapped(found.masks), wrapped(found.start), found.origin))
     (run,) = do(transferred(other, f"{source(other)}:2"))
-    assert same(ticket_of(run, 0).masks, found.masks) and same(ticket_of(run, 0).start, found.start)
+    assert equal(ticket_of(run, 0).masks, found.masks) and equal(ticket_of(run, 0).start, found.start)
     assert set(load_ticket(source(other), 2).masks) == set(wrapped(found.masks))
 
 
@@ -120,12 +130,12 @@ def test_transfer_takes_over_every_round_and_has_controls(other: Path) -> None:
     for number in range(3):
         wanted = ticket_of(theirs, number + 1)
         mine = {arm: ticket_of(run, number) for arm, run in runs.items()}
-        assert same(mine["transfer"].masks, wanted.masks) and same(mine["transfer"].start, wanted.start)
-        assert same(mine["transfer_reinit"].masks, wanted.masks)
+        assert equal(mine["transfer"].masks, wanted.masks) and equal(mine["transfer"].start, wanted.start)
+        assert equal(mine["transfer_reinit"].masks, wanted.masks)
         assert pruning.survivors(mine["transfer_shuffle"].masks) == pruning.survivors(wanted.masks)
-    assert not same(ticket_of(runs["lt"], 2).masks, ticket_of(theirs, 3).masks)
-    assert not same(ticket_of(runs["transfer_reinit"], 2).start, ticket_of(theirs, 3).start)
-    assert not same(ticket_of(runs["transfer_shuffle"], 2).masks, ticket_of(theirs, 3).masks)
+    assert not equal(ticket_of(runs["lt"], 2).masks, ticket_of(theirs, 3).masks)
+    assert not equal(ticket_of(runs["transfer_reinit"], 2).start, ticket_of(theirs, 3).start)
+    assert not equal(ticket_of(runs["transfer_shuffle"], 2).masks, ticket_of(theirs, 3).masks)
 
 
 def test_a_config_repeats_a_run_with_its_own_ticket_or_not_at_all(other: Path, capsys: Capture) -> None:
@@ -158,11 +168,11 @@ def test_which_ticket_for_which_trial(other: Path) -> None:
     """One run serves all trials; of an arm's folder each trial takes the run of its own seed."""
     alone = do(transferred(other, f"{source(other, 1)}:3", trials=2, prune_iterations=1))
     masks = [load_ticket(source(other, seed), 3).masks for seed in (0, 1)]
-    assert all(same(ticket_of(run, 0).masks, masks[1]) for run in alone)
+    assert all(equal(ticket_of(run, 0).masks, masks[1]) for run in alone)
     rounds = [(run.dumps / "evals.csv").read_bytes() for run in alone]
     assert rounds[0] != rounds[1], "other splits and orders"
     each = do(transferred(other, f"{source(other, None)}:3", trials=2, prune_iterations=1))
-    assert [same(ticket_of(run, 0).masks, mask) for run, mask in zip(each, masks, strict=True)] == [True, True]
+    assert [equal(ticket_of(run, 0).masks, mask) for run, mask in zip(each, masks, strict=True)] == [True, True]
     assert {run.settings for run in alone} != {run.settings for run in each}
     with pytest.raises(ConfigError, match=r"of the seeds 0, 1 and none for the trial of seed 2: each trial takes"):
         experiment(transferred(other, str(source(other, None)), trials=3))

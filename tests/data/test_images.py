@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import CLASSES, CPU, Patch, arrays, make_images, settings
+from helpers import CLASSES, CPU, Malicious, Patch, arrays, make_images, settings
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -154,16 +154,6 @@ def test_files_in_the_convention_of_keras(tmp_path: Path, shape: tuple[int, ...]
     assert images.shape == (shape[2] if len(shape) == 3 else 1, *shape[:2]) and images.classes == CLASSES
     assert images.train_labels.dtype == torch.int64 and images.train_labels.shape == (120,)
     assert np.array_equal(images.train[5, -1].numpy(), made["x_train"][5].reshape(*shape[:2], -1)[..., -1])
-
-
-class Malicious:
-    """Unpickling it makes a file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.marker,)
 
 
 def saved(**changes: Any) -> bytes:

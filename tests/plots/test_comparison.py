@@ -241,11 +241,3 @@ def test_ticks_of_weights_remaining() -> None:
         assert axes.get_xlim()[1] < values[-1]
     assert ticks([100.0, 11.0, 10.0, 9.9, 1.0]) == ["100", "11", "1"]  # those too near each other are left out
     assert ticks([100.0]) == ["100"]
-
-
-def test_settings_break_after_commas() -> None:
-    text = "20% pruned per round, 50,000 iterations per round, output layer 10%, evaluated every 100 iterations"
-    first, second = style.wrapped(text, 80)
-    assert first.endswith("output layer 10%,") and f"{first} {second}" == text, "not within a thing"
-    assert style.wrapped("short", 80) == ["short"]
-    assert max(map(len, style.wrapped(f"{'x' * 90}, {text}", 80))) <= 80

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from helpers import Capture, Patch, Told, assert_same, do, held, lay_out, results, settings
+from helpers import Capture, Malicious, Patch, Told, assert_same, do, held, lay_out, results, settings
 from torch import Tensor
 
 import lth
@@ -317,16 +317,6 @@ def test_a_crafted_checkpoint_is_damaged(store: Store) -> None:
         save_tensors(file, {"evals": torch.ones(1, evals)}, "settings", **{**sound, **facts})
         with pytest.raises(Damaged, match=r"checkpoint\.safetensors"):
             store.read_checkpoint()
-
-
-class Malicious:
-    """Unpickling it makes a file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.marker,)
 
 
 def with_metadata(**changes: str) -> Callable[[Path], bytes]:

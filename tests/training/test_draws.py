@@ -55,18 +55,6 @@ def test_rounds_and_trials_draw_their_own_order_and_dropout_and_arms_the_same(pl
         assert all(torch.equal(a, b) for a, b in zip(training["orders"], twin["orders"], strict=True))
 
 
-def test_stacked_trials_have_orders_of_their_own_that_they_would_have_alone(place: Path, monkeypatch: Patch) -> None:
-    found = record(monkeypatch)
-    for stack, name in ((2, "together"), (1, "alone")):
-        do(settings(place, trials=2, stack=stack, prune_iterations=2, end_iter="2it", valid_freq="2it", name=name))
-    stacked, alone = found[:2], found[2:]
-    assert [len(training["runs"]) for training in found] == [2, 2, 1, 1, 1, 1]
-    for training in alone:
-        number, ((_, seed),) = training["round"], training["runs"]
-        for mine, theirs in zip(training["orders"], stacked[number]["orders"][seed::2], strict=True):
-            assert torch.equal(mine, theirs)
-
-
 def test_dropout_drops_other_units_in_each_trial_of_a_stack() -> None:
     state = building.state_of(building.build(lambda: Conv(dropout=0.5), "glorot", 0))
     masks = pruning.dense(pruning.prunable(Conv()))

@@ -26,7 +26,6 @@ from lth.records.tables import read_config
 from lth.settings.config import Config
 from lth.training import cuda_graph, problem, train
 from lth.training.hardware import Beat, channels_last
-from lth.training.optimizers import _laid_out as laid_out
 from lth.training.schedule import Plan
 from lth.training.train import Stopped, Trained, Training, TrialError
 from lth.training.updates import Updates
@@ -36,6 +35,10 @@ PLAN = Plan(40, 10, lambda iteration: 0.01 / (1 + iteration // 15), rewind_at=3)
 
 def dropping() -> nn.Module:
     return Conv(dropout=0.4)
+
+
+def point_wise() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(144, 4))
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +73,7 @@ CASES: list[tuple[Callable[[], nn.Module], dict[str, Any]]] = [
     (Attention, {"keep": 0.5}),
     (TwoTypes, {"keep": 0.5}),
     (TwoTypes, {"kind": "sgd", "keep": 0.5}),
+    (point_wise, {"keep": 0.5}),  # whose gradients come in another layout
     (dropping, {"keep": 0.5, "updates": Updates("rigl", 7, 0, 30, 0.5)}),
 ]
 each_case = pytest.mark.parametrize("make, options", CASES, ids=[f"{m.__name__}-{'-'.join(o)}" for m, o in CASES])
@@ -231,20 +235,6 @@ def test_a_stack_that_the_memory_is_too_small_for_becomes_smaller(place: Path, m
         do(configs[1], told, device=CUDA)
     assert "the memory of cuda:0 is too small for 3 stacked trials: training at most 1 together" in told.notes
     assert_same(results(configs[1].root), results(configs[0].root))
-
-
-def test_masks_and_gradients_have_the_layout_of_their_weights() -> None:
-    def point_wise() -> nn.Module:
-        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(144, 4))
-
-    network = training(point_wise, PLAN, keep=0.5).network
-    assert [mask.stride() for mask in network.masks] == [weight.stride() for weight in network.masked]
-    weight = network.tensors["1.weight"].detach()
-    found = torch.randn(4, 4, 1, 1)
-    assert found.stride() != weight.stride()
-    assert (
-        laid_out(found, weight).data_ptr() == found.data_ptr() and laid_out(found, weight).stride() == weight.stride()
-    )
 
 
 def problem_of(config: Config) -> problem.Problem:
