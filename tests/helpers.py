@@ -1,6 +1,7 @@
 """Tiny data sets, models and experiments that the tests share."""
 
 import contextlib
+import io
 import os
 import stat
 import subprocess
@@ -14,9 +15,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from nets import CLASSES, SIDE
 from nets import Conv as Conv
 from nets import Mlp as Mlp
+from PIL import Image
 from torch import nn
 
 from lth import data, pruning
@@ -91,6 +94,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def blank_figures(request: pytest.FixtureRequest, monkeypatch: Patch) -> None:
+    """Outside tests/plots figures are written as one pixel: drawing is most of what a short command takes."""
+    if request.node.path.parent.name != "plots":
+        Image.new("L", (1, 1)).save(pixel := io.BytesIO(), "PNG")
+        monkeypatch.setattr(Figure, "savefig", lambda self, file, **options: file.write(pixel.getvalue()))
 
 
 @pytest.fixture

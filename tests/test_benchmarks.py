@@ -65,15 +65,13 @@ def test_both_loops_train_the_same_network(script, data: Path) -> None:
 
 def test_step_time_prints_ratios_and_parts(script, data: Path, tmp_path: Path, capsys: Capture) -> None:
     file = tmp_path / "step.json"
-    flags = ["--models", "fc1/mnist", "lenet5/mnist", "--devices", "cpu", "--parts", "--json", str(file)]
+    flags = ["--models", "fc1/mnist", "--devices", "cpu", "--parts", "--json", str(file)]
     script("step_time").main([*TINY, *flags, "--data", str(data)])
     out = capsys.readouterr().out
-    assert out.count("times the textbook's speed") == 4 and "min-max" in out
-    assert out.count("where a step goes") == 6 and "products alone" in out
+    assert out.count("times the textbook's speed") == 2 and "min-max" in out
+    assert out.count("where a step goes") == 3 and "products alone" in out
     results = json.loads(file.read_text(encoding="utf-8"))["results"]
-    assert [(line["model"], line["loop"]) for line in results] == [
-        (model, loop) for model in ("fc1/mnist", "lenet5/mnist") for loop in ("textbook", "fast", "fp32", "bf16")
-    ]
+    assert [line["loop"] for line in results] == ["textbook", "fast", "fp32", "bf16"]
     assert all(line["ratio"]["low"] <= line["ratio"]["median"] <= line["ratio"]["high"] for line in results)
 
 

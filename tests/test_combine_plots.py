@@ -20,12 +20,6 @@ FIGURES = {"comparison", "supermask", "training", "first_layer", "initial_weight
 ALWAYS = {"verdict.csv", "report.html", "figures.json"}
 
 
-def from_outside(root: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    """Run the script as its users do."""
-    command = [sys.executable, str(PROJECT / "combine_plots.py"), "--root", str(root), *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "100"})
-
-
 def drawn(root: Path) -> dict[str, set[str]]:
     """Names of the files in every folder under plots/."""
     folders: dict[str, set[str]] = {}
@@ -35,7 +29,7 @@ def drawn(root: Path) -> dict[str, set[str]]:
     return folders
 
 
-def test_partial_runs_of_several_settings(tmp_path: Path, make_runs: MakeRuns) -> None:
+def test_partial_runs_of_several_settings(tmp_path: Path, make_runs: MakeRuns, capsys: Capture) -> None:
     whole = make_runs(rounds={"lt": 4, "reinit": 2}, seeds=(0, 1), settings="prune_percent=20")  # reinit goes on later
     make_runs(arms=["lt"], seeds=(0,), rounds=3, settings="prune_percent=40", accuracy=lambda arm, number, seed: 50.0)
     aside = whole[0].dumps.with_name("seed0.old-20250101")
@@ -43,13 +37,13 @@ def test_partial_runs_of_several_settings(tmp_path: Path, make_runs: MakeRuns) -
     (aside / "rounds.csv").write_text("spoiled, and nobody's business")
     (whole[0].dumps.parent / "seed7").mkdir()  # begun, no round finished
 
-    done = from_outside(tmp_path, "--format", "svg", "--grid")
-
-    assert (done.returncode, done.stderr) == (0, "")
+    assert utils.exit_code(combine_plots.main, ["--root", str(tmp_path), "--format", "svg", "--grid"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
     figures = {f"{name}.svg" for name in FIGURES} | ALWAYS
     first, second = "fc1/mnist/prune_percent=20", "fc1/mnist/prune_percent=40"
     assert drawn(tmp_path) == {first: figures, second: figures, ".": {"grid.svg", "figures.json", "index.html"}}
-    told = re.findall(r"^(?:written to|all settings in) (.+):\n((?:  [\w.]+\n)+)", done.stdout, re.M)
+    told = re.findall(r"^(?:written to|all settings in) (.+):\n((?:  [\w.]+\n)+)", out, re.M)
     files = [Path(folder) / name for folder, names in told for name in names.split()]
     assert len(files) == len(set(files)) == 15 and all(file.is_file() for file in files)
     table = pd.read_csv(tmp_path / "plots" / first / "verdict.csv")
@@ -57,11 +51,11 @@ def test_partial_runs_of_several_settings(tmp_path: Path, make_runs: MakeRuns) -
     assert set(table["trials"]) == {2}
     other = pd.read_csv(tmp_path / "plots" / second / "verdict.csv")
     assert set(other["test"]) == {50.0}  # settings are never averaged with each other
-    sentences = [line for line in done.stdout.splitlines() if line.startswith("fc1 on MNIST (")]
+    sentences = [line for line in out.splitlines() if line.startswith("fc1 on MNIST (")]
     assert [line for line in sentences if "prune" not in line.split(")")[0]] == []
     assert sum("20% pruned per round" in line for line in sentences) >= 3  # lt, reinit, what they rest on
     assert sum("40% pruned per round" in line for line in sentences) >= 1
-    assert "\x1b" not in done.stdout
+    assert "\x1b" not in out
     assert not list(tmp_path.rglob("*.partial"))
 
 

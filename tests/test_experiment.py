@@ -535,7 +535,7 @@ def test_every_round_of_every_trial_has_random_draws_of_its_own(place: Path, mon
 @pytest.mark.parametrize(
     "changes",
     [
-        {"arch_type": "conv", "trials": 3, "prune_type": ("lt", "reinit", "ticket_reinit")},
+        {"arch_type": "conv", "trials": 2, "prune_type": ("lt", "reinit", "ticket_reinit")},
         {"prune_type": ("finetune", "lt"), "lr_milestones": "4it", "lr_gamma": 0.001},
     ],
 )
@@ -578,7 +578,7 @@ def test_a_run_stopped_at_every_turn_gets_there(place: Path) -> None:
     config = settings(place, arch_type="drop", prune_type=arms, rewind="3it", draw_at="5it", valid_freq="3it")
     do(replace(config, root=place / "whole"))
     for _ in range(200):
-        turns = iter(range(3))
+        turns = iter(range(5))
         try:
             do(config, stop=lambda turns=turns: next(turns, None) is None)
         except Stopped:

@@ -202,10 +202,7 @@ ONE: dict[str, str] = {  # of each kind of value one that is too low, too high, 
     "--dataset mnits": "--dataset must be one of mnist, .*not 'mnits': did you mean mnist?",
     "--dataset data/flowers.npz": "--dataset must be the name alone, flowers, and data the folder",
     "--prune_type ltt": "--prune_type must be one of lt, reinit, .* not 'ltt': did you mean lt?",
-    **{
-        f"--prune_type {name}": "--prune_type must be one of .*, or one but lt with _reinit"
-        for name in ("lt_reinit", "x")
-    },
+    "--prune_type lt_reinit": "--prune_type must be one of .*, or one but lt with _reinit",
     "--preset lennet": "--preset must be one of lenet, .* not 'lennet': did you mean lenet?",
     "--name a/b": "--name must be a plain name",
     "--root file": "--root must be a folder, or a new one, not 'file'",

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lth import data
 from lth.commands import loop, session
 from lth.data.images import Feed
+from lth.experiment import mode_connectivity
 from lth.records.tables import read_config
 from lth.settings.config import Config
 from lth.training import cuda_graph, problem, train
@@ -104,7 +105,8 @@ EXPERIMENTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("changes", EXPERIMENTS, ids=lambda changes: "-".join(changes))
-def test_experiments_write_the_files_of_the_cpu(place: Path, changes: dict[str, Any]) -> None:
+def test_experiments_write_the_files_of_the_cpu(place: Path, monkeypatch: Patch, changes: dict[str, Any]) -> None:
+    monkeypatch.setattr(mode_connectivity, "POINTS", 4)
     configs = [settings(place, root=place / where, sparse="off", stack=1, **changes) for where in ("cpu", "gpu")]
     do(configs[0])
     with gpu() as machine:
@@ -116,9 +118,9 @@ def test_experiments_write_the_files_of_the_cpu(place: Path, changes: dict[str, 
 def test_a_network_of_ones_own_comes_back_as_on_the_cpu() -> None:
     for make in (Mlp, WithOptim):
         nets = [seeded(make) for _ in range(2)]
-        history = find(nets[0], sparse="off")
+        history = find(nets[0], sparse="off", rounds=1)
         with gpu() as machine:
-            assert find(nets[1], device="cuda", sparse="off") == history
+            assert find(nets[1], device="cuda", sparse="off", rounds=1) == history
             assert not any(map(machine.has, nets[1].parameters()))
         for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
             assert torch.equal(one, other)
