@@ -56,65 +56,46 @@ def write_runs(
 ) -> list[Run]:
     """Write runs of these arms and seeds under `root`: their tables and, if asked, initial weights and tickets. Round 0
     is the dense network, or has been pruned already, as by --ticket, if `ticket`."""
-    runs = []
-    for arm in arms:
-        for seed in seeds:
-            run = Run(root, arch_type, dataset, settings, arm, seed)
-            count = rounds if isinstance(rounds, int) else rounds[arm]
-            _write(run, count, shapes, saves, accuracy, steps, evaluations, scope, percent, cost, ticket)
-            runs.append(run)
-    return runs
-
-
-def _write(
-    run: Run,
-    rounds: int,
-    shapes: Mapping[str, tuple[int, ...]],
-    saves: bool,
-    accuracy: Accuracy,
-    steps: int,
-    evaluations: int,
-    scope: str,
-    percent: float,
-    cost: Cost | None,
-    ticket: bool,
-) -> None:
-    generator = torch.Generator().manual_seed(run.seed)
-    weights = {
-        name: torch.randn(shape, generator=generator) * (2 / (shape[0] + math.prod(shape[1:]))) ** 0.5
-        for name, shape in shapes.items()
-    }
-    scores = {name: _trained(weight, generator) for name, weight in weights.items()}
-    deciding = dict(part.split("=") for part in run.settings.split(",") if "=" in part)
-    first = next(iter(shapes.values()))
-    side = math.isqrt(first[1]) if len(first) == 2 else 8
-    image = [1 if len(first) == 2 else first[1], side, side]
-    facts = {"deciding": {**Config().deciding(), **deciding}, "image_shape": image}
-    files.write_json(run.dumps / "config.json", facts)
-    if saves:
-        Store(run, "test").write_weights("initial", weights)
-    masks = pruning.dense(weights)
-    for number in range(rounds):
-        if number or ticket:
-            masks = prune_lowest(scores, masks, dict.fromkeys(masks, percent), scope)
+    runs = [Run(root, arch_type, dataset, settings, arm, seed) for arm in arms for seed in seeds]
+    for run in runs:
+        count = rounds if isinstance(rounds, int) else rounds[run.arm]
+        generator = torch.Generator().manual_seed(run.seed)
+        weights = {
+            name: torch.randn(shape, generator=generator) * (2 / (shape[0] + math.prod(shape[1:]))) ** 0.5
+            for name, shape in shapes.items()
+        }
+        scores = {name: _trained(weight, generator) for name, weight in weights.items()}
+        deciding = dict(part.split("=") for part in run.settings.split(",") if "=" in part)
+        first = next(iter(shapes.values()))
+        side = math.isqrt(first[1]) if len(first) == 2 else 8
+        image = [1 if len(first) == 2 else first[1], side, side]
+        facts = {"deciding": {**Config().deciding(), **deciding}, "image_shape": image}
+        files.write_json(run.dumps / "config.json", facts)
         if saves:
-            Store(run, "test").write_ticket(Ticket(number, masks, weights))
-        best = accuracy(run.arm, number, run.seed)
-        stop = min(evaluations - 1, round(evaluations * (0.8 - 0.4 * (1 - 0.85**number) * (run.arm == "lt"))))
-        evals = [
-            Evaluation(
-                iteration=steps * (i + 1) // evaluations,
-                train_loss=0.3 / (i + 1),
-                val_loss=0.1 + 0.01 * abs(i - stop),
-                val=best,
-                test=best if i == stop else best - 2.5 * math.exp(-i) - 0.03 * abs(i - stop),
+            Store(run, "test").write_weights("initial", weights)
+        masks = pruning.dense(weights)
+        for number in range(count):
+            if number or ticket:
+                masks = prune_lowest(scores, masks, dict.fromkeys(masks, percent), scope)
+            if saves:
+                Store(run, "test").write_ticket(Ticket(number, masks, weights))
+            best = accuracy(run.arm, number, run.seed)
+            stop = min(evaluations - 1, round(evaluations * (0.8 - 0.4 * (1 - 0.85**number) * (run.arm == "lt"))))
+            evals = [
+                Evaluation(
+                    iteration=steps * (i + 1) // evaluations,
+                    train_loss=0.3 / (i + 1),
+                    val_loss=0.1 + 0.01 * abs(i - stop),
+                    val=best,
+                    test=best if i == stop else best - 2.5 * math.exp(-i) - 0.03 * abs(i - stop),
+                )
+                for i in range(evaluations)
+            ]
+            trained = Trained(
+                steps, evals, final={}, best={}, seconds={"training": 1.0, "evaluation": 0.1}, supermask=10.0 + number
             )
-            for i in range(evaluations)
-        ]
-        trained = Trained(
-            steps, evals, final={}, best={}, seconds={"training": 1.0, "evaluation": 0.1}, supermask=10.0 + number
-        )
-        journal.write_round(run, number, masks, trained, cost)
+            journal.write_round(run, number, masks, trained, cost)
+    return runs
 
 
 def _trained(weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

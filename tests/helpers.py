@@ -123,6 +123,12 @@ def lay_out(tmp_path: Path, monkeypatch: Patch) -> Path:
     return tmp_path
 
 
+def add_model(place: Path, name: str, code: str) -> None:
+    """Write archs/tiny/NAME.py, whose model is made by this code with the classes of tests/nets.py."""
+    text = f"import nets\nfrom torch import nn\n\n\ndef {name}(num_classes=4):\n    return {code}\n"
+    (place / "archs" / "tiny" / f"{name}.py").write_text(text)
+
+
 def settings(place: Path, **changes: Any) -> Config:
     """Settings of an experiment in `place` that lasts a fraction of a second."""
     usual: dict[str, Any] = {

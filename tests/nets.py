@@ -1,7 +1,8 @@
 """Small networks and masks that the tests share."""
 
+import functools
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 import numpy as np
@@ -21,12 +22,12 @@ def prune_lowest(scores: Weights, masks: Masks, percents: Mapping[str, float], s
 class Mlp(nn.Module):
     """64 - 12 - 4, for images of 1 x 8 x 8."""
 
-    def __init__(self, hidden: int = 12) -> None:
+    def __init__(self, hidden: int = 12, act: Callable[[Tensor], Tensor] = torch.tanh) -> None:  # so no unit dies
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(SIDE * SIDE, hidden), nn.Linear(hidden, CLASSES)
+        self.fc1, self.fc2, self.act = nn.Linear(SIDE * SIDE, hidden), nn.Linear(hidden, CLASSES), act
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.fc1(x.flatten(1)).tanh())  # no unit dies
+        return self.fc2(self.act(self.fc1(x.flatten(1))))
 
 
 class Conv(nn.Module):
@@ -40,6 +41,10 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.dropout(nn.functional.max_pool2d(self.norm(self.conv(x)).relu(), 2)).flatten(1))
+
+
+def dropping() -> nn.Module:
+    return Conv(dropout=0.4)
 
 
 class TakesParts(nn.Module):
@@ -103,14 +108,14 @@ class Deep(Conv):
 
 
 class Views(Conv):
-    """Needs the usual layout of memory, in one mode alone."""
+    """Needs the usual layout of memory in these modes."""
 
-    def __init__(self, in_training: bool) -> None:
+    def __init__(self, in_training: bool = True, in_evaluation: bool = True) -> None:
         super().__init__()
-        self.in_training = in_training
+        self.views = {True: in_training, False: in_evaluation}
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training == self.in_training:
+        if self.views[self.training]:
             self.conv(x).view(len(x), -1)
         return super().forward(x)
 
@@ -217,3 +222,163 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows = x[:, 0]
         return self.fc((rows + self.attention(rows, rows, rows, need_weights=False)[0]).flatten(1))
+
+
+class Attending(nn.Module):
+    """Attention and a recurrent layer over the rows of an image."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 10, dropout=dropout, batch_first=True)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.lstm = nn.LSTM(8, 6, num_layers=2, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.encoder(x.flatten(0, -3))
+        attended = self.attention(rows, rows, rows, need_weights=False)[0]
+        return self.head(self.lstm(attended)[0][:, -1])
+
+
+class Reader(nn.Module):
+    """Turns the rows of an image into words, and reads them."""
+
+    def __init__(self, recurrent: type[nn.Module] = nn.LSTM) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(40, 8)
+        self.attention = nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True)
+        self.recurrent, self.head = recurrent(8, 8, batch_first=True), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        words = self.embedding((8 * x.flatten(0, -3).mean(2) + 20).long().clamp(0, 39))
+        return self.head(self.recurrent(self.attention(words))[0][:, -1])
+
+
+class Heads(nn.Module):
+    """An old head, one that only training uses, a stem without gradients and a branch that few examples take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head, self.beside = nn.Linear(64, 16), nn.Linear(16, 4), nn.Linear(16, 4)
+        self.old, self.rare = nn.Linear(16, 20), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            h = self.stem(x.flatten(1)).relu()
+        if len(x) > 2:
+            return self.head(h) + self.rare(h)
+        return self.head(h) + self.beside(h) if self.training else self.head(h)
+
+
+class Centred(nn.Linear):
+    """Changes its weight before it multiplies, as weight standardisation does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight - self.weight.mean(), self.bias)
+
+
+def with_old_layer(model: nn.Module) -> nn.Module:
+    """The model with a layer that nothing uses."""
+    model.old = nn.Linear(12, 100)
+    model.forward = lambda x: functools.reduce(lambda x, layer: layer(x), [*model.children()][:-1], x)
+    return model
+
+
+class Centring(nn.Linear):
+    """Changes the values of its weight, later than in any trial of the model before training."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls > 8:
+            self.weight.data.sub_(self.weight.data.mean(1, keepdim=True))
+        return super().forward(x)
+
+
+class Fails(Mlp):
+    """Fails in training, but not with as few images as when it is tried out."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(x) > 2:
+            raise self.error("in training only")
+        return super().forward(x)
+
+
+class Failing(Mlp):
+    """Fails with these messages, one in each of its first passes: all copies share them."""
+
+    def __init__(self, messages: list[str]) -> None:
+        super().__init__()
+        self.left = lambda: messages  # functions are not copied
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.left():
+            raise RuntimeError(self.left().pop(0))
+        return super().forward(x)
+
+
+class Biased(Mlp):
+    """Cannot draw its weights: biases are no matrices."""
+
+    def _initialize_weights(self) -> None:
+        for parameter in self.parameters():
+            nn.init.kaiming_normal_(parameter)
+
+
+class Pretrained(nn.Module):
+    """With weights that nobody has drawn, and a layer that begins at 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.norm = nn.Linear(64, 12), nn.Linear(12, 4), nn.BatchNorm1d(12)
+        self.zero = nn.Linear(12, 12, bias=False)
+        nn.init.zeros_(self.zero.weight)
+        self.body.load_state_dict({"weight": torch.arange(768.0).view(12, 64).sin() / 8, "bias": torch.zeros(12)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.body(x.flatten(1))).relu()
+        return self.head(x + self.zero(x))
+
+
+class Hooked(nn.Module):
+    """One layer; with a running mean in a buffer that every pass replaces, or a hook."""
+
+    mean: Tensor
+
+    def __init__(self, way: str = "") -> None:
+        super().__init__()
+        self.fc, self.way = nn.Linear(64, 4), way
+        self.register_buffer("mean", torch.zeros(1))
+        if way == "hook on the gradient":
+            self.fc.bias.register_hook(lambda gradient: 2 * gradient)
+        elif way == "hook on the stored gradient":
+            self.fc.bias.register_post_accumulate_grad_hook(lambda bias: None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "replaced buffer":
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean()
+        return self.fc((x - self.mean).flatten(1))
+
+
+class Table(nn.Module):
+    """Fills a buffer at its first pass, which an attribute remembers, as the caches of rotary embeddings do."""
+
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(64))
+        self.filled, self.layer = False, nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.filled:
+            self.table.fill_(1.0)
+            self.filled = True
+        return self.layer(x.flatten(1) * self.table)

@@ -59,9 +59,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Co
     return root, run
 
 
-# Through to the figure
-
-
 def test_the_main_job_ends_with_figures_and_tables(whole: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     root, run = whole
     assert plain(run.stdout) and plain(run.stderr) and run.stderr == ""
@@ -95,9 +92,6 @@ def test_jobs_do_not_change_the_numbers(
     lines = [line for line in capsys.readouterr().out.splitlines() if line]
     assert not any(re.match(r"(lt|reinit) seed0 +\d", line) for line in lines)
     assert any("written to" in line for line in lines) and len(lines) < 15
-
-
-# Stopped
 
 
 @contextlib.contextmanager
@@ -177,9 +171,6 @@ def test_failed_trials_are_counted_once(tmp_path: Path, capsys: Capture) -> None
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 7 and len(set(said)) == 7 and said[-1].startswith("error: 6 of 6 runs ended early")
     assert any("lt seed1: round 0 ended: the loss became nan by iteration 10 at learning rate 1e+30" in x for x in said)
-
-
-# Disks
 
 
 @posix

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.utils.prune as torch_prune
 from helpers import Conv, do, settings
-from nets import prune_lowest
+from nets import Centred, prune_lowest
 from own import EXAMPLES, batches, find, seeded
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -223,13 +223,6 @@ def test_bad_arguments_are_said() -> None:
     ):
         with pytest.raises(kind, match=f"^{words}"):
             lth.audit(**{"model": masked(NET, MASKS), "ticket": MASKS, **arguments})
-
-
-class Centred(nn.Linear):
-    """Changes its weight before it multiplies, as weight standardisation does."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight - self.weight.mean(), self.bias)
 
 
 def test_a_layer_that_fills_its_zeros_is_found() -> None:

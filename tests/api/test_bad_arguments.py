@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.utils.prune as torch_prune
-from helpers import Capture, Mlp
+from helpers import Capture, Mlp, add_model
 from own import WithOptim, altered, batches, find, loader, nothing, seeded, tiny
 from torch import Tensor, nn
 
@@ -81,6 +81,7 @@ WRONG = [
         ValueError,
         "net must have plain tensors, but weight has complex",
     ),
+    ({"net": Mlp().to(torch.bfloat16)}, ValueError, r"fc1\.weight is torch.bfloat16, but examples are float32: call"),
     ({"net": hooked_net()}, ValueError, "net must have no hooks on gradients, but fc1.bias has some"),
     ({"net": penalised_net()}, ValueError, "net.criterion must use outputs and labels alone, not net"),
     ({"net": altered(optim="adam")}, TypeError, "net.optim must be a torch.optim.Optimizer, not 'adam'"),
@@ -156,21 +157,12 @@ def test_a_network_that_fails_is_named(where: str) -> None:
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
-def test_a_network_of_another_type_than_float32_is_named() -> None:
-    with pytest.raises(ValueError, match=r"fc1\.weight is torch.bfloat16, but examples are float32: call \.float"):
-        find(Mlp().to(torch.bfloat16))
-
-
 @pytest.mark.parametrize("error", ["IndexError", "SystemExit"])
 def test_a_model_of_archs_that_fails_is_named(place: Path, capsys: Capture, error: str) -> None:
-    (place / "archs" / "tiny" / "fails.py").write_text(
-        "from torch import nn\n\n\nclass Fails(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-        "        self.fc = nn.Linear(64, 4)\n\n    def forward(self, x):\n        if self.training and len(x) > 2:\n"
-        f"            raise {error}('in training alone')\n        return self.fc(x.flatten(1))\n"
-    )
+    add_model(place, "fails", f"nets.Fails({error})")
     flags = f"--arch_type fails --dataset tiny --data {place / 'data'} --root {place} --gpu cpu --jobs 1 --quiet"
     assert utils.exit_code(main.main, [*flags.split(), "--batch_size", "10"]) == 1
-    assert capsys.readouterr().err == f"error: fails failed in round 0 with {error}: in training alone\n"
+    assert capsys.readouterr().err == f"error: fails failed in round 0 with {error}: in training only\n"
 
 
 def breaks(net: nn.Module) -> None:

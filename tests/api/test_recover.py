@@ -9,7 +9,7 @@ import torch
 import torch.nn.utils.prune as torch_prune
 from helpers import Conv, Mlp
 from own import WithOptim, batches, find, seeded, tiny
-from torch import Tensor, nn
+from torch import nn
 
 import lth
 from lth import prune as lth_prune
@@ -79,19 +79,6 @@ def test_other_settings_of_the_same_name_are_refused_also_with_another_seed_or_a
     assert len(lth.results(tmp_path)) == 8
 
 
-class Acting(Mlp):
-    """Networks of equal shapes."""
-
-    def __init__(self, act: Callable[[Tensor], Tensor] = torch.tanh, optim: Callable[..., Any] | None = None) -> None:
-        super().__init__()
-        self.act = act
-        if optim is not None:
-            self.optim = optim(self.parameters(), lr=0.01)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x.flatten(1))))
-
-
 def adam(sign: int) -> Callable[..., torch.optim.Optimizer]:
     """Optimisers that print alike."""
 
@@ -114,7 +101,8 @@ def pruned(amount: float) -> Callable[[nn.Module], None]:
 
 def test_recover_goes_on_with_the_same_network_rule_optimiser_loss_and_data_only(tmp_path: Path) -> None:
     def go_on(act: Any = torch.tanh, sign: int = 1, amount: float = 0.3, smooth: float = 0.0, **more: Any) -> Any:
-        net = seeded(lambda: Acting(act, adam(sign)))
+        net = seeded(lambda: Mlp(act=act))
+        net.optim = adam(sign)(net.parameters(), lr=0.01)
         net.criterion = nn.CrossEntropyLoss(label_smoothing=smooth)
         return find(net, more.pop("given", None), prune_rule=pruned(amount), **more)
 

@@ -96,9 +96,6 @@ def test_the_split_of_a_small_set_is_recorded_and_its_run_repeated(place: Path) 
         session.run(settings(place, valid_size=5000, prune_iterations=2))
 
 
-# The device
-
-
 def machine(monkeypatch: Patch, gpus: int, mps: bool = False) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)

@@ -158,9 +158,6 @@ def test_at_a_second_ctrl_c_all_processes_end_at_once(tmp_path: Path) -> None:
     assert_released(tmp_path)
 
 
-# What is written to whom
-
-
 def test_characters_that_an_output_lacks_and_control_characters_are_escaped(monkeypatch: Patch) -> None:
     content, errors = io.BytesIO(), io.StringIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, encoding="ascii", newline="\n"))

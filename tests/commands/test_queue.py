@@ -123,9 +123,6 @@ def test_stacks_are_taken_together_and_those_that_need_others_after_them(place: 
     assert taken(queue) == [("ticket_reinit seed0 ticket_reinit seed1", 3)]
 
 
-# With others
-
-
 def test_what_another_process_holds_is_left_to_it(place: Path, locks: Locks, monkeypatch: Patch) -> None:
     config = settings(place, trials=3)
     first, second, third = runs_of(config)
@@ -180,8 +177,6 @@ def test_what_others_do_is_shown_once_and_what_ours_do_by_themselves(place: Path
     watch.look()
     assert told[3:] == [RoundDone(lt, {"round": 1}, 1.0, ())]
 
-
-# Whole commands with --join
 
 ARMS = {"prune_type": ("lt", "reinit"), "trials": 2}
 

@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Capture, Conv, Mlp, Patch, Told, do, settings
+from helpers import Capture, Conv, Mlp, Patch, Told, add_model, do, settings
 from torch import nn
 
-import main
-import utils
-from lth.commands import prepare
+from lth.commands import prepare, session
 from lth.models import building
 from lth.records import tables
 from lth.settings import names
@@ -77,38 +75,29 @@ from torch import nn
 from torch.nn import Linear, Sequential
 import torch.nn.functional as F
 
-
 class Block(nn.Module):
     def __init__(self, width):
         super().__init__()
 
-
 class _Hidden(nn.Module):
     pass
-
 
 class Settings:
     pass
 
-
 def _private():
     return nn.Linear(1, 1)
-
 
 def scale(width):
     return width * 2
 
-
 def widths():
     return [4, 4]
 
-
 LIMIT = 5
-
 
 class Net(nn.Module):
     mark = "net"
-
 
 alias = Net
 """
@@ -236,36 +225,13 @@ def test_states_of_another_model_are_refused(change: Callable[[Any], Any]) -> No
 # Models that are legal PyTorch and unlike most
 
 
-MODEL = """import torch
-from torch import nn
-
-
-class model(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(64, 4)
-        self.register_buffer("mean", torch.zeros(1))
-        {constructor}
-
-    def forward(self, x):
-        {forward}
-        return self.fc((x - self.mean).flatten(1))
-"""
-
-
 @pytest.mark.parametrize(
-    "constructor, forward, stacked",
-    [
-        ("", "", True),
-        ("", "self.mean = 0.9 * self.mean + 0.1 * x.detach().mean()", False),
-        ("self.fc.bias.register_hook(lambda gradient: 2 * gradient)", "", False),
-        ("self.fc.bias.register_post_accumulate_grad_hook(lambda bias: None)", "", None),
-    ],
+    "way, stacked",
+    [("", True), ("replaced buffer", False), ("hook on the gradient", False), ("hook on the stored gradient", None)],
 )
-def test_models_that_are_not_stacked(place: Path, constructor: str, forward: str, stacked: bool | None) -> None:
+def test_models_that_are_not_stacked(place: Path, way: str, stacked: bool | None) -> None:
     """Hooks that wait for stored gradients are refused: none are stored."""
-    text = MODEL.format(constructor=constructor or "pass", forward=forward or "pass")
-    (place / "archs" / "tiny" / "model.py").write_text(text)
+    add_model(place, "model", f"nets.Hooked({way!r})")
     config = settings(place, arch_type="model")
     if stacked is None:
         with pytest.raises(ConfigError, match=r"without register_post_accumulate_grad_hook, which fc\.bias has"):
@@ -283,59 +249,17 @@ def test_a_constructor_that_seeds_makes_no_two_trials_alike(place: Path) -> None
     assert not torch.equal(first["1.weight"], second["1.weight"]) and torch.equal(first["1.weight"], again["1.weight"])
 
 
-HEAD = "import os, torch\nfrom torch import nn\n"
-
-
-def ran(place: Path, name: str, code: str, *more: str) -> int:
-    """The exit code of main.py with this model file."""
-    (place / "archs" / "tiny" / f"{name}.py").write_text(HEAD + code)
-    words = "--dataset tiny --gpu cpu --jobs 1 --prune_iterations 2 --end_iter 4it --valid_size 40 --batch_size 10"
-    where = ["--root", str(place), "--data", str(place / "data"), "--arch_type", name]
-    return utils.exit_code(main.main, [*words.split(), *where, *more])
-
-
-BAD_START = """
-
-class Biased(nn.Module):
-    def __init__(self, num_classes=4):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
-
-    def _initialize_weights(self):
-        for parameter in self.parameters():
-            nn.init.kaiming_normal_(parameter)  # biases are no matrices
-
-    def forward(self, x):
-        return self.layers(x)
-"""
-
-
-def test_a_model_that_cannot_draw_its_weights_is_refused_at_once(place: Path, capsys: Capture) -> None:
-    assert ran(place, "biased", BAD_START) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert "Biased cannot draw its initial weights: its _initialize_weights() fails with ValueError" in said
+def test_a_model_that_cannot_draw_its_weights_is_refused_at_once(place: Path) -> None:
+    add_model(place, "biased", "nets.Biased()")
+    with pytest.raises(ConfigError, match=r"Biased cannot draw its initial weights: its _initialize_weights\(\) fails"):
+        session.run(settings(place, arch_type="biased"))
     assert not (place / "dumps").exists() and not (place / "saves").exists()
 
 
-PRETRAINED = """
-
-class pretrained(nn.Module):
-    def __init__(self, num_classes=4):
-        super().__init__()
-        self.body, self.head = nn.Linear(64, 12), nn.Linear(12, num_classes)
-        self.zero, self.norm = nn.Linear(12, 12, bias=False), nn.BatchNorm1d(12)
-        nn.init.zeros_(self.zero.weight)
-        self.body.load_state_dict({"weight": torch.arange(768.0).view(12, 64).sin() / 8, "bias": torch.zeros(12)})
-
-    def forward(self, x):
-        x = self.norm(self.body(x.flatten(1))).relu()
-        return self.head(x + self.zero(x))
-"""
-
-
-@pytest.mark.parametrize(("init", "told"), [("glorot", True), ("kaiming", True), ("own", False)])
+@pytest.mark.parametrize(("init", "told"), [("glorot", True), ("own", False)])
 def test_pretrained_weights_that_are_drawn_over_are_said(place: Path, capsys: Capture, init: str, told: bool) -> None:
-    assert ran(place, "pretrained", PRETRAINED, "--init", init) == 0
+    add_model(place, "pretrained", "nets.Pretrained()")
+    session.run(settings(place, arch_type="pretrained", init=init, prune_iterations=1, quiet=False))
     said = " ".join(capsys.readouterr().out.split())
     assert (f"--init {init} draws over body.weight" in said) == told
     assert ("--init own keeps them" in said) == told
@@ -343,15 +267,8 @@ def test_pretrained_weights_that_are_drawn_over_are_said(place: Path, capsys: Ca
 
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
 def test_a_model_that_gives_pruned_weights_values_ends_with_a_sentence(place: Path, kind: str) -> None:
-    (place / "archs" / "tiny" / "centring.py").write_text(
-        "import torch\nfrom torch import nn\n\n\nclass _Centring(nn.Linear):\n"
-        "    def __init__(self, *sizes):\n        super().__init__(*sizes)\n"
-        "        self.register_buffer('calls', torch.zeros(()))\n\n    def forward(self, x):\n        self.calls += 1\n"
-        "        if self.calls > 8:  # later than any trial of the model before training\n"
-        "            self.weight.data.sub_(self.weight.data.mean(1, keepdim=True))\n"
-        "        return super().forward(x)\n\n\n"
-        "def centring():\n    return nn.Sequential(nn.Flatten(), _Centring(64, 12), nn.ReLU(), nn.Linear(12, 4))\n"
-    )
+    layers = "nn.Flatten(), nets.Centring(64, 12), nn.ReLU(), nn.Linear(12, 4)"
+    add_model(place, "centring", f"nn.Sequential({layers})")
     told = Told()
     (run,) = do(settings(place, arch_type="centring", optimizer=kind), told)
     assert "round 1 ended with pruned weights of 1.weight that are not 0: centring changes its weights" in told.notes

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Capture, Conv, Mlp, settings
+from helpers import Capture, Conv, Mlp, add_model, settings
+from nets import Attending, Heads
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -63,22 +64,6 @@ def test_weights_that_lose_their_zeros_before_a_product_are_found(conv: Any, hea
     assert parameters_to_leave_out(lambda: network(conv(), head()), EXAMPLES) == dict.fromkeys(expected, CHANGED)
 
 
-class Heads(nn.Module):
-    """One old head, one that only training uses, a stem without gradients and a branch that few examples take."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.head, self.beside = nn.Linear(64, 16), nn.Linear(16, 4), nn.Linear(16, 4)
-        self.old, self.rare = nn.Linear(16, 20), nn.Linear(16, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            h = self.stem(x.flatten(1)).relu()
-        if len(x) > 2:
-            return self.head(h) + self.rare(h)
-        return self.head(h) + self.beside(h) if self.training else self.head(h)
-
-
 def test_what_no_pass_uses_is_no_part_of_pruning_and_percentages() -> None:
     model = prunable.leave_out(Heads(), parameters_to_leave_out(Heads, EXAMPLES))
     assert vars(model)["_left_out"] == {"old.bias": UNUSED, "old.weight": UNUSED}
@@ -88,52 +73,15 @@ def test_what_no_pass_uses_is_no_part_of_pruning_and_percentages() -> None:
     assert "old" not in prunable.unpruned_note(building.copy_model(model))
 
 
-def test_attention_recurrent_and_plain_layers_are_used_and_keep_their_zeros() -> None:
-    class Sequence(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lstm, self.layer = nn.LSTM(8, 16, batch_first=True), nn.TransformerEncoderLayer(16, 2, 32)
-            self.out = nn.utils.parametrizations.spectral_norm(nn.Linear(16, 4))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.out(self.layer(self.lstm(x[:, 0])[0])[:, -1])
-
-    for make in (Sequence, Conv, Mlp):
-        assert parameters_to_leave_out(make, EXAMPLES) == {}
-
-
-SOURCE = """
-import torch
-from torch import nn
-
-
-class Standard(nn.Linear):
-    def forward(self, x):
-        return nn.functional.linear(x, self.weight - self.weight.mean(), self.bias)
-
-
-class Odd(nn.Module):
-    def __init__(self, num_classes=4):
-        super().__init__()
-        self.first, self.second, self.out = nn.Linear(64, 12), Standard(12, 12), nn.Linear(12, num_classes)
-        self.old = nn.Linear(12, 100)
-
-    def forward(self, x):
-        return self.out(self.second(self.first(x.flatten(1)).relu()).relu())
-"""
-
-
 def test_an_experiment_reports_both_at_its_start_and_prunes_neither(place: Path, capsys: Capture) -> None:
-    (place / "archs" / "tiny" / "Odd.py").write_text(SOURCE)
-    (run,) = session.run(settings(place, arch_type="Odd", prune_iterations=2, prune_percent=50, quiet=False))
+    layers = "nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nets.Centred(12, 12), nn.ReLU(), nn.Linear(12, 4)"
+    add_model(place, "odd", f"nets.with_old_layer(nn.Sequential({layers}))")
+    (run,) = session.run(settings(place, arch_type="odd", prune_iterations=2, prune_percent=50, quiet=False))
     said = capsys.readouterr().out
     assert "no forward pass uses old.bias, old.weight (56.8% of" in said.replace("\n", " ")
-    assert "the model changes second.weight (6.3% of all" in said.replace("\n", " ")
-    assert set(tables.table(run, "layers")["layer"]) == {"first.weight", "out.weight"}
+    assert "the model changes 3.weight (6.3% of all" in said.replace("\n", " ")
+    assert set(tables.table(run, "layers")["layer"]) == {"1.weight", "5.weight"}
     assert tables.table(run, "rounds")["remaining"].tolist() == [100, 50]
-
-
-# Multiply-adds against formulas written down by hand
 
 
 def of(model: nn.Module, *shape: int, dtype: torch.dtype = torch.float32) -> dict[str, float]:
@@ -156,27 +104,20 @@ def test_a_convolution_multiplies_once_a_position_of_its_output() -> None:
     assert of(model, 3, 9, 7) == {"0.weight": 9 * 7, "2.weight": 4 * 3}
 
 
+def test_attention_and_recurrent_matrices_are_used_and_multiply_once_a_token() -> None:
+    model = Attending()
+    found = cost(model, torch.zeros(1, 1, 8, 8), pruning.prunable(model))
+    assert found.uses == pytest.approx(dict.fromkeys(pruning.prunable(model), 8.0) | {"head.weight": 1.0})
+    assert 0 < found.rest <= 2 * 2 * 8 * 8 * 8  # attention's own products: scores, and their sums over the values
+    spectral = nn.utils.parametrizations.spectral_norm
+    for make in (Attending, Conv, Mlp, lambda: nn.Sequential(nn.Flatten(), spectral(nn.Linear(64, 4)))):
+        assert parameters_to_leave_out(make, EXAMPLES) == {}
+
+
 def test_what_is_not_pruned_is_the_rest() -> None:
     found = cost(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.zeros(1, 4), ["1.weight"])
     assert found.uses == {"1.weight": 1.0} and found.rest == 16
     assert found.total({"1.weight": 8, "1.bias": 2}) == 24, "a bias, which a rule may prune, multiplies nothing"
-
-
-def test_attention_and_recurrent_matrices_multiply_once_a_token() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lstm = nn.LSTM(8, 16, batch_first=True)
-            self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.layer(self.lstm(x)[0])
-
-    names = ["lstm.weight_ih_l0", "lstm.weight_hh_l0", "layer.self_attn.in_proj_weight"]
-    names += ["layer.self_attn.out_proj.weight", "layer.linear1.weight", "layer.linear2.weight"]
-    found = cost(Net(), torch.zeros(1, 5, 8), names)
-    assert found.uses == pytest.approx(dict.fromkeys(names, 5.0))
-    assert 0 < found.rest < 2 * 5 * 5 * 16 + 1  # attention's own products: scores, and their sums over the values
 
 
 class Own(nn.Module):

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Capture, do, random_masks, settings
+from helpers import CPU, Capture, add_model, do, random_masks, settings
 from hypothesis import given
 from hypothesis import settings as quick
 from hypothesis import strategies as st
-from nets import prune_lowest
+from nets import Attending, prune_lowest
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -22,24 +22,6 @@ from lth.records import tables
 from lth.records.store import Store
 from lth.training.network import Network
 from lth.training.optimizers import Fused
-
-CPU = torch.device("cpu")
-
-
-class Attending(nn.Module):
-    """Attention and a recurrent layer over the rows of 8 x 8 images."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.TransformerEncoderLayer(8, 2, 10, dropout=0.0, batch_first=True)
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-        self.lstm = nn.LSTM(8, 6, num_layers=2, bidirectional=True, batch_first=True)
-        self.head = nn.Linear(12, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = self.encoder(x.flatten(0, -3))
-        attended = self.attention(rows, rows, rows, need_weights=False)[0]
-        return self.head(self.lstm(attended)[0][:, -1])
 
 
 class Mine(nn.Module):
@@ -271,22 +253,6 @@ def test_pruned_weights_of_attention_and_recurrent_layers_stay_0_in_training(kin
 
 # Whole experiments
 
-READER = """
-from torch import nn
-
-
-class Reader(nn.Module):
-    def __init__(self, num_classes=4):
-        super().__init__()
-        self.embedding = nn.Embedding(40, 8)
-        self.attention = nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True)
-        self.{kind} = nn.{KIND}(8, 8, batch_first=True)
-        self.head = nn.Linear(8, num_classes)
-
-    def forward(self, x):
-        words = self.embedding((8 * x.flatten(0, -3).mean(2) + 20).long().clamp(0, 39))
-        return self.head(self.{kind}(self.attention(words))[0][:, -1])
-"""
 READER_WEIGHTS = {"attention.self_attn.in_proj_weight": 192, "attention.self_attn.out_proj.weight": 64}
 READER_WEIGHTS |= {"attention.linear1.weight": 64, "attention.linear2.weight": 64, "head.weight": 32}
 
@@ -294,13 +260,13 @@ READER_WEIGHTS |= {"attention.linear1.weight": 64, "attention.linear2.weight": 6
 @pytest.mark.parametrize("stack", [None, 2])
 def test_a_recurrent_model_goes_through_a_whole_experiment(place: Path, stack: int | None, capsys: Capture) -> None:
     """Also where runs cannot be stacked into one network, which is said."""
-    (place / "archs/tiny/reader.py").write_text(READER.format(kind="lstm", KIND="LSTM"))
+    add_model(place, "reader", "nets.Reader()")
     config = settings(
         place,
         **{"arch_type": "reader", "prune_type": ("lt", "reinit"), "trials": 2, "stack": stack, "quiet": False},
         **{"prune_percent": 25, "output_percent": 0, "prune_iterations": 2},
     )
-    weights = {**READER_WEIGHTS, "lstm.weight_ih_l0": 256, "lstm.weight_hh_l0": 256}
+    weights = {**READER_WEIGHTS, "recurrent.weight_ih_l0": 256, "recurrent.weight_hh_l0": 256}
     for run in session.run(config):
         layers_csv = tables.table(run, "layers").pivot(index="round", columns="layer", values="weights")
         assert layers_csv.loc[0].to_dict() == weights
@@ -315,8 +281,8 @@ def test_a_recurrent_model_goes_through_a_whole_experiment(place: Path, stack: i
 
 
 def test_embeddings_are_pruned_on_request_as_other_matrices(place: Path) -> None:
-    (place / "archs/tiny/reader.py").write_text(READER.format(kind="gru", KIND="GRU"))
+    add_model(place, "reader", "nets.Reader(nn.GRU)")
     (run,) = do(settings(place, arch_type="reader", prune_embeddings=True, prune_percent=50, prune_iterations=2))
     layers_csv = tables.table(run, "layers").pivot(index="round", columns="layer", values="weights")
     assert layers_csv["embedding.weight"].tolist() == [320, 160]
-    assert layers_csv["gru.weight_hh_l0"].tolist() == [192, 96]
+    assert layers_csv["recurrent.weight_hh_l0"].tolist() == [192, 96]

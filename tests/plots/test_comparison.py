@@ -211,9 +211,6 @@ def test_long_training_curves_are_means_over_windows(make_runs: MakeRuns) -> Non
     assert [*thinned(pd.Series([1.0, 2, 3], index=[300, 600, 900]), 1)] == [1, 2, 3]
 
 
-# The look of all figures
-
-
 def test_arms_can_be_told_apart() -> None:
     names = [*ARMS, *(f"{arm}_shuffle" for arm in ("random", "one_shot")), "a later arm"]
     assert sum(to_rgb(style.look(arm).color) == to_rgb(style.look("lt").color) for arm in names) == 1

@@ -46,9 +46,6 @@ def take(folder: Path) -> Locks:
     return locks
 
 
-# Who gets it
-
-
 def test_a_second_process_is_refused_and_let_in_afterwards(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     folder = tmp_path / "seed0"
     with pytest.raises(Locked, match=f"seed0 is in use by process {holder.pid} on {socket.gethostname()}") as caught:
@@ -80,9 +77,6 @@ def test_a_session_refuses_runs_that_are_locked_and_writes_nothing(place: Path) 
         session.run(config)
     assert not list(place.rglob("rounds.csv")) and not list(place.rglob("config.json"))
     assert_released(place)
-
-
-# A machine that was cut off, whose lock the file server has given to another
 
 
 def test_the_last_to_take_the_lock_may_write_the_journal(tmp_path: Path) -> None:
@@ -121,9 +115,6 @@ def test_who_has_lost_the_lock_adds_no_round_and_the_next_holder_continues(place
     found = results(place)
     do(settings(place, root=place / "undisturbed"))
     assert_same(found, results(place / "undisturbed"))
-
-
-# Storage
 
 
 def without(error: int) -> Callable[..., bool]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Conv, Mlp, Patch, make_images, settings
+from helpers import Conv, Mlp, Patch, add_model, make_images, settings
 from nets import Deep, Views
 
 import lth
@@ -66,8 +66,6 @@ def test_precision_is_set_and_restored(precision: str, expected: dict[str, str],
     torch.set_flush_denormal(False)
 
 
-# Memory
-
 STEPS = """
 import resource
 import psutil, torch
@@ -111,22 +109,7 @@ def test_nothing_changes_without_glibc_or_with_own_settings(system: str, variabl
         assert bool(asked) == (system == "linux" and not variable)
 
 
-# channels_last
-
 EXAMPLE = torch.randn(2, 1, 8, 8)
-VIEWING = """
-from torch import nn
-
-
-class viewing(nn.Module):
-    def __init__(self, num_classes=4):
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4 * 64, num_classes)
-
-    def forward(self, x):
-        x = self.conv(x).relu()
-        return self.fc(x.view(x.size(0), -1))
-"""
 
 
 @pytest.mark.parametrize(
@@ -135,7 +118,7 @@ class viewing(nn.Module):
         (Conv, True),
         (Mlp, False),
         (Deep, False),
-        (lambda: Views(in_training=True), False),
+        (lambda: Views(in_evaluation=False), False),
         (lambda: Views(in_training=False), False),
         (building.find("lenet5", "mnist"), None),
         (building.find("conv2", "cifar10"), None),
@@ -155,7 +138,7 @@ def test_channels_last_is_the_layout_of_all_convolutions_that_run_in_it(make: An
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_a_model_that_views_what_convolutions_give_is_trained_and_evaluated(place: Path, augment: bool) -> None:
-    (place / "archs" / "tiny" / "viewing.py").write_text(VIEWING)
+    add_model(place, "viewing", "nets.Views()")
     (run,) = session.run(settings(place, arch_type="viewing", prune_iterations=2, connectivity=True, augment=augment))
     assert len(tables.table(run, "connectivity")) == (2 + 1) * 30  # a line per round, and one between both
     ticket, images = lth.load_ticket(run.dumps, round=1), make_images()

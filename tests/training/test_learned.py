@@ -111,9 +111,6 @@ def test_first_scores_are_uniform_whatever_the_mask(kind: str) -> None:
         assert noise.std() == pytest.approx(math.pi / 3**0.5, rel=0.02)
 
 
-# Whole rounds
-
-
 @pytest.mark.parametrize("arch_type, stack", [("mlp", None), ("conv", None), ("drop", 2)])
 def test_rounds_controls_tickets_and_audit(place: Path, arch_type: str, stack: int | None) -> None:
     arms = (*ARMS, "edge_popup_reinit", "supermask_shuffle")

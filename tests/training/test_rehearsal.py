@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import CPU, Conv, Mlp, Patch, Told, assert_same, constant, do, make_images, results, settings, training
-from nets import Attention, NoCopy, Scaled, TwoTypes, Waits
+from nets import Attention, NoCopy, Scaled, TwoTypes, Waits, dropping
 from own import WithOptim, find, seeded
 from pretended_gpu import CUDA, gpu
 from torch import Tensor, nn
@@ -32,10 +32,6 @@ from lth.training.train import Stopped, Trained, Training, TrialError
 from lth.training.updates import Updates
 
 PLAN = Plan(40, 10, lambda iteration: 0.01 / (1 + iteration // 15), rewind_at=3)
-
-
-def dropping() -> nn.Module:
-    return Conv(dropout=0.4)
 
 
 def point_wise() -> nn.Module:

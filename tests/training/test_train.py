@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import CPU, Conv, Mlp, constant, equal, make_images, random_masks, training
-from nets import Restless, Running, Squeezing, TwoWeights
+from nets import Restless, Running, Squeezing, Table, TwoWeights, dropping
 from torch import Tensor, nn
 
 from lth import prune, pruning
@@ -270,21 +270,6 @@ def test_evaluations_leave_buffers_as_they_were(replaced: bool, trials: int) -> 
         assert often.evals[-1].val_loss == once.evals[-1].val_loss
 
 
-class Table(nn.Module):
-    """Fills a buffer at its first pass, which an attribute remembers, as the caches of rotary embeddings do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("table", torch.zeros(64))
-        self.filled, self.layer = False, nn.Linear(64, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.filled:
-            self.table.fill_(1.0)
-            self.filled = True
-        return self.layer(x.flatten(1) * self.table)
-
-
 def test_a_table_that_an_evaluation_has_filled_stays() -> None:
     (trained,) = training(Table, Plan(4, 2, constant())).run()
     assert trained.final["table"].eq(1).all() and trained.best["table"].eq(1).all()
@@ -368,10 +353,6 @@ def test_one_trial_of_a_stack_ends_and_the_others_do_not_notice() -> None:
 
 
 # Stops
-
-
-def dropping() -> nn.Module:
-    return Conv(dropout=0.4)
 
 
 @pytest.mark.parametrize(

@@ -53,9 +53,6 @@ def before_and_after(made: Training, stop: int = 3) -> tuple[dict[str, Tensor], 
     return before, made.network.state(0) | {f"mask/{n}": m for n, m in made.network.masks_of(0).items()}, batches[stop]
 
 
-# One update, against direct computation
-
-
 @pytest.mark.parametrize("make", [Mlp, Conv])
 @pytest.mark.parametrize("optimizer", [{"kind": "adam"}, {"kind": "sgd", "momentum": 0.9}])
 @pytest.mark.parametrize("kind", ["set", "rigl"])
@@ -140,9 +137,6 @@ def test_draws_of_an_update_are_the_seeds_own() -> None:
         (one,), (two,), both = (each.run() for each in made)
         for alone, stacked in zip((one, two), both, strict=True):
             assert all(torch.equal(alone.masks[name], mask) for name, mask in stacked.masks.items()) and stacked.masks
-
-
-# Early stop, stops, rounds
 
 
 @pytest.mark.parametrize("kind", ARMS)
