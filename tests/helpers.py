@@ -39,7 +39,8 @@ from lth.training.schedule import Plan
 from lth.training.train import Training
 
 CPU = torch.device("cpu")
-Capture, Patch = pytest.CaptureFixture[str], pytest.MonkeyPatch  # of the fixtures capsys and monkeypatch
+Capture = pytest.CaptureFixture[str]  # of the fixture capsys
+Patch = pytest.MonkeyPatch
 
 MODELS = """
 from torch import nn
