@@ -24,14 +24,11 @@ from lth.models import building, prunable
 from lth.records import tables
 from lth.records.store import ENDS
 from lth.records.tables import Run
-from lth.settings import names
+from lth.settings import checks, names
 from lth.settings.arms import ARMS, unused_settings
-from lth.settings.checks import ConfigError
-from lth.settings.checks import Problem as Mistake
 from lth.settings.config import Config
 from lth.settings.values import as_text
 from lth.training import hardware, sparse
-from lth.training.hardware import channels_last, memory_kept, numerics
 from lth.training.learned import LEARNED, LearnedMasks
 from lth.training.network import Network
 from lth.training.problem import Problem, alike, stack_size
@@ -71,7 +68,7 @@ def dry_run(works: Sequence[Work], device: torch.device, at_once: int) -> list[s
         tempfile.TemporaryFile(dir=_existing(root)).close()
     except OSError as error:
         reason = f"must be a folder that can be written, not {root} ({error.strerror})"
-        raise ConfigError(Mistake("root", reason)) from None
+        raise checks.ConfigError(checks.Problem("root", reason)) from None
     queue = Queue(works)
     left, lines = queue.left(), list[str]()
     for folder in dict.fromkeys(run.plots for run in queue.work):
@@ -243,10 +240,10 @@ def measure_cost(
         test_labels=images.test_labels[:EVALUATED],
     )
     model, masks, held_back = problem.make(), _masks(config, problem, number), min(EVALUATED, len(few.train) - batch)
-    with numerics(config.precision, config.threads or 1), memory_kept():
+    with hardware.numerics(config.precision, config.threads or 1), hardware.memory_kept():
         feed = few.feed([0], held_back, batch, device, config.augment)
         arguments = (model, [problem.initial(0)], [masks], device, problem.criterion, config.precision == "bf16")
-        memory: Any = {"channels_last": channels_last(problem.make, feed.example())}
+        memory: Any = {"channels_last": hardware.channels_last(problem.make, feed.example())}
         if learn:
             network: Network = LearnedMasks(*arguments, how=LEARNED[learn], seeds=[0], **memory)
         else:

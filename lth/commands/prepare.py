@@ -134,7 +134,9 @@ def current_fingerprints(config: Config, run: Run) -> dict[str, str]:
     name = names.canonical_dataset(config.dataset)
     if names.npz_file(config.data, name, config.image_size).exists() or names.picture_folder(name, config.data):
         current["data"] = data.load(name, config.data, image_size=config.image_size).fingerprint
-    return {**current, **start_tickets.fingerprints(config)}
+    if config.ticket:
+        current |= start_tickets.StartTickets.from_config(config).fingerprints()
+    return current
 
 
 # config.json

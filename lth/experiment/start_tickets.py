@@ -105,11 +105,6 @@ class StartTickets:
         return result
 
 
-def fingerprints(config: Config) -> dict[str, str]:
-    """Fingerprints of the tickets that the settings start from, if any."""
-    return StartTickets.from_config(config).fingerprints() if config.ticket else {}
-
-
 def problem(config: Config, images: Images) -> Problem:
     """The problem of the settings, with the tickets that it starts from. ConfigError if these do not exist or do not
     fit the model."""

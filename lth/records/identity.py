@@ -30,6 +30,7 @@ PARTS = {  # of an experiment that have fingerprints, as messages name them wher
     "ticket_round": "a different round of the ticket",
 }
 Fingerprints = Mapping[str, str]  # by the part of an experiment, such as those in PARTS
+UNKNOWN: Fingerprints = MappingProxyType({})
 
 
 def read_fingerprints(run: Run) -> dict[str, str]:
@@ -56,7 +57,7 @@ def in_words(parts: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(phrases[:-1]), phrases[-1]]))
 
 
-def experiment_id(settings: Mapping[str, str], run: Run, fingerprints: Fingerprints = MappingProxyType({})) -> str:
+def experiment_id(settings: Mapping[str, str], run: Run, fingerprints: Fingerprints) -> str:
     """What every file of `run` under saves/ names as its experiment: a hash of model, data set, seed and the settings
     that change numbers, then the fingerprints of what their names do not tell: `012345... data=... model=...`"""
     content = {**settings, "arch_type": run.arch_type, "dataset": run.dataset, "seed": run.seed}
@@ -98,12 +99,7 @@ def mismatch(
     return None
 
 
-def check(
-    runs: Sequence[Run],
-    config: Config,
-    fingerprints: Fingerprints = MappingProxyType({}),
-    overwrite: bool = False,
-) -> None:
+def check(runs: Sequence[Run], config: Config, fingerprints: Fingerprints = UNKNOWN, overwrite: bool = False) -> None:
     """ConfigError, with what can be done, where `mismatch` finds something. Called before a run is locked and after."""
     if (result := mismatch(runs, config, fingerprints, overwrite)) is not None:
         run, sentence = result
