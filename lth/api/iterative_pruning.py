@@ -19,7 +19,7 @@ from lth.api import own_network
 from lth.api.own_network import OwnNet
 from lth.api.saved_ticket import placed
 from lth.commands.prepare import command_facts, machine_facts, with_threads
-from lth.commands.session import TrialsFailed, mend, shown
+from lth.commands.session import TrialsFailed, repair, reporting
 from lth.data.loaders import PreparedData, prepare_data
 from lth.experiment import Experiment
 from lth.experiment.trainer import Callback
@@ -180,7 +180,7 @@ def iterative_pruning(
                 save_or_recover = "recover must hold results of the same experiment"
             raise ValueError(f"{save_or_recover}, but {found[1]}")
         if recover is not None:
-            mend([run], config, (lambda text: None) if quiet else print)
+            repair([run], config, (lambda text: None) if quiet else print)
         problem = own_network.problem(brought, taken, rule, config, initial, prints)
         config = with_threads(config, problem, run, 1, place)
         densely = config.sparse == "auto" and place.type == "cpu" and not problem.whole and not sparse.available()
@@ -193,7 +193,7 @@ def iterative_pruning(
         if recover is None:  # what a call left that was stopped in its first round
             tables.move_aside(run, time.strftime("%Y%m%d-%H%M%S"))
         _write_config(run, config, about, problem, place)
-        with shown(config, {run: rounds + 1 - tables.finished_rounds(run)}, [run], callback) as tell:
+        with reporting(config, {run: rounds + 1 - tables.finished_rounds(run)}, [run], callback) as tell:
             experiment = Experiment(config, problem, place, tell)
             experiment.run([run], rounds + 1)
         if experiment.failed:

@@ -129,6 +129,6 @@ def duration(form: Form, known: Known) -> str:
         device, _ = devices.choose(config.gpu)
         if what not in known:
             known[what] = forecast.measure_cost(config, images, problem, device)
-        at_once = min(loop.at_once(config), config.trials) if device.type == "cpu" else 1
+        at_once = min(loop.process_count(config), config.trials) if device.type == "cpu" else 1
         total += claim.trainings(config) * known[what].training(config, images) / at_once
     return f"{form.trainings} trainings, at most {forecast.in_words(total / 60)} here"

@@ -143,7 +143,7 @@ class Cluster:
             time.sleep(POLL)
         watcher.due = 0.0
         watcher.look()
-        loop.finish(errors, signalled)
+        loop.raise_errors(errors, signalled)
 
     def _errors_of(self, task: Any, cancelled: bool) -> list[Exception]:
         """The errors of a task that has ended."""
@@ -175,7 +175,7 @@ def run_task(orders: Sequence[Order], gpu: bool) -> list[Exception]:
         signum = signalled()
     if signum == signal.SIGTERM:
         signal.raise_signal(signum)
-    return [loop.portable(error) for error in errors]
+    return [loop.picklable(error) for error in errors]
 
 
 def _work(orders: Sequence[Order], gpu: bool, stop: Callable[[], bool]) -> list[Exception]:

@@ -147,10 +147,10 @@ def work_here(queue: Queue, device: torch.device, tell: Tell, signalled: Callabl
     """The loop in this process. Raises the error that stopped it, or in the end the first that a piece raised."""
     watcher = FolderWatcher(queue, tell, [os.getpid()])
     worker = Worker(device, watcher.pass_on, lambda: bool(signalled()))
-    finish(work(queue, worker, watcher.look), signalled)
+    raise_errors(work(queue, worker, watcher.look), signalled)
 
 
-def finish(errors: Sequence[Exception], signalled: Callable[[], int]) -> None:
+def raise_errors(errors: Sequence[Exception], signalled: Callable[[], int]) -> None:
     """Raise Interrupted after a signal, otherwise the first FATAL error, otherwise the first error, if any."""
     if signalled():
         raise Interrupted(signalled())
@@ -158,7 +158,7 @@ def finish(errors: Sequence[Exception], signalled: Callable[[], int]) -> None:
         raise min(errors, key=lambda error: not isinstance(error, FATAL))
 
 
-def portable(error: BaseException) -> Exception:
+def picklable(error: BaseException) -> Exception:
     """The error itself if it can be sent to another process, otherwise a TrialError with its message."""
     with contextlib.suppress(Exception):  # a class of the user may raise anything when it is pickled
         if isinstance(error, Exception) and type(pickle.loads(pickle.dumps(error))) is type(error):
@@ -166,7 +166,7 @@ def portable(error: BaseException) -> Exception:
     return TrialError(f"{type(error).__name__}: {error}")
 
 
-def at_once(config: Config) -> int:
+def process_count(config: Config) -> int:
     """The number of processes that train side by side on a CPU, if there is work for all of them."""
     return config.jobs or max(1, devices.cores() // (config.threads or 1))
 
@@ -217,7 +217,7 @@ def work_in_processes(queue: Queue, size: int, threads: int, tell: Tell, signall
         for connection in idle:
             connection.close()
     queue.unfinished()  # which reads why runs ended early
-    finish(errors, signalled)
+    raise_errors(errors, signalled)
 
 
 @contextlib.contextmanager
@@ -264,4 +264,4 @@ def _loop(parent: Connection, works: Sequence[Work]) -> None:
     except BaseException as error:  # a model may raise anything outside of its training
         errors = [error]
     with contextlib.suppress(OSError):  # the parent is gone
-        parent.send([portable(error) for error in errors])
+        parent.send([picklable(error) for error in errors])

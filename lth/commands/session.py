@@ -26,7 +26,7 @@ from lth.commands.terminal import say
 from lth.experiment import start_tickets
 from lth.experiment.trainer import Callback, Event, as_dict
 from lth.records import identity, journal, tables
-from lth.records.lock import Locked, Locks, probe
+from lth.records.lock import Locked, Locks, check_locks
 from lth.records.tables import Run
 from lth.settings import checks
 from lth.settings.config import Config, ConfigError
@@ -58,7 +58,7 @@ def run(
         runs = list(dict.fromkeys(run for config, label in configs.items() for run in tables.runs_of(config, label)))
         todo = _unfinished(configs, runs)
         if not todo:
-            loop.finish([], signalled)
+            loop.raise_errors([], signalled)
             inform("Nothing to do: all rounds are finished. Raise --prune_iterations or --trials to continue.")
             return runs
         loaded: Loaded = {}
@@ -72,19 +72,19 @@ def run(
             replace(work, config=with_threads(work.config, work.problem, work.runs[0], count, device)) for work in works
         ]
         cpu = device.type == "cpu"
-        side_by_side = min(max(loop.at_once(work.config) for work in works), count) if cpu else 1
+        side_by_side = min(max(loop.process_count(work.config) for work in works), count) if cpu else 1
         if first.dry_run:
             print("\n".join(forecast.dry_run(works, device, side_by_side)))
-        loop.finish([], signalled)
+        loop.raise_errors([], signalled)
         if first.dry_run:
             return runs
         shared = bool(first.join or first.ray)
         locks_optional = not shared and side_by_side == 1  # no other process shares the work
-        if warning := probe(first.root, locks_optional):
+        if warning := check_locks(first.root, locks_optional):
             _warn(warning)
         with cluster.connected(first) if first.ray else nullcontext() as ray_cluster:
             if not shared or first.overwrite:
-                claim(works, locks_optional)
+                prepare_folders(works, locks_optional)
             if ray_cluster:
                 device, works = ray_cluster.device, ray_cluster.stacked(works)
             else:
@@ -101,7 +101,7 @@ def run(
             queue.clear_failures()
             pieces = len(queue.work) if works[0].piece_size == 1 else len(works)
             size = min(side_by_side, pieces)
-            with shown(first, left, runs, callback) as tell, Locks(locks_optional) as locks:
+            with reporting(first, left, runs, callback) as tell, Locks(locks_optional) as locks:
                 if ray_cluster:
                     ray_cluster.work(queue, tell, signalled)
                 elif size > 1:
@@ -139,7 +139,7 @@ def _unfinished(configs: Mapping[Config, str], runs: Sequence[Run]) -> dict[Conf
     unfinished: dict[Config, str] = {}
     for config, label in configs.items():
         own = tables.runs_of(config)
-        mend([] if config.overwrite else own, config, _warn)
+        repair([] if config.overwrite else own, config, _warn)
         if any(_is_unfinished(config, run) for run in own):
             unfinished[config] = label
         else:
@@ -151,17 +151,17 @@ def _is_unfinished(config: Config, run: Run) -> bool:
     return config.overwrite or tables.done_rounds(run, config.connectivity) < config.prune_iterations
 
 
-def mend(runs: Sequence[Run], config: Config, warn: Callable[[str], object]) -> None:
+def repair(runs: Sequence[Run], config: Config, warn: Callable[[str], object]) -> None:
     """Write damaged tables of these runs again, except with --dry_run; `warn` gets a sentence for each. Locked if
     another process has the run; with --join, the tables are left to that process."""
     for run in runs:
-        if not config.dry_run and journal.damage(run):
+        if not config.dry_run and journal.is_damaged(run):
             with suppress(Locked) if config.join else nullcontext(), Locks(optional=not config.join) as locks:
                 locks.take(run.dumps)
-                journal.mend(run, warn)
+                journal.repair(run, warn)
 
 
-def claim(works: Sequence[Work], locks_optional: bool) -> None:
+def prepare_folders(works: Sequence[Work], locks_optional: bool) -> None:
     """Check that no other process trains these runs and, with --overwrite, move the old results aside while all runs
     are locked. Locked, with nothing written, if another process has one."""
     with Locks(locks_optional) as locks:
@@ -173,7 +173,7 @@ def claim(works: Sequence[Work], locks_optional: bool) -> None:
 
 
 @contextmanager
-def shown(
+def reporting(
     config: Config, left: Mapping[Run, int], runs: Sequence[Run], callback: Callback | None
 ) -> Iterator[loop.Tell]:
     """Yields a function that shows an event, passes it to `callback` and, with --tensorboard, logs it. `left`: the

@@ -48,14 +48,14 @@ def read(file: Path) -> bytes:
 def set_aside(file: Path) -> Path:
     """Rename a file that cannot be used. Returns its new name."""
     target = file.with_name(f"{file.name}.damaged")
-    with explained(file):
+    with raise_unwritable(file):
         file.replace(target)
     return target
 
 
 def delete(file: Path) -> None:
     """Delete a file if it exists."""
-    with explained(file):
+    with raise_unwritable(file):
         file.unlink(missing_ok=True)
 
 
@@ -85,7 +85,7 @@ def read_json(file: Path) -> dict[str, Any]:
 def write(file: Path, content: bytes) -> None:
     """Write a file so that a crash or a full disk leaves the old content. Unwritable if that fails."""
     partial = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.partial")  # another process may write the same file
-    with explained(file):
+    with raise_unwritable(file):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as stream:
@@ -114,7 +114,7 @@ def _sync(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def explained(file: Path) -> Iterator[None]:
+def raise_unwritable(file: Path) -> Iterator[None]:
     """Turn an OSError inside the `with` block into Unwritable, which names the file."""
     try:
         yield

@@ -20,7 +20,7 @@ from lth.settings.checks import Problem
 from lth.settings.config import Config, ConfigError
 from lth.settings.values import as_text
 
-PARTS = {  # of an experiment that have fingerprints, as messages name them where they differ
+PHRASES = {  # how messages name the parts of an experiment that have fingerprints, where they differ
     "model": "a different model",
     "data": "different data",
     "rule": "a different pruning rule",
@@ -29,7 +29,7 @@ PARTS = {  # of an experiment that have fingerprints, as messages name them wher
     "masks": "different masks",
     "ticket_round": "a different round of the ticket",
 }
-Fingerprints = Mapping[str, str]  # by the part of an experiment, such as those in PARTS
+Fingerprints = Mapping[str, str]  # by the parts of an experiment, such as those in PHRASES
 UNKNOWN: Fingerprints = MappingProxyType({})
 
 
@@ -53,7 +53,7 @@ def in_words(parts: Sequence[str]) -> str:
     """Parts that differ, as `a different model and different data`."""
     of_ticket = sorted(part for part in parts if part.startswith("ticket"))  # the last says most
     parts = [part for part in parts if part not in of_ticket[:-1]]
-    phrases = [PARTS.get(part, f"a different {part.replace('_', ' ')}") for part in parts]
+    phrases = [PHRASES.get(part, f"a different {part.replace('_', ' ')}") for part in parts]
     return " and ".join(filter(None, [", ".join(phrases[:-1]), phrases[-1]]))
 
 
@@ -111,7 +111,7 @@ def mixed(runs: Sequence[Run]) -> str:
     """Why these runs must not be averaged: what is not the same in all of them. Empty if they may be."""
     first_values: dict[str, tuple[str, Run]] = {}
     for run in runs:
-        parts = {PARTS.get(part, part): value for part, value in read_fingerprints(run).items()}
+        parts = {PHRASES.get(part, part): value for part, value in read_fingerprints(run).items()}
         used = {name: value for name, value in deciding(run).items() if name not in _unused(run.arm)}
         for name, value in {**parts, **used}.items():
             first_value, first_run = first_values.setdefault(name, (value, run))

@@ -192,13 +192,13 @@ def keep_rounds(run: Run, rounds: int) -> Path:
     return copy
 
 
-def damage(run: Run) -> bool:
+def is_damaged(run: Run) -> bool:
     """Whether the journal of a run, or a table that differs from it, has to be written again."""
     rounds, problem = load(run.dumps)
     return bool(problem) or any(reason for _, reason, _ in _outdated(run, rounds))
 
 
-def mend(run: Run, tell: Callable[[str], object]) -> None:
+def repair(run: Run, tell: Callable[[str], object]) -> None:
     """Write the tables again that differ from the journal, and cut a damaged journal before its first damaged line;
     `tell` gets a sentence for each. A new run gets an empty journal."""
     for folder in (run.dumps, run.saves):
@@ -218,10 +218,10 @@ def mend(run: Run, tell: Callable[[str], object]) -> None:
 
 def _write(run: Run, rounds: Sequence[Entry]) -> None:
     """Write the tables, then the journal, if the run still belongs to this process (lth.records.lock)."""
-    lock.check(run.dumps)
+    lock.check_owner(run.dumps)
     for file, _, content in _outdated(run, rounds):
         files.write(file, content)
-    lock.check(run.dumps)
+    lock.check_owner(run.dumps)
     save(run.dumps, rounds)
 
 

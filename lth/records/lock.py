@@ -6,7 +6,7 @@ never deleted, since two processes could then lock two files of one name. A fork
 inherits the open file and holds the lock until it has ended, too; a spawned one does not.
 
 `seed0.holder` names the last process that took the lock. A machine that was cut off from its file server may have lost
-a lock without noticing it: `check` finds that out from this file, before each line of the journal.
+a lock without noticing it: `check_owner` finds that out from this file, before each line of the journal.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 
 from filelock import lock_descriptor  # with neither soft locks nor deleted files, unlike filelock.FileLock
 
-from lth.records.files import RecordError, drop_partials, explained, read_json, write_json
+from lth.records.files import RecordError, drop_partials, raise_unwritable, read_json, write_json
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # errors of file systems without locks
 LOCAL = ("nolock", "localflock", "nobrl", "local_lock=all", "local_lock=flock")  # mount options: not on the server
@@ -69,7 +69,7 @@ class Locks:
         """Take the lock of a folder unless another process, or another Locks of this one, has it. Returns whether it
         was taken."""
         path, me = lock_file(folder), {"host": socket.gethostname(), "pid": os.getpid(), "token": _token(os.getpid())}
-        with explained(path), ExitStack() as undo:
+        with raise_unwritable(path), ExitStack() as undo:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = undo.enter_context(path.open("ab+"))
             try:
@@ -90,7 +90,7 @@ class Locks:
             self._held.pop(folder).close()
 
 
-def check(folder: Path) -> None:
+def check_owner(folder: Path) -> None:
     """Lost if the last process that took the lock of a folder is another one. A folder that nobody has ever locked
     passes, as when an Experiment is used by itself."""
     last = read_json(holder_file(folder))
@@ -129,10 +129,10 @@ def holder_file(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.holder")
 
 
-def probe(root: Path, optional: bool) -> str:
+def check_locks(root: Path, optional: bool) -> str:
     """A warning if there are no locks under `root`, or if they hold on one machine only; otherwise empty. RecordError
     if there are none and they are not `optional`."""
-    with explained(root):
+    with raise_unwritable(root):
         root.mkdir(parents=True, exist_ok=True)
         try:
             with tempfile.TemporaryFile(dir=root) as file:

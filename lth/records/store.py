@@ -88,7 +88,7 @@ class Store:
         """The ticket that round `number` starts from."""
         name = numbered("ticket", number)
         tensors, facts = self._load(name)
-        with wellformed(self.file(name)):
+        with raise_damaged(self.file(name)):
             masks, origin, at_random = _unpacked(tensors, facts), facts["origin"], facts.get("at_random", 0)
             if origin not in ("initial", "rewind", "own") or type(at_random) is not int:
                 raise ValueError(f"it starts from {origin!r}, with {at_random!r} weights drawn at random")
@@ -108,7 +108,7 @@ class Store:
         """The masks of a round at ES: its ticket's, unless the training changed them. The weights that the ticket
         starts from are not needed."""
         name = numbered("masks" if number and self.changes_masks else "ticket", number)
-        with wellformed(self.file(name)):
+        with raise_damaged(self.file(name)):
             return _unpacked(*self._load(name))
 
     def write_masks(self, number: int, masks: Masks) -> None:
@@ -124,7 +124,7 @@ class Store:
         """The round that a checkpoint belongs to, and the state of its training."""
         tensors, facts = self._load(name)
         parts: dict[str, Any] = {part: _part(tensors, part) for part in PARTS}
-        with wellformed(self.file(name)):
+        with raise_damaged(self.file(name)):
             evals = [Evaluation(int(row[0]), *map(float, row[1:])) for row in tensors["evals"].tolist()]
             parts |= {"seconds": dict(facts["seconds"]), "supermask": facts["supermask"]}
             parts["settled"] = int(facts.get("settled", 0))
@@ -177,7 +177,7 @@ class Store:
         """Discard finished rounds that training cannot continue from; `tell` gets a sentence for each problem.
         RecordError, before anything is discarded, if the weights cannot be read."""
         run = self.run
-        journal.mend(run, tell)
+        journal.repair(run, tell)
         finished = tables.finished_rounds(run)
         if finished and not any(run.saves.glob("*.safetensors")):
             raise RecordError(
@@ -286,7 +286,7 @@ def load_tensors(file: Path, experiment_id: str | None = None) -> tuple[dict[str
     """The tensors and facts of a file. FileNotFoundError if there is none; Damaged, with the reason, if it is
     truncated or altered, written by a newer program, or of another experiment; Unreadable if it cannot be read."""
     content = files.read(file)
-    with wellformed(file):
+    with raise_damaged(file):
         metadata = json.loads(content[8 : _header_end(content)])["__metadata__"]
         if int(metadata["format"]) > FORMAT:
             raise Damaged(f"{file} was written by a newer version of this program")
@@ -303,7 +303,7 @@ def load_tensors(file: Path, experiment_id: str | None = None) -> tuple[dict[str
 
 
 @contextmanager
-def wellformed(file: Path) -> Iterator[None]:
+def raise_damaged(file: Path) -> Iterator[None]:
     """Turn errors of missing or wrong content inside the `with` block into Damaged, which names the file."""
     try:
         yield

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from lth.records import journal
-from lth.records.files import RecordError, explained, read_json
+from lth.records.files import RecordError, raise_unwritable, read_json
 from lth.records.journal import ORDERS, Entry, entries
 from lth.settings import checks, names
 from lth.settings.arms import ARMS
@@ -201,7 +201,7 @@ def move_aside(run: Run, stamp: str) -> None:
     are reported as such, but weights without tables would be taken for those of a new run."""
     for folder in (run.saves, run.dumps):
         if folder.exists():
-            with explained(folder):
+            with raise_unwritable(folder):
                 folder.rename(folder.with_name(f"{folder.name}.old-{stamp}"))
 
 

@@ -130,5 +130,5 @@ def test_recover_goes_on_with_the_same_network_rule_optimiser_loss_and_data_only
     assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
     (config,) = tmp_path.glob("dumps/**/config.json")
     prints = set(read_json(config)["fingerprint"])
-    assert prints == {"model", "data", "rule", "optimizer", "loss"} and prints <= set(identity.PARTS)
+    assert prints == {"model", "data", "rule", "optimizer", "loss"} and prints <= set(identity.PHRASES)
     assert go_on(recover=tmp_path, rounds=3)[:3] == whole

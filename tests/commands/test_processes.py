@@ -66,18 +66,18 @@ def test_what_workers_raise_travels_as_it_is(tmp_path: Path) -> None:
     ours = {kind for kind in kinds_of(Exception) if kind.__module__.startswith("lth.")} - {loop.Interrupted}
     assert {TrialError, RecordError, Unreadable, MachineError} <= ours
     for error in (kind("it broke") for kind in ours):
-        again = pickle.loads(pickle.dumps(loop.portable(error)))
+        again = pickle.loads(pickle.dumps(loop.picklable(error)))
         assert type(again) is type(error) and str(again) == str(error)
 
     class Own(Exception):
         def __init__(self, first: int, second: Callable[[], int]) -> None:
             super().__init__(f"{first}")
 
-    assert str(loop.portable(Own(5, lambda: 6))) == "Own: 5"
+    assert str(loop.picklable(Own(5, lambda: 6))) == "Own: 5"
     with pytest.raises(OSError, match=r"^the disk is full$"):  # which stops all, rather than what failed before
-        loop.finish([TrialError("mlp failed"), OSError("the disk is full")], lambda: 0)
+        loop.raise_errors([TrialError("mlp failed"), OSError("the disk is full")], lambda: 0)
     with pytest.raises(loop.Interrupted):
-        loop.finish([OSError("the disk is full")], lambda: signal.SIGTERM)
+        loop.raise_errors([OSError("the disk is full")], lambda: signal.SIGTERM)
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, BrokenPipeError, MachineError, Lost])

@@ -81,15 +81,15 @@ def test_a_session_refuses_runs_that_are_locked_and_writes_nothing(place: Path) 
 
 def test_the_last_to_take_the_lock_may_write_the_journal(tmp_path: Path) -> None:
     folder = tmp_path / "seed0"
-    lock.check(folder)  # nobody has ever taken it
+    lock.check_owner(folder)  # nobody has ever taken it
     locks = take(folder)
-    lock.check(folder)
+    lock.check_owner(folder)
     locks.release(folder)
-    lock.check(folder)
+    lock.check_owner(folder)
     with held(folder), pytest.raises(Lost, match=r"process 77 on elsewhere has taken over the run in .*seed0: this"):
-        lock.check(folder)
+        lock.check_owner(folder)
     with pytest.raises(Lost):  # though it is free again: the other may have finished rounds
-        lock.check(folder)
+        lock.check_owner(folder)
 
 
 def test_who_has_lost_the_lock_adds_no_round_and_the_next_holder_continues(place: Path) -> None:
@@ -125,17 +125,20 @@ def without(error: int) -> Callable[..., bool]:
 
 
 def test_storage_without_locks_serves_one_process(tmp_path: Path, monkeypatch: Patch) -> None:
-    assert lock.probe(tmp_path / "new", optional=False) == "" and list((tmp_path / "new").iterdir()) == []
+    assert lock.check_locks(tmp_path / "new", optional=False) == "" and list((tmp_path / "new").iterdir()) == []
     (tmp_path / "new").rmdir()
     monkeypatch.setattr(lock, "lock_descriptor", without(errno.EIO))  # a disk that fails is another matter
-    for use in (lambda: lock.probe(tmp_path, optional=True), lambda: Locks(optional=True).take(tmp_path / "seed0")):
+    for use in (
+        lambda: lock.check_locks(tmp_path, optional=True),
+        lambda: Locks(optional=True).take(tmp_path / "seed0"),
+    ):
         with pytest.raises(RecordError, match="cannot write"):
             use()
     (tmp_path / "seed0.lock").unlink()
     monkeypatch.setattr(lock, "lock_descriptor", without(errno.ENOLCK))
     with pytest.raises(RecordError, match=rf"file system of {tmp_path} has no locks \(.*\), which several processes"):
-        lock.probe(tmp_path, optional=False)
-    assert f"the file system of {tmp_path} has no locks" in lock.probe(tmp_path, optional=True)
+        lock.check_locks(tmp_path, optional=False)
+    assert f"the file system of {tmp_path} has no locks" in lock.check_locks(tmp_path, optional=True)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(RecordError, match="cannot write"):
         Locks().take(tmp_path / "seed0")
