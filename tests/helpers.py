@@ -140,6 +140,13 @@ def settings(place: Path, **changes: Any) -> Config:
     return Config(**(usual | changes))
 
 
+def argv_of(place: Path, *more: str) -> list[str]:
+    """Flags of main.py for the same experiment; later ones win."""
+    words = "--arch_type mlp --dataset tiny --gpu cpu --jobs 1 --prune_iterations 3 --prune_percent 30 --end_iter 8it"
+    words += " --valid_freq 4it --valid_size 40 --batch_size 10"
+    return [*words.split(), "--data", str(place / "data"), "--root", str(place), *more]
+
+
 class Told(list[Event]):
     """Listens to an experiment."""
 

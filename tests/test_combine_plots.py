@@ -99,9 +99,7 @@ def test_only_what_is_asked_for(tmp_path: Path, make_runs: MakeRuns, capsys: Cap
         (["--root", "ROOT/empty"], ["error: no run with a finished round", "dumps", "--root"]),
     ],
 )
-def test_mistakes_have_exit_code_2(
-    tmp_path: Path, make_runs: MakeRuns, capsys: Capture, flags: list[str], words: list[str]
-) -> None:
+def test_mistakes(tmp_path: Path, make_runs: MakeRuns, capsys: Capture, flags: list[str], words: list[str]) -> None:
     (tmp_path / "file").write_text("mine")
     flags = [flag.replace("ROOT", str(tmp_path)) for flag in flags]
     make_runs(arms=["lt"], seeds=[0], rounds=1, saves=False, settings="default")
@@ -120,9 +118,7 @@ def test_mistakes_have_exit_code_2(
         *(("journal.jsonl", None), ("config.json", None)),
     ],
 )
-def test_a_damaged_journal_is_one_clear_line(
-    tmp_path: Path, make_runs: MakeRuns, capsys: Capture, name: str, content: str | None
-) -> None:
+def test_damaged_files(tmp_path: Path, make_runs: MakeRuns, capsys: Capture, name: str, content: str | None) -> None:
     """Unreadable as another user's file; here a link to itself, which no user can read."""
     spoiled, _ = make_runs(arms=["lt"], seeds=[0, 1], rounds=1, saves=False)
     (file := spoiled.dumps / name).unlink()
@@ -133,9 +129,7 @@ def test_a_damaged_journal_is_one_clear_line(
     assert "verdict.csv" in told.out  # the others are drawn
 
 
-def test_the_verdict_is_printed_where_no_figure_can_be_written(
-    tmp_path: Path, make_runs: MakeRuns, capsys: Capture
-) -> None:
+def test_the_verdict_is_printed_without_figures(tmp_path: Path, make_runs: MakeRuns, capsys: Capture) -> None:
     """As on a full disk, or among somebody's results that one may only read."""
     make_runs(arms=["lt"], seeds=[0], rounds=2, saves=False)
     (tmp_path / "plots").write_text("in the way")

@@ -32,9 +32,6 @@ def state(value: float, count: int = 7) -> State:
     return {"w": torch.full((3,), value), "norm.num_batches_tracked": torch.tensor(count)}
 
 
-# The line
-
-
 def test_the_barrier_of_a_known_quadratic_is_exact() -> None:
     """Errors 10 + 8 x on the way from x = -1 to 2, less (x + 1) (x - 2) times 4: known at each of the 30 points."""
 
@@ -130,9 +127,6 @@ def test_other_statistics_are_those_of_every_point_and_frozen_ones_stay(place: P
     assert all(ends[1][name].equal(start[name]) for name in ends[1] if name.startswith("frozen"))
     assert len(ends[0]) == 4 and all(torch.allclose(ends[1][name], x, atol=1e-5) for name, x in ends[0].items())
     assert errors[0] == pytest.approx(errors[1]), "what the model draws depends on what was drawn before"
-
-
-# Experiments
 
 
 def noted(monkeypatch: Patch) -> dict[tuple[str, int, str], State]:
@@ -274,9 +268,6 @@ def test_a_second_training_that_fails_ends_its_run(place: Path) -> None:
     made.run([lt], 3)
     assert list(made.failed) == [lt] and "round 0, trained again, ended: the loss became nan" in told.notes
     assert len(tables.table(lt, "rounds")) == 1 and tables.table(lt, "connectivity").empty
-
-
-# Kills
 
 
 def test_kills_between_file_changes_change_nothing(place: Path, monkeypatch: Patch) -> None:

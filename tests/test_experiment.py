@@ -182,9 +182,7 @@ def test_controls_take_no_masks_of_another_lt_than_before(place: Path) -> None:
         ("initial", b"spoiled", ""),  # only masks are needed
     ],
 )
-def test_files_lost_of_a_finished_lt_cost_its_controls_only(
-    place: Path, name: str, content: bytes | None, says: str
-) -> None:
+def test_lost_files_of_lt_cost_its_controls_only(place: Path, name: str, content: bytes | None, says: str) -> None:
     lt, control = runs_of(settings(place, prune_type="ticket_reinit"))
     do(settings(place))
     file = Store(lt).file(name)

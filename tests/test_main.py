@@ -27,6 +27,7 @@ LONG = (  # its last two rounds are sparse
     "--end_iter 150it --valid_freq 50it --valid_size 500 --prune_iterations 4 --prune_percent 60 "
     "--prune_type lt reinit --gpu cpu"
 )
+Whole = tuple[Path, subprocess.CompletedProcess[str]]
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and limits")
 
 
@@ -50,7 +51,7 @@ def plain(text: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """The main job in small, in two processes: its folder and what it printed."""
     root = tmp_path_factory.mktemp("whole")
     argv = command(root, f"{SHORT} --jobs 2")
@@ -59,7 +60,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Co
     return root, run
 
 
-def test_the_main_job_ends_with_figures_and_tables(whole: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_the_main_job_ends_with_figures_and_tables(whole: Whole) -> None:
     root, run = whole
     assert plain(run.stdout) and plain(run.stderr) and run.stderr == ""
     assert len(re.findall(r"^(?:lt|reinit) seed0 +\d .*%", run.stdout, re.MULTILINE)) >= 6
@@ -83,9 +84,7 @@ def test_the_main_job_ends_with_figures_and_tables(whole: tuple[Path, subprocess
     assert not list(root.rglob("*.partial"))
 
 
-def test_jobs_do_not_change_the_numbers(
-    whole: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, capsys: Capture
-) -> None:
+def test_jobs_do_not_change_the_numbers(whole: Whole, tmp_path: Path, capsys: Capture) -> None:
     root, _ = whole
     assert main_here(tmp_path / "again", f"{SHORT} --jobs 1 --quiet") == 0
     assert_same(results(tmp_path / "again"), results(root))

@@ -18,6 +18,7 @@ from lth.settings.config import Config
 
 pytestmark = pytest.mark.versions
 
+Shapes = list[tuple[int, ...]]
 SHAPES = st.lists(
     st.sampled_from([(1, 1), (3, 2), (7, 5), (10, 10), (4, 3, 3, 3), (2, 1, 5, 5), (13,)]), min_size=1, max_size=4
 )
@@ -25,7 +26,7 @@ PERCENTS = st.one_of(st.sampled_from([0.0, 10.0, 20.0, 50.0, 100.0]), st.floats(
 QUICK = settings(max_examples=60, deadline=None)
 
 
-def scores_of(shapes: list[tuple[int, ...]], seed: int, levels: int = 0) -> dict[str, Tensor]:
+def scores_of(shapes: Shapes, seed: int, levels: int = 0) -> dict[str, Tensor]:
     """Random scores, of only so many different values if `levels` is given."""
     generator = torch.Generator().manual_seed(seed)
     drawn = [torch.rand(shape, generator=generator) for shape in shapes]
@@ -35,7 +36,7 @@ def scores_of(shapes: list[tuple[int, ...]], seed: int, levels: int = 0) -> dict
 @QUICK
 @given(SHAPES, st.data(), st.sampled_from(["layer", "global"]), st.integers(0, 99), st.integers(0, 3))
 def test_the_lowest_percentage_goes_in_every_round(
-    shapes: list[tuple[int, ...]], data: st.DataObject, scope: str, seed: int, levels: int
+    shapes: Shapes, data: st.DataObject, scope: str, seed: int, levels: int
 ) -> None:
     masks = pruning.dense(scores_of(shapes, seed))
     one = data.draw(PERCENTS)
@@ -69,9 +70,6 @@ def test_masks_that_were_given_stay_and_share_no_memory() -> None:
     masks = prune_lowest(scores, before, dict.fromkeys(scores, 50.0), "global")
     masks["layer0"].fill_(False)
     assert pruning.remaining(before) == 100 and pruning.survivors(masks)["layer1"] > 0
-
-
-# The rates of a network's layers
 
 
 class Kinds(nn.Module):
@@ -108,9 +106,6 @@ def test_rates_by_kind_of_layer(flags: dict[str, float], conv: float, fc: float,
     once = prune_lowest(pruning.random_scores(masks, torch.Generator()), masks, found)
     for name, mask in once.items():
         assert int(mask.sum()) == mask.numel() - round(mask.numel() * expected[name] / 100)
-
-
-# What is pruned, and what never
 
 
 def test_only_weight_matrices_and_filters_are_prunable() -> None:
@@ -150,13 +145,10 @@ def test_kinds_of_layer(layer: nn.Module, count: int) -> None:
     assert sum(weight.numel() for weight in pruning.prunable(nn.Sequential(layer)).values()) == count
 
 
-# Counts of several rounds at once, in steps, by Erdos-Renyi-Kernel
-
-
 @QUICK
 @given(SHAPES, st.data(), st.sampled_from(["layer", "global"]), st.integers(0, 6), st.integers(0, 99))
 def test_pruning_at_once_counts_as_round_by_round(
-    shapes: list[tuple[int, ...]], data: st.DataObject, scope: str, rounds: int, seed: int
+    shapes: Shapes, data: st.DataObject, scope: str, rounds: int, seed: int
 ) -> None:
     scores = scores_of(shapes, seed)
     masks = dense = pruning.dense(scores)
@@ -176,9 +168,7 @@ def test_pruning_at_once_counts_as_round_by_round(
 
 @QUICK
 @given(SHAPES, st.integers(1, 30), st.floats(0, 1), st.integers(0, 99))
-def test_in_steps_survivors_shrink_by_one_factor(
-    shapes: list[tuple[int, ...]], steps: int, share: float, seed: int
-) -> None:
+def test_in_steps_survivors_shrink_by_one_factor(shapes: Shapes, steps: int, share: float, seed: int) -> None:
     scores, seen = scores_of(shapes, seed), []
     masks = pruning.dense(scores)
     total = sum(mask.numel() for mask in masks.values())
@@ -196,7 +186,7 @@ def test_in_steps_survivors_shrink_by_one_factor(
 
 @QUICK
 @given(SHAPES, st.floats(0, 1))
-def test_erdos_renyi_counts_follow_the_formula(shapes: list[tuple[int, ...]], share: float) -> None:
+def test_erdos_renyi_counts_follow_the_formula(shapes: Shapes, share: float) -> None:
     """Densities are proportional to (fan in + fan out + width + height) by their product, none above 1."""
     masks = pruning.dense(scores_of(shapes, 0))
     total = sum(mask.numel() for mask in masks.values())
@@ -211,8 +201,6 @@ def test_erdos_renyi_counts_follow_the_formula(shapes: list[tuple[int, ...]], sh
         low, high = (factor, high) if sum(wanted.values()) < keep else (low, factor)
     assert all(abs(found[name] - wanted[name]) < 1 + 1e-6 for name in masks)
 
-
-# Criteria, random masks, counting, packing
 
 DIRECT: dict[str, Callable[[float, float], float]] = {
     "magnitude": lambda initial, final: abs(final),
@@ -300,9 +288,6 @@ def test_packing_gives_the_same_mask_back(shape: list[int], seed: int) -> None:
     assert bits.dtype == torch.uint8 and bits.ndim == 1 and len(bits) == -(-mask.numel() // 8)
     back = pruning.unpack(bits, tuple(shape))
     assert back.dtype == torch.bool and back.shape == mask.shape and torch.equal(back, mask)
-
-
-# The bridge to torch.nn.utils.prune
 
 
 @pytest.mark.parametrize("embedding", [False, True])

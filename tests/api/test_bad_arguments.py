@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.utils.prune as torch_prune
-from helpers import Capture, Mlp, add_model
+from helpers import Capture, Mlp, add_model, argv_of
 from own import WithOptim, altered, batches, find, loader, nothing, seeded, tiny
 from torch import Tensor, nn
 
@@ -160,8 +160,7 @@ def test_a_network_that_fails_is_named(where: str) -> None:
 @pytest.mark.parametrize("error", ["IndexError", "SystemExit"])
 def test_a_model_of_archs_that_fails_is_named(place: Path, capsys: Capture, error: str) -> None:
     add_model(place, "fails", f"nets.Fails({error})")
-    flags = f"--arch_type fails --dataset tiny --data {place / 'data'} --root {place} --gpu cpu --jobs 1 --quiet"
-    assert utils.exit_code(main.main, [*flags.split(), "--batch_size", "10"]) == 1
+    assert utils.exit_code(main.main, argv_of(place, "--arch_type", "fails", "--quiet")) == 1
     assert capsys.readouterr().err == f"error: fails failed in round 0 with {error}: in training only\n"
 
 
@@ -190,9 +189,7 @@ def halves(net: nn.Module) -> None:
         (halves, ValueError, "prune_rule must leave masks of 0 and 1, but fc1.weight_mask has other values"),
     ],
 )
-def test_rules_that_fail_or_spoil_the_network(
-    rule: Callable[[nn.Module], object], kind: type[Exception], said: str
-) -> None:
+def test_failing_or_spoiling_rules(rule: Callable[[nn.Module], object], kind: type[Exception], said: str) -> None:
     with pytest.raises(kind, match=f"^{said}") as caught:
         find(seeded(), prune_rule=rule)
     assert isinstance(caught.value.__cause__, AttributeError) == (rule is breaks)

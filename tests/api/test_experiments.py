@@ -148,8 +148,6 @@ def test_the_runner_knows_the_other_names() -> None:
         ({"momentum": 0.9}, ValueError, "^momentum belongs to the optimizer sgd"),
     ],
 )
-def test_the_runner_names_bad_arguments(
-    place: Path, changes: dict[str, Any], kind: type[Exception], words: str
-) -> None:
+def test_bad_runner_arguments(place: Path, changes: dict[str, Any], kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
         runner(place, **changes)

@@ -32,9 +32,6 @@ def ticket(place: Path, request: pytest.FixtureRequest) -> SavedTicket:
     return lth.load_ticket(run.saves)
 
 
-EACH = pytest.mark.parametrize("ticket", [("mlp", "norm"), ("mlp", "unit"), ("conv", "standard")], indirect=True)
-
-
 def trained(ticket: SavedTicket) -> nn.Module:
     """The network that the ticket means, in evaluation mode."""
     return ticket.apply(building.find(ticket.run.arch_type, "tiny", 4)(), weights="trained").eval()
@@ -54,28 +51,23 @@ def images_and_logits(ticket: SavedTicket) -> tuple[Tensor, Tensor]:
     return images.test / 255, logits
 
 
-@EACH
-def test_an_onnx_file_gives_the_same_logits_for_any_batch_size(ticket: SavedTicket, tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    file = ticket.export(tmp_path / "ticket.onnx")
-    assert list(tmp_path.glob("ticket*")) == [file]  # the weights are in it, not beside it
-    made = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    assert "with pixels from 0 to 1" in made.get_modelmeta().custom_metadata_map["input"]
-    images, logits = images_and_logits(ticket)
-    for count in (1, 3, len(images)):
-        (found,) = made.run(None, {made.get_inputs()[0].name: images[:count].numpy()})
-        torch.testing.assert_close(torch.from_numpy(found), logits[:count], rtol=1e-4, atol=1e-5)
-
-
-@EACH
-def test_a_pt2_file_takes_pixels_from_0_to_1_and_holds_zeros(ticket: SavedTicket, tmp_path: Path) -> None:
-    told = {"input": ""}
+@pytest.mark.parametrize("ticket", [("mlp", "norm"), ("mlp", "unit"), ("conv", "standard")], indirect=True)
+def test_files_take_pixels_from_0_to_1_and_give_the_same_logits(ticket: SavedTicket, tmp_path: Path) -> None:
+    """For any batch size; a .pt2 file holds the pruned weights as zeros."""
+    told, (images, logits) = {"input": ""}, images_and_logits(ticket)
     made = torch.export.load(ticket.export(tmp_path / "ticket.pt2"), extra_files=told).module()
     assert "with pixels from 0 to 1" in told["input"]
-    images, logits = images_and_logits(ticket)
     torch.testing.assert_close(made(images), logits, rtol=1e-4, atol=1e-5)
     state = dict(made.named_parameters())
     assert all((state[f"model.{name}"][~mask] == 0).all() for name, mask in ticket.masks.items())
+    onnxruntime = pytest.importorskip("onnxruntime")
+    file = ticket.export(tmp_path / "ticket.onnx")
+    assert list(tmp_path.glob("ticket.on*")) == [file]  # the weights are in it, not beside it
+    made = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    assert "with pixels from 0 to 1" in made.get_modelmeta().custom_metadata_map["input"]
+    for count in (1, 3, len(images)):
+        (found,) = made.run(None, {made.get_inputs()[0].name: images[:count].numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), logits[:count], rtol=1e-4, atol=1e-5)
 
 
 def test_a_network_of_ones_own_on_a_named_set_takes_pixels_from_0_to_1(place: Path) -> None:
@@ -193,9 +185,7 @@ def test_what_remains_of_a_network_has_a_use(images: Tensor) -> None:
 @pytest.mark.parametrize(
     ("bias", "padding", "channels"), [(0.7, 1, 2), (0.7, "same", 2), (-0.7, 1, 1), (0.7, 0, 1), (-0.7, 0, 1)]
 )
-def test_a_constant_channel_stays_before_padding(
-    bias: float, padding: int | str, channels: int, images: Tensor
-) -> None:
+def test_constant_channels_before_padding(bias: float, padding: int | str, channels: int, images: Tensor) -> None:
     second = nn.Conv2d(2, 3, 3, padding=padding, bias=False)
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), second, nn.Flatten(), nn.LazyLinear(4))
     net(images[:2].float())

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from helpers import Capture, Patch, do, settings
+from helpers import Capture, Patch, argv_of, do, settings
 
 import lth
 from lth.__main__ import main, parse
@@ -19,10 +19,6 @@ from lth.commands import command
 from lth.records.tables import Run, read_config
 from lth.settings import VERSION
 from lth.settings.config import PROJECT, Config, ConfigError
-
-FLAGS = (
-    "--arch_type mlp --dataset tiny --gpu cpu --jobs 1 --valid_size 40 --batch_size 10 --end_iter 8it --valid_freq 4it"
-)
 
 
 def lth_command(*argv: str) -> int:
@@ -37,8 +33,7 @@ def kept_argv(monkeypatch: Patch) -> None:
 
 
 def test_lth_runs_plots_and_audits(place: Path, capsys: Capture) -> None:
-    where = ["--data", str(place / "data"), "--root", str(place)]
-    assert lth_command("run", *FLAGS.split(), "--prune_iterations", "3", "--quiet", *where) == 0
+    assert lth_command("run", *argv_of(place, "--quiet")) == 0
     assert "written to" in capsys.readouterr().out
     folder = next(place.glob("dumps/*/*/*/lt/seed0"))
     run = Run(place, "mlp", "tiny", folder.parent.parent.name, "lt", 0)

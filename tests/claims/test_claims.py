@@ -37,9 +37,6 @@ def claim(*statements: Statement, experiments: Mapping[str, str] | None = None, 
     return Claim(name="tiny", experiments=experiments or {"": ""}, quick=quick, statements=statements, **told)
 
 
-# Judging
-
-
 @examples(max_examples=200, deadline=None)
 @given(*[st.floats(-5, 5) for _ in range(4)])
 def test_an_interval_agrees_disagrees_or_includes_both(a: float, b: float, c: float, d: float) -> None:
@@ -145,9 +142,6 @@ def test_trials_may_start_from_the_initial_weights_of_a_run_that_is_trained_befo
     assert any(not torch.equal(mask, other.masks[name]) for name, mask in one.masks.items())
 
 
-# Forms
-
-
 def changes(*argv: str) -> list[str]:
     return [change.split("=")[0] for change in form(CLAIMS["lenet"], argv).changes]
 
@@ -184,9 +178,6 @@ def test_all_mistakes_of_a_command_line_come_once(capsys: Capture) -> None:
     assert utils.exit_code(reproduce.main, []) == 2
     with pytest.raises(ConfigError, match="--name cannot be given"):
         form(CLAIMS["criteria"], ["--name", "mine"])
-
-
-# Reports
 
 
 def asked(root: Path, *argv: str) -> Form:
@@ -249,9 +240,6 @@ def test_changed_settings_are_never_printed_as_the_claim(make_runs: MakeRuns, tm
     assert "(agrees)" in said and " agrees" not in said.split("here: mean")[0]
     assert "CHANGED SETTINGS" in markdown(changed, findings(changed), {})
     assert all(len(line) <= 100 for line in said.splitlines())
-
-
-# reproduce.py
 
 
 @pytest.fixture

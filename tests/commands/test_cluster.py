@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers import Capture, Patch, assert_released, assert_same, do, results, settings
+from helpers import Capture, Patch, argv_of, assert_released, assert_same, do, results, settings
 
 import main
 import utils
@@ -45,9 +45,7 @@ def test_a_task_does_what_the_plain_command_does(place: Path) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_cancelled_task_writes_a_checkpoint_and_lets_go(
-    place: Path, monkeypatch: Patch, signum: signal.Signals
-) -> None:
+def test_a_cancelled_task_writes_a_checkpoint(place: Path, monkeypatch: Patch, signum: signal.Signals) -> None:
     config = settings(place, checkpoint_every=100)
     came: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda *_: came.append(signal.SIGTERM))
@@ -131,10 +129,8 @@ def test_progress_is_read_in_the_folder_and_idle_tasks_end(place: Path, capsys: 
 
 def test_without_ray_one_sentence_says_what_to_install(place: Path, monkeypatch: Patch, capsys: Capture) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    argv = ["--arch_type", "mlp", "--dataset", "tiny", "--data", str(place / "data"), "--root", str(place)]
-    argv += ["--ray", "auto", "--batch_size", "5000"]
     before = set(place.rglob("*"))
-    assert utils.exit_code(main.main, argv) == 2
+    assert utils.exit_code(main.main, argv_of(place, "--ray", "auto", "--batch_size", "5000")) == 2
     said = capsys.readouterr().err
     assert "error: --ray needs Ray, which is not installed here: pip install -r requirements-ray.txt\n" in said
     assert "--batch_size" in said, "all mistakes in one message"

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
-from helpers import CPU, Capture, Patch, Told, arrays, assert_released, experiment, settings, works
+from helpers import CPU, Capture, Patch, Told, argv_of, arrays, assert_released, experiment, settings, works
 
 import main
 import utils
@@ -39,9 +39,7 @@ def work(config: Config, tell: loop.Tell | None = None) -> None:
 
 
 @pytest.mark.parametrize("argv, again", [([], "again"), (["--overwrite"], "without --overwrite")])
-def test_advice_after_a_stop_moves_nothing_aside(
-    argv: list[str], again: str, place: Path, monkeypatch: Patch, capsys: Capture
-) -> None:
+def test_advice_after_a_stop(argv: list[str], again: str, place: Path, monkeypatch: Patch, capsys: Capture) -> None:
     def stopped(argv: Sequence[str]) -> int:
         raise loop.Interrupted(signal.SIGTERM)
 
@@ -81,9 +79,7 @@ def test_what_workers_raise_travels_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, BrokenPipeError, MachineError, Lost])
-def test_an_error_is_raised_once_the_other_runs_have_ended(
-    place: Path, monkeypatch: Patch, kind: type[Exception]
-) -> None:
+def test_errors_are_raised_once_other_runs_have_ended(place: Path, monkeypatch: Patch, kind: type[Exception]) -> None:
     config, tries = settings(place, trials=2, prune_iterations=2), []
 
     def train(self: Worker, piece: Piece) -> dict[Run, str]:
@@ -118,9 +114,7 @@ def test_finished_runs_are_shown_where_one_ends_early(place: Path, monkeypatch: 
         return train(self, stack, *rest)
 
     monkeypatch.setattr(Trainer, "train", broken)
-    words = "--arch_type mlp --dataset tiny --gpu cpu --jobs 1 --prune_iterations 2 --end_iter 4it --valid_size 40"
-    words += f" --batch_size 10 --prune_type lt reinit --root {place} --data {place / 'data'}"
-    assert utils.exit_code(main.main, words.split()) == 1
+    assert utils.exit_code(main.main, argv_of(place, "--prune_type", "lt", "reinit")) == 1
     said = capsys.readouterr()
     assert "of lt can be called a winning one" in said.out and "comparison.png" in said.out
     assert "reinit seed0: mlp failed in round 1" in said.out + said.err

@@ -80,9 +80,7 @@ def shown(progress: Progress, *events: Event, clock: list[float] | None = None) 
 
 
 @pytest.mark.parametrize("count", [1, 4])
-def test_one_bar_below_the_finished_rounds(
-    terminal: Terminal, clock: list[float], count: int, monkeypatch: Patch
-) -> None:
+def test_one_bar_below_finished_rounds(terminal: Terminal, clock: list[float], count: int, monkeypatch: Patch) -> None:
     monkeypatch.setattr(sys, "stdout", terminal)
     made = Progress(dict.fromkeys(RUNS[:count], 2), 1, False)
     moves = [Stepped(run, 3, iteration, 5000) for iteration in (0, 500) for run in RUNS[:count]]

@@ -12,6 +12,7 @@ from helpers import (
     Capture,
     Patch,
     Told,
+    argv_of,
     assert_released,
     assert_same,
     do,
@@ -189,9 +190,7 @@ def whole(place: Path) -> tuple[Config, dict[str, bytes]]:
     return settings(place, root=place / "joined", join=True, **ARMS), results(undisturbed)
 
 
-def test_a_run_that_another_holds_is_awaited(
-    whole: tuple[Config, dict[str, bytes]], capsys: Capture, monkeypatch: Patch
-) -> None:
+def test_a_held_run_is_awaited(whole: tuple[Config, dict[str, bytes]], capsys: Capture, monkeypatch: Patch) -> None:
     config, expected = whole
     other = contextlib.ExitStack()
     show = Progress.__call__
@@ -212,9 +211,7 @@ def test_a_run_that_another_holds_is_awaited(
 
 
 def test_one_process_draws(place: Path, capsys: Capture) -> None:
-    argv = ["--arch_type", "mlp", "--dataset", "tiny", "--data", str(place / "data"), "--root", str(place), "--quiet"]
-    argv += ["--prune_iterations", "2", "--end_iter", "4it", "--valid_size", "40", "--batch_size", "10", "--join"]
-    argv += ["--gpu", "cpu", "--jobs", "1"]
+    argv = argv_of(place, "--prune_iterations", "2", "--join", "--quiet")
     (run,) = runs_of(flags.parse(argv))
     with Locks() as locks:
         locks.take(run.dumps.parent.parent)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers import Capture, assert_same, do, results, settings
+from helpers import Capture, argv_of, assert_same, do, results, settings
 
 import main
 import utils
@@ -16,9 +16,7 @@ from lth.records.tables import Run
 
 
 def argv(place: Path, *more: str) -> list[str]:
-    words = "--arch_type mlp --dataset tiny --gpu cpu --jobs 1 --prune_iterations 3 --prune_percent 30 --end_iter 8it"
-    words += " --valid_freq 4it --valid_size 40 --batch_size 10 --prune_type lt reinit"
-    return [*words.split(), "--data", str(place / "data"), "--root", str(place / "swept"), *more]
+    return argv_of(place, "--root", str(place / "swept"), "--prune_type", "lt", "reinit", *more)
 
 
 def test_a_sweep_gives_what_its_commands_give_and_one_table(place: Path, capsys: Capture) -> None:

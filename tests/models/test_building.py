@@ -53,9 +53,6 @@ def find(arch_type: str, dataset: str = "mnist", classes: int | None = None) -> 
     return building.find(arch_type, dataset, classes)()
 
 
-# Which model is meant
-
-
 @pytest.mark.parametrize("asked", ["net", "NET", "file", "File"])
 def test_by_its_name_or_that_of_its_file_ignoring_case(put: Put, asked: str) -> None:
     put("mnist/file", name="Net")
@@ -150,9 +147,6 @@ def test_mistyped_names_get_the_nearest(put: Put, asked: str, meant: str | None)
         find(asked)
 
 
-# Files that do not work
-
-
 @pytest.mark.parametrize(
     "text, problem",
     [
@@ -170,9 +164,6 @@ def test_a_broken_file_is_named_in_one_line(put: Put, text: str, problem: str) -
         find("net")
     assert "\n" not in str(caught.value)
     assert find("sound").mark == "mnist/sound", "one broken file must not stop the others"
-
-
-# Initial weights
 
 
 class Wide(nn.Module):
@@ -208,9 +199,6 @@ def test_weights_follow_from_the_seed_alone(init: str) -> None:
     assert not torch.equal(one[next(iter(one))], other[next(iter(one))])
 
 
-# States
-
-
 @pytest.mark.parametrize(
     "change",
     [lambda s: s.pop("fc1.bias"), lambda s: s.update(x=torch.ones(1)), lambda s: s.update({"fc1.bias": torch.ones(3)})],
@@ -220,9 +208,6 @@ def test_states_of_another_model_are_refused(change: Callable[[Any], Any]) -> No
     change(state)
     with pytest.raises(ValueError, match=r"must have the parameters and shapes of the ticket; (fc1\.bias|x) differ"):
         building.load_state(Mlp(), state)
-
-
-# Models that are legal PyTorch and unlike most
 
 
 @pytest.mark.parametrize(

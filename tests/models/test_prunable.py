@@ -60,9 +60,6 @@ def test_matrices_of_modules_of_ones_own_are_known_by_their_names() -> None:
     assert pruning.layer_kinds(model, embeddings=True) == {**expected, "tokens.weight": "fc"}
 
 
-# Parametrised weights
-
-
 class By(nn.Module):
     """A parametrisation by a function of the weight and perhaps of a number that is learned."""
 
@@ -113,9 +110,6 @@ def test_other_parametrised_weights_are_left_alone_and_said(wrap: Callable[[nn.M
     assert "odd." in prunable.unpruned_note(model)
 
 
-# What is left alone
-
-
 def test_what_is_left_alone_is_said_with_its_share_where_it_exceeds_one_percent() -> None:
     assert prunable.unpruned_note(nn.Linear(99, 100)) == "" != prunable.unpruned_note(nn.Linear(98, 100))
     model = nn.ModuleDict({"embedding": nn.Embedding(60, 5), "fc": nn.Linear(5, 100), "norm": nn.BatchNorm1d(50)})
@@ -125,9 +119,6 @@ def test_what_is_left_alone_is_said_with_its_share_where_it_exceeds_one_percent(
     )
     assert "embedding" not in prunable.unpruned_note(model, embeddings=True)
     assert "20.0%" in prunable.unpruned_note(model, embeddings=True)
-
-
-# Initial weights
 
 
 @pytest.mark.parametrize("init, gain", [("glorot", None), ("kaiming", 2.0)])
@@ -160,8 +151,6 @@ def test_stacked_matrices_are_drawn_each_as_one_of_its_own(init: str, gain: floa
     biases = [part.parameter for part in prunable.parts(model) if part.kind == prunable.BIAS]
     assert len(biases) == 12 and not any(bias.any() for bias in biases)
 
-
-# Masks on the new kinds
 
 MAKERS: dict[str, Callable[..., nn.Module]] = {
     "linear": lambda a, b, more: nn.Conv2d(a, b, 2, bias=False) if more else nn.Linear(a, b),
@@ -250,8 +239,6 @@ def test_pruned_weights_of_attention_and_recurrent_layers_stay_0_in_training(kin
     if recurrent is Flat:
         assert model.lstm.weight_hh_l1.untyped_storage().data_ptr() == model.lstm.flat.untyped_storage().data_ptr()
 
-
-# Whole experiments
 
 READER_WEIGHTS = {"attention.self_attn.in_proj_weight": 192, "attention.self_attn.out_proj.weight": 64}
 READER_WEIGHTS |= {"attention.linear1.weight": 64, "attention.linear2.weight": 64, "head.weight": 32}

@@ -281,11 +281,11 @@ def test_steps_are_measured_as_they_are_taken(place: Path, trials: int) -> None:
     "capability, bf16, expected", [((8, 0), False, True), ((7, 5), False, False), ((7, 5), True, True)]
 )
 def test_channels_last_where_tensor_cores_compute(
-    monkeypatch: Patch, capability: tuple[int, int], bf16: int, expected: bool
+    monkeypatch: Patch, capability: Any, bf16: bool, expected: bool
 ) -> None:
     with gpu():
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda of: capability)
-        assert channels_last(Conv, torch.zeros(2, 1, 8, 8, device=CUDA), bool(bf16)) is expected
+        assert channels_last(Conv, torch.zeros(2, 1, 8, 8, device=CUDA), bf16) is expected
 
 
 def test_a_gpu_evaluates_many_images_at_once() -> None:
@@ -293,9 +293,6 @@ def test_a_gpu_evaluates_many_images_at_once() -> None:
     with gpu():
         chunks = [[len(x) for x, _ in Feed(images, range(trials), 40, 10, CUDA).test()] for trials in (1, 4)]
     assert chunks == [[10_000, 100], [2500] * 4 + [100]]
-
-
-# Which steps become a CUDA graph: none in which Python decides something anew
 
 
 WAYS = ("random", "numpy", "torch", "own generator", "counts", "begins with the first batch")

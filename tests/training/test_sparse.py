@@ -147,9 +147,7 @@ def attention() -> nn.Module:
         (attention, [1]),
     ],
 )
-def test_sparse_networks_train_as_dense_ones(
-    make: Callable[[], nn.Module], runs: list[int], monkeypatch: Patch
-) -> None:
+def test_sparse_networks_train_as_dense(make: Callable[[], nn.Module], runs: list[int], monkeypatch: Patch) -> None:
     """Also under dropout, which draws the same, and whatever is a layer's neighbour or takes parts of the sequence."""
     names, joined = chosen(make, 0.2), list[int]()
     assert len(names) == sum(type(module) is nn.Linear for module in make().modules())
@@ -340,9 +338,7 @@ def test_tickets_are_evaluated_as_they_were_trained(place: Path, arch_type: str,
 
 
 @pytest.mark.parametrize("make, in_memory, layers", [(Mlp, True, 2), (Mlp, False, 2), (WithOptim, True, 0)])
-def test_own_networks_are_sparse_but_for_own_optimisers(
-    make: Any, in_memory: bool, layers: int, sparse_layers: list[int]
-) -> None:
+def test_own_networks_are_sparse_too(make: Any, in_memory: bool, layers: int, sparse_layers: list[int]) -> None:
     """Which may look at whole matrices. Also on data that is streamed."""
     net = seeded(make)
     history = find(net, rounds=4, iterations=4, prune_rule=prune.magnitude(0.5), in_memory=in_memory)

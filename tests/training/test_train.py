@@ -97,9 +97,7 @@ class Clipped(torch.optim.SGD):
 @pytest.mark.parametrize(
     "kind, options", [(Clipped, {}), (torch.optim.Adafactor, {}), (torch.optim.Adam, {"weight_decay": 0.1})]
 )
-def test_own_optimisers_train_as_on_a_masked_network(
-    kind: type[torch.optim.Optimizer], options: dict[str, Any]
-) -> None:
+def test_own_optimisers_train_as_with_masks(kind: type[torch.optim.Optimizer], options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     masks = random_masks(Mlp(), 0.3)
     network = network_of(Mlp(), masks)

@@ -56,9 +56,7 @@ def before_and_after(made: Training, stop: int = 3) -> tuple[dict[str, Tensor], 
 @pytest.mark.parametrize("make", [Mlp, Conv])
 @pytest.mark.parametrize("optimizer", [{"kind": "adam"}, {"kind": "sgd", "momentum": 0.9}])
 @pytest.mark.parametrize("kind", ["set", "rigl"])
-def test_the_smallest_survivors_are_replaced(
-    kind: str, optimizer: dict[str, Any], make: Callable[[], nn.Module]
-) -> None:
+def test_smallest_survivors_are_replaced(kind: str, optimizer: dict[str, Any], make: Callable[[], nn.Module]) -> None:
     made = training(make, plan(kind), keep=0.4, **optimizer)
     before, after, batch = before_and_after(made)
     model = building.load_state(make(), {n: x for n, x in before.items() if not n.startswith("mask/")})
