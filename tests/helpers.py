@@ -2,12 +2,15 @@
 
 import contextlib
 import io
+import itertools
 import os
+import shutil
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +39,10 @@ from lth.settings.config import PROJECT, Config
 from lth.training.network import Network
 from lth.training.optimizers import Fused
 from lth.training.schedule import Plan
-from lth.training.train import Training
+from lth.training.train import Stopped, Training
 
 CPU = torch.device("cpu")
+EXHAUSTIVE = "LTH_EXHAUSTIVE" in os.environ
 Capture = pytest.CaptureFixture[str]  # of the fixture capsys
 Patch = pytest.MonkeyPatch
 
@@ -294,6 +298,31 @@ def killed_at(operation: int, monkeypatch: Patch) -> Iterator[list[int]]:
             patch.setattr(Path, name, guarded(getattr(Path, name)))
         with contextlib.suppress(Killed):
             yield count
+
+
+def assert_kills_change_nothing(config: Config, monkeypatch: Patch) -> None:
+    """A command that is killed between any two changes of files continues as if nothing had happened."""
+    roots = [config.root / name for name in ("whole", "killed")]
+    with killed_at(10**9, monkeypatch) as operations:
+        do(replace(config, root=roots[0]))
+    assert operations[0] > 30
+    for operation in range(0, operations[0], 1 if EXHAUSTIVE else 11):
+        with killed_at(operation, monkeypatch):
+            do(replace(config, root=roots[1]))
+        for file in roots[1].rglob("*.csv"):
+            assert file.read_bytes().endswith(b"\n")
+        do(replace(config, root=roots[1]))
+        assert_same(results(roots[1]), results(roots[0]))
+        shutil.rmtree(roots[1])
+
+
+def do_in_pieces(config: Config, turns: int) -> None:
+    """Do it, stopped after so many turns again and again."""
+    for _ in range(200):
+        asked = itertools.count()
+        with contextlib.suppress(Stopped):
+            do(config, stop=lambda asked=asked: next(asked) >= turns)
+            return
 
 
 @contextlib.contextmanager

@@ -1,8 +1,6 @@
 """Linear mode connectivity: the line, barriers that are known, both trainings, and going on after kills."""
 
 import itertools
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from helpers import CPU, Patch, Told, assert_same, do, experiment, killed_at, results, settings
+from helpers import CPU, Patch, Told, assert_kills_change_nothing, assert_same, do, experiment, results, settings
 from torch import Tensor, nn
 
 from lth.commands import session
@@ -24,8 +22,6 @@ from lth.records.store import Store
 from lth.records.tables import Run, runs_of
 from lth.training.network import Network
 from lth.training.train import Stopped
-
-EXHAUSTIVE = "LTH_EXHAUSTIVE" in os.environ
 
 
 def state(value: float, count: int = 7) -> State:
@@ -273,18 +269,7 @@ def test_a_second_training_that_fails_ends_its_run(place: Path) -> None:
 def test_kills_between_file_changes_change_nothing(place: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(line, "POINTS", 5)
     config = settings(place, connectivity=True, checkpoint_every=0, rewind="2it", prune_iterations=2, end_iter="4it")
-    with killed_at(10**9, monkeypatch) as operations:
-        do(replace(config, root=place / "whole"))
-    expected, count = results(place / "whole"), operations[0]
-    for operation in range(0, count, 1 if EXHAUSTIVE else 11):
-        root = place / f"killed{operation}"
-        with killed_at(operation, monkeypatch):
-            do(replace(config, root=root))
-        for file in root.rglob("*.csv"):
-            pd.read_csv(file)
-        do(replace(config, root=root))
-        assert_same(results(root), expected)
-        shutil.rmtree(root)
+    assert_kills_change_nothing(config, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["second", "first"])

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import re
 import shutil
 from dataclasses import replace
@@ -14,15 +13,17 @@ import pytest
 import safetensors.torch
 import torch
 from helpers import (
+    EXHAUSTIVE,
     Capture,
     Patch,
     Told,
+    assert_kills_change_nothing,
     assert_released,
     assert_same,
     do,
+    do_in_pieces,
     equal,
     experiment,
-    killed_at,
     results,
     settings,
     work,
@@ -52,7 +53,6 @@ FOUND_HERE = tuple(
 )
 EVERY_ARM = (*FOUND_HERE, "one_shot_shuffle", "one_shot_reinit")
 SOME_ARMS = ("lt", "finetune", "reinit", "one_shot", "snip", "ticket_shuffle", "ticket_reinit")
-EXHAUSTIVE = "LTH_EXHAUSTIVE" in os.environ
 
 
 def trained(run: Run, number: int) -> State:
@@ -575,13 +575,7 @@ def test_a_run_stopped_at_every_turn_gets_there(place: Path) -> None:
     arms = ("lt", "finetune", "ticket_reinit")
     config = settings(place, arch_type="drop", prune_type=arms, rewind="3it", draw_at="5it", valid_freq="3it")
     do(replace(config, root=place / "whole"))
-    for _ in range(200):
-        turns = iter(range(5))
-        try:
-            do(config, stop=lambda turns=turns: next(turns, None) is None)
-        except Stopped:
-            continue
-        break
+    do_in_pieces(config, 5)
     assert_same(results(place), results(place / "whole"))
 
 
@@ -594,20 +588,7 @@ KILLED: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("changes", KILLED if EXHAUSTIVE else KILLED[:1])
 def test_kills_between_file_changes_change_nothing(place: Path, monkeypatch: Patch, changes: dict[str, Any]) -> None:
-    config = settings(place, end_iter="4it", **changes)
-    with killed_at(10**9, monkeypatch) as operations:
-        do(replace(config, root=place / "whole"))
-    expected, count = results(place / "whole"), operations[0]
-    assert count > 30
-    for operation in range(0, count, 1 if EXHAUSTIVE else 11):
-        root = place / f"killed{operation}"
-        with killed_at(operation, monkeypatch):
-            do(replace(config, root=root))
-        for file in root.rglob("*.csv"):
-            assert file.read_bytes().endswith(b"\n")
-        do(replace(config, root=root))
-        assert_same(results(root), expected)
-        shutil.rmtree(root)
+    assert_kills_change_nothing(settings(place, end_iter="4it", **changes), monkeypatch)
 
 
 # Damage

@@ -212,11 +212,6 @@ def test_what_does_not_fit_is_one_clear_sentence(other: Path, changes: dict[str,
     assert len(caught.value.problems) == 1 and not (other / "dumps" / "mlp" / "other").exists()
 
 
-def test_a_dense_ticket_is_pruned_to_what_shall_be_left(other: Path) -> None:
-    (run,) = do(transferred(other, f"{source(other)}:0", target_remaining=5, prune_percent=10))
-    assert tables.table(run, "rounds")["remaining"].iloc[-1] == pytest.approx(5, abs=0.2)
-
-
 def test_spoiled_tickets_and_wrong_names_are_said_before_anything_is_written(other: Path) -> None:
     file = source(other) / "ticket_02.safetensors"
     whole = file.read_bytes()

@@ -78,9 +78,3 @@ def test_verdicts_are_told_apart_by_model_data_and_settings(make_runs: MakeRuns)
     ]
     same = [[run(settings="default")], [run(settings="mine")]]
     assert labels.told_apart(same) == ["fc1 on MNIST (default)", "fc1 on MNIST (mine)"]
-
-
-def test_percentages() -> None:
-    shown = {100: "100", 51.2: "51", 8.59: "8.6", 0.1234: "0.12", 0.0: "0"}
-    assert [labels.percent(value) for value in shown] == list(shown.values())
-    assert labels.percent(64.0, 3, pad=True) == "64.0"

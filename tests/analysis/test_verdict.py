@@ -184,10 +184,3 @@ def test_written_and_read_again(tmp_path: Path, make_runs: MakeRuns) -> None:
     missing = dict.fromkeys(("low", "high", "ES_low", "ES_high", "speedup"), "")
     read = pd.read_csv(verdict.write(found, tmp_path), keep_default_na=False, na_values=missing)
     pd.testing.assert_frame_equal(read, found, check_dtype=False, rtol=1e-8)
-
-
-def test_arms_keep_their_order() -> None:
-    assert verdict.in_order(["ticket_reinit", "new", "random_shuffle", "reinit", "lt", "random_reinit", "reinit"]) == [
-        *("lt", "reinit", "random_shuffle", "random_reinit", "ticket_reinit", "new")
-    ]
-    assert verdict.in_order(list(ARMS)) == list(ARMS)

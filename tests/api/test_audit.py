@@ -1,7 +1,6 @@
 """The auditor and its callback for Lightning: sound tickets pass in every form, each fault is told in a sentence."""
 
 import copy
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,15 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.utils.prune as torch_prune
-from helpers import Conv, do, settings
 from nets import Centred, prune_lowest
-from own import EXAMPLES, batches, find, seeded
+from own import EXAMPLES, batches, seeded
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lth
 from lth import prune, pruning
-from lth.models import building
 
 Masks = dict[str, Tensor]
 
@@ -86,25 +83,6 @@ def test_a_sound_ticket_passes_in_every_form(ticket: Any) -> None:
         lth.audit(model, ticket, trained=True, initial=NET, percent=dict.fromkeys(MASKS, 50))
     later = masks_of(NET, 20, MASKS)
     lth.audit(masked(NET, later), later, previous=ticket, percent=20, remaining=40, initial=NET)
-
-
-def test_tickets_of_this_program_pass(place: Path, tmp_path: Path) -> None:
-    arms = ("lt", "random", "ticket_reinit", "ticket_shuffle", "random_reinit")
-    runs = {run.arm: run for run in do(settings(place, prune_type=arms, prune_percent=30))}
-    first, last = (lth.load_ticket(runs["lt"].saves, number) for number in (1, 2))
-    net = building.find("mlp", "tiny", 4)()
-    initial = lth.load_ticket(runs["lt"].saves, 0).start
-    for as_pruned in (False, True):
-        lth.audit(last.apply(net, as_pruned), last, initial=initial, remaining=49, percent=30, previous=first)
-    lth.audit(last.apply(net, weights="trained"), last, initial=initial, trained=True)
-    for arm, control in (("random", "random"), ("ticket_reinit", "reinit"), ("ticket_shuffle", "shuffle")):
-        ticket = lth.load_ticket(runs[arm].saves)
-        lth.audit(ticket.apply(net), ticket, control=control, original=last)
-        lth.audit(ticket.apply(net, weights="trained"), ticket, trained=True, control=control, original=last)
-    net = seeded(Conv)  # with buffers
-    initial = copy.deepcopy(net.state_dict())
-    find(net, rounds=1, save=tmp_path / "own")
-    lth.audit(net, lth.load_ticket(tmp_path / "own"), initial=initial, trained=True, percent=30)
 
 
 def test_masks_that_were_lost() -> None:

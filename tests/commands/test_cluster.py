@@ -1,4 +1,4 @@
-"""--ray: what a task does on its node, and what is said where it cannot; test_many_machines.py has the real Ray."""
+"""--ray: what a task does on its node, and what is said where it cannot; test_kill.py has the real Ray."""
 
 import signal
 import socket
@@ -19,7 +19,7 @@ from lth.commands.device import MachineError
 from lth.commands.prepare import make_work
 from lth.records import tables
 from lth.records.tables import runs_of
-from lth.settings.config import Config, ConfigError
+from lth.settings.config import Config
 
 
 def orders(config: Config) -> list[Order]:
@@ -135,14 +135,6 @@ def test_without_ray_one_sentence_says_what_to_install(place: Path, monkeypatch:
     assert "error: --ray needs Ray, which is not installed here: pip install -r requirements-ray.txt\n" in said
     assert "--batch_size" in said, "all mistakes in one message"
     assert set(place.rglob("*")) == before
-
-
-@pytest.mark.parametrize("address", ["", "Auto", "host:", ":6379", "host:port", "ray://host:10001"])
-def test_what_is_no_address(address: str) -> None:
-    for good in ("auto", "local", "10.0.0.7:6379", "head.cluster:6379", "[fe80::1]:6379"):
-        assert Config(ray=good, gpu="cpu").ray == good
-    with pytest.raises(ConfigError, match="ray must be auto, local or the host:port of a Ray cluster, not"):
-        Config(ray=address)
 
 
 def test_an_address_where_nothing_listens_is_reported_at_once(place: Path, monkeypatch: Patch) -> None:

@@ -186,9 +186,8 @@ def test_a_measured_step_and_evaluation_make_a_training(place: Path) -> None:
     assert forecast.Cost(10, 0.5).training(config, images) == 7 * 10 + evaluated * 0.5
 
 
-@pytest.mark.parametrize("dry_run", [True, False])
-def test_overwrite_says_whose_masks_are_trained_again_too(place: Path, capsys: Capture, dry_run: bool) -> None:
-    config = settings(place, prune_type=("ticket_reinit",), prune_iterations=2, quiet=False, dry_run=dry_run)
+def test_overwrite_says_whose_masks_are_trained_again_too(place: Path, capsys: Capture) -> None:
+    config = settings(place, prune_type=("ticket_reinit",), prune_iterations=2, quiet=False)
     told = "--overwrite starts lt again too, whose masks ticket_reinit takes"
     session.run(config)
     assert told not in capsys.readouterr().out
@@ -203,19 +202,3 @@ def test_what_continues_says_which_rounds_are_finished(place: Path, capsys: Capt
     assert "Continuing lt seed0: 1 of 3 rounds are finished\n  round 0: 100.00% of the weights, ES " in told
     session.run(settings(place, prune_iterations=4, overwrite=True, quiet=False))
     assert "Continuing" not in capsys.readouterr().out
-
-
-def test_stacks_of_one_leave_the_processes(place: Path, monkeypatch: Patch) -> None:
-    """--stack 1 is the default, said aloud."""
-    sizes = []
-
-    def work(queue: object, size: int = 1, *rest: object) -> None:
-        sizes.append(size)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(session.loop, "work_in_processes", work)
-    monkeypatch.setattr(session.loop, "work_here", lambda queue, *rest: work(queue))
-    for stack in (None, 1, 2):
-        with pytest.raises(KeyboardInterrupt):
-            session.run(settings(place, trials=2, jobs=2, stack=stack))
-    assert sizes == [2, 2, 1]

@@ -13,7 +13,6 @@ from tensorboardX import SummaryWriter
 
 from lth.commands import progress, session
 from lth.commands.progress import Board, Progress
-from lth.commands.terminal import wrapped
 from lth.experiment.trainer import BarriersMeasured, Evaluated, Event, Note, RoundDone, Stepped
 from lth.records import tables
 from lth.records.tables import Run
@@ -137,14 +136,6 @@ def test_a_whole_run_on_a_terminal(place: Path, terminal: Terminal, monkeypatch:
     assert "24/24" in terminal.getvalue(), "three trainings of 8 iterations: the second dense round is shared"
     rows = [line.split()[:3] for line in terminal.screen if re.match(r"(lt|reinit) seed0 ", line)]
     assert sorted(rows) == [[arm, "seed0", number] for arm in ("lt", "reinit") for number in "01"]
-
-
-def test_sentences_are_broken_between_words(terminal: Terminal) -> None:
-    text = f"the weights under saves/ take up to 1,234 MB: {'/a-long-path' * 12} and a few-words-more\n\n  indented"
-    assert wrapped(text, io.StringIO()) == text
-    lines = wrapped(text, terminal).split("\n")
-    assert " ".join(" ".join(lines).split()) == " ".join(text.split()) and lines[-2:] == ["", "  indented"]
-    assert all(len(line) <= terminal.columns or " " not in line for line in lines)
 
 
 def test_rounds_of_other_processes_have_their_curves(place: Path, monkeypatch: Patch) -> None:

@@ -33,12 +33,6 @@ def edit(place: Path, old: str = "nn.ReLU()", new: str = "nn.Tanh()") -> None:
     file.write_text(file.read_text().replace(old, new))
 
 
-def other_data(place: Path) -> Path:
-    (place / "data2").mkdir(exist_ok=True)
-    np.savez(place / "data2/tiny.npz", **arrays(seed=1))
-    return place / "data2"
-
-
 def everything(place: Path) -> dict[Path, tuple[int, bytes]]:
     files = [
         file
@@ -82,7 +76,9 @@ def test_an_edited_model_is_refused_wherever_its_rounds_would_meet_the_old_ones(
 
 def test_other_data_are_refused_and_equal_ones_are_not(place: Path, capsys: Capture) -> None:
     config = settings(place, prune_iterations=2)
-    session.run(replace(config, data=other_data(place)))
+    (place / "data2").mkdir()
+    np.savez(place / "data2/tiny.npz", **arrays(seed=1))
+    session.run(replace(config, data=place / "data2"))
     words = (str(runs_of(config)[0].dumps), "holds results of different data; or overwrite them")
     refused(replace(config, trials=2), *words)
     edit(place)

@@ -40,9 +40,6 @@ def make_feed(**options: Any) -> Feed:
     return Feed(make_images(shape=shape), **(usual | options))
 
 
-# Splits and the order of batches
-
-
 def test_each_trial_has_its_own_split_and_never_trains_on_what_is_held_back() -> None:
     made, images = make_feed(), make_images()
     parts = [split(120, 40, seed) for seed in SEEDS]
@@ -75,9 +72,6 @@ def test_an_epoch_takes_each_image_at_most_once_and_epochs_and_seeds_differ() ->
     alone = make_feed(seeds=(0,), batch_size=79)
     seen = {i for epoch in range(8) for i in alone.epoch([(0, "order", 0)], epoch).flatten().tolist()}
     assert len(seen) == 80, "images left out of one epoch come in another"
-
-
-# Normalisation and augmentation
 
 
 def test_a_channel_that_is_constant_in_training_is_0_and_what_differs_from_it_stays_small() -> None:
@@ -139,9 +133,6 @@ def test_augmentation_draws_every_shift_and_mirrors_colour_images_alone() -> Non
     plain, augmented = make_feed(), make_feed(augment=True)
     for one, other in ((plain.validation(), augmented.validation()), (plain.test(), augmented.test())):
         assert all(torch.equal(x, z) for (x, _), (z, _) in zip(one, other, strict=True)), "evaluation is augmented"
-
-
-# Files
 
 
 @pytest.mark.parametrize(("shape", "kind"), [((8, 8), "uint8"), ((8, 8, 1), "int64"), ((6, 9, 3), "column")])
@@ -277,8 +268,6 @@ def test_sets_that_torchvision_holds_in_other_ways_come_the_right_way_round(monk
                 kind("nowhere", **half, download=False)
 
 
-# Pictures
-
 RED, BLUE = (250, 0, 0), (0, 0, 250)
 
 
@@ -367,18 +356,6 @@ def test_data_sets_of_other_libraries_become_files(tmp_path: Path) -> None:
         with pytest.raises(error, match=r"^(dataset|columns|path|.*y_test) must"):
             lth.data.to_npz(bad, tmp_path / path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["dicts.npz", "pairs.npz"]
-
-
-# Models that do not fit
-
-
-def test_sizes_that_the_images_do_not_allow() -> None:
-    for *sizes, problems in (
-        (60, 60, []),
-        (61, 10, ["--valid_size must leave at least half of the 120 training images: at most 60, not 61"]),
-        (20, 101, ["--batch_size must be at most 100, the number of training images, not 101"]),
-    ):
-        assert data.check_sizes(make_images(), *sizes) == problems
 
 
 NETWORK = "x = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))"

@@ -10,7 +10,6 @@ from conftest import MakeRuns
 from drawn import caption_of, legends_of, lines_in, panels
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 
 from lth.analysis import labels, verdict
 from lth.models.probe import Cost
@@ -219,22 +218,3 @@ def test_arms_can_be_told_apart() -> None:
         together = style.looks(["lt", *names[1:][start : start + 3]])
         assert len({to_rgb(look.color) for look in together.values()}) == len(together)
     assert style.look("a later arm") == style.look("a later arm")
-
-
-def test_ticks_of_weights_remaining() -> None:
-    axes = Figure().subplots()
-
-    def ticks(values: list[float], **options: int) -> list[str]:
-        style.remaining_axis(axes, values, **options)
-        return [axes.xaxis.get_major_formatter()(tick) for tick in axes.get_xticks()]
-
-    for rounds in (2, 8, 22, 35):
-        values = [100 * 0.8**number for number in range(rounds)]
-        found = ticks(values)
-        assert found[0] == "100" and found[-1] == axes.xaxis.get_major_formatter()(values[-1])
-        assert min(rounds, 5) <= len(found) <= 8
-        places = -np.log(axes.get_xticks())
-        assert np.diff(places).max() <= 2.01 * np.diff(places).min()
-        assert axes.get_xlim()[1] < values[-1]
-    assert ticks([100.0, 11.0, 10.0, 9.9, 1.0]) == ["100", "11", "1"]  # those too near each other are left out
-    assert ticks([100.0]) == ["100"]

@@ -1,12 +1,11 @@
 """All figures of a folder: which are written, that nothing else changes, and when they are up to date."""
 
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from conftest import MakeRuns
+from helpers import results
 
 from lth.plots import draw, style
 from lth.plots.comparison import comparison
@@ -16,25 +15,14 @@ from lth.records.tables import Run
 pytestmark = pytest.mark.versions
 
 
-@contextmanager
-def no_change(*folders: Path) -> Iterator[None]:
-    """Within it, nothing in these folders changes."""
-
-    def content() -> dict[Path, bytes]:
-        return {file: file.read_bytes() for folder in folders for file in folder.rglob("*") if file.is_file()}
-
-    before = content()
-    yield
-    assert content() == before
-
-
 @pytest.mark.parametrize("format", ["png", "pdf"])
 def test_all_figures_are_written(tmp_path: Path, make_runs: MakeRuns, format: str) -> None:
     runs = make_runs(rounds=3, seeds=(0, 1), scope="global")
     files.write(tmp_path / "plots" / f"comparison_compression.{format}", b"of fewer rounds")
     complaints: list[str] = []
-    with no_change(tmp_path / "dumps", tmp_path / "saves"):
-        written = draw.draw_all(runs, tmp_path / "plots", format, complaints.append)
+    before = results(tmp_path)
+    written = draw.draw_all(runs, tmp_path / "plots", format, complaints.append)
+    assert results(tmp_path) == before
     names = ["comparison", "supermask", "training", "layers", "first_layer", "initial_weights"]
     names.append("comparison_compression")  # which somebody has asked for
     assert written == [tmp_path / "plots" / f"{name}.{format}" for name in names]

@@ -25,7 +25,6 @@ from lth.records.lock import Locked
 from lth.records.store import SHARED, Store, Ticket, load_tensors, numbered, save_tensors
 from lth.records.tables import Run, runs_of
 from lth.settings.config import Config
-from lth.training.train import Evaluation, Trained
 
 ROUNDS, MORE = 2, 3
 versions = pytest.mark.versions
@@ -92,10 +91,6 @@ def test_tables_are_written_again_from_the_journal(finished: Config, run: Run, r
     assert_same(results(run.root), expected(finished, rounds))
 
 
-def lines_of(run: Run) -> list[str]:
-    return (run.dumps / journal.NAME).read_text().splitlines(keepends=True)
-
-
 LINES: dict[str, Callable[[list[str]], list[str]]] = {
     "value": lambda lines: [lines[0], lines[1].replace('"evals":["1', '"evals":["2', 1)],
     "cut": lambda lines: [lines[0], lines[1][:-40]],
@@ -106,7 +101,7 @@ LINES: dict[str, Callable[[list[str]], list[str]]] = {
 @pytest.mark.parametrize("how", LINES)
 def test_a_damaged_journal_line_ends_the_good_rounds(finished: Config, run: Run, how: str, capsys: Capture) -> None:
     file = run.dumps / journal.NAME
-    file.write_text("".join(LINES[how](lines_of(run))))
+    file.write_text("".join(LINES[how]((run.dumps / journal.NAME).read_text().splitlines(keepends=True))))
     damaged = file.read_bytes()
     for reading in (lambda: lth.results(run.root), lambda: lth.load_ticket(run.dumps)):
         with pytest.raises(RecordError, match=r"journal\.jsonl is damaged in line 2: the command that made it"):
@@ -152,9 +147,6 @@ def test_what_another_process_works_on_is_not_written_again(finished: Config, ru
     assert_same(results(run.root), expected(finished))
 
 
-# How they are written
-
-
 def test_two_may_write_the_same_file_at_once(tmp_path: Path) -> None:
     """As processes that share a sweep and end together."""
     file, contents = tmp_path / "sweep.csv", [letter * 100_000 for letter in (b"a", b"b", b"c")]
@@ -190,9 +182,6 @@ def test_files_and_folders_are_synced_in_order(finished: Config, tmp_path: Path,
     do(replace(finished, root=tmp_path, prune_type=("lt", "reinit"), prune_iterations=2))
     assert not unsynced
     assert {"rounds.csv", journal.NAME, "ticket_01.safetensors", "checkpoint.safetensors"} <= set(renamed)
-
-
-# What is out of reach, and what is discarded
 
 
 def test_weights_that_are_out_of_reach_cost_nothing(finished: Config, run: Run) -> None:
@@ -253,9 +242,6 @@ def test_a_file_that_is_set_aside_is_named_also_with_quiet(place: Path, capsys: 
     file.write_bytes(b"junk")
     session.run(settings(place, prune_iterations=3, quiet=True))
     assert f"{file.name}.damaged, continuing from the last good round" in capsys.readouterr().err
-
-
-# Files
 
 
 @pytest.fixture
@@ -370,27 +356,6 @@ def test_rounds_that_are_made_again_leave_nothing_but_the_ticket_they_start_from
     store.drop_rounds(2)
     kept = ["dense", "initial", "ticket_00", "ticket_01", "ticket_02", "trained_00", "trained_01"]
     assert sorted(file.stem for file in saves.iterdir()) == sorted([*kept, *copies])
-
-
-# What a round reports
-
-LOSSES = (0.5, 0.2, 0.3)
-TESTS = (90.0, 95.0, 97.0)  # the best is not where the validation loss is lowest
-
-
-@versions
-def test_the_accuracies_reported_are_those_at_early_stop(tmp_path: Path) -> None:
-    evals = [
-        Evaluation(100 * (i + 1), train_loss=0.1 * i, val_loss=loss, val=test - 1, test=test)
-        for i, (loss, test) in enumerate(zip(LOSSES, TESTS, strict=True))
-    ]
-    run = Run(tmp_path, "fc1", "mnist", "default", "lt", 0)
-    trained = Trained(300, evals, final={}, best={}, seconds={"training": 1.0, "evaluation": 0.1})
-    journal.write_round(run, 0, {"fc.weight": torch.ones(2, 3, dtype=torch.bool)}, trained)
-    row = tables.table(run, "rounds").iloc[0]
-    assert (row["ES"], row["test"], row["val"], row["val_loss"], row["train_loss"]) == (200, 95.0, 94.0, 0.2, 0.1)
-    found = verdict.table([run]).iloc[0]
-    assert (found["ES"], found["test"], found["ES_last"]) == (200, 95.0, 0)
 
 
 @versions

@@ -40,8 +40,6 @@ def test_durations() -> None:
             Duration.parse(text)
 
 
-# Presets: Figure 2 of arXiv:1803.03635, as issue 3 has it
-
 SGD = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "augment": True, "prune_scope": "global"}
 ADAM = {"optimizer": "adam", "weight_decay": 0.0, "augment": False, "prune_scope": "layer", "lr_milestones": ()}
 TABLE: dict[str, tuple[dict[str, Any], str]] = {  # and percents of convolutions, hidden and output layers
@@ -55,6 +53,7 @@ TABLE: dict[str, tuple[dict[str, Any], str]] = {  # and percents of convolutions
 
 
 def test_presets_are_the_papers_table() -> None:
+    """Figure 2 of arXiv:1803.03635."""
     assert set(PRESETS) == set(TABLE)
     for name, (common, row) in TABLE.items():
         config = parse(["--preset", name])
@@ -84,9 +83,6 @@ def test_any_flag_beside_a_preset_wins() -> None:
     for argv, values in expected.items():
         config = parse(argv.split())
         assert {key: getattr(config, key) for key in values} == values, argv
-
-
-# Values, arithmetic, folders
 
 
 def test_the_command_of_the_readme_and_of_those_who_know_such_scripts() -> None:
@@ -151,9 +147,6 @@ def test_every_setting_that_changes_the_numbers_changes_the_folder(tmp_path: Pat
             assert f"{spec.name}=" in config.folder(), spec.name
 
 
-# --config
-
-
 def test_a_runs_config_file_repeats_it(tmp_path: Path) -> None:
     for argv in (
         "--preset resnet18 --trials 3 --prune_type lt ticket_reinit --name mine",
@@ -195,8 +188,6 @@ def test_bad_config_files(tmp_path: Path) -> None:
         assert len(caught.value.problems) == 1 and "\n" not in str(caught.value)
 
 
-# Mistakes
-
 ONE: dict[str, str] = {  # of each kind of value one that is too low, too high, of another kind
     "--arch_type resnet81": "--arch_type must be a model of archs/mnist/, .* not 'resnet81': did you mean resnet18?",
     "--dataset mnits": "--dataset must be one of mnist, .*not 'mnits': did you mean mnist?",
@@ -233,6 +224,7 @@ ONE: dict[str, str] = {  # of each kind of value one that is too low, too high, 
     "--lr_schedule cosine --lr_milestones 5": "--lr_milestones cannot be given with lr_schedule cosine",
     "--prune_type transfer": "--prune_type transfer needs a ticket",
     "--join --overwrite": "--overwrite cannot be given with join",
+    "--ray ray://host:10001": "--ray must be auto, local or the host:port",
     "--ray auto --gpu 1": "--gpu 1 cannot be given with ray",
     # a fraction in all
     **{f"--prune_pc {text}": "--prune_pc must be a number above 0, below 1" for text in ("0", "1")},
@@ -279,9 +271,6 @@ def test_a_config_made_in_python_gives_the_same_errors_by_its_own_names() -> Non
     error = ConfigError(*caught.value.problems, "a sentence about --lr").named({"lr": "learning_rate"})
     begun = [problem.split(" must")[0] for problem in pickle.loads(pickle.dumps(error)).problems]
     assert begun == ["prune_percent", "learning_rate", "a sentence about --lr"]
-
-
-# --sweep
 
 
 def swept_problems(text: str) -> list[str]:
@@ -360,9 +349,6 @@ def test_a_combination_that_cannot_be_is_named() -> None:
     assert said == "--momentum belongs to the optimizer sgd, not to adam"
     with pytest.raises(ConfigError, match="--sweep asks for several experiments, and this is one"):
         parse(["--sweep", "lr=0.1,0.2"])
-
-
-# Help, and what is told of settings
 
 
 def test_help_fits_and_mentions_every_flag_arm_and_preset(capsys: Capture, monkeypatch: Patch) -> None:

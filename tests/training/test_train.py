@@ -47,9 +47,6 @@ def same(one: Trained, other: Trained) -> bool:
     return parts and (one.iteration, one.evals, one.failure) == (other.iteration, other.evals, other.failure)
 
 
-# The optimisers against torch.optim
-
-
 @pytest.mark.parametrize("kind, options", OPTIMIZERS)
 @pytest.mark.parametrize("keep", [None, 0.5], ids=["dense", "pruned"])
 def test_steps_are_those_of_torch(keep: float | None, kind: str, options: dict[str, Any]) -> None:
@@ -143,9 +140,6 @@ def test_frozen_parameters_stay(trials: int) -> None:
         assert not torch.equal(trained.final["fc2.weight"], start["fc2.weight"])
 
 
-# The schedule
-
-
 def lr_of(epoch_steps: int = 10, **flags: Any) -> Callable[[int], float]:
     return make_plan(Config(lr=1.0, **flags), epoch_steps, "original", 0).lr
 
@@ -185,9 +179,6 @@ def test_a_cosine_follows_its_formula_from_the_end_of_the_warm_up_to_0_at_the_en
     assert rewound.start == 7 and rewound.lr(7) == whole.lr(7) == pytest.approx(1 + math.cos(math.pi * 7 / 20))
     assert {final.lr(i) for i in range(20)} == {whole.lr(15)}, "fine-tuning has the rate that begins the last epoch"
     assert make_plan(config, 50, "final", 1).lr(0) == 2.0 and make_plan(config, 5, "final", 0).lr(3) == whole.lr(3)
-
-
-# Evaluations and ES
 
 
 @pytest.mark.parametrize(
@@ -313,16 +304,9 @@ def test_weights_to_rewind_to_are_those_before_that_step() -> None:
     assert equal(training(Conv, Plan(3, 4, constant(), rewind_at=0)).run()[0].rewind, start)
 
 
-# Losses that go wrong
-
-
-def broken_at(iteration: int, value: float = math.nan) -> Callable[[int], float]:
-    return lambda i: value if i == iteration else 0.01
-
-
 @pytest.mark.parametrize("value, word", [(math.nan, "nan"), (1e38, "(nan|inf)")])
 def test_a_loss_that_is_no_number_ends_the_training_at_the_next_evaluation(value: float, word: str) -> None:
-    made = training(Mlp, Plan(20, 4, broken_at(9, value)), kind="sgd")
+    made = training(Mlp, Plan(20, 4, lambda i: value if i == 9 else 0.01), kind="sgd")
     trained = made.run()[0]
     assert [e.iteration for e in trained.evals] == [4, 8] and trained.iteration == 12
     assert trained.failure is not None
@@ -348,9 +332,6 @@ def test_one_trial_of_a_stack_ends_and_the_others_do_not_notice() -> None:
         else:
             assert found.failure is None and found.evals == expected.evals
             assert equal(found.final, expected.final)
-
-
-# Stops
 
 
 @pytest.mark.parametrize(
@@ -387,9 +368,6 @@ def test_stopping_anywhere_changes_nothing(make: Callable[[], nn.Module], option
         found = training(make, plan, resume=copy.deepcopy(saved[0]), **options).run()
         for one, other in zip(found, expected, strict=True):
             assert same(one, other), f"differs after a stop at place {place}, iteration {saved[0][0].iteration}"
-
-
-# Stacks
 
 
 SGD = {"kind": "sgd", "momentum": 0.9, "weight_decay": 0.01}
