@@ -79,9 +79,6 @@ class Ends:
         monkeypatch.setattr(Experiment, "record", noted)
 
 
-# The arms, exactly
-
-
 def test_every_arm_by_its_masks_starts_and_survivors(place: Path, monkeypatch: Patch) -> None:
     """Three rounds of a network with batch norm: biases, norm parameters and running statistics are reset too."""
     config = settings(place, arch_type="conv", output_percent=10, prune_type=EVERY_ARM)
@@ -192,9 +189,6 @@ def test_lost_files_of_lt_cost_its_controls_only(place: Path, name: str, content
     assert made.failed.keys() == ({control} if says else set()) and len(rounds(control)) == (2 if says else 3)
     assert re.search(says, made.failed.get(control, ""))
     assert len(rounds(replace(lt, arm="random"))) == 3
-
-
-# What is reset, rewinding, rates
 
 
 def test_rewinding_resets_to_that_iteration_of_round_0_and_goes_on_from_there(place: Path, monkeypatch: Patch) -> None:
@@ -425,9 +419,6 @@ def accuracy(place: Path, state: State) -> float:
         return 100 * (model(images).argmax(1) == labels).float().mean().item()
 
 
-# Criteria
-
-
 @pytest.mark.parametrize("method", list(CRITERIA))
 def test_criteria_compare_true_initial_and_final_weights(place: Path, method: str, monkeypatch: Patch) -> None:
     """In every round and arm, also where survivors start from later weights; fresh ones are initial in their round."""
@@ -447,9 +438,6 @@ def test_criteria_compare_true_initial_and_final_weights(place: Path, method: st
                 assert found[method][gone].max() <= found[method][mask].min(), (run.arm, number)
                 others += sum(bool(score[gone].max() > score[mask].min()) for score in found.values())
             assert others > len(CRITERIA) // 2, "choose other settings: other criteria give the same mask"
-
-
-# Ties
 
 
 def test_ties_are_broken_at_random_by_the_seed_and_reported(place: Path) -> None:
@@ -477,9 +465,6 @@ def test_ties_are_broken_at_random_by_the_seed_and_reported(place: Path) -> None
     assert sentence.startswith("snip, round 1: 572 of the 572 surviving weights (100.0%) were drawn at random among")
     train(replace(config, root=place / "again"))
     assert_same(results(place / "again"), {k: v for k, v in results(place).items() if not k.startswith("again")})
-
-
-# What a trial's numbers depend on
 
 
 def test_a_trial_alone_equals_the_same_trial_among_others(place: Path) -> None:
@@ -568,9 +553,6 @@ def test_finished_rounds_are_not_trained_again(place: Path) -> None:
     assert told == [] and results(place) == before
 
 
-# Stops
-
-
 def test_a_run_stopped_at_every_turn_gets_there(place: Path) -> None:
     arms = ("lt", "finetune", "ticket_reinit")
     config = settings(place, arch_type="drop", prune_type=arms, rewind="3it", draw_at="5it", valid_freq="3it")
@@ -589,9 +571,6 @@ KILLED: list[dict[str, Any]] = [
 @pytest.mark.parametrize("changes", KILLED if EXHAUSTIVE else KILLED[:1])
 def test_kills_between_file_changes_change_nothing(place: Path, monkeypatch: Patch, changes: dict[str, Any]) -> None:
     assert_kills_change_nothing(settings(place, end_iter="4it", **changes), monkeypatch)
-
-
-# Damage
 
 
 @pytest.mark.parametrize("finished", [1, 2])
@@ -673,9 +652,6 @@ def test_a_file_vanishing_midway_is_one_clear_line_and_costs_nothing(place: Path
     assert len(rounds(run)) == 3
 
 
-# Losses that go wrong
-
-
 @pytest.mark.parametrize("stack", [None, 3])
 def test_a_trial_whose_loss_is_no_number_ends_and_the_others_do_not(place: Path, stack: int | None) -> None:
     config, told = settings(place, trials=3, stack=stack, precision="fp32"), Told()
@@ -705,9 +681,6 @@ def test_a_later_round_that_fails_keeps_the_earlier_ones(place: Path) -> None:
     lt, reinit, control = runs_of(config)
     assert [len(rounds(run)) for run in (lt, reinit, control)] == [3, 1, 1]
     assert made.failed.keys() == {reinit, control} and "reinit seed0: round 1 ended: the loss became nan" in told.notes
-
-
-# Whole sessions
 
 
 def test_trials_of_which_one_was_evaluated_before_the_stop_are_no_stack(place: Path) -> None:
