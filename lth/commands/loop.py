@@ -137,7 +137,7 @@ def work(queue: Queue, worker: Worker, look: Callable[[bool], object] = lambda i
             failed = dict.fromkeys(piece.runs, str(error))
             if len(queue.work) > len(failed):  # the error is raised only once the others have been trained
                 for run in piece.runs:
-                    worker.tell(Note(f"{run}: {error}", failed=True))
+                    worker.tell(Note(f"{run}: {error}", failed=run))
         finally:
             queue.give_back(piece, failed)
     return errors

@@ -70,9 +70,9 @@ class Progress:
     def __call__(self, event: Event) -> None:
         """Show one event."""
         if isinstance(event, Note):
-            for run in [run for run in self.left if event.failed and event.text.startswith(f"{run}: ")]:
-                del self.left[run]  # it trains no more
-                self.running.pop(run, None)
+            if event.failed:  # the run is not trained any further
+                self.left.pop(event.failed, None)
+                self.running.pop(event.failed, None)
             if event.failed or event.warning:
                 self._write(event.text, sys.stderr)
             else:

@@ -214,7 +214,7 @@ class FolderWatcher:
                 row = {str(key): value for key, value in rows[number].items()}
                 self.pass_on(RoundDone(run, row, 0.0 if shared else float(times[number]["seconds"]), ()))
             if has_failed:
-                self.tell(Note(f"{run}: {self.queue.failed[run]} (in another process)", failed=True))
+                self.tell(Note(f"{run}: {self.queue.failed[run]} (in another process)", failed=run))
         self.failed = {*self.queue.failed}
         others = [f"{lock.holder(run.dumps)} has {run}" for run in unfinished if idle and lock.is_held(run.dumps)]
         if others and not self.waiting:

@@ -81,10 +81,11 @@ class BarriersMeasured:
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence for the user. `failed`: it is why a run ended early. `warning`: it is shown with --quiet, too."""
+    """A sentence for the user. `failed`: the run that ended early, if it says why. `warning`: show it with --quiet,
+    too."""
 
     text: str
-    failed: bool = False
+    failed: Run | None = None
     warning: bool = False
 
 
@@ -272,7 +273,7 @@ class Trainer:
             yield
         except TrialError as error:
             self.failed[run] = str(error)
-            self.tell(Note(f"{run}: {error}", failed=True))
+            self.tell(Note(f"{run}: {error}", failed=run))
         except (FileNotFoundError, Damaged) as error:
             command = same_command(self.config.overwrite)
             raise RecordError(f"{error}: {command} continues from the last good round") from None

@@ -110,7 +110,7 @@ def test_time_left_counts_trainings_alone_from_the_first_step(clock: list[float]
     clock[0] += 5
     shown(made, done(lt, 0, seconds=10.0), Stepped(lt, 1, 0, 100))
     assert made.time_left() == pytest.approx(400 / 80 * 10)
-    shown(made, Note(f"{other}: it broke", failed=True))
+    shown(made, Note(f"{other}: it broke", failed=other))
     assert made.time_left() == pytest.approx(200 / 80 * 10), "it trains no more"
     shown(Progress({lt: 2}, 1, False), BarriersMeasured(lt, 1, 1.0, 1.0, True, 0.25))
     assert "round 1 1.00 points (test), 1.00 (train): stable; from round 0: 0.25 (test)" in capsys.readouterr().out

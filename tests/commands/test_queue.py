@@ -169,7 +169,7 @@ def test_what_others_do_is_shown_once_and_what_ours_do_by_themselves(place: Path
     files.write(reinit.dumps / FAILED, b"the loss became nan\n")
     watch.due = 0
     watch.look()
-    assert told[2:] == [Note("reinit seed0: the loss became nan (in another process)", failed=True)]
+    assert told[2:] == [Note("reinit seed0: the loss became nan (in another process)", failed=reinit)]
     with Locks() as locks:
         locks.take(lt.dumps)
         train(config, piece_of(config, lt, 2))
