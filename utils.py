@@ -1,4 +1,4 @@
-"""What the scripts of this folder share: how a program ends, how results are shown. The work is done in lth/."""
+"""What the scripts in this folder share; the code is in lth/."""
 
 from lth.commands.command import conclude, exit_code, perform, side_by_side
 

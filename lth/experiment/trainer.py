@@ -104,15 +104,19 @@ def as_dict(event: Event) -> dict[str, Any] | None:
 
 
 def one_per_trial(runs: Sequence[Run]) -> list[Run]:
-    """The first of the runs of each trial."""
-    return list({run.seed: run for run in reversed(runs)}.values())[::-1]
+    """The first run of each trial."""
+    first: dict[int, Run] = {}
+    for run in runs:
+        first.setdefault(run.seed, run)
+    return list(first.values())
 
 
 class Trainer:
     """Trains the tickets of runs with the same settings on one device.
 
     tell: called with each Event. stop: returns whether to stop. failed: the runs that have ended early, with the
-    reason."""
+    reason.
+    """
 
     def __init__(
         self,
