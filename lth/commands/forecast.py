@@ -164,9 +164,9 @@ def _surprises(work: Work, device: torch.device) -> Iterator[str | None]:
 
 def _unused(config: Config, model: nn.Module) -> Iterator[str]:
     """Sentences about settings that none of the arms uses, or for kinds of layers that the model does not have."""
-    unused = set[str].intersection(*map(unused_settings, config.prune_type)) - (
-        {"rewind"} if config.connectivity else set()
-    )
+    unused = set[str].intersection(*map(unused_settings, config.prune_type))
+    if config.connectivity:
+        unused.discard("rewind")
     reasons = dict.fromkeys(sorted(unused), f"{' '.join(config.prune_type)} does not use it")
     kinds = set(pruning.layer_kinds(model, config.prune_embeddings).values())
     if config.output_percent is None and "output" in kinds:
@@ -232,13 +232,8 @@ def measure_cost(
     """The cost of round `number`, measured by briefly training a network with as many weights, pruned at random, or
     with the masks of that round learned by `learn`. Nothing is written."""
     batch, count = config.batch_size, 20 * config.batch_size + EVALUATED
-    few = replace(
-        images,
-        train=images.train[:count],
-        train_labels=images.train_labels[:count],
-        test=images.test[:EVALUATED],
-        test_labels=images.test_labels[:EVALUATED],
-    )
+    train: Any = {"train": images.train[:count], "train_labels": images.train_labels[:count]}
+    few = replace(images, **train, test=images.test[:EVALUATED], test_labels=images.test_labels[:EVALUATED])
     model, masks, held_back = problem.make(), _masks(config, problem, number), min(EVALUATED, len(few.train) - batch)
     with hardware.numerics(config.precision, config.threads or 1), hardware.memory_kept():
         feed = few.feed([0], held_back, batch, device, config.augment)
