@@ -258,15 +258,15 @@ DICTS = [{"pixels": x, "label": y} for x, y in zip(*EXAMPLES, strict=True)]
 
 
 def test_datasets_and_dicts_give_the_numbers_of_their_batches() -> None:
-    expected = find(seeded(), {"train": batches(), **REST}, batch_size=10)
+    expected = find(seeded(), {"train": batches(), **REST}, batch_size=10, rounds=1)
     in_dicts = [{"pixels": x, "labels": y} for x, y in batches()]
     for train in (TensorDataset(*EXAMPLES), DICTS, in_dicts):
-        assert find(seeded(), {"train": train, **REST}, batch_size=10) == expected
-    streamed = find(seeded(), {"train": DICTS, **REST}, in_memory=False, batch_size=20)
+        assert find(seeded(), {"train": train, **REST}, batch_size=10, rounds=1) == expected
+    streamed = find(seeded(), {"train": DICTS, **REST}, in_memory=False, batch_size=20, rounds=1)
     assert len(streamed) == len(expected) and streamed != expected
     for in_memory in (True, False):  # where nothing says otherwise, 60
-        given, usual = {"train": DICTS, **REST}, find(seeded(), {"train": DICTS, **REST}, in_memory=in_memory)
-        assert usual == find(seeded(), given, in_memory=in_memory, batch_size=60)
+        given, usual = {"train": DICTS, **REST}, find(seeded(), {"train": DICTS, **REST}, in_memory=in_memory, rounds=1)
+        assert usual == find(seeded(), given, in_memory=in_memory, batch_size=60, rounds=1)
 
 
 @pytest.mark.parametrize("batch", [{"ids": 0, "mask": 0, "labels": 0}, {"ids": 0, "mask": 0}, {"labels": 0}])
