@@ -97,6 +97,10 @@ def test_different_settings_are_never_mixed(make_runs: MakeRuns) -> None:
         verdict.table(runs)
 
 
+def test_the_margin_is_a_twentieth_of_the_dense_error_and_at_most_half_a_point() -> None:
+    assert [verdict.margin(dense) for dense in (98, 92, 90, 50)] == [0.1, 0.4, 0.5, 0.5]
+
+
 def test_better_no_worse_open_and_worse_are_kept_apart() -> None:
     dense = [98.0, 98.0, 98.0]
     for gains, accuracy in (

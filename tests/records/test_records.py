@@ -1,11 +1,14 @@
 """What runs leave on disk: the journal and the tables that are made of it, files that say whose they are, and what a
 run that continues discards. Damage is reported and mended, and changes no number."""
 
+import errno
 import os
 import pickle
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -182,6 +185,18 @@ def test_files_and_folders_are_synced_in_order(finished: Config, tmp_path: Path,
     do(replace(finished, root=tmp_path, prune_type=("lt", "reinit"), prune_iterations=2))
     assert not unsynced
     assert {"rounds.csv", journal.NAME, "ticket_01.safetensors", "checkpoint.safetensors"} <= set(renamed)
+
+
+@posix
+@pytest.mark.parametrize("number, tolerated", [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
+def test_a_folder_that_cannot_be_synced(tmp_path: Path, monkeypatch: Patch, number: int, tolerated: bool) -> None:
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with nullcontext() if tolerated else pytest.raises(files.Unwritable, match=r"cannot write .*config\.json"):
+        files.write(tmp_path / "config.json", b"{}")
 
 
 def test_weights_that_are_out_of_reach_cost_nothing(finished: Config, run: Run) -> None:
