@@ -29,52 +29,53 @@ def seed(number: int) -> None:
     random.seed(number)
 
 
-def on_cpu() -> tuple[Any, Any, Any]:
+def cpu_states() -> tuple[Any, Any, Any]:
     """The states of the generators of PyTorch (CPU), NumPy and Python."""
     return torch.get_rng_state(), np.random.get_state(), random.getstate()
 
 
 @contextmanager
 def preserved(device: torch.device | None = None) -> Iterator[None]:
-    """Restore all generators on exit, on GPUs only where `device` is one, or is None and GPUs are in use."""
+    """Restore the generators on exit: of the CPU, and of `device` if it is a GPU or, without one, of all GPUs in
+    use."""
     if device is None:
         gpus: list[Any] = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     else:
         gpus = [device] if device.type == "cuda" else []
-    before = on_cpu()
+    before = cpu_states()
     with torch.random.fork_rng(devices=gpus):
         try:
             yield
         finally:
-            _restore_on_cpu(before)
+            _restore_cpu(before)
 
 
 @contextmanager
 def seeded(number: int) -> Iterator[None]:
-    """Seed all generators within the context and restore them on exit."""
+    """Seed all generators inside the `with` block and restore them on exit."""
     with preserved():
         seed(number)
         yield
 
 
 class Generators:
-    """The generators of the CPU in a state of their own, which starts from a seed and advances from one `active` block
-    to the next; code outside of these blocks does not notice."""
+    """The CPU's generators with states of their own, which start from a seed and advance from one `active` block to the
+    next. Code outside of these blocks is not affected."""
 
     def __init__(self, number: int) -> None:
-        own = torch.Generator().manual_seed(number).get_state()
-        self._state = own, np.random.RandomState(number % 2**32).get_state(), random.Random(number).getstate()
+        torch_state = torch.Generator().manual_seed(number).get_state()
+        self._state = torch_state, np.random.RandomState(number % 2**32).get_state(), random.Random(number).getstate()
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Draws within the context come from these generators."""
-        outside = on_cpu()
-        _restore_on_cpu(self._state)
+        """Inside the `with` block, draws come from these states."""
+        outside = cpu_states()
+        _restore_cpu(self._state)
         try:
             yield
         finally:
-            self._state = on_cpu()
-            _restore_on_cpu(outside)
+            self._state = cpu_states()
+            _restore_cpu(outside)
 
 
 def state(device: torch.device) -> dict[str, Tensor]:
@@ -90,7 +91,7 @@ def restore(saved: Mapping[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(saved["random_cuda"], device)
 
 
-def _restore_on_cpu(states: tuple[Any, Any, Any]) -> None:
+def _restore_cpu(states: tuple[Any, Any, Any]) -> None:
     torch.set_rng_state(states[0])
     np.random.set_state(states[1])
     random.setstate(states[2])

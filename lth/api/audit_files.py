@@ -35,30 +35,31 @@ from lth.testing import AuditError, audit
 
 
 def main(argv: Sequence[str]) -> int:
-    """Check what the command line names, and say what is wrong with it."""
-    made = Parser(prog="lth audit", description=__doc__ or "")
-    made.add_argument("what", type=Path, metavar="FOLDER|FILE.pt", help="a run, or a state dict")
-    made.add_argument("--ticket", metavar="RUN:ROUND|FILE.pt", help="what the state dict must be pruned as")
-    made.add_argument("--debug", action="store_true", help="tracebacks with error messages")
-    flags, unknown = made.parse_known_args(argv)
-    if problems := unknown_problems(made, unknown):
+    """Check the runs or the file that the command line names, and print what is wrong with them."""
+    parser = Parser(prog="lth audit", description=__doc__ or "")
+    parser.add_argument("path", type=Path, metavar="FOLDER|FILE.pt", help="a run, or a state dict")
+    parser.add_argument("--ticket", metavar="RUN:ROUND|FILE.pt", help="what the state dict must be pruned as")
+    parser.add_argument("--debug", action="store_true", help="tracebacks with error messages")
+    options, unknown = parser.parse_known_args(argv)
+    if problems := unknown_problems(parser, unknown):
         raise ConfigError(*problems)
-    if not flags.what.exists():
-        raise ConfigError(f"there is no {flags.what}")
-    if flags.what.is_dir():
-        if flags.ticket is not None:
+    path = options.path
+    if not path.exists():
+        raise ConfigError(f"there is no {path}")
+    if path.is_dir():
+        if options.ticket is not None:
             raise ConfigError("--ticket is for a file: the rounds of a run are checked against their own tickets")
-        return _check_runs(flags.what)
-    state = _read(flags.what)
-    if flags.ticket is None:
+        return _check_runs(path)
+    state = _read(path)
+    if options.ticket is None:
         print(_sparsity(state))
         return 0
     try:
-        audit(state, _ticket(flags.ticket), trained=True)
+        audit(state, _ticket(options.ticket), trained=True)
     except AuditError as error:
-        print(f"{flags.what.name} is not the ticket:\n  " + "\n  ".join(error.problems))
+        print(f"{path.name} is not the ticket:\n  " + "\n  ".join(error.problems))
         return 1
-    print(f"{flags.what.name} is pruned as the ticket is")
+    print(f"{path.name} is pruned as the ticket is")
     return 0
 
 
@@ -67,31 +68,31 @@ def _check_runs(folder: Path) -> int:
         runs = tables.runs_in("FOLDER", folder)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    wrong = 0
+    exit_code = 0
     for run in runs:
         rounds, problems = Store(run).files_by_round("ticket"), list(_problems(run))
-        wrong += len(problems)
-        state = "wrong" if problems else "as they should be"
-        print("\n  ".join([f"{run.dumps}: {len(rounds)} rounds, {state}", *problems]))
-    return int(wrong > 0)
+        exit_code = 1 if problems else exit_code
+        verdict = "wrong" if problems else "as they should be"
+        print("\n  ".join([f"{run.dumps}: {len(rounds)} rounds, {verdict}", *problems]))
+    return exit_code
 
 
 def _problems(run: Run) -> Iterator[str]:
     """What is wrong with the rounds of a run."""
     arm, tickets = ARMS[run.arm], dict[int, SavedTicket]()
-    nested = arm.masks == "iterative"  # each round prunes what the one before has left
-    first = 0 if tables.read_config(run).get("deciding", {}).get("rewind") == "0" else 1  # to start like the later ones
-    other = run.of_arm(arm.mask_of) if arm.mask_of else None
+    rewinds = tables.read_config(run).get("deciding", {}).get("rewind") != "0"
+    first = 1 if rewinds else 0  # the first round that starts from the same weights as the later ones
+    original = run.of_arm(arm.mask_of) if arm.mask_of else None
     control = "shuffle" if arm.shuffled else "reinit" if arm.start == "fresh" else None
     for number in Store(run).files_by_round("ticket"):
         ticket = tickets[number] = load_ticket(run.dumps, round=number)
         options: dict[str, Any] = {}
-        if nested and number > 0:
+        if arm.masks == "iterative" and number > 0:  # each round prunes the survivors of the previous one
             options["previous"] = tickets[number - 1]
             if number > first and arm.start == "original":
                 options["initial"] = tickets[first].start
-        if other and control and number > 0 and number in Store(other).files_by_round("ticket"):
-            options |= {"control": control, "original": load_ticket(other.dumps, round=number)}
+        if original and control and number > 0 and number in Store(original).files_by_round("ticket"):
+            options |= {"control": control, "original": load_ticket(original.dumps, round=number)}
         for state, trained in ((ticket.start, False), (ticket.trained, True)):
             known = ticket.row and (trained or not arm.changes_masks)  # the row is about the masks at the end
             remaining = ticket.row["remaining"] if known else None
@@ -103,8 +104,8 @@ def _problems(run: Run) -> Iterator[str]:
                 break
 
 
-def _ticket(text: str) -> Any:
-    """The ticket that `text` names, of a run or a file."""
+def _ticket(text: str) -> SavedTicket | pruning.Masks:
+    """The ticket of a run, as RUN:ROUND, or the masks of a file."""
     if Path(text).is_file():
         return _masks(_read(Path(text)))
     try:
@@ -116,10 +117,10 @@ def _ticket(text: str) -> Any:
 
 def _read(file: Path) -> dict[str, Tensor]:
     try:
-        held = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zipfile and torch raise a dozen kinds of it
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zipfile and torch raise a dozen kinds
         raise ConfigError(f"{file} cannot be read as a state dict ({error_message(error)})") from None
-    inner = next((held[key] for key in ("state_dict", "model_state_dict", "model") if key in held), held)
+    inner = next((content[key] for key in ("state_dict", "model_state_dict", "model") if key in content), content)
     state = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
     if not state:
         raise ConfigError(f"{file} must hold a state dict: names and tensors")
@@ -127,15 +128,14 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def _masks(state: Mapping[str, Tensor]) -> pruning.Masks:
-    """What is pruned: by the masks of torch.nn.utils.prune, or else where weights of two or more dimensions are 0."""
+    """The masks of torch.nn.utils.prune or, without them, the zeros of tensors with two or more dimensions."""
     return torch_masks(state) or {name: value != 0 for name, value in state.items() if value.ndim > 1}
 
 
 def _sparsity(state: Mapping[str, Tensor]) -> str:
-    masks = _masks(state)
-    rows = [
-        (name, mask.numel(), int(mask.sum()), f"{pruning.remaining({name: mask}):.2f}%") for name, mask in masks.items()
-    ]
-    total, left = sum(mask.numel() for mask in masks.values()), sum(pruning.survivors(masks).values())
-    rows.append(("all", total, left, f"{pruning.remaining(masks):.2f}%"))
+    """A table of the remaining weights of each layer and of all."""
+    masks, rows = _masks(state), []
+    for layer, group in [*((name, {name: mask}) for name, mask in masks.items()), ("all", masks)]:
+        total, left = sum(mask.numel() for mask in group.values()), sum(pruning.survivors(group).values())
+        rows.append((layer, total, left, f"{pruning.remaining(group):.2f}%"))
     return pd.DataFrame(rows, columns=["weights of", "all", "not 0", "remaining"]).to_string(index=False)

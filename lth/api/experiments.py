@@ -19,7 +19,7 @@ import torch
 
 from lth import rng
 from lth.analysis import labels, sentences
-from lth.api.saved_ticket import placed
+from lth.api.saved_ticket import choose_device
 from lth.commands import command, loop, session
 from lth.experiment.trainer import Callback
 from lth.models import building
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 ALLOWED = [name for name in (*flags.FIELDS, "preset") if name not in ("dry_run", "debug", "format")]
 
-# Of ExperimentRunner: its other names of models and data sets, its words, and its arguments by the settings they give.
+# ExperimentRunner's own names of models, data sets and scopes, its arms, and its arguments by setting.
 MODELS = {"lenet_fc": "fc1", "lenet_conv": "lenet5"}
 DATASETS = {"fashion": "fashionmnist"}
 SCOPES = {"layerwise": "layer", "global": "global"}
-ARMS = {  # of each pruning type, by what survivors start from
+ARMS = {  # by pruning type and by what survivors start from
     "magnitude": {"rewind": "lt", "random": "reinit", "none": "finetune"},
     "random": {"rewind": "random", "random": "random_reinit", "none": "random_finetune"},
 }
@@ -54,7 +54,7 @@ ARGUMENTS = {
     "gpu": "device",
     "root": "results_dir",
 }
-FURTHER = {spec.name for spec in fields(Config)} - {*ARGUMENTS, "prune_type", "trials", "target_remaining"}
+OTHER_SETTINGS = {spec.name for spec in fields(Config)} - {*ARGUMENTS, "prune_type", "trials", "target_remaining"}
 COLUMNS = ["round", "remaining", "ES", "val", "test"]
 
 
@@ -77,14 +77,15 @@ def run(callback: Callback | None = None, **settings: Any) -> Result:
     checks.known_arguments("lth.run", settings, ALLOWED)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be a function of a dict, not {checks.short_repr(callback)}")
-    with _as_called({}):
+    with _errors_named({}):
         config = flags.parse(flags.as_argv({name: value for name, value in settings.items() if value is not None}))
-        return Result([_trained(config, callback)])
+        return Result([_run(config, callback)])
 
 
 @contextmanager
-def _as_called(names: Mapping[str, str]) -> Iterator[None]:
-    """Within it, errors are about the caller's arguments: `names` are those that differ from their settings."""
+def _errors_named(names: Mapping[str, str]) -> Iterator[None]:
+    """Inside the `with` block, problems of settings name arguments (`names` has those with other names than their
+    settings), and a signal raises KeyboardInterrupt."""
     try:
         yield
     except loop.Interrupted:
@@ -93,8 +94,8 @@ def _as_called(names: Mapping[str, str]) -> Iterator[None]:
         raise error.named(names) from error.__cause__
 
 
-def _trained(config: Config, callback: Callback | None = None) -> list[Run]:
-    with rng.preserved(placed(config.gpu)[0]):
+def _run(config: Config, callback: Callback | None = None) -> list[Run]:
+    with rng.preserved(choose_device(config.gpu)[0]):
         return session.run(config, callback=callback)
 
 
@@ -104,16 +105,15 @@ def plot(
     dataset: str | None = None,
     name: str | None = None,
 ) -> Result:
-    """The result of all runs under `root`, the folder with dumps/, of one model (`arch_type`), `dataset` or
-    folder of settings (`name`), if given. Nothing is trained or written.
+    """The result of all runs under `root`, the folder with dumps/, optionally of one model (`arch_type`), `dataset` or
+    folder of settings (`name`) only. Nothing is trained or written.
 
     Runs that cannot be read, or that must not be averaged, are left out with a warning. Raises ValueError if none is
     found.
     """
-    skipped: list[Any] = []
-    found = tables.find(checks.path("root", root), arch_type, dataset, name, skipped.append)
-    groups, reasons = command.grouped(found)
-    for problem in (*skipped, *reasons):
+    errors: list[Any] = []
+    groups, reasons = command.grouped(tables.find(checks.path("root", root), arch_type, dataset, name, errors.append))
+    for problem in (*errors, *reasons):
         warnings.warn(str(problem), stacklevel=2)
     if not groups:
         raise ValueError(f"root must be a folder with finished rounds under dumps/ of what is asked for, not {root}")
@@ -121,10 +121,10 @@ def plot(
 
 
 class Result:
-    """What one or several experiments came to. Notebooks show the verdict and the figure.
+    """The result of one or several experiments. Notebooks show the verdict and the figure.
 
-    `groups` are runs with finished rounds; runs of one model, data set and settings form a group. Iterating gives a
-    Result for each.
+    `groups`: the runs with finished rounds, a list for each model, data set and settings. Iterating gives a Result for
+    each group.
     """
 
     def __init__(self, groups: Sequence[Sequence[Run]]) -> None:
@@ -136,20 +136,20 @@ class Result:
     @property
     def table(self) -> pd.DataFrame:
         """A row per round of every run: arch_type, dataset, settings, arm, seed and the columns of rounds.csv."""
-        whose = ["arch_type", "dataset", "settings"]
+        keys = ["arch_type", "dataset", "settings"]
         frames = [
-            tables.combined(runs, "rounds").assign(**{name: getattr(runs[0], name) for name in whose})
+            tables.combined(runs, "rounds").assign(**{name: getattr(runs[0], name) for name in keys})
             for runs in self.groups
         ]
-        return pd.concat(frames, ignore_index=True)[[*whose, "arm", "seed", *journal.ROUNDS]]
+        return pd.concat(frames, ignore_index=True)[[*keys, "arm", "seed", *journal.ROUNDS]]
 
     @property
     def verdict(self) -> str:
-        """Its sentences, one per line, each headed by whose it is where there are several experiments."""
-        heads = [f"{head}: " for head in labels.told_apart(self.groups)] if len(self.groups) > 1 else [""]
+        """Its sentences, one per line; of several experiments, each begins with a label of its experiment."""
+        prefixes = [f"{label}: " for label in labels.told_apart(self.groups)] if len(self.groups) > 1 else [""]
         return "\n".join(
-            f"{head}{sentence}"
-            for head, runs in zip(heads, self.groups, strict=True)
+            f"{prefix}{sentence}"
+            for prefix, runs in zip(prefixes, self.groups, strict=True)
             for sentence in sentences.of_runs(runs)
         )
 
@@ -183,8 +183,8 @@ class ExperimentRunner:
         reinit_method: what survivors start from: "rewind" (their initial values), "random" (fresh random weights) or
             "none" (their trained values).
         pruning_rate: fraction of the surviving weights that a round prunes, from 0 to below 1.
-        num_rounds: trainings, the dense one included.
-        iterations: of each training.
+        num_rounds: number of trainings, the dense one included.
+        iterations: length of each training.
         learning_rate, batch_size: of the training, by Adam.
         device: "cpu", "cuda", "cuda:0", "mps" or a torch.device; None: a GPU where there is one, else the CPU.
         results_dir: gets dumps/ (all numbers), saves/ (tickets and weights) and the files of `save_results`.
@@ -192,7 +192,7 @@ class ExperimentRunner:
         settings: any other setting of `lth.Config` but `trials` and `target_remaining`, as optimizer="sgd",
             valid_freq="100it", quiet=True.
 
-    Raises TypeError and ValueError that name the argument; what needs the data to be found wrong, `run` raises.
+    Raises TypeError and ValueError that name the argument; `run` raises those for which the data are needed.
     """
 
     def __init__(
@@ -212,14 +212,14 @@ class ExperimentRunner:
         seed: int = 0,
         **settings: Any,
     ) -> None:
-        checks.known_arguments("ExperimentRunner", settings, FURTHER)
+        checks.known_arguments("ExperimentRunner", settings, OTHER_SETTINGS)
         arms = ARMS[checks.one_of("pruning_type", pruning_type, ARMS)]
-        model = checks.of_type("model_name", model_name, str, "a name")
-        of = checks.of_type("dataset", dataset, str, "a name")
-        asked: dict[str, Any] = {
+        checks.of_type("model_name", model_name, str, "a name")
+        checks.of_type("dataset", dataset, str, "a name")
+        options: dict[str, Any] = {
             **settings,
-            "arch_type": MODELS.get(model.lower(), model),
-            "dataset": DATASETS.get(of.lower(), of),
+            "arch_type": MODELS.get(model_name.lower(), model_name),
+            "dataset": DATASETS.get(dataset.lower(), dataset),
             "prune_type": arms[checks.one_of("reinit_method", reinit_method, arms)],
             "prune_scope": SCOPES[checks.one_of("pruning_scope", pruning_scope, SCOPES)],
             "prune_percent": round(100 * checks.fraction("pruning_rate", pruning_rate), 10),
@@ -231,36 +231,36 @@ class ExperimentRunner:
             "root": checks.path("results_dir", results_dir),
             "seed": seed,
         }
-        with _as_called(ARGUMENTS):
-            self.config = Config(**asked)
+        with _errors_named(ARGUMENTS):
+            self.config = Config(**options)
             building.find(self.config.arch_type, self.config.dataset, data=self.config.data)
         self._run: Run | None = None
 
     def run(self) -> Results:
         """Run the experiment, or continue it where an earlier `run` with these arguments stopped; returns its table.
 
-        ValueError, naming the argument, if it cannot be done with these data; lth.commands.session.TrialsFailed
-        if a loss was not finite; lth.records.files.RecordError if a file cannot be written.
+        Raises ValueError, which names the argument, if the data do not allow it; lth.commands.session.TrialsFailed if a
+        loss was not finite; lth.records.files.RecordError if a file cannot be written.
         """
-        with _as_called(ARGUMENTS):
-            self._run = _trained(self.config)[0]
+        with _errors_named(ARGUMENTS):
+            self._run = _run(self.config)[0]
         return self.results
 
     @property
     def results(self) -> Results:
         """A row per round: round, remaining (percent of the weights), ES (early-stop iteration), val and test
         (accuracies there, in percent). RuntimeError before `run`."""
-        found = Results(tables.table(self._done, "rounds")[COLUMNS].head(self.config.prune_iterations))
-        found.runner = self
-        return found
+        rows = tables.table(self._finished_run(), "rounds")[COLUMNS].head(self.config.prune_iterations)
+        results = Results(rows)
+        results.runner = self
+        return results
 
     @property
     def folder(self) -> Path:
         """The run's folder under results_dir/dumps, which `lth.load_ticket` takes too. RuntimeError before `run`."""
-        return self._done.dumps
+        return self._finished_run().dumps
 
-    @property
-    def _done(self) -> Run:
+    def _finished_run(self) -> Run:
         if self._run is None:
             raise RuntimeError("there are no results yet: call run() first")
         return self._run
@@ -275,15 +275,15 @@ class ExperimentRunner:
         return file
 
     def __repr__(self) -> str:
-        config = self.config
-        what = f"{config.arch_type} on {config.dataset}, {config.prune_type[0]}, {config.prune_iterations} rounds"
-        return f"<ExperimentRunner: {what}, {f'results in {self._run.dumps}' if self._run else 'not run yet'}>"
+        config, run = self.config, self._run
+        experiment = f"{config.arch_type} on {config.dataset}, {config.prune_type[0]}, {config.prune_iterations} rounds"
+        return f"<ExperimentRunner: {experiment}, {f'results in {run.dumps}' if run else 'not run yet'}>"
 
 
 class Results(pd.DataFrame):
-    """The table of a run, a row per round: a DataFrame that knows its `runner`. Parts and sums are plain DataFrames."""
+    """The table of a run, a row per round: a DataFrame that knows its `runner`. Selections are plain DataFrames."""
 
-    _metadata: ClassVar[list[str]] = ["runner"]  # what pandas may keep beside the columns
+    _metadata: ClassVar[list[str]] = ["runner"]  # attributes that pandas allows beside columns
     runner: ExperimentRunner
 
     @property

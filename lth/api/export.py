@@ -1,5 +1,5 @@
-"""Tickets in other forms: ONNX and torch.export files, Linear layers that hold the surviving weights alone, a smaller
-dense network that computes the same; and what each form takes on disk and in time."""
+"""Tickets in other forms: ONNX and torch.export files, Linear layers that hold only the surviving weights, a smaller
+dense network with the same logits; and the disk space and time that each form needs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lth.pruning import Masks
 from lth.records.files import write
 from lth.settings.checks import error_message
 
-# What `compact` knows.
+# The modules and functions that `compact` handles.
 WEIGHTED = (nn.Linear, nn.Conv2d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
@@ -54,33 +54,33 @@ class SparseLinear(nn.Module):
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        with warnings.catch_warnings():  # that PyTorch calls CSR tensors a beta
-            warnings.simplefilter("ignore", UserWarning)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # PyTorch warns that CSR tensors are in beta
             self.register_buffer("weight", layer.weight.detach().to_sparse_csr())
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """The outputs (..., out) of inputs (..., in)."""
-        found = (self.weight @ x.reshape(-1, self.in_features).t()).t()
-        return (found if self.bias is None else found + self.bias).reshape(*x.shape[:-1], self.out_features)
+        y = (self.weight @ x.reshape(-1, self.in_features).t()).t()
+        return (y if self.bias is None else y + self.bias).reshape(*x.shape[:-1], self.out_features)
 
 
 def sparse(model: nn.Module, masks: Masks) -> nn.Module:
     """A copy of `model`, in evaluation mode, whose pruned Linear layers are `SparseLinear`. Others stay as they are:
     PyTorch has no sparse convolutions, hooks of a layer would be lost, and nn.TransformerEncoderLayer with batch_first
     takes dense weights. Pruned weights must be 0."""
-    made = building.copy_model(model).cpu().eval()
+    model = building.copy_model(model).cpu().eval()
     for name, mask in masks.items():
         path = name.rpartition(".")[0]
-        layer = made.get_submodule(path)
+        layer = model.get_submodule(path)
         if prunable.is_plain_linear(layer) and not prunable.hooked(layer) and not bool(mask.all()):
             if not path:
                 return SparseLinear(layer).eval()
-            above, _, child = path.rpartition(".")
-            parent = made.get_submodule(above)
+            parent_path, _, child = path.rpartition(".")
+            parent = model.get_submodule(parent_path)
             if not (isinstance(parent, nn.TransformerEncoderLayer) and parent.self_attn.batch_first):
                 setattr(parent, child, SparseLinear(layer))
-    return made
+    return model
 
 
 class FromPixels(nn.Module):
@@ -103,113 +103,113 @@ class FromPixels(nn.Module):
 
 def export(model: nn.Module, file: Path, example: Tensor, normalisation: Mapping[str, Any]) -> Path:
     """Write `model`, in evaluation mode and for any batch size, to an .onnx file (in PyTorch's default opset) or a .pt2
-    file (torch.export). It takes examples like `example` (B, ...), two or more: images with pixels from 0 to 1, which
-    it normalises, or, without a `normalisation`, as in training; its metadata say so under `input`.
+    file (torch.export). Its input is like `example` (B, ...), two or more examples: images with pixels from 0 to 1,
+    which it normalises, or, without a `normalisation`, examples as in training; the metadata `input` says which.
 
     ValueError for another ending or a model that cannot be exported, lth.records.files.RecordError if the file cannot
-    be written, ImportError, with what to install, without ONNX.
+    be written, ImportError if the ONNX packages are not installed.
     """
     if file.suffix not in (".onnx", ".pt2"):
         raise ValueError(f"file must end in .onnx or .pt2, not {str(file)!r}")
-    made, takes = building.copy_model(model), "examples as the training data gave them: nothing is normalised here"
+    model, input_note = building.copy_model(model), "examples as in the training data: nothing is normalised here"
     if normalisation:
-        made = FromPixels(made, normalisation)
-        takes = "images (batch, channels, height, width) with pixels from 0 to 1, which are normalised here"
+        model = FromPixels(model, normalisation)
+        input_note = "images (batch, channels, height, width) with pixels from 0 to 1, which are normalised here"
     try:
         batch = torch.export.Dim("batch")
-        program = torch.export.export(made.cpu().eval(), (example,), dynamic_shapes=({0: batch},))
-    except Exception as error:  # whatever tracing stumbles over in a model's own code
+        program = torch.export.export(model.cpu().eval(), (example,), dynamic_shapes=({0: batch},))
+    except Exception as error:  # a model's own code may make tracing fail in any way
         raise ValueError(f"model cannot be exported: {error_message(error)}") from error
-    content = io.BytesIO()
-    if file.suffix == ".pt2":
-        torch.export.save(program, content, extra_files={"input": takes})
+    if file.suffix == ".onnx":
+        write(file, _onnx(program, input_note))
     else:
-        content.write(_onnx(program, takes))
-    write(file, content.getvalue())
+        content = io.BytesIO()
+        torch.export.save(program, content, extra_files={"input": input_note})
+        write(file, content.getvalue())
     return file
 
 
-def _onnx(program: torch.export.ExportedProgram, takes: str) -> bytes:
+def _onnx(program: torch.export.ExportedProgram, input_note: str) -> bytes:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            made = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
+            onnx_program = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
     except ImportError:
         raise ImportError("an .onnx file needs the packages onnx and onnxscript: pip install onnx onnxscript") from None
-    assert made is not None
-    made.model.metadata_props["input"] = takes
-    return made.model_proto.SerializeToString()
+    assert onnx_program is not None
+    onnx_program.model.metadata_props["input"] = input_note
+    return onnx_program.model_proto.SerializeToString()
 
 
 @dataclass
 class _Step:
-    """A step of the traced network, with what is known of each channel or unit of its result."""
+    """A step of the traced network, with one value per channel or unit of its result."""
 
     node: fx.Node
     module: nn.Module | None
     inputs: Sequence[_Step]
-    shape: Sequence[int]  # of the result; () of the output
-    constant: Tensor = field(init=False)  # its value, NaN where that depends on the input or on the place
-    needed: Tensor = field(init=False)  # by the steps that follow
-    left: Tensor = field(init=False)  # in the smaller network
+    shape: Sequence[int]  # of the result; () for the output node
+    constant: Tensor = field(init=False)  # its value, NaN where that depends on the input or on the position
+    needed: Tensor = field(init=False)  # whether later steps use it
+    left: Tensor = field(init=False)  # whether it is in the smaller network
 
     @property
     def keeps_all(self) -> bool:
-        """Whether all channels stay: of the input, and of what is added to a residual stream."""
+        """Whether all channels stay: the network's input, and sums of a residual stream."""
         return self.node.op == "placeholder" or self.node.target in ADDITIONS
 
     @property
     def flattens(self) -> bool:
-        """Whether the places of each channel become units."""
+        """Whether the positions of each channel become units."""
         return isinstance(self.module, nn.Flatten) or self.node.target in FLATTENING
 
     def per_unit(self, values: Tensor) -> Tensor:
-        """Values of the input's channels as values of the result's channels or units."""
+        """Values per channel of the input as values per channel or unit of the result."""
         return values.repeat_interleave(self.shape[1] // len(values)) if self.flattens else values
 
 
 def compact(model: nn.Module, example: Tensor) -> nn.Module:
-    """A copy of `model`, in evaluation mode on the CPU, without the units and channels that a pruned network has no use
-    for. Its logits are equal but for rounding.
+    """A copy of `model`, in evaluation mode on the CPU, without the units and channels that a pruned network does not
+    need. Its logits are the same up to rounding.
 
-    A unit or channel goes if none of its outgoing weights is left, or if its value is the same for all inputs, as it is
-    without incoming weights; that value is then added to the biases of the next layer. A constant channel other than 0
-    stays before a padded convolution, which sees it end at the border. What is added to a residual stream keeps all its
+    A unit or channel is removed if it has no outgoing weights left, or if its value is the same for all inputs, as it
+    is without incoming weights; that value is then added to the biases of the next layer. A constant channel other than
+    0 stays before a padded convolution, which sees it end at the border. The terms of a residual sum keep all their
     channels. At least one unit of a layer stays.
 
     `example` are examples (B, ...) as the model takes them. ValueError for a model with anything but KNOWN.
     """
-    made = building.copy_model(model).cpu().eval()
+    model = building.copy_model(model).cpu().eval()
     try:
-        traced = fx.symbolic_trace(made)
+        traced = fx.symbolic_trace(model)
         with torch.no_grad():
-            ShapeProp(traced).propagate(example.to(next(made.parameters()).dtype))
-    except Exception as error:  # whatever tracing stumbles over in a model's own code
+            ShapeProp(traced).propagate(example.to(next(model.parameters()).dtype))
+    except Exception as error:  # a model's own code may make tracing fail in any way
         raise ValueError(f"model cannot be made smaller: {error_message(error)}") from error
-    found: dict[fx.Node, _Step] = {}
+    by_node: dict[fx.Node, _Step] = {}
     for node in traced.graph.nodes:
-        module = made.get_submodule(node.target) if node.op == "call_module" else None
+        module = model.get_submodule(node.target) if node.op == "call_module" else None
         shape = node.meta["tensor_meta"].shape if "tensor_meta" in node.meta else ()
-        found[node] = _Step(node, module, [found[source] for source in node.all_input_nodes], shape)
-    steps = list(found.values())
+        by_node[node] = _Step(node, module, [by_node[source] for source in node.all_input_nodes], shape)
+    steps = list(by_node.values())
     _check(steps)
     for step in steps:
         step.constant = _constant(step)
         step.needed = torch.zeros(len(step.constant), dtype=torch.bool)
     for step in reversed(steps):
-        _ask(step)
+        _mark_needed(step)
     for step in steps:
-        step.left = _cut(step)
-    return made
+        step.left = _shrink(step)
+    return model
 
 
 def _check(steps: Sequence[_Step]) -> None:
-    """ValueError if there is anything that `compact` does not know."""
+    """ValueError if there is anything that `compact` does not handle."""
     uses = Counter(id(parameter) for step in steps if step.module for parameter in step.module.parameters())
     for step in steps:
         module, target = step.module, step.node.target
-        name, of_units = str(getattr(target, "__name__", target)), len(step.shape) == 2
-        known = (*RELU, *ADDITIONS, *FLATTENING) if of_units else (*RELU, *ADDITIONS)
+        name, flat = str(getattr(target, "__name__", target)), len(step.shape) == 2
+        known = (*RELU, *ADDITIONS, *FLATTENING) if flat else (*RELU, *ADDITIONS)
         fits = step.node.op == "output" or (step.node.op == "placeholder" and len(step.shape) > 1) or target in known
         if module is not None:
             name = f"{target} ({type(module).__name__})"
@@ -220,7 +220,7 @@ def _check(steps: Sequence[_Step]) -> None:
                 and all(uses[id(parameter)] == 1 for parameter in module.parameters())
                 and getattr(module, "groups", 1) == 1
                 and getattr(module, "track_running_stats", True)
-                and (of_units or not isinstance(module, (nn.Linear, nn.Flatten)))
+                and (flat or not isinstance(module, (nn.Linear, nn.Flatten)))
             )
         if not fits:
             raise ValueError(
@@ -230,6 +230,7 @@ def _check(steps: Sequence[_Step]) -> None:
 
 
 def _constant(step: _Step) -> Tensor:
+    """The values of `step.constant`."""
     if step.keeps_all:
         return torch.full((step.shape[1],), torch.nan, dtype=torch.double)
     module, values = step.module, step.inputs[0].constant
@@ -250,7 +251,7 @@ def _constant(step: _Step) -> Tensor:
 
 
 def _weights(layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor, Tensor]:
-    """Between each output and input, (out, in), the sum of the weights and whether any is left; the biases, or 0."""
+    """For each output and input, (out, in), the sum of the weights and whether any is left; and the biases, or 0."""
     weight = layer.weight.detach().double()
     weight = weight.view(*weight.shape[:2], -1)
     bias = torch.zeros_like(weight[:, 0, 0]) if layer.bias is None else layer.bias.detach().double()
@@ -258,13 +259,13 @@ def _weights(layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _usable(layer: nn.Linear | nn.Conv2d, values: Tensor) -> Tensor:
-    """Which inputs with these constants add one constant to each output, at all places."""
+    """Which inputs with these constants add a constant to each output, the same at all positions."""
     padded = isinstance(layer, nn.Conv2d) and layer.padding not in ("valid", (0, 0))
     return (values == 0) if padded else ~values.isnan()
 
 
-def _ask(step: _Step) -> None:
-    """Add what a step needs of its inputs for what is needed of it."""
+def _mark_needed(step: _Step) -> None:
+    """Mark the channels and units of its inputs that a step needs for the needed part of its result."""
     for source in step.inputs:
         if isinstance(step.module, WEIGHTED):
             if not step.needed.any():
@@ -279,8 +280,9 @@ def _ask(step: _Step) -> None:
             source.needed |= step.needed
 
 
-def _cut(step: _Step) -> Tensor:
-    """Make a layer (changed in place) as small as it can be; which channels or units of the result are still there."""
+def _shrink(step: _Step) -> Tensor:
+    """Remove what is not needed from a layer (changed in place). Returns which channels or units of its result are
+    left."""
     if step.keeps_all:
         return torch.ones_like(step.needed)
     module, columns = step.module, step.inputs[0].left
@@ -291,14 +293,14 @@ def _cut(step: _Step) -> Tensor:
             module.bias = nn.Parameter((bias + added)[rows].to(module.weight.dtype))
         module.weight = nn.Parameter(module.weight.detach()[rows][:, columns].clone())
         names = ("in_features", "out_features") if isinstance(module, nn.Linear) else ("in_channels", "out_channels")
-        for name, kept in zip(names, (columns, rows), strict=True):
-            setattr(module, name, int(kept.sum()))
+        for name, left in zip(names, (columns, rows), strict=True):
+            setattr(module, name, int(left.sum()))
         return rows
     if isinstance(module, NORMS):
         for name in ("weight", "bias", "running_mean", "running_var"):
             if (value := getattr(module, name)) is not None:
-                kept = value.detach()[columns].clone()
-                setattr(module, name, nn.Parameter(kept) if isinstance(value, nn.Parameter) else kept)
+                part = value.detach()[columns].clone()
+                setattr(module, name, nn.Parameter(part) if isinstance(value, nn.Parameter) else part)
         module.num_features = int(columns.sum())
     return step.per_unit(columns)
 
@@ -308,7 +310,7 @@ def sizes(model: nn.Module, masks: Masks, example: Tensor) -> pd.DataFrame:
     from torch.utils.benchmark import Timer  # here, since it logs a warning where CUDA is installed without a GPU
 
     model = building.copy_model(model).cpu().eval()
-    state, kept = building.state_of(model), pruning.survivors(masks)
+    state, survivors = building.state_of(model), pruning.survivors(masks)
     pruned = {name: mask for name, mask in masks.items() if not mask.all()}
     csr = {name: value for name, value in state.items() if name not in pruned}
     packed = dict(csr)
@@ -319,21 +321,23 @@ def sizes(model: nn.Module, masks: Masks, example: Tensor) -> pd.DataFrame:
         packed |= {f"{name}/mask": pruning.pack(mask), **values}
     models = {"dense": model, "csr": sparse(model, masks)}
     layers = {name: models["csr"].get_submodule(name.rpartition(".")[0]) for name in pruned}
-    saved = sum(mask.numel() - kept[name] for name, mask in pruned.items() if isinstance(layers[name], SparseLinear))
+    sparse_layers = [name for name in pruned if isinstance(layers[name], SparseLinear)]
+    saved = sum(pruned[name].numel() - survivors[name] for name in sparse_layers)
     products = cost(model, example[:1], ()).rest
     table = {"dense": _row(state, products)}
-    with contextlib.suppress(ValueError):  # of a kind of network that cannot be made smaller
+    with contextlib.suppress(ValueError):  # this kind of network cannot be made smaller
         models["compact"] = small = compact(model, example)
         table["compact"] = _row(building.state_of(small), cost(small, example[:1], ()).rest)
     table["csr"] = _row(csr, products - saved)
     table["packed"] = _row(packed, math.nan)  # computes nothing until it is unpacked
-    for batch in BATCHES:
-        given = {"images": example[:1].expand(batch, *example.shape[1:]).contiguous()}
-        for name, one in TURNS * [*models.items()]:  # in turns: other work disturbs the quickest least
-            timer = Timer("model(images)", globals={"model": one, **given}, num_threads=torch.get_num_threads())
+    for size in BATCHES:
+        images = example[:1].expand(size, *example.shape[1:]).contiguous()
+        for name, network in TURNS * [*models.items()]:  # in turns, so that other work disturbs all forms alike
+            variables = {"model": network, "images": images}
+            timer = Timer("model(images)", globals=variables, num_threads=torch.get_num_threads())
             with torch.inference_mode():
                 time = 1000 * timer.blocked_autorange(min_run_time=SECONDS).median
-            table[name][f"ms_{batch}"] = min(time, table[name].get(f"ms_{batch}", math.inf))
+            table[name][f"ms_{size}"] = min(time, table[name].get(f"ms_{size}", math.inf))
     return pd.DataFrame(table.values(), index=pd.Index(table, name="form"))
 
 

@@ -28,15 +28,15 @@ FEW = 0.01  # share of a layer's weights that may be 0 without a word
 
 
 class OwnNet:
-    """Copies of the user's network, with its own `optim`, `criterion` and `_initialize_weights`. TypeError or
+    """Makes copies of the user's network, with its own `optim`, `criterion` and `_initialize_weights`. TypeError or
     ValueError unless it can be copied, trained and pruned (its embeddings too if `embeddings`).
 
     masks: the masks of torch.nn.utils.prune on the network, by parameter; its copies have none.
     """
 
     def __init__(self, net: nn.Module, device: torch.device, embeddings: bool = False) -> None:
-        if what := unfit(network("net", net), embeddings):
-            raise ValueError(f"net {what}")
+        if problem := unfit(network("net", net), embeddings):
+            raise ValueError(f"net {problem}")
         if hooked := [name for name, parameter in net.named_parameters() if layers.has_gradient_hooks(parameter)]:
             raise ValueError(
                 f"net must have no hooks on gradients, but {hooked[0]} has some: copies of net are trained, without "
@@ -52,8 +52,9 @@ class OwnNet:
             parameter.grad = None
         self.initial = building.state_of(self.template)
         self.optim, self.groups = self._optim(net)
-        if self.optim is None and (complex_ := [n for n, p in net.named_parameters() if p.is_complex()]):
-            raise ValueError(f"net {has_complex(complex_[0])}")
+        for name, parameter in net.named_parameters():
+            if self.optim is None and parameter.is_complex():
+                raise ValueError(f"net {has_complex(name)}")
         self.criterion = self._criterion(net, device)
 
     def make(self) -> nn.Module:
@@ -61,12 +62,12 @@ class OwnNet:
         return copy.deepcopy(self.template)
 
     def leave_out(self, examples: Tensor) -> list[str]:
-        """Leave out of pruning what it must leave alone (lth/models/probe.py); sentences about that, and about weights
-        that are 0. ValueError if no weight is left."""
+        """Exclude from pruning the layers that must stay dense (lth/models/probe.py). Returns sentences about them and
+        about weights that are 0. ValueError if no weight is left to prune."""
         layers.leave_out(self.template, probe.parameters_to_leave_out(self.make, examples))
-        told = layers.left_out_notes(self.template)
+        notes = layers.left_out_notes(self.template)
         if not (weights := prunable(self.template, self.embeddings)):
-            raise ValueError(f"net must have weights to prune: {'; '.join(told)}")
+            raise ValueError(f"net must have weights to prune: {'; '.join(notes)}")
         zeros = []
         for name, weight in weights.items():
             count = int(((self.initial[name] == 0) & self.masks.get(name, torch.tensor(True))).sum())
@@ -74,15 +75,15 @@ class OwnNet:
                 zeros.append(f"{count:,} of {weight.numel():,} in {name}")
         if zeros:
             more = f" and some of {len(zeros) - 4} further layers" if len(zeros) > 4 else ""
-            told.append(
+            notes.append(
                 f"weights of net are 0 and will be trained: {', '.join(zeros[:4])}{more}; masks of "
                 "torch.nn.utils.prune on net would keep them pruned"
             )
-        return told
+        return notes
 
     def fresh(self, seed: int) -> State:
-        """New random weights: from the modules' `reset_parameters`, where they learn, then from the network's
-        `_initialize_weights`. ValueError if that leaves prunable weights as they were."""
+        """New random weights for all parameters that require gradients: from the modules' `reset_parameters`, then from
+        the network's `_initialize_weights`. ValueError if that leaves prunable weights as they were."""
         net = self.make()
         with rng.seeded(seed), torch.no_grad():
             for module in _children_first(net):
@@ -92,41 +93,42 @@ class OwnNet:
             frozen = {name: parameter for name, parameter in net.named_parameters() if not parameter.requires_grad}
             for name, parameter in frozen.items():
                 parameter.copy_(self.initial[name])
-            if callable(own := getattr(net, "_initialize_weights", None)):
-                own()
-        drawn = building.state_of(net)
-        for name in [*prunable(net), *_normed(drawn)]:
-            was = self.initial[name]
-            if name not in frozen and torch.equal(drawn[name], was) and (was != was.flatten()[0]).any():
+            if building.draws_itself(net):
+                net._initialize_weights()  # type: ignore[operator]
+        state = building.state_of(net)
+        for name in [*prunable(net), *_parametrized(state)]:
+            initial = self.initial[name]
+            if name not in frozen and torch.equal(state[name], initial) and (initial != initial.flatten()[0]).any():
                 raise ValueError(
                     f"random=True and trials above 1 need new random weights, but nothing draws {name} "
                     "again: give its module a reset_parameters() or net an _initialize_weights()"
                 )
-        return drawn
+        return state
 
     def optimizer(self, network: Network, config: Config) -> Optimizer:
-        """The network's own optimiser, created again, or that of the settings."""
+        """The network's own optimiser, created again, or the one of the settings."""
         if self.optim is None:
-            made = Fused(config.optimizer, network, config.lr, config.weight_decay, config.momentum, config.nesterov)
-            made.capturable = False  # a CUDA graph would freeze whatever Python a model of the user's own runs
-            return made
+            fused = Fused(config.optimizer, network, config.lr, config.weight_decay, config.momentum, config.nesterov)
+            fused.capturable = False  # a CUDA graph would freeze whatever Python a model of the user's own runs
+            return fused
         named = dict(network.model.named_parameters())
         groups = [{**options, "params": [named[name] for name in names]} for options, names in self.groups]
-        return Wrapped(_anew(self.optim, groups), network)
+        return Wrapped(_recreate(self.optim, groups), network)
 
-    def about(self, data: PreparedData) -> dict[str, str]:
-        """What decides the numbers besides the settings, for people to read in config.json."""
+    def description(self, data: PreparedData) -> dict[str, str]:
+        """The network, optimiser, loss and data in words, for config.json."""
         criterion = self.criterion
-        named = criterion if isinstance(criterion, nn.Module) else getattr(criterion, "__qualname__", type(criterion))
+        name = criterion if isinstance(criterion, nn.Module) else getattr(criterion, "__qualname__", type(criterion))
         return {
             "net": type(self.template).__qualname__,
             "optimizer": "the settings' own" if self.optim is None else " ".join(repr(self.optim).split()),
-            "criterion": " ".join(str(named).split()),
+            "criterion": " ".join(str(name).split()),
             "data": data.description,
         }
 
-    def prints(self, rule: Rule, data: PreparedData) -> dict[str, str]:
-        """Fingerprints of what decides the numbers besides the settings: model, data, rule, optimiser and loss."""
+    def fingerprints(self, rule: Rule, data: PreparedData) -> dict[str, str]:
+        """Fingerprints of the model, data, rule, optimiser and loss, on which the numbers depend beside the
+        settings."""
         optim = "the settings' own" if self.optim is None else type(self.optim)
         return {
             "model": fingerprints.fingerprint_network(self.template, without=("optim", "criterion")),
@@ -153,9 +155,9 @@ class OwnNet:
         names = layers.names(net)
         groups = []
         for group in optim.param_groups:
-            if strange := sum(id(parameter) not in names for parameter in group["params"]):
+            if foreign := sum(id(parameter) not in names for parameter in group["params"]):
                 raise ValueError(
-                    f"net.optim must hold parameters of net: {strange} of its {len(group['params'])} are of another "
+                    f"net.optim must hold parameters of net: {foreign} of its {len(group['params'])} are of another "
                     "network, or of layers replaced since"
                 )
             options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
@@ -178,42 +180,42 @@ class OwnNet:
         return copy.deepcopy(criterion).to(device)
 
 
-def _normed(state: State) -> list[str]:
-    """The parameters that weights are computed from, as under weight norm, which `reset_parameters` does not draw."""
-    pairs = [("_v", "_g"), ("_orig", "_u"), ("original", "original"), ("original1", "original0")]
-    return [n for n in state for end, other in pairs if n.endswith(end) and n.removesuffix(end) + other in state]
+def _parametrized(state: State) -> list[str]:
+    """Parameters from which weights are computed, as under weight norm; `reset_parameters` does not draw them."""
+    suffixes = [("_v", "_g"), ("_orig", "_u"), ("original", "original"), ("original1", "original0")]
+    return [n for n in state for end, other in suffixes if n.endswith(end) and n.removesuffix(end) + other in state]
 
 
 def _children_first(net: nn.Module) -> list[nn.Module]:
-    """Its modules in the order of constructors: what a module draws for its children is drawn after their own."""
+    """The modules of `net` in the order in which their constructors end: a module may draw its children's weights."""
     return [*dict.fromkeys(module for child in net.children() for module in _children_first(child)), net]
 
 
-def _anew(optim: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def _recreate(optim: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """An optimiser of the class and defaults of `optim`, without its state, for parameters in `groups`."""
-    kind, takes = type(optim), inspect.signature(type(optim)).parameters
-    every = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in takes.values())
-    defaults = {name: value for name, value in optim.defaults.items() if every or name in takes}
+    cls, parameters = type(optim), inspect.signature(type(optim)).parameters
+    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    defaults = {name: value for name, value in optim.defaults.items() if takes_all or name in parameters}
     try:
-        return kind([dict(group) for group in groups], **defaults)
+        return cls([dict(group) for group in groups], **defaults)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"net.optim must be an optimiser that can be created again from its parameters and defaults, "
-            f"as {kind.__name__}(params, {', '.join(defaults)}): {error}"
+            f"as {cls.__name__}(params, {', '.join(defaults)}): {error}"
         ) from error
 
 
-def try_out(own: OwnNet, data: PreparedData, device: torch.device) -> None:
-    """ValueError unless the network takes the examples and its loss the labels."""
-    net, (x, y) = own.make().to(device), (tensor.to(device) for tensor in data.sample)
+def try_out(own_net: OwnNet, data: PreparedData, device: torch.device) -> None:
+    """ValueError unless the network accepts the examples and its loss the labels."""
+    net, (x, y) = own_net.make().to(device), (tensor.to(device) for tensor in data.sample)
     shape = tuple(x.shape[1:])
     with rng.preserved(device):
         for training in (False, True) if len(x) > 1 else (False,):  # batch norm cannot train on one example
             try:
                 outputs = net.train(training)(x.clone())
             except Exception as error:
-                why = reason(net, error)
-                raise ValueError(f"net must take the examples of data, (B, {str(shape)[1:]}: {why}") from error
+                problem = f"net must take the examples of data, (B, {str(shape)[1:]}: {reason(net, error)}"
+                raise ValueError(problem) from error
             if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(x):
                 got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
                 raise ValueError(f"net must give one row of logits per example, ({len(x)}, classes), not {got}")
@@ -223,20 +225,20 @@ def try_out(own: OwnNet, data: PreparedData, device: torch.device) -> None:
                 f"{data.source.classes - 1}), not {outputs.shape[1]}"
             )
         try:
-            loss = own.criterion(outputs, y)
+            loss = own_net.criterion(outputs, y)
         except Exception as error:
             raise ValueError(f"net.criterion must take (outputs, labels): {error}") from error
         if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
             got = tuple(loss.shape) if isinstance(loss, Tensor) else short_repr(loss)
             raise ValueError(f"net.criterion must return one differentiable number per batch, the mean loss, not {got}")
-        if _reaches(own.net, loss):
+        if _depends_on(loss, own_net.net):
             raise ValueError(
                 "net.criterion must use outputs and labels alone, not net: copies of net are trained, and it "
                 "would see net itself, which stays as it is (net.optim can have a weight_decay)"
             )
 
 
-def _reaches(net: nn.Module, loss: Tensor) -> bool:
+def _depends_on(loss: Tensor, net: nn.Module) -> bool:
     """Whether the loss of a copy has a gradient for the parameters of the user's own `net`."""
     leaves = [parameter for parameter in net.parameters() if parameter.requires_grad]
     try:
@@ -246,20 +248,20 @@ def _reaches(net: nn.Module, loss: Tensor) -> bool:
 
 
 def problem(
-    own: OwnNet, data: PreparedData, rule: Rule, config: Config, initial: State, prints: Mapping[str, str]
+    own_net: OwnNet, data: PreparedData, rule: Rule, config: Config, initial: State, fingerprints: Mapping[str, str]
 ) -> Problem:
     """The problem of pruning the user's network by `rule` on `data`, starting from the weights `initial`."""
-    dense = pruning.dense(prunable(own.make(), config.prune_embeddings))
+    dense = pruning.dense(prunable(own_net.make(), config.prune_embeddings))
     return Problem(
         images=data.source,
-        make=own.make,
+        make=own_net.make,
         initial=lambda seed: initial,
-        fresh=own.fresh,
-        optimizer=lambda network: own.optimizer(network, config),
-        criterion=own.criterion,
+        fresh=own_net.fresh,
+        optimizer=lambda network: own_net.optimizer(network, config),
+        criterion=own_net.criterion,
         rule=rule,
         whose=fingerprint_arrays(tensor for _, tensor in sorted(initial.items())),
-        prints=lambda: prints,
-        whole=own.optim is not None,
-        start_tickets=(lambda seed, number: ({**dense, **own.masks}, initial)) if own.masks else None,
+        prints=lambda: fingerprints,
+        whole=own_net.optim is not None,
+        start_tickets=(lambda seed, number: ({**dense, **own_net.masks}, initial)) if own_net.masks else None,
     )

@@ -1,4 +1,4 @@
-"""Tickets that runs have saved, brought back: their masks and weights, put on any model of the same shapes."""
+"""Saved tickets: loaded from a run, put on a model, evaluated and exported."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class SavedTicket:
     """The ticket of one round of a run.
 
     masks: a boolean tensor per pruned parameter, by its name: True kept.
-    start_masks: those that its training starts from; others than `masks` only in arms whose trainings change them.
+    start_masks: the masks that its training starts from; they differ only in arms whose trainings change masks.
     start: the weights that its training starts from, 0 where pruned: every parameter and buffer, by name.
     trained: the weights at the early-stop iteration of that training; None if they were not kept or not trained yet.
-    row: the line of rounds.csv: round, remaining (percent), ES, val and test (percent), ...; empty if not yet made.
+    row: the row of rounds.csv: round, remaining (percent), ES, val and test (percent), ...; empty before the training.
     """
 
     run: Run
@@ -61,8 +61,8 @@ class SavedTicket:
 
         Args:
             model: has the parameters and buffers of the run's model; on any device.
-            as_pruned: leave the masks on it as torch.nn.utils.prune does (weight_orig, weight_mask), so that pruned
-                weights stay 0 in training and PyTorch's tools see them. Otherwise only the weights are set.
+            as_pruned: also put the masks on it as torch.nn.utils.prune does (weight_orig, weight_mask), so that pruned
+                weights stay 0 in training and PyTorch's tools see them.
             weights: "start" or "trained".
 
         Raises TypeError, ValueError: model is no module or has other parameters; these weights were not kept.
@@ -81,27 +81,26 @@ class SavedTicket:
         weights: str = "trained",
         device: str | torch.device | None = None,
     ) -> float:
-        """The accuracy of the ticket in percent: on the test images of the run, what rounds.csv calls `test`.
+        """The accuracy of the ticket in percent: on the test images of the run, the column `test` of rounds.csv.
 
         Args:
-            data: the name of a data set (the run's own is read from where the run had it), an .npz file or
+            data: the name of a data set (the run's own is read from the folder that the run used), an .npz file or
                 `lth.data.Images`, whose test images are used; or a loader: any re-iterable of batches
                 (examples (B, ...), labels (B,)).
-            model: a network of the run's architecture, which is not changed. It must be given for runs of a network of
-                your own; others are found under archs/, where they must not have been edited since.
+            model: a network of the run's architecture, which is not changed. It must be given for a network of your
+                own; others are found under archs/, where they must not have been edited since.
             weights: "trained" or "start".
             device: None: a GPU where there is one.
         """
-        place, about = placed(device)[0], read_config(self.run)
-        images = self._images(data, about)
+        place, config = choose_device(device)[0], read_config(self.run)
+        images = self._images(data, config)
         model = self._applied(model, weights)
         masks = building.match_names(self._masks(weights), dict(model.named_parameters()))
-        precision = about.get("settings", {}).get("precision", Config.precision)
-        right = seen = 0
-        with numerics(precision, about.get("threads") or 1), torch.no_grad():
-            feed = images.feed([self.run.seed], 1, 1, place) if images else None
-            parts = feed.test() if feed else test_batches(data, place)
-            first = next(parts)
+        precision = config.get("settings", {}).get("precision", Config.precision)
+        correct = count = 0
+        with numerics(precision, config.get("threads") or 1), torch.no_grad():
+            batches = images.feed([self.run.seed], 1, 1, place).test() if images else test_batches(data, place)
+            first = next(batches)
             example = first[0][:2]
             network = Network(  # with the products that gave the accuracy in rounds.csv
                 model,
@@ -109,19 +108,19 @@ class SavedTicket:
                 [masks],
                 place,
                 autocast=precision == "bf16",
-                sparse=choose(model, [masks], about.get("sparse_up_to", {}), example),
+                sparse=choose(model, [masks], config.get("sparse_up_to", {}), example),
                 channels_last=channels_last(lambda: building.copy_model(model), example),
             )
             network.model.eval()
-            for x, y in itertools.chain([first], parts):
+            for x, y in itertools.chain([first], batches):
                 try:
-                    answers = network.logits(x, True)[0].argmax(-1)
+                    predicted = network.logits(x, True)[0].argmax(-1)
                 except (RuntimeError, ValueError, TypeError, IndexError) as error:
                     shape = tuple(x.shape[1:])
                     raise ValueError(f"data must be such as {self.run.arch_type} takes, not {shape}: {error}") from None
-                right += int((answers == y).sum())
-                seen += len(y)
-        return 100 * right / seen
+                correct += int((predicted == y).sum())
+                count += len(y)
+        return 100 * correct / count
 
     def export(
         self,
@@ -133,97 +132,92 @@ class SavedTicket:
     ) -> Path:
         """Write the network, pruned weights as zeros, for other programs. Returns the file's path.
 
-        It takes images with pixels from 0 to 1 and normalises them as the run did; for data of your own, batches as
-        they are. Its metadata say so under `input`.
+        Its input are images with pixels from 0 to 1, which it normalises as the run did; for data of your own, batches
+        as they are. The metadata `input` says which.
 
         Args:
             file: ends in .onnx (current opset, any batch size; needs the packages onnx and onnxscript) or .pt2
                 (torch.export).
-            example: two or more examples (B, ...), of which the shape and type count; None: of the shape of the run's
+            example: two or more examples (B, ...), only for their shape and type; None: of the shape of the run's
                 images, if config.json has it.
             model: as in `evaluate`.
             weights: "trained" or "start".
-            compact: write the smaller network that `compact` gives.
+            compact: write the smaller network that `compact` returns.
 
         Raises TypeError, ValueError: an argument is wrong, or the model cannot be exported; ImportError: ONNX is not
-        there; lth.records.files.RecordError: the file cannot be written.
+        installed; lth.records.files.RecordError: the file cannot be written.
         """
-        example, made = self._examples(example), self._applied(model, weights)
+        example, network = self._examples(example), self._applied(model, weights)
         if checks.boolean("compact", compact):
-            made = export.compact(made, example)
+            network = export.compact(network, example)
         normalisation = read_config(self.run).get("normalisation")
         if normalisation is None:
             raise ValueError(f"folder must have a config.json that says how images are normalised: {self.run.dumps}")
-        return export.export(made, checks.path("file", file), example, normalisation)
+        return export.export(network, checks.path("file", file), example, normalisation)
 
     def compact(
         self, example: Tensor | None = None, model: nn.Module | None = None, weights: str = "trained"
     ) -> nn.Module:
-        """A smaller dense network with the same logits, in evaluation mode on the CPU: without units and channels that
-        have no outgoing weights left, and without those whose value is always the same, which biases take over.
+        """A smaller dense network with the same logits, in evaluation mode on the CPU, without the units and channels
+        that have no outgoing weights left or a constant value, which is added to biases. `sizes` shows what it saves.
 
-        `example`, `model` and `weights` are as in `export`; the model must be of Linear, Conv2d, batch norm, ReLU,
-        pooling, flatten and residual additions. `sizes` says what it saves. Raises TypeError, ValueError: an argument
-        is wrong, or the model has other parts.
+        `example`, `model` and `weights` are as in `export`. Raises TypeError, ValueError: an argument is wrong, or the
+        model has other parts than Linear, Conv2d, batch norm, ReLU, pooling, flatten and residual additions.
         """
         return export.compact(self._applied(model, weights), self._examples(example))
 
     def sizes(
         self, example: Tensor | None = None, model: nn.Module | None = None, weights: str = "trained"
     ) -> pd.DataFrame:
-        """What the ticket takes on disk and in time on this machine's CPU, in four forms. Takes seconds.
+        """The size of the ticket on disk and its speed on this machine's CPU, in four forms. Takes seconds.
 
         `example`, `model` and `weights` are as in `export`. Raises TypeError, ValueError: an argument is wrong.
 
         Returns:
-            A row for each form: `dense`, with zeros; `compact`, as `compact` gives it (no row where that cannot be);
-            `csr`, pruned weights in CSR form with 32-bit indices (on disk all, in time the Linear layers that `sparse`
-            makes so); `packed`, the survivors and a mask of one bit per weight, which must be unpacked to be used.
+            A row per form: `dense`, with zeros; `compact`, from the method of that name (missing if the model has other
+            parts); `csr`, pruned weights in CSR form with 32-bit indices (all on disk, in time only the Linear layers
+            of `sparse`); `packed`, the survivors and a mask of one bit per weight, which must be unpacked to be used.
             Columns: `numbers` of floating point, `bytes` as a safetensors file, `multiply_adds` of an example's forward
-            pass, and `ms_1` and `ms_100`, the milliseconds of a call with 1 and 100 examples, with the threads that
-            PyTorch has now: the lowest of several measurements in turns.
+            pass, and `ms_1` and `ms_100`, the milliseconds of a call with 1 and 100 examples, with PyTorch's current
+            number of threads: the lowest of several measurements.
         """
         return export.sizes(self._applied(model, weights), self._masks(weights), self._examples(example))
 
     def _examples(self, example: Tensor | None) -> Tensor:
-        """Examples as the network takes them: those given, or blank images of the shape of the run's."""
+        """`example` or, if it is None, blank images of the shape of the run's."""
         if example is None:
-            if not (image := tables.image_shape(self.run)):
+            if not (shape := tables.image_shape(self.run)):
                 raise ValueError(f"example must be given: the shape of the images of {self.run.dataset} is not known")
-            example = torch.zeros(2, *image)
+            example = torch.zeros(2, *shape)
         if not isinstance(example, Tensor) or len(example) < 2:
             raise TypeError("example must be a tensor of two or more examples")
         return example
 
     def sparse(self, model: nn.Module | None = None, weights: str = "trained") -> nn.Module:
         """The network in evaluation mode on the CPU, its pruned Linear layers with weights in CSR form: at 5% of the
-        weights it is quicker than the dense one (benchmarks/README.md). Those of nn.TransformerEncoderLayer with
-        batch_first stay dense, as its quick path wants them. `model` and `weights` as in `export`."""
-        net = self._applied(model, weights)
-        return export.sparse(net, building.match_names(self._masks(weights), dict(net.named_parameters())))
+        weights it is faster than the dense one (benchmarks/README.md). Those of nn.TransformerEncoderLayer with
+        batch_first stay dense, which its fast path needs. `model` and `weights` are as in `export`."""
+        network = self._applied(model, weights)
+        return export.sparse(network, building.match_names(self._masks(weights), dict(network.named_parameters())))
 
     def _applied(self, model: nn.Module | None, weights: str) -> nn.Module:
-        """A network of its own with the ticket on it."""
-        return self.apply(self._model() if model is None else _bare(checks.network("model", model)), weights=weights)
+        """A copy of `model` (by default the run's) with the weights of the ticket."""
+        network = self._model() if model is None else _bare(checks.network("model", model))
+        return building.load_state(network, self._weights(weights))
 
-    def _images(self, data: Any, about: Mapping[str, Any]) -> Images | None:
-        """The data set that `data` stands for, scaled as in the run with that config.json; None if it is a loader."""
-        settings = about.get("settings", {})
-        own = (
-            isinstance(data, str)
-            and names.canonical_dataset(data) == names.canonical_dataset(self.run.dataset)
-            and "own" not in about
-        )
-        name, folder, size = self.run.dataset, Path(settings.get("data") or Config.data), settings.get("image_size")
-        there = own and (names.npz_file(folder, name, size).is_file() or names.picture_folder(name, folder))
-        images = load(name, folder, image_size=size) if there else as_images(data)
-        if (
-            own
-            and images is not None
-            and identity.differing(identity.read_fingerprints(self.run), {"data": images.fingerprint})
-        ):
-            raise ValueError(f"data must be the images of the run, but {data} here are others: give their file itself")
-        return None if images is None else replace(images, pixels=settings.get("pixels", Config.pixels))
+    def _images(self, data: Any, config: Mapping[str, Any]) -> Images | None:
+        """The images that `data` names, scaled as in the run with that config.json; None if `data` is a loader."""
+        settings, dataset = config.get("settings", {}), self.run.dataset
+        of_run = isinstance(data, str) and names.canonical_dataset(data) == names.canonical_dataset(dataset)
+        if not of_run or "own" in config:
+            images = as_images(data)
+        else:
+            folder, size = Path(settings.get("data") or Config.data), settings.get("image_size")
+            exists = names.npz_file(folder, dataset, size).is_file() or names.picture_folder(dataset, folder)
+            images = load(dataset, folder, image_size=size) if exists else as_images(data)
+            if images and identity.differing(identity.read_fingerprints(self.run), {"data": images.fingerprint}):
+                raise ValueError(f"data must be the images of the run, but {data} here differs: give their file")
+        return replace(images, pixels=settings.get("pixels", Config.pixels)) if images else None
 
     def _masks(self, which: str) -> Masks:
         return self.start_masks if which == "start" else self.masks
@@ -237,11 +231,11 @@ class SavedTicket:
 
     def _model(self) -> nn.Module:
         """The run's model from archs/; ValueError if there is none, or if it has changed since."""
-        about, arch = read_config(self.run), self.run.arch_type
-        if "own" in about:
+        config, arch = read_config(self.run), self.run.arch_type
+        if "own" in config:
             raise ValueError(f"model must be given, since {arch} is a network of your own, not a model under archs/")
         try:
-            make = building.find(arch, self.run.dataset, about.get("classes"), image=tables.image_shape(self.run))
+            make = building.find(arch, self.run.dataset, config.get("classes"), image=tables.image_shape(self.run))
             model = building.deterministic(make)()
         except ConfigError as error:
             raise ValueError(f"model must be given, since {arch} is not found under archs/ ({error})") from None
@@ -257,8 +251,8 @@ def _bare(model: nn.Module) -> nn.Module:
     return bare
 
 
-def placed(device: str | torch.device | None) -> tuple[torch.device, str]:
-    """The device that an argument `device` means, and a remark if it is not the requested one."""
+def choose_device(device: str | torch.device | None) -> tuple[torch.device, str]:
+    """The device that an argument `device` means, and a remark if the default is the CPU."""
     try:
         return devices.choose(checks.device("device", device))
     except ConfigError as error:
@@ -269,7 +263,7 @@ def load_ticket(folder: str | os.PathLike[str], round: int | None = None) -> Sav
     """The saved ticket of a round.
 
     Args:
-        folder: of a run, under dumps/ or saves/ (`saves/fc1/mnist/default/lt/seed0`), or one above a single run.
+        folder: of a run, under dumps/ or saves/ (`saves/fc1/mnist/default/lt/seed0`), or a parent of only one run.
         round: counted from 0, the dense network; None: the last finished one.
 
     Raises:
@@ -279,13 +273,13 @@ def load_ticket(folder: str | os.PathLike[str], round: int | None = None) -> Sav
     run = tables.run_of("folder", checks.path("folder", folder))
     table = tables.table(run, "rounds")
     store = Store(run)
-    have = list(store.files_by_round("ticket"))
-    if not have:
+    rounds = list(store.files_by_round("ticket"))
+    if not rounds:
         raise ValueError(f"folder must be of a run with tickets, but there are none in {run.saves}")
     if round is None:
         round = store.last_finished()
-    if checks.integer("round", round, 0) not in have:
-        raise ValueError(f"round must be one of {have[0]} to {have[-1]}, the rounds of {run.saves}, not {round}")
+    if checks.integer("round", round, 0) not in rounds:
+        raise ValueError(f"round must be one of {rounds[0]} to {rounds[-1]}, the rounds of {run.saves}, not {round}")
     ticket = store.ticket(round)
     start = {name: x * ticket.masks[name] if name in ticket.masks else x for name, x in ticket.start.items()}
     try:
@@ -293,6 +287,5 @@ def load_ticket(folder: str | os.PathLike[str], round: int | None = None) -> Sav
     except FileNotFoundError:
         trained = None
     masks = store.masks(round) if round < len(table) else ticket.masks
-    rows = table[table["round"] == round].to_dict("records")
-    row = {str(key): value for key, value in rows[0].items()} if rows else {}
-    return SavedTicket(run, round, masks, ticket.masks, start, trained, row)
+    rows: list[Any] = table[table["round"] == round].to_dict("records")
+    return SavedTicket(run, round, masks, ticket.masks, start, trained, rows[0] if rows else {})

@@ -39,9 +39,8 @@ Loaded = dict[tuple[object, ...], Images]  # the images that have been read, by 
 def make_work(asked: Config, label: str, command: Sequence[str], loaded: Loaded) -> Work:
     """An experiment, checked and ready to be trained. ConfigError if that is impossible; `loaded` keeps the images for
     the next one."""
-    load_images(asked, loaded)  # their number decides the validation split
+    images, problem = prepare(asked, loaded)
     config, runs = with_valid_size(asked), tables.runs_of(asked, label)
-    images, problem = prepare(config, loaded)
     identity.check(runs, config, problem.fingerprint, config.overwrite)
     return Work(config, runs, images, problem, command_facts(asked, config, command))
 

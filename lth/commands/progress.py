@@ -62,10 +62,10 @@ class Progress:
         self.name_width = max((len(str(run)) for run in left), default=24)
         room = shutil.get_terminal_size().columns - self.name_width if self.live else math.inf
         ends = itertools.accumulate(width + 1 for width in WIDTHS.values())
-        self.heads = [head for head, end in zip(WIDTHS, ends, strict=True) if end <= room]
-        if self.live and "time left" in self.heads:  # the bar has it
-            self.heads.remove("time left")
-        self._row("run", {head: head for head in WIDTHS})
+        self.columns = [column for column, end in zip(WIDTHS, ends, strict=True) if end <= room]
+        if self.live and "time left" in self.columns:  # the bar has it
+            self.columns.remove("time left")
+        self._row("run", {column: column for column in WIDTHS})
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -127,9 +127,8 @@ class Progress:
         last = iteration == event.steps
         if last or epochs > self.printed.get(event.run, 0):
             self.printed[event.run], evaluation = 0 if last else epochs, event.evaluation
-            text = (
-                f"iteration {iteration} of {event.steps}: loss {evaluation.train_loss:.4f}  val {evaluation.val:.2f}%"
-            )
+            results = f"loss {evaluation.train_loss:.4f}  val {evaluation.val:.2f}%"
+            text = f"iteration {iteration} of {event.steps}: {results}"
             self._line(f"{event.run!s:{self.name_width}} {event.round:5}   {text}")
 
     def _ended(self, run: Run, elsewhere: bool = False) -> None:
@@ -175,7 +174,8 @@ class Progress:
             self._line(f"{event.run}: {ties}")
 
     def _row(self, name: str, cells: Mapping[str, str]) -> None:
-        self._line(" ".join([f"{name:{self.name_width}}", *(f"{cells[head]:>{WIDTHS[head]}}" for head in self.heads)]))
+        texts = [f"{cells[column]:>{WIDTHS[column]}}" for column in self.columns]
+        self._line(" ".join([f"{name:{self.name_width}}", *texts]))
 
     def _line(self, text: str) -> None:
         if not self.quiet:

@@ -126,7 +126,7 @@ class Queue:
                 work = self.work[ready[0]]
                 identity.check(ready, work.config, work.facts["fingerprint"])
                 for run in ready:
-                    _write_config(run, work)
+                    write_config(run, work.config, work.facts)
                 return Piece(work, ready, rounds)
         return None
 
@@ -173,13 +173,14 @@ class Queue:
         return run in self.failed or self.finished(run) >= self.rounds(run)
 
 
-def _write_config(run: Run, work: Work) -> None:
-    """Write config.json, with what the run is trained with, unless the run is finished."""
-    config = tables.read_config(run)
-    if not config or tables.done_rounds(run, work.config.connectivity) < work.config.prune_iterations:
-        limits = {} if ARMS[run.arm].changes_masks else work.facts["sparse_up_to"]  # such arms train densely
-        own = {"arm": run.arm, "seed": run.seed, "sparse_up_to": config.get("sparse_up_to", limits)}
-        files.write_json(run.dumps / "config.json", {**work.facts, **own})
+def write_config(run: Run, config: Config, facts: Mapping[str, Any]) -> None:
+    """Write the run's config.json, unless the run is finished. A run that is continued keeps its limits of sparse
+    products."""
+    recorded = tables.read_config(run)
+    if not recorded or tables.done_rounds(run, config.connectivity) < config.prune_iterations:
+        limits = {} if ARMS[run.arm].changes_masks else facts["sparse_up_to"]  # such arms train densely
+        own = {"arm": run.arm, "seed": run.seed, "sparse_up_to": recorded.get("sparse_up_to", limits)}
+        files.write_json(run.dumps / "config.json", {**facts, **own})
 
 
 class FolderWatcher:

@@ -43,8 +43,8 @@ STATISTICS = 10_000  # training images for running statistics
 
 def after_round(trainer: Trainer, runs: Sequence[Run], number: int) -> None:
     """Measure the lines of round `number` for the runs that have finished it: train missing ends, write the table."""
-    able = [run for run in runs if run not in trainer.failed]
-    waiting = [run for run in able if tables.done_rounds(run, True) == number < tables.finished_rounds(run)]
+    running = [run for run in runs if run not in trainer.failed]
+    waiting = [run for run in running if tables.done_rounds(run, True) == number < tables.finished_rounds(run)]
     measuring = waiting
     if number == 0:  # the dense round is the same in all arms of a trial: one measures its line, the others copy it
         measuring = one_per_trial([run for run in waiting if not journal.share_connectivity(run)])
@@ -81,7 +81,7 @@ def _train(trainer: Trainer, runs: Sequence[Run], number: int, end: str) -> None
 
 
 def _end(trainer: Trainer, run: Run, number: int, end: str) -> State | None:
-    """The last weights of a training, if they are there."""
+    """The last weights of a training; None if they are not stored."""
     store = trainer.store(run)
     if end == "first" and (number or store.original == "initial"):
         with suppress(FileNotFoundError):
@@ -114,7 +114,7 @@ def _measure_lines(trainer: Trainer, run: Run, number: int) -> None:
     first, second = (_end(trainer, run, number, end) for end in ENDS)
     assert first is not None and second is not None
     masks, channels_last = store.masks(number), trainer.channels_last(feed)
-    line_masks = pruning.dense(masks) if store.changes_masks else masks  # whose two ends may differ
+    line_masks = pruning.dense(masks) if store.changes_masks else masks  # the two ends may have different masks
     options = trainer.device, trainer.problem.criterion, trainer.bf16
 
     def errors(state: State, masks: Masks = line_masks) -> Errors:
@@ -125,10 +125,10 @@ def _measure_lines(trainer: Trainer, run: Run, number: int) -> None:
     points = along(first, second, errors)
     if number:
         previous, previous_masks = store.weights(numbered("end", number - 1)), store.masks(number - 1)
-        either = {name: mask | previous_masks[name] for name, mask in masks.items() if name in previous_masks}
+        union = {name: mask | previous_masks[name] for name, mask in masks.items() if name in previous_masks}
         average = 100 - errors(between(previous, first, 0.5), masks).test_error  # of both ends, under the later mask
         columns = {"line": tables.ROUNDS, "average": average}
-        points += [{**point, **columns} for point in along(previous, first, lambda state: errors(state, either))]
+        points += [{**point, **columns} for point in along(previous, first, lambda state: errors(state, union))]
     _keep_end(trainer, run, number)
     for end in ENDS:  # before the lines are in the journal, so that a stop leaves none behind
         files.delete(store.file(end))
@@ -192,7 +192,7 @@ def _renew_statistics(network: Network, batches: Iterable[tuple[Tensor, Tensor]]
         for norm in norms:
             if isinstance(norm, _InstanceNorm):  # which takes None for 0
                 norm.momentum = 1 / number
-        network.losses(images, labels)  # of the whole batch at once, as in training
+        network.losses(images, labels)  # one forward pass of the whole batch, as in training
 
 
 def _error(network: Network, chunks: Iterable[tuple[Tensor, Tensor]]) -> float:

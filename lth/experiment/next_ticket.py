@@ -227,8 +227,8 @@ def _sensitivity(last: Round, weights: State) -> Callable[[Masks], Weights]:
     trainer, config, method = last.trainer, last.trainer.config, last.arm.scores
     failed = f"{last.run.arch_type} failed in the scores of {method} before round {last.next}"
     exhausted = f"is exhausted by the scores of {method} at batch size {config.batch_size}: lower --batch_size"
-    blamed = partial(blame_model, failed, f"the memory of {trainer.device} {exhausted}", own_errors=True)
-    with blamed():
+    blame = partial(blame_model, failed, f"the memory of {trainer.device} {exhausted}", own_errors=True)
+    with blame():
         feed = trainer.feed([last.run])
         order = feed.epoch([(last.run.seed, "scores")], 0)  # equal in all rounds and arms
         batches = [feed.fetch(batch) for batch in order[: config.score_batches]]
@@ -236,7 +236,7 @@ def _sensitivity(last: Round, weights: State) -> Callable[[Masks], Weights]:
         parameters = dict(model.named_parameters())
 
     def score(masks: Masks) -> Weights:
-        with blamed(), rng.seeded(last.seed("mask")):  # a model may draw random numbers
+        with blame(), rng.seeded(last.seed("mask")):  # a model may draw random numbers
             with torch.no_grad():
                 for name, mask in masks.items():
                     parameters[name].mul_(mask.to(trainer.device))

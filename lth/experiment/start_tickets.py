@@ -114,11 +114,11 @@ def problem(config: Config, images: Images) -> Problem:
     source = StartTickets.from_config(config)
     dense = pruning.dense(pruning.prunable(problem.make(), config.prune_embeddings))
     for seed in source.runs:
-        new = _new_layer(source, seed, config, problem.make())
-        left = pruning.remaining(source.ticket(seed, 0).masks)
-        if config.target_remaining is not None and left < 100:  # the settings alone do not tell where rounds begin
+        new = _new_output(source, seed, config, problem.make())
+        remaining = pruning.remaining(source.ticket(seed, 0).masks)
+        if config.target_remaining is not None and remaining < 100:  # the rate of a round is computed from 100%
             raise ConfigError(
-                f"--target_remaining is reached from a dense network, but {source.flag} begins with {left:.3g}% "
+                f"--target_remaining is reached from a dense network, but {source.flag} begins with {remaining:.3g}% "
                 "of the weights: name a dense ticket, such as :0, or say --prune_percent instead"
             )
 
@@ -156,7 +156,7 @@ def refuse_later_round(path: str, config: Config) -> None:
         )
 
 
-def _new_layer(source: StartTickets, seed: int, config: Config, model: nn.Module) -> list[str]:
+def _new_output(source: StartTickets, seed: int, config: Config, model: nn.Module) -> list[str]:
     """The parameters of the output layer if the ticket's network has another number of classes. ConfigError if anything
     else differs from the ticket."""
     state, run = state_of(model), source.runs[seed]

@@ -32,7 +32,7 @@ class Damaged(Exception):
     """A file cannot be used: truncated, from other settings or from a newer program."""
 
 
-UNUSABLE = (RecordError, Damaged, FileNotFoundError)  # all that reading a run's files raises
+UNUSABLE = (RecordError, Damaged, FileNotFoundError)  # the errors of reading a run's files
 
 
 def read(file: Path) -> bytes:

@@ -51,15 +51,15 @@ def differing(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
 
 def in_words(parts: Sequence[str]) -> str:
     """Parts that differ, as `a different model and different data`."""
-    of_ticket = sorted(part for part in parts if part.startswith("ticket"))  # the last says most
+    of_ticket = sorted(part for part in parts if part.startswith("ticket"))  # of several, name the last: the round
     parts = [part for part in parts if part not in of_ticket[:-1]]
     phrases = [PHRASES.get(part, f"a different {part.replace('_', ' ')}") for part in parts]
     return " and ".join(filter(None, [", ".join(phrases[:-1]), phrases[-1]]))
 
 
 def experiment_id(settings: Mapping[str, str], run: Run, fingerprints: Fingerprints) -> str:
-    """What every file of `run` under saves/ names as its experiment: a hash of model, data set, seed and the settings
-    that change numbers, then the fingerprints of what their names do not tell: `012345... data=... model=...`"""
+    """The experiment that every file of `run` under saves/ names: a hash of model, data set, seed and the settings that
+    change numbers, then the fingerprints: `012345... data=... model=...`"""
     content = {**settings, "arch_type": run.arch_type, "dataset": run.dataset, "seed": run.seed}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     return " ".join([digest, *(f"{part}={value}" for part, value in sorted(fingerprints.items()))])
@@ -77,15 +77,15 @@ def difference(old_id: str, new_id: str) -> str:
 def mismatch(
     runs: Sequence[Run], config: Config, fingerprints: Fingerprints, overwrite: bool = False
 ) -> tuple[Run, str] | None:
-    """The first run with results of another experiment than the settings `config` and these fingerprints (those that
-    are known) describe, and a sentence about it; None if there is none.
+    """The first run with results of another experiment than that of the settings `config` and the known fingerprints,
+    and a sentence about it; None if there is none.
 
     It looks at `runs`, which share one folder of settings, unless they are to be overwritten, and at all other arms and
     trials in that folder, which may differ in settings that one of them does not use.
     """
     unused = set[str].intersection(*(_unused(run.arm) for run in runs))
-    beside = [run for run in neighbours(runs[0]) if run not in runs]
-    for run in [*([] if overwrite else runs), *beside]:
+    others = [run for run in neighbours(runs[0]) if run not in runs]
+    for run in [*([] if overwrite else runs), *others]:
         where, file = f"{run.dumps}{'' if run in runs else ', beside these runs,'}", run.dumps / "config.json"
         if run in runs and (file.exists() or (run.dumps / "rounds.csv").exists()) and not read_json(file):
             return run, f"{file} is missing or damaged"
@@ -108,7 +108,7 @@ def check(runs: Sequence[Run], config: Config, fingerprints: Fingerprints = UNKN
 
 
 def mixed(runs: Sequence[Run]) -> str:
-    """Why these runs must not be averaged: what is not the same in all of them. Empty if they may be."""
+    """Why these runs must not be averaged: the first difference between them. Empty if they may be."""
     first_values: dict[str, tuple[str, Run]] = {}
     for run in runs:
         parts = {PHRASES.get(part, part): value for part, value in read_fingerprints(run).items()}

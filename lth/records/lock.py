@@ -68,10 +68,11 @@ class Locks:
     def try_take(self, folder: Path) -> bool:
         """Take the lock of a folder unless another process, or another Locks of this one, has it. Returns whether it
         was taken."""
-        path, me = lock_file(folder), {"host": socket.gethostname(), "pid": os.getpid(), "token": _token(os.getpid())}
-        with raise_unwritable(path), ExitStack() as undo:
+        path = lock_file(folder)
+        process = {"host": socket.gethostname(), "pid": os.getpid(), "token": _token(os.getpid())}
+        with raise_unwritable(path), ExitStack() as stack:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = undo.enter_context(path.open("ab+"))
+            file = stack.enter_context(path.open("ab+"))
             try:
                 taken = lock_descriptor(file.fileno(), blocking=False)
             except OSError as error:
@@ -80,8 +81,8 @@ class Locks:
                     raise
             if taken:
                 drop_partials(path.parent, holder_file(folder).name)
-                write_json(holder_file(folder), me)
-                self._held[folder] = undo.pop_all()
+                write_json(holder_file(folder), process)
+                self._held[folder] = stack.pop_all()
         return taken
 
     def release(self, folder: Path) -> None:
@@ -93,21 +94,21 @@ class Locks:
 def check_owner(folder: Path) -> None:
     """Lost if the last process that took the lock of a folder is another one. A folder that nobody has ever locked
     passes, as when an Experiment is used by itself."""
-    last = read_json(holder_file(folder))
-    if last and last.get("token") != _token(os.getpid()):
+    process = read_json(holder_file(folder))
+    if process and process.get("token") != _token(os.getpid()):
         raise Lost(f"{holder(folder)} has taken over the run in {folder}: this process stops training it")
 
 
 def holder(folder: Path) -> str:
     """The process that has the lock of a folder, or had it last, as `process 4711 on node03`."""
-    last = read_json(holder_file(folder))
-    return f"process {last.get('pid')} on {last.get('host')}" if last else "another process"
+    process = read_json(holder_file(folder))
+    return f"process {process.get('pid')} on {process.get('host')}" if process else "another process"
 
 
 def held_by(folder: Path, pids: Collection[int]) -> bool:
     """Whether one of these processes of this machine has the lock of a folder, or had it last."""
-    last = read_json(holder_file(folder))
-    return last.get("host") == socket.gethostname() and last.get("pid") in pids
+    process = read_json(holder_file(folder))
+    return process.get("host") == socket.gethostname() and process.get("pid") in pids
 
 
 def is_held(folder: Path) -> bool:
@@ -140,10 +141,10 @@ def check_locks(root: Path, optional: bool) -> str:
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            without = f"the file system of {root.resolve()} has no locks ({error.strerror})"
+            problem = f"the file system of {root.resolve()} has no locks ({error.strerror})"
             if not optional:
-                raise RecordError(f"{without}, which several processes need to share the work: use --jobs 1") from None
-            return f"warning: {without}: nothing keeps a second command from writing the same runs"
+                raise RecordError(f"{problem}, which several processes need to share the work: use --jobs 1") from None
+            return f"warning: {problem}: nothing keeps a second command from writing the same runs"
     if option := _local(root.resolve(), Path("/proc/mounts")):
         where = f"the file system of {root.resolve()} is mounted with {option}"
         return f"warning: {where}: locks hold on one machine only, nothing keeps other machines from the same runs"
@@ -156,10 +157,10 @@ def _local(root: Path, mounts: Path) -> str:
         lines = mounts.read_text(errors="replace").splitlines()
     except OSError:  # Linux alone has it
         return ""
-    options_of: dict[Path, str] = {}  # a later mount hides an earlier one
-    for _, place, _, options, *_ in map(str.split, lines):
-        options_of[Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), place))] = options
-    options = next((options_of[folder] for folder in (root, *root.parents) if folder in options_of), "")
+    options_by_folder: dict[Path, str] = {}  # a later mount hides an earlier one
+    for _, folder, _, options, *_ in map(str.split, lines):
+        options_by_folder[Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), folder))] = options
+    options = next((options_by_folder[path] for path in (root, *root.parents) if path in options_by_folder), "")
     return next((option for option in LOCAL if option in options.split(",")), "")
 
 

@@ -35,7 +35,7 @@ PARTS = ("final", "best", "rewind", "drawn", "extra", "masks")  # of a checkpoin
 SINGLE = ("initial", "rewind", "drawn", "dense", "checkpoint")  # files that a run has once
 SHARED = ("initial", "rewind", "drawn", "dense", "ticket_00", "trained_00", "end_00")  # equal in all arms of a trial
 FORMAT = 1  # of the files under saves/; raised when an older program could not read them
-# All that reading a file raises whose content is not as it should be.
+# The errors of reading a file with wrong content.
 BROKEN = (safetensors.SafetensorError, ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError)
 
 
@@ -157,12 +157,12 @@ class Store:
 
     def files_by_round(self, kind: str) -> dict[int, Path]:
         """The files of one kind, such as `ticket`, by round. Files with other names belong to the user."""
-        found = {}
+        by_round = {}
         for file in self.run.saves.glob(f"{kind}_*.safetensors"):
             number = file.stem.removeprefix(f"{kind}_")
             if number.isdecimal() and file.stem == numbered(kind, int(number)):
-                found[int(number)] = file
-        return dict(sorted(found.items()))
+                by_round[int(number)] = file
+        return dict(sorted(by_round.items()))
 
     def last_finished(self) -> int:
         """The last finished round that has a ticket; if none is finished, the only round that has one. ValueError if
@@ -187,8 +187,8 @@ class Store:
         sound = self._sound_rounds(finished, tell)
         if sound < finished:
             copy = journal.keep_rounds(run, sound)
-            again = f"{run}: continuing from round {sound}, the first that has to be trained again"
-            tell(f"{again}; the journal of it and the later rounds is kept in {copy.name}")
+            problem = f"{run}: continuing from round {sound}, the first that has to be trained again"
+            tell(f"{problem}; the journal of it and the later rounds is kept in {copy.name}")
         self.drop_rounds(sound)
 
     def _sound_rounds(self, finished: int, tell: Callable[[str], object]) -> int:
@@ -201,9 +201,9 @@ class Store:
                 return bool(self._load(name))
             except FileNotFoundError:
                 return False
-            except Damaged as reason:
+            except Damaged as error:
                 renamed = files.set_aside(self.file(name))
-                tell(f"{reason}; kept as {renamed.name}, continuing from the last good round")
+                tell(f"{error}; kept as {renamed.name}, continuing from the last good round")
                 return False
 
         numbers = range(finished + 1)
@@ -291,8 +291,8 @@ def load_tensors(file: Path, experiment_id: str | None = None) -> tuple[dict[str
         if int(metadata["format"]) > FORMAT:
             raise Damaged(f"{file} was written by a newer version of this program")
         file_id = f"{metadata['identity']} {metadata.get('fingerprint', '')}"
-        if experiment_id and (what := difference(file_id, experiment_id)):
-            raise Damaged(f"{file} belongs to {what}")
+        if experiment_id and (reason := difference(file_id, experiment_id)):
+            raise Damaged(f"{file} belongs to {reason}")
         tensors = dict(sorted(safetensors.torch.load(content).items()))
         if metadata["checksum"] != _checksum(tensors, metadata["facts"]):
             raise ValueError("its checksum is wrong")

@@ -99,5 +99,5 @@ def _decides(network: Network, images: Tensor) -> bool:
 
 
 def _cpu_state() -> bytes:
-    torch_state, *others = rng.on_cpu()
+    torch_state, *others = rng.cpu_states()
     return pickle.dumps([torch_state.numpy().tobytes(), others])  # of a tensor, pickle would give its address too

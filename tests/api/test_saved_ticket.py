@@ -54,7 +54,7 @@ def test_a_name_means_the_images_that_the_run_had(place: Path) -> None:
     ticket, file = lth.load_ticket(run.saves), place / "data" / "tiny.npz"
     assert float(f"{ticket.evaluate('Tiny', device='cpu'):.10g}") == ticket.row["test"]
     np.savez(file, **arrays(seed=1))
-    with pytest.raises(ValueError, match=r"^data must be the images of the run, but tiny here are others"):
+    with pytest.raises(ValueError, match=r"^data must be the images of the run, but tiny here differs"):
         ticket.evaluate("tiny")
     assert ticket.evaluate(file) >= 0
 
