@@ -10,7 +10,6 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -54,7 +53,7 @@ ARGUMENTS = {
     "gpu": "device",
     "root": "results_dir",
 }
-OTHER_SETTINGS = {spec.name for spec in fields(Config)} - {*ARGUMENTS, "prune_type", "trials", "target_remaining"}
+OTHER_SETTINGS = {*flags.FIELDS} - {*ARGUMENTS, "prune_type", "trials", "target_remaining"}
 COLUMNS = ["round", "remaining", "ES", "val", "test"]
 
 

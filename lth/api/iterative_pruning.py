@@ -132,6 +132,7 @@ def iterative_pruning(
         arguments = {"device": device, "in_memory": in_memory, "quiet": quiet, "callback": callback, **settings}
         once = partial(iterative_pruning, data=data, iterations=iterations, rounds=rounds, prune_rule=prune_rule)
         return net, _trials(net, partial(once, random=random, rewind=rewind, **arguments), trials, seed, save, recover)
+    inform: Callable[[str], object] = (lambda text: None) if checks.boolean("quiet", quiet) else print
     train_device, device_note = choose_device(device)
     own_net = OwnNet(net, train_device, checks.boolean("prune_embeddings", settings.get("prune_embeddings", False)))
     if own_net.optim is not None and (unused := [name for name in OPTIM if name in settings]):
@@ -151,7 +152,7 @@ def iterative_pruning(
             "batch_size": prepared.batch_size or 60,
             "lr": own_net.lr or Config.lr,
             "keep_weights": "all" if save or recover else "last",
-            "quiet": checks.boolean("quiet", quiet),
+            "quiet": quiet,
             **settings,
             "arch_type": type(net).__name__,
             "dataset": values.as_plain_name(prepared.source.name),
@@ -181,15 +182,14 @@ def iterative_pruning(
                 must = "save must be a folder without results of another experiment"
             raise ValueError(f"{must}, but {mismatch[1]}")
         if recover is not None:
-            repair([run], config, (lambda text: None) if quiet else print)
+            repair([run], config, inform)
         problem = own_network.problem(own_net, prepared, rule, config, initial, fingerprints)
         config = with_threads(config, problem, run, 1, train_device)
         notes.append(layers.unpruned_note(own_net.template, config.prune_embeddings))
         if config.sparse == "auto" and train_device.type == "cpu" and not problem.whole and not sparse.available():
             notes.append(sparse.UNAVAILABLE)
         for note in filter(None, [*notes, problem.cost[1]]):
-            if not quiet:
-                print(note)
+            inform(note)
         stack.enter_context(Locks(optional=True)).take(run.dumps)
         if recover is None:  # a call that was stopped in its first round may have left files
             tables.move_aside(run, time.strftime("%Y%m%d-%H%M%S"))

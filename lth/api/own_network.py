@@ -74,11 +74,9 @@ class OwnNet:
             if FEW * weight.numel() < count < weight.numel():
                 zeros.append(f"{count:,} of {weight.numel():,} in {name}")
         if zeros:
-            more = f" and some of {len(zeros) - 4} further layers" if len(zeros) > 4 else ""
-            notes.append(
-                f"weights of net are 0 and will be trained: {', '.join(zeros[:4])}{more}; masks of "
-                "torch.nn.utils.prune on net would keep them pruned"
-            )
+            layers_text = ", ".join([*zeros[:4], *(["..."] if len(zeros) > 4 else [])])
+            hint = "masks of torch.nn.utils.prune on net would keep them pruned"
+            notes.append(f"weights of net are 0 and will be trained: {layers_text}; {hint}")
         return notes
 
     def fresh(self, seed: int) -> State:
@@ -260,8 +258,8 @@ def problem(
         optimizer=lambda network: own_net.optimizer(network, config),
         criterion=own_net.criterion,
         rule=rule,
-        whose=fingerprint_arrays(tensor for _, tensor in sorted(initial.items())),
-        prints=lambda: fingerprints,
+        initial_fingerprint=fingerprint_arrays(tensor for _, tensor in sorted(initial.items())),
+        compute_fingerprint=lambda: fingerprints,
         whole=own_net.optim is not None,
         start_tickets=(lambda seed, number: ({**dense, **own_net.masks}, initial)) if own_net.masks else None,
     )

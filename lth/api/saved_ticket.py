@@ -94,8 +94,7 @@ class SavedTicket:
         """
         place, config = choose_device(device)[0], read_config(self.run)
         images = self._images(data, config)
-        model = self._applied(model, weights)
-        masks = building.match_names(self._masks(weights), dict(model.named_parameters()))
+        model, masks = self._applied(model, weights)
         precision = config.get("settings", {}).get("precision", Config.precision)
         correct = count = 0
         with numerics(precision, config.get("threads") or 1), torch.no_grad():
@@ -147,7 +146,7 @@ class SavedTicket:
         Raises TypeError, ValueError: an argument is wrong, or the model cannot be exported; ImportError: ONNX is not
         installed; lth.records.files.RecordError: the file cannot be written.
         """
-        example, network = self._examples(example), self._applied(model, weights)
+        example, (network, _) = self._examples(example), self._applied(model, weights)
         if checks.boolean("compact", compact):
             network = export.compact(network, example)
         normalisation = read_config(self.run).get("normalisation")
@@ -164,7 +163,8 @@ class SavedTicket:
         `example`, `model` and `weights` are as in `export`. Raises TypeError, ValueError: an argument is wrong, or the
         model has other parts than Linear, Conv2d, batch norm, ReLU, pooling, flatten and residual additions.
         """
-        return export.compact(self._applied(model, weights), self._examples(example))
+        network, _ = self._applied(model, weights)
+        return export.compact(network, self._examples(example))
 
     def sizes(
         self, example: Tensor | None = None, model: nn.Module | None = None, weights: str = "trained"
@@ -181,7 +181,7 @@ class SavedTicket:
             pass, and `ms_1` and `ms_100`, the milliseconds of a call with 1 and 100 examples, with PyTorch's current
             number of threads: the lowest of several measurements.
         """
-        return export.sizes(self._applied(model, weights), self._masks(weights), self._examples(example))
+        return export.sizes(*self._applied(model, weights), self._examples(example))
 
     def _examples(self, example: Tensor | None) -> Tensor:
         """`example` or, if it is None, blank images of the shape of the run's."""
@@ -197,13 +197,14 @@ class SavedTicket:
         """The network in evaluation mode on the CPU, its pruned Linear layers with weights in CSR form: at 5% of the
         weights it is faster than the dense one (benchmarks/README.md). Those of nn.TransformerEncoderLayer with
         batch_first stay dense, which its fast path needs. `model` and `weights` are as in `export`."""
-        network = self._applied(model, weights)
-        return export.sparse(network, building.match_names(self._masks(weights), dict(network.named_parameters())))
+        return export.sparse(*self._applied(model, weights))
 
-    def _applied(self, model: nn.Module | None, weights: str) -> nn.Module:
-        """A copy of `model` (by default the run's) with the weights of the ticket."""
+    def _applied(self, model: nn.Module | None, weights: str) -> tuple[nn.Module, Masks]:
+        """A copy of `model` (by default the run's) with the weights of the ticket, and the ticket's masks by the names
+        of its parameters."""
         network = self._model() if model is None else _bare(checks.network("model", model))
-        return building.load_state(network, self._weights(weights))
+        building.load_state(network, self._weights(weights))
+        return network, building.match_names(self._masks(weights), dict(network.named_parameters()))
 
     def _images(self, data: Any, config: Mapping[str, Any]) -> Images | None:
         """The images that `data` names, scaled as in the run with that config.json; None if `data` is a loader."""

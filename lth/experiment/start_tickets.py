@@ -128,8 +128,8 @@ def problem(config: Config, images: Images) -> Problem:
         masks = {name: mask if name in new else ticket.masks.get(name, mask) for name, mask in dense.items()}
         return masks, {name: fresh[name] if name in new else ticket.start[name] for name in fresh}
 
-    prints = problem.prints
-    return replace(problem, start_tickets=start, prints=lambda: {**prints(), **source.fingerprints()})
+    compute = problem.compute_fingerprint
+    return replace(problem, start_tickets=start, compute_fingerprint=lambda: {**compute(), **source.fingerprints()})
 
 
 def refuse_moved(config: Config, runs: Iterable[Run]) -> None:

@@ -264,7 +264,9 @@ class Trainer:
 
     def store(self, run: Run) -> Store:
         """The run's files under saves/."""
-        settings = {**self.config.deciding(), **({"whose": self.problem.whose} if self.problem.whose else {})}
+        settings = self.config.deciding()
+        if self.problem.initial_fingerprint:
+            settings["whose"] = self.problem.initial_fingerprint
         experiment_id = identity.experiment_id(settings, run, self.problem.fingerprint)
         original = "rewind" if self.config.rewind.amount else "initial"
         return Store(run, experiment_id, original, "drawn" if self.config.draw_at else "dense")

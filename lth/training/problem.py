@@ -41,8 +41,8 @@ class Problem:
     """What is trained: images, the model, its initial and its fresh random weights, loss, optimiser, pruning rule.
 
     `initial` and `fresh` give weights for a seed. `rule`, if given, prunes in place of the settings' own percentages.
-    `whose` tells problems apart that the settings do not name: files of one are not used for another. `prints` gives
-    fingerprints of what the numbers depend on beyond the settings. `whole` says that the optimiser must see weights in
+    `initial_fingerprint` is that of a user's initial weights: files of runs with others are not used.
+    `compute_fingerprint` returns the value of `fingerprint`. `whole` says that the optimiser must see weights in
     their shapes, with what is pruned, as one of the user's own may. `start_tickets`, if given, has the saved tickets of
     --ticket that rounds start from. `make` gives a network for a ticket to be put on: what no ticket holds, as an
     attribute that the constructor draws, is the same in all of them. `build`, of a model file, gives one as a seed
@@ -56,8 +56,8 @@ class Problem:
     optimizer: Callable[[Network], Optimizer]
     criterion: Criterion = nn.functional.cross_entropy
     rule: Rule | None = None
-    whose: str = ""
-    prints: Callable[[], Mapping[str, str]] = dict
+    initial_fingerprint: str = ""
+    compute_fingerprint: Callable[[], Mapping[str, str]] = dict
     whole: bool = False
     start_tickets: Starts | None = None
     build: Callable[[int], nn.Module] | None = None
@@ -66,7 +66,7 @@ class Problem:
     def fingerprint(self) -> dict[str, str]:
         """A fingerprint each of the `model`, the `data` and, where they are the user's, the `rule`, the `optimizer`
         and the `loss`."""
-        return dict(self.prints())
+        return dict(self.compute_fingerprint())
 
     @classmethod
     def of(cls, config: Config, images: Images) -> Problem:
@@ -82,7 +82,7 @@ class Problem:
         def optimizer(network: Network) -> Optimizer:
             return Fused(config.optimizer, network, config.lr, config.weight_decay, config.momentum, config.nesterov)
 
-        def prints() -> dict[str, str]:
+        def fingerprint() -> dict[str, str]:
             return {"model": identity.fingerprint_model(make), "data": images.fingerprint}
 
         constant = building.deterministic(make)
@@ -91,7 +91,7 @@ class Problem:
         def usual() -> nn.Module:
             return leave_out(constant(), left_out())
 
-        return cls(images, usual, weights, weights, optimizer, prints=prints, build=build)
+        return cls(images, usual, weights, weights, optimizer, compute_fingerprint=fingerprint, build=build)
 
     @cached_property
     def cost(self) -> tuple[Cost | None, str]:
