@@ -144,7 +144,7 @@ def _masks(argument: str, source: Any) -> Masks:
         raise TypeError(f"{argument} must be {TICKET}, not {short_repr(source)}")
     for name, mask in masks.items():
         if count := int(((mask != 0) & (mask != 1)).sum()):
-            raise ValueError(f"{argument} must have masks of 0 and 1, but {count} values of that of {name} are others")
+            raise ValueError(f"{argument} must have masks of 0 and 1, but {count} values of the mask of {name} are not")
     return {unwrapped_name(str(name)): mask.detach().cpu().bool() for name, mask in masks.items()}
 
 
@@ -215,7 +215,7 @@ def _zeros(state: State, masks: Masks, start: State) -> Problems:
             detail = f"that of {name} keeps {lost} weights that the ticket prunes, and prunes {more} that it keeps"
             yield "the model's masks are not the ticket's: ", detail, LOST if own.bool().all() else ""
         elif count := int(((own != 0) & (own != 1)).sum()):
-            yield "the model's masks must be 0 and 1, but ", f"{count} values of that of {name}", " are others"
+            yield "the model's masks must be 0 and 1, but ", f"{count} values of the mask of {name}", " are not"
     for key, own in state.items():
         name = key.removesuffix("_mask")
         if key != name and name in state and name not in masks and not own.all():
@@ -243,7 +243,7 @@ def _not_reset(owner: str, state: State, masks: Masks, reset_to: State) -> Probl
 
 
 def _frozen(state: State, masks: Masks, reset_to: State) -> Problems:
-    """Layers of which only the positive survivors were trained."""
+    """Layers in which training moved only the positive survivors."""
     for name, mask in masks.items():
         initial = reset_to.get(name)
         if initial is not None and initial.shape == mask.shape:
@@ -278,8 +278,8 @@ def _reinitialised(masks: Masks, start: State, original: Any, initial: State) ->
 
 
 def _at_random(masks: Masks, original: Any, same_counts: bool) -> Problems:
-    """Layer by layer, as many survivors must be the original's as chance (hypergeometric) allows; if `same_counts`,
-    there must be as many survivors."""
+    """In each layer, the number of the original's survivors that also survive here must agree with chance
+    (hypergeometric); if `same_counts`, the numbers of survivors must be equal."""
     original = _masks("original", original)
     if masks.keys() != original.keys() or any(masks[name].shape != mask.shape for name, mask in original.items()):
         yield "", "the masks are of other parameters than the original's, which a control must not be", ""
@@ -307,7 +307,7 @@ def _revived(masks: Masks, before: Masks) -> Problems:
 
 
 def _counts(masks: Masks, before: Masks, remaining: Any, percent: Any) -> Problems:
-    """Whether as many weights survive as requested: of all (`remaining`), and of the survivors of `before`."""
+    """The requested percentages of all weights (`remaining`) and of the survivors of `before` must survive."""
     if remaining is not None:
         yield from _count(masks, pruning.dense(masks), _percentage("remaining", remaining), ROUNDED)
     if percent is not None and masks.keys() <= before.keys():
@@ -320,7 +320,7 @@ def _counts(masks: Masks, before: Masks, remaining: Any, percent: Any) -> Proble
 
 
 def _count(masks: Masks, before: Masks, percent: float, tolerance: int, where: str = "") -> Problems:
-    """Whether `percent` of the weights in `before` survive, within `tolerance` weights per layer."""
+    """`percent` of the weights in `before` must survive, within `tolerance` weights per layer."""
     total = sum(int(before[name].sum()) for name in masks)
     left, expected = sum(pruning.survivors(masks).values()), total * percent / 100
     if abs(left - expected) > tolerance * len(masks):

@@ -280,7 +280,7 @@ def test_a_run_that_changes_beneath_transfer_ends_it(other: Path) -> None:
     theirs.write_ticket(replace(theirs.ticket(1), masks=flipped))
     told = Told()
     do(config, told)
-    assert "--ticket has changed: its masks are not those that round 1 here had" in told.notes
+    assert "--ticket has changed: its masks differ from those of round 1 here" in told.notes
 
 
 def test_a_damaged_later_ticket_beneath_transfer_costs_that_run_alone(other: Path) -> None:

@@ -5,8 +5,8 @@
     lth audit weights.pt --ticket dumps/fc1/mnist/default/lt/seed0:7
     lth audit after.pt --ticket before.pt
 
-Of a run, or of all runs below a folder, each round's trained weights must be 0 where the ticket is pruned, survivors
-must start as the arm says, nothing pruned may come back, controls must be controls, and counts must be those of
+In each round of a run, or of all runs below a folder, trained weights must be 0 where the ticket is pruned, survivors
+must start as the arm requires, pruned weights must not come back, controls must be valid, and counts must agree with
 rounds.csv. A .pt file is a state dict (or has one as state_dict), read by torch.load with weights_only; without
 --ticket its own sparsity is shown. The exit code is 1 if something is wrong.
 """

@@ -115,7 +115,7 @@ def plot(
     for problem in (*errors, *reasons):
         warnings.warn(str(problem), stacklevel=2)
     if not groups:
-        raise ValueError(f"root must be a folder with finished rounds under dumps/ of what is asked for, not {root}")
+        raise ValueError(f"root must be a folder with finished rounds under dumps/ that match, not {root}")
     return Result(groups)
 
 

@@ -88,7 +88,7 @@ def iterative_pruning(
         random: whether survivors start from fresh random weights rather than from the initial ones.
         rewind: reset to the weights of this iteration of the dense training (or this fraction of it, if below 1)
             instead of the initial weights.
-        recover: folder (`save`) of an earlier call to continue, by whole rounds. The initial weights are those of that
+        recover: folder (`save`) of an earlier call to continue, by whole rounds. The initial weights come from that
             call, and everything but `rounds` must be as it was.
         seed: of the order of the data, what loaders draw on the CPU, fresh weights, dropout and random rules.
         save: folder for the results, in dumps/ (numbers) and saves/ (tickets, weights). None: nothing is kept.
@@ -115,10 +115,10 @@ def iterative_pruning(
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it. Raised before anything is written.
         lth.commands.session.TrialsFailed: a loss was not finite.
-        lth.experiment.TrialError, RuntimeError: the code of `net` or of its loss failed in training, or that of
-            `prune_rule` or `data`; the message says which, `__cause__` is the error itself.
-        lth.records.files.RecordError: a file cannot be written, or another process is at the same results;
-            lth.records.files.Damaged, FileNotFoundError: what `recover` needs is damaged or gone.
+        lth.experiment.TrialError, RuntimeError: the code of `net`, its loss, `prune_rule` or `data` failed; the message
+            says which, `__cause__` is the error itself.
+        lth.records.files.RecordError: a file cannot be written, or another process works on the same results;
+            lth.records.files.Damaged, FileNotFoundError: a file that `recover` needs is damaged or missing.
     """
     iterations, rounds = checks.integer("iterations", iterations, 1, LONGEST), checks.integer("rounds", rounds, 0, 9998)
     rule, seed = check_rule(prune_rule), checks.integer("seed", seed, 0, 2**62)

@@ -106,7 +106,7 @@ class Cluster:
         return f"a Ray cluster of {nodes} with {self.gpus or cores} {'GPUs' if self.gpus else 'cores'}"
 
     def stacked(self, works: Sequence[Work]) -> list[Work]:
-        """The experiments, with pieces of as many runs as a task trains as one network."""
+        """The experiments, with the number of runs per piece that a task trains as one network."""
         return [replace(work, piece_size=stack_size(work.config, work.problem, self.device)) for work in works]
 
     def work(self, queue: Queue, tell: Tell, signalled: Callable[[], int]) -> None:

@@ -148,7 +148,7 @@ def _surprises(work: Work, device: torch.device) -> Iterator[str | None]:
         if 0 < (rate := getattr(config, f"{kind}_percent") or 0) < 1:
             yield f"--{kind}_percent {rate:.12g} prunes {rate:.12g}% of the weights per round: 20 is a fifth"
     if config.overwrite and (arms := dict.fromkeys(run.arm for run in work.runs if run.arm not in config.prune_type)):
-        yield f"--overwrite starts {' and '.join(arms)} again too, whose masks {' '.join(config.prune_type)} takes"
+        yield f"--overwrite also starts {' and '.join(arms)} again, whose masks {' '.join(config.prune_type)} takes"
     yield from _equal_weights(work, model)
     yield from remarks(config, _epoch_steps(config, work.images))
     if stack_size(config, work.problem, device) < (config.stack or 1):
@@ -170,7 +170,7 @@ def _unused(config: Config, model: nn.Module) -> Iterator[str]:
     reasons = dict.fromkeys(sorted(unused), f"{' '.join(config.prune_type)} does not use it")
     kinds = set(pruning.layer_kinds(model, config.prune_embeddings).values())
     if config.output_percent is None and "output" in kinds:
-        kinds.add("fc")  # whose percentage the output layer then has
+        kinds.add("fc")  # the output layer then has the percentage of fc layers
     absent = [f"{kind}_percent" for kind in ("conv", "fc", "output") if kind not in kinds]
     if pruning.layer_kinds(model, True) == pruning.layer_kinds(model, False):
         absent.append("prune_embeddings")
@@ -188,13 +188,13 @@ def _equal_weights(work: Work, model: nn.Module) -> Iterator[str]:
     if config.trials > 1 or any(ARMS[arm].start == "fresh" for arm in config.prune_type):
         fixed = alike(work.problem.initial, [name for name, weight in weights.items() if weight.requires_grad])
         if fixed:
-            yield f"{_listed(fixed)}: drawn alike for every seed, so that trials and fresh weights do not differ there"
+            yield f"{_listed(fixed)}: equal for every seed, so that trials and fresh weights do not differ there"
     if config.init != "own" and not building.draws_itself(model):
         own_initial = Problem.of(replace(config, init="own"), work.images).initial
         if fixed := alike(own_initial, weights):
             own, new = own_initial(1), work.problem.initial(1)
             if any(len(own[name].unique()) > 1 and not torch.equal(own[name], new[name]) for name in fixed):
-                init = f"--init {config.init} draws over {_listed(fixed)}, which the model file sets alike"
+                init = f"--init {config.init} overwrites {_listed(fixed)}, which the model file sets to equal values"
                 yield f"{init} for every seed, as pretrained weights: --init own keeps them"
 
 

@@ -93,7 +93,7 @@ class Worker:
             self.experiment.run(piece.runs, piece.rounds)
             return {run: reason for run, reason in self.experiment.failed.items() if run in piece.runs}
         except Exception as error:
-            if self.device.type != "cpu":  # whose memory the next piece needs
+            if self.device.type != "cpu":  # the next piece needs its memory
                 devices.release(error)
             if devices.is_usable(self.device):
                 raise

@@ -32,7 +32,7 @@ from lth.training.problem import Problem, check_fit, check_seeded, stack_size
 from lth.training.schedule import check_plan
 
 LIBRARIES = ("torch", "torchvision", "numpy", "safetensors")
-LARGE_STEP = 3e8  # multiply-adds; a training step with at least so many gains from more threads (docs/speed.md)
+LARGE_STEP = 3e8  # multiply-adds; a training step with at least this many gains from more threads (docs/speed.md)
 Loaded = dict[tuple[object, ...], Images]  # the images that have been read, by the settings that decide them
 
 
@@ -101,8 +101,8 @@ def with_threads(config: Config, problem: Problem, run: Run, runs: int, device: 
 
 
 def on_machine(work: Work, device: torch.device) -> Work:
-    """The experiment as this machine trains it. Without --stack, a GPU trains as many runs as one network as they began
-    with on a GPU of its kind: a new measurement might give another number, and other stacks give other sums."""
+    """The experiment as this machine trains it. Without --stack, runs that began on a GPU of this kind keep the number
+    that is trained as one network: a new measurement might give another, with which sums are rounded differently."""
     config, problem, images = work.config, work.problem, work.images
     if not config.stack and device.type != "cpu":
         recorded = (facts for run in work.runs if (facts := read_config(run)).get("device") == devices.name(device))

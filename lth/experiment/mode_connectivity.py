@@ -153,8 +153,7 @@ def along(start: State, end: State, errors: Callable[[State], Errors]) -> list[d
 
 
 def between(start: State, end: State, share: float) -> State:
-    """The weights and buffers at that share of the straight line from `start` to `end`; integers are those of
-    `start`."""
+    """The weights and buffers at that share of the straight line from `start` to `end`; integers stay as in `start`."""
     return {
         name: torch.lerp(tensor, end[name], share) if tensor.is_floating_point() else tensor
         for name, tensor in start.items()
@@ -165,7 +164,7 @@ def measure(network: Network, feed: Feed, seed: int) -> Errors:
     """The errors of a network of one trial on its training images and on the test images.
 
     The running statistics of batch and instance norm and the vectors of spectral norm are computed again from training
-    batches, since interpolated ones are not those of the interpolated network. `seed` decides which batches are used,
+    batches, since interpolated ones do not fit the interpolated network. `seed` decides which batches are used,
     and the random numbers of the model.
     """
     batches = feed.epoch([(seed, "statistics")], 0)[: math.ceil(STATISTICS / feed.batch_size)]

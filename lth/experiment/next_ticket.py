@@ -55,7 +55,7 @@ class Round:
         return self.ticket.round + 1
 
     def seed(self, purpose: str) -> int:
-        """The seed for what is drawn for the next ticket."""
+        """The seed of random draws for the next ticket."""
         return derive_seed(self.run.seed, purpose, self.next)
 
     def generator(self, purpose: str) -> torch.Generator:
@@ -84,7 +84,7 @@ class Pruned(NamedTuple):
 
 
 def iterative(last: Round) -> Pruned:
-    """Prune the round's survivors with the lowest scores at its end, or what the user's rule prunes."""
+    """Prune the survivors with the lowest scores at the end of the round, or as the user's rule does."""
     if last.trainer.problem.rule is not None:
         return _by_rule(last, last.trainer.problem.rule)
     # Arms that draw fresh weights in every round have initial weights per round.
@@ -128,7 +128,7 @@ def masks_of_ticket(last: Round) -> Pruned:
     the previous round are not the ones that were taken then."""
     before, after = (last.start_ticket(number)[0] for number in (last.ticket.round, last.next))
     if _differ(before, last.ticket.masks):
-        raise TrialError(f"--ticket has changed: its masks are not those that round {last.ticket.round} here had")
+        raise TrialError(f"--ticket has changed: its masks differ from those of round {last.ticket.round} here")
     return Pruned(after)
 
 

@@ -1,8 +1,8 @@
 """Scores for pruning before training: pure functions of a network and training batches.
 
-A score function takes a copy of a model, which it may change and whose pruned weights are 0, the masks of the weights
-to score, batches of images and labels, and the loss. It returns a score per weight; the lowest are pruned. A new score
-is one function in SCORES.
+A score function takes a model, the masks of the weights to score, batches of images and labels, and the loss. It may
+change the model, which is a copy with pruned weights at 0. It returns a score per weight; the lowest are pruned. A new
+score is one function in SCORES.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Score = Callable[[nn.Module, Masks, Batches, Criterion], dict[str, Tensor]]
 # GraSP's authors divide the logits by it (github.com/alecwangcq/GraSP), for a nearly uniform softmax.
 TEMPERATURE = 200.0
 
-# Messages of those of PyTorch's allocators that do not raise torch.OutOfMemoryError.
+# Messages of PyTorch's allocators that raise other errors than torch.OutOfMemoryError.
 OUT_OF_MEMORY = re.compile("DefaultCPUAllocator|_ALLOC_FAILED|out of memory|bad_alloc|not enough memory", re.IGNORECASE)
 
 

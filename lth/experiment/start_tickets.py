@@ -93,8 +93,8 @@ class StartTickets:
         return replace(ticket, masks=match_names(masks, names), start=match_names(ticket.start, names))
 
     def fingerprints(self) -> dict[str, str]:
-        """A fingerprint of the masks and weights of each ticket that round 0 starts from, and those that later trials
-        must share: the round, and the ticket itself if all trials start from the same one."""
+        """Fingerprints of the masks and weights of each ticket that round 0 starts from, of their round, and of the
+        ticket itself if all trials start from the same one."""
         result = {"ticket_round": str(self.first)}
         for seed in self.runs:
             ticket = self.ticket(seed, 0)

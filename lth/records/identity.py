@@ -45,7 +45,7 @@ def neighbours(run: Run) -> list[Run]:
 
 
 def differing(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """The names, of settings or of parts that have fingerprints, whose values are in both and differ."""
+    """The names in both mappings, of settings or of parts with fingerprints, whose values differ."""
     return [name for name in new if old.get(name, new[name]) != new[name]]
 
 

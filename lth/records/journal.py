@@ -226,8 +226,8 @@ def _write(run: Run, rounds: Sequence[Entry]) -> None:
 
 
 def _outdated(run: Run, rounds: Sequence[Entry]) -> Iterator[tuple[Path, str, bytes]]:
-    """The files of tables that do not have exactly these rounds, each with what is wrong with it and its right content.
-    Nothing is wrong if it only has further rows, as after a stop before the journal was written."""
+    """The tables that do not have exactly these rounds: the file, its problem and the right content. The problem is
+    empty if the file only has additional rows, as after a stop before the journal was written."""
     for name in TABLES:
         file, expected = run.dumps / f"{name}.csv", csv_text(name, rounds).encode()
         try:

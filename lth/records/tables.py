@@ -23,7 +23,7 @@ from lth.settings.config import Config
 from lth.settings.values import absolute_folder
 
 TEXT_COLUMNS = ("layer", "kind", "line")
-STABLE = 2.0  # a network is stable where its error barrier is below so many points
+STABLE = 2.0  # a network is stable where its error barrier is below this many points
 ROUNDS = "rounds"  # in the table `connectivity`: the line from the end of the previous round
 SEED = re.compile(r"seed(0|[1-9]\d*)")  # the name of a run's folder; one that was moved aside is called seed0.old-...
 RUN_FOLDER = "a run's folder, <root>/dumps/<model>/<data>/<settings>/<arm>/seed<k>"

@@ -112,7 +112,7 @@ def test_masks_of_another_round_or_layer() -> None:
     )
     soft = prune.attach(copy.deepcopy(NET), MASKS)
     soft.get_buffer("fc1.weight_mask").mul_(0.5)
-    assert "masks must be 0 and 1, but 384 values of that of fc1.weight are others" in found(soft, MASKS)
+    assert "masks must be 0 and 1, but 384 values of the mask of fc1.weight are not" in found(soft, MASKS)
     assert "has a mask for fc3.weight, but the model has no such" in found(NET, {"fc3.weight": torch.ones(2, 2)})
     assert "must have the shape of its parameter, but fc1.weight" in found(NET, {"fc1.weight": torch.ones(2, 2)})
 

@@ -188,7 +188,7 @@ def test_a_measured_step_and_evaluation_make_a_training(place: Path) -> None:
 
 def test_overwrite_says_whose_masks_are_trained_again_too(place: Path, capsys: Capture) -> None:
     config = settings(place, prune_type=("ticket_reinit",), prune_iterations=2, quiet=False)
-    told = "--overwrite starts lt again too, whose masks ticket_reinit takes"
+    told = "--overwrite also starts lt again, whose masks ticket_reinit takes"
     session.run(config)
     assert told not in capsys.readouterr().out
     session.run(replace(config, overwrite=True))

@@ -225,7 +225,7 @@ def test_pretrained_weights_that_are_drawn_over_are_said(place: Path, capsys: Ca
     add_model(place, "pretrained", "nets.Pretrained()")
     session.run(settings(place, arch_type="pretrained", init=init, prune_iterations=1, quiet=False))
     said = " ".join(capsys.readouterr().out.split())
-    assert (f"--init {init} draws over body.weight" in said) == told
+    assert (f"--init {init} overwrites body.weight" in said) == told
     assert ("--init own keeps them" in said) == told
 
 
