@@ -64,12 +64,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check_runs(folder: Path) -> int:
-    try:
-        runs = tables.runs_in("FOLDER", folder)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
     exit_code = 0
-    for run in runs:
+    for run in tables.runs_in("FOLDER", folder):
         rounds, problems = Store(run).files_by_round("ticket"), list(_problems(run))
         exit_code = 1 if problems else exit_code
         verdict = "wrong" if problems else "as they should be"

@@ -48,12 +48,9 @@ class StartTickets:
         """The tickets that the settings name. ConfigError if they do not exist."""
         assert config.ticket is not None
         flag, folder = f"--ticket {config.ticket}", config.ticket.folder
-        try:
-            candidates = tables.runs_in("--ticket", folder)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        single = candidates[0]
-        shared, by_seed = folder in (single.dumps, single.saves), {run.seed: run for run in candidates}
+        candidates = tables.runs_in("--ticket", folder)
+        single, by_seed = candidates[0], {run.seed: run for run in candidates}
+        shared = folder in (single.dumps, single.saves)
         if not shared and (missing := [seed for seed in config.seeds if seed not in by_seed]):
             seeds = ", ".join(map(str, by_seed))
             raise ConfigError(

@@ -19,7 +19,7 @@ from lth.records.files import RecordError, raise_unwritable, read_json
 from lth.records.journal import ORDERS, Entry, entries
 from lth.settings import checks, names
 from lth.settings.arms import ARMS
-from lth.settings.config import Config
+from lth.settings.config import Config, ConfigError
 from lth.settings.values import absolute_folder
 
 TEXT_COLUMNS = ("layer", "kind", "line")
@@ -206,37 +206,37 @@ def move_aside(run: Run, stamp: str) -> None:
 
 
 def run_of(name: str, folder: Path) -> Run:
-    """The run whose folder this is, or the only one below it. ValueError, which names the argument `name`, if there is
+    """The run whose folder this is, or the only one below it. ConfigError, which names the argument `name`, if there is
     none or more than one."""
     first, *more = runs_in(name, folder)
     if more:
         runs = "\n".join(f"  {run.dumps}" for run in (first, *more))
-        raise ValueError(f"{name} must be {RUN_FOLDER}, not {folder}, which has several:\n{runs}")
+        raise ConfigError(f"{name} must be {RUN_FOLDER}, not {folder}, which has several:\n{runs}")
     return first
 
 
 def runs_in(name: str, folder: Path) -> list[Run]:
-    """The run whose folder this is, or all runs below it. ValueError, which names the argument `name`, if there is
+    """The run whose folder this is, or all runs below it. ConfigError, which names the argument `name`, if there is
     none."""
     path = absolute_folder(folder)
     if (run := _run_at(path)) and (run.saves.is_dir() or run.dumps.is_dir()):
         return [run]
     if not path.is_dir():
-        raise ValueError(f"{name} must be a folder of a run, but there is no folder {folder}")
+        raise ConfigError(f"{name} must be a folder of a run, but there is no folder {folder}")
     root = root_of(name, folder)
     parts = [glob.escape(part) for part in path.relative_to(root).parts[1:]]
     wildcards = ["*"] * (5 - len(parts))
     runs = [run for run in runs_at(root, "/".join(["dumps", *parts, *wildcards])) if entries(run)]
     if not runs:
-        raise ValueError(f"{name} must be {RUN_FOLDER}, not {folder}, in which there is none")
+        raise ConfigError(f"{name} must be {RUN_FOLDER}, not {folder}, in which there is none")
     return runs
 
 
 def root_of(name: str, folder: Path) -> Path:
-    """The parent of the dumps/ or saves/ that `folder` is in; `folder` itself if it is in neither. ValueError, which
+    """The parent of the dumps/ or saves/ that `folder` is in; `folder` itself if it is in neither. ConfigError, which
     names the argument `name`, if it is no folder."""
     if not folder.is_dir():
-        raise ValueError(f"{name} must be a folder with results, but there is no folder {folder}")
+        raise ConfigError(f"{name} must be a folder with results, but there is no folder {folder}")
     path = absolute_folder(folder)
     if (path / "dumps").is_dir():
         return path
