@@ -277,7 +277,9 @@ def time_needed(works: Sequence[Work], left: Mapping[Run, int], at_once: int) ->
         return ""
     total = max(*seconds.values(), sum(seconds.values()) / min(at_once, len(seconds)))
     rounds = max(work.config.prune_iterations for work in works)
-    size = f"{rounds} rounds of {max(lengths):,} iterations" + (" or fewer" if len(lengths) > 1 else "")
+    size = f"{rounds} round{'s' * (rounds > 1)} of {max(lengths):,} iterations" + (
+        " or fewer" if len(lengths) > 1 else ""
+    )
     return f"{size}: about {in_words(total / 60)} on this CPU; --end_iter and --prune_iterations shorten it"
 
 
@@ -312,6 +314,8 @@ def _masks(config: Config, problem: Problem, number: int) -> pruning.Masks:
 
 
 def in_words(minutes: float) -> str:
-    """`1 minute`, `90 minutes`, `3 hours`: rounded, at least a minute."""
-    number, unit = (minutes / 60, "hour") if minutes > 120 else (max(minutes, 1), "minute")
-    return f"{number:,.0f} {unit}{'s' * (round(number) != 1)}"
+    """`40 seconds`, `90 minutes`, `3 hours`: rounded, at least 10 seconds."""
+    if minutes < 2:
+        return f"{max(round(minutes * 6), 1) * 10} seconds"
+    number, unit = (minutes / 60, "hours") if minutes > 120 else (minutes, "minutes")
+    return f"{number:,.0f} {unit}"

@@ -283,9 +283,9 @@ def test_a_claim_from_the_command_line(tiny: Claim, place: Path, capsys: Capture
 def test_the_list_says_what_a_claim_takes_and_writes_nothing(tiny: Claim, place: Path, capsys: Capture) -> None:
     assert utils.exit_code(reproduce.main, ["tiny", "--list", "--data", str(place / "data"), "--root", str(place)]) == 0
     line = capsys.readouterr().out.splitlines()[0]
-    assert line.startswith("tiny  Nobody 2020, Figure 0: 10 trainings, at most 1 minute here")
+    assert line.startswith("tiny  Nobody 2020, Figure 0: 10 trainings, at most 10 seconds here")
     assert not (place / "dumps").exists()
-    assert [forecast.in_words(n) for n in (0.2, 1.4, 119.6, 121, 600)] == (
-        ["1 minute", "1 minute", "120 minutes", "2 hours", "10 hours"]
+    assert [forecast.in_words(n) for n in (0.01, 0.7, 1.4, 119.6, 121, 600)] == (
+        ["10 seconds", "40 seconds", "80 seconds", "120 minutes", "2 hours", "10 hours"]
     )
     assert "are not here" in reproduce_claims.duration(form(tiny, ["--data", str(place)]), {})
