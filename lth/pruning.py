@@ -123,17 +123,19 @@ def keep_highest_in_steps(
     quotas: Sequence[Quota],
     steps: int,
     generator: torch.Generator | None = None,
-) -> Masks:
-    """`masks` pruned to `quotas` in so many `steps`: what is left shrinks by the same factor in each, and is scored
-    again, by `score` of the masks (Tanaka et al. 2020, arXiv:2006.05467, Algorithm 1)."""
-    before = [sum(int(masks[name].sum()) for name in quota.layers) for quota in quotas]
+) -> tuple[Masks, int]:
+    """`masks` pruned to `quotas` in so many `steps`, and `count_ties` of the last one. The number of survivors shrinks
+    by the same factor in each step, and they are scored again, by `score` of the masks (Tanaka et al. 2020,
+    arXiv:2006.05467, Algorithm 1)."""
+    counts = [sum(int(masks[name].sum()) for name in quota.layers) for quota in quotas]
     for step in range(1, steps + 1):
         goals = [
             Quota(quota.layers, round(count * (quota.keep / max(count, 1)) ** (step / steps)))
-            for quota, count in zip(quotas, before, strict=True)
+            for quota, count in zip(quotas, counts, strict=True)
         ]
-        masks = keep_highest(score(masks), masks, goals, generator)
-    return masks
+        before, scores = masks, score(masks)
+        masks = keep_highest(scores, before, goals, generator)
+    return masks, count_ties(scores, before, masks, quotas)
 
 
 def erdos_renyi(masks: Masks, quotas: Sequence[Quota]) -> list[Quota]:

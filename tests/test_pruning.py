@@ -178,7 +178,7 @@ def test_in_steps_survivors_shrink_by_one_factor(shapes: Shapes, steps: int, sha
         seen.append(sum(pruning.survivors(masks).values()))
         return scores
 
-    found = pruning.keep_highest_in_steps(score, masks, [quota], steps)
+    found, _ = pruning.keep_highest_in_steps(score, masks, [quota], steps)
     once = pruning.keep_highest(scores, masks, [quota])
     assert all(torch.equal(found[name], once[name]) for name in masks)
     assert seen == [total, *(round(total * (quota.keep / total) ** (step / steps)) for step in range(1, steps))]

@@ -129,9 +129,10 @@ def iterative_pruning(
     if in_memory is not None:
         checks.boolean("in_memory", in_memory)
     if checks.integer("trials", trials, 1, 9999) > 1:
-        arguments = {"device": device, "in_memory": in_memory, "quiet": quiet, "callback": callback, **settings}
-        once = partial(iterative_pruning, data=data, iterations=iterations, rounds=rounds, prune_rule=prune_rule)
-        return net, _trials(net, partial(once, random=random, rewind=rewind, **arguments), trials, seed, save, recover)
+        arguments = {"data": data, "iterations": iterations, "rounds": rounds, "prune_rule": prune_rule, **settings}
+        arguments |= {"random": random, "rewind": rewind, "device": device, "in_memory": in_memory, "quiet": quiet}
+        single = partial(iterative_pruning, callback=callback, **arguments)
+        return net, _trials(net, single, trials, seed, save, recover)
     inform: Callable[[str], object] = (lambda text: None) if checks.boolean("quiet", quiet) else print
     train_device, device_note = choose_device(device)
     own_net = OwnNet(net, train_device, checks.boolean("prune_embeddings", settings.get("prune_embeddings", False)))
@@ -206,10 +207,10 @@ def iterative_pruning(
 
 
 def _trials(
-    net: nn.Module, once: Callable[..., Any], trials: int, seed: int, save: Any, recover: Any
+    net: nn.Module, single: Callable[..., Any], trials: int, seed: int, save: Any, recover: Any
 ) -> list[dict[str, Any]]:
-    """The history of `trials` calls of `once`, with the seeds from `seed` on: the first on `net`, the others on copies
-    with fresh weights."""
+    """The history of `trials` calls of `single`, with seeds from `seed` on: of `net`, then of copies with fresh
+    weights."""
     root, own_net = _root(save, recover), OwnNet(net, torch.device("cpu"))
     own_net.fresh(derive_seed(seed + 1, "weights", 0))  # an error comes now and not after a trial
     started = {run.seed for run in tables.find(root)} if root and recover is not None else set[int]()
@@ -219,7 +220,7 @@ def _trials(
             weights = own_net.fresh(derive_seed(seed + trial, "weights", 0))
             net = attach(building.load_state(own_net.make(), weights), own_net.masks)
         folder = {"recover": root} if seed + trial in started else {"save": root}
-        history += [{"trial": trial, **row} for row in once(net, seed=seed + trial, **folder)[1]]
+        history += [{"trial": trial, **row} for row in single(net, seed=seed + trial, **folder)[1]]
     return history
 
 

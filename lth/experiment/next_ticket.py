@@ -200,15 +200,7 @@ def _keep_highest(last: Round, masks: Masks, weights: State, initial: State, rou
     """Keep the survivors of `masks` with the highest scores, as many as `rounds` rounds of pruning leave. Ties are
     broken at random."""
     quotas, score = last.trainer.quotas(last.arm, masks, rounds), _score_function(last, weights, initial)
-    steps = list[tuple[Masks, Weights]]()
-
-    def recorded_score(masks: Masks) -> Weights:
-        steps[:] = [(masks, score(masks))]  # only the last one counts
-        return steps[0][1]
-
-    after = pruning.keep_highest_in_steps(recorded_score, masks, quotas, last.arm.steps, last.generator("ties"))
-    before, scores = steps[0]
-    return Pruned(after, pruning.count_ties(scores, before, after, quotas))
+    return Pruned(*pruning.keep_highest_in_steps(score, masks, quotas, last.arm.steps, last.generator("ties")))
 
 
 def _score_function(last: Round, weights: State, initial: State) -> Callable[[Masks], Weights]:
