@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -172,15 +172,13 @@ def json_settings(config: Config) -> dict[str, Any]:
     """All settings for JSON, which --config reads back. `data` is null for the project's own folder, which is elsewhere
     on another machine; the folder of the results is left out."""
     settings: dict[str, Any] = {}
-    for spec in fields(config):
-        value = getattr(config, spec.name)
-        if spec.name == "data":
-            settings["data"] = None if value.resolve() == Config.data.resolve() else str(value.resolve())
-        elif spec.name not in ("root", "overwrite", "dry_run", "join", "ray"):
-            if isinstance(value, tuple):
-                value = [str(item) for item in value]
-            settings[spec.name] = str(value) if isinstance(value, (Path, Duration, TicketName)) else value
-    return settings
+    for name, value in vars(config).items():
+        if isinstance(value, tuple):
+            settings[name] = [str(item) for item in value]
+        elif name not in ("root", "overwrite", "dry_run", "join", "ray"):
+            settings[name] = str(value) if isinstance(value, (Path, Duration, TicketName)) else value
+    data = config.data.resolve()
+    return settings | {"data": None if data == Config.data.resolve() else str(data)}
 
 
 def commit(folder: Path) -> str | None:

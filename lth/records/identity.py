@@ -9,7 +9,6 @@ import glob
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from functools import cache
 from types import MappingProxyType
 
@@ -18,7 +17,6 @@ from lth.records.tables import Run, read_config, runs_at
 from lth.settings.arms import ARMS, unused_settings
 from lth.settings.checks import Problem
 from lth.settings.config import Config, ConfigError
-from lth.settings.values import as_text
 
 PHRASES = {  # how messages name the parts of an experiment that have fingerprints, where they differ
     "model": "a different model",
@@ -125,8 +123,7 @@ def mixed(runs: Sequence[Run]) -> str:
 @cache
 def default_settings() -> dict[str, str]:
     """The defaults of the settings that change numbers, in the order of the flags."""
-    specs = [spec for spec in fields(Config) if spec.metadata.get("changes_numbers", True)]
-    return {**{spec.name: as_text(spec.default) for spec in specs}, **Config().deciding()}
+    return Config().deciding()
 
 
 def deciding(*runs: Run) -> dict[str, str]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -242,9 +242,9 @@ class Store:
             with suppress(Damaged, FileNotFoundError, Unreadable):
                 for name in needed:
                     source._load(name)
-                for name in (*needed, numbered("trained", 0)):
-                    with suppress(FileNotFoundError) if name not in needed else nullcontext():  # it may not be kept
-                        files.write(self.file(name), files.read(source.file(name)))
+                trained = [numbered("trained", 0)] if source.has(numbered("trained", 0)) else []
+                for name in (*needed, *trained):
+                    files.write(self.file(name), files.read(source.file(name)))
                 self.ticket(0)
                 journal.copy_dense_round(self.run, run)
                 return True

@@ -221,8 +221,6 @@ def runs_in(name: str, folder: Path) -> list[Run]:
     path = absolute_folder(folder)
     if (run := _run_at(path)) and (run.saves.is_dir() or run.dumps.is_dir()):
         return [run]
-    if not path.is_dir():
-        raise ConfigError(f"{name} must be a folder of a run, but there is no folder {folder}")
     root = root_of(name, folder)
     parts = [glob.escape(part) for part in path.relative_to(root).parts[1:]]
     wildcards = ["*"] * (5 - len(parts))
