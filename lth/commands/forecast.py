@@ -18,6 +18,7 @@ from torch import nn
 
 from lth import pruning
 from lth.analysis import labels
+from lth.commands import device as devices
 from lth.commands.queue import Queue, Work
 from lth.data.images import Images
 from lth.models import building, prunable
@@ -275,11 +276,11 @@ def time_needed(works: Sequence[Work], left: Mapping[Run, int], at_once: int) ->
                 seconds |= {run: per_round * sum(costs[count - left[run] // per_round :]) for run in runs}
     if not seconds:
         return ""
-    total = max(*seconds.values(), sum(seconds.values()) / min(at_once, len(seconds)))
+    at_once = min(at_once, max(devices.cores() // (works[0].config.threads or 1), 1), len(seconds))
+    total = max(*seconds.values(), sum(seconds.values()) / at_once)
     rounds = max(work.config.prune_iterations for work in works)
-    size = f"{rounds} round{'s' * (rounds > 1)} of {max(lengths):,} iterations" + (
-        " or fewer" if len(lengths) > 1 else ""
-    )
+    size = f"{rounds} round{'s' * (rounds > 1)} of {max(lengths):,} iterations"
+    size += " or fewer" if len(lengths) > 1 else ""
     return f"{size}: about {in_words(total / 60)} on this CPU; --end_iter and --prune_iterations shorten it"
 
 

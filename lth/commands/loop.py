@@ -207,7 +207,7 @@ def work_in_processes(queue: Queue, size: int, threads: int, tell: Tell, signall
             if stop and not stopping:
                 stopping = True
                 if signalled():
-                    tell(Note("stopping: each process first writes where its round is"))
+                    tell(Note("stopping: each process first writes a checkpoint of its round"))
                 for connection in idle:
                     with contextlib.suppress(OSError):  # the process has ended
                         connection.send("write your checkpoints and end")

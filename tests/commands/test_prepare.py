@@ -162,10 +162,11 @@ def test_the_forecast(place: Path, monkeypatch: Patch, capsys: Capture, sparsely
 
     monkeypatch.setattr(forecast, "measure_cost", measured)
     monkeypatch.setattr(forecast, "WORTH_MEASURING", 0.0)
+    monkeypatch.setattr(devices, "cores", lambda: 2)
     monkeypatch.setattr(forecast.sparse, "choose", lambda *given: ["fc1.weight"] * sparsely)
-    config = settings(place, prune_type=("lt", "reinit"), prune_iterations=4, trials=2, jobs=2, dry_run=True)
+    config = settings(place, prune_type=("lt", "reinit"), prune_iterations=4, trials=2, jobs=4, dry_run=True)
     config = replace(config, end_iter=Duration(5, "it"))
-    session.run(config)  # two processes; a run of reinit takes over lt's dense round
+    session.run(config)  # four processes on two cores; a run of reinit takes over lt's dense round
     assert f"4 rounds of 5 iterations: about {minutes} minutes on this CPU" in capsys.readouterr().out
     monkeypatch.setattr(queue.Queue, "finished", lambda self, run: 3)
     session.run(config)  # the last round of four runs
