@@ -227,7 +227,7 @@ class Board:
 
     def _writer(self, run: Run) -> SummaryWriter:
         if run not in self.writers:
-            self.writers[run] = SummaryWriter(str(_folder(run)))
+            self.writers[run] = SummaryWriter(str(run.folder("runs")))
         return self.writers[run]
 
     def _curves(self, run: Run, before: int, evaluation: Mapping[str, Any]) -> None:
@@ -256,11 +256,7 @@ def add_figures(run: Run, files: Sequence[Path]) -> None:
     """Log the PNG figures of the settings of `run`, once for all arms and trials."""
     from matplotlib.image import imread
 
-    with SummaryWriter(str(_folder(run).parent.parent / "figures")) as writer:
+    with SummaryWriter(str(run.folder("runs").parents[1] / "figures")) as writer:
         for file in files:
             if file.suffix == ".png":
                 writer.add_image(file.stem, imread(file)[..., :3], dataformats="HWC")
-
-
-def _folder(run: Run) -> Path:
-    return run.root / "runs" / run.dumps.relative_to(run.root / "dumps")

@@ -5,7 +5,6 @@ A fingerprint of each (lth.models.fingerprints, lth.data.images) is in config.js
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -38,8 +37,7 @@ def read_fingerprints(run: Run) -> dict[str, str]:
 
 def neighbours(run: Run) -> list[Run]:
     """All runs, started or finished, in the settings' folder of `run`: other arms, other trials, itself."""
-    folder = run.dumps.parents[1].relative_to(run.root)
-    return runs_at(run.root, f"{glob.escape(str(folder))}/*/seed*")
+    return runs_at(run.dumps.parents[1], "*/seed*")
 
 
 def differing(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:

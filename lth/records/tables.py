@@ -45,7 +45,7 @@ class Run:
     label: str = field(default="", compare=False, repr=False)
 
     def folder(self, kind: str) -> Path:
-        """The run's folder under `dumps` or `saves`."""
+        """The run's folder under `dumps`, `saves` or `runs`."""
         return self.root.joinpath(kind, self.arch_type, self.dataset, self.settings, self.arm, f"seed{self.seed}")
 
     @property
@@ -80,9 +80,9 @@ class Run:
         return f"{self.label} {self.arm} seed{self.seed}".lstrip()
 
 
-def runs_at(root: Path, pattern: str) -> list[Run]:
-    """The runs whose folders match <root>/<pattern>."""
-    runs = [run for folder in Path(root).glob(pattern) if (run := _run_at(folder))]
+def runs_at(folder: Path, pattern: str) -> list[Run]:
+    """The runs whose folders match <folder>/<pattern>."""
+    runs = [run for path in Path(folder).glob(pattern) if (run := _run_at(path))]
     return sorted(runs, key=lambda run: (run.arch_type, run.dataset, run.settings, run.arm, run.seed))
 
 
