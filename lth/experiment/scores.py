@@ -35,10 +35,7 @@ def snip(model: nn.Module, masks: Masks, batches: Batches, criterion: Criterion)
     Section 4)."""
     weights = _weights(model, masks)
     gradients = _gradients(model, weights, batches, criterion)
-    return {
-        name: (weight.detach() * gradient).abs()
-        for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
-    }
+    return {name: (weight.detach() * gradients[name]).abs() for name, weight in weights.items()}
 
 
 def grasp(model: nn.Module, masks: Masks, batches: Batches, criterion: Criterion) -> dict[str, Tensor]:
@@ -55,9 +52,9 @@ def grasp(model: nn.Module, masks: Masks, batches: Batches, criterion: Criterion
         return criterion(logits / TEMPERATURE, labels)
 
     gradients = _gradients(model, weights, batches, scaled)
-    masked = [gradient * masks[name].to(gradient.device) for name, gradient in zip(weights, gradients, strict=True)]
+    masked = {name: gradient * masks[name].to(gradient.device) for name, gradient in gradients.items()}
     products = _gradients(model, weights, batches, scaled, direction=masked)
-    return {name: weight.detach() * hg for (name, weight), hg in zip(weights.items(), products, strict=True)}
+    return {name: weight.detach() * products[name] for name, weight in weights.items()}
 
 
 def synflow(model: nn.Module, masks: Masks, batches: Batches, criterion: Criterion) -> dict[str, Tensor]:
@@ -147,8 +144,8 @@ def _gradients(
     weights: Mapping[str, nn.Parameter],
     batches: Batches,
     criterion: Criterion,
-    direction: Sequence[Tensor] | None = None,
-) -> list[Tensor]:
+    direction: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
     """The gradient of the mean loss over the batches; with a `direction`, its derivative in that direction, which is
     the product of the Hessian and the direction."""
     tensors = list(weights.values())
@@ -157,7 +154,7 @@ def _gradients(
         loss = criterion(model(_as_precise(images, weights)), labels) / len(batches)
         gradients = torch.autograd.grad(loss, tensors, create_graph=direction is not None, materialize_grads=True)
         if direction is not None:
-            products = ((gradient * part).sum() for gradient, part in zip(gradients, direction, strict=True))
+            products = ((gradient * direction[name]).sum() for name, gradient in zip(weights, gradients, strict=True))
             gradients = torch.autograd.grad(sum(products, loss.new_zeros(())), tensors, materialize_grads=True)
         torch._foreach_add_(total, [gradient.detach().to_dense() for gradient in gradients])
-    return total
+    return dict(zip(weights, total, strict=True))
