@@ -199,8 +199,8 @@ def _changed(model: Any, masks: Masks) -> Problems:
 def _zeros(state: State, masks: Masks, start: State) -> Problems:
     """Parameters that are not 0 where they are pruned, or are 0 elsewhere, and masks on the model that differ."""
     for name, mask in masks.items():
-        own, kept = state.get(f"{name}_mask"), int(mask.sum())
-        if own is None:
+        own_mask, kept = state.get(f"{name}_mask"), int(mask.sum())
+        if own_mask is None:
             if count := int((state[name][~mask] != 0).sum()):
                 detail = f"{count} of the {mask.numel() - kept} pruned weights of {name}"
                 yield "", detail, f" are not 0 in the model{LOST}, or are not applied after every step"
@@ -210,16 +210,17 @@ def _zeros(state: State, masks: Masks, start: State) -> Problems:
             if (count := int(zero.sum())) > FEW * kept:
                 detail = f"{count} of the {kept} weights of {name} that the ticket keeps"
                 yield "", detail, " are 0 in the model: it is pruned further, or by another mask"
-        elif not torch.equal(own.bool(), mask):
-            lost, more = int((own.bool() & ~mask).sum()), int((~own.bool() & mask).sum())
+        elif not torch.equal(own_mask.bool(), mask):
+            lost, more = int((own_mask.bool() & ~mask).sum()), int((~own_mask.bool() & mask).sum())
             detail = f"that of {name} keeps {lost} weights that the ticket prunes, and prunes {more} that it keeps"
-            yield "the model's masks are not the ticket's: ", detail, LOST if own.bool().all() else ""
-        elif count := int(((own != 0) & (own != 1)).sum()):
+            yield "the model's masks are not the ticket's: ", detail, LOST if own_mask.bool().all() else ""
+        elif count := int(((own_mask != 0) & (own_mask != 1)).sum()):
             yield "the model's masks must be 0 and 1, but ", f"{count} values of the mask of {name}", " are not"
-    for key, own in state.items():
+    for key, own_mask in state.items():
         name = key.removesuffix("_mask")
-        if key != name and name in state and name not in masks and not own.all():
-            yield "the model has masks that the ticket has not: ", f"on {name}, of {int((own == 0).sum())} weights", ""
+        if key != name and name in state and name not in masks and not own_mask.all():
+            pruned = int((own_mask == 0).sum())
+            yield "the model has masks that the ticket has not: ", f"on {name}, of {pruned} weights", ""
 
 
 def _not_reset(owner: str, state: State, masks: Masks, reset_to: State) -> Problems:

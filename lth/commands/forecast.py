@@ -234,10 +234,10 @@ def measure_cost(
     with the masks of that round learned by `learn`. Nothing is written."""
     batch, count = config.batch_size, 20 * config.batch_size + EVALUATED
     train: Any = {"train": images.train[:count], "train_labels": images.train_labels[:count]}
-    few = replace(images, **train, test=images.test[:EVALUATED], test_labels=images.test_labels[:EVALUATED])
-    model, masks, held_back = problem.make(), _masks(config, problem, number), min(EVALUATED, len(few.train) - batch)
+    subset = replace(images, **train, test=images.test[:EVALUATED], test_labels=images.test_labels[:EVALUATED])
+    model, masks, held_back = problem.make(), _masks(config, problem, number), min(EVALUATED, len(subset.train) - batch)
     with hardware.numerics(config.precision, config.threads or 1), hardware.memory_kept():
-        feed = few.feed([0], held_back, batch, device, config.augment)
+        feed = subset.feed([0], held_back, batch, device, config.augment)
         arguments = (model, [problem.initial(0)], [masks], device, problem.criterion, config.precision == "bf16")
         memory: Any = {"channels_last": hardware.channels_last(problem.make, feed.example())}
         if learn:
@@ -251,7 +251,7 @@ def measure_cost(
             (trained,) = Training(network, optimizer, feed, plan, [(0, "forecast")], 0).run()
             step = trained.seconds["training"] / steps
             steps = min(max(round(SECONDS / step), WARM_UP), STEPS)
-    return Cost(step, trained.seconds["evaluation"] / (held_back + len(few.test)))
+    return Cost(step, trained.seconds["evaluation"] / (held_back + len(subset.test)))
 
 
 def time_needed(works: Sequence[Work], left: Mapping[Run, int], at_once: int) -> str:

@@ -148,10 +148,10 @@ class Progress:
         parts = [f"{duration(left)} left"] if (left := self.time_left()) else []
         parts += [f"{run} r{number}" for run, (number, _) in self.running.items()]
         room = math.inf if NOTEBOOK else self.bar.ncols - len(f"100%|{'':10}| {self.bar.n}/{self.bar.total}, ")
-        shown, text = len(parts), ", ".join(parts)
-        while shown and len(text) > room:  # whole names, as many as fit
-            shown -= 1
-            text = ", ".join([*parts[:shown], "..."])
+        count, text = len(parts), ", ".join(parts)
+        while count and len(text) > room:  # whole names, as many as fit
+            count -= 1
+            text = ", ".join([*parts[:count], "..."])
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.refresh()
         self.drawn = time.monotonic()

@@ -74,16 +74,16 @@ class Locks:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(path.open("ab+"))
             try:
-                taken = lock_descriptor(file.fileno(), blocking=False)
+                locked = lock_descriptor(file.fileno(), blocking=False)
             except OSError as error:
-                taken = self.optional and error.errno in NO_LOCKS
-                if not taken:
+                locked = self.optional and error.errno in NO_LOCKS
+                if not locked:
                     raise
-            if taken:
+            if locked:
                 drop_partials(path.parent, holder_file(folder).name)
                 write_json(holder_file(folder), process)
                 self._held[folder] = stack.pop_all()
-        return taken
+        return locked
 
     def release(self, folder: Path) -> None:
         """Release the lock of a folder if it is held here."""
