@@ -43,13 +43,15 @@ Order = tuple[Config, Sequence[Run], Mapping[str, Any]]  # an experiment for a t
 DELAY = 120.0  # seconds within which files written on a node must appear here: NFS may hide them for a minute
 
 
-def check_installed() -> None:
-    """ConfigError if Ray is not installed."""
+def local_device() -> tuple[torch.device, str]:
+    """The CPU for checks on this machine, until the cluster decides on the device, and no remark. ConfigError if Ray is
+    not installed."""
     try:
         importlib.import_module("ray")
     except ImportError:
         message = "--ray needs Ray, which is not installed here: pip install -r requirements-ray.txt"
         raise ConfigError(message) from None
+    return torch.device("cpu"), ""
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ def choose(gpu: str | None) -> tuple[torch.device, str]:
     cpu = torch.device("cpu")
     if gpu is None and (count or mps):
         device = torch.device("cuda:0" if count else "mps")
-        reason = _failure(device)  # for example, the GPU is too old for this PyTorch
+        reason = failure(device)  # for example, the GPU is too old for this PyTorch
         return (cpu, f"{device} cannot be used ({reason}): training on the CPU") if reason else (device, "")
     if gpu is None or gpu == "cpu":
         return cpu, "" if gpu else "no GPU found: training on the CPU"
@@ -54,13 +54,8 @@ def cores(quotas: Path = Path("/sys/fs/cgroup")) -> int:
     return count
 
 
-def is_usable(device: torch.device) -> bool:
-    """Whether a device still computes. After some errors of a GPU, the process can no longer use it."""
-    return not _failure(device)
-
-
-def _failure(device: torch.device) -> str:
-    """Why a device does not compute; empty if it does."""
+def failure(device: torch.device) -> str:
+    """Why a device does not compute; empty if it does. After some errors of a GPU, the process can no longer use it."""
     try:
         return "" if torch.ones(1, device=device).add(1).item() == 2 else "1 + 1 is not 2 there"
     except torch.OutOfMemoryError:  # other processes may use its memory

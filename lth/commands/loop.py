@@ -95,7 +95,7 @@ class Worker:
         except Exception as error:
             if self.device.type != "cpu":  # the next piece needs its memory
                 devices.release(error)
-            if devices.is_usable(self.device):
+            if not devices.failure(self.device):
                 raise
             raise MachineError(
                 f"{checks.error_message(error)}; {self.device} can no longer be used by this process: "

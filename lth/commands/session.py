@@ -15,8 +15,6 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-import torch
-
 from lth.commands import cluster, forecast, loop
 from lth.commands import device as devices
 from lth.commands.prepare import Loaded, current_fingerprints, make_work, on_machine, with_threads, with_valid_size
@@ -63,7 +61,7 @@ def run(
             return runs
         loaded: Loaded = {}
         (device, remark), *works = checks.run_all(
-            partial(_device, first),
+            cluster.local_device if first.ray else partial(devices.choose, first.gpu),
             *(partial(make_work, config, label, command, loaded) for config, label in todo.items()),
         )
         inform(remark)
@@ -196,14 +194,6 @@ def reporting(
             progress.close()
             _warn(f"the results so far are in {forecast.common_folder(runs)}")
             raise
-
-
-def _device(config: Config) -> tuple[torch.device, str]:
-    """The device to train on, and a sentence about it; with --ray the cluster decides later."""
-    if config.ray:
-        cluster.check_installed()
-        return torch.device("cpu"), ""
-    return devices.choose(config.gpu)
 
 
 def check_finished(config: Config) -> None:

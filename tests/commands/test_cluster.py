@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers import Capture, Patch, argv_of, assert_released, assert_same, do, results, settings
+from helpers import CPU, Capture, Patch, argv_of, assert_released, assert_same, do, results, settings
 
 import main
 import utils
@@ -114,7 +114,7 @@ def test_progress_is_read_in_the_folder_and_idle_tasks_end(place: Path, capsys: 
         return cluster.contextlib.nullcontext(Cluster(ray, config))
 
     monkeypatch.setattr(cluster, "connected", connected)
-    monkeypatch.setattr(cluster, "check_installed", lambda: None)
+    monkeypatch.setattr(cluster, "local_device", lambda: (CPU, ""))
     monkeypatch.setattr(cluster.torch.cuda, "is_available", lambda: False)
     session.run(config)
     out = capsys.readouterr().out

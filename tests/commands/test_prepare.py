@@ -99,7 +99,7 @@ def machine(monkeypatch: Patch, gpus: int, mps: bool = False) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    monkeypatch.setattr(devices, "_failure", lambda device: "")
+    monkeypatch.setattr(devices, "failure", lambda device: "")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_what_is_asked_for_is_given(monkeypatch: Patch, gpus: int, mps: bool, as
 
 def test_a_gpu_that_cannot_be_used_is_left_alone_unless_it_is_asked_for(monkeypatch: Patch) -> None:
     machine(monkeypatch, 1)
-    monkeypatch.setattr(devices, "_failure", lambda device: "no kernel image is available")
+    monkeypatch.setattr(devices, "failure", lambda device: "no kernel image is available")
     remark = "cuda:0 cannot be used (no kernel image is available): training on the CPU"
     assert devices.choose(None) == (torch.device("cpu"), remark)
     assert devices.choose("0") == (torch.device("cuda:0"), "")

@@ -50,7 +50,7 @@ def test_advice_after_a_stop(argv: list[str], again: str, place: Path, monkeypat
     monkeypatch.setattr(made, "record", lambda run, *given: Store(run).ticket(1))
     with pytest.raises(RecordError, match=rf"is gone: the same command {again} continues from the last good round$"):
         made.run(runs_of(made.trainer.config), 1)
-    monkeypatch.setattr(loop.devices, "is_usable", lambda device: False)
+    monkeypatch.setattr(loop.devices, "failure", lambda device: "an illegal memory access")
     with pytest.raises(MachineError, match=rf"used by this process: the same command {again} continues from here$"):
         monkeypatch.setattr(loop, "Experiment", None)
         Worker(CPU, Told(), lambda: False).train(Piece(works(made.trainer.config)[0], (), 1))
