@@ -72,10 +72,11 @@ def iterative_pruning(
 
     Args:
         net: the network, with its initial weights. Masks of torch.nn.utils.prune on it are the ticket that the first
-            training starts from, and are removed in the end. Used where it has them: `net.optim`, a torch.optim
-            optimiser, created again every round from its class, defaults and parameter groups (else Adam, learning
-            rate 0.0012); `net.criterion`, a mean loss of (logits (B, classes), labels (B,)) alone (else cross entropy);
-            `net._initialize_weights()`, for fresh weights (else every module's `reset_parameters()`).
+            training starts from, and are removed in the end. If the network has them, these are used: `net.optim`, a
+            torch.optim optimiser, created again every round from its class, defaults and parameter groups (otherwise
+            Adam, learning rate 0.0012); `net.criterion`, a mean loss of only (logits (B, classes), labels (B,))
+            (otherwise cross entropy); `net._initialize_weights()`, for fresh weights (otherwise the
+            `reset_parameters()` of every module).
         data: `train`, `validation` and `test`, as a named tuple, tuple, dict or object: DataLoaders or other
             re-iterables of batches (examples (B, ...), labels (B,)), or dicts of these (`labels` or the like, and one
             more entry); map-style Datasets of single examples; or the name of a data set, an .npz file, or
@@ -100,11 +101,10 @@ def iterative_pruning(
             weights, drawn as for `random`, and have the seeds after `seed`.
         callback: is called with each evaluation and each finished round, as a dict: see `lth.run`.
         settings: fields of `lth.Config` named in SETTINGS of this module, such as valid_freq="100it" (how often to
-            evaluate, by default ten times per round), batch_size (by default that of the data, else 60), valid_size (of
+            evaluate, by default ten times per round), batch_size (by default as in the data, else 60), valid_size (for
             data without a validation part; by default 5000, or a tenth of fewer than 50,000), precision, sparse ("off";
-            a network with `optim` always trains densely), prune_embeddings (whether embeddings count, and
-            `fetch_layers` gives them to the rule), and, for a network without `optim`, optimizer, lr, momentum,
-            weight_decay.
+            a network with `optim` always trains densely), prune_embeddings (whether embeddings are pruned, too) and,
+            for a network without `optim`, optimizer, lr, momentum, weight_decay.
 
     Returns:
         `net` itself with the weights of the last round at its early-stop iteration, 0 where pruned, and the history: a

@@ -184,7 +184,7 @@ def write_config(run: Run, config: Config, facts: Mapping[str, Any]) -> None:
 
 
 class FolderWatcher:
-    """Passes the events of this command on to `tell`, and adds what other processes do, which it sees in the folder.
+    """Passes the events of this command to `tell`, and reports the progress of other processes as the folder shows it.
     `own_pids`: the processes of this command on this machine."""
 
     def __init__(self, queue: Queue, tell: Callable[[Event], object], own_pids: Collection[int] = ()) -> None:
