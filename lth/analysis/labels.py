@@ -124,19 +124,24 @@ def rows_and_columns(groups: Sequence[Sequence[Run]], most: int) -> tuple[list[i
     return list(range(len(groups))), min(len(groups), most)
 
 
-def told_apart(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Model and data set of each group of runs, with its settings where several groups have the same."""
-    alike: dict[str, list[Sequence[Run]]] = {}
+def distinct_names(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Model and data set of each group of runs, with the settings in which groups of the same model and data differ."""
+    return [name for name, _ in names_and_settings(groups)]
+
+
+def names_and_settings(groups: Sequence[Sequence[Run]]) -> list[tuple[str, str]]:
+    """The name of each group of runs as `distinct_names` gives it, and the settings that the name does not contain."""
+    by_title: dict[str, list[Sequence[Run]]] = {}
     for runs in groups:
-        alike.setdefault(title(runs[0]), []).append(runs)
-    own: dict[Path, str] = {}
-    for several in alike.values():
-        own |= differing(several)[1] if len(several) > 1 else {}
-    names = []
-    for run, *_ in groups:
-        settings = (own[run.plots] or run.settings) if run.plots in own else ""
-        names.append(f"{title(run)} ({settings})" if settings else title(run))
-    return names
+        by_title.setdefault(title(runs[0]), []).append(runs)
+    described: dict[Path, tuple[str, str]] = {}
+    for name, same in by_title.items():
+        if len(same) == 1:
+            described[same[0][0].plots] = name, settings(*same[0])
+            continue
+        shared, own = differing(same)
+        described |= {run.plots: (f"{name} ({own[run.plots] or run.settings})", shared) for run, *_ in same}
+    return [described[run.plots] for run, *_ in groups]
 
 
 def _changed(values: dict[str, str]) -> dict[str, str]:

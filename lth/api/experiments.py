@@ -145,7 +145,7 @@ class Result:
     @property
     def verdict(self) -> str:
         """Its sentences, one per line; of several experiments, each begins with a label of its experiment."""
-        prefixes = [f"{label}: " for label in labels.told_apart(self.groups)] if len(self.groups) > 1 else [""]
+        prefixes = [f"{label}: " for label in labels.distinct_names(self.groups)] if len(self.groups) > 1 else [""]
         return "\n".join(
             f"{prefix}{sentence}"
             for prefix, runs in zip(prefixes, self.groups, strict=True)

@@ -180,7 +180,7 @@ def combine(argv: Sequence[str]) -> int:
     groups, reasons = grouped(runs)
     for error in (*errors, *reasons):
         print(f"error: {error}", file=sys.stderr)
-    group_labels = labels.told_apart(groups) if len(groups) > 1 else [""]
+    group_labels = labels.distinct_names(groups) if len(groups) > 1 else [""]
     for group, label in zip(groups, group_labels, strict=False):
         conclude(group, options.format, options.quiet, label, options.masks, options.x)
     if groups and not filters:

@@ -66,7 +66,7 @@ def comparison(runs: Sequence[Run], file: Path | None = None, x: str = "remainin
             lefts.append(left)
             if several:
                 style.heading(figure.add_subplot(cells[2 * row, :]), left, arms)
-        about = _caption(rounds, labels.trials(style.per_point(rounds))) + (f"; accuracy {cut}" if cut else "")
+        about = _caption(rounds, labels.trials(style.per_point(rounds))) + (f"; {cut}" if cut else "")
         style.legend(figure, lefts, about, leave_out=rounds["arm"] if several else ())
     return figure
 
@@ -87,27 +87,27 @@ def grid(groups: Sequence[Sequence[Run]], file: Path | None = None) -> Figure | 
     shared, own = labels.differing([runs for runs, _ in found])
     width = max(3.6, style.WIDTH * across / ACROSS)
     everything = pd.concat([rounds for _, rounds in found])
-    alike = len({labels.title(run) for run, _, _ in panels}) == 1
+    same_model = len({labels.title(run) for run, _, _ in panels}) == 1
     with style.sheet(file, 0.9 + 4.0 * down, [], "accuracy and early stop", width, shared) as figure:
-        axes = figure.subplots(2 * down, across, squeeze=False, sharey="row" if alike else False)
+        axes = figure.subplots(2 * down, across, squeeze=False, sharey="row" if same_model else False)
         pairs = list(zip(axes[::2].flat, axes[1::2].flat, strict=True))
         drawn: list[tuple[pd.DataFrame, pd.DataFrame]] = []
-        for (run, rounds, arms), (upper, lower) in zip(panels, pairs, strict=False):
+        for (_, rounds, arms), (upper, lower) in zip(panels, pairs, strict=False):
             drawn.append(_panel(upper, lower, rounds, arms))
-            trials = labels.trials(style.per_point(rounds[rounds["arm"].isin(arms)]))
-            about = [labels.title(run), *style.wrapped(own[run.plots], 34), trials]
-            upper.set_title("\n".join(about), fontsize=7.5)
-        cuts = set()
-        for place, (upper, lower) in enumerate(pairs[: len(panels)]):
-            table, rounds = map(pd.concat, zip(*(drawn if alike else drawn[place : place + 1]), strict=True))
-            cuts.add(style.accuracy_axis(upper, rounds["test"], _ends(table, "test")))
-            style.fit(lower, [1.0, *rounds["ES_ratio"]], _ends(table, "ES_ratio"))
+        cut = ""
+        for place, ((run, rounds, arms), (upper, lower)) in enumerate(zip(panels, pairs, strict=False)):
+            table, shown = map(pd.concat, zip(*(drawn if same_model else drawn[place : place + 1]), strict=True))
+            cut = style.accuracy_axis(upper, shown["test"], _ends(table, "test"))
+            style.fit(lower, [1.0, *shown["ES_ratio"]], _ends(table, "ES_ratio"))
+            heading = [labels.title(run), *style.wrapped(own[run.plots], 34)]
+            heading += [labels.trials(style.per_point(rounds[rounds["arm"].isin(arms)]))]
+            upper.set_title("\n".join(heading + ([cut] if cut and not same_model else [])), fontsize=7.5)
         for unused in itertools.chain(*pairs[len(panels) :]):
             unused.remove()
         for row in range(down):
             axes[2 * row, 0].set_ylabel("test accuracy (%)")
             axes[2 * row + 1, 0].set_ylabel("early stop / dense")
-        parts = [_caption(everything, "the trials"), *(cuts if alike else ["scales differ"])]
+        parts = [_caption(everything, "the trials"), cut if same_model else "scales differ"]
         uppers = [upper for upper, _ in pairs[: len(panels)]]
         style.legend(figure, uppers, "; ".join(filter(None, parts)), columns=max(across, 2) + 1)
     return figure

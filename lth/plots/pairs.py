@@ -40,7 +40,7 @@ def connectivity(runs: Sequence[Run], file: Path | None = None) -> Figure | None
 
 def rewind_points(groups: Sequence[Sequence[Run]], file: Path | None = None) -> Figure | None:
     """The same for several settings, as points to rewind to, a line each (an arm of each, if they have several)."""
-    names = labels.told_apart(groups)
+    names = labels.distinct_names(groups)
     if len({labels.title(runs[0]) for runs in groups}) == 1:  # the settings alone tell them apart
         own = labels.differing(groups)[1]
         names = [own[runs[0].plots] or name for runs, name in zip(groups, names, strict=True)]

@@ -56,9 +56,13 @@ HEADINGS = {  # of the figures on the page: what they are, and what is seen
     "supermask": ("Accuracy before training", "Test accuracy of the masked networks before any training, by sparsity"),
     "training": ("Training", "Test accuracy during training, a panel per arm, a line per sparsity"),
     "layers": ("Layers", "Weights that each layer keeps, round by round"),
-    "first_layer": ("What the first layer looks at", "What the first layer keeps, round by round"),
-    "initial_weights": ("Initial weights of the survivors", "What the survivors began as, a line per sparsity"),
+    "first_layer": ("What the first layer looks at", "What the first layer of one run keeps, round by round"),
+    "initial_weights": (
+        "Initial weights of the survivors",
+        "Initial values of the weights of one run that survive, a line per sparsity",
+    ),
 }
+OF_SOME_ARMS = ("masks", "first_layer", "initial_weights")  # which the picture names
 
 
 def write(
@@ -88,7 +92,11 @@ def page(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], fig
         numbers=_numbers(table),
         lights=[(arm, *_light(arm, rows)) for arm in arms if (rows := verdict.pruned(table, arm))],
         figures=[
-            {"heading": heading, "seen": f"{seen}; {', '.join(arms)}", "image": _image(pictures[name])}
+            {
+                "heading": heading,
+                "seen": seen if name in OF_SOME_ARMS else f"{seen}; {', '.join(arms)}",
+                "image": _image(pictures[name]),
+            }
             for name, (heading, seen) in HEADINGS.items()
             if name in pictures
         ],
@@ -225,12 +233,14 @@ def write_index(groups: Sequence[Sequence[Run]], folder: Path) -> Path:
     entries = [
         {
             "title": title,
-            "settings": labels.settings(*runs),
+            "settings": settings,
             "sentences": of_runs(runs),
             "link": link,
             "image": _thumbnail(runs) if number < THUMBNAILS else "",
         }
-        for number, (runs, title, link) in enumerate(zip(groups, labels.told_apart(groups), links, strict=True))
+        for number, (runs, (title, settings), link) in enumerate(
+            zip(groups, labels.names_and_settings(groups), links, strict=True)
+        )
     ]
     files.write(file, f"{_rendered('gallery.html', entries=entries)}\n{mark}\n".encode())
     return file

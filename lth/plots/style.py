@@ -244,7 +244,7 @@ def fit(axes: Axes, values: Iterable[float], bars: Iterable[float] = ()) -> None
 
 def accuracy_axis(axes: Axes, values: Iterable[float], bars: Iterable[float] = (), least: float = 5.0) -> str:
     """A y axis for accuracies on which a few collapsed networks do not flatten the others: if some lie far below, it
-    ends four times as far down as the best third reaches, at least `least` points. Returns what to say of it."""
+    ends four times as far down as the best third reaches, at least `least` points. Returns a note for the caption."""
     found = np.asarray([value for value in values if math.isfinite(value)])
     if not len(found):
         return ""
@@ -254,4 +254,4 @@ def accuracy_axis(axes: Axes, values: Iterable[float], bars: Iterable[float] = (
     fit(axes, found[found >= top - reach] if cut else found, bars)
     bottom, high = axes.get_ylim()
     axes.set_ylim(top - reach if cut else bottom, min(high, 100 + 0.06 * (high - bottom)))
-    return f"cut off at {top - reach:.3g}%, the lowest is {lowest:.3g}%" if cut else ""
+    return f"accuracy cut off at {top - reach:.3g}% (lowest: {lowest:.3g}%)" if cut else ""

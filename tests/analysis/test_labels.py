@@ -73,8 +73,11 @@ def test_verdicts_are_told_apart_by_model_data_and_settings(make_runs: MakeRuns)
         return make_runs(arms=["lt"], seeds=[0], rounds=1, saves=False, **what)[0]
 
     runs = [[run(settings="lr=0.1")], [run(settings="lr=0.2")], [run(arch_type="lenet5")]]
-    assert labels.told_apart(runs) == [
+    assert [settings for _, settings in labels.names_and_settings(runs)][:2] == [
+        "10% pruned per round, 100 epochs per round"
+    ] * 2
+    assert labels.distinct_names(runs) == [
         *("fc1 on MNIST (learning rate 0.1)", "fc1 on MNIST (learning rate 0.2)", "lenet5 on MNIST")
     ]
     same = [[run(settings="default")], [run(settings="mine")]]
-    assert labels.told_apart(same) == ["fc1 on MNIST (default)", "fc1 on MNIST (mine)"]
+    assert labels.distinct_names(same) == ["fc1 on MNIST (default)", "fc1 on MNIST (mine)"]

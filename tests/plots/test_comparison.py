@@ -81,7 +81,7 @@ def test_collapse_does_not_flatten_the_rest_and_is_not_hidden(make_runs: MakeRun
     axes = figure.axes[0]
     place = axes.transAxes.inverted().transform(axes.transData.transform([(100, y) for y in (97.5, 98, 11)]))[:, 1]
     assert place[1] - place[0] > 0.05 and place[2] < 0  # half a point among the good ones; the collapsed ones are below
-    assert "cut off at 90%, the lowest is 11%" in caption_of(figure).replace("\n", " ")
+    assert "accuracy cut off at 90% (lowest: 11%)" in caption_of(figure).replace("\n", " ")
 
 
 def test_many_arms_stand_in_groups_beside_lt(make_runs: MakeRuns) -> None:
@@ -140,6 +140,15 @@ def test_a_grid_has_axes_of_its_own_in_every_panel_and_says_what_is_where(tmp_pa
         assert np.log(100 / remaining.min()) > 0.85 * np.log(first / last)  # in width too
     assert set(legends_of(figure)) - {BETTER, NO_WORSE} == {"lt", "reinit", "random", "dense network"}
     assert grid([groups[-1]]) is None
+
+
+def test_a_grid_of_several_models_tells_where_accuracies_are_cut_off(make_runs: MakeRuns) -> None:
+    def collapsing(arm: str, number: int, seed: int) -> float:
+        return 98.0 if number < 6 else 11.0
+
+    figure = grid([make_runs(accuracy=collapsing, rounds=8, saves=False), make_runs(arch_type="conv2", saves=False)])
+    titles = [axes.get_title() for axes in panels(figure) if axes.get_title()]
+    assert ["accuracy cut off at 93% (lowest: 11%)" in title for title in titles] == [True, False]
 
 
 def test_a_grid_of_two_settings_has_one_in_rows_one_in_columns_and_one_axis(make_runs: MakeRuns) -> None:

@@ -72,6 +72,22 @@ def test_the_page_shows_the_figures_and_stays_below_a_megabyte(make_runs: MakeRu
     comparison(runs, file := tmp_path / "comparison.pdf")
     said = report.write(runs, verdict.table(runs), [], tmp_path, [file]).read_text(encoding="utf-8")
     assert said.count('src="data:image/png') == 1 and "Accuracy and early stop" in said and len(said) < 1_000_000
+    assert "by sparsity; lt, reinit." in said
+    file.with_suffix(".png").rename(one_run := tmp_path / "first_layer.png")
+    of_one = report.page(runs, verdict.table(runs), [], [one_run])
+    assert "one run" in of_one and "lt, reinit." not in of_one, "a caption names no arm that its picture does not show"
+
+
+def test_the_page_of_all_gives_each_setting_once(make_runs: MakeRuns, tmp_path: Path) -> None:
+    values = (
+        "lr=0.1,batch_size=10,momentum=0.5,weight_decay=0.1",
+        "lr=0.2,batch_size=20,momentum=0.6,weight_decay=0.2",
+    )
+    groups = [make_runs(arms=["lt"], seeds=[0], rounds=2, settings=settings, saves=False) for settings in values]
+    text = re.sub(r"\s+", " ", report.write_index(groups, tmp_path).read_text(encoding="utf-8"))
+    assert (
+        text.count("learning rate 0.1") == text.count("batches of 20") == 1 and text.count("10% pruned per round") == 2
+    )
 
 
 @pytest.fixture
