@@ -247,20 +247,27 @@ def training(
     sparse: Sequence[str] = (),
     device: torch.device = CPU,
     autocast: bool = False,
+    choose: Callable[[Sequence[Masks]], Sequence[str]] = lambda masks: (),
     **options: Any,
 ) -> Training:
-    """A training of one trial a seed, at its beginning; pruned at random to `keep` if given, the weights `sparse`
-    trained sparsely."""
+    """A training of one trial a seed, at its beginning; pruned at random to `keep` if given, the weights `sparse` or
+    those that `choose` names trained sparsely."""
     states = [building.state_of(building.build(make, "glorot", seed)) for seed in seeds]
     masks = [
         random_masks(make(), keep, seed) if keep is not None else pruning.dense(pruning.prunable(make()))
         for seed in seeds
     ]
-    ways: dict[str, Any] = {"autocast": autocast, "sparse": sparse, "changing": plan.updates is not None}
+    ways: dict[str, Any] = {
+        "autocast": autocast,
+        "sparse": sparse or choose(masks),
+        "changing": plan.updates is not None,
+    }
     network = Network(make(), states, masks, device, channels_last=True, **ways)
     made = Feed(images or make_images(), seeds, 40, 10, device, **(feed or {}))
     optimizer = Fused(kind, network, lr, **options)
-    return Training(network, optimizer, made, plan, [(seed, "order", 0) for seed in seeds], 7, resume)
+    return Training(
+        network, optimizer, made, plan, [(seed, "order", 0) for seed in seeds], 7, resume, choose_sparse=choose
+    )
 
 
 def constant(lr: float = 0.01) -> Callable[[int], float]:

@@ -269,10 +269,10 @@ def time_needed(works: Sequence[Work], left: Mapping[Run, int], at_once: int) ->
             per_round = 1 + config.connectivity  # trainings
             kinds = dict[tuple[str, bool], list[Run]]()
             for run in work.runs:
-                kinds.setdefault((ARMS[run.arm].learn, bool(ARMS[run.arm].update)), []).append(run)
-            for (learn, updated), runs in kinds.items():
+                kinds.setdefault((ARMS[run.arm].learn, ARMS[run.arm].update == "gmp"), []).append(run)
+            for (learn, gradual), runs in kinds.items():
                 count = max(left[run] for run in runs) // per_round
-                costs = _costs(work, count, learn, updated) if count else []
+                costs = _costs(work, count, learn, gradual) if count else []
                 seconds |= {run: per_round * sum(costs[count - left[run] // per_round :]) for run in runs}
     if not seconds:
         return ""
@@ -284,10 +284,10 @@ def time_needed(works: Sequence[Work], left: Mapping[Run, int], at_once: int) ->
     return f"{size}: about {in_words(total / 60)} on this CPU; --end_iter and --prune_iterations shorten it"
 
 
-def _costs(work: Work, count: int, learn: str, updated: bool) -> list[float]:
+def _costs(work: Work, count: int, learn: str, gradual: bool) -> list[float]:
     """The seconds of a training in each of the last `count` rounds. The first of them is measured and, if it trains
-    sparsely, the last; the others are interpolated. If training updates the masks (`updated`), every round costs as
-    much as the dense one; if it learns them (`learn`), all rounds after the dense one cost the same."""
+    sparsely, the last; the others are interpolated. If pruning is `gradual`, about half of a round takes as long as in
+    the dense one; if training learns the masks (`learn`), all rounds after the dense one cost the same."""
     config, problem, images = work.config, work.problem, work.images
     first, last = config.prune_iterations - count, config.prune_iterations - 1
 
@@ -297,12 +297,13 @@ def _costs(work: Work, count: int, learn: str, updated: bool) -> list[float]:
     if learn:
         dense = [seconds(0)] if first == 0 else []
         return dense + [seconds(last, learn)] * (count - len(dense)) if last else dense
-    if updated:
-        return [seconds(0)] * count
     masks, example = _masks(config, problem, last), torch.zeros(2, *images.shape)
     sparsely = sparse.choose(problem.make(), [masks], sparse.limits(config), example)
     start = seconds(first)
-    return np.linspace(start, seconds(last) if sparsely else start, count).tolist()
+    costs = np.linspace(start, seconds(last) if sparsely else start, count)
+    if gradual and sparsely:
+        costs = (costs + seconds(0)) / 2
+    return costs.tolist()
 
 
 def _masks(config: Config, problem: Problem, number: int) -> pruning.Masks:

@@ -178,7 +178,7 @@ def write_config(run: Run, config: Config, facts: Mapping[str, Any]) -> None:
     products."""
     recorded = tables.read_config(run)
     if not recorded or tables.done_rounds(run, config.connectivity) < config.prune_iterations:
-        limits = {} if ARMS[run.arm].changes_masks else facts["sparse_up_to"]  # such arms train densely
+        limits = {} if ARMS[run.arm].learn else facts["sparse_up_to"]  # all weights take part where masks are learned
         own = {"arm": run.arm, "seed": run.seed, "sparse_up_to": recorded.get("sparse_up_to", limits)}
         files.write_json(run.dumps / "config.json", {**facts, **own})
 

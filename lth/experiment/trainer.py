@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -192,8 +192,17 @@ class Trainer:
                 derive_seed(stack[0].seed, "dropout", number),
                 saved,
                 goals,
+                self._sparse_chooser(stack[0], feed),
             )
             return training.run(report, checkpoint, self.config.checkpoint_every, self.stop, stepped)
+
+    def _sparse_chooser(self, run: Run, feed: Feed) -> Callable[[Sequence[Masks]], list[str]]:
+        """A function that names the weights to train with sparse products, given the masks of each trial."""
+        limits: Mapping[str, float] = {}
+        if not self.problem.whole:  # which needs all weights
+            # The limits that the run began with, since others give other numbers.
+            limits = tables.read_config(run).get("sparse_up_to", sparse.limits(self.config))
+        return partial(sparse.choose, self.problem.make(), shares=limits, example=feed.example())
 
     def _network(self, stack: Sequence[Run], tickets: Sequence[Ticket], plan: Plan, feed: Feed) -> Network:
         """The network that trains the tickets of a stack of runs."""
@@ -203,11 +212,7 @@ class Trainer:
         if plan.learn:
             seeds = [derive_seed(run.seed, "learn", tickets[0].round) for run in stack]
             return LearnedMasks(*arguments, how=LEARNED[plan.learn], seeds=seeds, channels_last=channels_last)
-        limits: Mapping[str, float] = {}
-        if not (self.problem.whole or plan.updates):  # which need all weights
-            # The limits that the run began with, since others give other numbers.
-            limits = tables.read_config(stack[0]).get("sparse_up_to", sparse.limits(self.config))
-        layers, changing = sparse.choose(model, masks, limits, feed.example()), plan.updates is not None
+        layers, changing = self._sparse_chooser(stack[0], feed)(masks), plan.updates is not None
         return Network(*arguments, sparse=layers, changing=changing, channels_last=channels_last)
 
     def quotas(self, arm: Arm, masks: Masks, rounds: int) -> list[Quota]:

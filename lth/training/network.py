@@ -18,7 +18,7 @@ from torch.func import functional_call, vmap
 from lth.models.building import State, load_state
 from lth.pruning import Masks
 from lth.training import hardware
-from lth.training.sparse import become_sparse
+from lth.training.sparse import become_dense, become_sparse
 
 Criterion = Callable[[Tensor, Tensor], Tensor]  # (logits, labels) -> mean loss
 
@@ -46,22 +46,27 @@ class Network:
         convolutional = any(weight.ndim == 4 for weight in model.parameters())
         if self.trials == 1 and convolutional and channels_last:
             self.model.to(memory_format=torch.channels_last)
-        # Images that one forward pass evaluates: on a CPU, few where what lies between products leaves its cache.
-        few = 100 if convolutional else 200 if sparse and not hardware.uses_amx() else sys.maxsize
-        self.at_once = few if device.type == "cpu" else sys.maxsize
         self.tensors: dict[str, Tensor] = dict([*model.named_parameters(), *model.named_buffers()])
         self.learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         if self.trials > 1:
             self.tensors = {name: torch.stack([state[name] for state in states]).to(device) for name in self.tensors}
             for name in self.learning:
                 self.tensors[name].requires_grad_(True)
+        self._arrange(masks, sparse)
+
+    def _arrange(self, masks: Sequence[Masks], sparse: Sequence[str]) -> None:
+        """Apply the masks to a dense network, and prepare the weights `sparse` for sparse products."""
+        # Images that one forward pass evaluates: on a CPU, few where what lies between products leaves its cache.
+        convolutional = any(weight.ndim == 4 for weight in self.model.parameters())
+        few = 100 if convolutional else 200 if sparse and not hardware.uses_amx() else sys.maxsize
+        self.at_once = few if self.device.type == "cpu" else sys.maxsize
         layers = become_sparse(self.model, {name: masks[0][name] for name in sparse})
         self.places = {name: layer.places for name, layer in layers.items()}
         self.tensors |= {name: layer.values for name, layer in layers.items()}
-        self.leaves = [self.tensors[name] for name in self.learning]
+        self.leaves, self.prunable = [self.tensors[name] for name in self.learning], list(masks[0])
         # A dense network needs no masking: the mask would multiply by ones. Nor do survivors by themselves.
-        kept = set[str]() if changing else {name for name in masks[0] if all(bool(m[name].all()) for m in masks)}
-        self.pruned = pruned = [name for name in masks[0] if name not in layers and name not in kept]
+        ones = {name for name in masks[0] if not self.changing and all(bool(m[name].all()) for m in masks)}
+        self.pruned = pruned = [name for name in masks[0] if name not in layers and name not in ones]
         self.masks = [  # in the layout of their weights, or a product copies them
             torch.empty_like(self.tensors[name]).copy_(self._together([mask[name] for mask in masks]))
             for name in pruned
@@ -80,7 +85,9 @@ class Network:
 
     def masks_of(self, trial: int) -> Masks:
         """The masks of one trial as they are now, on the CPU."""
-        return {n: self.part(mask, trial).cpu() != 0 for n, mask in zip(self.pruned, self.masks, strict=True)}
+        dense = {n: self.part(mask, trial).cpu() != 0 for n, mask in zip(self.pruned, self.masks, strict=True)}
+        masks = dense | {name: places.mask() for name, places in self.places.items()}
+        return {name: masks[name] for name in self.prunable if name in masks}
 
     @torch.no_grad()
     def change_masks(self, masks: Sequence[Masks]) -> None:
@@ -88,6 +95,12 @@ class Network:
         for name, mask in zip(self.pruned, self.masks, strict=True):
             mask.copy_(self._together([one[name] for one in masks]))
         self.apply_masks()
+
+    def train_sparsely(self, sparse: Sequence[str]) -> None:
+        """Use sparse products for these weights, and no others, from now on; for one trial whose masks change."""
+        masks = self.masks_of(0)
+        self.tensors |= become_dense(self.model, self.places)
+        self._arrange([masks], sparse)
 
     def losses(self, images: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of each trial, a scalar for one. images (T * B, C, H, W), labels (T * B,)."""

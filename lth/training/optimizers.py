@@ -124,7 +124,9 @@ class Fused:
         return copies({**moments, "steps": self.steps})
 
     def restore(self, states: Sequence[State]) -> None:
-        """Continue from what `state` gave of each trial."""
+        """Continue from what `state` gave of each trial, also if other layers were sparse then."""
+        self._find_leaves()
+        self.moments = [[torch.zeros_like(leaf) for leaf in self.leaves] for _ in self.moments]
         for m, moment in enumerate(self.moments):
             for i, (name, tensor) in enumerate(zip(self.network.learning, moment, strict=True)):
                 self.network.restore(tensor, [state[f"{m}/{i}"] for state in states], name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -164,6 +164,10 @@ class Places:
         empty = torch.full((math.prod(self.shape),), pruned, dtype=values.dtype)
         return empty.scatter(0, self.flat, values).view(self.shape)
 
+    def mask(self) -> Tensor:
+        """Where the survivors are, as a mask (out, in)."""
+        return self.full(torch.ones(self.count, dtype=torch.bool))
+
     def product(self, values: Tensor, x: Tensor) -> Tensor:
         """The weight times x (in, batch), (out, batch)."""
         return sparse_product(*self.rows, values, x)
@@ -294,3 +298,14 @@ def become_sparse(model: nn.Module, masks: Masks) -> dict[str, SparseLinear]:
         if type(module) is nn.Sequential and inside and "forward" not in vars(module):
             module.__class__ = SparseSequence
     return layers
+
+
+def become_dense(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
+    """Undo `become_sparse` for the layers of these weights, in place, and return the weights by their names."""
+    layers: dict[str, Any] = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}
+    for layer in layers.values():
+        weight = layer.places.full(layer._parameters.pop("values").detach())
+        layer.__class__ = nn.Linear
+        layer.weight = nn.Parameter(weight)
+        del layer.places
+    return {name: layer.weight for name, layer in layers.items()}

@@ -94,11 +94,14 @@ class Training:
         random_seed: int,
         resume: Sequence[Trained] | None = None,
         goals: Sequence[Goals] = (),
+        choose_sparse: Callable[[Sequence[Masks]], Sequence[str]] = lambda masks: (),
     ) -> None:
         """`resume` has what a checkpoint holds of each trial, all at one iteration; `goals` those of each trial, for
-        plans whose updates need them."""
+        plans whose updates need them; `choose_sparse` names the weights to train with sparse products, given the masks
+        of each trial, after masks have changed."""
         self.network, self.optimizer = network, optimizer
         self.feed, self.plan, self.order_seeds, self.goals = feed, plan, order_seeds, goals
+        self.choose_sparse = choose_sparse
         self.trials = [Trained(plan.start, settled=plan.settled) for _ in range(network.trials)]
         self.iteration = plan.start
         self.loss_sum = torch.zeros(() if network.trials == 1 else network.trials, device=network.device)
@@ -184,15 +187,24 @@ class Training:
         self.loss_sum.add_(losses.detach())
 
     def _update_masks(self, batch: Tensor) -> None:
-        """Change the masks, by the gradients of all weights on the batch of the step that follows where they count."""
+        """Change the masks. RigL needs the gradients of all weights: on the batch of the step that follows."""
         updates, found = self.plan.updates, dict[str, Tensor]()
         assert updates is not None
+        self._train_sparsely(())
         if updates.kind == "rigl":
             with rng.preserved(self.network.device), self.network.buffers_kept():
                 loss = self.network.losses(*self.feed.fetch(batch)).sum()
                 found = dict(zip(self.network.learning, gradients(loss, self.network.leaves), strict=True))
         seeds = [rng.derive_seed(*parts, "update", self.iteration) for parts in self.order_seeds]
-        update(updates, self.iteration, self.network, self.optimizer, found, self.goals, seeds)
+        masks = update(updates, self.iteration, self.network, self.optimizer, found, self.goals, seeds)
+        self._train_sparsely(self.choose_sparse(masks))
+
+    def _train_sparsely(self, names: Sequence[str]) -> None:
+        """Train these weights, and no others, with sparse products; all weights and moments keep their values."""
+        if names or self.network.places:
+            moments = [self.optimizer.state(0)]
+            self.network.train_sparsely(names)
+            self.optimizer.restore(moments)
 
     def _batches(self, until: int) -> Iterator[Tensor]:
         """The batches from this iteration on; each epoch's order is a function of the seeds and the epoch alone."""
@@ -308,7 +320,12 @@ class Training:
         self.trials = [replace(trained, evals=list(trained.evals)) for trained in saved]
         self.iteration, self.seconds = saved[0].iteration, dict(saved[0].seconds)
         extras = [trained.extra for trained in saved]
-        self.network.restore_inner(extras)
+        if self.plan.updates:  # the network was made with the masks at the start
+            self._train_sparsely(())
+            self.network.restore_inner(extras)
+            self._train_sparsely(self.choose_sparse([self.network.masks_of(number) for number in range(len(saved))]))
+        else:
+            self.network.restore_inner(extras)
         for name, tensor in self.network.tensors.items():
             self.network.restore(tensor, [trained.final[name] for trained in saved], name)
         self.network.restore(self.loss_sum, [extra["loss_sum"] for extra in extras])

@@ -58,9 +58,12 @@ def update(
     gradients: Weights,
     goals: Sequence[Goals],
     seeds: Sequence[int],
-) -> None:
-    """Change the masks of all trials of a network, each by draws of its own seed, which leave all other draws alone.
-    `gradients` belong to all that learn, for rigl; `goals` to each trial, for gmp."""
+) -> list[Masks]:
+    """Change the masks of all trials of a dense network, each by draws of its own seed, which leave all other draws
+    alone, and return them.
+
+    `gradients` belong to all that learn, for rigl; `goals` to each trial, for gmp.
+    """
     found = []
     for trial, seed in enumerate(seeds):
         masks, generator = network.masks_of(trial), torch.Generator().manual_seed(seed)
@@ -77,6 +80,7 @@ def update(
     before = [mask.clone() for mask in network.masks]
     network.change_masks(found)
     optimizer.masks_changed(before)
+    return found
 
 
 def replaced(masks: Masks, sizes: Weights, growth: Weights, fraction: float, generator: torch.Generator) -> Masks:

@@ -154,8 +154,10 @@ def test_every_door_refuses_a_gpu_that_is_not_there(place: Path, monkeypatch: Pa
     assert sorted(place.iterdir()) == before
 
 
-@pytest.mark.parametrize(("sparsely", "minutes"), [(False, 35), (True, 25)])
-def test_the_forecast(place: Path, monkeypatch: Patch, capsys: Capture, sparsely: bool, minutes: int) -> None:
+@pytest.mark.parametrize(("sparsely", "minutes", "gradual"), [(False, 35, 7), (True, 25, 8)])
+def test_the_forecast(
+    place: Path, monkeypatch: Patch, capsys: Capture, sparsely: bool, minutes: int, gradual: int
+) -> None:
     def measured(*given: object, **more: object) -> forecast.Cost:
         number, learn = given[4:]
         return forecast.Cost(step=120.0 if learn else 60.0 - 10 * int(str(number)), image=0.0)
@@ -172,8 +174,11 @@ def test_the_forecast(place: Path, monkeypatch: Patch, capsys: Capture, sparsely
     session.run(config)  # the last round of four runs
     assert "about 5 minutes on this CPU" in capsys.readouterr().out
     changes = {"prune_type": ("rigl", "supermask"), "update_freq": Duration(2, "it"), "trials": 1}
-    session.run(replace(config, **changes))  # as a dense round; twice as long as that
+    session.run(replace(config, **changes))  # as the last round of lt; twice as long as a dense one
     assert "about 10 minutes on this CPU" in capsys.readouterr().out
+    monkeypatch.setattr(queue.Queue, "finished", lambda self, run: 2)
+    session.run(replace(config, **changes | {"prune_type": ("gmp",)}))
+    assert f"about {gradual} minutes on this CPU" in capsys.readouterr().out
 
 
 def test_a_measured_step_and_evaluation_make_a_training(place: Path) -> None:

@@ -1,5 +1,6 @@
 """Sparse products: the numbers of dense ones to rounding, the same files, chosen by settings and sparsity alone."""
 
+import contextlib
 import copy
 import itertools
 import math
@@ -12,7 +13,20 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CPU, Mlp, Patch, assert_same, constant, do, make_images, random_masks, results, settings, training
+from helpers import (
+    CPU,
+    Capture,
+    Mlp,
+    Patch,
+    assert_same,
+    constant,
+    do,
+    make_images,
+    random_masks,
+    results,
+    settings,
+    training,
+)
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -23,6 +37,7 @@ from torch.nn.utils import parametrizations, weight_norm
 
 import lth
 from lth import prune, rng
+from lth.api import audit_files
 from lth.commands import session
 from lth.data.images import Feed
 from lth.models import building
@@ -335,6 +350,29 @@ def test_tickets_are_evaluated_as_they_were_trained(place: Path, arch_type: str,
             ticket = lth.load_ticket(run.saves, round=number)
             assert float(f"{ticket.evaluate(data, device='cpu'):.10g}") == ticket.row["test"], number
         assert sparse_layers == [0, 0, 2, 2, 2]
+
+
+def test_masks_that_change_are_sparse_between_updates(place: Path, sparse_layers: list[int], capsys: Capture) -> None:
+    """Stopped anywhere, continued, evaluated and audited as all others."""
+    arms = ("set", "rigl", "gmp")
+    config = settings(place, checkpoint_every=0, prune_type=arms, update_freq="2it", name="x", **ROUNDS)
+    whole, stopped = (replace(config, root=place / name) for name in ("whole", "stopped"))
+    for pause in (70, 95, 120, 10**6):
+        asked = itertools.count()
+        with contextlib.suppress(Stopped):
+            do(stopped, stop=lambda: next(asked) > pause)  # noqa: B023
+    do(whole)
+    assert_same(results(stopped.root), results(whole.root))
+    for run in session.run(replace(config, root=place / "run")):
+        for number in range(5):
+            sparse_layers.clear()
+            ticket = lth.load_ticket(run.saves, round=number)
+            for weights, column in (("trained", "test"), ("start", "supermask")):
+                found = ticket.evaluate(place / "data" / "tiny.npz", weights=weights, device="cpu")
+                assert float(f"{found:.10g}") == ticket.row[column], (run.arm, number, column)
+            at_end = 2 * (number > 1)
+            assert sparse_layers == [at_end, 0 if run.arm == "gmp" else at_end]
+    assert audit_files.main([str(place / "run")]) == 0, capsys.readouterr().out
 
 
 @pytest.mark.parametrize("make, in_memory, layers", [(Mlp, True, 2), (Mlp, False, 2), (WithOptim, True, 0)])

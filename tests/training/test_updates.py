@@ -1,7 +1,7 @@
 """Masks that change during a training: what is removed and added, when, and what rounds and files say about it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ import lth
 from lth import pruning
 from lth.api import audit_files
 from lth.models import building
-from lth.pruning import Quota
+from lth.pruning import Masks, Quota
 from lth.records import tables
 from lth.records.store import Store
 from lth.records.tables import runs_of
 from lth.settings.config import ConfigError
 from lth.settings.values import TicketName
+from lth.training import sparse
 from lth.training.schedule import Plan, check_plan, make_plan
 from lth.training.train import Stopped, Training
 from lth.training.updates import Updates
@@ -137,10 +138,50 @@ def test_draws_of_an_update_are_the_seeds_own() -> None:
             assert all(torch.equal(alone.masks[name], mask) for name, mask in stacked.masks.items()) and stacked.masks
 
 
+# Sparse products between updates
+
+
+def first_layer(masks: Sequence[Masks]) -> list[str]:
+    """Trained sparsely below 30%."""
+    return ["fc1.weight"] * bool(masks[0]["fc1.weight"].float().mean() < 0.3)
+
+
+@pytest.mark.skipif(not sparse.available(), reason="this PyTorch has no quick sparse products")
+@pytest.mark.parametrize("optimizer", [{"kind": "adam"}, {"kind": "sgd", "momentum": 0.9, "weight_decay": 0.05}])
 @pytest.mark.parametrize("kind", ARMS)
-def test_early_stop_is_after_the_last_update_and_a_stop_changes_no_bit(kind: str) -> None:
+def test_sparse_products_find_what_dense_ones_find(kind: str, optimizer: dict[str, Any]) -> None:
+    """Masks, weights and moments after each of four updates and at the end."""
+    options = {**optimizer, **({} if kind == "gmp" else {"keep": 0.25})}
+    dense, found = (training(Mlp, plan(kind, 14, 3, 13), choose=c, **options) for c in (lambda masks: (), first_layer))
+    forms, batches = list[int](), dense.feed.epoch(dense.order_seeds, 0)
+    for iteration in range(14):
+        for made in (dense, found):
+            made.goals, made.iteration, batch = goals(100), iteration, batches[iteration % 8]
+            if made.plan.updates and made.plan.updates.due(iteration):
+                made._update_masks(batch)
+            made._run_step(batch)
+        masks, others = dense.network.masks_of(0), found.network.masks_of(0)
+        assert list(masks) == list(others) and all(torch.equal(masks[name], others[name]) for name in masks)
+        torch.testing.assert_close(found.network.state(0), dense.network.state(0), rtol=1e-3, atol=1e-5)
+        moments = dense.optimizer.state(0)
+        for m, place in ((0, 0), (0, 2), *(((1, 0), (1, 2)) if kind == "adam" else ())):
+            name = dense.network.learning[place]
+            kept = moments[f"{m}/{place}"][masks[name]], found.optimizer.state(0)[f"{m}/{place}"][masks[name]]
+            torch.testing.assert_close(*kept, rtol=1e-3, atol=1e-6)
+        forms.append(len(found.network.places))
+    assert not dense.network.places and found.network.leaves[0].shape == (int(masks["fc1.weight"].sum()),)
+    assert forms == ([0] * 6 + [1] * 8 if kind == "gmp" else [1] * 14)
+
+
+# Early stop, stops, rounds
+
+
+@pytest.mark.parametrize("choose", [lambda masks: (), first_layer], ids=["dense", "sparse"])
+@pytest.mark.parametrize("kind", ARMS)
+def test_early_stop_is_after_the_last_update_and_a_stop_changes_no_bit(kind: str, choose: Any) -> None:
     def made(resume: Any = None) -> Training:
-        begun = training(Mlp, plan(kind, 12, 2, 7), resume=resume, lr=0.3, **({} if kind == "gmp" else {"keep": 0.4}))
+        options = {"resume": resume, "lr": 0.3, "choose": choose, **({} if kind == "gmp" else {"keep": 0.25})}
+        begun = training(Mlp, plan(kind, 12, 2, 7), **options)
         begun.goals = goals(12)
         return begun
 
