@@ -59,8 +59,8 @@ def sentences(table: pd.DataFrame) -> list[str]:
     if arms := verdict.late_stops(table):
         last, of = (sum(counts) for counts in zip(*arms.values(), strict=True))
         late.append(
-            f"Early stop of {', '.join(arms)} is the last evaluation in {last} of {of} rounds: they are too short, "
-            "or evaluated too rarely, for it to mean anything."
+            f"Early stop of {', '.join(arms)} is the last evaluation in {last} of {of} rounds: rounds are too "
+            "short, or evaluations too rare, for early stop to mean anything."
         )
     return [*(f"{sentence}." for sentence in about), *_uneven(table), *late]
 
@@ -74,8 +74,8 @@ def _finder(arm: str, rows: Sequence[Row]) -> str:
     out = next((row for row in rows if verdict.falls_out(row)), None)
     if found is None and wins and out:
         return (
-            f"No winning ticket of {arm}: those at {_shares(wins)} would win if judged alone, but already at "
-            f"{_share(out)} the ticket is {_why_not(out)}"
+            f"No winning ticket of {arm}: tickets at {_shares(wins)} would qualify on their own, but the denser one at "
+            f"{_share(out)} is {_why_not(out)}"
         )
     if found is None:
         return _no_winner(arm, rows)
@@ -90,7 +90,7 @@ def _finder(arm: str, rows: Sequence[Row]) -> str:
     if out and out is not after[0]:
         text += f", at {_share(out)} {_why_not(out)}"
     if again := [row for row in after if row["winning"]]:
-        text += f"; those at {_shares(again)} would win if judged alone"
+        text += f"; tickets at {_shares(again)} would qualify on their own"
     return text
 
 
@@ -108,14 +108,14 @@ def _no_winner(arm: str, rows: Sequence[Row]) -> str:
             f"Undecided: no ticket of {arm} is shown to be as good as the dense network (best {_points(best)} at "
             f"{_share(best)}). More --trials narrow the interval"
         )
-    which = "tickets" if len(accurate) == len(rows) else f"those at {_shares(accurate)}"
+    at = "" if len(accurate) == len(rows) else f" at {_shares(accurate)}"
     stops = {row["stop"] for row in accurate}
     if stops == {UNMEASURED}:
         return (
-            f"Undecided: {which} of {arm} are accurate enough (best: {_points(best)}, at {_share(best)}), but "
-            "early stop is the last evaluation in most rounds, so that nothing shows whether they stop no later"
+            f"Undecided: tickets of {arm}{at} are accurate enough (best: {_points(best)}, at {_share(best)}), but "
+            "early stop is the last evaluation in most rounds, so nothing shows whether they stop no later"
         )
-    return f"{none}: {which} are accurate enough but stop {'' if stops == {LATER} else 'perhaps '}too late {shown}"
+    return f"{none}: tickets{at} are accurate enough but stop {'' if stops == {LATER} else 'perhaps '}too late {shown}"
 
 
 def _why_not(row: Row) -> str:
@@ -144,7 +144,7 @@ def _other(arm: str, rows: Sequence[Row]) -> str:
         rest = rows[len(before) :]
         stays = rest[-1] is worse[-1] and not any(row["accuracy"] in ACCURATE for row in rest)
         start = f"from {_share(worse[0])} on" if before else "from the first pruning on"
-        where = start if stays else f"at {_shares(worse)} alone"
+        where = start if stays else f"only at {_shares(worse)}"
         parts.append(f"worse {'' if held else than}{where} ({_points(worse[0])} at {_share(worse[0])})")
     return f"{arm} is {', '.join(parts)}"
 
@@ -221,7 +221,7 @@ def ties(at_random: int, weights: float) -> str:
     if not at_random or 100 * at_random < weights:
         return ""
     share = f"{at_random:,} of the {weights:,.0f} surviving weights ({100 * at_random / weights:.1f}%)"
-    return f"{share} were drawn at random among weights of equal score, since too few have a higher one"
+    return f"{share} were drawn at random among weights of equal score, since too few weights have a higher score"
 
 
 def about_ties(runs: Iterable[Run]) -> list[str]:

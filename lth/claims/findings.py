@@ -32,10 +32,10 @@ SCALES: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
 HEAD = ("the paper says", "weights", "paper", "here (95% interval)", "trials", "")
 COLUMNS = ("says", "remaining", "unit", "published", "mean", "low", "high", "trials", "verdict")
 EXPLANATION = (
-    "here: mean over trials, with its 95% interval by Student's t (ratios: of their logarithms; accuracies before "
-    "training: of their log-odds). agrees: the whole interval lies where the sentence is true, for a published figure "
-    "usually at least half of its effect. disagrees: the whole interval lies elsewhere. not decided: the interval "
-    "includes both, or one trial gives none."
+    "here: mean over trials with its 95% interval by Student's t (on logarithms of ratios and log-odds of accuracies). "
+    "agrees: the statement is true for the whole interval (with a published figure, true usually means at least half "
+    "of its effect). disagrees: it is false for the whole interval. not decided: the interval includes both, or there "
+    "is only one trial."
 )
 
 
@@ -169,7 +169,7 @@ def text(form: Form, found: Sequence[Finding], width: int) -> str:
     words = [
         f"{word} {counts[word]}" for word in ("agrees", "disagrees", "not decided", "not measured") if counts[word]
     ]
-    whose = ", of another experiment than the published one" if form.changes else ""
+    changed = " on a changed experiment" if form.changes else ""
     rows = [HEAD, *(finding.cells(form) for finding in found)]
     sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
     sizes[0] = min(sizes[0], width - sum(2 + size for size in sizes[1:]))  # sentences may have several lines
@@ -182,7 +182,7 @@ def text(form: Form, found: Sequence[Finding], width: int) -> str:
         ]
     lines.insert(1, "-" * max(map(len, lines)))
     about = f"{claim.name}: {claim.about} ({claim.paper}, {claim.where}, {claim.source})"
-    summary = f"{claim.name}, {len(found)} statements{whose}: {', '.join(words)}."
+    summary = f"{claim.name}, {len(found)} statements{changed}: {', '.join(words)}."
     head, tail = (
         "\n".join(textwrap.fill(part, width, break_on_hyphens=False) for part in parts)
         for parts in ([about, warning(form)], [EXPLANATION, "", summary])
@@ -263,7 +263,7 @@ def measured_by(form: Form) -> str:
     trained = trained[(trained["round"] > 0) | ~trained.duplicated(["trial", "round"])]  # round 0 is all arms'
     seconds = trained["seconds"].sum()
     took = f"{seconds / 3600:.1f} hours" if seconds > 3600 else f"{seconds / 60:.1f} minutes"
-    about = f"{len(trained)} trainings, {took} if they were done one after another"
+    about = f"{len(trained)} trainings, {took} of training in all"
     return f"Measured {when} on {'; '.join(machines)}: {about}."
 
 

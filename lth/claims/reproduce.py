@@ -35,10 +35,12 @@ def parser() -> argparse.ArgumentParser:
     made.usage = f"{made.prog} NAME [NAME ...] [--quick] [--finished] [--report FILE] [flags of main.py]"
     made.description = made.as_called(__doc__ or "")
     own = made.add_argument_group("claims")
-    own.add_argument("--list", action="store_true", help="the known claims, and how long they take here")
-    own.add_argument("--quick", action="store_true", help="a form of less than three minutes; not the published claim")
+    own.add_argument("--list", action="store_true", help="list the claims, and how long each takes here")
+    own.add_argument(
+        "--quick", action="store_true", help="a form of less than three minutes; not the published experiment"
+    )
     own.add_argument("--finished", action="store_true", help="train nothing: judge by the rounds that are finished")
-    report = "write or renew each claim's section of this Markdown file"
+    report = "write or update each claim's section of this Markdown file"
     own.add_argument("--report", type=flags.typed(text_file), metavar="FILE", help=report)
     return made
 
@@ -63,10 +65,11 @@ def main(argv: Sequence[str]) -> int:
     listing, quick, finished, file = (given.pop(name) for name in ("list", "quick", "finished", "report"))
     names = list(dict.fromkeys(word for word in words if not word.startswith("-")))
     problems = flags.unknown_problems(made, [word for word in words if word.startswith("-")])
-    there = f"there are {', '.join(CLAIMS)}"
-    problems += [f"{name!r} is no claim{did_you_mean(name, CLAIMS)} ({there})" for name in names if name not in CLAIMS]
+    known_claims = ", ".join(CLAIMS)
+    unknown = [name for name in names if name not in CLAIMS]
+    problems += [f"there is no claim {name!r}{did_you_mean(name, CLAIMS)} (known: {known_claims})" for name in unknown]
     if not names and not listing:
-        problems.append(f"name a claim ({', '.join(CLAIMS)}), or give --list")
+        problems.append(f"name a claim ({known_claims}), or give --list")
     asked = []
     for name in [name for name in names if name in CLAIMS] or CLAIMS:
         with collect_errors(problems):
@@ -84,7 +87,7 @@ def show(asked: Sequence[Form]) -> int:
         needs = f" (needs {form.claim.needs})" if form.claim.needs and not form.quick else ""
         whose = f"{form.slug:{wide}}  {form.claim.paper}, {form.claim.where}{needs}"
         print(f"{whose}: {duration(form, known)}", flush=True)
-    print("minutes: by a few steps of the dense network just now; --quick with --list for the quick forms")
+    print("times: estimated from a few steps of each dense network; add --quick for the quick forms")
     return 0
 
 
@@ -97,7 +100,7 @@ def ask(asked: Sequence[Form], finished: bool, file: Path | None, argv: Sequence
     failure = None
     for form in asked:
         if not finished:
-            print(f"{form.slug}: {duration(form, {})} if nothing of it is finished", flush=True)
+            print(f"{form.slug}: {duration(form, {})} if nothing is finished yet", flush=True)
         for config in form.configs.values():
             try:
                 session.check_finished(config) if finished else session.run(config, command=argv)
@@ -123,7 +126,7 @@ def duration(form: Form, known: Known) -> str:
     total = 0.0
     for config in (prepare.with_valid_size(replace(config, ticket=None)) for config in form.configs.values()):
         if not npz_file(config.data, config.dataset).exists():
-            return f"{form.trainings} trainings, its images ({config.dataset}) are not here"
+            return f"{form.trainings} trainings (no estimate: the images of {config.dataset} are not here)"
         what = (config.arch_type, config.dataset, config.batch_size, config.precision, config.gpu, config.augment)
         images, problem = prepare.prepare(config)
         device, _ = devices.choose(config.gpu)

@@ -37,7 +37,7 @@ RIVALS = (
         statements=(
             Statement("SET at 5% is 0.55 points less accurate than the dense network",
                       accuracy("keep5/set"), at=5, published=-0.55, holds=towards(-0.55, none=0)),
-            Statement("SET at 2% is 0.95 points less accurate",
+            Statement("SET at 2% is 0.95 points less accurate than the dense network",
                       accuracy("keep2/set"), at=2, published=-0.95, holds=towards(-0.95, none=0)),
             Statement("SNIP at 5% has an error of 1.6%",
                       reached("keep5/snip"), at=5, published=98.4, holds=(98.1, 98.7), unit=PERCENT),
@@ -45,7 +45,7 @@ RIVALS = (
                       reached("keep2/snip"), at=2, published=97.6, holds=(97.3, 97.9), unit=PERCENT),
         ),
         note="Accuracies are taken at early stop, which is chosen on validation images, for SET after its last update. "
-        "The paper on SNIP trains in another way.",
+        "The paper on SNIP trains differently.",
     ),
     Claim(
         "dynamic_wrn",
@@ -63,9 +63,9 @@ RIVALS = (
             Statement("RigL is 1.4 points more accurate than a fixed random mask",
                       accuracy("uniform/rigl", "uniform/random_init"),
                       at=20, published=1.4, holds=towards(1.4, none=0)),
-            Statement("RigL gains 0.5 points by Erdos-Renyi-Kernel rates",
+            Statement("Erdos-Renyi-Kernel rates make RigL 0.5 points more accurate",
                       accuracy("erk/rigl", "uniform/rigl"), at=20, published=0.5, holds=towards(0.5, none=0)),
-            Statement("which brings it to gradual pruning",
+            Statement("RigL with these rates is as accurate as gradual pruning",
                       accuracy("erk/rigl", "uniform/gmp"), at=20, published=-0.1, holds=(-0.3, 0.3)),
         ),
         note="Published are 91.2 (fixed), 92.7 (SET), 92.6 and 93.1 (RigL), 93.2 (gradual).",
@@ -82,13 +82,13 @@ RIVALS = (
         },
         quick="--end_iter 2 --valid_freq 200it",
         statements=(
-            Statement("a supermask is learned that reaches 98.0%",
+            Statement("a learned supermask reaches 98.0%",
                       reached("supermask/supermask"), at=50, published=98.0, holds=(97.0, 100.0), unit=PERCENT),
-            Statement("edge-popup, which has no figure for MNIST, reaches the same",
+            Statement("edge-popup reaches the same accuracy (its paper has no MNIST)",
                       reached("edge_popup/edge_popup"), at=50, holds=(97.0, 100.0), unit=PERCENT),
         ),
-        note="True is within a point. The dense networks are trained with the rates of the masks, so that their own "
-        "accuracies mean nothing. Zhou's supermasks choose their own density; here it is 50%.",
+        note="Within a point counts as true. The dense networks are trained with the masks' learning rates, so their "
+        "own accuracies mean nothing. Zhou's supermasks choose their own density; here it is 50%.",
     ),
     Claim(
         "strong_conv2",

@@ -29,7 +29,7 @@ THUMBNAILS = 100  # experiments that have a figure on the page of all: drawing e
 SIZE = (760, 400)  # pixels that such a figure has at most
 COLUMNS = {  # of the verdict's table: heading, format of numbers, what it is
     "round": ("round", ".0f", "0 is the dense network"),
-    "remaining": ("weights %", ".2f", "percent of the prunable weights that survive"),
+    "remaining": ("weights %", ".4g", "percent of the prunable weights that survive"),
     "arm": ("arm", "", "what happens between rounds"),
     "difference": ("vs dense", "+.2f", "points above the trial's dense network, mean over trials"),
     "low": ("from", "+.2f", "lower end of the 95% interval of the difference"),
@@ -207,7 +207,7 @@ def _made_by(runs: Sequence[Run], configs: Sequence[Mapping[str, Any]]) -> list[
     """When the last round was finished, how long all took, the seeds, and the devices and programs."""
     ended = max((run.dumps / "journal.jsonl").stat().st_mtime for run in runs)
     seconds = float(tables.combined(runs, "times")["seconds"].sum())
-    took = f"{seconds / 3600:.1f} hours" if seconds > 7200 else f"{seconds / 60:.0f} minutes"
+    took = f"{seconds / 3600:.1f} hours" if seconds > 7200 else f"{seconds / 60:.1f} minutes"
     lines = [
         f"last round finished on {datetime.datetime.fromtimestamp(ended).strftime('%d %B %Y')}",
         f"{took} of training in all",

@@ -41,15 +41,15 @@ UP = [98.0, 98.3, 98.3]
         ([*UP, 98.02, 97.0, 98.4], None, " and it stops no later (98.02% test accuracy, +0.02 ± 0.0"),
         ([*UP, 98.02, 97.0, 98.4], None, "ES 1.00 ± 0.00 of dense"),
         ([*UP, 98.02, 97.0, 98.4], None, "at 41% the ticket is significantly worse (-1.00 ±"),
-        ([*UP, 98.02, 97.0, 98.4], None, "those at 32.8% would win if judged alone"),
+        ([*UP, 98.02, 97.0, 98.4], None, "tickets at 32.8% would qualify on their own"),
         (UP[:2], None, "the sparsest tried"),
         (UP, [1000, 900, 1300], "at 64% the ticket is too late (ES 1.30"),
         ([60.0, 63.0, 65.96], [1000, 1420, 1500], "No winning ticket of lt down to 64% of the weights: tickets are"),
         ([60.0, 63.0, 65.96], [1000, 1420, 1500], "are accurate enough but stop too late (best: +5.96"),
-        ([98.0, 98.3, 97.0], [1000, 1300, 1300], "those at 80% are accurate enough but stop too late (best: +0.30"),
+        ([98.0, 98.3, 97.0], [1000, 1300, 1300], "tickets at 80% are accurate enough but stop too late (best: +0.30"),
         ([60.0, 59.0, 58.0], None, "all are significantly worse than the dense network (best: -1.00"),
-        ([98.0, 97.0, *UP[1:]], None, "those at 64% and 51.2% would win if judged alone, but already at 80%"),
-        ([98.0, 97.0, *UP], None, "those at 64%, 51.2% and 41% would win if judged alone, but already at 80%"),
+        ([98.0, 97.0, *UP[1:]], None, "tickets at 64% and 51.2% would qualify on their own, but the denser one at 80%"),
+        ([98.0, 97.0, *UP], None, "64%, 51.2% and 41% would qualify on their own, but the denser one at 80% is"),
     ],
 )
 def test_an_arm_that_finds_tickets(accuracy: Sequence[float], ES: Sequence[float] | None, words: str) -> None:
@@ -65,8 +65,8 @@ def test_an_arm_that_finds_tickets(accuracy: Sequence[float], ES: Sequence[float
         ([98.0, 98.3, 98.3, 98.3, 98.3], "is better than the dense network down to 41% of the weights (+0.30"),
         ([98.0, 90.0, 90.0], "is worse than the dense network from the first pruning on (-8.00"),
         ([98.0, 97.99, 97.99], "does not differ significantly from the dense network (-0.01"),
-        ([98.0, 98.3, 97.0, 97.99], "worse at 64% alone (-1.00"),
-        ([98.0, 97.0, 98.3], "is worse than the dense network at 80% alone (-1.00"),
+        ([98.0, 98.3, 97.0, 97.99], "worse only at 64% (-1.00"),
+        ([98.0, 97.0, 98.3], "is worse than the dense network only at 80% (-1.00"),
     ],
 )
 def test_other_arms(accuracy: Sequence[float], words: str) -> None:
