@@ -98,13 +98,13 @@ def differing(groups: Sequence[Sequence[Run]]) -> tuple[str, dict[Path, str]]:
     if not all(identity.deciding(*runs) for runs in groups):
         return "", {runs[0].plots: settings(*runs) for runs in groups}
     compared = _compared(groups)
-    differ = compared.nunique() > 1
-    own = {}
-    for (run, *_), (_, row) in zip(groups, compared.loc[:, differ].iterrows(), strict=True):
+    varies = compared.nunique() > 1
+    by_folder = {}
+    for (run, *_), (_, row) in zip(groups, compared.loc[:, varies].iterrows(), strict=True):
         values = row.to_dict()
-        shown = values if len(values) <= 3 else _changed(values)
-        own[run.plots] = _listed(_name(run), {name: value for name, value in shown.items() if value != "None"})
-    return _listed("", _changed(compared.loc[:, ~differ].iloc[0].to_dict())), own
+        chosen = values if len(values) <= 3 else _changed(values)
+        by_folder[run.plots] = _listed(_name(run), {name: value for name, value in chosen.items() if value != "None"})
+    return _listed("", _changed(compared.loc[:, ~varies].iloc[0].to_dict())), by_folder
 
 
 def rows_and_columns(groups: Sequence[Sequence[Run]], most: int) -> tuple[list[int], int]:
@@ -174,12 +174,12 @@ def _in_words(name: str, value: str) -> str:
 def _duration(text: str) -> str:
     """`5 epochs`, `500 iterations`, `1% of a round`."""
     try:
-        found = Duration.parse(text)
+        duration = Duration.parse(text)
     except ValueError:
         return text
-    if found.unit == "%":
-        return f"{found.amount:g}% of a round"
-    return f"{found.amount:,.12g} {UNITS[found.unit]}{'' if found.amount == 1 else 's'}"
+    if duration.unit == "%":
+        return f"{duration.amount:g}% of a round"
+    return f"{duration.amount:,.12g} {UNITS[duration.unit]}{'' if duration.amount == 1 else 's'}"
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:

@@ -46,8 +46,8 @@ def compare(a: Any, b: Any) -> pd.DataFrame:
 
     Returns:
         A row for each layer, and `all` for the whole network: `weights` in it; `kept_a`, `kept_b` and `both`, how many
-        of them a, b and both keep; `jaccard`, both divided by those that a or b keeps; `of_smaller`, both divided by
-        the smaller of kept_a and kept_b. `chance` is what of_smaller would be on average if both masks were random with
+        of them a, b and both keep; `jaccard`, both divided by how many a or b keeps; `of_smaller`, both divided by the
+        smaller of kept_a and kept_b. `chance` is what of_smaller would be on average if both masks were random with
         the same number of weights in each layer, 95% of the time from `chance_low` to `chance_high` (hypergeometric
         distribution); `jaccard_chance`, `jaccard_low` and `jaccard_high` are the Jaccard indices of that many common
         weights. `signs_start` and `signs_trained`: the share of the common weights that have the same sign, before and
@@ -55,36 +55,38 @@ def compare(a: Any, b: Any) -> pd.DataFrame:
 
     Raises TypeError, ValueError: an argument is no ticket, or the two are not of one model.
     """
-    one, other = _masks("a", a), _masks("b", b)
-    differ = one.keys() ^ other.keys() or {name for name in one if one[name].shape != other[name].shape}
-    if differ or not one:
-        which = f"{min(differ)} differs" if differ else "they have no masks"
+    masks_a, masks_b = _masks("a", a), _masks("b", b)
+    shapes_a, shapes_b = ({(name, mask.shape) for name, mask in masks.items()} for masks in (masks_a, masks_b))
+    different = {name for name, _ in shapes_a ^ shapes_b}
+    if different or not masks_a:
+        which = f"{min(different)} differs" if different else "they have no masks"
         raise ValueError(f"a and b must be tickets of one model, with masks of the same names and shapes, but {which}")
-    both = {name: mask & other[name] for name, mask in one.items()}
+    both = {name: mask & masks_b[name] for name, mask in masks_a.items()}
     counted: dict[str, list[float]] = {
         "weights": [mask.numel() for mask in both.values()],
-        "kept_a": [int(mask.sum()) for mask in one.values()],
-        "kept_b": [int(other[name].sum()) for name in one],
+        "kept_a": [int(mask.sum()) for mask in masks_a.values()],
+        "kept_b": [int(masks_b[name].sum()) for name in masks_a],
         "both": [int(mask.sum()) for mask in both.values()],
     }
     for kind in ("start", "trained"):
         first, second = getattr(a, kind, None) or {}, getattr(b, kind, None) or {}
-        known = first and second
-        same = [int((first[name].sign() == second[name].sign())[both[name]].sum()) if known else np.nan for name in one]
-        counted[f"signs_{kind}"] = same
-    layers = pd.DataFrame(counted, index=pd.Index(one, name="layer"))
+        counted[f"signs_{kind}"] = [np.nan] * len(both)
+        if first and second:
+            same = {name: first[name].sign() == second[name].sign() for name in both}
+            counted[f"signs_{kind}"] = [int(same[name][mask].sum()) for name, mask in both.items()]
+    layers = pd.DataFrame(counted, index=pd.Index(masks_a, name="layer"))
     sizes = list(layers[["weights", "kept_a", "kept_b"]].itertuples(index=False, name=None))
     layers.loc[ALL] = layers.sum(min_count=1)
-    found = layers[["weights", "kept_a", "kept_b", "both"]].astype(int)
-    smaller, kept = found[["kept_a", "kept_b"]].min(axis=1), found["kept_a"] + found["kept_b"]
-    found["jaccard"], found["of_smaller"] = found["both"] / (kept - found["both"]), found["both"] / smaller
+    table = layers[["weights", "kept_a", "kept_b", "both"]].astype(int)
+    smaller, kept = table[["kept_a", "kept_b"]].min(axis=1), table["kept_a"] + table["kept_b"]
+    table["jaccard"], table["of_smaller"] = table["both"] / (kept - table["both"]), table["both"] / smaller
     expected = np.array([*map(chance, sizes), chance(*sizes)]).T
     for end, common in zip(("", "_low", "_high"), expected, strict=True):
-        found[f"chance{end}"] = common / smaller
-        found[f"jaccard{end or '_chance'}"] = common / (kept - common)
+        table[f"chance{end}"] = common / smaller
+        table[f"jaccard{end or '_chance'}"] = common / (kept - common)
     for kind in ("start", "trained"):
-        found[f"signs_{kind}"] = layers[f"signs_{kind}"] / found["both"]
-    return found.reset_index()
+        table[f"signs_{kind}"] = layers[f"signs_{kind}"] / table["both"]
+    return table.reset_index()
 
 
 def _masks(name: str, ticket: Any) -> Masks:
@@ -96,25 +98,25 @@ def _masks(name: str, ticket: Any) -> Masks:
 
 @functools.lru_cache(maxsize=4096)  # arms and trials keep the same counts
 def chance(*layers: tuple[int, int, int]) -> Chance:
-    """How many weights two random masks share in layers of so many (weights, kept by one, kept by the other) together:
-    the sum of independent hypergeometric variables."""
+    """How many weights two random masks share in all of these layers, each (weights, kept_a, kept_b): the sum of
+    independent hypergeometric variables."""
     starts, parts = zip(*(_hypergeometric(*sizes) for sizes in layers), strict=True)
     length = sum(len(part) - 1 for part in parts) + 1
     # The distribution of a sum is the convolution of the parts', here by the product of their Fourier transforms.
     whole = np.fft.irfft(np.prod([np.fft.rfft(part, length) for part in parts], axis=0), length)
     low, high = np.searchsorted(np.cumsum(whole), (TAIL, 1 - TAIL))
-    mean = sum(one * other / max(total, 1) for total, one, other in layers)
+    mean = sum(kept_a * kept_b / max(total, 1) for total, kept_a, kept_b in layers)
     return Chance(mean, sum(starts) + int(low), sum(starts) + int(high))
 
 
-def _hypergeometric(total: int, one: int, other: int) -> tuple[int, np.ndarray]:
-    """The lowest number of common weights that counts, and the probabilities of it and of those that follow."""
-    mean, rest = one * other / max(total, 1), max(total - 1, 1)
-    deviation = np.sqrt(mean * (total - one) / max(total, 1) * (total - other) / rest)
+def _hypergeometric(total: int, kept_a: int, kept_b: int) -> tuple[int, np.ndarray]:
+    """The lowest number of common weights with a computed probability, and the probabilities from it upwards."""
+    mean, rest = kept_a * kept_b / max(total, 1), max(total - 1, 1)
+    deviation = np.sqrt(mean * (total - kept_a) / max(total, 1) * (total - kept_b) / rest)
     reach = WIDTH * deviation + 10
-    first, last = max(0, one + other - total, int(mean - reach)), min(one, other, int(mean + reach) + 1)
+    first, last = max(0, kept_a + kept_b - total, int(mean - reach)), min(kept_a, kept_b, int(mean + reach) + 1)
     common = np.arange(first, last + 1)
-    logs = -sum(gammaln(x + 1.0) for x in (common, one - common, other - common, total - one - other + common))
+    logs = -sum(gammaln(x + 1.0) for x in (common, kept_a - common, kept_b - common, total - kept_a - kept_b + common))
     probabilities = np.exp(logs - np.max(logs))
     return first, probabilities / probabilities.sum()
 
@@ -131,13 +133,13 @@ def pairs(runs: Sequence[Run]) -> pd.DataFrame:
     }
     frames = []
     for number in sorted(set().union(*rounds.values()) - {0}):
-        there = {run: _signs(run, number) for run in finders if number in rounds[run]}
-        for a, b in itertools.combinations(there, 2):
-            found = compare(there[a], there[b])
-            remaining = 50 * (found["kept_a"] + found["kept_b"]).iloc[-1] / found["weights"].iloc[-1]
-            about = {"round": number, "remaining": round(remaining, 4)}
-            about |= {"arm_a": a.arm, "seed_a": a.seed, "arm_b": b.arm, "seed_b": b.seed}
-            frames.append(found.assign(**about)[[*about, *found]])
+        tickets = {run: _signs(run, number) for run in finders if number in rounds[run]}
+        for a, b in itertools.combinations(tickets, 2):
+            overlaps = compare(tickets[a], tickets[b])
+            remaining = 50 * (overlaps["kept_a"] + overlaps["kept_b"]).iloc[-1] / overlaps["weights"].iloc[-1]
+            keys = {"round": number, "remaining": round(remaining, 4)}
+            keys |= {"arm_a": a.arm, "seed_a": a.seed, "arm_b": b.arm, "seed_b": b.seed}
+            frames.append(overlaps.assign(**keys)[[*keys, *overlaps]])
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
@@ -153,9 +155,9 @@ def _signs(run: Run, number: int) -> SimpleNamespace:
 
 def write(runs: Sequence[Run], folder: Path) -> bool:
     """Write masks.csv, the table of `pairs`, into `folder`; False, and no file, where there are no two masks."""
-    found, file = pairs(runs), folder / FILE
-    if found.empty:
+    table, file = pairs(runs), folder / FILE
+    if table.empty:
         files.delete(file)
         return False
-    files.write(file, found.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
+    files.write(file, table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
     return True

@@ -92,29 +92,32 @@ def sweep(groups: Iterable[tuple[Mapping[str, str], Sequence[Run]]]) -> pd.DataF
     `groups` are these values and the runs of each setting. remaining, test and ES are means over trials, low and high
     the 95% interval of the mean test accuracy (`verdict.accuracy_interval`), NaN with fewer than two trials.
     """
-    tables_of = []
+    frames = []
     for values, runs in groups:
         rounds = tables.combined(runs, "rounds")
         for arm in verdict.in_order(rounds["arm"]):
             by_round = rounds[rounds["arm"] == arm].groupby("round")
             means = by_round[["remaining", "test", "ES"]].mean().assign(arm=arm, trials=by_round.size(), **values)
-            means[["low", "high"]] = [verdict.accuracy_interval(found) for _, found in by_round["test"]]
-            tables_of.append(means.reset_index()[[*values, *SWEEP]])
-    return pd.concat(tables_of, ignore_index=True)
+            means[["low", "high"]] = [verdict.accuracy_interval(accuracies) for _, accuracies in by_round["test"]]
+            frames.append(means.reset_index()[[*values, *SWEEP]])
+    return pd.concat(frames, ignore_index=True)
 
 
 def ranked(groups: Iterable[tuple[str, Sequence[Run]]]) -> list[str]:
     """A sentence per setting, by its name and its runs: the sparsest winning tickets first, then the highest validation
     accuracy of the dense network."""
-    found = []
+    ranking = []
     for name, runs in groups:
         judged = verdict.table(runs)
         arm = next(iter(verdict.in_order([run.arm for run in runs])))
         best = verdict.sparsest(verdict.pruned(judged, arm)) if verdict.finds_tickets(arm) else None
         dense = tables.combined(runs, "rounds").query("round == 0")["val"].mean()
-        said = f"the sparsest winning ticket of {arm} keeps {best['remaining']:.3g}% of the weights" if best else ""
-        found.append((best["remaining"] if best else 100.0, -dense, f"{name}: {said or f'no winning ticket of {arm}'}"))
+        remaining, sentence = 100.0, f"{name}: no winning ticket of {arm}"
+        if best:
+            remaining = best["remaining"]
+            sentence = f"{name}: the sparsest winning ticket of {arm} keeps {remaining:.3g}% of the weights"
+        ranking.append((remaining, -dense, sentence))
     return [
         f"{place}. {sentence}; the dense network has {-dense:.2f}% validation accuracy"
-        for place, (_, dense, sentence) in enumerate(sorted(found), 1)
+        for place, (_, dense, sentence) in enumerate(sorted(ranking), 1)
     ]

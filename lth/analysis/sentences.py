@@ -43,15 +43,15 @@ def sentences(table: pd.DataFrame) -> list[str]:
             f"The dense network has learned nothing: {dense['test']:.2f}% test accuracy, {dense['supermask']:.2f}% "
             f"before training ({rests_on}). Tickets cannot be compared with it."
         ]
-    rows = {arm: found for arm in verdict.in_order(table["arm"]) if (found := verdict.pruned(table, arm))}
+    rows = {arm: pruned for arm in verdict.in_order(table["arm"]) if (pruned := verdict.pruned(table, arm))}
     finders = [arm for arm in rows if verdict.finds_tickets(arm)]
-    about = [_finder(arm, rows[arm]) for arm in finders]
-    about = about or ["There is no ticket to judge yet: no pruned round of lt is finished"]
-    about += [_other(arm, found) for arm, found in rows.items() if arm not in finders]
+    lines = [_finder(arm, rows[arm]) for arm in finders]
+    lines = lines or ["There is no ticket to judge yet: no pruned round of lt is finished"]
+    lines += [_other(arm, pruned) for arm, pruned in rows.items() if arm not in finders]
     if dense["remaining"] < 99.9:
-        about.append(f"The dense network here is round 0, a ticket of {_weights(dense)} (--ticket)")
+        lines.append(f"The dense network here is round 0, a ticket of {_weights(dense)} (--ticket)")
     if table["trials"].max() > 1:
-        about.append(
+        lines.append(
             f"{rests_on.capitalize()}; ±: 95% interval; no worse: the mean is not below the dense network's, "
             f"and the interval excludes a loss of more than {table['margin'].mean():.2g} points"
         )
@@ -62,7 +62,7 @@ def sentences(table: pd.DataFrame) -> list[str]:
             f"Early stop of {', '.join(arms)} is the last evaluation in {last} of {of} rounds: rounds are too "
             "short, or evaluations too rare, for early stop to mean anything."
         )
-    return [*(f"{sentence}." for sentence in about), *_uneven(table), *late]
+    return [*(f"{sentence}." for sentence in lines), *_uneven(table), *late]
 
 
 def _finder(arm: str, rows: Sequence[Row]) -> str:
@@ -70,39 +70,37 @@ def _finder(arm: str, rows: Sequence[Row]) -> str:
     if max(row["trials"] for row in rows) < 2:
         start = f"One trial gives no interval, so no ticket of {arm} can be called a winning one: its tickets are"
         return _one_trial(start, rows)
-    found, wins = verdict.sparsest(rows), [row for row in rows if row["winning"]]
-    out = next((row for row in rows if verdict.falls_out(row)), None)
-    if found is None and wins and out:
+    best, wins = verdict.sparsest(rows), [row for row in rows if row["winning"]]
+    failure = next((row for row in rows if verdict.falls_out(row)), None)
+    if best is None and wins and failure:
         return (
             f"No winning ticket of {arm}: tickets at {_shares(wins)} would qualify on their own, but the denser one at "
-            f"{_share(out)} is {_why_not(out)}"
+            f"{_share(failure)} is {_why_not(failure)}"
         )
-    if found is None:
+    if best is None:
         return _no_winner(arm, rows)
     text = (
-        f"The sparsest winning ticket of {arm} keeps {_weights(found)}{_products(found)}{_tried(found, rows)}: "
-        f"{found['accuracy']} than the dense network, and it stops no later ({found['test']:.2f}% test accuracy, "
-        f"{_both(found)})"
+        f"The sparsest winning ticket of {arm} keeps {_weights(best)}{_products(best)}{_tried(best, rows)}: "
+        f"{best['accuracy']} than the dense network, and it stops no later ({best['test']:.2f}% test accuracy, "
+        f"{_both(best)})"
     )
-    after = [row for row in rows if row["round"] > found["round"]]
+    after = [row for row in rows if row["round"] > best["round"]]
     if after:
         text += f"; at {_share(after[0])} the ticket is {_why_not(after[0])}"
-    if out and out is not after[0]:
-        text += f", at {_share(out)} {_why_not(out)}"
-    if again := [row for row in after if row["winning"]]:
-        text += f"; tickets at {_shares(again)} would qualify on their own"
+    if failure and failure is not after[0]:
+        text += f", at {_share(failure)} {_why_not(failure)}"
+    if others := [row for row in after if row["winning"]]:
+        text += f"; tickets at {_shares(others)} would qualify on their own"
     return text
 
 
 def _no_winner(arm: str, rows: Sequence[Row]) -> str:
     accurate = [row for row in rows if row["accuracy"] in ACCURATE]
     best = max(accurate or rows, key=lambda row: row["difference"])
-    none, shown = (
-        f"No winning ticket of {arm} down to {_weights(rows[-1])}",
-        f"(best: {_both(best)}, at {_share(best)})",
-    )
+    start = f"No winning ticket of {arm} down to {_weights(rows[-1])}"
+    example = f"(best: {_both(best)}, at {_share(best)})"
     if not accurate and all(row["accuracy"] == WORSE for row in rows):
-        return f"{none}: all are significantly worse than the dense network {shown}"
+        return f"{start}: all are significantly worse than the dense network {example}"
     if not accurate:
         return (
             f"Undecided: no ticket of {arm} is shown to be as good as the dense network (best {_points(best)} at "
@@ -115,7 +113,8 @@ def _no_winner(arm: str, rows: Sequence[Row]) -> str:
             f"Undecided: tickets of {arm}{at} are accurate enough (best: {_points(best)}, at {_share(best)}), but "
             "early stop is the last evaluation in most rounds, so nothing shows whether they stop no later"
         )
-    return f"{none}: tickets{at} are accurate enough but stop {'' if stops == {LATER} else 'perhaps '}too late {shown}"
+    late = "too late" if stops == {LATER} else "perhaps too late"
+    return f"{start}: tickets{at} are accurate enough but stop {late} {example}"
 
 
 def _why_not(row: Row) -> str:
@@ -230,12 +229,12 @@ def about_ties(runs: Iterable[Run]) -> list[str]:
     for run in runs:
         if any(run.saves.glob("ticket_*.safetensors")):
             first.setdefault(run.arm, run)
-    told = []
+    lines = []
     for arm, run in first.items():
         weights = tables.combined([run], "rounds")["weights"]
-        found = (ties(_at_random(run.saves / f"ticket_{n:02}.safetensors"), count) for n, count in enumerate(weights))
-        told += [f"{arm}, round {number}: {text}." for number, text in enumerate(found) if text][:1]
-    return told
+        texts = (ties(_at_random(run.saves / f"ticket_{n:02}.safetensors"), count) for n, count in enumerate(weights))
+        lines += [f"{arm}, round {number}: {text}." for number, text in enumerate(texts) if text][:1]
+    return lines
 
 
 def _at_random(ticket: Path) -> int:

@@ -34,11 +34,11 @@ ACCURATE = (BETTER, NO_WORSE)
 
 def in_order(arms: Sequence[str]) -> list[str]:
     """These arms, once each, in the order of lth.settings.arms.ARMS, controls after their arm, unknown ones last."""
-    known = list(ARMS)
+    order = list(ARMS)
 
     def place(arm: str) -> tuple[int, bool, str]:
-        of = arm if arm in known or arm not in ARMS else ARMS[arm].mask_of
-        return (known.index(of) if of in known else len(known), of != arm, arm)
+        parent = arm if arm in order or arm not in ARMS else ARMS[arm].mask_of
+        return (order.index(parent) if parent in order else len(order), parent != arm, arm)
 
     return sorted(set(arms), key=place)
 
@@ -63,17 +63,17 @@ def paired(runs: Sequence[Run]) -> pd.DataFrame:
     if reason := identity.mixed(runs):
         raise ValueError(reason)
     rounds, layers, evals = (tables.combined(runs, name) for name in ("rounds", "layers", "evals"))
-    whose = ["arm", "seed"]
-    dense = rounds.groupby(whose)[["test", "ES", "macs"]].transform("first")
+    keys = ["arm", "seed"]
+    dense = rounds.groupby(keys)[["test", "ES", "macs"]].transform("first")
     first = layers[layers["round"] == 0].assign(pruned=lambda layers: layers["dense_macs"] - layers["macs"])
-    pruned = first.groupby(whose)["pruned"].sum()  # before round 0, by --ticket
-    last = evals.groupby([*whose, "round"])["iteration"].last().rename("last")
-    return rounds.join(last, on=[*whose, "round"]).assign(
+    pruned = first.groupby(keys)["pruned"].sum()  # before round 0, by --ticket
+    last = evals.groupby([*keys, "round"])["iteration"].last().rename("last")
+    return rounds.join(last, on=[*keys, "round"]).assign(
         # rounded, because a difference of equal means must be 0 and not what floating point leaves of it
         difference=(rounds["test"] - dense["test"]).round(9),
         ES_ratio=rounds["ES"] / dense["ES"],
         ES_dense=dense["ES"],
-        dense_macs=dense["macs"] + rounds[whose].join(pruned, on=whose)["pruned"],
+        dense_macs=dense["macs"] + rounds[keys].join(pruned, on=keys)["pruned"],
     )
 
 
@@ -108,34 +108,34 @@ def judged(rounds: pd.DataFrame) -> pd.DataFrame:
         ES_last=rounds["ES"] >= rounds["last"],
     )
     by_round = rounds.groupby(["arm", "round"])
-    found = by_round[["remaining", "speedup", "supermask", "test", "difference", "ES", "ES_dense"]].mean()
-    found = found.assign(
+    result = by_round[["remaining", "speedup", "supermask", "test", "difference", "ES", "ES_dense"]].mean()
+    result = result.assign(
         remaining_low=by_round["remaining"].min(),
         remaining_high=by_round["remaining"].max(),
         trials=by_round.size(),
         ES_last=by_round["ES_last"].sum(),
-        ES_ratio=found["ES"] / found["ES_dense"],
-        margin=(found["test"] - found["difference"]).map(margin),
-        difference=found["difference"].round(9),
+        ES_ratio=result["ES"] / result["ES_dense"],
+        margin=(result["test"] - result["difference"]).map(margin),
+        difference=result["difference"].round(9),
     )
-    found[["low", "high"]] = _intervals(rounds, "difference")
-    found[["ES_low", "ES_high"]] = 1 + _intervals(rounds, "later") / found[["ES_dense", "ES_dense"]].to_numpy()
-    found = found.reset_index()
-    by_arm, dense = found.groupby("arm"), found["round"] == 0
-    better, worse = found["low"] > 0, found["high"] < 0
-    not_worse = (found["difference"] >= 0) & (found["low"] >= -found["margin"])
-    found["accuracy"] = np.select([dense, better, not_worse, worse], ["", BETTER, NO_WORSE, WORSE], OPEN)
+    result[["low", "high"]] = _intervals(rounds, "difference")
+    result[["ES_low", "ES_high"]] = 1 + _intervals(rounds, "later") / result[["ES_dense", "ES_dense"]].to_numpy()
+    result = result.reset_index()
+    by_arm, dense = result.groupby("arm"), result["round"] == 0
+    better, worse = result["low"] > 0, result["high"] < 0
+    not_worse = (result["difference"] >= 0) & (result["low"] >= -result["margin"])
+    result["accuracy"] = np.select([dense, better, not_worse, worse], ["", BETTER, NO_WORSE, WORSE], OPEN)
     late = 2 * by_arm["ES_last"].transform("sum") > by_arm["trials"].transform("sum")
-    not_later = found["ES_ratio"] <= 1
-    stops = [dense, not_later & late, not_later, found["ES_low"] > 1]
-    found["stop"] = np.select(stops, ["", UNMEASURED, NO_LATER, LATER], OPEN)
-    able = {
-        arm: finds_tickets(arm) and learned(*found.loc[rows[0], ["remaining", "supermask", "test"]])
+    not_later = result["ES_ratio"] <= 1
+    stops = [dense, not_later & late, not_later, result["ES_low"] > 1]
+    result["stop"] = np.select(stops, ["", UNMEASURED, NO_LATER, LATER], OPEN)
+    eligible = {
+        arm: finds_tickets(arm) and learned(*result.loc[rows[0], ["remaining", "supermask", "test"]])
         for arm, rows in by_arm.groups.items()
     }
-    found["winning"] = found["accuracy"].isin(ACCURATE) & (found["stop"] == NO_LATER) & found["arm"].map(able)
-    place = found["arm"].map(in_order(found["arm"]).index)
-    return found.assign(place=place).sort_values(["round", "place"], ignore_index=True)[list(COLUMNS)]
+    result["winning"] = result["accuracy"].isin(ACCURATE) & (result["stop"] == NO_LATER) & result["arm"].map(eligible)
+    place = result["arm"].map(in_order(result["arm"]).index)
+    return result.assign(place=place).sort_values(["round", "place"], ignore_index=True)[list(COLUMNS)]
 
 
 def _intervals(rounds: pd.DataFrame, column: str) -> np.ndarray:
@@ -198,12 +198,12 @@ def pruned(table: pd.DataFrame, arm: str) -> list[dict[str, Any]]:
 def sparsest(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The sparsest winning ticket among an arm's pruned rounds that comes before any round that is significantly worse
     than the dense network or later. Open rounds are not winning, but do not end the search."""
-    found = None
+    winner = None
     for row in rows:
         if falls_out(row):
             break
-        found = row if row["winning"] else found
-    return found
+        winner = row if row["winning"] else winner
+    return winner
 
 
 def falls_out(row: dict[str, Any]) -> bool:

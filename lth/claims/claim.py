@@ -32,36 +32,38 @@ Measure = Callable[[Any], pd.Series]
 
 def early_stop(which: str, beside: str = "") -> Measure:
     """An arm's early-stop iteration divided by that of the trial's dense network, or of another arm in that round."""
-    return lambda found: found.arm(which)["ES"] / found.arm(beside)["ES"] if beside else found.arm(which)["ES_ratio"]
+    if beside:
+        return lambda records: records.arm(which)["ES"] / records.arm(beside)["ES"]
+    return lambda records: records.arm(which)["ES_ratio"]
 
 
 def accuracy(which: str, beside: str = "") -> Measure:
     """An arm's test accuracy, in points above that of the trial's dense network, or of another arm in that round."""
-    return lambda found: (
-        found.arm(which)["test"] - found.arm(beside)["test"] if beside else found.arm(which)["difference"]
-    )
+    if beside:
+        return lambda records: records.arm(which)["test"] - records.arm(beside)["test"]
+    return lambda records: records.arm(which)["difference"]
 
 
 def barrier(which: str) -> Measure:
     """The error barrier between two trainings of an arm's ticket, on training or test images, whichever is higher; for
     experiments with --connectivity."""
-    return lambda found: found.barriers(which)
+    return lambda records: records.barriers(which)
 
 
 def reached(which: str) -> Measure:
     """An arm's test accuracy, in percent."""
-    return lambda found: found.arm(which)["test"]
+    return lambda records: records.arm(which)["test"]
 
 
 def untrained(which: str) -> Measure:
     """The test accuracy, in percent, of an arm's best ticket before any training, except for round 0."""
-    return lambda found: found.arm(which).query("round > 0").groupby("seed")["supermask"].max()
+    return lambda records: records.arm(which).query("round > 0").groupby("seed")["supermask"].max()
 
 
 def overlap(which: str) -> Measure:
     """The Jaccard index of the masks that two trials of an arm found, divided by that of random masks; each trial is
     in one pair, so that the values are independent."""
-    return lambda found: found.overlaps(which)
+    return lambda records: records.overlaps(which)
 
 
 def towards(published: float, none: float) -> tuple[float, float]:
@@ -148,21 +150,22 @@ def trainings(config: Config) -> int:
     return config.trials * (len(arms) * (config.prune_iterations - 1) + 1) * (1 + config.connectivity)
 
 
-def form(claim: Claim, given: Sequence[str] = (), quick: bool = False) -> Form:
-    """A claim with the flags `given` of main.py behind its own. ConfigError with all that is wrong with them."""
+def form(claim: Claim, argv: Sequence[str] = (), quick: bool = False) -> Form:
+    """A claim with the flags `argv` of main.py behind its own. ConfigError names all problems with them."""
     configs: dict[str, Config] = {}
-    changes, own, problems = list[str](), list[str](), list[str]()
+    changes, tags, problems = list[str](), list[str](), list[str]()
     for name, text in claim.experiments.items():
-        usual = [*text.split(), *(claim.quick.split() if quick else [])]
+        defaults = [*text.split(), *(claim.quick.split() if quick else [])]
         with collect_errors(problems):
-            asked = flags.parse([*usual, *given], "reproduce.py")
-            dataset = names.canonical_dataset(asked.dataset)
-            config = replace(
-                asked, dataset=dataset, arch_type=names.canonical_model(asked.arch_type, dataset, asked.data)
-            )
+            parsed = flags.parse([*defaults, *argv], "reproduce.py")
+            dataset = names.canonical_dataset(parsed.dataset)
+            model = names.canonical_model(parsed.arch_type, dataset, parsed.data)
+            config = replace(parsed, dataset=dataset, arch_type=model)
             changes += differences(flags.parse(text.split()), config)
-            own += [change.split(",")[0] for change in differences(flags.parse(usual), config)]
-            own += [f"{how}={value}" for how in HOW_COMPUTED if (value := getattr(config, how)) != getattr(Config, how)]
+            tags += [change.split(",")[0] for change in differences(flags.parse(defaults), config)]
+            tags += [
+                f"{how}={value}" for how in HOW_COMPUTED if (value := getattr(config, how)) != getattr(Config, how)
+            ]
             if name in claim.start_of:  # whose files need not be there yet
                 first = tables.runs_of(configs[claim.start_of[name]])[0]
                 config = replace(config, ticket=TicketName(absolute_folder(first.saves), 0))
@@ -171,10 +174,10 @@ def form(claim: Claim, given: Sequence[str] = (), quick: bool = False) -> Form:
         problems += ["--name cannot be given: this claim has experiments of several settings, each with its folder"]
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
-    slug = re.sub(r"[^\w=.+]+", "-", "-".join([claim.name, *["quick"] * quick, *dict.fromkeys(own)]))
+    slug = re.sub(r"[^\w=.+]+", "-", "-".join([claim.name, *["quick"] * quick, *dict.fromkeys(tags)]))
     if len(slug) > 80:
         slug = f"{slug[:60]}-{hashlib.sha256(slug.encode()).hexdigest()[:8]}"
-    typed = vars(flags.parser("reproduce.py").parse_args(given))
+    typed = vars(flags.parser("reproduce.py").parse_args(argv))
     portable = flags.as_argv({name: value for name, value in typed.items() if name not in HERE})
     command = shlex.join(["python", "reproduce.py", claim.name, *["--quick"] * quick, *portable])
     return Form(claim, configs, quick, tuple(dict.fromkeys(changes)), slug, command)
@@ -188,6 +191,7 @@ def differences(published: Config, asked: Config) -> list[str]:
     compared = {*published.deciding(), *asked.deciding(), "arch_type", "dataset"} - set(HOW_COMPUTED)
     if asked.prune_iterations < published.prune_iterations:
         compared.add("prune_iterations")
-    found = [f"{name}={now[name]}, published {before[name]}" for name in sorted(compared) if now[name] != before[name]]
+    changed = [name for name in sorted(compared) if now[name] != before[name]]
     missing = [arm for arm in published.prune_type if arm not in asked.prune_type]
-    return found + ([f"without {' '.join(missing)}"] if missing else [])
+    texts = [f"{name}={now[name]}, published {before[name]}" for name in changed]
+    return texts + ([f"without {' '.join(missing)}"] if missing else [])

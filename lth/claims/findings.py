@@ -52,7 +52,7 @@ class Records:
     @classmethod
     def of(cls, runs: Mapping[str, Sequence[Run]]) -> Records:
         """What is finished of these runs, whose experiments are given by name."""
-        rounds = [verdict.paired(found).assign(experiment=name) for name, found in runs.items()]
+        rounds = [verdict.paired(group).assign(experiment=name) for name, group in runs.items()]
         return cls(runs, pd.concat(rounds))
 
     def near(self, remaining: float, factor: float = NEAR) -> Records:
@@ -82,17 +82,17 @@ class Records:
     def barriers(self, which: str) -> pd.Series:
         """The error barrier of an arm's rounds, in points, by seed; nothing of rounds whose line was not measured."""
         rounds = self.arm(which).reset_index()[["seed", "round"]]
-        found = tables.barriers(self.runs_of(which)).merge(rounds)
-        return found.set_index("seed")[["train", "test"]].max(axis=1)
+        barriers = tables.barriers(self.runs_of(which)).merge(rounds)
+        return barriers.set_index("seed")[["train", "test"]].max(axis=1)
 
     def overlaps(self, which: str) -> pd.Series:
         """How far the masks of two trials overlap, as a multiple of chance, by the seed of the first."""
-        rows, runs, found = self.arm(which), self.runs_of(which), {}
+        rows, runs, overlaps = self.arm(which), self.runs_of(which), {}
         for pair in zip(runs[::2], runs[1::2], strict=False):
             masks = [Store(run).masks(int(rows["round"][run.seed])) for run in pair]
             both = overlap.compare(*masks).set_index("layer").loc[overlap.ALL]
-            found[pair[0].seed] = both["jaccard"] / both["jaccard_chance"]
-        return pd.Series(found, dtype=float)
+            overlaps[pair[0].seed] = both["jaccard"] / both["jaccard_chance"]
+        return pd.Series(overlaps, dtype=float)
 
 
 @dataclass(frozen=True)
@@ -163,14 +163,14 @@ def warning(form: Form) -> str:
     return f"{kind}, not the published experiment: {'; '.join(form.changes)}" if form.changes else ""
 
 
-def text(form: Form, found: Sequence[Finding], width: int) -> str:
+def text(form: Form, results: Sequence[Finding], width: int) -> str:
     """The findings as aligned text of at most that width, or of 90 characters."""
-    claim, counts, width = form.claim, Counter(finding.verdict for finding in found), max(width, 90)
+    claim, counts, width = form.claim, Counter(finding.verdict for finding in results), max(width, 90)
     words = [
         f"{word} {counts[word]}" for word in ("agrees", "disagrees", "not decided", "not measured") if counts[word]
     ]
     changed = " on a changed experiment" if form.changes else ""
-    rows = [HEAD, *(finding.cells(form) for finding in found)]
+    rows = [HEAD, *(finding.cells(form) for finding in results)]
     sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
     sizes[0] = min(sizes[0], width - sum(2 + size for size in sizes[1:]))  # sentences may have several lines
     lines = []
@@ -181,31 +181,31 @@ def text(form: Form, found: Sequence[Finding], width: int) -> str:
             *more,
         ]
     lines.insert(1, "-" * max(map(len, lines)))
-    about = f"{claim.name}: {claim.about} ({claim.paper}, {claim.where}, {claim.source})"
-    summary = f"{claim.name}, {len(found)} statements{changed}: {', '.join(words)}."
+    title = f"{claim.name}: {claim.about} ({claim.paper}, {claim.where}, {claim.source})"
+    summary = f"{claim.name}, {len(results)} statements{changed}: {', '.join(words)}."
     head, tail = (
         "\n".join(textwrap.fill(part, width, break_on_hyphens=False) for part in parts)
-        for parts in ([about, warning(form)], [EXPLANATION, "", summary])
+        for parts in ([title, warning(form)], [EXPLANATION, "", summary])
     )
     return "\n".join([head, *lines, tail])
 
 
-def write(form: Form, found: Sequence[Finding]) -> Path:
+def write(form: Form, results: Sequence[Finding]) -> Path:
     """Write the findings into plots/claims/ as a CSV file, a row per statement."""
-    whose = {"claim": form.claim.name, "published_settings": not form.changes, "changes": "; ".join(form.changes)}
-    facts = [vars(finding.statement) | vars(finding) for finding in found]
-    frame = pd.DataFrame([whose | {column: row[column] for column in COLUMNS} for row in facts])
+    common = {"claim": form.claim.name, "published_settings": not form.changes, "changes": "; ".join(form.changes)}
+    facts = [vars(finding.statement) | vars(finding) for finding in results]
+    frame = pd.DataFrame([common | {column: row[column] for column in COLUMNS} for row in facts])
     file = next(iter(form.configs.values())).root / "plots" / "claims" / f"{form.slug}.csv"
     files.write(file, frame.to_csv(index=False, float_format="%.10g", lineterminator="\n").encode())
     return file
 
 
-def renew(file: Path, form: Form, found: Sequence[Finding]) -> list[Path]:
+def renew(file: Path, form: Form, results: Sequence[Finding]) -> list[Path]:
     """Write this form's section of a Markdown report, and its figures beside it, in place of an older one of the same
     form; everything else in the file stays. Gives the files written."""
     begin, end = (f"<!-- {word} of {form.slug}, written by reproduce.py -->" for word in ("begin", "end"))
     figures = _figures(form, file.parent)
-    section = f"{begin}\n{markdown(form, found, figures)}\n{end}"
+    section = f"{begin}\n{markdown(form, results, figures)}\n{end}"
     old = file.read_text(encoding="utf-8") if file.exists() else "# Published claims, measured\n"
     before, _, rest = old.partition(begin)
     after = rest.partition(end)[2]
@@ -214,12 +214,12 @@ def renew(file: Path, form: Form, found: Sequence[Finding]) -> list[Path]:
     return [file, *itertools.chain(*figures.values())]
 
 
-def markdown(form: Form, found: Sequence[Finding], figures: Mapping[str, Sequence[Path]]) -> str:
+def markdown(form: Form, results: Sequence[Finding], figures: Mapping[str, Sequence[Path]]) -> str:
     """A section of a report: the claim, how it was measured, the findings, and the figures and rounds of each
     experiment."""
     claim = form.claim
     link = f"https://arxiv.org/abs/{claim.source.removeprefix('arXiv:')}"
-    rows = (HEAD, ("---", *["---:"] * 4, "---"), *(finding.cells(form) for finding in found))
+    rows = (HEAD, ("---", *["---:"] * 4, "---"), *(finding.cells(form) for finding in results))
     parts = [
         f"### {claim.name}: {claim.about}",
         f"{claim.paper}, {claim.where} ([{claim.source}]({link})). {claim.note}".strip(),
@@ -263,17 +263,17 @@ def measured_by(form: Form) -> str:
     trained = trained[(trained["round"] > 0) | ~trained.duplicated(["trial", "round"])]  # round 0 is all arms'
     seconds = trained["seconds"].sum()
     took = f"{seconds / 3600:.1f} hours" if seconds > 3600 else f"{seconds / 60:.1f} minutes"
-    about = f"{len(trained)} trainings, {took} of training in all"
-    return f"Measured {when} on {'; '.join(machines)}: {about}."
+    total = f"{len(trained)} trainings, {took} of training in all"
+    return f"Measured {when} on {'; '.join(machines)}: {total}."
 
 
 def _figures(form: Form, folder: Path) -> dict[str, list[Path]]:
     """Figures of each experiment: accuracy and early stop by sparsity, and connectivity where it was measured."""
-    drawn: dict[str, list[Path]] = {}
+    figures: dict[str, list[Path]] = {}
     for name, runs in runs_of(form).items():
-        found = [run for run in runs if tables.finished_rounds(run)]
-        for draw, kind in ((comparison, ""), (connectivity, connectivity.__name__)) if found else ():
+        finished = [run for run in runs if tables.finished_rounds(run)]
+        for draw, kind in ((comparison, ""), (connectivity, connectivity.__name__)) if finished else ():
             file = folder / ("-".join(filter(None, (form.slug, name, kind))) + ".png")
-            if draw(found, file):
-                drawn.setdefault(name, []).append(file)
-    return drawn
+            if draw(finished, file):
+                figures.setdefault(name, []).append(file)
+    return figures

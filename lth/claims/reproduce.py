@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """The flags of main.py, and this script's."""
-    made = flags.parser("reproduce.py")
-    made.usage = f"{made.prog} NAME [NAME ...] [--quick] [--finished] [--report FILE] [flags of main.py]"
-    made.description = made.as_called(__doc__ or "")
-    own = made.add_argument_group("claims")
+    parser = flags.parser("reproduce.py")
+    parser.usage = f"{parser.prog} NAME [NAME ...] [--quick] [--finished] [--report FILE] [flags of main.py]"
+    parser.description = parser.as_called(__doc__ or "")
+    own = parser.add_argument_group("claims")
     own.add_argument("--list", action="store_true", help="list the claims, and how long each takes here")
     own.add_argument(
         "--quick", action="store_true", help="a form of less than three minutes; not the published experiment"
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--finished", action="store_true", help="train nothing: judge by the rounds that are finished")
     report = "write or update each claim's section of this Markdown file"
     own.add_argument("--report", type=flags.typed(text_file), metavar="FILE", help=report)
-    return made
+    return parser
 
 
 def text_file(text: str) -> Path:
@@ -59,46 +59,46 @@ def text_file(text: str) -> Path:
 
 def main(argv: Sequence[str]) -> int:
     """Ask the claims that the command line names, one after another, or list them."""
-    made = parser()
-    known, words = made.parse_known_args(argv)
-    given = vars(known)
-    listing, quick, finished, file = (given.pop(name) for name in ("list", "quick", "finished", "report"))
-    names = list(dict.fromkeys(word for word in words if not word.startswith("-")))
-    problems = flags.unknown_problems(made, [word for word in words if word.startswith("-")])
+    command_line = parser()
+    options, rest = command_line.parse_known_args(argv)
+    settings = vars(options)
+    listing, quick, finished, file = (settings.pop(name) for name in ("list", "quick", "finished", "report"))
+    names = list(dict.fromkeys(word for word in rest if not word.startswith("-")))
+    problems = flags.unknown_problems(command_line, [word for word in rest if word.startswith("-")])
     known_claims = ", ".join(CLAIMS)
     unknown = [name for name in names if name not in CLAIMS]
     problems += [f"there is no claim {name!r}{did_you_mean(name, CLAIMS)} (known: {known_claims})" for name in unknown]
     if not names and not listing:
         problems.append(f"name a claim ({known_claims}), or give --list")
-    asked = []
+    forms = []
     for name in [name for name in names if name in CLAIMS] or CLAIMS:
         with collect_errors(problems):
-            asked.append(claim.form(CLAIMS[name], flags.as_argv(given), quick))
+            forms.append(claim.form(CLAIMS[name], flags.as_argv(settings), quick))
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
-    return show(asked) if listing else ask(asked, finished, file, argv)
+    return show(forms) if listing else ask(forms, finished, file, argv)
 
 
-def show(asked: Sequence[Form]) -> int:
+def show(forms: Sequence[Form]) -> int:
     """A line per claim: its name, the paper and figure, and how long it takes here."""
-    known: Known = {}
-    wide = max(len(form.slug) for form in asked)
-    for form in asked:
+    costs: Known = {}
+    width = max(len(form.slug) for form in forms)
+    for form in forms:
         needs = f" (needs {form.claim.needs})" if form.claim.needs and not form.quick else ""
-        whose = f"{form.slug:{wide}}  {form.claim.paper}, {form.claim.where}{needs}"
-        print(f"{whose}: {duration(form, known)}", flush=True)
+        label = f"{form.slug:{width}}  {form.claim.paper}, {form.claim.where}{needs}"
+        print(f"{label}: {duration(form, costs)}", flush=True)
     print("times: estimated from a few steps of each dense network; add --quick for the quick forms")
     return 0
 
 
-def ask(asked: Sequence[Form], finished: bool, file: Path | None, argv: Sequence[str]) -> int:
+def ask(forms: Sequence[Form], finished: bool, file: Path | None, argv: Sequence[str]) -> int:
     """Train what is not trained yet, unless only what is `finished` counts; print the tables and write them."""
     from lth.claims import findings
     from lth.commands import session
     from lth.experiment import TrialError
 
     failure = None
-    for form in asked:
+    for form in forms:
         if not finished:
             print(f"{form.slug}: {duration(form, {})} if nothing is finished yet", flush=True)
         for config in form.configs.values():
@@ -108,16 +108,16 @@ def ask(asked: Sequence[Form], finished: bool, file: Path | None, argv: Sequence
                 failure = error
         if any(config.dry_run for config in form.configs.values()):
             continue
-        found = findings.findings(form)
-        print(findings.text(form, found, shutil.get_terminal_size((100, 24)).columns))
-        written = [findings.write(form, found), *(findings.renew(file, form, found) if file else [])]
+        results = findings.findings(form)
+        print(findings.text(form, results, shutil.get_terminal_size((100, 24)).columns))
+        written = [findings.write(form, results), *(findings.renew(file, form, results) if file else [])]
         print("\n".join(["", "written:", *(f"  {path}" for path in written), ""]), flush=True)
     if failure:
         raise failure
     return 0
 
 
-def duration(form: Form, known: Known) -> str:
+def duration(form: Form, costs: Known) -> str:
     """`18 trainings, at most 3 minutes here`, from a few measured steps and evaluations of its networks, and with these
     jobs. Nothing is downloaded for it. `known` keeps the measurements for the next claim."""
     from lth.commands import device as devices
@@ -127,11 +127,11 @@ def duration(form: Form, known: Known) -> str:
     for config in (prepare.with_valid_size(replace(config, ticket=None)) for config in form.configs.values()):
         if not npz_file(config.data, config.dataset).exists():
             return f"{form.trainings} trainings (no estimate: the images of {config.dataset} are not here)"
-        what = (config.arch_type, config.dataset, config.batch_size, config.precision, config.gpu, config.augment)
+        key = (config.arch_type, config.dataset, config.batch_size, config.precision, config.gpu, config.augment)
         images, problem = prepare.prepare(config)
         device, _ = devices.choose(config.gpu)
-        if what not in known:
-            known[what] = forecast.measure_cost(config, images, problem, device)
+        if key not in costs:
+            costs[key] = forecast.measure_cost(config, images, problem, device)
         at_once = min(loop.process_count(config), config.trials) if device.type == "cpu" else 1
-        total += claim.trainings(config) * known[what].training(config, images) / at_once
+        total += claim.trainings(config) * costs[key].training(config, images) / at_once
     return f"{form.trainings} trainings, at most {forecast.in_words(total / 60)} here"

@@ -44,7 +44,7 @@ def comparison(runs: Sequence[Run], file: Path | None = None, x: str = "remainin
         rounds = rounds.assign(remaining=100 * rounds["macs"] / rounds["dense_macs"])
     if rounds.empty:
         return None
-    table, shown = verdict.judged(rounds), rounds[rounds["remaining"] > 0]
+    table, points = verdict.judged(rounds), rounds[rounds["remaining"] > 0]
     groups = grouped(list(rounds["arm"]))
     several = len(groups) > 1
     height = 1.0 + 2.4 * len(groups) if several else 3.7
@@ -55,10 +55,10 @@ def comparison(runs: Sequence[Run], file: Path | None = None, x: str = "remainin
             left, right = (figure.add_subplot(cells[2 * row + 1, column]) for column in range(2))
             for axes, column in ((left, "test"), (right, "ES")):
                 dense = rounds[rounds["round"] == 0].groupby("seed")[column].first().mean()
-                _lines(axes, table, shown, arms, column, dense, marked=arms[1:] if row else arms)
-                style.remaining_axis(axes, shown["remaining"], label=row == len(groups) - 1, kind=x)
-            cut = style.accuracy_axis(left, shown["test"], _ends(table, "test"), least=8.0)
-            style.fit(right, shown["ES"], _ends(table, "ES"))
+                _lines(axes, table, points, arms, column, dense, marked=arms[1:] if row else arms)
+                style.remaining_axis(axes, points["remaining"], label=row == len(groups) - 1, kind=x)
+            cut = style.accuracy_axis(left, points["test"], _ends(table, "test"), least=8.0)
+            style.fit(right, points["ES"], _ends(table, "ES"))
             left.set_ylabel("test accuracy (%)")
             right.set_ylabel("early stop (iteration)")
             style.iterations_axis(right.yaxis)
@@ -66,8 +66,8 @@ def comparison(runs: Sequence[Run], file: Path | None = None, x: str = "remainin
             lefts.append(left)
             if several:
                 style.heading(figure.add_subplot(cells[2 * row, :]), left, arms)
-        about = _caption(rounds, labels.trials(style.per_point(rounds))) + (f"; {cut}" if cut else "")
-        style.legend(figure, lefts, about, leave_out=rounds["arm"] if several else ())
+        caption = _caption(rounds, labels.trials(style.per_point(rounds))) + (f"; {cut}" if cut else "")
+        style.legend(figure, lefts, caption, leave_out=rounds["arm"] if several else ())
     return figure
 
 
@@ -76,17 +76,17 @@ def grid(groups: Sequence[Sequence[Run]], file: Path | None = None) -> Figure | 
     the dense network below. Where two things differ, one differs along rows and the other along columns. One y axis
     serves all panels of one model and data set. Groups of many arms have several panels. None where no round is
     finished."""
-    found = [(runs, rounds) for runs in groups if len(rounds := verdict.paired(runs))]
-    if not found:
+    finished = [(runs, rounds) for runs in groups if len(rounds := verdict.paired(runs))]
+    if not finished:
         return None
-    order, across = labels.rows_and_columns([runs for runs, _ in found], ACROSS)
-    found = [found[place] for place in order]
-    panels = [(run, rounds, arms) for (run, *_), rounds in found for arms in grouped(list(rounds["arm"]))]
-    across = across if len(panels) == len(found) else min(len(panels), ACROSS)
+    order, across = labels.rows_and_columns([runs for runs, _ in finished], ACROSS)
+    finished = [finished[place] for place in order]
+    panels = [(run, rounds, arms) for (run, *_), rounds in finished for arms in grouped(list(rounds["arm"]))]
+    across = across if len(panels) == len(finished) else min(len(panels), ACROSS)
     down = math.ceil(len(panels) / across)
-    shared, own = labels.differing([runs for runs, _ in found])
+    shared, own = labels.differing([runs for runs, _ in finished])
     width = max(3.6, style.WIDTH * across / ACROSS)
-    everything = pd.concat([rounds for _, rounds in found])
+    all_rounds = pd.concat([rounds for _, rounds in finished])
     same_model = len({labels.title(run) for run, _, _ in panels}) == 1
     with style.sheet(file, 0.9 + 4.0 * down, [], "accuracy and early stop", width, shared) as figure:
         axes = figure.subplots(2 * down, across, squeeze=False, sharey="row" if same_model else False)
@@ -96,9 +96,9 @@ def grid(groups: Sequence[Sequence[Run]], file: Path | None = None) -> Figure | 
             drawn.append(_panel(upper, lower, rounds, arms))
         cut = ""
         for place, ((run, rounds, arms), (upper, lower)) in enumerate(zip(panels, pairs, strict=False)):
-            table, shown = map(pd.concat, zip(*(drawn if same_model else drawn[place : place + 1]), strict=True))
-            cut = style.accuracy_axis(upper, shown["test"], _ends(table, "test"))
-            style.fit(lower, [1.0, *shown["ES_ratio"]], _ends(table, "ES_ratio"))
+            table, points = map(pd.concat, zip(*(drawn if same_model else drawn[place : place + 1]), strict=True))
+            cut = style.accuracy_axis(upper, points["test"], _ends(table, "test"))
+            style.fit(lower, [1.0, *points["ES_ratio"]], _ends(table, "ES_ratio"))
             heading = [labels.title(run), *style.wrapped(own[run.plots], 34)]
             heading += [labels.trials(style.per_point(rounds[rounds["arm"].isin(arms)]))]
             upper.set_title("\n".join(heading + ([cut] if cut and not same_model else [])), fontsize=7.5)
@@ -107,25 +107,25 @@ def grid(groups: Sequence[Sequence[Run]], file: Path | None = None) -> Figure | 
         for row in range(down):
             axes[2 * row, 0].set_ylabel("test accuracy (%)")
             axes[2 * row + 1, 0].set_ylabel("early stop / dense")
-        parts = [_caption(everything, "the trials"), cut if same_model else "scales differ"]
+        parts = [_caption(all_rounds, "the trials"), cut if same_model else "scales differ"]
         uppers = [upper for upper, _ in pairs[: len(panels)]]
         style.legend(figure, uppers, "; ".join(filter(None, parts)), columns=max(across, 2) + 1)
     return figure
 
 
 def _panel(upper: Axes, lower: Axes, rounds: pd.DataFrame, arms: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Draw one group of arms; gives its verdict and rounds."""
+    """Draw one group of arms, and return its verdict and rounds."""
     table = verdict.judged(rounds)
     dense = rounds[rounds["round"] == 0].groupby("seed")["test"].first().mean()
-    # As the table has it: mean by mean, which the mean of the trials' own ratios is not.
+    # As in the table: the ratio of means, not the mean of the trials' ratios.
     mean = rounds.groupby(["arm", "round"])["ES_dense"].transform("mean")
-    shown = rounds.assign(ES_ratio=rounds["ES"] / mean)[rounds["remaining"] > 0]
+    points = rounds.assign(ES_ratio=rounds["ES"] / mean)[rounds["remaining"] > 0]
     for axes, column, value in ((upper, "test", dense), (lower, "ES_ratio", 1.0)):
-        _lines(axes, table, shown, arms, column, value, marked=arms, scale=0.75)
-        style.remaining_axis(axes, shown["remaining"], ticks=5, label=axes is lower)
+        _lines(axes, table, points, arms, column, value, marked=arms, scale=0.75)
+        style.remaining_axis(axes, points["remaining"], ticks=5, label=axes is lower)
         axes.xaxis.label.set_fontsize(7.5)  # no wider than a panel
     _note_late(lower, table[table["arm"].isin(arms)])
-    return table, shown
+    return table, points
 
 
 def grouped(arms: Sequence[str]) -> list[list[str]]:
@@ -170,15 +170,15 @@ def _lines(
 
 
 def _half_widths(table: pd.DataFrame, column: str) -> pd.Series:
-    """Half of the 95% intervals that the verdict judges: of the difference from the dense network, for `test`; of the
-    early stop relative to it, for `ES_ratio`, and in iterations, for `ES`."""
+    """Half of the 95% intervals that the verdict judges: for `test`, of the difference from the dense network; for
+    `ES_ratio`, of early stop relative to it; for `ES`, the same in iterations."""
     if column == "test":
         return (table["high"] - table["low"]) / 2
     return (table["ES_high"] - table["ES_low"]) / 2 * (table["ES_dense"] if column == "ES" else 1.0)
 
 
 def _ends(table: pd.DataFrame, column: str) -> list[float]:
-    """Both ends of these intervals."""
+    """Both ends of the intervals of `_half_widths`."""
     if column != "test":
         table = table[~table["arm"].isin(list(verdict.late_stops(table)))]
     half = _half_widths(table, column)
@@ -186,7 +186,7 @@ def _ends(table: pd.DataFrame, column: str) -> list[float]:
 
 
 def _note_late(axes: Axes, table: pd.DataFrame) -> None:
-    """A note on a panel of early stops where they are the last evaluation, and so mean nothing."""
+    """Note on a panel that early stops are the last evaluation, and so mean nothing."""
     if late := verdict.late_stops(table):
         last, of = (sum(counts) for counts in zip(*late.values(), strict=True))
         arms = "" if set(late) == set(table["arm"]) else f"{', '.join(late)}: "
@@ -195,11 +195,11 @@ def _note_late(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def _caption(rounds: pd.DataFrame, trials: str) -> str:
-    """What lines and bars are, and what a logarithmic axis cannot show."""
-    many = f"mean of {trials} (dots); bars: 95% interval of the comparison with dense"
-    gone = "; rounds with no weights left (0%) are not shown" if (rounds["remaining"] <= 0).any() else ""
-    one = "1 trial: no winning ticket can be told from luck"
-    return (many if style.per_point(rounds).max() > 1 else one) + gone
+    """A caption: what lines and bars show, and what a logarithmic axis cannot."""
+    several = f"mean of {trials} (dots); bars: 95% interval of the comparison with dense"
+    empty = "; rounds with no weights left (0%) are not shown" if (rounds["remaining"] <= 0).any() else ""
+    single = "1 trial: no winning ticket can be told from luck"
+    return (several if style.per_point(rounds).max() > 1 else single) + empty
 
 
 def supermask(runs: Sequence[Run], file: Path | None = None) -> Figure | None:
@@ -221,20 +221,20 @@ def supermask(runs: Sequence[Run], file: Path | None = None) -> Figure | None:
 def training(runs: Sequence[Run], file: Path | None = None, lines: int = 6) -> Figure | None:
     """Test accuracy during training for a choice of sparsities, a panel per arm (Frankle & Carbin, Figure 3)."""
     remaining = tables.combined(runs, "rounds")[["arm", "seed", "round", "remaining"]]
-    found = tables.combined(runs, "evals").merge(remaining, on=["arm", "seed", "round"])
-    if found.empty:
+    evals = tables.combined(runs, "evals").merge(remaining, on=["arm", "seed", "round"])
+    if evals.empty:
         return None
-    arms = verdict.in_order(found["arm"])
+    arms = verdict.in_order(evals["arm"])
     rows = math.ceil(len(arms) / ACROSS)
     columns = math.ceil(len(arms) / rows)
-    chosen = labels.spread(sorted(found["round"].unique()), lines)
-    found = found[found["round"].isin(chosen)].dropna(subset="test")  # see --test_freq
-    window = math.ceil(found.groupby(["arm", "seed", "round"]).size().max() / POINTS)
+    chosen = labels.spread(sorted(evals["round"].unique()), lines)
+    evals = evals[evals["round"].isin(chosen)].dropna(subset="test")  # see --test_freq
+    window = math.ceil(evals.groupby(["arm", "seed", "round"]).size().max() / POINTS)
     with style.sheet(file, 1.3 + 2.2 * rows, runs, "test accuracy during training") as figure:
         panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
         for arm, axes in zip(arms, panels.flat, strict=False):
             for place, (number, color) in enumerate(zip(chosen, style.shades(len(chosen)), strict=True)):
-                group = found[(found["arm"] == arm) & (found["round"] == number)]
+                group = evals[(evals["arm"] == arm) & (evals["round"] == number)]
                 if group.empty:  # of an arm that is behind
                     continue
                 tested = group.groupby("iteration")["test"].agg(["mean", "count"])
@@ -245,17 +245,17 @@ def training(runs: Sequence[Run], file: Path | None = None, lines: int = 6) -> F
                 axes.plot(curve.index, curve, linewidth=1.4, label=name, **look)
             axes.set_title(arm)
             axes.set_xlabel("iteration")
-            axes.set_xlim(0, found["iteration"].max() * 1.04)
+            axes.set_xlim(0, evals["iteration"].max() * 1.04)
             axes.xaxis.set_major_locator(MaxNLocator(4))
             style.iterations_axis(axes.xaxis)
         for axes in panels.flat[len(arms) :]:
             axes.remove()
-        cut = style.accuracy_axis(panels[0, 0], found["test"], least=2.0)
+        cut = style.accuracy_axis(panels[0, 0], evals["test"], least=2.0)
         for axes in panels[:, 0]:
             axes.set_ylabel("test accuracy (%)")
-        about = [f"weights remaining; {style.averaged(found, band='')}", cut]
-        about[0] += f", each point that of {window} evaluations" if window > 1 else ""
-        style.legend(figure, panels.flat[: len(arms)], "; ".join(filter(None, about)), columns=lines)
+        notes = [f"weights remaining; {style.averaged(evals, band='')}", cut]
+        notes[0] += f", each point the mean of {window} evaluations" if window > 1 else ""
+        style.legend(figure, panels.flat[: len(arms)], "; ".join(filter(None, notes)), columns=lines)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""All figures of a folder, and whether they are up to date: drawing takes seconds, looking does not."""
+"""All figures of a folder, and whether they are up to date: drawing takes seconds, checking does not."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def draw_all(
     complain: Callable[[str], object] = warnings.warn,
     x: str = "remaining",
 ) -> list[Path]:
-    """Draw every figure there is of runs of one model, data set and settings, and delete those that there no longer
-    are. One that cannot be drawn, because a file is damaged or gone, is reported to `complain`; Unwritable ends it. The
-    comparison is drawn against `x` too."""
+    """Draw all figures of runs of one model, data set and settings, and delete obsolete ones. A figure that cannot be
+    drawn, because a file is damaged or gone, is reported to `complain`; Unwritable is raised. The comparison is drawn
+    against `x` too."""
     from lth.plots.comparison import comparison, supermask, training
     from lth.plots.pairs import connectivity, masks
     from lth.plots.survivors import first_layer, initial_weights, layers
@@ -69,16 +69,16 @@ def fingerprint(runs: Iterable[Run]) -> str:
 
 
 def up_to_date(runs: Sequence[Run], folder: Path, format: str) -> list[Path] | None:
-    """The figures and pages of these runs, if they were last drawn from the current files in that format and are as
-    they were; None if not."""
-    known = files.read_json(folder / RECORD)
-    if known.get("format") != format or known.get("source") != fingerprint(runs):
+    """The figures and pages of these runs, if they were last drawn from the current files in that format and have not
+    changed since; None otherwise."""
+    saved = files.read_json(folder / RECORD)
+    if saved.get("format") != format or saved.get("source") != fingerprint(runs):
         return None
     try:
-        whole = all(_hash(folder / name) == kept for name, kept in known["files"].items())
+        unchanged = all(_hash(folder / name) == digest for name, digest in saved["files"].items())
     except (OSError, KeyError, AttributeError):
         return None
-    return [folder / name for name in known["files"]] if whole else None
+    return [folder / name for name in saved["files"]] if unchanged else None
 
 
 def record(folder: Path, format: str, source: str, written: Sequence[Path]) -> None:

@@ -22,11 +22,11 @@ from lth.records import tables
 from lth.records.tables import Run
 from lth.settings.arms import ARMS
 
-SPARSITIES = 6  # of which the whole line is shown
+SPARSITIES = 6  # whose whole line is shown
 FROM_BEFORE = "from the round before"
 LIMIT = f"stable below {tables.STABLE:g} points"
 DOTTED = (0, (1, 1))
-NUMBERED = 10  # masks of which the matrix says the numbers
+NUMBERED = 10  # masks up to which the matrix shows numbers
 CHANCE = "random masks"
 
 
@@ -39,7 +39,7 @@ def connectivity(runs: Sequence[Run], file: Path | None = None) -> Figure | None
 
 
 def rewind_points(groups: Sequence[Sequence[Run]], file: Path | None = None) -> Figure | None:
-    """The same for several settings, as points to rewind to, a line each (an arm of each, if they have several)."""
+    """The same for several settings, as points to rewind to: a line per setting and arm."""
     names = labels.distinct_names(groups)
     if len({labels.title(runs[0]) for runs in groups}) == 1:  # the settings alone tell them apart
         own = labels.differing(groups)[1]
@@ -47,14 +47,14 @@ def rewind_points(groups: Sequence[Sequence[Run]], file: Path | None = None) -> 
     lines: dict[str, pd.DataFrame] = {}
     measured = []
     for name, runs in zip(names, groups, strict=True):
-        found = _by_arm(tables.barriers(runs))
-        lines |= {f"{name}: {arm}" if len(found) > 1 else name: table for arm, table in found.items()}
-        measured += [runs] if found else []
+        by_arm = _by_arm(tables.barriers(runs))
+        lines |= {f"{name}: {arm}" if len(by_arm) > 1 else name: table for arm, table in by_arm.items()}
+        measured += [runs] if by_arm else []
     return _barriers(lines, measured[0], file) if lines else None
 
 
-def _by_arm(found: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    return {arm: found[found["arm"] == arm] for arm in verdict.in_order(found["arm"])}
+def _by_arm(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    return {arm: table[table["arm"] == arm] for arm in verdict.in_order(table["arm"])}
 
 
 def _barriers(
@@ -64,8 +64,8 @@ def _barriers(
     runs: Sequence[Run] = (),
     before: Mapping[str, pd.DataFrame] = MappingProxyType({}),
 ) -> Figure:
-    """The barriers of each line of the figure, by its name, and those from the round `before`; and the whole line of
-    the first of them, of the runs `first`. Names are arms if `runs` are given."""
+    """The barriers of each named line of the figure, and from the round `before`; and the whole path between the ends
+    for the runs `first`. Names are arms if `runs` are given."""
     with style.sheet(file, 3.4, runs, "error on the line between two trainings of each ticket") as figure:
         panels = figure.subplots(1, 3)
         # A line of an arm has the arm's look; lines of settings take the looks of arms, one after another.
@@ -89,11 +89,11 @@ def _barriers(
 
 def _along(axes: Axes, runs: Sequence[Run]) -> None:
     """The test error of the first arm on the way from one end to the other, mean over trials, at some sparsities."""
-    found = tables.combined(runs, "connectivity")
-    found = next(iter(_by_arm(found[found["line"] == tables.ORDERS]).values()))
-    chosen = labels.spread(sorted(found["round"].unique()), SPARSITIES)
+    points = tables.combined(runs, "connectivity")
+    points = next(iter(_by_arm(points[points["line"] == tables.ORDERS]).values()))
+    chosen = labels.spread(sorted(points["round"].unique()), SPARSITIES)
     for number, color, dashes in zip(chosen, style.shades(len(chosen)), style.DASHES, strict=False):
-        line = found[found["round"] == number]
+        line = points[points["round"] == number]
         errors = line.groupby("point")["test_error"].mean()
         text = f"{labels.percent(line['remaining'].mean())}%"
         axes.plot(errors.index, errors, color=color, linestyle=dashes, linewidth=1.4, label=text)
@@ -112,27 +112,27 @@ def masks(runs: Sequence[Run], file: Path | None = None) -> Figure | None:
     table = runs[0].plots / "masks.csv"
     if not table.is_file():
         return None
-    found = pd.read_csv(table)
-    found = found[found["layer"] == "all"]
+    overlaps = pd.read_csv(table)
+    overlaps = overlaps[overlaps["layer"] == "all"]
     with style.sheet(file, 4.2, runs, "overlap of masks (Jaccard index)") as figure:
         left, right = figure.subplots(1, 2)
-        _matrix(left, found)
-        _by_sparsity(right, found)
-        about = f"; {CHANCE}: the middle 95% of those with the same counts per layer"
-        style.legend(figure, [right], f"mean over pairs, band from the lowest to the highest{about}", columns=4)
+        _matrix(left, overlaps)
+        _by_sparsity(right, overlaps)
+        note = f"; {CHANCE}: the middle 95%, with as many weights per layer"
+        style.legend(figure, [right], f"mean over pairs, band from the lowest to the highest{note}", columns=4)
     return figure
 
 
-def _matrix(axes: Axes, found: pd.DataFrame) -> None:
-    counts = found.groupby("round").size()
-    last = found[found["round"] == counts[counts == counts.max()].index.max()]
-    ends = [found[[f"arm_{end}", f"seed_{end}"]].set_axis(["arm", "seed"], axis="columns") for end in "ab"]
+def _matrix(axes: Axes, overlaps: pd.DataFrame) -> None:
+    counts = overlaps.groupby("round").size()
+    last = overlaps[overlaps["round"] == counts[counts == counts.max()].index.max()]
+    ends = [overlaps[[f"arm_{end}", f"seed_{end}"]].set_axis(["arm", "seed"], axis="columns") for end in "ab"]
     arms = verdict.in_order(pd.concat(ends)["arm"])
     runs = sorted(set(pd.concat(ends).itertuples(index=False, name=None)), key=lambda run: (arms.index(run[0]), run[1]))
     values = np.full((len(runs), len(runs)), np.nan)
     for pair in last.itertuples():
-        one, other = runs.index((pair.arm_a, pair.seed_a)), runs.index((pair.arm_b, pair.seed_b))
-        values[one, other] = values[other, one] = pair.jaccard
+        row, column = runs.index((pair.arm_a, pair.seed_a)), runs.index((pair.arm_b, pair.seed_b))
+        values[row, column] = values[column, row] = pair.jaccard
     names = [f"{arm} {seed}" for arm, seed in runs]
     look: dict[str, Any] = {"annot": len(runs) <= NUMBERED, "fmt": ".2g", "annot_kws": {"fontsize": 6.5}}
     import seaborn  # here: it takes as long to load as all else together
@@ -140,24 +140,24 @@ def _matrix(axes: Axes, found: pd.DataFrame) -> None:
     seaborn.heatmap(values, ax=axes, cmap="viridis", square=True, xticklabels=names, yticklabels=names, **look)
     axes.tick_params(labelsize=6.5)
     axes.set_facecolor("white")
-    low, high = (labels.percent(found) for found in (last["jaccard_chance"].min(), last["jaccard_chance"].max()))
+    low, high = map(labels.percent, (last["jaccard_chance"].min(), last["jaccard_chance"].max()))
     chance = low if low == high else f"{low} to {high}"
     remaining = labels.percent(last["remaining"].mean(), 3)
     axes.set_title(f"arm and seed, {remaining}% of the weights left\n{CHANCE}: {chance} on average", fontsize=8)
 
 
-def _by_sparsity(axes: Axes, found: pd.DataFrame) -> None:
-    """As a multiple of what random masks have, since that differs between arms that divide weights among layers in
-    other ways."""
+def _by_sparsity(axes: Axes, overlaps: pd.DataFrame) -> None:
+    """The Jaccard index relative to random masks, whose index depends on how an arm spreads weights over the layers."""
     shares = ["jaccard", "jaccard_low", "jaccard_high"]
-    found = found.assign(**found[shares].div(found["jaccard_chance"], axis=0))
-    arms = verdict.in_order([*found["arm_a"], *found["arm_b"]])
-    chance = found.groupby("round").agg({"remaining": "mean", "jaccard_low": "min", "jaccard_high": "max"})
+    overlaps = overlaps.assign(**overlaps[shares].div(overlaps["jaccard_chance"], axis=0))
+    same_trial = overlaps[overlaps["seed_a"] == overlaps["seed_b"]]
+    arms = verdict.in_order([*overlaps["arm_a"], *overlaps["arm_b"]])
+    chance = overlaps.groupby("round").agg({"remaining": "mean", "jaccard_low": "min", "jaccard_high": "max"})
     band: dict[str, Any] = {"color": style.DARK, "alpha": 0.35, "linewidth": 1.5, "label": CHANCE}
     axes.fill_between(chance["remaining"], chance["jaccard_low"], chance["jaccard_high"], **band)
     for arm, look in style.looks(arms).items():
-        own = found[(found["arm_a"] == arm) & (found["arm_b"] == arm)]
-        with_first = found[(found["arm_a"] == arms[0]) & (found["arm_b"] == arm) & (found["seed_a"] == found["seed_b"])]
+        own = overlaps[(overlaps["arm_a"] == arm) & (overlaps["arm_b"] == arm)]
+        with_first = same_trial[(same_trial["arm_a"] == arms[0]) & (same_trial["arm_b"] == arm)]
         if len(own):
             style.band(axes, own, "jaccard", f"trials of {arm}", look)
         if arm != arms[0] and len(with_first):
@@ -167,4 +167,4 @@ def _by_sparsity(axes: Axes, found: pd.DataFrame) -> None:
     axes.yaxis.set_major_locator(LogLocator(10, (1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
-    style.remaining_axis(axes, found["remaining"], ticks=6)
+    style.remaining_axis(axes, overlaps["remaining"], ticks=6)

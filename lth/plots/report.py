@@ -1,5 +1,5 @@
-"""Pages that need nothing else, to be looked at and sent on: report.html of a folder of settings, and index.html of all
-experiments, each with its figure, small, and its verdict."""
+"""Self-contained pages: report.html of a folder of settings, and index.html of all experiments, each with a small
+figure and its verdict."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from lth.records.tables import Run, read_config
 from lth.settings.config import Config
 from lth.settings.values import as_text
 
-THUMBNAILS = 100  # experiments that have a figure on the page of all: drawing each takes most of a second
-SIZE = (760, 400)  # pixels that such a figure has at most
-COLUMNS = {  # of the verdict's table: heading, format of numbers, what it is
+THUMBNAILS = 100  # experiments with a figure on index.html: drawing each takes most of a second
+SIZE = (760, 400)  # of such a figure at most, in pixels
+COLUMNS = {  # of the verdict's table: heading, format of numbers, meaning
     "round": ("round", ".0f", "0 is the dense network"),
     "remaining": ("weights %", ".4g", "percent of the prunable weights that survive"),
     "arm": ("arm", "", "what happens between rounds"),
@@ -41,26 +41,17 @@ COLUMNS = {  # of the verdict's table: heading, format of numbers, what it is
     "each": ("single trials, test %", "", "in the order of their seeds"),
 }
 KINDS = {"fc": "matrices", "conv": "convolutions", "embedding": "embeddings", "bias": "biases", "other": "others"}
-HEADINGS = {  # of the figures on the page: what they are, and what is seen
-    "comparison": (
-        "Accuracy and early stop",
-        "Test accuracy, and iteration of the lowest validation loss, by sparsity",
-    ),
+HEADINGS = {  # of the figures on the page, and their captions
+    "comparison": ("Accuracy and early stop", "Test accuracy and iteration of the lowest validation loss by sparsity"),
     "comparison_compression": ("Against compression", "The same against compression"),
     "comparison_flops": ("Against multiply-adds remaining", "The same against multiply-adds remaining"),
-    "connectivity": (
-        "Linear mode connectivity",
-        "Test and training error on the line between two trainings of a ticket",
-    ),
+    "connectivity": ("Linear mode connectivity", "Error on the line between two trainings of a ticket"),
     "masks": ("Overlap of masks", "How far the masks of arms and trials overlap, against chance"),
     "supermask": ("Accuracy before training", "Test accuracy of the masked networks before any training, by sparsity"),
     "training": ("Training", "Test accuracy during training, a panel per arm, a line per sparsity"),
     "layers": ("Layers", "Weights that each layer keeps, round by round"),
     "first_layer": ("What the first layer looks at", "What the first layer of one run keeps, round by round"),
-    "initial_weights": (
-        "Initial weights of the survivors",
-        "Initial values of the weights of one run that survive, a line per sparsity",
-    ),
+    "initial_weights": ("Initial weights of the survivors", "Initial weights that survive in one run, by sparsity"),
 }
 OF_SOME_ARMS = ("masks", "first_layer", "initial_weights")  # which the picture names
 
@@ -81,7 +72,7 @@ def page(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], fig
     in_order = sorted(runs, key=lambda run: (arms.index(run.arm), run.seed))
     configs = [read_config(run) for run in in_order]
     rounds = tables.combined(runs, "rounds").sort_values("seed")
-    each = rounds.groupby(["round", "arm"])["test"].agg(lambda found: " ".join(map("{:.2f}".format, found)))
+    each = rounds.groupby(["round", "arm"])["test"].agg(lambda accuracies: " ".join(map("{:.2f}".format, accuracies)))
     lines = table.join(each.rename("each"), on=["round", "arm"])
     pictures = {file.stem: file.with_suffix(".png") if file.suffix == ".pdf" else file for file in figures}
     return _rendered(
@@ -101,7 +92,10 @@ def page(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], fig
             if name in pictures
         ],
         columns=list(COLUMNS.values()),
-        rows=[(line["winning"], _cells(line)) for line in lines.to_dict("records")],
+        rows=[
+            (line["winning"], ["" if pd.isna(line[name]) else f"{line[name]:{COLUMNS[name][1]}}" for name in COLUMNS])
+            for line in lines.to_dict("records")
+        ],
         kinds=_kinds(runs, arms[0]),
         kinds_of=arms[0],
         chosen=_settings(configs[0].get("settings", {})),
@@ -134,9 +128,9 @@ def _image(file: Path) -> str:
 
 
 def _light(arm: str, rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """The colour of an arm and what it stands for."""
-    if verdict.finds_tickets(arm) and (found := verdict.sparsest([dict(row) for row in rows])):
-        return "green", f"winning tickets down to {labels.percent(found['remaining'], 3)}%"
+    """The colour of an arm's light and its meaning."""
+    if verdict.finds_tickets(arm) and (winner := verdict.sparsest([dict(row) for row in rows])):
+        return "green", f"winning tickets down to {labels.percent(winner['remaining'], 3)}%"
     worse = [row for row in rows if row["accuracy"] == verdict.WORSE]
     if len(worse) == len(rows):
         return "red", "worse than dense at every sparsity"
@@ -147,15 +141,15 @@ def _light(arm: str, rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
 
 
 def _numbers(table: pd.DataFrame) -> list[tuple[str, str]]:
-    """Three numbers and what they are: of the sparsest winning ticket, else of the most accurate ticket, of the first
-    arm that finds tickets."""
+    """Three numbers, each with a caption, of the sparsest winning ticket, or else of the most accurate ticket, of the
+    first arm that finds tickets."""
     arm = next((arm for arm in verdict.in_order(table["arm"]) if verdict.finds_tickets(arm)), "")
     rows = verdict.pruned(table, arm)
     if not rows:
         return []
-    found = verdict.sparsest(rows)
-    row = found or max(rows, key=lambda row: row["difference"])
-    what = f"sparsest winning ticket of {arm}" if found else f"most accurate ticket of {arm}; none is shown to win"
+    winner = verdict.sparsest(rows)
+    row = winner or max(rows, key=lambda row: row["difference"])
+    what = f"sparsest winning ticket of {arm}" if winner else f"most accurate ticket of {arm}; none is shown to win"
     measured = row["stop"] != verdict.UNMEASURED
     gained, stop = f"{row['difference']:+.2f}{half(row['low'], row['high'])}", f"{row['ES_ratio']:.2f} ×"
     return [
@@ -163,11 +157,6 @@ def _numbers(table: pd.DataFrame) -> list[tuple[str, str]]:
         (gained, f"points vs dense: {row['test']:.2f}% test accuracy"),
         (stop if measured else "not measured", f"early stop vs dense: iteration {row['ES']:,.0f}"),
     ]
-
-
-def _cells(line: Mapping[str, Any]) -> list[str]:
-    """A row of the table."""
-    return ["" if pd.isna(line[column]) else f"{line[column]:{spec}}" for column, (_, spec, _) in COLUMNS.items()]
 
 
 def _kinds(runs: Sequence[Run], arm: str) -> list[list[str]]:
@@ -183,24 +172,24 @@ def _kinds(runs: Sequence[Run], arm: str) -> list[list[str]]:
     return rows
 
 
-def _settings(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _settings(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The settings of config.json beside their defaults. Arms and trials, which later commands may have added, are in
     the table of rounds."""
-    usual = {spec.name: as_text(spec.default) for spec in dataclasses.fields(Config)}
-    usual["data"] = as_text(None)  # the project's own folder, which each machine has elsewhere
+    defaults = {spec.name: as_text(spec.default) for spec in dataclasses.fields(Config)}
+    defaults["data"] = as_text(None)  # the project's own folder, which each machine has elsewhere
     rows = []
-    for name, setting in given.items():
+    for name, setting in settings.items():
         value = as_text(tuple(setting) if isinstance(setting, list) else setting)
-        default = usual.get(name, "")
-        shown = ["-" if text == as_text(None) else text for text in (name, value, default)]
-        rows.append({"name": name, "cells": shown, "changed": value != default})
+        default = defaults.get(name, "")
+        cells = ["-" if text == as_text(None) else text for text in (name, value, default)]
+        rows.append({"name": name, "cells": cells, "changed": value != default})
     return [row for row in rows if row["name"] not in ("prune_type", "trials", "seed")]
 
 
 def _command(config: Mapping[str, Any]) -> str:
-    """What was typed; nothing where a program of the user's own began the run."""
-    given = config.get("command")
-    return shlex.join(["python", *config.get("program", ["main.py"]), *given]) if given else ""
+    """The command line; empty if the user's own program began the run."""
+    argv = config.get("command")
+    return shlex.join(["python", *config.get("program", ["main.py"]), *argv]) if argv else ""
 
 
 def _made_by(runs: Sequence[Run], configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -221,8 +210,8 @@ def _made_by(runs: Sequence[Run], configs: Sequence[Mapping[str, Any]]) -> list[
 
 
 def write_index(groups: Sequence[Sequence[Run]], folder: Path) -> Path:
-    """Write index.html into `folder` for groups of runs, each of one model, data set and settings, unless the page that
-    is there is of the same numbers. Links lead to the reports that there are."""
+    """Write index.html into `folder` for groups of runs, each of one model, data set and settings, unless the existing
+    page shows the same numbers. Entries link to reports that exist."""
     file = folder / "index.html"
     reports = [runs[0].plots / "report.html" for runs in groups]
     links = [_relative(page, folder) if page.is_file() else "" for page in reports]

@@ -49,7 +49,7 @@ class Look:
 
 
 # Seaborn's colour-blind-safe palette, without its two pale ones; the first is lt's alone. With the markers and dashes,
-# of which there are other numbers, most arms differ in all three, whichever stand together.
+# whose numbers differ, most arms drawn together differ in all three.
 COLORS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#56b4e9", "#ca9161", "#cc78bc", "#949494")
 MARKERS = ("o", "s", "D", "X", "P", "<", "^", "v", ">", "p", "h", "8", "d")  # stars are for winning tickets
 LINES: tuple[Any, ...] = (
@@ -69,14 +69,14 @@ def look(arm: str) -> Look:
 def looks(arms: Sequence[str]) -> dict[str, Look]:
     """The looks of arms drawn together: where two would share a colour or a marker, the later one takes a free one.
     lt's colour stays its own."""
-    found: dict[str, Look] = {}
+    result: dict[str, Look] = {}
     for arm in arms:
         own = look(arm)
-        colors, markers = ([getattr(other, part) for other in found.values()] for part in ("color", "marker"))
+        colors, markers = ([getattr(other, part) for other in result.values()] for part in ("color", "marker"))
         color = next((color for color in (own.color, *COLORS[1:]) if color not in colors), own.color)
         marker = next((marker for marker in (own.marker, *MARKERS) if marker not in markers), own.marker)
-        found[arm] = replace(own, color=color, marker=marker)
-    return found
+        result[arm] = replace(own, color=color, marker=marker)
+    return result
 
 
 def line(axes: Axes, x: pd.Series, y: pd.Series, name: str, look: Look, scale: float = 1.0) -> None:
@@ -97,7 +97,7 @@ def band(axes: Axes, rounds: pd.DataFrame, column: str, name: str, look: Look) -
 
 
 def per_point(rounds: pd.DataFrame) -> pd.Series:
-    """How many trials each point of the arms' lines is of."""
+    """The number of trials behind each point of the arms' lines."""
     return rounds.groupby(["arm", "round"])["seed"].nunique()
 
 
@@ -108,7 +108,7 @@ def averaged(rounds: pd.DataFrame, band: str = ", band from the lowest to the hi
 
 
 def shades(count: int) -> list[Any]:
-    """Colours from dark to light for an ordered few, light enough apart in grey print."""
+    """Colours from dark to light for a few ordered lines, distinct in grey print."""
     return list(matplotlib.colormaps["viridis"](np.linspace(0.0, 0.82, max(count, 1))))
 
 
@@ -116,9 +116,9 @@ def shades(count: int) -> list[Any]:
 def sheet(
     file: Path | None, height: float, runs: Sequence[Run], what: str, width: float = WIDTH, about: str = ""
 ) -> Iterator[Figure]:
-    """A figure of that size in inches, headed by whose numbers it shows (those of `runs`, or `about`), written to
+    """A figure of that size in inches, headed by the model and settings of `runs` (or by `about`), written to
     `file`, if there is one, at the end of the block."""
-    own: Any = {
+    style: Any = {
         **matplotlib.style.library["seaborn-v0_8-darkgrid"],
         **matplotlib.style.library["seaborn-v0_8-paper"],
         **{"font.sans-serif": ["DejaVu Sans"], "font.size": 8.5, "axes.labelsize": 8.5, "axes.titlesize": 9},
@@ -127,13 +127,13 @@ def sheet(
         "pdf.fonttype": 42,  # text stays text
         "svg.hashsalt": "lth",  # the same numbers give the same file
     }
-    with matplotlib.rc_context(own):
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.05))
-        small = wrapped(labels.settings(*runs) if runs else about, int(width * 17))
+        subtitle = wrapped(labels.settings(*runs) if runs else about, int(width * 17))
         title = f"{labels.title(runs[0])}: {what}" if runs else what
-        figure.suptitle(title + "\n" * len(small), color=DARK)  # with room for the settings
+        figure.suptitle(title + "\n" * len(subtitle), color=DARK)  # with room for the settings
         place: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 7, "color": FAINT, "linespacing": 1.4}
-        figure.text(0.5, 1 - 0.22 / height, "\n".join(small), **place)
+        figure.text(0.5, 1 - 0.22 / height, "\n".join(subtitle), **place)
         yield figure
         if file is not None:
             save(figure, file)
@@ -234,10 +234,10 @@ def iterations_axis(axis: Any) -> None:
 def fit(axes: Axes, values: Iterable[float], bars: Iterable[float] = ()) -> None:
     """A y axis for all of these values, none of which is negative, and for as much of the ends of `bars` as does not
     flatten them."""
-    found = np.asarray([value for value in values if math.isfinite(value)])
-    span = float(np.ptp(found)) or 1.0
-    ends = np.clip([value for value in bars if math.isfinite(value)], found.min() - span / 2, found.max() + span / 2)
-    low, high = min([found.min(), *ends]), max([found.max(), *ends])
+    finite = np.asarray([value for value in values if math.isfinite(value)])
+    span = float(np.ptp(finite)) or 1.0
+    ends = np.clip([value for value in bars if math.isfinite(value)], finite.min() - span / 2, finite.max() + span / 2)
+    low, high = min([finite.min(), *ends]), max([finite.max(), *ends])
     room = 0.06 * (high - low or abs(high) or 1)  # also where all values are the same
     axes.set_ylim(max(low - room, 0), high + room)
 
@@ -245,13 +245,13 @@ def fit(axes: Axes, values: Iterable[float], bars: Iterable[float] = ()) -> None
 def accuracy_axis(axes: Axes, values: Iterable[float], bars: Iterable[float] = (), least: float = 5.0) -> str:
     """A y axis for accuracies on which a few collapsed networks do not flatten the others: if some lie far below, it
     ends four times as far down as the best third reaches, at least `least` points. Returns a note for the caption."""
-    found = np.asarray([value for value in values if math.isfinite(value)])
-    if not len(found):
+    finite = np.asarray([value for value in values if math.isfinite(value)])
+    if not len(finite):
         return ""
-    top, lowest = float(found.max()), float(found.min())
-    reach = max(least, 4 * (top - float(np.quantile(found, 0.67))))
+    top, lowest = float(finite.max()), float(finite.min())
+    reach = max(least, 4 * (top - float(np.quantile(finite, 0.67))))
     cut = top - lowest >= 2.2 * reach
-    fit(axes, found[found >= top - reach] if cut else found, bars)
+    fit(axes, finite[finite >= top - reach] if cut else finite, bars)
     bottom, high = axes.get_ylim()
     axes.set_ylim(top - reach if cut else bottom, min(high, 100 + 0.06 * (high - bottom)))
     return f"accuracy cut off at {top - reach:.3g}% (lowest: {lowest:.3g}%)" if cut else ""

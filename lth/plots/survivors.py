@@ -1,4 +1,4 @@
-"""What survives: how many weights of each layer, which of the first layer, and what the survivors began as.
+"""What survives: how many weights of each layer, which of the first layer, and the initial values of the survivors.
 
 The last two are drawn from the tickets under saves/, and left out where there are none.
 """
@@ -38,43 +38,43 @@ POOLED = "all layers"
 def layers(runs: Sequence[Run], file: Path | None = None) -> Figure | None:
     """Percent of each layer's weights that survive, a row per layer and a column per round; arms that keep the same
     counts share a panel. None where all layers are pruned at one rate."""
-    found = tables.combined(runs, "layers")
-    totals = found.groupby("layer")["total"].first()
-    shown = _kept_by(found)
-    if not any(_uneven(kept, totals) for kept in shown.values()):
+    table = tables.combined(runs, "layers")
+    totals = table.groupby("layer")["total"].first()
+    kept_by_arms = _kept_by(table)
+    if not any(_uneven(kept, totals) for kept in kept_by_arms.values()):
         return None
-    lowest = min(kept.to_numpy()[kept.to_numpy() > 0].min() for kept in shown.values())
-    norm, across = LogNorm(min(lowest, 99.0), 100), min(len(shown), ACROSS)
-    down = math.ceil(len(shown) / across)
-    height = 1.0 + down * max(0.5 + 0.17 * max(map(len, shown.values())), 2.0)
+    lowest = min(kept.to_numpy()[kept.to_numpy() > 0].min() for kept in kept_by_arms.values())
+    norm, across = LogNorm(min(lowest, 99.0), 100), min(len(kept_by_arms), ACROSS)
+    down = math.ceil(len(kept_by_arms) / across)
+    height = 1.0 + down * max(0.5 + 0.17 * max(map(len, kept_by_arms.values())), 2.0)
     with style.sheet(file, height, runs, "surviving weights by layer") as figure:
         panels = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
-        for axes in panels[len(shown) :]:
+        for axes in panels[len(kept_by_arms) :]:
             axes.remove()
-        for axes, (arms, kept) in zip(panels, shown.items(), strict=False):
-            everything = len(shown) == 1 and arms.count(",") > 2
+        for axes, (arms, kept) in zip(panels, kept_by_arms.items(), strict=False):
+            everything = len(kept_by_arms) == 1 and arms.count(",") > 2
             axes.set_title("all arms" if everything else textwrap.fill(arms, 90 // across))
             mesh = _map(axes, kept, norm, small=across > 1)
             names = [f"{name.removesuffix('.weight')} ({totals[name]:,})" for name in kept.index]
             axes.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=7)
             axes.tick_params(labelleft=axes.get_subplotspec().is_first_col())
-        bar = figure.colorbar(mesh, ax=panels[: len(shown)], label="weights remaining (%)", aspect=40, pad=0.01)
+        bar = figure.colorbar(mesh, ax=panels[: len(kept_by_arms)], label="weights remaining (%)", aspect=40, pad=0.01)
         bar.ax.yaxis.set_major_locator(LogLocator(10, (1, 2, 5), numticks=9))
         bar.ax.yaxis.set_minor_locator(NullLocator())
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: labels.percent(value)))
     return figure
 
 
-def _kept_by(found: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def _kept_by(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """What each arm keeps, in percent (layers, rounds), mean over trials, by the names of the arms that keep it."""
-    shown: dict[str, pd.DataFrame] = {}
-    for arm in verdict.in_order(found["arm"]):
-        of_arm = found[found["arm"] == arm]
+    result: dict[str, pd.DataFrame] = {}
+    for arm in verdict.in_order(table["arm"]):
+        of_arm = table[table["arm"] == arm]
         kept = of_arm.pivot_table(index="layer", columns="round", values="remaining", sort=False)
-        like = next((names for names, other in shown.items() if _same(kept, other)), "")
-        longer = max(kept, shown.pop(like, kept), key=lambda each: each.shape[1])
-        shown[f"{like}, {arm}" if like else arm] = longer
-    return shown
+        same = next((names for names, other in result.items() if _same(kept, other)), "")
+        longer = max(kept, result.pop(same, kept), key=lambda each: each.shape[1])
+        result[f"{same}, {arm}" if same else arm] = longer
+    return result
 
 
 def _same(kept: pd.DataFrame, other: pd.DataFrame) -> bool:
@@ -156,33 +156,34 @@ def _pixels(run: Run, remaining: Mapping[int, float], name: str, image: tuple[in
         for axes in panels.flat:
             axes.set_axis_off()
         for (number, kept), axes in zip(maps.items(), panels.flat, strict=False):
-            shown = axes.imshow(kept, cmap="RdBu_r", norm=scale, interpolation="nearest")  # white: the average pixel
+            picture = axes.imshow(kept, cmap="RdBu_r", norm=scale, interpolation="nearest")  # white: the average pixel
             axes.set_title(f"round {number}: {labels.percent(remaining[number])}%", fontsize=8)
         bar: dict[str, Any] = {"orientation": "horizontal", "aspect": 50, "pad": 0.03, "shrink": 0.6}
-        figure.colorbar(shown, ax=panels, label="weights kept, relative to the average pixel", extend="max", **bar)
+        figure.colorbar(picture, ax=panels, label="weights kept, relative to the average pixel", extend="max", **bar)
     return figure
 
 
 def _filters(run: Run, remaining: Mapping[int, float], name: str, file: Path | None) -> Figure:
-    """The first filters as they begin in the first and in the last round, a column for each, a row per channel."""
+    """The first filters at the start of the first and of the last round, a column per filter, a row per channel."""
     chosen = sorted({min(remaining), max(remaining)})
     tickets = {number: Store(run).ticket(number) for number in chosen}
     total, channels, high, wide = tickets[chosen[0]].masks[name].shape
-    count, shown = min(total, FILTERS), min(channels, CHANNELS)
+    count, depth = min(total, FILTERS), min(channels, CHANNELS)
     started = tickets[chosen[0]]
-    known = started.start[name][started.masks[name]].abs().float()
-    limit = (float(np.quantile(known, 0.97)) if len(known) else 0.0) or 1.0  # a few large ones would grey all others
+    magnitudes = started.start[name][started.masks[name]].abs().float()
+    # Not the largest magnitude: a few large ones would grey all others.
+    limit = (float(np.quantile(magnitudes, 0.97)) if len(magnitudes) else 0.0) or 1.0
     what = f"filters of the first layer at the start ({run.arm}, seed {run.seed})"
-    height = 1.1 + len(chosen) * (0.35 + 6.0 * shown * (high + 1) / (max(count, 12) * (wide + 1)))
+    height = 1.1 + len(chosen) * (0.35 + 6.0 * depth * (high + 1) / (max(count, 12) * (wide + 1)))
     with style.sheet(file, min(height, 9.0), [run], what) as figure:
         panels = figure.subplots(len(chosen), 1, squeeze=False)[:, 0]
         for axes, (number, ticket) in zip(panels, tickets.items(), strict=True):
-            mask = ticket.masks[name][:count, :shown]
-            weights = tiled(ticket.start[name][:count, :shown].detach().float().where(mask, math.nan))
+            mask = ticket.masks[name][:count, :depth]
+            weights = tiled(ticket.start[name][:count, :depth].detach().float().where(mask, math.nan))
             axes.imshow(tiled(mask.float().where(~mask, math.nan)), cmap="Greys", vmin=-0.2, vmax=1)
             drawn = axes.imshow(weights, cmap="cividis", vmin=-limit, vmax=limit)  # whose lightness tells signs apart
-            rows = [place * (high + 1) + (high - 1) / 2 for place in range(shown)]
-            axes.set_yticks(rows, list("RGB") if channels == 3 else [""] * shown, fontsize=7)
+            rows = [place * (high + 1) + (high - 1) / 2 for place in range(depth)]
+            axes.set_yticks(rows, list("RGB") if channels == 3 else [""] * depth, fontsize=7)
             axes.set_xticks([])
             axes.grid(False)
             axes.set_facecolor("white")
@@ -197,7 +198,7 @@ def _filters(run: Run, remaining: Mapping[int, float], name: str, file: Path | N
 
 
 def tiled(filters: Tensor) -> np.ndarray:
-    """Filters (O, C, h, w) as one picture: a column for each, a row per channel, NaN in the gaps."""
+    """Filters (O, C, h, w) as one picture: a column per filter, a row per channel, NaN in the gaps."""
     outputs, channels, high, wide = filters.shape
     apart = np.pad(filters.numpy(), ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=math.nan)
     return apart.transpose(1, 2, 0, 3).reshape(channels * (high + 1), outputs * (wide + 1))[:-1, :-1]
@@ -241,9 +242,9 @@ def initial_weights(runs: Sequence[Run], file: Path | None = None) -> Figure | N
 
 def _starts(ticket: Ticket, weights: Sequence[str]) -> dict[str, np.ndarray]:
     """The values that survivors start from, by layer, or pooled where there are more than three layers."""
-    own = {name.removesuffix(".weight"): (ticket.start[name], ticket.masks[name]) for name in weights}
-    if len(own) <= 3:
-        return {name: start[mask].float().numpy() for name, (start, mask) in own.items()}
-    several = [(start, mask) for start, mask in own.values() if start.numel() > 1]
+    layers = {name.removesuffix(".weight"): (ticket.start[name], ticket.masks[name]) for name in weights}
+    if len(layers) <= 3:
+        return {name: start[mask].float().numpy() for name, (start, mask) in layers.items()}
+    several = [(start, mask) for start, mask in layers.values() if start.numel() > 1]
     parts = [(start[mask] / start.std().clamp_min(1e-12)).float().numpy() for start, mask in several]
     return {POOLED: np.concatenate(parts)}

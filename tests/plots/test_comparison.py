@@ -214,7 +214,7 @@ def test_long_training_curves_are_means_over_windows(make_runs: MakeRuns) -> Non
     assert len(x) == 83  # of three evaluations each; one that is left over at the end would be a hook
     assert (x[0], y[0]) == pytest.approx((evals["iteration"][:3].mean(), evals["test"][:3].mean()))
     assert (x[-1], y[-1]) == pytest.approx((evals["iteration"][246:249].mean(), evals["test"][246:249].mean()))
-    assert "each point that of 3 evaluations" in caption_of(figure)
+    assert "each point the mean of 3 evaluations" in caption_of(figure)
     assert [*thinned(pd.Series([1.0, 2, 3, 4], index=[300, 600, 900, 980]), 1)] == [1, 2, 3], "the last one is early"
     assert [*thinned(pd.Series([1.0, 2, 3], index=[300, 600, 900]), 1)] == [1, 2, 3]
 
