@@ -116,7 +116,7 @@ class Claim:
     start_of: Mapping[str, str] = field(default_factory=dict)
 
 
-HOW_COMPUTED = ("precision", "sparse")  # every measurement names them: they do not make it another experiment
+HOW_COMPUTED = ("precision", "sparse")  # named in every measurement, but no change of the experiment
 HERE = [name for name, spec in flags.FIELDS.items() if spec.metadata["group"] in (MACHINE, OUTPUT)]
 
 
@@ -124,9 +124,9 @@ HERE = [name for name, spec in flags.FIELDS.items() if spec.metadata["group"] in
 class Form:
     """A claim and its settings.
 
-    changes: those that differ from the published experiment, as text: with any, another experiment is measured, and
-        every table says so. The number of trials does not count.
-    slug: a name for files: the claim's, and what is changed.
+    changes: settings that differ from the published experiment, as text; every table names them. The number of trials
+        does not count.
+    slug: a name for files: the claim's, and the changes.
     command: the command line for it on any machine, without folders, devices and output.
     """
 
@@ -137,15 +137,10 @@ class Form:
     slug: str
     command: str
 
-    @property
-    def trainings(self) -> int:
-        """How many trainings the whole form has."""
-        return sum(trainings(config) for config in self.configs.values())
-
 
 def trainings(config: Config) -> int:
-    """How many trainings an experiment has, also of the arms whose masks others take, the dense round of a trial once;
-    twice as many where the line between two of a ticket is measured."""
+    """How many trainings an experiment has, including arms whose masks others take, with one dense round per trial;
+    twice as many with --connectivity."""
     arms = {*config.prune_type, *(ARMS[arm].mask_of for arm in config.prune_type)} - {""}
     return config.trials * (len(arms) * (config.prune_iterations - 1) + 1) * (1 + config.connectivity)
 

@@ -1,5 +1,5 @@
-"""What came of a claim: values per trial, their intervals, and whether they agree with it; as a table for the terminal,
-a CSV file, and a section of a Markdown report with its figures."""
+"""The findings on a claim: values per trial, their intervals, and whether they agree with it; as a table for the
+terminal, a CSV file, and a section of a Markdown report with its figures."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ SCALES: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
     TIMES: (math.log, math.exp),
     PERCENT: (lambda p: math.log(max(p, 0.01) / max(100 - p, 0.01)), lambda x: 100 / (1 + math.exp(-x))),
 }
+VERDICTS = ("agrees", "disagrees", "not decided", "not measured")
 HEAD = ("the paper says", "weights", "paper", "here (95% interval)", "trials", "")
 COLUMNS = ("says", "remaining", "unit", "published", "mean", "low", "high", "trials", "verdict")
 EXPLANATION = (
@@ -41,7 +42,7 @@ EXPLANATION = (
 
 @dataclass(frozen=True)
 class Records:
-    """What the runs of a claim left: the runs of each of its experiments, and their rounds.
+    """The runs of each experiment of a claim, and their finished rounds.
 
     `rounds` has a row per round of a run, with the columns of `verdict.paired` and `experiment`.
     """
@@ -50,14 +51,14 @@ class Records:
     rounds: pd.DataFrame
 
     @classmethod
-    def of(cls, runs: Mapping[str, Sequence[Run]]) -> Records:
-        """What is finished of these runs, whose experiments are given by name."""
+    def from_runs(cls, runs: Mapping[str, Sequence[Run]]) -> Records:
+        """The finished rounds of these runs, by the name of their experiment."""
         rounds = [verdict.paired(group).assign(experiment=name) for name, group in runs.items()]
         return cls(runs, pd.concat(rounds))
 
     def near(self, remaining: float, factor: float = NEAR) -> Records:
-        """Only the round of each experiment that is nearest to that percent of the weights, if one is near enough, and
-        if it is the sparsity of the nearest of all: experiments of other sparsities cannot be compared."""
+        """Only the round of each experiment that is nearest to that percent of the weights, if one is near enough and
+        has the sparsity of the nearest of all, since rounds of different sparsities cannot be compared."""
         means = self.rounds[self.rounds["remaining"] > 0].groupby(["experiment", "round"])["remaining"].mean()
         apart = (means / remaining).map(math.log).abs()
         if not len(apart) or apart.min() > math.log(factor):
@@ -80,7 +81,7 @@ class Records:
         return [run for run in self.runs[experiment] if run.arm == arm and run.seed in self.arm(which).index]
 
     def barriers(self, which: str) -> pd.Series:
-        """The error barrier of an arm's rounds, in points, by seed; nothing of rounds whose line was not measured."""
+        """The error barrier of an arm's rounds, in points, by seed, without rounds whose line was not measured."""
         rounds = self.arm(which).reset_index()[["seed", "round"]]
         barriers = tables.barriers(self.runs_of(which)).merge(rounds)
         return barriers.set_index("seed")[["train", "test"]].max(axis=1)
@@ -109,7 +110,7 @@ class Finding:
     verdict: str = "not measured"
 
     def cells(self, form: Form) -> list[str]:
-        """It as a row below HEAD."""
+        """The finding as a row below HEAD."""
         statement = self.statement
         number = "{:+.2f}".format if statement.unit == POINTS else "{:.2f}".format
         band = "" if math.isnan(self.low) else f" [{number(self.low)}, {number(self.high)}]"
@@ -125,7 +126,7 @@ class Finding:
 
 def findings(form: Form) -> list[Finding]:
     """What the finished rounds say about each statement."""
-    records, factor = Records.of(runs_of(form)), ROUGHLY if form.changes else NEAR
+    records, factor = Records.from_runs(runs_of(form)), ROUGHLY if form.changes else NEAR
     return [check(statement, records, factor) for statement in form.claim.statements]
 
 
@@ -148,8 +149,8 @@ def check(statement: Statement, records: Records, factor: float = NEAR) -> Findi
 
 
 def judge(low: float, high: float, holds: tuple[float, float]) -> str:
-    """Whether an interval lies within the values for which a statement is true, outside them, or on both sides. No
-    effect at all, in any trial, is on neither side of itself."""
+    """Whether an interval lies within the values for which a statement is true, outside them, or both. If all trials
+    are exactly on the limit, nothing is decided."""
     if low == high and low in holds:
         return "not decided"
     if low >= holds[0] and high <= holds[1]:
@@ -166,9 +167,7 @@ def warning(form: Form) -> str:
 def text(form: Form, results: Sequence[Finding], width: int) -> str:
     """The findings as aligned text of at most that width, or of 90 characters."""
     claim, counts, width = form.claim, Counter(finding.verdict for finding in results), max(width, 90)
-    words = [
-        f"{word} {counts[word]}" for word in ("agrees", "disagrees", "not decided", "not measured") if counts[word]
-    ]
+    words = [f"{word} {counts[word]}" for word in VERDICTS if counts[word]]
     changed = " on a changed experiment" if form.changes else ""
     rows = [HEAD, *(finding.cells(form) for finding in results)]
     sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -176,10 +175,8 @@ def text(form: Form, results: Sequence[Finding], width: int) -> str:
     lines = []
     for says, *cells in rows:
         first, *more = textwrap.wrap(says, sizes[0])
-        lines += [
-            "  ".join(f"{cell:{size}}" for cell, size in zip((first, *cells), sizes, strict=True)).rstrip(),
-            *more,
-        ]
+        line = "  ".join(f"{cell:{size}}" for cell, size in zip((first, *cells), sizes, strict=True))
+        lines += [line.rstrip(), *more]
     lines.insert(1, "-" * max(map(len, lines)))
     title = f"{claim.name}: {claim.about} ({claim.paper}, {claim.where}, {claim.source})"
     summary = f"{claim.name}, {len(results)} statements{changed}: {', '.join(words)}."
@@ -202,7 +199,7 @@ def write(form: Form, results: Sequence[Finding]) -> Path:
 
 def renew(file: Path, form: Form, results: Sequence[Finding]) -> list[Path]:
     """Write this form's section of a Markdown report, and its figures beside it, in place of an older one of the same
-    form; everything else in the file stays. Gives the files written."""
+    form; everything else in the file stays. Returns the files written."""
     begin, end = (f"<!-- {word} of {form.slug}, written by reproduce.py -->" for word in ("begin", "end"))
     figures = _figures(form, file.parent)
     section = f"{begin}\n{markdown(form, results, figures)}\n{end}"

@@ -47,34 +47,31 @@ RESNET20_QUICK = "--end_iter 60it --valid_freq 60it --prune_percent 79 --prune_i
 TWO_ROUNDS = "--prune_percent 81 --output_percent 57 --prune_iterations 3 --trials 2"  # down to 3.6%
 LENET_QUICK = "--end_iter 3000it --prune_percent 56.7 --output_percent 34 --prune_iterations 5 --trials 2"
 
-_WINNING = (
-    Statement("winning tickets reach early stop 38% sooner than the dense network",
-              early_stop("lt"), at=21.1, published=0.62, holds=towards(0.62, none=1), unit=TIMES),
-    Statement("winning tickets are over 0.3 points more accurate than the dense network",
-              accuracy("lt"), at=13.5, published=0.3, holds=towards(0.3, none=0)),
-    Statement("at 3.6% winning tickets are only as accurate as the dense network",
-              accuracy("lt"), at=3.6, published=0.0, holds=SAME),
-    Statement("at 3.6% they reach early stop only as soon as the dense network",
-              early_stop("lt"), at=3.6, published=1.0, holds=(0.81, 1 / 0.81), unit=TIMES),
-)  # fmt: skip
-_REINITIALISED = (
-    Statement("reinitialised tickets reach early stop 2.51 times as late as winning tickets",
-              early_stop("ticket_reinit", "lt"), at=21.1, published=2.51, holds=towards(2.51, none=1), unit=TIMES),
-    Statement("reinitialised tickets are half a point less accurate than winning tickets",
-              accuracy("ticket_reinit", "lt"), at=21.1, published=-0.5, holds=towards(-0.5, none=0)),
-    Statement("at 13.5% reinitialised tickets are less accurate than the dense network",
-              accuracy("ticket_reinit"), at=13.5, holds=BELOW),
-    Statement("at 3.6% reinitialised tickets are less accurate than the dense network",
-              accuracy("ticket_reinit"), at=3.6, holds=BELOW),
-)  # fmt: skip
-
 _ALL = (
     Claim(
         "lenet", "winning tickets of a 300-100 network on MNIST, and the same reinitialised",
         **LTH, where="Section 2, Figures 3 and 4",
         experiments={"": f"{LENET} --prune_type lt ticket_reinit --trials 5"},
         quick=LENET_QUICK,
-        statements=(*_WINNING, *_REINITIALISED),
+        statements=(
+            Statement("winning tickets reach early stop 38% sooner than the dense network",
+                      early_stop("lt"), at=21.1, published=0.62, holds=towards(0.62, none=1), unit=TIMES),
+            Statement("winning tickets are over 0.3 points more accurate than the dense network",
+                      accuracy("lt"), at=13.5, published=0.3, holds=towards(0.3, none=0)),
+            Statement("at 3.6% winning tickets are only as accurate as the dense network",
+                      accuracy("lt"), at=3.6, published=0.0, holds=SAME),
+            Statement("at 3.6% they reach early stop only as soon as the dense network",
+                      early_stop("lt"), at=3.6, published=1.0, holds=(0.81, 1 / 0.81), unit=TIMES),
+            Statement("reinitialised tickets reach early stop 2.51 times as late as winning tickets",
+                      early_stop("ticket_reinit", "lt"), at=21.1, published=2.51,
+                      holds=towards(2.51, none=1), unit=TIMES),
+            Statement("reinitialised tickets are half a point less accurate than winning tickets",
+                      accuracy("ticket_reinit", "lt"), at=21.1, published=-0.5, holds=towards(-0.5, none=0)),
+            Statement("at 13.5% reinitialised tickets are less accurate than the dense network",
+                      accuracy("ticket_reinit"), at=13.5, holds=BELOW),
+            Statement("at 3.6% reinitialised tickets are less accurate than the dense network",
+                      accuracy("ticket_reinit"), at=3.6, holds=BELOW),
+        ),
         note="The paper has five trials too.",
     ),
     Claim(
@@ -94,7 +91,7 @@ _ALL = (
         note="The paper has no Fashion-MNIST: these are its statements on MNIST, without their figures.",
     ),
     Claim(
-        "lenet_shuffled", "sparse networks of the same shape at random places, on MNIST",
+        "lenet_shuffled", "winning tickets with shuffled masks, on MNIST",
         **LTH, where="Section 1, Figure 1",
         experiments={"": f"{LENET} --prune_type lt ticket_shuffle --trials 5"},
         quick=LENET_QUICK,
@@ -111,7 +108,7 @@ _ALL = (
         note="The paper samples random networks; these have as many weights per layer as the winning tickets.",
     ),
     Claim(
-        "one_shot", "tickets of a network pruned at once beside those pruned round by round, on MNIST",
+        "one_shot", "tickets pruned in one step compared with tickets pruned round by round, on MNIST",
         **LTH, where="Section 2, Figure 4c",
         experiments={"": f"{LENET} --prune_type lt one_shot"},
         quick=LENET_QUICK,
@@ -184,7 +181,7 @@ _ALL = (
         note="Accuracies in percent; chance is 10. The paper has the same network but prunes it differently.",
     ),
     Claim(
-        "random_tickets", "tickets of 3.5% on MNIST beside random pruning and fresh weights",
+        "random_tickets", "tickets with 3.5% of the weights compared with random pruning and fresh weights, on MNIST",
         **FRANKLE, where="Section 4",
         experiments={"": f"{LENET_SHORT} --prune_type lt random ticket_reinit"},
         quick=f"{LENET_QUICK} --end_iter 2000it",
@@ -200,7 +197,7 @@ _ALL = (
     ),
     Claim(
         "stable_lenet",
-        "is a 300-100 network on MNIST, and are its tickets, stable to the order of the data from the start?",
+        "are a 300-100 network on MNIST and its tickets stable to the order of the data from the start?",
         **FRANKLE, where="Sections 3 and 4",
         experiments={"": f"{LENET_SHORT} --connectivity"},
         quick=f"{TWO_ROUNDS} --end_iter 3000it",
@@ -213,7 +210,7 @@ _ALL = (
         note="The barrier is the higher of the training and test error barriers, on a line of 30 points.",
     ),
     Claim(
-        "stable_resnet20", "from when on is ResNet-20 on CIFAR-10 stable to the order of the data?",
+        "stable_resnet20", "when does ResNet-20 on CIFAR-10 become stable to the order of the data?",
         **FRANKLE, where="Sections 3 and 4",
         experiments={
             "": f"{RESNET20} --prune_type lt --connectivity",
@@ -275,7 +272,7 @@ _ALL = (
     ),
     Claim(
         "before_training",
-        "is what pruning before training finds more than counts per layer? A 300-100 network on MNIST",
+        "does pruning before training find more than the number of weights per layer? A 300-100 network on MNIST",
         paper="Frankle et al. 2021", source="arXiv:2009.08576", where="Section 5",
         experiments={
             "": f"{LENET} --prune_type lt snip snip_shuffle snip_reinit synflow synflow_shuffle synflow_reinit"
@@ -317,7 +314,7 @@ _ALL = (
         note="The paper has larger networks, on CIFAR-10 and other images, and shows curves.",
     ),
     Claim(
-        "masks", "do trainings of one 300-100 network with other orders of the data find the same ticket, on MNIST?",
+        "masks", "do trainings of one 300-100 network on MNIST with different data orders find the same ticket?",
         paper="Movva et al. 2021", source="arXiv:2104.14753", where="Abstract",
         experiments=dict.fromkeys(("other_weights", "siblings"),
                                   "--preset lenet --prune_type lt --prune_iterations 17 --trials 6"),

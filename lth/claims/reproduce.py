@@ -26,7 +26,7 @@ from lth.settings.names import npz_file
 if TYPE_CHECKING:
     from lth.commands import forecast
 
-    Known = dict[tuple[object, ...], forecast.Cost]  # what was measured before, by the settings that matter
+    Costs = dict[tuple[object, ...], forecast.Cost]  # measured so far, by the settings that matter
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,7 +58,7 @@ def text_file(text: str) -> Path:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Ask the claims that the command line names, one after another, or list them."""
+    """Measure the claims that the command line names, one after another, or list them."""
     command_line = parser()
     options, rest = command_line.parse_known_args(argv)
     settings = vars(options)
@@ -76,12 +76,12 @@ def main(argv: Sequence[str]) -> int:
             forms.append(claim.form(CLAIMS[name], flags.as_argv(settings), quick))
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
-    return show(forms) if listing else ask(forms, finished, file, argv)
+    return list_claims(forms) if listing else measure(forms, finished, file, argv)
 
 
-def show(forms: Sequence[Form]) -> int:
+def list_claims(forms: Sequence[Form]) -> int:
     """A line per claim: its name, the paper and figure, and how long it takes here."""
-    costs: Known = {}
+    costs: Costs = {}
     width = max(len(form.slug) for form in forms)
     for form in forms:
         needs = f" (needs {form.claim.needs})" if form.claim.needs and not form.quick else ""
@@ -91,8 +91,8 @@ def show(forms: Sequence[Form]) -> int:
     return 0
 
 
-def ask(forms: Sequence[Form], finished: bool, file: Path | None, argv: Sequence[str]) -> int:
-    """Train what is not trained yet, unless only what is `finished` counts; print the tables and write them."""
+def measure(forms: Sequence[Form], finished: bool, file: Path | None, argv: Sequence[str]) -> int:
+    """Train what is missing, unless only `finished` rounds are to be judged; print the tables and write them."""
     from lth.claims import findings
     from lth.commands import session
     from lth.experiment import TrialError
@@ -117,16 +117,16 @@ def ask(forms: Sequence[Form], finished: bool, file: Path | None, argv: Sequence
     return 0
 
 
-def duration(form: Form, costs: Known) -> str:
+def duration(form: Form, costs: Costs) -> str:
     """`18 trainings, at most 3 minutes here`, from a few measured steps and evaluations of its networks, and with these
-    jobs. Nothing is downloaded for it. `known` keeps the measurements for the next claim."""
+    jobs. Downloads nothing. `costs` keeps the measurements for the next claim."""
     from lth.commands import device as devices
     from lth.commands import forecast, loop, prepare
 
-    total = 0.0
+    total, count = 0.0, sum(map(claim.trainings, form.configs.values()))
     for config in (prepare.with_valid_size(replace(config, ticket=None)) for config in form.configs.values()):
         if not npz_file(config.data, config.dataset).exists():
-            return f"{form.trainings} trainings (no estimate: the images of {config.dataset} are not here)"
+            return f"{count} trainings (no estimate: the images of {config.dataset} are not here)"
         key = (config.arch_type, config.dataset, config.batch_size, config.precision, config.gpu, config.augment)
         images, problem = prepare.prepare(config)
         device, _ = devices.choose(config.gpu)
@@ -134,4 +134,4 @@ def duration(form: Form, costs: Known) -> str:
             costs[key] = forecast.measure_cost(config, images, problem, device)
         at_once = min(loop.process_count(config), config.trials) if device.type == "cpu" else 1
         total += claim.trainings(config) * costs[key].training(config, images) / at_once
-    return f"{form.trainings} trainings, at most {forecast.in_words(total / 60)} here"
+    return f"{count} trainings, at most {forecast.in_words(total / 60)} here"

@@ -26,7 +26,7 @@ EDGE_POPUP = f"--prune_type edge_popup --optimizer sgd --lr 0.1 --momentum 0.9 -
 RIVALS = (
     Claim(
         "dynamic",
-        "masks that change during training (SET), and SNIP, beside the dense 300-100 network on MNIST",
+        "masks that change during training (SET), and SNIP, compared with the dense 300-100 network on MNIST",
         paper="Dettmers & Zettlemoyer 2019; SNIP: Lee et al. 2019", source="arXiv:1907.04840; arXiv:1810.02340",
         where="results on MNIST, published with the first paper's program; SNIP: on MNIST",
         experiments={

@@ -62,7 +62,7 @@ def test_a_statement_is_judged_by_the_paired_interval_of_its_trials(make_runs: M
     ]
     for number, (gained, expected) in enumerate(cases):
         runs = make_runs(seeds=tuple(gained), accuracy=gains(gained), saves=False, settings=f"seed={number}")
-        found = check(Statement("more accurate", accuracy("lt"), at=51.2, holds=ABOVE), Records.of({"": runs}))
+        found = check(Statement("more accurate", accuracy("lt"), at=51.2, holds=ABOVE), Records.from_runs({"": runs}))
         assert (found.verdict, found.trials) == (expected, len(gained))
         assert found.mean == pytest.approx(np.mean(list(gained.values())))
         assert found.remaining == pytest.approx(51.2, abs=0.3)
@@ -74,7 +74,7 @@ def test_a_statement_is_judged_by_the_paired_interval_of_its_trials(make_runs: M
 def test_arms_are_compared_within_a_trial_and_ratios_by_their_logarithms(make_runs: MakeRuns, beside: str) -> None:
     runs = make_runs(seeds=(0, 1, 2), saves=False)
     statement = Statement("later", early_stop("reinit", beside), at=51.2, holds=(1, math.inf), unit=TIMES)
-    found = check(statement, Records.of({"": runs}))
+    found = check(statement, Records.from_runs({"": runs}))
     ES = {(run.arm, run.seed): table(run, "rounds")["ES"] for run in runs}
     others = [ES["lt", seed][3] if beside else ES["reinit", seed][0] for seed in range(3)]
     ratios = np.log([ES["reinit", seed][3] / others[seed] for seed in range(3)])
@@ -83,7 +83,7 @@ def test_arms_are_compared_within_a_trial_and_ratios_by_their_logarithms(make_ru
 
 
 def test_a_round_counts_if_it_is_near_enough_and_of_the_experiment_that_is_asked_for(make_runs: MakeRuns) -> None:
-    records = Records.of({"": make_runs(rounds=4, saves=False)})  # down to 51%
+    records = Records.from_runs({"": make_runs(rounds=4, saves=False)})  # down to 51%
     one = Statement("more accurate", accuracy("lt"), at=41, holds=ABOVE)
     assert check(one, records).verdict == "not measured"
     assert check(one, records, factor=1.3).remaining == pytest.approx(51.2, abs=0.3)
@@ -91,7 +91,7 @@ def test_a_round_counts_if_it_is_near_enough_and_of_the_experiment_that_is_asked
     def fixed(gain: float) -> list[Run]:
         return make_runs(arms=["lt"], settings=f"lr={gain}", accuracy=lambda arm, number, seed: 90 + gain, saves=False)
 
-    records = Records.of({"high": fixed(2.0), "low": fixed(0.5)})
+    records = Records.from_runs({"high": fixed(2.0), "low": fixed(0.5)})
     one = Statement("more accurate", accuracy("high/lt", "low/lt"), at=51, holds=ABOVE)
     assert check(one, records).mean == pytest.approx(1.5)
 
@@ -111,7 +111,7 @@ def test_a_barrier_is_that_of_the_round_on_training_or_test_images(make_runs: Ma
             train, test = (4.0, 5.0 + number + run.seed, 4.0), (1.0, 2.0, 3.0)
             write_connectivity(run, number, line(train, test) if number else line((1.0, 1.0, 1.0), (1.0, 1.5, 1.0)))
     statements = [Statement("stable", barrier("lt"), at=at, holds=(-math.inf, 2.0)) for at in (100, 64)]
-    records = Records.of({"": runs})
+    records = Records.from_runs({"": runs})
     dense, sparse = (check(statement, records) for statement in statements)
     assert (dense.mean, dense.trials, dense.verdict) == (0.5, 2, "agrees")
     assert (sparse.mean, sparse.trials, sparse.low < 3.5 < sparse.high) == (3.5, 2, True), "3 and 4: two trials"
@@ -120,10 +120,10 @@ def test_a_barrier_is_that_of_the_round_on_training_or_test_images(make_runs: Ma
 
 def test_masks_are_compared_in_pairs_that_share_no_trial(make_runs: MakeRuns) -> None:
     runs = make_runs(arms=["lt"], seeds=range(5), rounds=4)
-    found = check(Statement("alike", overlap("lt"), at=64, holds=(0, 1.5), unit=TIMES), Records.of({"": runs}))
+    found = check(Statement("alike", overlap("lt"), at=64, holds=(0, 1.5), unit=TIMES), Records.from_runs({"": runs}))
     one, other = (Store(run).masks(2) for run in runs[2:4])
     both = lth.compare(one, other).set_index("layer").loc["all"]
-    values = Records.of({"": runs}).near(64).overlaps("lt")
+    values = Records.from_runs({"": runs}).near(64).overlaps("lt")
     assert list(values.index) == [0, 2] and found.trials == 2
     assert values[2] == pytest.approx(both["jaccard"] / both["jaccard_chance"])
 
