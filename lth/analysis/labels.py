@@ -1,4 +1,4 @@
-"""Words for runs and settings: what figures and tables say about whose numbers they show."""
+"""Runs and settings in words, for the headings of figures, tables and sentences."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def title(run: Run) -> str:
 
 
 def settings(*runs: Run) -> str:
-    """The settings of runs of one folder: how much is pruned, how long is trained, and what is not at its default."""
+    """The settings of runs of one folder: pruning rate, length of training, and what differs from the defaults."""
     run, deciding = runs[0], identity.deciding(*runs)
     if not deciding:  # a folder from elsewhere still has its name
         return "default settings" if run.settings == "default" else run.settings.replace("_", " ").replace(",", ", ")
@@ -146,8 +146,8 @@ def names_and_settings(groups: Sequence[Sequence[Run]]) -> list[tuple[str, str]]
 
 def _changed(values: dict[str, str]) -> dict[str, str]:
     """Without settings at their defaults, except for ALWAYS."""
-    usual = identity.default_settings()
-    return {name: value for name, value in values.items() if name in ALWAYS or usual.get(name) != value}
+    defaults = identity.default_settings()
+    return {name: value for name, value in values.items() if name in ALWAYS or defaults.get(name) != value}
 
 
 def _name(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""Do two trainings find the same ticket? How far masks overlap, beside random masks that keep as many weights."""
+"""Do two trainings find the same ticket? The overlap of masks, compared with random masks of as many weights."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def chance(*layers: tuple[int, int, int]) -> Chance:
     starts, parts = zip(*(_hypergeometric(*sizes) for sizes in layers), strict=True)
     length = sum(len(part) - 1 for part in parts) + 1
     # The distribution of a sum is the convolution of the parts', here by the product of their Fourier transforms.
-    whole = np.fft.irfft(np.prod([np.fft.rfft(part, length) for part in parts], axis=0), length)
-    low, high = np.searchsorted(np.cumsum(whole), (TAIL, 1 - TAIL))
+    distribution = np.fft.irfft(np.prod([np.fft.rfft(part, length) for part in parts], axis=0), length)
+    low, high = np.searchsorted(np.cumsum(distribution), (TAIL, 1 - TAIL))
     mean = sum(kept_a * kept_b / max(total, 1) for total, kept_a, kept_b in layers)
     return Chance(mean, sum(starts) + int(low), sum(starts) + int(high))
 

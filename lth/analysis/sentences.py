@@ -20,7 +20,6 @@ from lth.records.tables import Run
 
 Row = dict[str, Any]  # of the table
 UNEVEN = 0.01  # the largest difference between trials in weights kept, relative to the highest, that is not reported
-FIRST = "less accurate than the dense network from the first pruning on"
 
 
 def of_runs(runs: Sequence[Run], table: pd.DataFrame | None = None) -> list[str]:
@@ -32,8 +31,8 @@ def sentences(table: pd.DataFrame) -> list[str]:
     """One sentence per arm, arms that find tickets first, then what all of them rest on."""
     if table.empty:
         return ["No round is finished yet."]
-    dense, rests_on = table[table["round"] == 0].iloc[0], f"means of {trials(table['trials'])}"
-    rests_on = "one trial" if table["trials"].max() == 1 else rests_on
+    dense = table[table["round"] == 0].iloc[0]
+    rests_on = "one trial" if table["trials"].max() == 1 else f"means of {trials(table['trials'])}"
     if table["round"].max() == 0:
         what = "the dense network" if dense["remaining"] > 99.9 else "round 0"
         trained = f"Only {what} has been trained so far: {dense['test']:.2f}% test accuracy at iteration"
@@ -128,7 +127,7 @@ def _why_not(row: Row) -> str:
 
 
 def _other(arm: str, rows: Sequence[Row]) -> str:
-    """The sparsity down to which an arm is as accurate as the dense network, and the one from which it is not."""
+    """The sparsity down to which an arm is as accurate as the dense network, and from which it is worse."""
     if max(row["trials"] for row in rows) < 2:
         return _one_trial(f"{arm}, in one trial, is", rows)
     worse = [row for row in rows if row["accuracy"] == WORSE]
@@ -153,7 +152,8 @@ def _one_trial(start: str, rows: Sequence[Row]) -> str:
     below = next((index for index, row in enumerate(rows) if row["difference"] < 0), len(rows))
     if not below:
         best = max(rows, key=lambda row: row["difference"])
-        return f"{start} {FIRST} ({_points(rows[0])}; best: {_both(best)}, at {_share(best)})"
+        first = f"less accurate than the dense network from the first pruning on ({_points(rows[0])}"
+        return f"{start} {first}; best: {_both(best)}, at {_share(best)})"
     held = rows[below - 1]
     late = ": too late for a winning ticket" if held["ES_ratio"] > 1 else ""
     return (
@@ -163,16 +163,15 @@ def _one_trial(start: str, rows: Sequence[Row]) -> str:
 
 
 def _uneven(table: pd.DataFrame) -> list[str]:
-    """The round in which trials differ most in the weights that they keep, if by more than a few: because of the user's
-    own rule, or because they began with different tickets."""
-    low, high = table["remaining_low"], table["remaining_high"]
-    apart = ((high - low) / high).fillna(0)
-    row = table.loc[apart.idxmax()]
-    kept = f"round {row['round']} they keep {percent(row['remaining_low'], 3)}% to {percent(row['remaining_high'], 3)}%"
-    mixed = (
-        f"Trials of {row['arm']} keep different shares of the weights, so that their means mix sparsities: in {kept}."
-    )
-    return [mixed] if apart.max() >= UNEVEN else []
+    """The round in which trials keep the most different numbers of weights, if by more than a few: because of the
+    user's own rule, or because they began with different tickets."""
+    spread = ((table["remaining_high"] - table["remaining_low"]) / table["remaining_high"]).fillna(0)
+    if spread.max() < UNEVEN:
+        return []
+    row = table.loc[spread.idxmax()]
+    kept = f"{percent(row['remaining_low'], 3)}% to {percent(row['remaining_high'], 3)}%"
+    text = f"Trials of {row['arm']} keep different shares of the weights, so that their means mix sparsities: in round"
+    return [f"{text} {row['round']} they keep {kept}."]
 
 
 def _share(row: Row | pd.Series) -> str:
@@ -185,7 +184,7 @@ def _shares(rows: Sequence[Row]) -> str:
 
 
 def _products(row: Row) -> str:
-    """The share of the multiply-adds that remains, where they have been counted and it is not that of the weights."""
+    """The share of the multiply-adds that remains, where it was counted and differs from the share of the weights."""
     share = "" if math.isnan(row["speedup"]) else f"{percent(100 / row['speedup'], 3)}%"
     return f" and {share} of the multiply-adds" if share not in ("", _share(row)) else ""
 

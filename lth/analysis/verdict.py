@@ -81,7 +81,7 @@ def table(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per round and arm, over the trials that have finished the round; docs/verdict.md says how rounds are
     judged, docs/files.md what the columns are.
 
-    Accuracies and ES are means; `difference` is a trial's test accuracy minus that of its dense round,
+    Accuracies and ES are means; `difference` is a trial's test accuracy minus its dense round's,
     `low` and `high` its 95% interval (`interval`), `ES_ratio` mean ES divided by mean ES of the dense rounds. `stop` is
     `no later` where ES_ratio is at most 1, `later` where its whole interval is above 1; where ES is the last evaluation
     in most rounds of an arm (`ES_last` counts them), the loss may still be falling, and `not measured` stands for `no
@@ -162,11 +162,11 @@ def margin(dense: float) -> float:
 
 
 def interval(differences: np.ndarray | pd.Series) -> tuple[float, float]:
-    """The 95% interval of the mean of paired differences (trials), or of the last column of those of several rounds
-    (trials, rounds), by Student's t; NaN if there are fewer than two trials or no round.
+    """The 95% interval of the mean of paired differences (trials), or, given several rounds (trials, rounds), of the
+    last one, by Student's t; NaN if there are fewer than two trials or no round.
 
-    For one round it is that of the paired t test. With more, its variance is the mean of the rounds' variances, since
-    two or three trials of one round say little about noise; sparser rounds, where networks collapse, are not used.
+    For one round it is the interval of the paired t test. With more, the variance is the mean of the rounds' variances,
+    since two or three trials of one round say little about noise; sparser rounds, where networks collapse, are unused.
     The differences of a trial share its dense network, so that they correlate by one half where all trainings are
     equally noisy: r rounds have 4r / (r + 3) times the degrees of freedom of one (Satterthwaite's approximation).
     """
@@ -212,7 +212,7 @@ def falls_out(row: dict[str, Any]) -> bool:
 
 
 def late_stops(table: pd.DataFrame) -> dict[str, tuple[int, int]]:
-    """The arms in most of whose rounds early stop is the last evaluation: in how many, and of how many."""
+    """The arms whose early stop is the last evaluation in most rounds: in how many, and of how many."""
     counts = table.groupby("arm")[["ES_last", "trials"]].sum()
     late = counts[2 * counts["ES_last"] > counts["trials"]]
     return {arm: (int(late.loc[arm, "ES_last"]), int(late.loc[arm, "trials"])) for arm in in_order(late.index)}

@@ -1,4 +1,4 @@
-"""Published claims: what a paper says beside what is measured here. Uses all of lth but its front doors.
+"""Published claims: statements of papers, measured here. Uses all of lth but its front doors.
 
 published.py and rivals.py are the table, and the only place to touch for a new one; claim.py says what a claim is, and
 turns one into settings; findings.py judges the records of the runs, prints and writes what was found. reproduce.py is

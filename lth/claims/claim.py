@@ -30,17 +30,17 @@ POINTS, TIMES, PERCENT = "points", "times", "percent"  # units: differences of a
 Measure = Callable[[Any], pd.Series]
 
 
-def early_stop(which: str, beside: str = "") -> Measure:
+def early_stop(which: str, relative_to: str = "") -> Measure:
     """An arm's early-stop iteration divided by that of the trial's dense network, or of another arm in that round."""
-    if beside:
-        return lambda records: records.arm(which)["ES"] / records.arm(beside)["ES"]
+    if relative_to:
+        return lambda records: records.arm(which)["ES"] / records.arm(relative_to)["ES"]
     return lambda records: records.arm(which)["ES_ratio"]
 
 
-def accuracy(which: str, beside: str = "") -> Measure:
+def accuracy(which: str, relative_to: str = "") -> Measure:
     """An arm's test accuracy, in points above that of the trial's dense network, or of another arm in that round."""
-    if beside:
-        return lambda records: records.arm(which)["test"] - records.arm(beside)["test"]
+    if relative_to:
+        return lambda records: records.arm(which)["test"] - records.arm(relative_to)["test"]
     return lambda records: records.arm(which)["difference"]
 
 
@@ -61,8 +61,8 @@ def untrained(which: str) -> Measure:
 
 
 def overlap(which: str) -> Measure:
-    """The Jaccard index of the masks that two trials of an arm found, divided by that of random masks; each trial is
-    in one pair, so that the values are independent."""
+    """The Jaccard index of the masks of two trials of an arm, relative to random masks; each trial is in one pair, so
+    that the values are independent."""
     return lambda records: records.overlaps(which)
 
 
@@ -97,7 +97,7 @@ class Claim:
     """A published experiment.
 
     experiments: the flags of main.py that repeat each, by name. Most claims have one, named "".
-    start_of: for an experiment, another one above it, with whose initial weights of the first trial all trials begin.
+    start_of: for an experiment, an earlier one; all trials start from the initial weights of its first trial.
     quick: flags that follow them for a form of less than three minutes on two cores.
     source: where to find the paper. note: what differs from the paper.
     needs: what the published form needs beyond any computer.
@@ -161,7 +161,7 @@ def form(claim: Claim, argv: Sequence[str] = (), quick: bool = False) -> Form:
             tags += [
                 f"{how}={value}" for how in HOW_COMPUTED if (value := getattr(config, how)) != getattr(Config, how)
             ]
-            if name in claim.start_of:  # whose files need not be there yet
+            if name in claim.start_of:  # its files need not exist yet
                 first = tables.runs_of(configs[claim.start_of[name]])[0]
                 config = replace(config, ticket=TicketName(absolute_folder(first.saves), 0))
             configs[name] = config
@@ -180,9 +180,9 @@ def form(claim: Claim, argv: Sequence[str] = (), quick: bool = False) -> Form:
 
 def differences(published: Config, asked: Config) -> list[str]:
     """Settings that affect results and differ from the published experiment, as `lr=0.1, published 0.0012`; without
-    those of HOW_COMPUTED."""
-    whole = [{name: str(getattr(config, name)) for name in flags.FIELDS} for config in (published, asked)]
-    before, now = whole[0] | published.deciding(), whole[1] | asked.deciding()
+    HOW_COMPUTED."""
+    values = [{name: str(getattr(config, name)) for name in flags.FIELDS} for config in (published, asked)]
+    before, now = values[0] | published.deciding(), values[1] | asked.deciding()
     compared = {*published.deciding(), *asked.deciding(), "arch_type", "dataset"} - set(HOW_COMPUTED)
     if asked.prune_iterations < published.prune_iterations:
         compared.add("prune_iterations")

@@ -23,7 +23,7 @@ from lth.records.store import Store
 from lth.records.tables import Run
 
 NEAR = 1.1  # a sparsity is the one that a statement is about if they differ by at most this factor
-ROUGHLY = 2.0  # the same where settings were changed, as for quick forms, whose rounds prune more
+ROUGHLY = 2.0  # the same with changed settings: rounds of quick forms prune more
 SCALES: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {  # of means and intervals, and back
     POINTS: (float, float),
     TIMES: (math.log, math.exp),
@@ -65,8 +65,8 @@ class Records:
             return Records(self.runs, self.rounds.iloc[:0])
         closest = means[apart.idxmin()]
         nearest = apart.groupby("experiment").idxmin()
-        kept = [which for which in nearest if abs(math.log(means[which] / closest)) <= math.log(NEAR)]
-        rows = pd.MultiIndex.from_frame(self.rounds[["experiment", "round"]]).isin(kept)
+        selected = [which for which in nearest if abs(math.log(means[which] / closest)) <= math.log(NEAR)]
+        rows = pd.MultiIndex.from_frame(self.rounds[["experiment", "round"]]).isin(selected)
         return Records(self.runs, self.rounds[rows])
 
     def arm(self, which: str) -> pd.DataFrame:
@@ -137,9 +137,9 @@ def runs_of(form: Form) -> dict[str, list[Run]]:
 
 def check(statement: Statement, records: Records, factor: float = NEAR) -> Finding:
     """What the records say about a statement. `factor`: how far a round's sparsity may be from the statement's."""
-    there = records if statement.at is None else records.near(statement.at, factor)
-    values = statement.measure(there).dropna().astype(float)
-    remaining = there.rounds["remaining"].mean() if statement.at is not None else math.nan
+    selected = records if statement.at is None else records.near(statement.at, factor)
+    values = statement.measure(selected).dropna().astype(float)
+    remaining = selected.rounds["remaining"].mean() if statement.at is not None else math.nan
     if not len(values):
         return Finding(statement)
     scale, back = SCALES[statement.unit]

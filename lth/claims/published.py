@@ -31,8 +31,7 @@ ZHOU: dict[str, Any] = {"paper": "Zhou et al. 2019", "source": "arXiv:1905.01067
 FRANKLE: dict[str, Any] = {"paper": "Frankle et al. 2020", "source": "arXiv:1912.05671"}
 RENDA: dict[str, Any] = {"paper": "Renda et al. 2020", "source": "arXiv:2003.02389"}
 BELOW, ABOVE = (-math.inf, 0.0), (0.0, math.inf)
-SAME = (-0.15, 0.15)  # points of accuracy: half of the gain that the paper reports for winning tickets
-NO_WORSE = (-0.15, math.inf)
+NO_WORSE = (-0.15, math.inf)  # points: half of the gain that the paper reports for winning tickets
 WELL_BELOW = (-math.inf, -0.5)
 NOT_MUCH_MORE = (0.0, 1.5)  # times chance
 STABLE = (-math.inf, 2.0)  # points of error that the barrier stays below (arXiv:1912.05671, Section 3)
@@ -59,7 +58,7 @@ _ALL = (
             Statement("winning tickets are over 0.3 points more accurate than the dense network",
                       accuracy("lt"), at=13.5, published=0.3, holds=towards(0.3, none=0)),
             Statement("at 3.6% winning tickets are only as accurate as the dense network",
-                      accuracy("lt"), at=3.6, published=0.0, holds=SAME),
+                      accuracy("lt"), at=3.6, published=0.0, holds=(-0.15, 0.15)),
             Statement("at 3.6% they reach early stop only as soon as the dense network",
                       early_stop("lt"), at=3.6, published=1.0, holds=(0.81, 1 / 0.81), unit=TIMES),
             Statement("reinitialised tickets reach early stop 2.51 times as late as winning tickets",
@@ -328,7 +327,7 @@ _ALL = (
             Statement("at 3.6% masks from different initial weights overlap not much more than chance",
                       overlap("other_weights/lt"), at=3.6, holds=NOT_MUCH_MORE, unit=TIMES),
         ),
-        note="The Jaccard index of two masks divided by that of random masks, each trial in one pair; not much more is "
+        note="The Jaccard index of two masks relative to random masks, each trial in one pair; not much more means "
         "at most 1.5 times. The paper has ResNet-20 on CIFAR-10, and nothing on other initial weights.",
     ),
 )  # fmt: skip

@@ -20,7 +20,7 @@ from lth.plots import style
 from lth.records import tables
 from lth.records.tables import Run
 
-TOGETHER = 4  # arms that one panel can show; more are grouped, each group beside the first arm
+ARMS_PER_PANEL = 4  # with more arms there are several panels, the first arm in each
 ACROSS = 3  # panels side by side
 POINTS = 100  # of a curve; more would hide each other
 DENSE: dict[str, Any] = {"color": style.DARK, "linestyle": (0, (3, 2)), "linewidth": 1.0, "zorder": 1.5}
@@ -46,10 +46,10 @@ def comparison(runs: Sequence[Run], file: Path | None = None, x: str = "remainin
         return None
     table, points = verdict.judged(rounds), rounds[rounds["remaining"] > 0]
     groups = grouped(list(rounds["arm"]))
-    several = len(groups) > 1
-    height = 1.0 + 2.4 * len(groups) if several else 3.7
+    many_groups = len(groups) > 1
+    height = 1.0 + 2.4 * len(groups) if many_groups else 3.7
     with style.sheet(file, height, runs, "accuracy and early stop") as figure:
-        cells = figure.add_gridspec(2 * len(groups), 2, height_ratios=[0.22 if several else 0.001, 1] * len(groups))
+        cells = figure.add_gridspec(2 * len(groups), 2, height_ratios=[0.22 if many_groups else 0.001, 1] * len(groups))
         lefts: list[Axes] = []
         for row, arms in enumerate(groups):
             left, right = (figure.add_subplot(cells[2 * row + 1, column]) for column in range(2))
@@ -64,10 +64,10 @@ def comparison(runs: Sequence[Run], file: Path | None = None, x: str = "remainin
             style.iterations_axis(right.yaxis)
             _note_late(right, table[table["arm"].isin(arms)])
             lefts.append(left)
-            if several:
+            if many_groups:
                 style.heading(figure.add_subplot(cells[2 * row, :]), left, arms)
         caption = _caption(rounds, labels.trials(style.per_point(rounds))) + (f"; {cut}" if cut else "")
-        style.legend(figure, lefts, caption, leave_out=rounds["arm"] if several else ())
+        style.legend(figure, lefts, caption, leave_out=rounds["arm"] if many_groups else ())
     return figure
 
 
@@ -129,10 +129,9 @@ def _panel(upper: Axes, lower: Axes, rounds: pd.DataFrame, arms: Sequence[str]) 
 
 
 def grouped(arms: Sequence[str]) -> list[list[str]]:
-    """Arms in groups that a panel each can show, controls beside their arm. The first (lt, if it is there) is in every
-    group."""
+    """Arms in groups, a panel each, controls next to their arm. The first arm (lt, if present) is in every group."""
     first, *others = verdict.in_order(arms)
-    rows = math.ceil(len(others) / (TOGETHER - 1)) or 1
+    rows = math.ceil(len(others) / (ARMS_PER_PANEL - 1)) or 1
     size = math.ceil(len(others) / rows) or 1
     return [[first, *others[i : i + size]] for i in range(0, len(others), size)] or [[first]]
 
@@ -165,8 +164,8 @@ def _lines(
         if len(wins):
             sized = {**mark, "markersize": mark["markersize"] * scale, "mec": style.DARK, "linestyle": "none"}
             axes.plot(wins["remaining"], wins[column], **sized, label=name, zorder=4)
-    whole = rounds[rounds["round"] == 0]["remaining"].max() > 99.9
-    axes.axhline(dense, label=style.LAST[0] if whole else "the ticket of round 0", **DENSE)
+    dense_start = rounds[rounds["round"] == 0]["remaining"].max() > 99.9
+    axes.axhline(dense, label=style.LAST[0] if dense_start else "the ticket of round 0", **DENSE)
 
 
 def _half_widths(table: pd.DataFrame, column: str) -> pd.Series:
@@ -265,6 +264,6 @@ def thinned(curve: pd.Series, window: int) -> pd.Series:
     steps = np.diff(curve.index)
     if len(steps) > 1 and steps[-1] < steps[-2]:  # a last evaluation that comes early would be a hook
         curve = curve.iloc[:-1]
-    whole = curve.iloc[: max(len(curve) // window, 1) * window]
-    block = np.arange(len(whole)) // window
-    return whole.groupby(block).mean().set_axis(whole.index.to_series().groupby(block).mean())
+    complete = curve.iloc[: max(len(curve) // window, 1) * window]
+    block = np.arange(len(complete)) // window
+    return complete.groupby(block).mean().set_axis(complete.index.to_series().groupby(block).mean())

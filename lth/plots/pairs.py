@@ -1,4 +1,4 @@
-"""Two trainings beside each other: how far the error rises on the straight line between them (linear mode
+"""Two trainings compared: how far the error rises on the straight line between them (linear mode
 connectivity), and how far their masks overlap."""
 
 from __future__ import annotations
@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -42,15 +41,15 @@ def rewind_points(groups: Sequence[Sequence[Run]], file: Path | None = None) -> 
     """The same for several settings, as points to rewind to: a line per setting and arm."""
     names = labels.distinct_names(groups)
     if len({labels.title(runs[0]) for runs in groups}) == 1:  # the settings alone tell them apart
-        own = labels.differing(groups)[1]
-        names = [own[runs[0].plots] or name for runs, name in zip(groups, names, strict=True)]
+        settings = labels.differing(groups)[1]
+        names = [settings[runs[0].plots] or name for runs, name in zip(groups, names, strict=True)]
     lines: dict[str, pd.DataFrame] = {}
     measured = []
     for name, runs in zip(names, groups, strict=True):
         by_arm = _by_arm(tables.barriers(runs))
         lines |= {f"{name}: {arm}" if len(by_arm) > 1 else name: table for arm, table in by_arm.items()}
         measured += [runs] if by_arm else []
-    return _barriers(lines, measured[0], file) if lines else None
+    return _barriers(lines, measured[0], file, [], {}) if lines else None
 
 
 def _by_arm(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -61,8 +60,8 @@ def _barriers(
     lines: Mapping[str, pd.DataFrame],
     first: Sequence[Run],
     file: Path | None,
-    runs: Sequence[Run] = (),
-    before: Mapping[str, pd.DataFrame] = MappingProxyType({}),
+    runs: Sequence[Run],
+    before: Mapping[str, pd.DataFrame],
 ) -> Figure:
     """The barriers of each named line of the figure, and from the round `before`; and the whole path between the ends
     for the runs `first`. Names are arms if `runs` are given."""
@@ -156,10 +155,10 @@ def _by_sparsity(axes: Axes, overlaps: pd.DataFrame) -> None:
     band: dict[str, Any] = {"color": style.DARK, "alpha": 0.35, "linewidth": 1.5, "label": CHANCE}
     axes.fill_between(chance["remaining"], chance["jaccard_low"], chance["jaccard_high"], **band)
     for arm, look in style.looks(arms).items():
-        own = overlaps[(overlaps["arm_a"] == arm) & (overlaps["arm_b"] == arm)]
+        of_arm = overlaps[(overlaps["arm_a"] == arm) & (overlaps["arm_b"] == arm)]
         with_first = same_trial[(same_trial["arm_a"] == arms[0]) & (same_trial["arm_b"] == arm)]
-        if len(own):
-            style.band(axes, own, "jaccard", f"trials of {arm}", look)
+        if len(of_arm):
+            style.band(axes, of_arm, "jaccard", f"trials of {arm}", look)
         if arm != arms[0] and len(with_first):
             style.band(axes, with_first, "jaccard", f"{arms[0]} and {arm}", replace(look, dashes=DOTTED))
     axes.set_ylabel(f"Jaccard index / {CHANCE}")

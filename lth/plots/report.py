@@ -78,17 +78,13 @@ def page(runs: Sequence[Run], table: pd.DataFrame, sentences: Sequence[str], fig
     return _rendered(
         "report.html",
         title=labels.title(runs[0]),
-        settings_said=labels.settings(*runs),
+        settings=labels.settings(*runs),
         sentences=sentences,
         numbers=_numbers(table),
         lights=[(arm, *_light(arm, rows)) for arm in arms if (rows := verdict.pruned(table, arm))],
         figures=[
-            {
-                "heading": heading,
-                "seen": seen if name in OF_SOME_ARMS else f"{seen}; {', '.join(arms)}",
-                "image": _image(pictures[name]),
-            }
-            for name, (heading, seen) in HEADINGS.items()
+            (heading, caption if name in OF_SOME_ARMS else f"{caption}; {', '.join(arms)}", _image(pictures[name]))
+            for name, (heading, caption) in HEADINGS.items()
             if name in pictures
         ],
         columns=list(COLUMNS.values()),
@@ -149,11 +145,11 @@ def _numbers(table: pd.DataFrame) -> list[tuple[str, str]]:
         return []
     winner = verdict.sparsest(rows)
     row = winner or max(rows, key=lambda row: row["difference"])
-    what = f"sparsest winning ticket of {arm}" if winner else f"most accurate ticket of {arm}; none is shown to win"
+    caption = f"sparsest winning ticket of {arm}" if winner else f"most accurate ticket of {arm}; none is shown to win"
     measured = row["stop"] != verdict.UNMEASURED
     gained, stop = f"{row['difference']:+.2f}{half(row['low'], row['high'])}", f"{row['ES_ratio']:.2f} ×"
     return [
-        (f"{labels.percent(row['remaining'], 3)}%", f"of the weights: {what}"),
+        (f"{labels.percent(row['remaining'], 3)}%", f"of the weights: {caption}"),
         (gained, f"points vs dense: {row['test']:.2f}% test accuracy"),
         (stop if measured else "not measured", f"early stop vs dense: iteration {row['ES']:,.0f}"),
     ]
@@ -241,9 +237,9 @@ def _thumbnail(runs: Sequence[Run]) -> str:
 
     from lth.plots.comparison import comparison
 
-    drawn, small, large = runs[0].plots / "comparison.png", io.BytesIO(), io.BytesIO()
-    if drawn.is_file() and draw.up_to_date(runs, drawn.parent, "png") is not None:
-        large.write(drawn.read_bytes())
+    existing, small, large = runs[0].plots / "comparison.png", io.BytesIO(), io.BytesIO()
+    if existing.is_file() and draw.up_to_date(runs, existing.parent, "png") is not None:
+        large.write(existing.read_bytes())
     elif figure := comparison(runs):
         figure.savefig(large, format="png")
     else:

@@ -60,8 +60,8 @@ LINES: tuple[Any, ...] = (
 
 def look(arm: str) -> Look:
     """The look of an arm by its place among all arms; of others (`snip_shuffle`) by a hash of the name."""
-    known = list(ARMS)
-    place = known.index(arm) if arm in known else len(known) + zlib.crc32(arm.encode())
+    order = list(ARMS)
+    place = order.index(arm) if arm in order else len(order) + zlib.crc32(arm.encode())
     color = COLORS[1 + (place - 1) % (len(COLORS) - 1)] if place else COLORS[0]
     return Look(color, MARKERS[place % len(MARKERS)], LINES[place % len(LINES)])
 
@@ -71,11 +71,11 @@ def looks(arms: Sequence[str]) -> dict[str, Look]:
     lt's colour stays its own."""
     result: dict[str, Look] = {}
     for arm in arms:
-        own = look(arm)
+        preferred = look(arm)
         colors, markers = ([getattr(other, part) for other in result.values()] for part in ("color", "marker"))
-        color = next((color for color in (own.color, *COLORS[1:]) if color not in colors), own.color)
-        marker = next((marker for marker in (own.marker, *MARKERS) if marker not in markers), own.marker)
-        result[arm] = replace(own, color=color, marker=marker)
+        color = next((color for color in (preferred.color, *COLORS[1:]) if color not in colors), preferred.color)
+        marker = next((marker for marker in (preferred.marker, *MARKERS) if marker not in markers), preferred.marker)
+        result[arm] = replace(preferred, color=color, marker=marker)
     return result
 
 
@@ -146,7 +146,7 @@ def wrapped(text: str, width: int, between: str = ", ") -> list[str]:
 
 
 def save(figure: Figure, file: Path) -> None:
-    """Write a figure in the format of the file's suffix; beside a PDF a PNG, which a page can show."""
+    """Write a figure in the format of the file's suffix, and with a PDF also a PNG, which a page can show."""
     for kind in ("pdf", "png") if file.suffix == ".pdf" else (file.suffix[1:],):
         content = io.BytesIO()
         undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)

@@ -71,16 +71,14 @@ def _kept_by(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     for arm in verdict.in_order(table["arm"]):
         of_arm = table[table["arm"] == arm]
         kept = of_arm.pivot_table(index="layer", columns="round", values="remaining", sort=False)
-        same = next((names for names, other in result.items() if _same(kept, other)), "")
+        same = ""  # the arms that keep the same counts in the rounds that both have
+        for arms, other in result.items():
+            both = kept.columns.intersection(other.columns)
+            if kept.index.equals(other.index) and np.allclose(kept[both], other[both]):
+                same = arms
         longer = max(kept, result.pop(same, kept), key=lambda each: each.shape[1])
         result[f"{same}, {arm}" if same else arm] = longer
     return result
-
-
-def _same(kept: pd.DataFrame, other: pd.DataFrame) -> bool:
-    """Whether two arms keep the same counts in the rounds that both have."""
-    both = kept.columns.intersection(other.columns)
-    return kept.index.equals(other.index) and np.allclose(kept[both], other[both])
 
 
 def _uneven(kept: pd.DataFrame, totals: pd.Series) -> bool:
@@ -113,10 +111,10 @@ def _with_tickets(runs: Sequence[Run], starts: Sequence[str] = ()) -> tuple[Run,
     of the weights that each of these rounds has."""
     arms = verdict.in_order([run.arm for run in runs if not starts or run.arm in starts])
     for run in sorted((run for run in runs if run.arm in arms), key=lambda run: (arms.index(run.arm), run.seed)):
-        kept = set(Store(run).files_by_round("ticket"))
-        if kept and (run.saves / "initial.safetensors").exists():
+        saved = set(Store(run).files_by_round("ticket"))
+        if saved and (run.saves / "initial.safetensors").exists():
             rounds = tables.table(run, "rounds").set_index("round")["remaining"]
-            if remaining := {number: share for number, share in rounds.items() if number in kept}:
+            if remaining := {number: share for number, share in rounds.items() if number in saved}:
                 return run, remaining
     return None
 
@@ -173,9 +171,9 @@ def _filters(run: Run, remaining: Mapping[int, float], name: str, file: Path | N
     magnitudes = started.start[name][started.masks[name]].abs().float()
     # Not the largest magnitude: a few large ones would grey all others.
     limit = (float(np.quantile(magnitudes, 0.97)) if len(magnitudes) else 0.0) or 1.0
-    what = f"filters of the first layer at the start ({run.arm}, seed {run.seed})"
+    heading = f"filters of the first layer at the start ({run.arm}, seed {run.seed})"
     height = 1.1 + len(chosen) * (0.35 + 6.0 * depth * (high + 1) / (max(count, 12) * (wide + 1)))
-    with style.sheet(file, min(height, 9.0), [run], what) as figure:
+    with style.sheet(file, min(height, 9.0), [run], heading) as figure:
         panels = figure.subplots(len(chosen), 1, squeeze=False)[:, 0]
         for axes, (number, ticket) in zip(panels, tickets.items(), strict=True):
             mask = ticket.masks[name][:count, :depth]
@@ -192,8 +190,8 @@ def _filters(run: Run, remaining: Mapping[int, float], name: str, file: Path | N
             axes.set_title(f"round {number}, {all_weights}, {share}% of this layer's", fontsize=8)
         figure.colorbar(drawn, ax=list(panels), label="weight (grey: pruned)", aspect=25, pad=0.01, extend="both")
         filters = f"{FILTERS} of {total} filters" if total > FILTERS else f"all {total} filters"
-        some = f"{CHANNELS} of {channels}" if channels > CHANNELS else f"{channels}"
-        figure.supxlabel(filters + (f", their {some} channels below each other" if channels > 1 else ""), fontsize=8)
+        shown = f"{CHANNELS} of {channels}" if channels > CHANNELS else f"{channels}"
+        figure.supxlabel(filters + (f", their {shown} channels below each other" if channels > 1 else ""), fontsize=8)
     return figure
 
 
@@ -216,12 +214,14 @@ def initial_weights(runs: Sequence[Run], file: Path | None = None) -> Figure | N
     weights = list(first.masks)  # later rounds may have more: biases that a rule prunes
     samples = {number: _starts(Store(run).ticket(number), weights) for number in chosen}
     names = list(samples[chosen[0]])
-    what = f"{'rewound' if first.origin == 'rewind' else 'initial'} weights of the survivors"
-    with style.sheet(file, 3.3, [run], f"{what} ({run.arm}, seed {run.seed})") as figure:
+    heading = f"{'rewound' if first.origin == 'rewind' else 'initial'} weights of the survivors"
+    with style.sheet(file, 3.3, [run], f"{heading} ({run.arm}, seed {run.seed})") as figure:
         panels = figure.subplots(1, len(names), squeeze=False)[0]
         for axes, name in zip(panels, names, strict=True):
-            some = [values for number in chosen if len(values := samples[number][name])]
-            limit = 1.1 * max((float(np.quantile(np.abs(values), 0.995)) for values in some), default=0.0) or 1.0
+            samples_left = [values for number in chosen if len(values := samples[number][name])]
+            limit = (
+                1.1 * max((float(np.quantile(np.abs(values), 0.995)) for values in samples_left), default=0.0) or 1.0
+            )
             for number, color, dashes in zip(chosen, style.shades(len(chosen)), style.DASHES, strict=False):
                 values = samples[number][name]
                 if len(values) > 1:
