@@ -30,13 +30,13 @@ SCALES: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
     PERCENT: (lambda p: math.log(max(p, 0.01) / max(100 - p, 0.01)), lambda x: 100 / (1 + math.exp(-x))),
 }
 VERDICTS = ("agrees", "disagrees", "not decided", "not measured")
-HEAD = ("the paper says", "weights", "paper", "here (95% interval)", "trials", "")
+HEAD = ("the paper says", "weights", "published", "measured (95% interval)", "trials", "verdict")
 COLUMNS = ("says", "remaining", "unit", "published", "mean", "low", "high", "trials", "verdict")
 EXPLANATION = (
-    "here: mean over trials with its 95% interval by Student's t (on logarithms of ratios and log-odds of accuracies). "
-    "agrees: the statement is true for the whole interval (with a published figure, true usually means at least half "
-    "of its effect). disagrees: it is false for the whole interval. not decided: the interval includes both, or there "
-    "is only one trial."
+    "measured: mean over trials with its 95% interval by Student's t (on logarithms of ratios and log-odds of "
+    "accuracies). agrees: the statement is true for the whole interval (with a published figure, true usually means at "
+    "least half of its effect). disagrees: it is false for the whole interval. not decided: the interval includes "
+    "both, or there is only one trial."
 )
 
 

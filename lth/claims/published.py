@@ -1,10 +1,10 @@
-"""The published claims that reproduce.py knows; those on the rivals of tickets are in rivals.py. A new one is one entry
-of _ALL: nothing else has to be touched.
+"""The published claims that reproduce.py knows, except for the rivals of tickets (rivals.py). A new claim is one entry
+of _ALL; nothing else has to change.
 
-Say in `experiments` the flags of main.py that repeat the paper's experiment, and in each `Statement` a sentence of the
-paper, the sparsity that it is about, a function of the records that measures it (`early_stop` and `accuracy` of
-lth/claims/claim.py, or one of your own: it gets `Records` and gives one value per trial), the paper's figure, and the
-values for which the sentence is true. Figures that are read off a plot are no figures: leave `published` out.
+`experiments` holds the flags of main.py that repeat the paper's experiment. Each `Statement` has a sentence of the
+paper, the sparsity that it is about, a function that measures it (`early_stop` and `accuracy` of lth/claims/claim.py,
+or your own: it gets `Records` and returns one value per trial), the paper's figure, and the values for which the
+sentence is true. Leave `published` out if the figure would have to be read off a plot.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Reproduce published claims: what a paper says beside what is measured here, with intervals, and whether they agree.
+"""Reproduce published claims: statements of papers, measured here with intervals, and whether they hold.
 
     python reproduce.py --list
     python reproduce.py lenet --quick
     python reproduce.py lenet --trials 3 --jobs 2 --report docs/reproduction.md
 
-All flags of main.py may follow, and the same command again continues where it stopped. Flags that change the experiment
-are named in every table, and so is --quick. The claims are in lth/claims/published.py.
+All flags of main.py may follow, and repeating a command continues where it stopped. Every table names --quick and flags
+that change the experiment. The claims are in lth/claims/published.py.
 """
 
 from __future__ import annotations

@@ -237,7 +237,7 @@ def test_changed_settings_are_never_printed_as_the_claim(make_runs: MakeRuns, tm
     changed = asked(tmp_path, "--trials", "3")
     said = text(changed, findings(changed), 100)
     assert "CHANGED SETTINGS, not the published experiment: end_iter=5, published 100" in said
-    assert "(agrees)" in said and " agrees" not in said.split("here: mean")[0]
+    assert "(agrees)" in said and " agrees" not in said.split("measured: mean")[0]
     assert "CHANGED SETTINGS" in markdown(changed, findings(changed), {})
     assert all(len(line) <= 100 for line in said.splitlines())
 
