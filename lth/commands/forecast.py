@@ -32,7 +32,7 @@ from lth.settings.values import as_text
 from lth.training import hardware, sparse
 from lth.training.learned import LEARNED, LearnedMasks
 from lth.training.network import Network
-from lth.training.problem import Problem, alike, stack_size
+from lth.training.problem import Problem, constant_weights, stack_size
 from lth.training.schedule import Plan, remarks
 from lth.training.train import Training
 
@@ -187,12 +187,12 @@ def _equal_weights(work: Work, model: nn.Module) -> Iterator[str]:
     weights, and if --init overwrites them (constants, such as a head of zeros, may be overwritten silently)."""
     config, weights = work.config, pruning.prunable(model, work.config.prune_embeddings)
     if config.trials > 1 or any(ARMS[arm].start == "fresh" for arm in config.prune_type):
-        fixed = alike(work.problem.initial, [name for name, weight in weights.items() if weight.requires_grad])
-        if fixed:
+        trained = [name for name, weight in weights.items() if weight.requires_grad]
+        if fixed := constant_weights(work.problem.initial, trained):
             yield f"{_listed(fixed)}: equal for every seed, so that trials and fresh weights do not differ there"
     if config.init != "own" and not building.draws_itself(model):
         own_initial = Problem.of(replace(config, init="own"), work.images).initial
-        if fixed := alike(own_initial, weights):
+        if fixed := constant_weights(own_initial, weights):
             own, new = own_initial(1), work.problem.initial(1)
             if any(len(own[name].unique()) > 1 and not torch.equal(own[name], new[name]) for name in fixed):
                 init = f"--init {config.init} overwrites {_listed(fixed)}, which the model file sets to equal values"

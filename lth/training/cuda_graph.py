@@ -26,13 +26,13 @@ def captured(
 ) -> Callable[[Tensor], None] | None:
     """`step` as one CUDA graph, to be called with each batch: a step of a small network is bound by kernel launches.
 
-    Capturing needs a few steps beforehand: the tensors `live`, which a step changes, and the random state are restored
+    A few steps run before the capture; the tensors `live`, which they change, and the random state are restored
     afterwards. The learning rate is a tensor, and each batch is copied into `batch`, which the graph reads, so that
-    neither needs another capture. None, with a warning, if the step cannot be captured or if Python decides something
-    anew in each; a step on some `images` of that batch finds that out.
+    neither needs another capture. Returns None, with a warning, if the step cannot be captured or depends on what
+    Python does in each step, as trial steps on some `images` of the batch show.
     """
     device = network.device
-    if _decides(network, images):
+    if _depends_on_python(network, images):
         warnings.warn(f"{SLOWER}: {UNSEEN}", stacklevel=3)
         return None
     before, random_state = [tensor.detach().clone() for tensor in live], torch.cuda.get_rng_state(device)
@@ -51,7 +51,7 @@ def captured(
     except RuntimeError as error:  # a model whose forward pass waits for the GPU, say
         if isinstance(error.__context__, torch.OutOfMemoryError):
             raise error.__context__ from None
-        warnings.warn(f"{SLOWER}: {error.__context__ or error}", stacklevel=3)  # the capture's end raises as well
+        warnings.warn(f"{SLOWER}: {error.__context__ or error}", stacklevel=3)  # ending the failed capture raises too
         return None
     finally:
         torch.cuda.current_stream(device).wait_stream(side)
@@ -69,16 +69,16 @@ def captured(
 
 @functools.cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream of all captures on a device: cuBLAS keeps a workspace for each stream that it has seen."""
+    """The stream for all captures on a device: cuBLAS keeps a workspace for each stream that it has used."""
     return torch.cuda.Stream(device)
 
 
-def _decides(network: Network, images: Tensor) -> bool:
-    """Whether a forward and backward pass draws on the CPU, replaces buffers, changes weights, or leaves something else
-    in Python than the pass before it: a graph would repeat in all steps what Python did in one. A copy of the model
-    tries it; what only the first pass makes, such as a grid, is no decision."""
+def _depends_on_python(network: Network, images: Tensor) -> bool:
+    """Whether a forward and backward pass draws on the CPU, replaces buffers, changes weights, or leaves other Python
+    attributes than the pass before: a graph would repeat in all steps what Python did in one. Tried on a copy of the
+    model; attributes that only the first pass sets, such as a cached grid, are allowed."""
 
-    def tried() -> tuple[list[bytes], bytes, list[Tensor]]:
+    def run_once() -> tuple[list[bytes], bytes, list[Tensor]]:
         with rng.preserved(network.device):
             network.forward(model, images[:2].clone()).sum().backward()
             return attributes(model), _cpu_state(), list(model.buffers())
@@ -87,17 +87,17 @@ def _decides(network: Network, images: Tensor) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model, start = building.copy_model(network.model), _cpu_state()
-            (first, _, buffers), (second, drawn, after) = tried(), tried()
+            (first, _, buffers), (second, drawn, buffers_after) = run_once(), run_once()
     except torch.OutOfMemoryError:
         raise
     except Exception:  # whatever a model's own code raises: the step itself will report it
         return True
     weights = zip(network.model.parameters(), model.parameters(), strict=True)
-    moved = any(not torch.equal(one, other) for one, other in weights)
-    replaced = any(one is not other for one, other in zip(buffers, after, strict=True))
-    return drawn != start or moved or replaced or first != second
+    changed = any(not torch.equal(before, after) for before, after in weights)
+    replaced = any(old is not new for old, new in zip(buffers, buffers_after, strict=True))
+    return drawn != start or changed or replaced or first != second
 
 
 def _cpu_state() -> bytes:
     torch_state, *others = rng.cpu_states()
-    return pickle.dumps([torch_state.numpy().tobytes(), others])  # of a tensor, pickle would give its address too
+    return pickle.dumps([torch_state.numpy().tobytes(), others])  # pickling a tensor would include its address

@@ -1,7 +1,7 @@
-"""Networks that are found and not trained: their weights stay, and a score of each decides whether it is kept.
+"""Masks that are learned for fixed weights: each weight has a score, which decides whether the weight is kept.
 
-A step changes the scores, straight through the mask: where a mask is not differentiable, its gradient is taken for that
-of what it is made of. Biases and the parameters of normalisation stay as well.
+A step changes the scores by straight-through gradients: the gradient of the mask, which is not differentiable, is used
+as the gradient of the scores. Biases and normalisation parameters are fixed too.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from lth.training.network import Network, copies
 
 @dataclass(frozen=True)
 class Learned:
-    """How masks follow from scores (T, n) of T trials: the highest `ranked` are kept, and in training weights are
-    multiplied by `factors` of the scores and of how many are kept; scores start around `centre` of the density. Where
-    training samples, the scores are ranked with logistic noise added, which stays as it was drawn: one sample
-    of exactly as many weights, since a score with logistic noise is above 0 with the probability sigmoid(score)."""
+    """How masks follow from scores (T, n) of T trials: the highest values of ranked(scores) are kept. In training,
+    weights are multiplied by factors(scores, number of weights kept). Scores start around centre(density). If
+    `samples`, logistic noise, drawn once, is added to the scores before they are ranked. That draws a sample with
+    exactly this many weights, since a score plus logistic noise is above 0 with the probability sigmoid(score)."""
 
     ranked: Callable[[Tensor], Tensor]
     factors: Callable[[Tensor, int], Tensor]
@@ -33,15 +33,15 @@ class Learned:
     samples: bool = False
 
 
-def highest(ranked: Tensor, kept: int) -> Tensor:
-    """1 for exactly the `kept` highest values of each row of (T, n), else 0."""
-    ranked = ranked.detach()
-    if ranked.device.type == "cpu":  # five times as quick as topk
-        least = np.partition(ranked.numpy(), -kept)[:, -kept, None]
-        found = ranked >= torch.from_numpy(least)
-        if int(found.sum()) == kept * len(ranked):  # no ties
-            return found.to(ranked.dtype)
-    return torch.zeros_like(ranked).scatter_(1, ranked.topk(kept, sorted=False).indices, 1)
+def highest(values: Tensor, k: int) -> Tensor:
+    """1 for exactly the `k` highest values of each row of (T, n), else 0."""
+    values = values.detach()
+    if values.device.type == "cpu":  # five times as quick as topk
+        threshold = np.partition(values.numpy(), -k)[:, -k, None]
+        mask = values >= torch.from_numpy(threshold)
+        if int(mask.sum()) == k * len(values):  # no ties
+            return mask.to(values.dtype)
+    return torch.zeros_like(values).scatter_(1, values.topk(k, sorted=False).indices, 1)
 
 
 def straight_through(mask: Tensor, source: Tensor) -> Tensor:
@@ -49,18 +49,18 @@ def straight_through(mask: Tensor, source: Tensor) -> Tensor:
     return mask + (source - source.detach())
 
 
-def edge_popup(scores: Tensor, kept: int) -> Tensor:
-    """The weights of the largest |score| (Ramanujan et al. 2020, arXiv:1911.13299, Section 3)."""
-    return straight_through(highest(scores.abs(), kept), scores.abs())
+def edge_popup(scores: Tensor, k: int) -> Tensor:
+    """Keep the `k` weights with the largest |score| (Ramanujan et al. 2020, arXiv:1911.13299, Section 3)."""
+    return straight_through(highest(scores.abs(), k), scores.abs())
 
 
-def supermask(scores: Tensor, kept: int) -> Tensor:
-    """Each weight with the probability sigmoid(score) (Zhou et al. 2019, arXiv:1905.01067, Section 5). The scores are
-    shifted first, in place, by a Newton step towards `kept` expected weights."""
+def supermask(scores: Tensor, k: int) -> Tensor:
+    """Keep each weight with the probability sigmoid(score) (Zhou et al. 2019, arXiv:1905.01067, Section 5). The scores
+    are shifted first, in place, by a Newton step towards an expected number of `k` weights."""
     with torch.no_grad():
         chance = scores.sigmoid()
-        slope = (chance * (1 - chance)).sum(1, keepdim=True).clamp_min(1)  # so that all may be certain
-        scores -= (chance.sum(1, keepdim=True) - kept) / slope
+        slope = (chance * (1 - chance)).sum(1, keepdim=True).clamp_min(1)  # not 0 where all are certain
+        scores -= (chance.sum(1, keepdim=True) - k) / slope
     chance = scores.sigmoid()
     return straight_through((torch.rand_like(chance) < chance).to(chance.dtype), chance)
 
@@ -72,22 +72,22 @@ LEARNED = {
 
 
 def first_scores(how: Learned, mask: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Scores (n,), Kaiming-uniform around their centre as in PyTorch's layers, and their noise, 0 but for samples, with
-    which they keep `mask`; drawn from `seed`."""
-    generator, kept, flat = torch.Generator().manual_seed(seed), int(mask.sum()), mask.flatten()
+    """Scores (n,) and their noise (0 unless `how` samples), drawn from `seed` and arranged so that they keep `mask`.
+    The scores are Kaiming-uniform around their centre, as in PyTorch's layers."""
+    generator, count, flat = torch.Generator().manual_seed(seed), int(mask.sum()), mask.flatten()
     drawn = (2 * torch.rand(mask.numel(), generator=generator) - 1) / math.sqrt(mask[0].numel())
     noise = torch.rand(mask.numel(), generator=generator).logit(1e-7) if how.samples else torch.zeros_like(drawn)
-    high = highest(how.ranked(drawn + noise)[None], kept)[0].bool()
-    placed = [
+    high = highest(how.ranked(drawn + noise)[None], count)[0].bool()
+    scores, noise = (
         torch.empty_like(drawn).masked_scatter_(flat, x[high]).masked_scatter_(~flat, x[~high]) for x in (drawn, noise)
-    ]
-    return placed[0] + how.centre(kept / mask.numel()), placed[1]
+    )
+    return scores + how.centre(count / mask.numel()), noise
 
 
 class LearnedMasks(Network):
-    """T trials of `model` with fixed weights `states`, whose masks are learned as `how` says and begin as `masks`,
-    which have equal counts in all trials and decide how many weights each layer keeps: those that keep all or none are
-    not learned. The scores are drawn from a seed per trial."""
+    """T trials of `model` with fixed weights `states`, whose masks start as `masks` and are learned as `how` says. Each
+    layer keeps as many weights as in `masks`, equally many in all trials; masks that keep all or none are not learned.
+    The scores of each trial are drawn from its seed."""
 
     def __init__(
         self,
@@ -100,59 +100,59 @@ class LearnedMasks(Network):
         seeds: Sequence[int],
         **more: Any,
     ) -> None:
-        kept = {name: int(mask.sum()) for name, mask in masks[0].items()}
-        self.kept = {name: count for name, count in kept.items() if 0 < count < masks[0][name].numel()}
-        whole = [{name: torch.ones_like(m) if name in self.kept else m for name, m in each.items()} for each in masks]
-        super().__init__(model, states, whole, device, *options, **more)
-        self.how, self.first, self.changing, self.learning = how, masks, True, list(self.kept)
+        counts = {name: int(mask.sum()) for name, mask in masks[0].items()}
+        self.counts = {name: count for name, count in counts.items() if 0 < count < masks[0][name].numel()}
+        fixed = [{name: torch.ones_like(m) if name in self.counts else m for name, m in each.items()} for each in masks]
+        super().__init__(model, states, fixed, device, *options, **more)
+        self.how, self.initial_masks, self.changing, self.learning = how, masks, True, list(self.counts)
         self.fixed = {name: self.tensors.pop(name).detach() for name in self.learning}
         self.scores, self.noise = dict[str, Tensor](), dict[str, Tensor]()
         for name in self.learning:
             drawn = [first_scores(how, each[name], seed) for each, seed in zip(masks, seeds, strict=True)]
-            scores, noise = (self._together(parts).to(device) for parts in zip(*drawn, strict=True))
+            scores, noise = (self._stack(parts).to(device) for parts in zip(*drawn, strict=True))
             self.scores[name], self.noise[name] = scores.requires_grad_(True), noise
         self.leaves = [*self.scores.values()]
 
-    def alone(self) -> Callable[[Tensor], Tensor]:
-        """See Network; the other tensors are the model's own."""
+    def single_model(self) -> Callable[[Tensor], Tensor]:
+        """See Network; tensors without learned masks are the model's own."""
         return self._bind(self.weights())
 
-    def stacked(self) -> State:
+    def stacked_tensors(self) -> State:
         """See Network."""
         return self.tensors | self.weights()
 
     def weights(self) -> State:
-        """The weights that a pass multiplies by: in evaluation, the weights with the highest scores."""
-        found = {}
+        """The masked weights of the forward pass; in evaluation, those with the highest scores are kept."""
+        weights = {}
         for name, fixed in self.fixed.items():
             scores, noise = (each[name].view(self.trials, -1) for each in (self.scores, self.noise))
             training = self.model.training
-            factors = self.how.factors(scores, self.kept[name]) if training else self._highest(name, scores, noise)
-            found[name] = fixed * factors.view(fixed.shape)
-        return found
+            factors = self.how.factors(scores, self.counts[name]) if training else self._highest(name, scores, noise)
+            weights[name] = fixed * factors.view(fixed.shape)
+        return weights
 
     def _highest(self, name: str, scores: Tensor, noise: Tensor) -> Tensor:
-        return highest(self.how.ranked(scores + noise), self.kept[name])
+        return highest(self.how.ranked(scores + noise), self.counts[name])
 
     @torch.no_grad()
     def masks_of(self, trial: int) -> Masks:
         """The masks of one trial in evaluation."""
-        found = dict(self.first[trial])
+        masks = dict(self.initial_masks[trial])
         for name in self.learning:
             scores, noise = (self.part(each[name], trial)[None] for each in (self.scores, self.noise))
-            found[name] = self._highest(name, scores, noise).view(found[name].shape).bool().cpu()
-        return found
+            masks[name] = self._highest(name, scores, noise).view(masks[name].shape).bool().cpu()
+        return masks
 
     def state(self, trial: int) -> State:
-        """See Network: with weights that are 0 where they are not kept."""
+        """See Network; pruned weights are 0."""
         masks, fixed = self.masks_of(trial), {name: self.part(tensor, trial) for name, tensor in self.fixed.items()}
         return super().state(trial) | {name: tensor * masks[name] for name, tensor in copies(fixed).items()}
 
-    def inner(self, trial: int) -> State:
+    def mask_state(self, trial: int) -> State:
         """See Network: the scores."""
         return copies({f"score/{name}": self.part(scores, trial) for name, scores in self.scores.items()})
 
-    def restore_inner(self, parts: Sequence[State]) -> None:
+    def restore_mask_state(self, states: Sequence[State]) -> None:
         """See Network."""
         for name, scores in self.scores.items():
-            self.restore(scores, [part[f"score/{name}"] for part in parts])
+            self.restore(scores, [state[f"score/{name}"] for state in states])

@@ -1,7 +1,7 @@
-"""The network that a step trains: one model, or T models of one architecture stacked into one, behind one face.
+"""The network that a step trains: one model, or T models of one architecture stacked into one, with one interface.
 
-Stacking (torch.func.stack_module_state and vmap) makes T small networks cost little more than one on a GPU, where a
-step of a small network is bound by launching kernels. On a CPU a model alone runs as plain eager PyTorch.
+Stacking (torch.func.vmap) makes T small networks cost little more than one on a GPU, where a step of a small network is
+bound by launching kernels. A single model runs as plain eager PyTorch.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Network:
         channels_last: bool = False,
         changing: bool = False,
     ) -> None:
-        """`sparse` names the weights that are trained sparsely (lth.training.sparse.choose), `channels_last` is the
-        layout of convolutions, both in a network alone. `changing` says that the masks will change."""
+        """`sparse` names the weights that are trained sparsely (lth.training.sparse.choose), `channels_last` sets the
+        layout of convolutions; both are for one trial only. `changing`: the masks will change during training."""
         self.trials, self.criterion, self.device, self.autocast = len(states), criterion, device, autocast
         self.changing = changing
         self.model = load_state(model, states[0]).to(device)
@@ -56,26 +56,25 @@ class Network:
 
     def _arrange(self, masks: Sequence[Masks], sparse: Sequence[str]) -> None:
         """Apply the masks to a dense network, and prepare the weights `sparse` for sparse products."""
-        # Images that one forward pass evaluates: on a CPU, few where what lies between products leaves its cache.
+        # Images per forward pass in evaluation: few on a CPU where larger activations would leave its cache.
         convolutional = any(weight.ndim == 4 for weight in self.model.parameters())
         few = 100 if convolutional else 200 if sparse and not hardware.uses_amx() else sys.maxsize
-        self.at_once = few if self.device.type == "cpu" else sys.maxsize
+        self.chunk_size = few if self.device.type == "cpu" else sys.maxsize
         layers = become_sparse(self.model, {name: masks[0][name] for name in sparse})
         self.places = {name: layer.places for name, layer in layers.items()}
         self.tensors |= {name: layer.values for name, layer in layers.items()}
         self.leaves, self.prunable = [self.tensors[name] for name in self.learning], list(masks[0])
-        # A dense network needs no masking: the mask would multiply by ones. Nor do survivors by themselves.
+        # Sparse layers need no masking, nor do masks of ones that stay so.
         ones = {name for name in masks[0] if not self.changing and all(bool(m[name].all()) for m in masks)}
         self.pruned = pruned = [name for name in masks[0] if name not in layers and name not in ones]
         self.masks = [  # in the layout of their weights, or a product copies them
-            torch.empty_like(self.tensors[name]).copy_(self._together([mask[name] for mask in masks]))
-            for name in pruned
+            torch.empty_like(self.tensors[name]).copy_(self._stack([mask[name] for mask in masks])) for name in pruned
         ]
         self.masked = [self.tensors[name] for name in pruned]
         with torch.no_grad():
             self.apply_masks()
 
-    def _together(self, parts: Sequence[Tensor]) -> Tensor:
+    def _stack(self, parts: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(parts)) if self.trials > 1 else parts[0]
 
     def apply_masks(self) -> None:
@@ -91,9 +90,9 @@ class Network:
 
     @torch.no_grad()
     def change_masks(self, masks: Sequence[Masks]) -> None:
-        """Give each trial other masks, in place, where a CUDA graph knows them."""
+        """Set the masks of each trial, in place, since a CUDA graph may hold these tensors."""
         for name, mask in zip(self.pruned, self.masks, strict=True):
-            mask.copy_(self._together([one[name] for one in masks]))
+            mask.copy_(self._stack([trial_masks[name] for trial_masks in masks]))
         self.apply_masks()
 
     def train_sparsely(self, sparse: Sequence[str]) -> None:
@@ -105,37 +104,37 @@ class Network:
     def losses(self, images: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of each trial, a scalar for one. images (T * B, C, H, W), labels (T * B,)."""
         if self.trials == 1:
-            return self.criterion(self.forward(self.alone(), images), labels)
+            return self.criterion(self.forward(self.single_model(), images), labels)
 
         def call(tensors: State, images: Tensor) -> Tensor:
             return self.forward(self._bind(tensors), images)
 
-        logits = vmap(call, randomness="different")(self.stacked(), images.unflatten(0, (self.trials, -1)))
+        logits = vmap(call, randomness="different")(self.stacked_tensors(), images.unflatten(0, (self.trials, -1)))
         return self.losses_of(logits, labels.unflatten(0, (self.trials, -1)))
 
     @torch.no_grad()
     def logits(self, images: Tensor, shared: bool) -> Tensor:
         """The logits (T, n, classes) of images (T * n, ...), or of images (n, ...) that all trials share."""
         if self.trials == 1:
-            model = self.alone()
-            return torch.cat([self._answers(model, part) for part in images.split(self.at_once)])[None]
+            model = self.single_model()
+            return torch.cat([self._logits(model, chunk) for chunk in images.split(self.chunk_size)])[None]
 
         def call(tensors: State, images: Tensor) -> Tensor:
-            return self._answers(self._bind(tensors), images)
+            return self._logits(self._bind(tensors), images)
 
         parts = images if shared else images.unflatten(0, (self.trials, -1))
-        return vmap(call, in_dims=(0, None if shared else 0))(self.stacked(), parts)
+        return vmap(call, in_dims=(0, None if shared else 0))(self.stacked_tensors(), parts)
 
-    def alone(self) -> Callable[[Tensor], Tensor]:
-        """What a pass of a network of one trial calls with images."""
+    def single_model(self) -> Callable[[Tensor], Tensor]:
+        """The function from images to logits that the forward pass of a single trial calls."""
         return self.model
 
-    def stacked(self) -> State:
-        """The parameters and buffers of stacked trials that a pass uses."""
+    def stacked_tensors(self) -> State:
+        """The stacked parameters and buffers that the forward pass of several trials uses."""
         return self.tensors
 
-    def _answers(self, call: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """Logits (n, classes), also of a model that squeezes away the dimension of a last image that comes alone."""
+    def _logits(self, call: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Logits (n, classes), also if n is 1 and the model squeezes that dimension away."""
         return self.forward(call, images).reshape(len(images), -1)
 
     def losses_of(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -151,70 +150,70 @@ class Network:
         return lambda images: functional_call(self.model, tensors, (images,))
 
     def forward(self, call: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """What the model, or what stands for it, gives for images: under autocast where the settings want it."""
+        """call(images), under autocast if the settings ask for it."""
         if not self.autocast:
             return call(images)
         with torch.autocast(self.device.type, torch.bfloat16):
             return call(images).float()
 
     def _buffers(self) -> dict[str, Tensor]:
-        """The buffers as they are now: a model alone may put new tensors in their places."""
-        own = dict(self.model.named_buffers())
-        now = own if self.trials == 1 else self.tensors
-        return {name: now[name] for name in own if name in self.tensors}
+        """The current buffers: the forward pass of a single model may have assigned new tensors to them."""
+        buffers = dict(self.model.named_buffers())
+        current = buffers if self.trials == 1 else self.tensors
+        return {name: current[name] for name in buffers if name in self.tensors}
 
     @contextlib.contextmanager
-    def buffers_kept(self) -> Iterator[None]:
-        """Buffers are afterwards the same tensors with the same values: models may change them in evaluation too, and
-        how often there is one, and on which images, must decide nothing. Not so where plain attributes have changed as
-        well, which may say that a table is filled now."""
+    def preserve_buffers(self) -> Iterator[None]:
+        """Restore the buffers on exit, tensors and values: models may change them in evaluation too, and results must
+        not depend on when and on which images they are evaluated. Buffers stay changed if plain attributes of the model
+        have changed as well, such as one that records that a table has been filled."""
         before = self._buffers()
         values = {name: buffer.clone() for name, buffer in before.items()}
-        others = attributes(self.model) if before else []
+        attributes_before = attributes(self.model) if before else []
         try:
             yield
         finally:
-            if before and attributes(self.model) != others:
+            if before and attributes(self.model) != attributes_before:
                 before, values = {}, {}
             with torch.no_grad():
-                for dtype in {value.dtype for value in values.values()}:  # of one type, foreach copies in one kernel
+                for dtype in {value.dtype for value in values.values()}:  # foreach copies one dtype in one kernel
                     names = [name for name, value in values.items() if value.dtype == dtype]
-                    # No look at whether they have changed, which would wait for a GPU.
+                    # Without comparing the values first, which would wait for the GPU.
                     torch._foreach_copy_([before[name] for name in names], [values[name] for name in names])
-            if self.trials == 1 and not isinstance(self.model, torch.jit.ScriptModule):  # which changes them in place
+            if self.trials == 1 and not isinstance(self.model, torch.jit.ScriptModule):  # it changes buffers in place
                 for name, buffer in before.items():
-                    path, _, stem = name.rpartition(".")
-                    self.model.get_submodule(path)._buffers[stem] = buffer
+                    path, _, attribute = name.rpartition(".")
+                    self.model.get_submodule(path)._buffers[attribute] = buffer
 
     def state(self, trial: int) -> State:
         """A copy of one trial's parameters and buffers, on the CPU."""
         tensors = self.tensors | self._buffers()
         return copies({name: self.part(tensor, trial, name) for name, tensor in tensors.items()})
 
-    def inner(self, trial: int) -> State:
-        """Copies of what else a training changes of one trial: the masks, where they change."""
+    def mask_state(self, trial: int) -> State:
+        """A copy of one trial's masks if they change during training, for a checkpoint."""
         return {f"mask/{name}": mask for name, mask in self.masks_of(trial).items()} if self.changing else {}
 
-    def restore_inner(self, parts: Sequence[State]) -> None:
-        """Take back what `inner` gave of each trial, among other tensors."""
+    def restore_mask_state(self, states: Sequence[State]) -> None:
+        """Restore what `mask_state` returned for each trial; other keys are ignored."""
         if self.changing:
-            self.change_masks([{name: part[f"mask/{name}"] for name in self.pruned} for part in parts])
+            self.change_masks([{name: state[f"mask/{name}"] for name in self.pruned} for state in states])
 
     def part(self, tensor: Tensor, trial: int, name: str = "", pruned: float = 0.0) -> Tensor:
-        """One trial's part of a tensor of this network or of its optimiser. One that belongs to the parameter
-        `name` has that one's whole shape, also where it is trained sparsely: with `pruned` where that is pruned."""
+        """One trial's part of a tensor of this network or of its optimiser. If it belongs to a parameter `name` that is
+        trained sparsely, it is expanded to the full shape, with the value `pruned` at pruned weights."""
         part = (tensor[trial] if self.trials > 1 else tensor).detach()
         return self.places[name].full(part, pruned) if name in self.places else part
 
     @torch.no_grad()
     def restore(self, tensor: Tensor, parts: Sequence[Tensor], name: str = "") -> None:
-        """Put the parts that `part` took of each trial back into `tensor`."""
+        """Copy the trials' parts, as `part` returned them, into `tensor`."""
         parts = [self.places[name].survivors(part) for part in parts] if name in self.places else parts
-        tensor.copy_(self._together(parts))
+        tensor.copy_(self._stack(parts))
 
 
 def copies(tensors: Mapping[str, Tensor]) -> State:
-    """Copies on the CPU. Those from a GPU come as the bytes of one tensor, since the host waits for each transfer."""
+    """Copies on the CPU. Tensors on a GPU are sent as the bytes of one: the host waits for each transfer."""
     if all(tensor.device.type == "cpu" for tensor in tensors.values()):
         return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     parts = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors.values()]
@@ -228,10 +227,10 @@ def copies(tensors: Mapping[str, Tensor]) -> State:
 def attributes(model: nn.Module) -> list[bytes]:
     """The attributes of a model's modules besides tensors and modules, pickled. What cannot be pickled, such as a
     lambda, is left out."""
-    usual, found = vars(nn.Module()).keys(), []
+    usual, pickles = vars(nn.Module()).keys(), []
     for module in model.modules():
         for name, value in vars(module).items():
             if name not in usual and not isinstance(value, (Tensor, nn.Module)):
                 with contextlib.suppress(Exception):  # whatever the user's own classes raise
-                    found.append(pickle.dumps((name, value)))
-    return found
+                    pickles.append(pickle.dumps((name, value)))
+    return pickles

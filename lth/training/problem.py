@@ -1,5 +1,5 @@
-"""What is trained and pruned, apart from the settings: everything that a network of the user's own may bring. Whether a
-model can be trained and pruned on some images, and stacked, is asked before anything is written."""
+"""What is trained and pruned: the model, its data and all else that a user may bring besides the settings. Also the
+checks, made before anything is written, of whether a model can be trained on some images, pruned and stacked."""
 
 from __future__ import annotations
 
@@ -30,23 +30,22 @@ from lth.training.hardware import channels_last, numerics
 from lth.training.network import Criterion, Network
 from lth.training.optimizers import Fused, Optimizer, gradients
 
-# The masks and the weights that a round starts from, by the trial's seed and the round's number.
+# (seed of the trial, number of the round) -> the masks and the weights that the round starts from
 Starts = Callable[[int, int], tuple[Masks, State]]
-STACK_WEIGHTS = 20_000_000  # that one stacked network may have in all, before arithmetic and not launching binds it
-FEW = 4  # stacked trials of which a step is measured
+STACK_WEIGHTS = 20_000_000  # at most in one stacked network: with more, arithmetic and not launching takes the time
+MEASURED_TRIALS = 4  # stacked trials whose steps are timed
 
 
 @dataclass(frozen=True)
 class Problem:
     """What is trained: images, the model, its initial and its fresh random weights, loss, optimiser, pruning rule.
 
-    `initial` and `fresh` give weights for a seed. `rule`, if given, prunes in place of the settings' own percentages.
-    `initial_fingerprint` is that of a user's initial weights: files of runs with others are not used.
-    `compute_fingerprint` returns the value of `fingerprint`. `whole` says that the optimiser must see weights in
-    their shapes, with what is pruned, as one of the user's own may. `start_tickets`, if given, has the saved tickets of
-    --ticket that rounds start from. `make` gives a network for a ticket to be put on: what no ticket holds, as an
-    attribute that the constructor draws, is the same in all of them. `build`, of a model file, gives one as a seed
-    draws it.
+    `make` returns a network for a ticket to be loaded into; attributes that no ticket holds, such as one that the
+    constructor draws, are the same each time. `build(seed)`, for models from a file, returns one as that seed draws it;
+    `initial` and `fresh` return weights for a seed. `rule`, if given, prunes instead of the settings' percentages.
+    `initial_fingerprint` identifies a user's initial weights: files of runs with other weights are not used.
+    `compute_fingerprint` returns the value of `fingerprint`. `whole`: the optimiser must see full weights, pruned ones
+    included, as a user's own may need. `start_tickets` returns the saved tickets (--ticket) that rounds start from.
     """
 
     images: Source
@@ -64,8 +63,7 @@ class Problem:
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
-        """A fingerprint each of the `model`, the `data` and, where they are the user's, the `rule`, the `optimizer`
-        and the `loss`."""
+        """Fingerprints of `model`, `data` and, where they are the user's, of `rule`, `optimizer` and `loss`."""
         return dict(self.compute_fingerprint())
 
     @classmethod
@@ -88,15 +86,14 @@ class Problem:
         constant = building.deterministic(make)
         left_out = cache(lambda: probe.parameters_to_leave_out(constant, images.examples))
 
-        def usual() -> nn.Module:
+        def make_prunable() -> nn.Module:
             return leave_out(constant(), left_out())
 
-        return cls(images, usual, weights, weights, optimizer, compute_fingerprint=fingerprint, build=build)
+        return cls(images, make_prunable, weights, weights, optimizer, compute_fingerprint=fingerprint, build=build)
 
     @cached_property
     def cost(self) -> tuple[Cost | None, str]:
-        """Multiply-adds of an example's forward pass; None, and a sentence that says why, where they cannot be counted:
-        of what is no layer of PyTorch's."""
+        """Multiply-adds of the forward pass of an example; None and the reason if they cannot be counted."""
         model = self.make()
         try:
             return cost(model, self.images.examples[:1], pruning.prunable(model, embeddings=True)), ""
@@ -104,8 +101,7 @@ class Problem:
             return None, f"multiply-adds are not counted: {error_message(error)}"
 
     def step_multiply_adds(self, batch_size: int) -> float | None:
-        """Multiply-adds of a dense training step, whose backward pass has twice as many as the forward pass; None where
-        they cannot be counted."""
+        """Multiply-adds of a dense training step, the backward pass counted as two forward passes; None if unknown."""
         if self.cost[0] is None:
             return None
         weights = pruning.prunable(self.make(), embeddings=True)
@@ -113,8 +109,8 @@ class Problem:
 
 
 def stack_size(config: Config, problem: Problem, device: torch.device) -> int:
-    """How many runs train as one network: --stack, or on a GPU as many as STACK_WEIGHTS allows, else one; one if the
-    model cannot be stacked, or if it has convolutions and stacking does not pay."""
+    """How many runs train as one network: --stack, or on a GPU as many as STACK_WEIGHTS allows, else 1. Also 1 if the
+    model cannot be stacked, or if it has convolutions and stacking is not faster."""
     size = config.stack or 1
     weights = list(problem.make().parameters())
     if not config.stack and device.type == "cuda":
@@ -123,14 +119,14 @@ def stack_size(config: Config, problem: Problem, device: torch.device) -> int:
         return 1
     measurable = torch.cuda.is_available()  # not from the head of a cluster without a GPU of its own
     if not config.stack and measurable and any(weight.ndim > 2 for weight in weights):
-        alone, stacked = (step_seconds(config, problem, device, trials) for trials in (1, FEW))
-        return size if stacked < FEW * alone else 1
+        single, stacked = (step_seconds(config, problem, device, trials) for trials in (1, MEASURED_TRIALS))
+        return size if stacked < MEASURED_TRIALS * single else 1
     return size
 
 
 def step_seconds(config: Config, problem: Problem, device: torch.device, trials: int, steps: int = 10) -> float:
-    """How long some steps of so many stacked trials take on a GPU, without the optimiser. vmap makes grouped
-    convolutions, which are slow on many cards: only a measurement tells."""
+    """Seconds that `steps` steps of `trials` stacked trials take on a GPU, without the optimiser: measured, since vmap
+    makes grouped convolutions, which are slow on many cards."""
     model, bf16 = problem.make(), config.precision == "bf16"
     state, masks = building.state_of(model), pruning.dense(pruning.prunable(model))
     images = torch.zeros(trials * config.batch_size, *problem.images.shape, device=device)
@@ -145,7 +141,7 @@ def step_seconds(config: Config, problem: Problem, device: torch.device, trials:
 
         run = captured(step, images, list(network.tensors.values()), network, images) or step
         for number in range(2 * steps):
-            if number == steps:  # the rest is warm
+            if number == steps:  # the first half warms up
                 torch.cuda.synchronize(device)
                 began = time.perf_counter()
             run(images)
@@ -154,8 +150,8 @@ def step_seconds(config: Config, problem: Problem, device: torch.device, trials:
 
 
 def stackable(problem: Problem) -> bool:
-    """Whether the model can be trained as one stacked network: torch.func.vmap cannot follow branches on values,
-    nor recurrent layers, nor new tensors in the places of buffers, nor hooks on gradients."""
+    """Whether the model can be trained as one stacked network. torch.func.vmap does not support branches on values,
+    recurrent layers, new tensors assigned to buffers, or hooks on gradients."""
     model, images = problem.make(), torch.zeros(4, *problem.images.shape)
     state, masks = building.state_of(model), pruning.dense(pruning.prunable(model))
     buffers = list(model.buffers())
@@ -166,11 +162,11 @@ def stackable(problem: Problem) -> bool:
             warnings.simplefilter("ignore")  # operations that vmap does slowly are reported when they run
             with rng.preserved(torch.device("cpu")), torch.no_grad():
                 model.train()(images)
-            if any(one is not other for one, other in zip(buffers, model.buffers(), strict=True)):
-                return False  # what it puts in a buffer's place would be lost
+            if any(new is not old for new, old in zip(model.buffers(), buffers, strict=True)):
+                return False  # tensors assigned to buffers would be lost
             network = Network(model, [state, state], [masks, masks], torch.device("cpu"), problem.criterion)
             network.losses(images, torch.zeros(4, dtype=torch.int64)).sum().backward()
-            model.eval()  # in which attention takes another way
+            model.eval()  # attention has another code path there
             network.logits(images, shared=True)
     except Exception:  # whatever a model's own code raises under vmap
         return False
@@ -185,23 +181,23 @@ def check_fit(
     embeddings: bool = False,
     batch_size: int = 2,
 ) -> None:
-    """ConfigError unless `model` maps images of that shape (C, H, W) to one logit a class, alone too where it trains
-    in batches of one, and has weights to prune."""
+    """Raise ConfigError unless `model` has weights to prune and maps images of that shape (C, H, W) to one logit per
+    class, also single images if `batch_size` is 1."""
     shape = " x ".join(map(str, image_shape))
     if torch_prune.is_pruned(model):
         raise ConfigError(f"{name} must come without masks of torch.nn.utils.prune: take them off with prune.remove")
-    if what := unfit(model, embeddings):
-        raise ConfigError(f"{name} {what}")
-    for called, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    if message := unfit(model, embeddings):
+        raise ConfigError(f"{name} {message}")
+    for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_complex():
-            raise ConfigError(f"{name} {has_complex(called)}")
-    for called, parameter in model.named_parameters():
+            raise ConfigError(f"{name} {has_complex(key)}")
+    for key, parameter in model.named_parameters():
         if getattr(parameter, "_post_accumulate_grad_hooks", None):
             raise ConfigError(
-                f"{name} must come without register_post_accumulate_grad_hook, which {called} has: no gradients are "
+                f"{name} must come without register_post_accumulate_grad_hook, which {key} has: no gradients are "
                 "stored; register_hook gets and changes each"
             )
-    mode, known = model.training, {called for called, _ in model.named_parameters()}
+    mode, known = model.training, dict(model.named_parameters())
     for training in (False, True):
         count = min(2, batch_size) if training else 2
         when = f", in training{' one at a time' if count == 1 else ''}" if training else ""
@@ -210,17 +206,15 @@ def check_fit(
                 model.train(training)
                 logits = model(torch.zeros(count, *image_shape, dtype=torch.float32))
         except (Exception, SystemExit) as error:
-            why = reason(model, error)
-            raise ConfigError(
-                f"{name} does not take images of {shape} (channels x height x width){when}: {why}"
-            ) from error
+            message = f"{name} does not take images of {shape} (channels x height x width){when}"
+            raise ConfigError(f"{message}: {reason(model, error)}") from error
         finally:
             model.train(mode)
         if not isinstance(logits, Tensor) or logits.shape != (count, classes):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             images = f"{count} image{'s' * (count > 1)}"
             raise ConfigError(f"{name} must give logits of shape ({count}, {classes}) for {images}{when}, not {got}")
-    if late := [called for called, _ in model.named_parameters() if called not in known]:
+    if late := [key for key, _ in model.named_parameters() if key not in known]:
         raise ConfigError(
             f"{name} must make all its parameters in its constructor, but {late[0]} comes with the images"
         )
@@ -229,11 +223,11 @@ def check_fit(
 
 
 def check_seeded(build: Callable[[int], nn.Module], name: str = "model") -> None:
-    """ConfigError unless `build` gives equal parameters and buffers whenever it is called with one seed."""
-    one, other = (building.state_of(build(0)) for _ in range(2))
-    if differ := [
-        key for key in one if key not in other or fingerprint_arrays([one[key]]) != fingerprint_arrays([other[key]])
-    ]:
+    """Raise ConfigError unless `build` returns equal parameters and buffers each time it is called with one seed."""
+    first, second = (
+        {key: fingerprint_arrays([tensor]) for key, tensor in building.state_of(build(0)).items()} for _ in range(2)
+    )
+    if differ := [key for key in first if first[key] != second.get(key)]:
         raise ConfigError(
             f"{name} must draw by the functions of torch, np.random or random, which the seed decides, and fill its "
             f"tensors: built twice from one seed, it differs in {', '.join(differ[:3])}"
@@ -241,40 +235,40 @@ def check_seeded(build: Callable[[int], nn.Module], name: str = "model") -> None
 
 
 def reason(model: nn.Module, error: BaseException) -> str:
-    """Why a model fails with its examples: its parameters are no float32, or what the error says."""
-    for called, parameter in model.named_parameters():
+    """Why a model fails on its examples: its parameters are not float32, or else the error's own message."""
+    for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and parameter.dtype != torch.float32 and "type" in str(error):
-            return f"{called} is {parameter.dtype}, but examples are float32: call .float() on the model"
+            return f"{name} is {parameter.dtype}, but examples are float32: call .float() on the model"
     return error_message(error)
 
 
-def has_complex(called: str) -> str:
-    """The sentence about a model with a tensor of complex numbers, without the model's name."""
-    return f"must have plain tensors, but {called} has complex numbers: torch.view_as_complex makes them of plain ones"
+def has_complex(name: str) -> str:
+    """The message for a model whose tensor `name` is complex, without the model's name."""
+    return f"must have plain tensors, but {name} has complex numbers: torch.view_as_complex makes them of plain ones"
 
 
 def unfit(model: nn.Module, embeddings: bool = False) -> str:
-    """What keeps a model from being copied, trained and pruned (its embeddings too if asked), as the rest of a sentence
-    that begins with its name; nothing if it can be."""
+    """Why a model cannot be copied, trained and pruned (with `embeddings`, these too), as the rest of a sentence that
+    begins with its name; "" if it can."""
     if torch.get_default_device().type != "cpu":
         return f"must come without torch.set_default_device, which is {torch.get_default_device()}: leave it at the CPU"
     parameters = dict(model.named_parameters())
     tensors = {**parameters, **dict(model.named_buffers())}
     if any(map(nn.parameter.is_lazy, tensors.values())):
         return "must know its shapes: it has lazy layers, call it on a batch first"
-    for called, tensor in tensors.items():
+    for name, tensor in tensors.items():
         if tensor.layout != torch.strided:
-            return f"must have plain tensors, but {called} is {tensor.layout}: to_dense() makes a plain one"
+            return f"must have plain tensors, but {name} is {tensor.layout}: to_dense() makes a plain one"
         if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
             return (
-                f"must have plain tensors, but {called} shares memory between its elements, as after expand(): clone() "
+                f"must have plain tensors, but {name} shares memory between its elements, as after expand(): clone() "
                 "makes a plain one"
             )
-    places: dict[int, str] = {}
-    for called, parameter in parameters.items():
-        place = parameter.data_ptr()  # 0 without values
-        if place and (first := places.setdefault(place, called)) != called:
-            return f"must have tied weights as one Parameter, but {first} and {called} are two in the same memory"
+    names: dict[int, str] = {}
+    for name, parameter in parameters.items():
+        address = parameter.data_ptr()  # 0 without values
+        if address and (first := names.setdefault(address, name)) != name:
+            return f"must have tied weights as one Parameter, but {first} and {name} are two in the same memory"
     if not any(parameter.requires_grad for parameter in parameters.values()):
         return "must have parameters that require gradients, or there is nothing to train"
     if not pruning.prunable(model, embeddings):
@@ -287,7 +281,7 @@ def unfit(model: nn.Module, embeddings: bool = False) -> str:
     return ""
 
 
-def alike(initial: Callable[[int], State], weights: Iterable[str]) -> list[str]:
-    """Those of these weights that come out the same for two seeds, and so in every trial and in reinit."""
-    one, other = initial(1), initial(2)
-    return [name for name in weights if torch.equal(one[name], other[name])]
+def constant_weights(initial: Callable[[int], State], weights: Iterable[str]) -> list[str]:
+    """The names among `weights` whose values are the same for two seeds, and so in every trial and in reinit."""
+    first, second = initial(1), initial(2)
+    return [name for name in weights if torch.equal(first[name], second[name])]

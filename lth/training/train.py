@@ -22,7 +22,7 @@ from lth.training.optimizers import Optimizer, gradients
 from lth.training.schedule import Plan
 from lth.training.updates import Goals, update
 
-OPTIMIZER = "optimizer/"  # what names in Trained.extra begin with that are of the optimiser
+OPTIMIZER = "optimizer/"  # the prefix of the optimiser's tensors in Trained.extra
 
 
 class Stopped(Exception):
@@ -35,8 +35,8 @@ class TrialError(Exception):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One line of evals.csv. Losses are means per image; `val` and `test` are accuracies in percent, `test` NaN where
-    the plan does without it."""
+    """One line of evals.csv. Losses are means per image; `val` and `test` are accuracies in percent, `test` NaN if not
+    evaluated."""
 
     iteration: int
     train_loss: float
@@ -47,14 +47,14 @@ class Evaluation:
 
 @dataclass
 class Trained:
-    """What came of one trial, complete or so far: also what a checkpoint holds.
+    """The result of one trial, final or so far; also the content of a checkpoint.
 
-    `final` are the last weights, `best` the weights at the early-stop iteration, `rewind` and `drawn` the weights of
-    Plan.rewind_at and Plan.draw_at. `extra` is what only a continued training needs: the optimiser's state, the random
-    state, the training loss since the last evaluation. `supermask` is the test accuracy, in percent, of the masked
-    network before any training (Zhou et al. 2019, arXiv:1905.01067, Section 5); None before that is measured. `masks`
-    are the masks of `best` where they are not the ticket's; only evaluations after iteration `settled` count for early
-    stop.
+    `final` holds the last weights, `best` the weights at the early-stop iteration, `rewind` and `drawn` the weights at
+    Plan.rewind_at and Plan.draw_at. `extra` holds what only a continued training needs: the optimiser's state, the
+    random state, the training loss since the last evaluation. `supermask` is the test accuracy, in percent, of the
+    masked network before any training (Zhou et al. 2019, arXiv:1905.01067, Section 5); None until it is measured.
+    `masks` are the masks of `best` if they differ from the ticket's. Only evaluations after iteration `settled` count
+    for early stop.
     """
 
     iteration: int
@@ -72,12 +72,12 @@ class Trained:
 
     @property
     def early_stop(self) -> Evaluation:
-        """The evaluation with the lowest validation loss, the first of equals (Frankle & Carbin, Section 2)."""
+        """The evaluation with the lowest validation loss, the earliest if tied (Frankle & Carbin, Section 2)."""
         counting = (evaluation for evaluation in self.evals if evaluation.iteration > self.settled)
         return min(counting, key=lambda evaluation: evaluation.val_loss)
 
     def complete(self, steps: int) -> bool:
-        """Whether a training of that many steps has nothing left to do, its last evaluation included."""
+        """Whether a training of `steps` steps has finished, its last evaluation included."""
         return self.iteration == steps and bool(self.evals) and self.evals[-1].iteration == steps
 
 
@@ -96,9 +96,8 @@ class Training:
         goals: Sequence[Goals] = (),
         choose_sparse: Callable[[Sequence[Masks]], Sequence[str]] = lambda masks: (),
     ) -> None:
-        """`resume` has what a checkpoint holds of each trial, all at one iteration; `goals` those of each trial, for
-        plans whose updates need them; `choose_sparse` names the weights to train with sparse products, given the masks
-        of each trial, after masks have changed."""
+        """`resume` is the checkpoint of each trial, all at one iteration; `goals` are the trials' goals, if the plan's
+        updates need them; `choose_sparse(masks)` names the weights to train sparsely after the masks have changed."""
         self.network, self.optimizer = network, optimizer
         self.feed, self.plan, self.order_seeds, self.goals = feed, plan, order_seeds, goals
         self.choose_sparse = choose_sparse
@@ -106,13 +105,13 @@ class Training:
         self.iteration = plan.start
         self.loss_sum = torch.zeros(() if network.trials == 1 else network.trials, device=network.device)
         self.seconds = {"training": 0.0, "evaluation": 0.0}
-        rng.seed(random_seed)  # for dropout, and what else a model draws
+        rng.seed(random_seed)  # for dropout and all else that a model draws
         if resume:
             self._restore(resume)
-        self._graph = self._captured() if network.device.type == "cuda" else None
+        self._graph = self._capture() if network.device.type == "cuda" else None
 
-    def _captured(self) -> Callable[[Tensor], None] | None:
-        """A step as a CUDA graph, where that is possible."""
+    def _capture(self) -> Callable[[Tensor], None] | None:
+        """A step as a CUDA graph; None if it cannot be captured."""
         if not (self.feed.capturable and self.optimizer.capturable):
             return None
         batch = self.feed.epoch(self.order_seeds, 0)[0].clone()
@@ -126,11 +125,11 @@ class Training:
         checkpoint: Callable[[list[Trained]], None] = lambda state: None,
         checkpoint_every: float = math.inf,
         stop: Callable[[], bool] = lambda: False,
-        moved: Callable[[int], None] = lambda iteration: None,
+        progress: Callable[[int], None] = lambda iteration: None,
     ) -> list[Trained]:
-        """Train to the end. Calls `report(trial, evaluation)` at each evaluation and `checkpoint` at evaluations
-        `checkpoint_every` seconds apart; where `stop()` turns true it calls `checkpoint` and raises Stopped. Tells the
-        iteration by `moved(iteration)`: at its beginning, and about every BEAT seconds between steps."""
+        """Train to the end. Calls `report(trial, evaluation)` at each evaluation, `checkpoint` at evaluations at least
+        `checkpoint_every` seconds apart, and `progress(iteration)` at the start and about every BEAT seconds. Once
+        `stop()` is true, calls `checkpoint` and raises Stopped."""
 
         def stop_if_asked() -> None:
             if stop():
@@ -138,7 +137,7 @@ class Training:
 
         try:
             saved, beat = time.monotonic(), Beat(self.network.device)
-            moved(self.iteration)
+            progress(self.iteration)
             self.network.model.train()
             if self.iteration == self.plan.start and self.trials[0].supermask is None:
                 with self._timed("evaluation"), self._evaluating():
@@ -168,52 +167,52 @@ class Training:
                         self._run_step(batch)
                         self.iteration += 1
                         if beat.due():
-                            moved(self.iteration)
-                    if self.network.device.type == "cuda":  # or what it still has to do counts as evaluation
+                            progress(self.iteration)
+                    if self.network.device.type == "cuda":  # or steps still running would count as evaluation
                         torch.cuda.synchronize(self.network.device)
         except Stopped:
             checkpoint(self.state())
             raise
 
     def _run_step(self, batch: Tensor) -> None:
-        (self._graph or self.step)(batch)  # no attribute holds `self.step`: a cycle would keep the network in memory
+        (self._graph or self.step)(batch)  # stored, `self.step` would be a reference cycle
 
     def step(self, batch: Tensor) -> None:
         """One step of every trial: gather, forward, backward, masked optimiser. No synchronisation with the host."""
         images, labels = self.feed.fetch(batch)
         losses = self.network.losses(images, labels)
-        total = losses if losses.ndim == 0 else losses.sum()  # the gradient of a trial's loss is not another's
+        total = losses if losses.ndim == 0 else losses.sum()  # the trials' losses have no weights in common
         self.optimizer.step(gradients(total, self.network.leaves))
         self.loss_sum.add_(losses.detach())
 
     def _update_masks(self, batch: Tensor) -> None:
-        """Change the masks. RigL needs the gradients of all weights: on the batch of the step that follows."""
-        updates, found = self.plan.updates, dict[str, Tensor]()
+        """Change the masks. RigL needs the gradients of all weights, on the batch of the next step."""
+        updates, weight_gradients = self.plan.updates, dict[str, Tensor]()
         assert updates is not None
         self._train_sparsely(())
         if updates.kind == "rigl":
-            with rng.preserved(self.network.device), self.network.buffers_kept():
+            with rng.preserved(self.network.device), self.network.preserve_buffers():
                 loss = self.network.losses(*self.feed.fetch(batch)).sum()
-                found = dict(zip(self.network.learning, gradients(loss, self.network.leaves), strict=True))
+                weight_gradients = dict(zip(self.network.learning, gradients(loss, self.network.leaves), strict=True))
         seeds = [rng.derive_seed(*parts, "update", self.iteration) for parts in self.order_seeds]
-        masks = update(updates, self.iteration, self.network, self.optimizer, found, self.goals, seeds)
+        masks = update(updates, self.iteration, self.network, self.optimizer, weight_gradients, self.goals, seeds)
         self._train_sparsely(self.choose_sparse(masks))
 
     def _train_sparsely(self, names: Sequence[str]) -> None:
-        """Train these weights, and no others, with sparse products; all weights and moments keep their values."""
+        """Train only these weights with sparse products; all weights and moments keep their values."""
         if names or self.network.places:
             moments = [self.optimizer.state(0)]
             self.network.train_sparsely(names)
             self.optimizer.restore(moments)
 
     def _batches(self, until: int) -> Iterator[Tensor]:
-        """The batches from this iteration on; each epoch's order is a function of the seeds and the epoch alone."""
+        """The batches of the iterations before `until`; an epoch's order depends on the seeds and the epoch only."""
         while self.iteration < until:
             epoch, done = divmod(self.iteration, self.feed.epoch_steps)
             yield from self.feed.epoch(self.order_seeds, epoch)[done : done + until - self.iteration]
 
     def _last_evaluation(self) -> int:
-        """The iteration of the last evaluation; a trial that failed has none of its own after that."""
+        """The iteration of the last evaluation; trials that have failed are no longer evaluated."""
         return max((trained.evals[-1].iteration for trained in self.trials if trained.evals), default=self.plan.start)
 
     def _evaluation_due(self) -> bool:
@@ -222,34 +221,34 @@ class Training:
             self.iteration % plan.evaluate_every == 0 or self.iteration == plan.steps
         )
 
-    def _evaluate(self, between: Callable[[], None], report: Callable[[int, Evaluation], None]) -> None:
-        """Evaluate every trial and keep the weights of those whose validation loss is the lowest so far. `between` is
-        called between chunks of images."""
+    def _evaluate(self, before_chunk: Callable[[], None], report: Callable[[int, Evaluation], None]) -> None:
+        """Evaluate every trial, and keep the weights where the validation loss is the lowest so far. `before_chunk` is
+        called before each chunk of images."""
         before, settled = self._last_evaluation(), self.plan.settled
-        none = math.inf if self.iteration > settled else -math.inf  # before that, no loss is low enough
+        default = math.inf if self.iteration > settled else -math.inf  # until then, no loss is low enough
         lowest = [
-            min((one.val_loss for one in trained.evals if one.iteration > settled), default=none)
+            min((entry.val_loss for entry in trained.evals if entry.iteration > settled), default=default)
             for trained in self.trials
         ]
         with self._evaluating():
-            loss, correct, seen = self._measure(self.feed.validation(), False, between)
+            loss, correct, images = self._measure(self.feed.validation(), False, before_chunk)
             train_loss = (self.loss_sum / (self.iteration - before)).expand(len(self.trials))
             sums = torch.stack([train_loss, loss, correct], dim=1).tolist()
-            found = [(train, summed / seen, 100 * right / seen) for train, summed, right in sums]
+            results = [(train, loss_sum / images, 100 * right / images) for train, loss_sum, right in sums]
             test = [math.nan] * len(self.trials)
-            better = any(val_loss < least for (_, val_loss, _), least in zip(found, lowest, strict=True))
+            better = any(val_loss < least for (_, val_loss, _), least in zip(results, lowest, strict=True))
             if better or self.plan.tests(self.iteration, before):
-                # So that nothing depends on how often the test images come.
-                with rng.preserved(self.network.device), self.network.buffers_kept():
-                    test = self._test_accuracies(between)
+                # So that no result depends on how often the test set is evaluated.
+                with rng.preserved(self.network.device), self.network.preserve_buffers():
+                    test = self._test_accuracies(before_chunk)
         self.loss_sum.zero_()
-        for number, (trained, (train, val_loss, val)) in enumerate(zip(self.trials, found, strict=True)):
+        for number, (trained, (train, val_loss, val)) in enumerate(zip(self.trials, results, strict=True)):
             if trained.failure:
                 continue
             if not (math.isfinite(train) and math.isfinite(val_loss)):
-                broken = train if not math.isfinite(train) else val_loss
+                loss_now = train if not math.isfinite(train) else val_loss
                 trained.failure = (
-                    f"the loss became {broken} by iteration {self.iteration} at learning rate {self.optimizer.lr:g}"
+                    f"the loss became {loss_now} by iteration {self.iteration} at learning rate {self.optimizer.lr:g}"
                 )
                 continue
             evaluation = Evaluation(self.iteration, train, val_loss, val, test[number])
@@ -259,35 +258,36 @@ class Training:
                 trained.masks = self.network.masks_of(number) if self.network.changing else {}
             report(number, evaluation)
 
-    def _test_accuracies(self, between: Callable[[], None]) -> list[float]:
+    def _test_accuracies(self, before_chunk: Callable[[], None]) -> list[float]:
         """The test accuracy of each trial in percent."""
-        _, correct, seen = self._measure(self.feed.test(), True, between)
-        return [100 * count / seen for count in correct.tolist()]
+        _, correct, images = self._measure(self.feed.test(), True, before_chunk)
+        return [100 * count / images for count in correct.tolist()]
 
     def _measure(
-        self, chunks: Iterator[tuple[Tensor, Tensor]], shared: bool, between: Callable[[], None]
+        self, chunks: Iterator[tuple[Tensor, Tensor]], shared: bool, before_chunk: Callable[[], None]
     ) -> tuple[Tensor, Tensor, int]:
-        """The summed loss and the correct answers of each trial, (T,), and the number of images; no loss if shared."""
+        """Each trial's summed loss and number of correct predictions, (T,), and the number of images per trial. If all
+        trials share the images, the loss is not computed."""
         loss = torch.zeros(len(self.trials), device=self.network.device)
-        correct, seen = torch.zeros_like(loss), 0
+        correct, count = torch.zeros_like(loss), 0
         for images, labels in chunks:
-            between()
+            before_chunk()
             logits = self.network.logits(images, shared)
             if not shared:
                 labels = labels.unflatten(0, (len(self.trials), -1))
                 loss += self.network.losses_of(logits, labels) * logits.shape[1]
             correct += (logits.argmax(-1) == labels).sum(-1)
-            seen += logits.shape[1]
-        return loss, correct, seen
+            count += logits.shape[1]
+        return loss, correct, count
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """In evaluation mode. A stop within it leaves all as it was at its beginning, where the training
-        continues: models may draw in evaluation too."""
+        """Evaluation mode. On a stop, the random state is reset to where the training will continue, since models may
+        draw in evaluation too."""
         before = rng.state(self.network.device)
         self.network.model.eval()
         try:
-            with torch.no_grad(), self.network.buffers_kept():
+            with torch.no_grad(), self.network.preserve_buffers():
                 yield
         except Stopped:
             rng.restore(before, self.network.device)
@@ -304,28 +304,28 @@ class Training:
             self.seconds[part] += time.monotonic() - began
 
     def state(self) -> list[Trained]:
-        """Everything that decides the future of each trial, and its curves and weights so far."""
+        """The state of each trial: its curves and weights so far, and all that its further training depends on."""
         return [self._state(number) for number in range(len(self.trials))]
 
     def _state(self, number: int) -> Trained:
         extra = {"loss_sum": self.network.part(self.loss_sum, number).cpu().clone(), **rng.state(self.network.device)}
         extra |= {OPTIMIZER + name: tensor for name, tensor in self.optimizer.state(number).items()}
-        extra |= self.network.inner(number)
+        extra |= self.network.mask_state(number)
         trained, final = self.trials[number], self.network.state(number)
         evals, seconds = list(trained.evals), dict(self.seconds)
         return replace(trained, iteration=self.iteration, evals=evals, final=final, extra=extra, seconds=seconds)
 
     def _restore(self, saved: Sequence[Trained]) -> None:
-        """Continue from what `state` gave."""
+        """Continue from what `state` returned."""
         self.trials = [replace(trained, evals=list(trained.evals)) for trained in saved]
         self.iteration, self.seconds = saved[0].iteration, dict(saved[0].seconds)
         extras = [trained.extra for trained in saved]
-        if self.plan.updates:  # the network was made with the masks at the start
+        if self.plan.updates:  # the network was built with the masks of the first iteration
             self._train_sparsely(())
-            self.network.restore_inner(extras)
+            self.network.restore_mask_state(extras)
             self._train_sparsely(self.choose_sparse([self.network.masks_of(number) for number in range(len(saved))]))
         else:
-            self.network.restore_inner(extras)
+            self.network.restore_mask_state(extras)
         for name, tensor in self.network.tensors.items():
             self.network.restore(tensor, [trained.final[name] for trained in saved], name)
         self.network.restore(self.loss_sum, [extra["loss_sum"] for extra in extras])

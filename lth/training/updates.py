@@ -1,6 +1,7 @@
 """Masks that change during a training: dynamic sparse training (set, rigl) and gradual magnitude pruning (gmp).
 
-An update comes between two steps. What it removes is 0 from then on; what it adds starts at 0 with moments of 0.
+An update happens between two steps. Weights that it removes are 0 from then on; weights that it adds start at 0, with
+moments of 0.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from lth.pruning import Masks, Quota, Weights
 from lth.training.network import Network
 from lth.training.optimizers import Optimizer
 
-Goals = Sequence[tuple[Quota, Quota]]  # how many weights some layers keep together, at the beginning and in the end
+Goals = Sequence[
+    tuple[Quota, Quota]
+]  # pairs: how many weights some layers keep in total, at the beginning and at the end
 
 
 @dataclass(frozen=True)
 class Updates:
-    """When the masks of a round change: before the step that follows each iteration between `start` and `end`, both
-    exclusive, that is a multiple of `every`. `kind` is set, rigl or gmp, `fraction` that of the first survivors that is
-    replaced."""
+    """When and how the masks of a round change: at each multiple of `every` between `start` and `end`, both exclusive,
+    before the step. `kind` is set, rigl or gmp; `fraction` is the initial share of survivors that is replaced."""
 
     kind: str
     every: int
@@ -37,16 +39,15 @@ class Updates:
 
     @property
     def last(self) -> int:
-        """The iteration of the last update; one that is not after `start` says that there is none."""
+        """The iteration of the last update; there is no update if it is not after `start`."""
         return (self.end - 1) // self.every * self.every
 
     def annealed(self, iteration: int) -> float:
-        """The share of the survivors that is replaced, which falls to 0 at `end` as half a cosine (Evci et al. 2020,
-        Section 3)."""
+        """The share of survivors replaced at an iteration: half a cosine, 0 at `end` (Evci et al. 2020, Section 3)."""
         return self.fraction / 2 * (1 + math.cos(math.pi * iteration / self.end))
 
     def progress(self, iteration: int) -> float:
-        """The part of the updates that is done with that of an iteration: 1 with the last one."""
+        """The share of the updates done once the masks have changed at an iteration: 1 after the last one."""
         return (iteration - self.start) / (self.last - self.start)
 
 
@@ -59,38 +60,37 @@ def update(
     goals: Sequence[Goals],
     seeds: Sequence[int],
 ) -> list[Masks]:
-    """Change the masks of all trials of a dense network, each by draws of its own seed, which leave all other draws
-    alone, and return them.
+    """Change the masks of all trials of a dense network, and return them. Each trial draws from its own seed only.
 
-    `gradients` belong to all that learn, for rigl; `goals` to each trial, for gmp.
+    `gradients` has the gradients of all trained tensors (for rigl), `goals` the goals of each trial (for gmp).
     """
-    found = []
+    new_masks = []
     for trial, seed in enumerate(seeds):
         masks, generator = network.masks_of(trial), torch.Generator().manual_seed(seed)
         sizes = {name: network.part(network.tensors[name], trial).cpu().abs() for name in masks}
         if updates.kind == "gmp":
             quotas = cubic(goals[trial], updates.progress(iteration))
-            found.append(pruning.keep_highest(sizes, masks, quotas, generator))
+            new_masks.append(pruning.keep_highest(sizes, masks, quotas, generator))
             continue
         growth = pruning.random_scores(masks, generator) if updates.kind == "set" else {}
         if updates.kind == "rigl":
-            learning = {name: gradients.get(name, torch.zeros_like(network.tensors[name])) for name in masks}
-            growth = {name: network.part(gradient, trial).cpu().abs() for name, gradient in learning.items()}
-        found.append(replaced(masks, sizes, growth, updates.annealed(iteration), generator))
+            dense = {name: gradients.get(name, torch.zeros_like(network.tensors[name])) for name in masks}
+            growth = {name: network.part(gradient, trial).cpu().abs() for name, gradient in dense.items()}
+        new_masks.append(replaced(masks, sizes, growth, updates.annealed(iteration), generator))
     before = [mask.clone() for mask in network.masks]
-    network.change_masks(found)
+    network.change_masks(new_masks)
     optimizer.masks_changed(before)
-    return found
+    return new_masks
 
 
 def replaced(masks: Masks, sizes: Weights, growth: Weights, fraction: float, generator: torch.Generator) -> Masks:
-    """That fraction of the survivors of each layer, the smallest, replaced by as many weights of the highest `growth`.
-    What was just removed may come back, and is then as it was.
+    """The masks after a fraction of the survivors of each layer, the smallest, is replaced by as many weights with the
+    highest `growth`. A weight that was just removed may be chosen again, and then keeps its value.
 
-    At random it is SET (Mocanu et al. 2018, arXiv:1707.04780, Algorithm 1), which there happens after every epoch with
-    a constant fraction of 0.3, removes that of the positive and of the negative weights, and draws the values of new
-    weights. By the size of gradients it is RigL (Evci et al. 2020, arXiv:1911.11134, Algorithm 1), with the fraction
-    0.3, every 100 steps, for three quarters of the training; there an update takes the place of a step.
+    With random growth this is SET (Mocanu et al. 2018, arXiv:1707.04780, Algorithm 1); the paper updates after every
+    epoch, removes a constant 0.3 of the positive and of the negative weights, and draws the values of new ones. With
+    the size of gradients it is RigL (Evci et al. 2020, arXiv:1911.11134, Algorithm 1); the paper starts with 0.3,
+    updates every 100 steps for three quarters of the training, and an update takes the place of a step.
     """
     counts = pruning.survivors(masks)
     removed = {name: int(fraction * count) for name, count in counts.items()}
@@ -102,7 +102,7 @@ def replaced(masks: Masks, sizes: Weights, growth: Weights, fraction: float, gen
 
 
 def cubic(goals: Goals, progress: float) -> list[Quota]:
-    """How many weights remain at an update, so that as many as wanted do in the end: the schedule of Zhu & Gupta 2017
-    (arXiv:1710.01878, Equation 1), who have an update every 100 to 1000 steps and compare within layers."""
+    """How many weights remain after an update: the schedule of Zhu & Gupta 2017 (arXiv:1710.01878, Equation 1), who
+    update every 100 to 1000 steps and compare weights within layers."""
     left = (1 - progress) ** 3
     return [Quota(end.layers, end.keep + round((begin.keep - end.keep) * left)) for begin, end in goals]

@@ -108,7 +108,7 @@ def test_stacked_trials_begin_as_each_alone(kind: str) -> None:
         alone.model.eval()
         part = slice(10 * trial, 10 * trial + 10)
         assert torch.allclose(losses[trial], alone.losses(images[part], labels[part]), atol=1e-6)
-        assert all(torch.equal(value, alone.inner(0)[name]) for name, value in together.inner(trial).items())
+        assert all(torch.equal(value, alone.mask_state(0)[name]) for name, value in together.mask_state(trial).items())
 
 
 @pytest.mark.parametrize("kind", ARMS)

@@ -184,13 +184,13 @@ def test_waits_are_few() -> None:
         best: list[int] = []
         state = run.network.state
         run.network.state = lambda trial: (best.append(trial), state(trial))[1]  # type: ignore
-        moved: list[int] = []
+        reported: list[int] = []
         machine.waits.clear()
-        run.run(moved=moved.append)
+        run.run(progress=reported.append)
         per_trial = len(best) + 2 * 3  # the last states have the optimiser's and the loss's beside the weights
         orders = machine.waits.pop("copy to the GPU")
         events = machine.waits.pop("event")
-        assert orders == 4 and events == len(moved) - 1  # how many there are is a matter of time
+        assert orders == 4 and events == len(reported) - 1  # how many there are is a matter of time
         assert machine.waits.total() <= 3 * 4 + 1 + per_trial
 
 
