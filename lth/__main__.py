@@ -17,9 +17,9 @@ from lth.settings.checks import ConfigError
 from lth.settings.config import Config
 from lth.settings.values import LONGEST, number
 
-NETS = {"lenet": "fc1", "resnet": "resnet20", "vgg": "vgg16"}  # other names of models under archs/
+NETS = {"lenet": "fc1", "resnet": "resnet20", "vgg": "vgg16"}  # further names of models under archs/
 DATASETS = {"fashion": "fashionmnist"}
-COMMANDS = {  # with the flags of a script, and the function that they are
+COMMANDS = {  # with the flags of a script: its function
     "run": "lth.commands.command:main",
     "plot": "lth.commands.command:combine",
     "reproduce": "lth.claims.reproduce:main",
@@ -34,7 +34,7 @@ ABOUT = """Find lottery tickets. The same command again continues where it stopp
 
 
 ITERATIONS, FRACTION = number(int, 1, LONGEST), number(float, 0, 1, below=True)
-OPTIONS = (  # the flags, the setting of main.py, the default, the help, and what values there are
+OPTIONS = (  # flags, setting of main.py, default, help, parser of values
     ("--data -p", "data", "./datasets/", "folder of the data sets; mnist comes with the project", str),
     ("--batch_size", "batch_size", "60", "images per step", str),
     ("--optim -o", "optimizer", "adam", "the optimiser: adam, adamw or sgd", str.lower),
@@ -49,7 +49,7 @@ OPTIONS = (  # the flags, the setting of main.py, the default, the help, and wha
     ("--recover", "recover", None, "continue the results in this folder, an earlier --save", str),
     ("--seed -rs", "seed", "0", "of initial weights, validation split and data order", str),
 )
-SWITCHES = (  # the flag, the setting, its values without and with the flag, the help
+SWITCHES = (  # flag, setting, its values without and with the flag, help
     ("--prune_global", "prune_scope", "layer", "global", "compare the weights of all layers with each other"),
     ("--random", "prune_type", "lt", "reinit", "give survivors fresh random weights, not their initial ones"),
     ("--quiet", "quiet", False, True, "print the verdict and the files only"),
@@ -60,48 +60,54 @@ NAMES = {name: f"--{name}" for name in flags.FIELDS} | {setting: words.split()[0
 NAMES |= {"arch_type": "net", "dataset": "dataset"}  # what messages call the settings
 
 
-def parser() -> flags.Parser:
-    """The parser of this command line, which gives the text of main.py's settings."""
-    made = flags.Parser(prog="lth", description=ABOUT)
-    nets, sets = "lenet (fc1), resnet (resnet20), vgg (vgg16) or any model under archs/", ", ".join(names.TORCHVISION)
-    made.add_argument("arch_type", metavar="net", type=lambda net: NETS.get(net.lower(), net), help=nets)
-    about = f"{sets} or a file of yours: see --data"
-    made.add_argument("dataset", type=lambda name: DATASETS.get(name.lower(), name), help=about)
-    groups: Any = {}
-    for one, other in (("rewind", "prune_type"), ("root", "recover")):
-        groups[one] = groups[other] = made.add_mutually_exclusive_group()
-    for spelled, setting, default, help, parse in OPTIONS:
-        told = f"{help} (default: {default})" if default else help
-        options: Any = {"metavar": spelled.split()[0][2:].upper(), "type": flags.typed(parse), "help": told}
-        groups.get(setting, made).add_argument(*spelled.split(), dest=setting, default=default, **options)
-    gpu = "number of the GPU, or cpu (default: a GPU where there is one)"
-    made.add_argument("--gpu", nargs="?", const="0", metavar="GPU", help=gpu)
+def make_parser() -> flags.Parser:
+    """The parser of this command line, whose values are text for main.py's parser."""
+    parser = flags.Parser(prog="lth", description=ABOUT)
+    net = "lenet (fc1), resnet (resnet20), vgg (vgg16) or any model under archs/"
+    parser.add_argument("arch_type", metavar="net", type=lambda name: NETS.get(name.lower(), name), help=net)
+    dataset = f"{', '.join(names.TORCHVISION)} or a file of yours: see --data"
+    parser.add_argument("dataset", type=lambda name: DATASETS.get(name.lower(), name), help=dataset)
+    groups: dict[str, Any] = {}
+    for exclusive in (("rewind", "prune_type"), ("root", "recover")):
+        groups |= dict.fromkeys(exclusive, parser.add_mutually_exclusive_group())
+    for words, setting, default, help, parse in OPTIONS:
+        groups.get(setting, parser).add_argument(
+            *words.split(),
+            dest=setting,
+            default=default,
+            metavar=words.split()[0][2:].upper(),
+            type=flags.argparse_type(parse),
+            help=f"{help} (default: {default})" if default else help,
+        )
+    gpu = "number of the GPU, or cpu (default: a GPU if there is one)"
+    parser.add_argument("--gpu", nargs="?", const="0", metavar="GPU", help=gpu)
     for flag, setting, without, value, help in SWITCHES:
-        options = {"action": "store_const", "default": without, "const": value, "help": help}
-        groups.get(setting, made).add_argument(flag, dest=setting, **options)
-    return made
+        groups.get(setting, parser).add_argument(
+            flag, dest=setting, action="store_const", default=without, const=value, help=help
+        )
+    return parser
 
 
 def parse(argv: Sequence[str]) -> Config:
-    """The settings that the command line asks for; ConfigError if it is not valid."""
-    made = parser()
-    known, unknown = made.parse_known_args(argv)
-    problems = flags.unknown_problems(made, unknown)
-    given = vars(known) | {
-        "data": str(names.data_folder(known.dataset, Path(known.data))),
-        "end_iter": f"{known.end_iter}it",
-        "prune_iterations": known.prune_iterations + 1,
-        "valid_freq": "1" if known.valid_freq == -1 else f"{known.valid_freq}it",
-        **{name: round(100 * getattr(known, name), 10) for name in RATES if getattr(known, name) is not None},
+    """The settings of a command line. Raises ConfigError if it is not valid."""
+    parser = make_parser()
+    namespace, unknown = parser.parse_known_args(argv)
+    problems = flags.unknown_problems(parser, unknown)
+    arguments = vars(namespace) | {
+        "data": str(names.data_folder(namespace.dataset, Path(namespace.data))),
+        "end_iter": f"{namespace.end_iter}it",
+        "prune_iterations": namespace.prune_iterations + 1,
+        "valid_freq": "1" if namespace.valid_freq == -1 else f"{namespace.valid_freq}it",
+        **{name: round(100 * getattr(namespace, name), 10) for name in RATES if getattr(namespace, name) is not None},
     }
-    if (recover := given.pop("recover")) is not None:
-        given["root"] = recover
+    if (recover := arguments.pop("recover")) is not None:
+        arguments["root"] = recover
     try:
-        given["rewind"] = values.rewind("--rewind", known.rewind, known.end_iter)
+        arguments["rewind"] = values.rewind("--rewind", namespace.rewind, namespace.end_iter)
     except ValueError as error:
         problems.append(str(error))
     try:
-        config = flags.parse(flags.as_argv({name: value for name, value in given.items() if value is not None}))
+        config = flags.parse(flags.as_argv({name: value for name, value in arguments.items() if value is not None}))
     except ConfigError as error:
         problems += error.named(NAMES).problems
     if problems:
@@ -116,7 +122,7 @@ def parse(argv: Sequence[str]) -> Config:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run or continue the experiment that the command line asks for, and show its results; or be one of COMMANDS."""
+    """Run or continue the experiment of a command line and show its results, or run one of COMMANDS."""
     if argv and argv[0] in COMMANDS:
         return int(pkgutil.resolve_name(COMMANDS[argv[0]])(argv[1:]))
     config = parse(argv)

@@ -95,41 +95,41 @@ def apply_rule(rule: Rule, model: nn.Module, final: Weights, masks: Masks, seed:
     with torch.no_grad():
         for name, value in final.items():
             tensors[name].copy_(value)
-    first = {name: names[0] for names in layers.all_names(model).values() for name in names}
+    first_names = {name: names[0] for names in layers.all_names(model).values() for name in names}
     attach(model, masks)
-    before, modules = _standing(model), dict(model.named_modules())
+    before, modules = _nonzero(model), dict(model.named_modules())
     try:
         with rng.seeded(seed):
-            result = rule(model)
+            returned = rule(model)
     except Exception as error:
         raise RuntimeError(f"prune_rule failed with {error_with_type(error)}") from error
-    if isinstance(result, nn.Module) and result is not model:
+    if isinstance(returned, nn.Module) and returned is not model:
         raise TypeError("prune_rule must prune the network that it is given, but returns another one")
     now = dict(model.named_modules())
-    if other := [path for path in {**modules, **now} if modules.get(path) is not now.get(path)]:
-        raise ValueError(f"prune_rule must prune the layers that are there, but has replaced or added {other[0]}")
-    if other := [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]:
-        raise ValueError(f"prune_rule must leave finite weights, but leaves NaN or infinity in {other[0]}")
-    after = _standing(model)
-    if other := [name for name in {**before, **after} if _shape(before, name) != _shape(after, name)]:
+    if changed := [path for path in {**modules, **now} if modules.get(path) is not now.get(path)]:
+        raise ValueError(f"prune_rule must prune the layers that are there, but has replaced or added {changed[0]}")
+    if changed := [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]:
+        raise ValueError(f"prune_rule must leave finite weights, but leaves NaN or infinity in {changed[0]}")
+    after = _nonzero(model)
+    if changed := [name for name in {**before, **after} if _shape(before, name) != _shape(after, name)]:
         raise ValueError(
-            f"prune_rule must leave the network its parameters and their shapes, but {other[0]} is another"
+            f"prune_rule must leave the network its parameters and their shapes, but {changed[0]} is another"
         )
     pruned = dict(masks)
-    for name, stands in after.items():
+    for name, now_nonzero in after.items():
         path, _, parameter = name.rpartition(".")
         mask = model.get_submodule(path)._buffers.get(f"{parameter}_mask")
-        kept = pruned.get(first[name], torch.ones_like(stands)) & (stands | ~before[name])
+        kept = pruned.get(first_names[name], torch.ones_like(now_nonzero)) & (now_nonzero | ~before[name])
         if mask is not None:
             if not ((mask == 0) | (mask == 1)).all():
                 raise ValueError(f"prune_rule must leave masks of 0 and 1, but {name}_mask has other values")
             kept &= mask.detach().bool().cpu()
-        if first[name] in masks or not kept.all():
-            pruned[first[name]] = kept
+        if first_names[name] in masks or not kept.all():
+            pruned[first_names[name]] = kept
     return pruned
 
 
-def _standing(model: nn.Module) -> Masks:
+def _nonzero(model: nn.Module) -> Masks:
     """Where each parameter is not 0, of tied ones under every name. Under a mask of torch.nn.utils.prune there are two
     tensors, what is trained and what a forward pass computes with: 0 in one of them is 0."""
     standing = {}
@@ -151,10 +151,10 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size | None:
 def attach(model: nn.Module, masks: Masks) -> nn.Module:
     """Put masks on `model` (changed in place) as torch.nn.utils.prune does, so that PyTorch's tools see them: on a tied
     weight in each of its layers, which continue to share it."""
-    tied = {name: names for names in layers.all_names(model).values() for name in names}
-    for name, mask in match_names(masks, tied).items():
-        for each in tied[name]:
-            path, _, parameter = each.rpartition(".")
+    aliases = {name: names for names in layers.all_names(model).values() for name in names}
+    for name, mask in match_names(masks, aliases).items():
+        for alias in aliases[name]:
+            path, _, parameter = alias.rpartition(".")
             module = model.get_submodule(path)
             torch_prune.custom_from_mask(module, parameter, mask.to(getattr(module, parameter).device))
     for module in model.modules():

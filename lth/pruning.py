@@ -30,10 +30,10 @@ def prunable(model: nn.Module, embeddings: bool = False) -> dict[str, nn.Paramet
 def layer_kinds(model: nn.Module, embeddings: bool = False) -> dict[str, str]:
     """`conv`, `fc` or `output` (the Linear layer that is defined last) for each prunable weight of `model`, of
     embeddings too with `embeddings`; all that are no filters are `fc`."""
-    found = _prunable(model, embeddings)
+    parts = _prunable(model, embeddings)
     inner = {id(module.out_proj) for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
-    linear = [n for n, part in found.items() if isinstance(part.layer, nn.Linear) and id(part.layer) not in inner]
-    kinds = {name: CONV if part.kind == CONV else FC for name, part in found.items()}
+    linear = [n for n, part in parts.items() if isinstance(part.layer, nn.Linear) and id(part.layer) not in inner]
+    kinds = {name: CONV if part.kind == CONV else FC for name, part in parts.items()}
     return {**kinds, linear[-1]: "output"} if linear else kinds
 
 
@@ -60,16 +60,16 @@ class Quota:
 def quotas(masks: Masks, percents: Mapping[str, float], scope: str = "layer", rounds: int = 1) -> list[Quota]:
     """What is to be left of the survivors of `masks` after so many rounds that each prune `percents` percent of them.
     Under scope "global" the layers that share a percentage compete with each other, else only weights of one layer."""
-    pools: dict[object, list[str]] = {}
+    groups: dict[object, list[str]] = {}
     for name in masks:
-        pools.setdefault(percents[name] if scope == "global" else name, []).append(name)
-    found = []
-    for names in pools.values():
+        groups.setdefault(percents[name] if scope == "global" else name, []).append(name)
+    result = []
+    for names in groups.values():
         keep = sum(int(masks[name].sum()) for name in names)
         for _ in range(rounds):
             keep -= round(keep * percents[names[0]] / 100)
-        found.append(Quota(names, keep))
-    return found
+        result.append(Quota(names, keep))
+    return result
 
 
 def merge_quotas(quotas: Sequence[Quota], percents: Mapping[str, float]) -> list[Quota]:
@@ -88,20 +88,20 @@ def keep_highest(
     are."""
     pruned = {}
     for quota in quotas:
-        kept = torch.cat([masks[name].flatten() for name in quota.layers])
-        score = torch.cat([scores[name].detach().cpu().flatten() for name in quota.layers])
-        survivors = kept.nonzero().squeeze(1)
+        mask = torch.cat([masks[name].flatten() for name in quota.layers])
+        pooled_scores = torch.cat([scores[name].detach().cpu().flatten() for name in quota.layers])
+        survivors = mask.nonzero().squeeze(1)
         count = len(survivors) - quota.keep
         if count > 0:
-            compared = score[survivors]
+            compared = pooled_scores[survivors]
             highest = compared.kthvalue(count).values  # of those that go; ten times as quick as sorting
             lower, equal = compared < highest, (compared == highest).nonzero().squeeze(1)
-            kept[survivors[lower]] = False
+            mask[survivors[lower]] = False
             going = count - int(lower.sum())
             if generator is not None and going < len(equal):
                 equal = equal[torch.randperm(len(equal), generator=generator)]
-            kept[survivors[equal[:going]]] = False
-        for name, part in zip(quota.layers, kept.split([masks[name].numel() for name in quota.layers]), strict=True):
+            mask[survivors[equal[:going]]] = False
+        for name, part in zip(quota.layers, mask.split([masks[name].numel() for name in quota.layers]), strict=True):
             pruned[name] = part.view_as(masks[name]).clone()
     return {name: pruned[name] for name in masks}
 
@@ -110,10 +110,10 @@ def count_ties(scores: Weights, before: Masks, after: Masks, quotas: Sequence[Qu
     """How many survivors of `after` have the score of weights that were pruned from `before` for the same quota."""
     count = 0
     for quota in quotas:
-        score = torch.cat([scores[name].detach().cpu()[before[name]] for name in quota.layers])
-        kept = torch.cat([after[name][before[name]] for name in quota.layers])
-        if not kept.all():
-            count += int((score[kept] == score[~kept].max()).sum())
+        pooled = torch.cat([scores[name].detach().cpu()[before[name]] for name in quota.layers])
+        mask = torch.cat([after[name][before[name]] for name in quota.layers])
+        if not mask.all():
+            count += int((pooled[mask] == pooled[~mask].max()).sum())
     return count
 
 
@@ -142,7 +142,7 @@ def erdos_renyi(masks: Masks, quotas: Sequence[Quota]) -> list[Quota]:
     """`quotas` that keep the same weights in all, divided among the layers of each by Erdos-Renyi-Kernel: the density
     of a layer is proportional to the sum of its shape, that of its mask in `masks`, by its product, at most 1 (Evci et
     al. 2020, arXiv:1911.11134, Section 3)."""
-    found = []
+    result = []
     for quota in quotas:
         dense: set[str] = set()
         sizes = {name: int(masks[name].sum()) for name in quota.layers}
@@ -160,8 +160,8 @@ def erdos_renyi(masks: Masks, quotas: Sequence[Quota]) -> list[Quota]:
         by_loss = sorted(sparse, key=lambda name: whole[name] - counts[name])
         for name in by_loss[: quota.keep - sum(whole.values())]:
             whole[name] += 1
-        found += [Quota([name], whole[name]) for name in quota.layers]
-    return found
+        result += [Quota([name], whole[name]) for name in quota.layers]
+    return result
 
 
 def score(method: str, initial: Weights, final: Weights) -> dict[str, Tensor]:
@@ -179,13 +179,13 @@ def percents(model: nn.Module, rates: Mapping[str, float], embeddings: bool = Fa
 def output_layer_note(model: nn.Module, classes: int, embeddings: bool = False) -> str:
     """A sentence if the Linear layer that counts as the output layer of `model` gives other outputs than one a class,
     and another one gives these; else ""."""
-    given = {name: getattr(part.layer, "out_features", 0) for name, part in _prunable(model, embeddings).items()}
+    outputs = {name: getattr(part.layer, "out_features", 0) for name, part in _prunable(model, embeddings).items()}
     output = next((name for name, kind in layer_kinds(model, embeddings).items() if kind == "output"), None)
-    others = [name for name, count in given.items() if count == classes]
-    if output is None or given[output] == classes or not others:
+    others = [name for name, count in outputs.items() if count == classes]
+    if output is None or outputs[output] == classes or not others:
         return ""
     return (
-        f"output_percent is for {output}, the Linear layer that the model defines last, with {given[output]} outputs; "
+        f"output_percent is for {output}, the Linear layer that the model defines last, with {outputs[output]} outputs; "
         f"{others[-1]} has one for each of the {classes} classes: define it last if it is the output layer"
     )
 

@@ -1,7 +1,7 @@
 """docs/flags.md, made from the settings: PYTHONPATH=. python tests/flag_page.py >docs/flags.md."""
 
 from lth.settings.arms import ARMS, CONTROLS, CRITERIA
-from lth.settings.flags import EVERY, PRESETS, parser
+from lth.settings.flags import EVERY, PRESETS, make_parser
 
 HEAD = """# All flags
 
@@ -17,7 +17,7 @@ def cell(text: str) -> str:
 
 def page() -> str:
     lines = [HEAD]
-    for group in parser()._action_groups:
+    for group in make_parser()._action_groups:
         actions = [action for action in group._group_actions if "--help" not in action.option_strings]
         if not actions:
             continue

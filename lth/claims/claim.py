@@ -172,7 +172,7 @@ def form(claim: Claim, argv: Sequence[str] = (), quick: bool = False) -> Form:
     slug = re.sub(r"[^\w=.+]+", "-", "-".join([claim.name, *["quick"] * quick, *dict.fromkeys(tags)]))
     if len(slug) > 80:
         slug = f"{slug[:60]}-{hashlib.sha256(slug.encode()).hexdigest()[:8]}"
-    typed = vars(flags.parser("reproduce.py").parse_args(argv))
+    typed = vars(flags.make_parser("reproduce.py").parse_args(argv))
     portable = flags.as_argv({name: value for name, value in typed.items() if name not in HERE})
     command = shlex.join(["python", "reproduce.py", claim.name, *["--quick"] * quick, *portable])
     return Form(claim, configs, quick, tuple(dict.fromkeys(changes)), slug, command)

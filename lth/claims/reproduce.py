@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """The flags of main.py, and this script's."""
-    parser = flags.parser("reproduce.py")
+    parser = flags.make_parser("reproduce.py")
     parser.usage = f"{parser.prog} NAME [NAME ...] [--quick] [--finished] [--report FILE] [flags of main.py]"
     parser.description = parser.as_called(__doc__ or "")
     own = parser.add_argument_group("claims")
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     )
     own.add_argument("--finished", action="store_true", help="train nothing: judge by the rounds that are finished")
     report = "write or update each claim's section of this Markdown file"
-    own.add_argument("--report", type=flags.typed(text_file), metavar="FILE", help=report)
+    own.add_argument("--report", type=flags.argparse_type(text_file), metavar="FILE", help=report)
     return parser
 
 

@@ -77,7 +77,7 @@ def perform(configs: Mapping[Config, Mapping[str, str]], argv: Sequence[str]) ->
     from lth.training.train import TrialError
 
     first, failure = next(iter(configs)), None
-    options = vars(flags.parser().parse_known_args(argv)[0])
+    options = vars(flags.make_parser().parse_known_args(argv)[0])
     for config, values in configs.items():
         if "config" in options and not {"ticket"} & {*options, *values}:
             start_tickets.refuse_later_round(options["config"], config)
@@ -141,7 +141,7 @@ def combine_parser() -> argparse.ArgumentParser:
     """The flags of combine_plots.py."""
     parser = flags.Parser(prog="combine_plots.py", description=COMBINE)
     root = "folder with dumps/ and plots/ (default: this one)"
-    parser.add_argument("--root", type=flags.typed(folder_path), default=Path(), metavar="ROOT", help=root)
+    parser.add_argument("--root", type=flags.argparse_type(folder_path), default=Path(), metavar="ROOT", help=root)
     parser.add_argument("--arch_type", metavar="NAME", help="only runs of this model")
     parser.add_argument("--dataset", metavar="NAME", help="only runs on this data set")
     parser.add_argument("--name", metavar="FOLDER", help="only runs in this folder of settings")

@@ -51,8 +51,8 @@ class Images:
     @property
     def examples(self) -> Tensor:
         """Copies of some examples as models get them, but not normalised, to try one on."""
-        some = self.train[:TRIED].cpu().clone()
-        return some if self.ready else some / 255
+        images = self.train[:TRIED].cpu().clone()
+        return images if self.ready else images / 255
 
     @property
     def ready(self) -> bool:
@@ -70,8 +70,8 @@ class Images:
         absent = sorted({*range(self.classes)} - {*self.train_labels.tolist()})
         if self.classes - len(absent) == 1:
             return f"all training examples have the label {int(self.train_labels[0])}: there is nothing to tell apart"
-        some = ", ".join(map(str, absent[:5])) + (", ..." if len(absent) > 5 else "")
-        return f"no training example has the label {some}, of labels 0 to {self.classes - 1}" if absent else ""
+        labels = ", ".join(map(str, absent[:5])) + (", ..." if len(absent) > 5 else "")
+        return f"no training example has the label {labels}, of labels 0 to {self.classes - 1}" if absent else ""
 
     @cached_property
     def levels(self) -> tuple[Tensor, Tensor]:
@@ -136,18 +136,20 @@ class Feed:
         self.by_norm = images.pixels == "norm"
         self.shift, self.scale = (part.to(device) for part in images.levels)
         if images.validation is None:
-            held_back = usual_valid_size(len(images.train)) if valid_size is None else valid_size
-            splits = [split(len(images.train), held_back, seed) for seed in seeds]
+            valid_size_ = usual_valid_size(len(images.train)) if valid_size is None else valid_size
+            splits = [split(len(images.train), valid_size_, seed) for seed in seeds]
             self.train_indices = [train for train, _ in splits]
-            held = torch.stack([held for _, held in splits], dim=1)  # (V, T), so that chunks cut all trials alike
+            valid_indices = torch.stack(
+                [held for _, held in splits], dim=1
+            )  # (V, T), so that chunks cut all trials alike
             self._valid = [
                 (self.images.index_select(0, chunk), self.labels.index_select(0, chunk))
-                for chunk in (part.T.reshape(-1).to(device) for part in held.split(self.chunk))
+                for chunk in (part.T.reshape(-1).to(device) for part in valid_indices.split(self.chunk))
             ]
         else:
             self.train_indices = [torch.arange(len(images.train)) for _ in seeds]
-            own, own_labels = (x.to(device) for x in images.validation)
-            pairs = zip(own.split(self.chunk), own_labels.split(self.chunk), strict=True)
+            valid_images, valid_labels = (x.to(device) for x in images.validation)
+            pairs = zip(valid_images.split(self.chunk), valid_labels.split(self.chunk), strict=True)
             self._valid = [(torch.cat([x] * len(seeds)), torch.cat([y] * len(seeds))) for x, y in pairs]
         self.epoch_steps = len(self.train_indices[0]) // batch_size  # the last partial batch is dropped
         self._drawn: tuple[object, Tensor] = (None, torch.empty(0))  # the epoch drawn last

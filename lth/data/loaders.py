@@ -27,7 +27,7 @@ from lth.settings.values import LONGEST
 Batch = tuple[Tensor, Tensor]
 PARTS = ("train", "validation", "test")
 LABELS = ("label", "labels", "target", "targets", "y")  # what dicts call them
-EXPECTED = "the name of a data set, an .npz file, Images, or a tuple, dict or object of train, validation and test"
+DATA_KINDS = "the name of a data set, an .npz file, Images, or a tuple, dict or object of train, validation and test"
 SAMPLES = 64  # examples of a part that are drawn twice to see whether they change, and kept of a stream
 
 
@@ -81,20 +81,18 @@ class StreamFeed(Feed):
 
     def _full(self, seed: int) -> Iterator[Batch]:
         """The full batches of as many passes as are needed."""
-        for number in itertools.count():
-            full = others = 0
-            for batch in self._draw("train", rng.derive_seed(seed, number)):
+        for pass_number in itertools.count():
+            batches = odd_sizes = 0
+            for batch in self._draw("train", rng.derive_seed(seed, pass_number)):
                 if len(batch[1]) == self.batch_size:
-                    full += 1
+                    batches += 1
                     yield batch
                 else:
-                    others += 1
-            if not full:
+                    odd_sizes += 1
+            if not batches:
                 raise ValueError(f"data.train must give batches of {self.batch_size} in each pass, as in the first one")
-            if others > 1:  # one is the last of a pass
-                sizes = (
-                    f"batches of several sizes: {others} that do not have the {self.batch_size} examples of the first"
-                )
+            if odd_sizes > 1:  # one is the last of a pass
+                sizes = f"batches of several sizes: {odd_sizes} that do not have the {self.batch_size} examples of the first"
                 warnings.warn(f"data.train gives {sizes} are left out of a pass", stacklevel=2)
 
     def fetch(self, batch: Tensor) -> Batch:
@@ -151,38 +149,38 @@ def prepare_data(
     if valid_size is not None and (images is None or images.validation):
         raise ValueError("valid_size must be left out: data bring validation examples of their own")
     if images is not None and not (in_memory is False and isinstance(data, Loaders)):
-        return _of_images(images, data.train.batch_size if isinstance(data, Loaders) else None, valid_size)
-    parts = {name: _in_batches(part, name == "train", batch_size) for name, part in _three(data).items()}
+        return _prepare_images(images, data.train.batch_size if isinstance(data, Loaders) else None, valid_size)
+    parts = {name: _as_batches(part, name == "train", batch_size) for name, part in _named_parts(data).items()}
     for name, part in parts.items():
         if not isinstance(part, Iterable) or isinstance(part, (str, bytes, Tensor, Mapping, Iterator)):
             must = "must be a DataLoader or another re-iterable of batches, which gives them again in each pass"
             raise TypeError(f"data.{name} {must}, not {checks.short_repr(part)}")
     first = {name: next(one_pass(part, f"data.{name}")) for name, part in parts.items()}
-    steady = {name: _drawn_twice(part, f"data.{name}") for name, part in parts.items()}
-    finite = all(operator.length_hint(part, -1) >= 0 for part in parts.values())
-    if in_memory or (in_memory is None and finite and all(steady.values())):
-        limit = None if in_memory else _free(device) // 2
-        if (kept := _kept(parts, steady, limit)) is not None:
-            return kept
-    return _streamed(parts, first, steady, iterations)
+    repeatable = {name: _repeatable_fingerprint(part, f"data.{name}") for name, part in parts.items()}
+    sized = all(operator.length_hint(part, -1) >= 0 for part in parts.values())
+    if in_memory or (in_memory is None and sized and all(repeatable.values())):
+        limit = None if in_memory else _free_memory(device) // 2
+        if (prepared := _read_into_memory(parts, repeatable, limit)) is not None:
+            return prepared
+    return _prepare_stream(parts, first, repeatable, iterations)
 
 
 def test_batches(data: Any, device: torch.device) -> Iterator[Batch]:
     """The batches, on `device`, of a loader, or of the test part of data in three parts."""
     if isinstance(data, Mapping) or hasattr(data, "test") or (isinstance(data, tuple) and len(data) == 3):
-        data = _three(data)["test"]
+        data = _named_parts(data)["test"]
     if not isinstance(data, Iterable) or isinstance(data, (bytes, Tensor)):
-        raise TypeError(f"data must be a DataLoader or other batches, or {EXPECTED}, not {checks.short_repr(data)}")
+        raise TypeError(f"data must be a DataLoader or other batches, or {DATA_KINDS}, not {checks.short_repr(data)}")
     return one_pass(data, "data", device=device)
 
 
-def _in_batches(part: Any, shuffle: bool, batch_size: int) -> Any:
+def _as_batches(part: Any, shuffle: bool, batch_size: int) -> Any:
     """A loader of a map-style Dataset, whose items are (example, label) or dicts of these; anything else as it is."""
     if isinstance(part, (DataLoader, Mapping, str)) or not all(hasattr(part, x) for x in ("__getitem__", "__len__")):
         return part
     try:
         item = part[0]
-        _, label = _pair(item, "data") if isinstance(item, Mapping) else item
+        _, label = _examples_and_labels(item, "data") if isinstance(item, Mapping) else item
         single = np.ndim(label) == 0
     except (TypeError, ValueError, LookupError):
         return part
@@ -190,86 +188,90 @@ def _in_batches(part: Any, shuffle: bool, batch_size: int) -> Any:
     return DataLoader(part, batch_size=min(size, len(part)), shuffle=shuffle) if single else part
 
 
-def _three(given: Any) -> dict[str, Any]:
+def _named_parts(data: Any) -> dict[str, Any]:
     """The training, validation and test part of `given`."""
-    if isinstance(given, (tuple, list)) and len(given) == 3 and not hasattr(given, "train"):
-        given = dict(zip(PARTS, given, strict=True))
-    found = given if isinstance(given, Mapping) else {name: getattr(given, name, None) for name in PARTS}
-    if missing := [name for name in PARTS if found.get(name) is None]:
-        raise TypeError(f"data must be {EXPECTED}, not {checks.short_repr(given)}: its {missing[0]} is missing")
-    return {name: found[name] for name in PARTS}
+    if isinstance(data, (tuple, list)) and len(data) == 3 and not hasattr(data, "train"):
+        data = dict(zip(PARTS, data, strict=True))
+    parts_ = data if isinstance(data, Mapping) else {name: getattr(data, name, None) for name in PARTS}
+    if missing := [name for name in PARTS if parts_.get(name) is None]:
+        raise TypeError(f"data must be {DATA_KINDS}, not {checks.short_repr(data)}: its {missing[0]} is missing")
+    return {name: parts_[name] for name in PARTS}
 
 
-def _of_images(
+def _prepare_images(
     images: Images, batch_size: int | None, valid_size: int | None = None, fingerprint: str = ""
 ) -> PreparedData:
     count = len(images.train_labels)
-    held = 0 if images.validation else usual_valid_size(count) if valid_size is None else valid_size
-    if problems := check_sizes(images, held, 1):
+    valid_count = 0 if images.validation else usual_valid_size(count) if valid_size is None else valid_size
+    if problems := check_sizes(images, valid_count, 1):
         raise checks.ConfigError(*problems).named({})
-    split = f"{held} held back" if not images.validation else f"{len(images.validation[1])} validation"
+    split = f"{valid_count} held back" if not images.validation else f"{len(images.validation[1])} validation"
     return PreparedData(
         source=images,
         batch_size=batch_size,
-        largest_batch=count - held,
-        valid_size=held or VALID_SIZE,
+        largest_batch=count - valid_count,
+        valid_size=valid_count or VALID_SIZE,
         description=f"{count} training, {split}, {len(images.test_labels)} test examples of {images.shape}",
         sample=(images.examples[:2], images.train_labels[:2]),
         fingerprint=fingerprint or images.fingerprint,
     )
 
 
-def _kept(parts: Mapping[str, Iterable[Any]], steady: Mapping[str, str], limit: int | None) -> PreparedData | None:
+def _read_into_memory(
+    parts: Mapping[str, Iterable[Any]], repeatable: Mapping[str, str], limit: int | None
+) -> PreparedData | None:
     """Data of which all batches are read now; None if they take more than `limit` bytes. Of parts that change, the
     fingerprint knows the shape and the labels."""
-    wholes, prints, held = dict[str, Batch](), list[str](), 0
+    joined, fingerprints, size = dict[str, Batch](), list[str](), 0
     first: tuple[int, ...] = ()  # the shape of the first batch of training examples
     for name, part in parts.items():
-        where, ordered, batches = f"data.{name}", _in_order(part), list[Batch]()
+        where, ordered, batches = f"data.{name}", _sequential_loader(part), list[Batch]()
         for x, y in one_pass(part if ordered is None else ordered, where, device=torch.device("cpu")):
             batches.append((x, y))
             first = first or tuple(x.shape)
             if x.shape[1:] != first[1:]:
                 raise ValueError(f"{where} must give examples of one shape, {first[1:]}, not {tuple(x.shape[1:])}")
-            held += x.nbytes + y.nbytes
-            if limit is not None and 2 * held > limit:  # joining them needs as much again
+            size += x.nbytes + y.nbytes
+            if limit is not None and 2 * size > limit:  # joining them needs as much again
                 return None
         next(one_pass(part, where))  # there must be a second pass
-        x, y = wholes[name] = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
-        prints.append(fingerprint_arrays((x, y)) if steady[name] else f"{tuple(x.shape)} {y.bincount().tolist()}")
-    classes = int(max(y.max() for _, y in wholes.values())) + 1
-    images = Images("own", *wholes["train"], *wholes["test"], classes, wholes["validation"], as_is=True)
-    return _of_images(images, first[0], fingerprint=fingerprint_texts(prints))
+        x, y = joined[name] = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+        fingerprints.append(
+            fingerprint_arrays((x, y)) if repeatable[name] else f"{tuple(x.shape)} {y.bincount().tolist()}"
+        )
+    classes = int(max(y.max() for _, y in joined.values())) + 1
+    images = Images("own", *joined["train"], *joined["test"], classes, joined["validation"], as_is=True)
+    return _prepare_images(images, first[0], fingerprint=fingerprint_texts(fingerprints))
 
 
-def _streamed(
-    parts: Mapping[str, Iterable[Any]], first: Mapping[str, Batch], steady: Mapping[str, str], iterations: int
+def _prepare_stream(
+    parts: Mapping[str, Iterable[Any]], first: Mapping[str, Batch], repeatable: Mapping[str, str], iterations: int
 ) -> PreparedData:
     (x, y), train = first["train"], parts["train"]
     size = len(y)
     count = operator.length_hint(train.sampler) if isinstance(train, DataLoader) and train.batch_size else 0
     if not (steps := count // size or operator.length_hint(train)):  # of full batches, where that is known
         steps = sum(len(y) == size for _, y in itertools.islice(one_pass(train, "data.train"), iterations))
-    about = f"{steps} training batches of {size} examples of {tuple(x.shape[1:])}, streamed"
-    some = x[:SAMPLES].cpu().clone() if len(x) > 1 else torch.cat([x, x])
+    description = f"{steps} training batches of {size} examples of {tuple(x.shape[1:])}, streamed"
+    examples = x[:SAMPLES].cpu().clone() if len(x) > 1 else torch.cat([x, x])
     return PreparedData(
-        source=Stream(parts, steps, size, some, classes=int(max(labels.max() for _, labels in first.values())) + 1),
+        source=Stream(parts, steps, size, examples, classes=int(max(labels.max() for _, labels in first.values())) + 1),
         batch_size=size,
         largest_batch=size,
         valid_size=VALID_SIZE,
-        description=about,
+        description=description,
         sample=(x[:2], y[:2]),
-        fingerprint=fingerprint_texts([about, *(found or "at random" for found in steady.values())]),
+        fingerprint=fingerprint_texts([description, *(found or "at random" for found in repeatable.values())]),
     )
 
 
-def _free(device: torch.device) -> int:
+def _free_memory(device: torch.device) -> int:
     """Bytes of memory that are free, on the device and here (where everything passes through)."""
     here = int(psutil.virtual_memory().available)
     return min(here, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else here
 
 
-def _in_order(loader: Iterable[Any]) -> DataLoader[Any] | None:
+def _sequential_loader(loader: Iterable[Any]) -> DataLoader[Any] | None:
     """A DataLoader of the same examples, each once and in a fixed order; None where they cannot be had so."""
     if not isinstance(loader, DataLoader) or type(loader).__iter__ is not DataLoader.__iter__ or not loader.batch_size:
         return None
@@ -284,26 +286,26 @@ def _in_order(loader: Iterable[Any]) -> DataLoader[Any] | None:
     return DataLoader(dataset, **options)
 
 
-def _drawn_twice(loader: Iterable[Any], where: str) -> str:
+def _repeatable_fingerprint(loader: Iterable[Any], where: str) -> str:
     """A fingerprint of the first batch or, of a DataLoader, of examples from all over its data set, since one class
     alone may be augmented; "" if they are others when they are drawn again."""
-    ordered = _in_order(loader)
+    ordered = _sequential_loader(loader)
     if ordered is not None:
         last = len(ordered.sampler) - 1  # type: ignore[arg-type]
         places = sorted({last * i // (SAMPLES - 1) for i in range(SAMPLES)})
         loader = DataLoader(Subset(ordered.dataset, places), batch_size=SAMPLES, collate_fn=ordered.collate_fn)
-    one, again = (fingerprint_arrays(next(one_pass(loader, where, seed))) for seed in (0, 1))
-    return one if one == again else ""
+    first, second = (fingerprint_arrays(next(one_pass(loader, where, seed))) for seed in (0, 1))
+    return first if first == second else ""
 
 
 def one_pass(loader: Iterable[Any], where: str, seed: int = 0, device: torch.device | None = None) -> Iterator[Batch]:
     """The checked batches of one pass, at least one, on `device`. What the loader draws at random is decided by `seed`,
     and no draws elsewhere are disturbed."""
-    drawn = nullcontext if type(loader) in (list, tuple) else rng.Generators(seed).active
+    random_state = nullcontext if type(loader) in (list, tuple) else rng.Generators(seed).active
     batches: Iterator[Any] | None = None
     for number in itertools.count():
         try:
-            with drawn():
+            with random_state():
                 batches = iter(loader) if batches is None else batches
                 batch = next(batches)
         except StopIteration:
@@ -312,14 +314,14 @@ def one_pass(loader: Iterable[Any], where: str, seed: int = 0, device: torch.dev
             return
         except Exception as error:
             raise RuntimeError(f"{where} failed with {checks.error_with_type(error)}") from error
-        x, y = _checked(batch, where)
+        x, y = _check_batch(batch, where)
         yield x.to(device), y.to(device)
 
 
-def _checked(batch: Any, where: str) -> Batch:
+def _check_batch(batch: Any, where: str) -> Batch:
     """Examples (B, ...) and labels (B,) of a batch, which may be a dict of these."""
     if isinstance(batch, Mapping):
-        batch = _pair(batch, where)
+        batch = _examples_and_labels(batch, where)
     parts = batch if isinstance(batch, (tuple, list)) else ()
     tensors = [torch.as_tensor(part) for part in parts if isinstance(part, (Tensor, np.ndarray, list))]
     if not len(parts) == len(tensors) == 2:
@@ -333,10 +335,10 @@ def _checked(batch: Any, where: str) -> Batch:
     return x.detach(), y.detach().long()
 
 
-def _pair(found: Mapping[str, Any], where: str) -> tuple[Any, Any]:
+def _examples_and_labels(batch: Mapping[str, Any], where: str) -> tuple[Any, Any]:
     """The examples and the labels in a dict with one entry for each, the labels under one of LABELS."""
-    labels, others = [key for key in found if key in LABELS], [key for key in found if key not in LABELS]
+    labels, others = [key for key in batch if key in LABELS], [key for key in batch if key not in LABELS]
     if len(labels) != 1 or len(others) != 1:
         must = f"dicts with the labels under one of {', '.join(LABELS)}, and the examples under another key"
-        raise ValueError(f"{where} must give (examples, labels), or {must}, not {', '.join(map(str, found))}")
-    return found[others[0]], found[labels[0]]
+        raise ValueError(f"{where} must give (examples, labels), or {must}, not {', '.join(map(str, batch))}")
+    return batch[others[0]], batch[labels[0]]

@@ -27,8 +27,8 @@ def load(name: str, folder: Path, pixels: str = "standard", image_size: int | No
     file. Models see it as `pixels` says (--pixels), pictures as squares of `image_size` pixels (--image_size).
     ConfigError if there is none."""
     name = names.canonical_dataset(name)
-    if found := names.picture_folder(name, folder):
-        return replace(_read_pictures(found, image_size), pixels=pixels)
+    if pictures := names.picture_folder(name, folder):
+        return replace(_read_pictures(pictures, image_size), pixels=pixels)
     if image_size and (name not in TORCHVISION or len(TORCHVISION[name].shape) == 3):
         raise ConfigError(Problem("image_size", f"is for pictures of several sizes, and {name} has images of one size"))
     file = names.npz_file(Path(folder), name, image_size)
@@ -45,10 +45,10 @@ def training_count(name: str, folder: Path, image_size: int | None = None) -> in
     """How many training images the data set has that `load` gives for `name`, `folder` and `image_size`, found without
     reading them. One that cannot be read, of which `load` says so, counts as a large one."""
     name = names.canonical_dataset(name)
-    if found := names.picture_folder(name, folder):
+    if pictures := names.picture_folder(name, folder):
         from torchvision.datasets.folder import IMG_EXTENSIONS
 
-        return sum(file.name.lower().endswith(IMG_EXTENSIONS) for file in (found / "train").rglob("*"))
+        return sum(file.name.lower().endswith(IMG_EXTENSIONS) for file in (pictures / "train").rglob("*"))
     size = names.npz_shape(names.npz_file(Path(folder), name, image_size))
     return size[0] if size else 10 * VALID_SIZE
 
@@ -57,15 +57,15 @@ def read(file: Path, classes: int | None = None) -> Images:
     """The data set in an .npz file, checked. `classes`: how many labels there must be at most."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            held = list(arrays)
-            found = [np.asarray(arrays[key]) for key in ARRAYS if key in held]
+            keys = list(arrays)
+            values = [np.asarray(arrays[key]) for key in ARRAYS if key in keys]
     except Exception as error:  # zipfile, zlib, tokenize and NumPy raise a dozen kinds of it on a spoiled file
         reason = checks.error_message(error)
         raise ConfigError(f"{file} is no readable .npz file ({reason}); put a complete one in its place") from None
-    if len(found) < len(ARRAYS):
-        holds = ", ".join(held[:8]) or "none"
-        raise ConfigError(f"{file} must hold the arrays {', '.join(ARRAYS)}, but holds {holds}")
-    return images_from_arrays(file, found, classes)
+    if len(values) < len(ARRAYS):
+        names_ = ", ".join(keys[:8]) or "none"
+        raise ConfigError(f"{file} must hold the arrays {', '.join(ARRAYS)}, but holds {names_}")
+    return images_from_arrays(file, values, classes)
 
 
 def images_from_arrays(file: Path, arrays: Sequence[np.ndarray], classes: int | None = None) -> Images:
@@ -110,8 +110,8 @@ def _read_pictures(folder: Path, image_size: int | None) -> Images:
     except (OSError, RuntimeError) as error:  # FileNotFoundError of ImageFolder, or a file that is no picture
         raise ConfigError(f"{folder} is no data set of pictures ({checks.error_message(error)})") from None
     if differ := set(halves[0].classes) ^ set(halves[1].classes):
-        some = ", ".join(sorted(differ)[:3])
-        raise ConfigError(f"{folder}/train and {folder}/{test} must have folders of the same classes; {some} differ")
+        classes = ", ".join(sorted(differ)[:3])
+        raise ConfigError(f"{folder}/train and {folder}/{test} must have folders of the same classes; {classes} differ")
     return images_from_arrays(folder, arrays, len(halves[0].classes))
 
 
@@ -151,9 +151,9 @@ def _download(name: str, file: Path, image_size: int | None) -> None:
     known = TORCHVISION[name]
     kind, of_pictures = getattr(datasets, known.class_name), len(known.shape) == 1
     try:
-        there = next(folder for folder in file.resolve().parents if folder.exists())
+        existing = next(folder for folder in file.resolve().parents if folder.exists())
         with (
-            tempfile.TemporaryDirectory(dir=there, prefix=".download-") as temporary,
+            tempfile.TemporaryDirectory(dir=existing, prefix=".download-") as temporary,
             contextlib.redirect_stdout(io.StringIO()),
         ):
             try:
@@ -187,9 +187,9 @@ def _write(file: Path, arrays: Sequence[np.ndarray], classes: int | None = None)
     images_from_arrays(file, arrays, classes)
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".writing-") as temporary:
-        partial, held = Path(temporary) / file.name, dict[str, Any](zip(ARRAYS, arrays, strict=True))
-        np.savez_compressed(partial, **held)
-        partial.replace(file)
+        temporary_file, named = Path(temporary) / file.name, dict[str, Any](zip(ARRAYS, arrays, strict=True))
+        np.savez_compressed(temporary_file, **named)
+        temporary_file.replace(file)
 
 
 def to_npz(
@@ -242,8 +242,16 @@ def as_images(data: object) -> Images | None:
         except ConfigError as error:
             raise error.named({"dataset": "data"}) from error.__cause__
     if isinstance(data, Loaders) and all(isinstance(part, Loader) for part in data):
-        (train, y), held, (test, z) = ((part.images, part.labels) for part in data)
-        return Images(data.train.name, train, y, test, z, int(max(part.labels.max() for part in data)) + 1, held)
+        (train, train_labels), validation, (test, test_labels) = ((part.images, part.labels) for part in data)
+        return Images(
+            data.train.name,
+            train,
+            train_labels,
+            test,
+            test_labels,
+            int(max(part.labels.max() for part in data)) + 1,
+            validation,
+        )
     return data if isinstance(data, Images) else None
 
 
@@ -283,16 +291,16 @@ def load_MNIST(folder: str | Path, batch_size: int = 60, valid_size: int = 5000,
 
     Raises TypeError and ValueError that name the argument (ConfigError, a ValueError, if the data cannot be read).
     """
-    found = load("mnist", names.data_folder("mnist", checks.path("folder", folder)))
-    valid_size = checks.integer("valid_size", valid_size, 1, len(found.train) // 2)
-    batch_size = checks.integer("batch_size", batch_size, 1, len(found.train) - valid_size)
-    kept, held = split(len(found.train), valid_size, checks.integer("seed", seed, 0))
-    shift, scale = normalisation(found.train)
-    images, test = (x.float().mul_(scale).add_(shift) for x in (found.train, found.test))
+    mnist = load("mnist", names.data_folder("mnist", checks.path("folder", folder)))
+    valid_size = checks.integer("valid_size", valid_size, 1, len(mnist.train) // 2)
+    batch_size = checks.integer("batch_size", batch_size, 1, len(mnist.train) - valid_size)
+    train_indices, valid_indices = split(len(mnist.train), valid_size, checks.integer("seed", seed, 0))
+    shift, scale = normalisation(mnist.train)
+    images, test = (x.float().mul_(scale).add_(shift) for x in (mnist.train, mnist.test))
     return Loaders(
-        Loader("mnist", images[kept], found.train_labels[kept], batch_size, shuffle=True),
-        Loader("mnist", images[held], found.train_labels[held], batch_size, shuffle=False),
-        Loader("mnist", test, found.test_labels, batch_size, shuffle=False),
+        Loader("mnist", images[train_indices], mnist.train_labels[train_indices], batch_size, shuffle=True),
+        Loader("mnist", images[valid_indices], mnist.train_labels[valid_indices], batch_size, shuffle=False),
+        Loader("mnist", test, mnist.test_labels, batch_size, shuffle=False),
     )
 
 

@@ -41,12 +41,12 @@ def find(
     """
     for folder in names.archs_folders(dataset, data, image):
         files = [file for file in names.model_files(folder) if names.spelling(file, arch_type)]
-        found = [model for file in files for model in _matching(file, arch_type)]
-        if len(found) > 1:
-            places = " and ".join(f"{_shown(Path(inspect.getfile(model)))} ({model.__name__})" for model in found)
+        models = [model for file in files for model in _matching(file, arch_type)]
+        if len(models) > 1:
+            places = " and ".join(f"{_short_path(Path(inspect.getfile(model)))} ({model.__name__})" for model in models)
             raise ConfigError(Problem("arch_type", f"{arch_type} is ambiguous, it matches {places}: rename one"))
-        if found:
-            return _builder(found[0], classes, Path(inspect.getfile(found[0])))
+        if models:
+            return _builder(models[0], classes, Path(inspect.getfile(models[0])))
     raise ConfigError(
         *(names.name_problems(arch_type, dataset, data=data) or [names.no_such_model(arch_type, dataset, data=data)])
     )
@@ -56,11 +56,11 @@ def deterministic(make: Build) -> Build:
     """`make`, whose constructor draws the same every time: what it keeps in attributes, which no ticket and no
     checkpoint holds, is then the same in all trainings and evaluations."""
 
-    def made() -> nn.Module:
+    def build() -> nn.Module:
         with rng.seeded(0):
             return make()
 
-    return made
+    return build
 
 
 def build(maker: Build, init: str, seed: int) -> nn.Module:
@@ -104,8 +104,8 @@ def state_of(model: nn.Module) -> State:
 def copy_model(model: nn.Module) -> nn.Module:
     """A copy, also of a model that holds what it has computed, as torch.nn.utils.weight_norm and masks do: that without
     its history, with which PyTorch copies none."""
-    held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    return copy.deepcopy(model, {id(value): value.detach().clone() for value in held if value.grad_fn is not None})
+    tensors = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in tensors if value.grad_fn is not None})
 
 
 def unwrapped_name(name: str) -> str:
@@ -115,8 +115,8 @@ def unwrapped_name(name: str) -> str:
 
 def match_names(tensors: Mapping[str, Tensor], names: Iterable[str]) -> State:
     """`tensors` under the `names` that differ from theirs only in what `plain` takes away."""
-    known = {unwrapped_name(name): name for name in names}
-    return {known.get(unwrapped_name(name), name): tensor for name, tensor in tensors.items()}
+    originals = {unwrapped_name(name): name for name in names}
+    return {originals.get(unwrapped_name(name), name): tensor for name, tensor in tensors.items()}
 
 
 def load_state(model: nn.Module, state: State) -> nn.Module:
@@ -145,7 +145,9 @@ def _matching(file: Path, arch_type: str) -> list[Callable[..., Any]]:
         models = [model for model in models if _gives_module(model)]
     if len(models) != 1:
         have = ", ".join(model.__name__ for model in models) or "none"
-        raise ConfigError(f"{_shown(file)} must define one model to be found by its file's name; it defines {have}")
+        raise ConfigError(
+            f"{_short_path(file)} must define one model to be found by its file's name; it defines {have}"
+        )
     return models
 
 
@@ -160,7 +162,7 @@ def _load(file: Path) -> ModuleType:
         with rng.seeded(0):  # it is loaded again in every process: what it draws must be the same
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"{_shown(file)} cannot be loaded: {error_with_type(error)}") from error
+        raise ConfigError(f"{_short_path(file)} cannot be loaded: {error_with_type(error)}") from error
     return module
 
 
@@ -196,19 +198,23 @@ def _builder(model: Callable[..., Any], classes: int | None, file: Path) -> Buil
 
     def make() -> nn.Module:
         try:
-            made = model(**_arguments(model, classes))
+            model_ = model(**_arguments(model, classes))
         except (Exception, SystemExit) as error:
-            raise ConfigError(f"{_shown(file)}: {model.__name__} cannot be built: {error_message(error)}") from error
-        if not isinstance(made, nn.Module):
-            raise ConfigError(f"{_shown(file)}: {model.__name__} must return a torch.nn.Module, not {type(made)}")
-        if last and last.pop()() is made:
-            raise ConfigError(f"{_shown(file)}: {model.__name__} must make a new network at each call")
-        last.append(weakref.ref(made))
-        return made
+            raise ConfigError(
+                f"{_short_path(file)}: {model.__name__} cannot be built: {error_message(error)}"
+            ) from error
+        if not isinstance(model_, nn.Module):
+            raise ConfigError(
+                f"{_short_path(file)}: {model.__name__} must return a torch.nn.Module, not {type(model_)}"
+            )
+        if last and last.pop()() is model_:
+            raise ConfigError(f"{_short_path(file)}: {model.__name__} must make a new network at each call")
+        last.append(weakref.ref(model_))
+        return model_
 
     make.__wrapped__ = model  # type: ignore[attr-defined]  # inspect.unwrap then finds it
     return make
 
 
-def _shown(file: Path) -> str:
+def _short_path(file: Path) -> str:
     return f"archs/{file.parent.name}/{file.name}"

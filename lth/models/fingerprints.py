@@ -37,7 +37,7 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), range, sl
 
 def fingerprint_objects(*things: Any) -> str:
     """The fingerprint of functions, classes, objects or values: 16 hexadecimal digits."""
-    return fingerprint_texts([_text(things, {})])
+    return fingerprint_texts([_describe(things, {})])
 
 
 def fingerprint_model(make: Callable[[], nn.Module]) -> str:
@@ -62,17 +62,17 @@ def fingerprint_network(net: nn.Module, without: Collection[str] = ()) -> str:
 
 def strip_comments(text: str) -> str:
     """Python code without comments, docstrings and empty lines: read by tokens, which no version of Python changes."""
-    lines, before = text.split("\n"), tokenize.NEWLINE
+    lines, previous = text.split("\n"), tokenize.NEWLINE
     tokens = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type != tokenize.NL]
     for token in tokens:
         if token.type == tokenize.COMMENT:
             lines[token.start[0] - 1] = lines[token.start[0] - 1][: token.start[1]]
     tokens = [token for token in tokens if token.type != tokenize.COMMENT]
-    for token, after in itertools.pairwise(tokens):
-        starts = before in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
-        if token.type == tokenize.STRING and starts and after.type == tokenize.NEWLINE:
+    for token, following in itertools.pairwise(tokens):
+        starts = previous in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+        if token.type == tokenize.STRING and starts and following.type == tokenize.NEWLINE:
             lines[token.start[0] - 1 : token.end[0]] = [""] * (token.end[0] - token.start[0] + 1)
-        before = token.type
+        previous = token.type
     return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
@@ -106,14 +106,14 @@ def _is_own(name: str, file: str | None = None) -> bool:
 
 def _outline(net: nn.Module) -> list[str]:
     """The network's repr, and a line per parameter and buffer, which names what it is tied to."""
-    lines, first = [re.sub(" at 0x[0-9a-fA-F]+", "", repr(net))], dict[int, str]()
+    lines, first_names = [re.sub(" at 0x[0-9a-fA-F]+", "", repr(net))], dict[int, str]()
     for name, tensor in [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]:
-        tied = first.setdefault(id(tensor), name)
-        lines.append(f"{name}: {tied} {tensor.dtype} {tuple(tensor.shape)} {tensor.requires_grad}")
+        first_name = first_names.setdefault(id(tensor), name)
+        lines.append(f"{name}: {first_name} {tensor.dtype} {tuple(tensor.shape)} {tensor.requires_grad}")
     return lines
 
 
-def _text(thing: Any, seen: dict[int, Any]) -> str:
+def _describe(thing: Any, seen: dict[int, Any]) -> str:
     """A thing and all that it is made of; `seen` has what has been described, so that no id is given twice."""
     if isinstance(thing, str) and re.fullmatch(r"(cuda|cpu|mps)(:\d+)?", thing):
         return "device"
@@ -122,7 +122,7 @@ def _text(thing: Any, seen: dict[int, Any]) -> str:
     if id(thing) in seen:
         return f"again {getattr(thing, '__qualname__', type(thing).__qualname__)}"
     seen[id(thing)] = thing
-    return f"{type(thing).__qualname__}({', '.join(_text(part, seen) for part in _parts(thing))})"
+    return f"{type(thing).__qualname__}({', '.join(_describe(part, seen) for part in _parts(thing))})"
 
 
 def _parts(thing: Any) -> Iterable[Any]:
@@ -141,9 +141,9 @@ def _parts(thing: Any) -> Iterable[Any]:
     if isinstance(thing, types.MethodType):
         return thing.__func__, thing.__self__
     if isinstance(thing, types.FunctionType):
-        return _source(thing), _used(thing), getattr(thing, "__wrapped__", None)
+        return _source(thing), _used_values(thing), getattr(thing, "__wrapped__", None)
     if isinstance(thing, type):
-        used = [thing.__bases__, *map(_used, vars(thing).values())] if _is_own(thing.__module__) else []
+        used = [thing.__bases__, *map(_used_values, vars(thing).values())] if _is_own(thing.__module__) else []
         return _source(thing), used
     if isinstance(thing, nn.Module):
         parts: list[Any] = [_outline(thing)]
@@ -165,7 +165,7 @@ def _source(thing: Any) -> str:
     return text or f"{module.partition('.')[0]} {thing.__qualname__}"
 
 
-def _used(function: Any) -> list[Any]:
+def _used_values(function: Any) -> list[Any]:
     """The values that a function uses beyond its arguments: its defaults, what it closes over, and, of the user's own
     functions, plain global values, functions and classes."""
     function = inspect.unwrap(getattr(function, "__func__", function))

@@ -72,21 +72,21 @@ class Trace(TorchDispatchMode):
                 return parts
         result = func(*args, **kwargs)
         if count is not None:
-            often = count(*args, **kwargs, out_val=result) / 2
-            self.total += often
+            multiply_adds = count(*args, **kwargs, out_val=result) / 2
+            self.total += multiply_adds
             factors = args[1:3] if "add" in operation.__name__ else args[:2]
             names = {self.made_of[_memory(factor)] for factor in factors if _memory(factor) in self.made_of}
             self.changed |= {self.made_of[_memory(factor)] for factor in factors if _memory(factor) in self.filled}
             if len(names) == 1:
-                self.products[names.pop()] += often
-        given, made = ([x for x in tree_leaves(of) if isinstance(x, Tensor)] for of in ((args, kwargs), result))
-        self.held += made
-        self.used |= {self.parameters[_memory(x)] for x in given if _memory(x) in self.parameters}
-        if any(_memory(x) in self.live for x in given):
-            self.live |= {_memory(x) for x in made} - {0}
+                self.products[names.pop()] += multiply_adds
+        inputs, outputs = ([x for x in tree_leaves(of) if isinstance(x, Tensor)] for of in ((args, kwargs), result))
+        self.held += outputs
+        self.used |= {self.parameters[_memory(x)] for x in inputs if _memory(x) in self.parameters}
+        if any(_memory(x) in self.live for x in inputs):
+            self.live |= {_memory(x) for x in outputs} - {0}
         else:
-            for x in made:
-                for source in given:
+            for x in outputs:
+                for source in inputs:
                     if (name := self.made_of.get(_memory(source))) and source.numel() == x.numel():
                         self.made_of.setdefault(_memory(x), name)
                         if count is None and self.made_of[_memory(x)] == name:
@@ -111,8 +111,8 @@ def parameters_to_leave_out(make: Callable[[], nn.Module], examples: Tensor) -> 
 def changes_weight(layer: nn.Module) -> bool:
     """Whether a Linear or convolution layer with a forward pass of its own changes its weight before it multiplies, so
     that zeros do not stay zeros."""
-    own = "forward" in vars(layer) or not type(layer).__module__.startswith("torch.nn.modules.")
-    if not own or not isinstance(layer, (_ConvNd, nn.Linear)):
+    custom = "forward" in vars(layer) or not type(layer).__module__.startswith("torch.nn.modules.")
+    if not custom or not isinstance(layer, (_ConvNd, nn.Linear)):
         return False
     try:
         if isinstance(layer, _ConvNd):
@@ -201,23 +201,23 @@ def cost(model: nn.Module, example: Tensor, names: Collection[str]) -> Cost:
         with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH), trace:
             logits = model.eval()(example)
     model.train(training)
-    named = layers.names(model)
-    kinds = {named[id(part.parameter)]: part.kind for part in layers.parts(model)}
+    names_by_id = layers.names(model)
+    kinds = {names_by_id[id(part.parameter)]: part.kind for part in layers.parts(model)}
     uses = {name: trace.products[name] / parameters[name].numel() for name in names}
-    silent = [name for name, often in uses.items() if not often and kinds[name] != layers.EMBEDDING]
-    reached = _reached(logits) if silent else set()
-    if unknown := [name for name in silent if id(parameters[name]) in reached]:
-        raise ValueError(f"what is multiplied by {unknown[0]} is not known")
+    without_products = [name for name, count in uses.items() if not count and kinds[name] != layers.EMBEDDING]
+    reached = _reached(logits) if without_products else set()
+    if untraced := [name for name in without_products if id(parameters[name]) in reached]:
+        raise ValueError(f"what is multiplied by {untraced[0]} is not known")
     return Cost(uses, kinds, trace.total - sum(trace.products[name] for name in uses))
 
 
 def _reached(logits: Tensor) -> set[int]:
     """The ids of the parameters that they depend on."""
-    seen, found, ahead = set(), set(), [logits.grad_fn]
-    while ahead:
-        node = ahead.pop()
+    seen, parameters, pending = set(), set(), [logits.grad_fn]
+    while pending:
+        node = pending.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            found.add(id(getattr(node, "variable", None)))
-            ahead += [before for before, _ in node.next_functions]
-    return found
+            parameters.add(id(getattr(node, "variable", None)))
+            pending += [before for before, _ in node.next_functions]
+    return parameters

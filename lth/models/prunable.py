@@ -27,7 +27,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 # Why parameters are left out of pruning: see lth/models/probe.py.
 UNUSED = "no forward pass uses {}, in training or in evaluation: left out of pruning and percentages"
 CHANGED = "the model changes {} before it multiplies, so that zeros do not stay zeros: not pruned"
-MIN_SHARE = 0.01  # of all parameters, left alone
+NOTED_SHARE = 0.01  # of all parameters, left alone
 
 _LAYERS = (_ConvNd, nn.Linear, nn.Bilinear)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -54,19 +54,23 @@ class Part:
 def parts(model: nn.Module) -> list[Part]:
     """Every parameter of `model` once, in the order of its modules; a tied one is of the kind that is pruned, if any
     of its layers says so. Masks of torch.nn.utils.prune make no difference."""
-    inside = {id(m) for each in model.modules() if isinstance(each, ParametrizationList) for m in each.modules()}
-    found: dict[int, Part] = {}
+    parametrizations_ = {
+        id(m) for each in model.modules() if isinstance(each, ParametrizationList) for m in each.modules()
+    }
+    parts_by_id: dict[int, Part] = {}
     for module in model.modules():
-        if id(module) not in inside:
+        if id(module) not in parametrizations_:
             for part in _parts_of(module):
-                known = found.get(id(part.parameter))
-                if known is None or (known.kind not in (CONV, FC) and part.kind in (CONV, FC)):
-                    found.pop(id(part.parameter), None)
-                    found[id(part.parameter)] = part
-    if alone := vars(model).get("_left_out"):
+                previous = parts_by_id.get(id(part.parameter))
+                if previous is None or (previous.kind not in (CONV, FC) and part.kind in (CONV, FC)):
+                    parts_by_id.pop(id(part.parameter), None)
+                    parts_by_id[id(part.parameter)] = part
+    if left_out := vars(model).get("_left_out"):
         named = names(model)
-        found = {key: replace(part, kind=OTHER) if named[key] in alone else part for key, part in found.items()}
-    return list(found.values())
+        parts_by_id = {
+            key: replace(part, kind=OTHER) if named[key] in left_out else part for key, part in parts_by_id.items()
+        }
+    return list(parts_by_id.values())
 
 
 def leave_out(model: nn.Module, names: Mapping[str, str]) -> nn.Module:
@@ -77,13 +81,13 @@ def leave_out(model: nn.Module, names: Mapping[str, str]) -> nn.Module:
 
 def left_out_notes(model: nn.Module) -> list[str]:
     """Sentences about the parameters of `leave_out` and their share of all."""
-    named, reasons, sentences = names(model), vars(model).get("_left_out", {}), []
-    sizes = {named[id(parameter)]: parameter.numel() for parameter in model.parameters()}
+    names_by_id, reasons, sentences = names(model), vars(model).get("_left_out", {}), []
+    sizes = {names_by_id[id(parameter)]: parameter.numel() for parameter in model.parameters()}
     for reason in (UNUSED, CHANGED):
-        if which := [name for name in reasons if reasons[name] == reason]:
-            more = f" and {len(which) - 4} more" if len(which) > 4 else ""
-            share = f"{100 * sum(sizes[name] for name in which) / sum(sizes.values()):.1f}% of all parameters"
-            sentences.append(reason.format(f"{', '.join(which[:4])}{more} ({share})"))
+        if affected := [name for name in reasons if reasons[name] == reason]:
+            more = f" and {len(affected) - 4} more" if len(affected) > 4 else ""
+            share = f"{100 * sum(sizes[name] for name in affected) / sum(sizes.values()):.1f}% of all parameters"
+            sentences.append(reason.format(f"{', '.join(affected[:4])}{more} ({share})"))
     return sentences
 
 
@@ -94,29 +98,29 @@ def names(model: nn.Module) -> dict[int, str]:
 
 def all_names(model: nn.Module) -> dict[int, list[str]]:
     """The same with every name of a tied parameter."""
-    found: dict[int, list[str]] = {}
+    result: dict[int, list[str]] = {}
     for path, module in model.named_modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                stem = unmasked_name(module, name)
-                found.setdefault(id(parameter), []).append(f"{path}.{stem}" if path else stem)
-    return found
+                plain = unmasked_name(module, name)
+                result.setdefault(id(parameter), []).append(f"{path}.{plain}" if path else plain)
+    return result
 
 
 def unpruned_note(model: nn.Module, embeddings: bool = False) -> str:
     """A sentence about the parameters that are not pruned and their share, where it exceeds 1% of all; else ""."""
     pruned = (CONV, FC, EMBEDDING) if embeddings else (CONV, FC)
-    every, named = parts(model), names(model)
-    total = sum(part.parameter.numel() for part in every)
-    told_elsewhere = vars(model).get("_left_out", {})
-    alone = [part for part in every if part.kind not in pruned and named[id(part.parameter)] not in told_elsewhere]
-    count = sum(part.parameter.numel() for part in alone)
-    if count <= MIN_SHARE * total:
+    all_parts, names_by_id = parts(model), names(model)
+    total = sum(part.parameter.numel() for part in all_parts)
+    noted = vars(model).get("_left_out", {})
+    unpruned = [part for part in all_parts if part.kind not in pruned and names_by_id[id(part.parameter)] not in noted]
+    count = sum(part.parameter.numel() for part in unpruned)
+    if count <= NOTED_SHARE * total:
         return ""
     groups = Counter[str]()
-    for part in alone:
+    for part in unpruned:
         vector = part.kind == BIAS or (part.kind == OTHER and not _is_matrix(part.parameter))
-        key = "biases, normalisation and other vectors" if vector else named[id(part.parameter)]
+        key = "biases, normalisation and other vectors" if vector else names_by_id[id(part.parameter)]
         key += " (an embedding: see prune_embeddings)" if part.kind == EMBEDDING else ""
         groups[key] += part.parameter.numel()
     shares = [f"{key} {100 * size / total:.1f}%" for key, size in groups.most_common(4)]
@@ -158,13 +162,13 @@ def draw(module: nn.Module, init: str) -> None:
     """
     if not isinstance(module, (*_LAYERS, *_RECURRENT, nn.MultiheadAttention)):
         return
-    made = getattr(module, "parametrizations", {})
+    parametrizations = getattr(module, "parametrizations", {})
     for name in _weight_names(module):
         if name in module._parameters:
             value = module._parameters[name]
             if value is not None and value.requires_grad:
                 _draw(module, name, value.detach(), init)
-        elif name in made and any(inner.requires_grad for inner in made[name].parameters()):
+        elif name in parametrizations and any(inner.requires_grad for inner in parametrizations[name].parameters()):
             with torch.no_grad(), contextlib.suppress(ValueError, RuntimeError):  # not invertible
                 value = getattr(module, name).detach().clone()
                 _draw(module, name, value, init)
@@ -188,19 +192,19 @@ def _draw(module: nn.Module, name: str, value: Tensor, init: str) -> None:
 
 def _parts_of(module: nn.Module) -> Iterator[Part]:
     """The parameters of one module, weights first; parametrised ones lie in their parametrisations."""
-    first = {name: i for i, name in enumerate(_weight_names(module))}
+    order = {name: i for i, name in enumerate(_weight_names(module))}
     own = [(unmasked_name(module, name), p) for name, p in module._parameters.items() if p is not None]
-    for name, parameter in sorted(own, key=lambda item: (first.get(item[0], len(first)), "bias" in item[0])):
+    for name, parameter in sorted(own, key=lambda item: (order.get(item[0], len(order)), "bias" in item[0])):
         yield Part(module, module, name, parameter, _kind(module, name, parameter))
-    made = getattr(module, "parametrizations", None)
-    for name, listed in made.items() if isinstance(made, nn.ModuleDict) else ():
+    parametrizations = getattr(module, "parametrizations", None)
+    for name, listed in parametrizations.items() if isinstance(parametrizations, nn.ModuleDict) else ():
         assert isinstance(listed, ParametrizationList)
         kind = _kind(module, name, max(listed.parameters(), key=Tensor.numel))
         for inner in listed.modules():
-            whose = kind if kind == BIAS or (inner is listed and _keeps_zeros(listed)) else OTHER
+            inner_kind = kind if kind == BIAS or (inner is listed and _keeps_zeros(listed)) else OTHER
             own = [(unmasked_name(inner, stem), p) for stem, p in inner._parameters.items() if p is not None]
             for stem, parameter in own:
-                yield Part(module, inner, stem, parameter, whose)
+                yield Part(module, inner, stem, parameter, inner_kind)
 
 
 def _kind(module: nn.Module, name: str, value: Tensor) -> str:
@@ -209,10 +213,10 @@ def _kind(module: nn.Module, name: str, value: Tensor) -> str:
         return weight if name in _weight_names(module) else BIAS if _BIAS.fullmatch(name) else OTHER
     if isinstance(module, _EMBEDDINGS):
         return EMBEDDING if name == "weight" else OTHER
-    called = type(module).__name__.lower()
-    if not _is_matrix(value) or not _MATRIX.search(name) or "norm" in called or _is_of_pytorch(module):
+    class_name = type(module).__name__.lower()
+    if not _is_matrix(value) or not _MATRIX.search(name) or "norm" in class_name or _is_of_pytorch(module):
         return OTHER
-    return EMBEDDING if "embed" in called else CONV if value.ndim > 3 else FC
+    return EMBEDDING if "embed" in class_name else CONV if value.ndim > 3 else FC
 
 
 def _weight_names(module: nn.Module) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What can be compared: the arms (how a round's ticket is made) and the pruning criteria (what scores a weight).
+"""Tables of the arms (how a round's ticket is made) and of the pruning criteria (how weights are scored).
 
 A new arm is one entry of ARMS, a new criterion one function listed in CRITERIA; flags, help, checks and figures read
 these tables. PyTorch is imported only where it computes, so that `--help` is quick.
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arm:
-    """How a round's ticket is made: which weights survive, what they start from, at which rates they learn.
+    """How a round's ticket is made: which weights survive, their values at the start, their learning rates.
 
     masks: the function in lth/experiment/next_ticket.py that makes the masks of a round.
-    scores: what it scores weights by; the lowest are pruned: "criterion" (--prune_method), "random", a name in
-        CRITERIA, or a function of lth/experiment/scores.py, in that many `steps`.
-    compared: which weights compete: "scope" (as --prune_scope says), "all" (of all layers that are pruned) or "layer",
-        where --random_rates says how many each layer keeps.
-    mask_of: the arm whose masks are reused ("of_arm").
-    shuffled: whether their survivors are moved to random places of their layer.
-    start: the function in lth/experiment/next_ticket.py that makes the weights that survivors start from.
-    learn: how masks are learned over weights that stay as they are (lth/training/learned.py); "": weights are trained.
+    scores: the scores of the weights, of which the lowest are pruned: "criterion" (--prune_method), "random", a name in
+        CRITERIA, or a function in lth/experiment/scores.py, called in each of so many `steps`.
+    compared: which weights compete: "scope" (see --prune_scope), "all" (those of all pruned layers) or "layer", where
+        --random_rates decides how many each layer keeps.
+    mask_of: the arm whose masks are used, where `masks` is "of_arm".
+    shuffled: whether the survivors of these masks are moved to random places of their layer.
+    start: the function in lth/experiment/next_ticket.py that makes the weights at the start of a round.
+    learn: how masks over constant weights are learned (lth/training/learned.py); "" if weights are trained.
     schedule: the learning rates of a round: "rewound" (the schedule from the point of --rewind), "whole", or "final"
-        (its last rate throughout; of a cosine, the rate at which the last epoch begins).
-    update: the function in lth/training/updates.py that changes the masks during a round after the first; "" for none.
+        (its last rate throughout; of a cosine, the rate at the start of the last epoch).
+    update: the function in lth/training/updates.py that changes masks during the rounds after the first; "" for none.
     """
 
     help: str
@@ -46,12 +46,12 @@ class Arm:
 
     @property
     def changes_masks(self) -> bool:
-        """Whether a round after the first ends with other masks than its ticket has."""
+        """Whether masks change during a round after the first."""
         return bool(self.update or self.learn)
 
     @property
     def family(self) -> str:
-        """What it is listed under."""
+        """The heading that --help lists the arm under."""
         if self.changes_masks:
             return "networks that are found, not trained" if self.learn else "masks that change during the training"
         return {"before_training": "masks before training", "of_ticket": "tickets of another run"}.get(
@@ -60,14 +60,14 @@ class Arm:
 
 
 class Arms(dict[str, Arm]):
-    """Arms by name. Beside those listed, every arm that finds masks has its controls, such as `random_shuffle`; those
-    of lt are called ticket_reinit and so on."""
+    """Arms by name. Every arm that finds masks also has its controls, such as `random_shuffle`; those of lt are called
+    ticket_reinit and so on."""
 
     def __missing__(self, name: str) -> Arm:
         for control in CONTROLS:
-            of = name.removesuffix(f"_{control}")
-            if of not in (name, "lt") and dict.__contains__(self, of) and not self[of].mask_of:
-                return _control(control, of)
+            base = name.removesuffix(f"_{control}")
+            if base not in (name, "lt") and dict.__contains__(self, base) and not self[base].mask_of:
+                return _control(control, base)
         raise KeyError(name)
 
     def __contains__(self, name: object) -> bool:
@@ -77,9 +77,9 @@ class Arms(dict[str, Arm]):
             return False
 
 
-def _control(name: str, of: str) -> Arm:
+def _control(name: str, arm: str) -> Arm:
     control = CONTROLS[name]
-    return replace(control, masks="of_arm", mask_of=of, help=control.help.replace("the same", f"{of}'s", 1))
+    return replace(control, masks="of_arm", mask_of=arm, help=control.help.replace("the same", f"{arm}'s", 1))
 
 
 # Sanity checks: Frankle & Carbin (Section 2, Appendix E); for any mask, Frankle et al. 2021 (arXiv:2009.08576).
@@ -126,13 +126,14 @@ ARMS = Arms(
 
 
 def ticket_arms(arms: Iterable[str]) -> list[str]:
-    """The arms among these that take all tickets from the run that --ticket names."""
+    """The arms among these whose tickets come from the run that --ticket names."""
     return [arm for arm in arms if arm in ARMS and ARMS[ARMS[arm].mask_of or arm].masks == "of_ticket"]
 
 
 def unused_settings(name: str) -> set[str]:
-    """The settings that decide a folder and that the arm of this name does not use."""
-    arm, finder = ARMS[name], ARMS[ARMS[name].mask_of or name]  # the latter finds its masks
+    """The settings that the arm of this name does not use, among those that decide a folder's name."""
+    arm = ARMS[name]
+    finder = ARMS[arm.mask_of or name]  # the arm that finds its masks
     used = {
         "random_rates": finder.compared == "layer",
         "score_batches": finder.scores in ("snip", "grasp"),
@@ -147,7 +148,7 @@ def unused_settings(name: str) -> set[str]:
 
 
 # Criteria of Zhou et al. 2019 (arXiv:1905.01067, Figure 3): a score per weight from its initial and its trained value;
-# the lowest scores are pruned. Initial weights are those that round 0 began with, also under --rewind and where
+# the lowest scores are pruned. The initial weights are those at the start of round 0, also under --rewind and where
 # survivors continue from trained weights; in arms that draw fresh weights every round, the weights drawn for the round.
 # The docstring of each is its line in --help.
 
@@ -195,7 +196,7 @@ def lamp(initial: Tensor, final: Tensor) -> Tensor:
     squares = final.double().square().flatten()
     ascending = squares.sort().values
     at_least = ascending.flip(0).cumsum(0).flip(0)
-    first = torch.searchsorted(ascending, squares)  # of the weights of the same size
+    first = torch.searchsorted(ascending, squares)  # the first of equal weights
     return (squares / at_least[first].clamp_min(torch.finfo(torch.double).tiny)).view_as(final)
 
 

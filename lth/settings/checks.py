@@ -1,5 +1,8 @@
-"""What is wrong with what a user asked for. A setting has a problem: its name and a sentence. An argument has an error
-that names it, the value received and what is valid: TypeError for a value of the wrong kind, ValueError for others."""
+"""Errors in what a user asked for: problems of settings (a name and a sentence), and checks of function arguments.
+
+The checks return the argument. Their errors name it, the value received and what is valid: TypeError for a value of
+the wrong type, ValueError otherwise.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-SYNONYMS = {  # settings here, and the words of other programs and libraries for them
+SYNONYMS = {  # what other programs and libraries call our settings
     "gpu": "device cuda gpus",
     "lr": "learning_rate learn_rate lrate",
     "jobs": "workers num_workers processes nproc",
@@ -34,33 +37,32 @@ SYNONYMS = {  # settings here, and the words of other programs and libraries for
 
 
 class Problem(str):
-    """A setting and a sentence that says what is wrong with it: `must be a number above 0, not '-1'`.
+    """A setting and a sentence about its value, such as `must be a number above 0, not '-1'`.
 
-    As a string it names the flag of main.py; the other front doors name the setting in their own way.
+    As a string it starts with the flag of main.py; ConfigError.named replaces this by other names.
     """
 
     setting: str
     sentence: str
 
     def __new__(cls, setting: str, sentence: str) -> Problem:
-        made = super().__new__(cls, f"--{setting} {sentence}")
-        made.setting, made.sentence = setting, sentence
-        return made
+        problem = super().__new__(cls, f"--{setting} {sentence}")
+        problem.setting, problem.sentence = setting, sentence
+        return problem
 
     def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
         return self.setting, self.sentence
 
 
 class ConfigError(ValueError):
-    """Settings that cannot be run. `problems` holds each Problem, or a sentence about no setting; the message has a
-    line for each."""
+    """Invalid settings. `problems` has a Problem per setting, or sentences; the message has a line for each."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
 
     def named(self, names: Mapping[str, str]) -> ConfigError:
-        """The same problems with the `names` that a front door has for the settings, by default their own."""
+        """The same error with settings called by their `names`; a setting without an entry keeps its own name."""
         return ConfigError(
             *(f"{names.get(p.setting, p.setting)} {p.sentence}" if isinstance(p, Problem) else p for p in self.problems)
         )
@@ -68,7 +70,7 @@ class ConfigError(ValueError):
 
 @contextmanager
 def collect_errors(problems: list[str]) -> Iterator[None]:
-    """Within it, a ConfigError adds its problems to the list."""
+    """Append the problems of a ConfigError raised within the context to `problems`, and suppress it."""
     try:
         yield
     except ConfigError as error:
@@ -76,32 +78,32 @@ def collect_errors(problems: list[str]) -> Iterator[None]:
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """`: did you mean ...?` with the choice that a mistyped word is nearest to or is a synonym of; else nothing."""
-    bare = word.lower().lstrip("-").replace("-", "_")
-    known = {choice.lower().lstrip("-"): choice for choice in choices}
-    meant = [setting for setting, words in SYNONYMS.items() if setting in known and bare in words.split()]
-    meant += difflib.get_close_matches(bare, known, n=1, cutoff=0.65)
-    return f": did you mean {known[meant[0]]}?" if meant else ""
+    """`: did you mean ...?` with the choice that `word` is a synonym of or most similar to; "" if there is none."""
+    plain = word.lower().lstrip("-").replace("-", "_")
+    spellings = {choice.lower().lstrip("-"): choice for choice in choices}
+    matches = [setting for setting, words in SYNONYMS.items() if setting in spellings and plain in words.split()]
+    matches += difflib.get_close_matches(plain, spellings, n=1, cutoff=0.65)
+    return f": did you mean {spellings[matches[0]]}?" if matches else ""
 
 
 def short_repr(value: Any) -> str:
-    """A value in a few words."""
+    """The repr of a value or, if that is long, its type."""
     text = repr(value)
     return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"
 
 
 def error_with_type(error: BaseException) -> str:
-    """The kind of an error of other code, and the first line of its message."""
+    """The type of an error and the first line of its message."""
     return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
 def error_message(error: BaseException) -> str:
-    """The first line of its message, or its kind."""
+    """The first line of an error's message, or its type if there is no message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def raised_by_lth(error: BaseException) -> bool:
-    """Whether an error was raised by this library itself, not by what it called."""
+    """Whether the error was raised by a line of this library, not by code that it called."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -110,28 +112,28 @@ def raised_by_lth(error: BaseException) -> bool:
 
 def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
     """A whole number from `low` to `high`."""
-    limits = f"a whole number of at least {low}" + (f" and at most {high}" if high is not None else "")
+    expected = f"a whole number of at least {low}" + (f" and at most {high}" if high is not None else "")
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be {limits}, not {short_repr(value)}")
+        raise TypeError(f"{name} must be {expected}, not {short_repr(value)}")
     if not low <= value.__index__() or (high is not None and value.__index__() > high):
-        raise ValueError(f"{name} must be {limits}, not {value}")
+        raise ValueError(f"{name} must be {expected}, not {value}")
     return int(value.__index__())
 
 
 def fraction(name: str, value: Any) -> float:
     """A number from 0 to below 1."""
-    must = f"{name} must be a fraction from 0 to below 1, not"
+    expected = f"{name} must be a fraction from 0 to below 1, not"
     if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise TypeError(f"{must} {short_repr(value)}")
+        raise TypeError(f"{expected} {short_repr(value)}")
     if not 0 <= float(value) < 1:
-        raise ValueError(f"{must} {value}" + (f": {value} percent is {value / 100:g}" if 1 <= value < 100 else ""))
+        raise ValueError(f"{expected} {value}" + (f": {value} percent is {value / 100:g}" if 1 <= value < 100 else ""))
     return float(value)
 
 
-def of_type(name: str, value: Any, kind: type[T], told: str) -> T:
-    """A value of a type; `told` is its name in the error."""
+def of_type(name: str, value: Any, kind: type[T], expected: str) -> T:
+    """A value of the type `kind`, which the error calls `expected`."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be {told}, not {short_repr(value)}")
+        raise TypeError(f"{name} must be {expected}, not {short_repr(value)}")
     return value
 
 
@@ -149,40 +151,40 @@ def boolean(name: str, value: Any) -> bool:
 
 def one_of(name: str, value: Any, choices: Collection[str]) -> str:
     """One of `choices`."""
-    known = f"one of {', '.join(choices)}"
-    if of_type(name, value, str, known) not in choices:
-        raise ValueError(f"{name} must be {known}, not {value!r}{did_you_mean(value, choices)}")
+    expected = f"one of {', '.join(choices)}"
+    if of_type(name, value, str, expected) not in choices:
+        raise ValueError(f"{name} must be {expected}, not {value!r}{did_you_mean(value, choices)}")
     return value
 
 
 def path(name: str, value: Any) -> Path:
-    """A path, of a file or a folder, that need not exist."""
+    """The path of a file or folder, which need not exist."""
     if not isinstance(value, (str, os.PathLike)) or isinstance(value, bytes) or not str(value):
         raise TypeError(f"{name} must be a path, not {short_repr(value)}")
     return Path(value)
 
 
 def device(name: str, value: Any) -> str | None:
-    """The setting --gpu that a device means: None (a GPU where there is one), cpu, cuda, cuda:1, mps, or a number."""
+    """The value of --gpu for None (a GPU if there is one), cpu, mps, cuda, cuda:1, a number or a torch.device."""
     if value is None:
         return None
-    found = re.fullmatch(r"(cpu|mps|cuda)(?::(\d+))?|(\d+)", str(value))
-    known = not isinstance(value, bool) and type(value).__name__ in ("str", "int", "device")
-    if not known or not found:
-        kind = ValueError if known else TypeError
+    match = re.fullmatch(r"(cpu|mps|cuda)(?::(\d+))?|(\d+)", str(value))
+    is_device = not isinstance(value, bool) and type(value).__name__ in ("str", "int", "device")
+    if not is_device or not match:
+        kind = ValueError if is_device else TypeError
         raise kind(f"{name} must be None, 'cpu', 'cuda', 'cuda:0', 'mps' or a torch.device, not {short_repr(value)}")
-    return found[1] if found[1] in ("cpu", "mps") else found[2] or found[3] or "0"
+    return match[1] if match[1] in ("cpu", "mps") else match[2] or match[3] or "0"
 
 
-def known_arguments(whose: str, given: Mapping[str, Any], allowed: Iterable[str]) -> None:
-    """TypeError if `given`, further arguments of the function `whose`, are not all among `allowed`."""
-    for name in given:
+def known_arguments(function: str, arguments: Mapping[str, Any], allowed: Iterable[str]) -> None:
+    """Raise a TypeError unless all keyword `arguments` of `function` are among `allowed`."""
+    for name in arguments:
         if name not in allowed:
-            raise TypeError(f"{whose} has no argument {name!r}{did_you_mean(name, allowed)}")
+            raise TypeError(f"{function} has no argument {name!r}{did_you_mean(name, allowed)}")
 
 
 def run_all(*steps: Callable[[], Any]) -> tuple[Any, ...]:
-    """What the steps return; ConfigError with the problems of all of them, each once."""
+    """Call all `steps` and return their results. Raise one ConfigError with the problems of all, each once."""
     results, problems = list[Any](), list[str]()
     for step in steps:
         with collect_errors(problems):

@@ -1,7 +1,7 @@
 """Every setting of an experiment, declared once: name, type, default, help, valid range.
 
-The flags of main.py, the names of result folders and config.json are all derived from the fields of `Config`.
-A new setting is one field here.
+The flags of main.py, the names of result folders and config.json are derived from the fields of `Config`. A new setting
+is one field here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lth.settings.checks import ConfigError, Problem
 from lth.settings.values import Duration, TicketName, as_text, duration, number
 
 LTH = Path(__file__).resolve().parents[1]
-# Where archs/ and data/ lie: beside main.py in a clone, inside the library where it was installed.
+# The folder of archs/ and data/: that of main.py in a clone, inside the library where it is installed.
 PROJECT = LTH / "packaged" if (LTH / "packaged").is_dir() else LTH.parent
 
 VALID_SIZE = 5000  # images held out for validation from sets that have at least ten times as many
@@ -33,23 +33,23 @@ TIME, TIME_OR_NONE = duration(percent=True), duration(zero=True, percent=True)
 
 
 def same_command(overwrite: bool) -> str:
-    """What continues after a stop, in words: --overwrite would move aside what has been done."""
+    """The command that continues after a stop, in words: --overwrite would move the results aside."""
     return "the same command without --overwrite" if overwrite else "the same command again"
 
 
 def usual_valid_size(count: int) -> int:
-    """How many of `count` training images are held out for validation where --valid_size does not say."""
+    """The default of --valid_size for `count` training images."""
     return max(min(VALID_SIZE, count // 10), 1)
 
 
 def setting(
     group: str, default: Any, help: str, valid: Callable[[str], Any] | Collection[str] = str, **more: Any
 ) -> Any:
-    """A field of Config. `valid` parses its text, or has its choices. `more`: or_else (words about further choices);
+    """A field of Config. `valid` is a parser of text or the choices. `more`: or_else (words about further choices);
     many (takes several values); changes_numbers (False for settings that do not affect the results of a run and so are
     not part of its folder's name); aliases (other flag names)."""
-    read = {"parse": valid} if callable(valid) else {"choices": valid}
-    return field(default=default, metadata={"group": group, "help": help, **read, **more})
+    parser = {"parse": valid} if callable(valid) else {"choices": valid}
+    return field(default=default, metadata={"group": group, "help": help, **parser, **more})
 
 
 experiment = partial(setting, RUN, changes_numbers=False)
@@ -59,10 +59,10 @@ machine, output = partial(setting, MACHINE, changes_numbers=False), partial(sett
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All settings of an experiment; `Config(arch_type="lenet5", prune_percent=20)` leaves the others as they are.
+    """All settings of an experiment, as in `Config(arch_type="lenet5", prune_percent=20)`.
 
-    What each means, with its unit and default, is in its field's metadata["help"], which `main.py --help` prints.
-    ConfigError, a ValueError, has a sentence for each that is not valid.
+    The metadata["help"] of a field explains the setting and its unit; `main.py --help` prints all of them. Raises
+    ConfigError, a ValueError, with a sentence for each setting that is not valid.
     """
 
     prune_type: tuple[str, ...] = experiment(
@@ -173,21 +173,25 @@ class Config:
             raise ConfigError(*problems)
 
     def _clashes(self) -> list[str]:
-        """What is wrong with settings that are valid one by one. Some may still be of the wrong type."""
+        """Problems of settings that exclude each other. Some values may be invalid, and of any type."""
         changed = {spec.name for spec in dataclasses.fields(self) if getattr(self, spec.name) != spec.default}
         arms = self.prune_type if isinstance(self.prune_type, tuple) else ("lt",)
-        sgd, cosine, taken = self.optimizer == "sgd", self.lr_schedule == "cosine", "".join(ticket_arms(arms)[:1])
-        other = f"belongs to the optimizer sgd, not to {self.optimizer}"
-        target, twice = self.target_remaining is not None, " and ".join(sorted(changed & RATES))
+        sgd, cosine, target = self.optimizer == "sgd", self.lr_schedule == "cosine", self.target_remaining is not None
+        only_sgd = f"belongs to the optimizer sgd, not to {self.optimizer}"
+        ticket_arm, rates = "".join(ticket_arms(arms)[:1]), " and ".join(sorted(changed & RATES))
         rules = [
-            ("target_remaining", target and twice, f"already decides what a round prunes: leave out {twice}"),
+            ("target_remaining", target and rates, f"already decides what a round prunes: leave out {rates}"),
             ("target_remaining", target and self.prune_iterations == 1, "needs at least 2 rounds (prune_iterations)"),
-            ("momentum", "momentum" in changed and not sgd, other),
-            ("nesterov", "nesterov" in changed and not sgd, other),
+            ("momentum", "momentum" in changed and not sgd, only_sgd),
+            ("nesterov", "nesterov" in changed and not sgd, only_sgd),
             ("nesterov", self.nesterov and sgd and not self.momentum, "needs a momentum above 0"),
             ("lr_milestones", cosine and self.lr_milestones, "cannot be given with lr_schedule cosine"),
             ("lr_gamma", "lr_gamma" in changed and not self.lr_milestones, "needs lr_milestones, which say when"),
-            ("prune_type", taken and self.ticket is None, f"{taken} needs a ticket, which says whose tickets to use"),
+            (
+                "prune_type",
+                ticket_arm and not self.ticket,
+                f"{ticket_arm} needs a ticket, which says whose tickets to use",
+            ),
             ("prune_type", not arms, f"needs at least one of {', '.join(ARMS)}"),
             ("overwrite", self.join and self.overwrite, "cannot be given with join: each would move the others' work"),
             ("gpu", self.ray and self.gpu not in (None, "cpu"), f"{self.gpu} cannot be given with ray"),
@@ -200,35 +204,37 @@ class Config:
         return range(self.seed, self.seed + self.trials)
 
     def rates(self) -> dict[str, float]:
-        """Percent of the survivors that a round prunes, by the kind of layer."""
-        usual = self.prune_percent
+        """The percentage of the survivors that a round prunes, by kind of layer."""
+        default = self.prune_percent
         if self.target_remaining is not None:
-            usual = 100 * (1 - (self.target_remaining / 100) ** (1 / (self.prune_iterations - 1)))
-        fc = usual if self.fc_percent is None else self.fc_percent
-        conv = usual if self.conv_percent is None else self.conv_percent
+            default = 100 * (1 - (self.target_remaining / 100) ** (1 / (self.prune_iterations - 1)))
+        fc = default if self.fc_percent is None else self.fc_percent
+        conv = default if self.conv_percent is None else self.conv_percent
         return {"conv": conv, "fc": fc, "output": fc if self.output_percent is None else self.output_percent}
 
     def deciding(self) -> dict[str, str]:
-        """The settings that decide a run's numbers, as text."""
-        chosen = {
+        """The settings that decide a run's results, as text."""
+        settings = {
             spec.name: as_text(getattr(self, spec.name))
             for spec in dataclasses.fields(self)
             if spec.metadata.get("changes_numbers", True)
         }
         if self.valid_size is None:
-            chosen["valid_size"] = str(VALID_SIZE)  # lth.commands.session knows the data, and puts their tenth here
-        if self.target_remaining is not None:  # the rate of a round then follows from their number
-            chosen["prune_iterations"] = str(self.prune_iterations)
-        return chosen
+            settings["valid_size"] = str(VALID_SIZE)  # lth.commands.session, which has the data, replaces it by a tenth
+        if self.target_remaining is not None:  # the number of rounds then decides how much each prunes
+            settings["prune_iterations"] = str(self.prune_iterations)
+        return settings
 
     def folder(self) -> str:
-        """Name of the folder of these settings: --name, or those that differ from the defaults, or `default`."""
+        """The name of the results' folder: --name, or the settings that differ from their defaults, or `default`."""
         if self.name:
             return self.name
-        usual = Config().deciding()
-        text = ",".join(f"{key}={value}" for key, value in sorted(self.deciding().items()) if usual.get(key) != value)
-        text = re.sub("[/:]", "+", text)  # of --ticket
-        if len(text) > 100:  # file systems allow 255 bytes a name; a hash keeps long ones apart
+        defaults = Config().deciding()
+        text = ",".join(
+            f"{key}={value}" for key, value in sorted(self.deciding().items()) if defaults.get(key) != value
+        )
+        text = re.sub("[/:]", "+", text)  # in the name of a ticket
+        if len(text) > 100:  # file systems allow 255 bytes per name; a hash keeps long ones apart
             whole = text[:81].rpartition(",")[0] or text[:80]  # no value is cut in two
             text = f"{whole}...{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         return text or "default"

@@ -1,4 +1,4 @@
-"""The command line of main.py: flags made from the fields of `Config`, presets, sweeps, all mistakes in one message."""
+"""The command line of main.py: flags made from the fields of `Config`, presets and sweeps."""
 
 from __future__ import annotations
 
@@ -38,37 +38,37 @@ PRESETS = {
     f"--batch_size 64 {_SGD}",
 }
 METAVARS = {"int": "N", "float": "X", "Duration": "TIME", "Path": "FOLDER", "TicketName": "RUN", "str": "NAME"}
-COMMANDS = {"main.py": "run", "combine_plots.py": "plot", "reproduce.py": "reproduce"}  # of lth, by their scripts
-LTH = ("lth", "__main__")  # how sys.argv[0] ends where that is the program
+COMMANDS = {"main.py": "run", "combine_plots.py": "plot", "reproduce.py": "reproduce"}  # scripts as commands of lth
+LTH = ("lth", "__main__")  # the stem of sys.argv[0] in the program lth
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """A line per flag where it fits; `--no-NAME` is not listed."""
+    """One line per flag where possible, without `--no-NAME`."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        shown = ", ".join(name for name in action.option_strings if not name.startswith("--no-"))
+        flags = ", ".join(name for name in action.option_strings if not name.startswith("--no-"))
         value = f"{action.metavar or '|'.join(action.choices or [])}{' ...' if action.nargs == '+' else ''}"
-        return f"{shown} {value}".strip() or action.dest
+        return f"{flags} {value}".strip() or action.dest
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises ConfigError, knows --version, and takes flags spelled with hyphens too. The script `prog` is
-    called `lth run`, `lth plot` or `lth reproduce` where it was started so."""
+    """A parser that raises ConfigError, has --version, and accepts hyphens in flags. Its name is that of the script,
+    `prog`, or `lth run`, `lth plot` or `lth reproduce` if it was started by such a command."""
 
     def __init__(self, prog: str, **options: Any) -> None:
-        self.script, called = prog, prog
+        self.script, name = prog, prog
         if Path(sys.argv[0]).stem in LTH and sys.argv[1:2] == [COMMANDS.get(prog)]:
-            called = f"lth {COMMANDS[prog]}"
-        super().__init__(prog=called, allow_abbrev=False, formatter_class=_Help, **options)
+            name = f"lth {COMMANDS[prog]}"
+        super().__init__(prog=name, allow_abbrev=False, formatter_class=_Help, **options)
         self.description = self.as_called(self.description or "")
-        self.color = False  # which Python 3.14 would give to --help
+        self.color = False  # Python 3.14 would colour --help
         self.add_argument("--version", action="version", version=f"{self.prog} {VERSION}", help="print the version")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does it."""
+        """As in argparse, with hyphens and underscores alike."""
         known = {name.replace("_", "-"): name for name in self._option_string_actions}
         words = []
         for word in args:
@@ -77,7 +77,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(words, namespace)
 
     def as_called(self, text: str) -> str:
-        """`text` with the examples of a clone as the program was called."""
+        """`text` with `python main.py` and the like replaced by the command that started the program."""
         return text if self.prog == self.script else text.replace(f"python {self.script}", self.prog)
 
     def error(self, message: str) -> NoReturn:
@@ -85,8 +85,8 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(re.sub(r"not allowed with argument (\S+?)(/\S+)?$", r"cannot be given with \1", text))
 
 
-def typed(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """A parser of values for argparse, with the message of its ValueError."""
+def argparse_type(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """`parse` as a type for argparse, which would not show the message of a ValueError."""
 
     def parsed(text: str) -> T:
         try:
@@ -97,17 +97,17 @@ def typed(parse: Callable[[str], T]) -> Callable[[str], T]:
     return parsed
 
 
-def parser(prog: str = "main.py") -> Parser:
-    """The parser of all flags, in groups. The values of settings stay text: `parse` checks them all together."""
-    families: dict[str, dict[str, str]] = {}
+def make_parser(prog: str = "main.py") -> Parser:
+    """The parser of all flags, in groups. It leaves values as text, so that `parse` can report all problems at once."""
+    arms_by_family: dict[str, dict[str, str]] = {}
     for name, arm in ARMS.items():
         if not name.startswith("ticket_"):
-            families.setdefault(arm.family, {})[name] = arm.help
-    arms = "\n".join(f" {family}\n{_table(members)}" for family, members in families.items())
+            arms_by_family.setdefault(arm.family, {})[name] = arm.help
+    arms = "\n".join(f" {family}\n{_table(members)}" for family, members in arms_by_family.items())
     controls = {f"ARM_{name}": control.help for name, control in CONTROLS.items() if name not in ARMS}
     controls[", ".join(f"ARM_{name}" for name in CONTROLS if name in ARMS)] = "the same masks, starts as in that arm"
     criteria = {name: score.__doc__ or "" for name, score in CRITERIA.items()}
-    made = Parser(
+    parser = Parser(
         prog=prog,
         usage="%(prog)s [flags]",
         description="Lottery tickets: train, prune, reset, train again (Frankle & Carbin, ICLR 2019).\n\n"
@@ -123,73 +123,78 @@ def parser(prog: str = "main.py") -> Parser:
     groups: dict[str, Any] = {}
     for spec in FIELDS.values():
         facts, default = spec.metadata, "data beside main.py" if spec.name == "data" else spec.default
-        shown = "" if default in (None, ()) or default is False else f" (default: {as_text(default)})"
-        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": (facts["help"] + shown).replace("%", "%%")}
+        default_text = "" if default in (None, ()) or default is False else f" (default: {as_text(default)})"
+        help = (facts["help"] + default_text).replace("%", "%%")
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": help}
         if spec.type == "bool":
             options["action"] = argparse.BooleanOptionalAction
         else:
-            few = "choices" in facts and len(facts["choices"]) < 6
+            short = "choices" in facts and len(facts["choices"]) < 6
             kind = str(spec.type).partition(" ")[0].removeprefix("tuple[").rstrip(",")
-            options["metavar"] = "|".join(facts["choices"]) if few else METAVARS[kind]
+            options["metavar"] = "|".join(facts["choices"]) if short else METAVARS[kind]
             options["nargs"] = "+" if facts.get("many") else None
         if facts["group"] not in groups:
-            groups[facts["group"]] = made.add_argument_group(facts["group"])
+            groups[facts["group"]] = parser.add_argument_group(facts["group"])
         groups[facts["group"]].add_argument(f"--{spec.name}", *facts.get("aliases", ()), dest=spec.name, **options)
 
-    def more(group: str, name: str, metavar: str, help: str, **options: Any) -> None:
+    def add_option(group: str, name: str, metavar: str, help: str, **options: Any) -> None:
         groups[group].add_argument(f"--{name}", metavar=metavar, help=help, default=argparse.SUPPRESS, **options)
 
     fraction, count = number(float, 0, 1, above=True, below=True), number(int, 1, 9998)
-    more(RUN, "preset", "NAME", "settings of a published experiment, listed below")
-    more(RUN, "config", "FILE", "repeat the run of this config.json")
+    add_option(RUN, "preset", "NAME", "settings of a published experiment, listed below")
+    add_option(RUN, "config", "FILE", "repeat the run of this config.json")
     combinations = "an experiment per combination: lr=1e-3,1e-4 arch_type=fc1,lenet5"
-    more(RUN, "sweep", "NAME=VALUE,VALUE", combinations, nargs="+")
-    more(PRUNE, "prune_pc", "P", "fraction pruned in all, instead of a percent per round", type=typed(fraction))
-    more(PRUNE, "prune_rounds", "N", "prunings that --prune_pc takes (default: 5)", type=typed(count))
-    return made
+    add_option(RUN, "sweep", "NAME=VALUE,VALUE", combinations, nargs="+")
+    add_option(
+        PRUNE, "prune_pc", "P", "fraction pruned in all, instead of a percent per round", type=argparse_type(fraction)
+    )
+    add_option(PRUNE, "prune_rounds", "N", "prunings that --prune_pc takes (default: 5)", type=argparse_type(count))
+    return parser
 
 
 def experiments(argv: Sequence[str]) -> dict[Config, dict[str, str]]:
-    """The experiments that a command line asks for, one per combination of --sweep, each with the values, as text, that
-    tell it from the others: none without --sweep. ConfigError with the mistakes of all combinations."""
-    given = vars(parser().parse_known_args(argv)[0])
-    if not given.get("sweep"):
+    """The experiments of a command line, one per combination of --sweep, each with the values, as text, of the swept
+    settings. Raises ConfigError with the problems of all combinations."""
+    arguments = vars(make_parser().parse_known_args(argv)[0])
+    if not arguments.get("sweep"):
         return {parse(argv): {}}
-    problems = ["--name would give all combinations of --sweep one folder: leave it out"] if given.get("name") else []
-    choices = _choices(given, problems)
-    found: dict[Config, dict[str, str]] = {}
-    for combination in itertools.product(*choices.values()):
-        texts = dict(zip(choices, combination, strict=True))
+    problems = list[str]()
+    if arguments.get("name"):
+        problems.append("--name would give all combinations of --sweep one folder: leave it out")
+    choices = _choices(arguments, problems)
+    configs: dict[Config, dict[str, str]] = {}
+    for values in itertools.product(*choices.values()):
+        texts = dict(zip(choices, values, strict=True))
         with collect_errors(problems):
-            config = parse(argv, swept={name: _swept_value(name, text) for name, text in texts.items()})
-            # In one spelling: fc1,FC1 is one experiment.
+            config = parse(argv, combination={name: _sweep_value(name, text) for name, text in texts.items()})
+            # fc1,FC1 is one experiment.
             model = names.canonical_model(config.arch_type, config.dataset, config.data)
-            found.setdefault(replace(config, arch_type=model, dataset=names.canonical_dataset(config.dataset)), texts)
+            configs.setdefault(replace(config, arch_type=model, dataset=names.canonical_dataset(config.dataset)), texts)
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
-    return found
+    return configs
 
 
 def label(texts: Mapping[str, str]) -> str:
-    """A combination in a few words: `lenet5 lr=1e-4`."""
+    """A short label of a combination: `lenet5 lr=1e-4`."""
     return " ".join(text if name in ("arch_type", "dataset") else f"{name}={text}" for name, text in texts.items())
 
 
-def _choices(given: Mapping[str, Any], problems: list[str]) -> dict[str, list[str]]:
-    """The values, as text, of each setting of --sweep; what is wrong with its words is added to `problems`."""
-    flags, choices = parser()._option_string_actions, dict[str, list[str]]()
-    words = [word.partition("=") for word in given["sweep"]]
-    allowed = {"arch_type", "dataset", "seed"}  # beside the settings that decide numbers
-    if "target_remaining" in [*given, *(typed for typed, _, _ in words)]:
+def _choices(arguments: Mapping[str, Any], problems: list[str]) -> dict[str, list[str]]:
+    """The values, as text, of each setting in --sweep. Problems are appended to `problems`."""
+    flags, choices = make_parser()._option_string_actions, dict[str, list[str]]()
+    words = [word.partition("=") for word in arguments["sweep"]]
+    allowed = {"arch_type", "dataset", "seed"}  # besides the settings that decide a run's results
+    if "target_remaining" in [*arguments, *(word for word, _, _ in words)]:
         allowed.add("prune_iterations")  # which then decides how much each round prunes
-    for typed, equals, values in words:
-        name = flags[f"--{typed}"].dest if f"--{typed}" in flags else ""
+    for word, equals, values in words:
+        name = flags[f"--{word}"].dest if f"--{word}" in flags else ""
         # A comma within a folder's name is not followed by a folder of results.
         texts = re.split(r",(?=[^,]*(?:saves|dumps)/)" if name == "ticket" else ",", values)
         if not equals or not all(texts):
-            problems.append(f"--sweep must be NAME=VALUE,VALUE,..., not {typed + equals + values!r}")
+            problems.append(f"--sweep must be NAME=VALUE,VALUE,..., not {word + equals + values!r}")
         elif name not in FIELDS:
-            problems.append(f"--sweep {typed} is no setting{did_you_mean(typed, FIELDS)}")
+            problems.append(f"--sweep {word} is no setting{did_you_mean(word, FIELDS)}")
         elif not FIELDS[name].metadata.get("changes_numbers", True) and name not in allowed:
             problems.append(f"--sweep {name} does not change what is trained: give --{name} itself, once for all")
         elif name in choices:
@@ -199,72 +204,74 @@ def _choices(given: Mapping[str, Any], problems: list[str]) -> dict[str, list[st
     return choices
 
 
-def _swept_value(name: str, text: str) -> Any:
-    """A value of --sweep as the flag would give it."""
+def _sweep_value(name: str, text: str) -> Any:
+    """A value in --sweep as the parser returns it for the flag."""
     if FIELDS[name].type == "bool":
         return {"true": True, "false": False}.get(text.lower(), text)
     return text.split("+") if FIELDS[name].metadata.get("many") else text
 
 
-def parse(argv: Sequence[str], prog: str = "main.py", swept: Mapping[str, Any] | None = None) -> Config:
-    """The settings of the experiment that the command line asks for, of a sweep with one combination (`swept`).
-    ConfigError with all mistakes at once."""
-    made = parser(prog)
-    known, unknown = made.parse_known_args(argv)
-    given, problems = vars(known), unknown_problems(made, unknown)
-    if given.pop("sweep", None) and swept is None:
+def parse(argv: Sequence[str], prog: str = "main.py", combination: Mapping[str, Any] | None = None) -> Config:
+    """The settings of a command line, with the values of a `combination` of --sweep. Raises ConfigError with all
+    problems."""
+    parser = make_parser(prog)
+    namespace, unknown = parser.parse_known_args(argv)
+    arguments, problems = vars(namespace), unknown_problems(parser, unknown)
+    if arguments.pop("sweep", None) and combination is None:
         problems.append("--sweep asks for several experiments, and this is one")
-    given |= swept or {}
+    arguments |= combination or {}
 
     settings: dict[str, Any] = {}
-    if "config" in given:
+    if "config" in arguments:
         with collect_errors(problems):
-            settings |= _config_file(given.pop("config"), given)
-    if (preset := given.pop("preset", None)) in PRESETS:
-        settings |= vars(made.parse_args([*EVERY.split(), *PRESETS[preset].split()]))
+            settings |= _config_file(arguments.pop("config"), arguments)
+    if (preset := arguments.pop("preset", None)) in PRESETS:
+        settings |= vars(parser.parse_args([*EVERY.split(), *PRESETS[preset].split()]))
     elif preset is not None:
-        must = f"must be one of {', '.join(PRESETS)}, not {preset!r}{did_you_mean(preset, PRESETS)}"
-        problems.append(Problem("preset", must))
-    if swept is not None:  # the name in a config.json was one experiment's
+        expected = f"must be one of {', '.join(PRESETS)}, not {preset!r}{did_you_mean(preset, PRESETS)}"
+        problems.append(Problem("preset", expected))
+    if combination is not None:  # the name in a config.json belongs to one experiment
         settings.pop("name", None)
-    in_all = "prune_pc" in given
+    has_prune_pc = "prune_pc" in arguments
     with collect_errors(problems):
-        given |= _pruned_in_all(given)
-    # A flag rules out what cannot stand beside it in a preset or config.json.
-    ruled_out = {*RATES} if in_all or "target_remaining" in given else set[str]()
-    ruled_out |= {"target_remaining"} if RATES & given.keys() else set()
-    ruled_out |= {"lr_milestones", "lr_gamma"} if given.get("lr_schedule") == "cosine" else set()
-    ruled_out |= {"lr_schedule"} if "lr_milestones" in given else set()
-    ruled_out |= {"momentum", "nesterov"} if given.get("optimizer", "sgd") != "sgd" else set()
-    settings = {name: value for name, value in settings.items() if name not in ruled_out} | given
+        arguments |= _from_prune_pc(arguments)
+    # A flag overrides the settings of a preset or config.json that it excludes.
+    excluded = {*RATES} if has_prune_pc or "target_remaining" in arguments else set[str]()
+    excluded |= {"target_remaining"} if RATES & arguments.keys() else set()
+    excluded |= {"lr_milestones", "lr_gamma"} if arguments.get("lr_schedule") == "cosine" else set()
+    excluded |= {"lr_schedule"} if "lr_milestones" in arguments else set()
+    excluded |= {"momentum", "nesterov"} if arguments.get("optimizer", "sgd") != "sgd" else set()
+    settings = {name: value for name, value in settings.items() if name not in excluded} | arguments
 
     with collect_errors(problems):
         config = Config(**settings)
-        if config.target_remaining is not None and "prune_percent" in given:  # as it is by default, which Config takes
+        if (
+            config.target_remaining is not None and "prune_percent" in arguments
+        ):  # perhaps the default, which Config accepts
             problems.append(Problem("target_remaining", "already decides what a round prunes: leave out prune_percent"))
-    named = {name: settings.get(name, getattr(Config, name)) for name in ("arch_type", "dataset", "data")}
-    if not named.keys() & {getattr(problem, "setting", "") for problem in problems}:
-        problems += names.name_problems(named["arch_type"], named["dataset"], Path(named["data"]))
+    model = {name: settings.get(name, getattr(Config, name)) for name in ("arch_type", "dataset", "data")}
+    if not model.keys() & {getattr(problem, "setting", "") for problem in problems}:
+        problems += names.name_problems(model["arch_type"], model["dataset"], Path(model["data"]))
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     return config
 
 
-def unknown_problems(made: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
-    """What to say about words of a command line that the parser could not place."""
-    problems, values = [], False
+def unknown_problems(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
+    """Problems for the words of a command line that the parser did not recognise."""
+    problems, after_unknown = [], False
     for word in words:
         flag, equals, _ = word.partition("=")
         if word.startswith("-"):
-            problems.append(f"{flag} is no flag of this program{did_you_mean(flag, made._option_string_actions)}")
-            values = not equals  # the words that follow were meant as its values
-        elif not values:
+            problems.append(f"{flag} is no flag of this program{did_you_mean(flag, parser._option_string_actions)}")
+            after_unknown = not equals  # the next words are its values
+        elif not after_unknown:
             problems.append(f"{word!r} does not belong to any flag")
     return problems
 
 
 def _table(rows: Mapping[str, str]) -> str:
-    """A line per name, broken between words at the width of the terminal."""
+    """A line per name, wrapped at the width of the terminal."""
     columns, wide = max(shutil.get_terminal_size().columns - 2, 40), max(map(len, rows)) + 4
     return "\n".join(
         textwrap.fill(f"  {name:{wide - 2}}{text}", columns, subsequent_indent=" " * wide, break_on_hyphens=False)
@@ -272,18 +279,18 @@ def _table(rows: Mapping[str, str]) -> str:
     )
 
 
-def as_argv(given: Mapping[str, Any]) -> list[str]:
-    """Settings as the words of a command line; a bool is --name or --no-name."""
+def as_argv(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as the words of a command line; True and False are --name and --no-name."""
     argv: list[str] = []
-    for name, value in given.items():
+    for name, value in settings.items():
         argv.append(f"--no-{name}" if value is False else f"--{name}")
         if not isinstance(value, bool):
             argv += map(str, value) if isinstance(value, (list, tuple)) else [str(value)]
     return argv
 
 
-def _config_file(path: str, given: Collection[str]) -> dict[str, Any]:
-    """The settings of a run's config.json, without `data` where it is `given` or stands for the default."""
+def _config_file(path: str, arguments: Collection[str]) -> dict[str, Any]:
+    """The settings in a run's config.json, without `data` if that is among the `arguments` or is the default."""
     try:
         settings = dict(json.loads(Path(path).read_text(encoding="utf-8"))["settings"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -291,7 +298,7 @@ def _config_file(path: str, given: Collection[str]) -> dict[str, Any]:
     if unknown := [name for name in settings if name not in FIELDS]:
         text = f"{path} has settings that this version does not know: {', '.join(unknown)}"
         raise ConfigError(Problem("config", text))
-    if settings.get("data") is None or "data" in given:
+    if settings.get("data") is None or "data" in arguments:
         settings.pop("data", None)
     elif not Path(str(settings["data"])).is_dir():
         text = f"{path} used the data in {settings['data']}, which is no folder here: give --data"
@@ -299,14 +306,14 @@ def _config_file(path: str, given: Collection[str]) -> dict[str, Any]:
     return settings
 
 
-def _pruned_in_all(given: dict[str, Any]) -> dict[str, Any]:
-    """--prune_pc and --prune_rounds, taken out of `given`, as the percent and the rounds that they mean."""
-    fraction, rounds = given.pop("prune_pc", None), given.pop("prune_rounds", None)
+def _from_prune_pc(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The prune_percent and prune_iterations for --prune_pc and --prune_rounds, which are removed from `arguments`."""
+    fraction, rounds = arguments.pop("prune_pc", None), arguments.pop("prune_rounds", None)
     if fraction is None:
         if rounds is not None:
             raise ConfigError(Problem("prune_rounds", "is the number of prunings of --prune_pc: give --prune_pc too"))
         return {}
-    if clash := [name for name in ("prune_percent", "prune_iterations", "target_remaining") if name in given]:
+    if clash := [name for name in ("prune_percent", "prune_iterations", "target_remaining") if name in arguments]:
         text = f"already decides the number of rounds and what each prunes: leave out --{' --'.join(clash)}"
         raise ConfigError(Problem("prune_pc", text))
     rounds = rounds or 5

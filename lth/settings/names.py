@@ -1,6 +1,6 @@
-"""The names of models and data sets: which there are, and their one spelling, found without loading any of them.
+"""The names of models and data sets, in their canonical spelling, without loading any of them.
 
-Files under archs/ are read as text here, so that a mistyped name is answered before PyTorch is loaded.
+Files under archs/ are parsed, not run, so that a mistyped name is reported before PyTorch is imported.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 from lth.settings.checks import Problem, did_you_mean
 from lth.settings.config import PROJECT
 
-# Of models: archs/ where the program was started, then the project's.
+# Where model files are: archs/ in the current folder, then the project's.
 ARCHS = list(dict.fromkeys([Path("archs").resolve(), (PROJECT / "archs").resolve()]))
 
 
 @dataclass(frozen=True)
 class TorchvisionSet:
-    """A data set of torchvision: its class there, the number of labels, the images' shape, (C, H, W) or (C,) where
-    --image_size decides the rest, the arguments for its training and its test half, and whether mirrored images keep
-    their meaning."""
+    """A data set of torchvision: the name of its class, the number of labels, the shape of the images, (C, H, W) or
+    (C,) if --image_size decides the rest, the arguments for the training and the test half, and whether mirrored images
+    keep their meaning."""
 
     class_name: str
     classes: int
@@ -36,7 +36,7 @@ def _split(train: str = "train", test: str = "test") -> tuple[dict[str, Any], di
     return {"split": train}, {"split": test}
 
 
-ARRAYS = ("x_train", "y_train", "x_test", "y_test")  # of a data set's .npz file, as Keras names them
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")  # in the .npz file of a data set, as in Keras
 GREY, COLOUR, ANY = (1, 28, 28), (3, 32, 32), (3,)
 TORCHVISION = {
     "mnist": TorchvisionSet("MNIST", 10, GREY),
@@ -62,117 +62,116 @@ TORCHVISION = {
     "stanfordcars": TorchvisionSet("StanfordCars", 196, ANY, _split(), True),
     "stl10": TorchvisionSet("STL10", 10, ANY, _split(), True),
 }
-FALLBACKS = {1: "mnist", 3: "cifar10"}  # whose models also serve others of as many channels
+FALLBACKS = {1: "mnist", 3: "cifar10"}  # by number of channels: models for data sets without their own
 
 
 def canonical_dataset(name: str) -> str:
-    """The one spelling of a data set's name, which may be given in any case."""
+    """The name of a data set in its canonical spelling; `name` itself if the set is not known."""
     known = [*TORCHVISION, *_folders_in_archs()]
-    return name if name in known else next((one for one in known if one.lower() == name.lower()), name)
+    return name if name in known else next((other for other in known if other.lower() == name.lower()), name)
 
 
 def picture_folder(dataset: str, data: Path) -> Path | None:
-    """The folder `<data>/<of>/` where it holds pictures in `train/<class>/` and no .npz file goes before it."""
-    folder = Path(data) / dataset
-    others = dataset in TORCHVISION or npz_file(Path(data), dataset).exists()
+    """The folder `<data>/<dataset>/` if it has pictures in `train/<class>/` and there is no .npz file of that name."""
+    folder = data / dataset
+    others = dataset in TORCHVISION or npz_file(data, dataset).exists()
     return folder if (folder / "train").is_dir() and not others else None
 
 
 def canonical_model(name: str, dataset: str, data: Path | None = None) -> str:
-    """The one spelling of the name of a model for the data set `of`: that of its file, or else of its definition."""
-    found = _find(name, dataset, data)
-    return spelling(found, name) if found else name
+    """The name of a model in the spelling of its file or of its definition; `name` itself if there is no such model."""
+    file = _find(name, dataset, data)
+    return spelling(file, name) if file else name
 
 
 def name_problems(arch_type: str, dataset: str, data: Path | None = None) -> list[str]:
-    """What is wrong with the name of a model and that of a data set. `data` is the folder of the data sets."""
+    """Problems with the names of a model and of a data set. `data` is the folder of the data sets."""
     if model_names(dataset, data):
         return [] if _find(arch_type, dataset, data) else [no_such_model(arch_type, dataset, data)]
-    if data and (file := npz_file(Path(data), dataset)).is_file():
-        if not (size := image_shape(dataset, data)):
+    if data and (file := npz_file(data, dataset)).is_file():
+        if not (shape := image_shape(dataset, data)):
             return [f"{file} must be an .npz file with the arrays {', '.join(ARRAYS)}"]
-        must = f"must have models in archs/{dataset}/, or images of one or three channels"
-        return [Problem("dataset", f"{must}: {file} has images of {_size(size)}")]
+        expected = f"must have models in archs/{dataset}/, or images of one or three channels"
+        return [Problem("dataset", f"{expected}: {file} has images of {_shape_text(shape)}")]
     choices = dict.fromkeys(name for name in (*TORCHVISION, *_folders_in_archs()) if model_names(name))
-    must = (
+    expected = (
         f"must be one of {', '.join(choices)}, or have models in archs/{dataset}/, or be the name of a file "
         f"<data>/{dataset}.npz or of a folder of pictures <data>/{dataset}/train/<class>/, not {dataset!r}"
     )
-    return [Problem("dataset", must + did_you_mean(dataset, choices))]
+    return [Problem("dataset", expected + did_you_mean(dataset, choices))]
 
 
 def no_such_model(arch_type: str, dataset: str, data: Path | None = None) -> Problem:
-    """That there is no such model for the data set `of`."""
+    """The problem that the data set has no model of this name."""
     choices = model_names(dataset, data)
-    where = f"a model of archs/{archs_folders(dataset, data)[0].name}/, one of {', '.join(choices)}"
-    return Problem("arch_type", f"must be {where}, not {arch_type!r}{did_you_mean(arch_type, choices)}")
+    expected = f"must be a model of archs/{archs_folders(dataset, data)[0].name}/, one of {', '.join(choices)}"
+    return Problem("arch_type", f"{expected}, not {arch_type!r}{did_you_mean(arch_type, choices)}")
 
 
 def model_names(dataset: str, data: Path | None = None) -> list[str]:
-    """The names of the models for the data set `of`."""
+    """The names of the models for a data set."""
     return sorted({file.stem for file in _files_for(dataset, data)}, key=str.lower)
 
 
 def archs_folders(dataset: str, data: Path | None = None, image: tuple[int, ...] = ()) -> list[Path]:
-    """The folders under archs/ that have models for the data set `of`: its own, then the one that serves images of as
-    many channels. Where their shape `image` (C, H, W) is not given and the set not known by name, they are looked for
-    in the folder `data`."""
-    name = canonical_dataset(dataset)
-    channels = (image or image_shape(name, data))[:1]
-    places = dict.fromkeys([name, *(FALLBACKS.get(count) for count in channels)])
-    return [archs / one for one in places if one for archs in ARCHS if (archs / one).is_dir()]
+    """The folders under archs/ with models for a data set: its own, then the fallback for its number of channels, which
+    is read from the shape `image` (C, H, W) or, by default, found as in `image_shape`."""
+    own = canonical_dataset(dataset)
+    channels = (image or image_shape(own, data))[:1]
+    names = dict.fromkeys([own, *(FALLBACKS[count] for count in channels if count in FALLBACKS)])
+    return [archs / name for name in names for archs in ARCHS if (archs / name).is_dir()]
 
 
 def fallback_note(arch_type: str, dataset: str, data: Path | None = None) -> str:
-    """A sentence about whose model serves the data set `of`, where it is not its own; else nothing."""
+    """A sentence if the model was made for another data set; else ""."""
     file = _find(arch_type, dataset, data)
     if file is None or file.parent.name == canonical_dataset(dataset):
         return ""
-    return (
-        f"{dataset} has images of {_size(image_shape(dataset, data))} and uses the model of archs/{file.parent.name}/"
-    )
+    shape = _shape_text(image_shape(dataset, data))
+    return f"{dataset} has images of {shape} and uses the model of archs/{file.parent.name}/"
 
 
 def image_shape(dataset: str, data: Path | None = None) -> tuple[int, ...]:
-    """The shape (C, H, W) of the images of a data set known by name, or else of `<data>/<of>.npz`; (3,) of pictures, ()
-    if it is not known."""
+    """The shape (C, H, W) of the images of a data set of torchvision or in `<data>/<dataset>.npz`; (3,) for a folder of
+    pictures, () if it is not known."""
     dataset = canonical_dataset(dataset)
-    if dataset in TORCHVISION or (data and picture_folder(dataset, data)):
-        return TORCHVISION[dataset].shape if dataset in TORCHVISION else (3,)
-    size = npz_shape(npz_file(Path(data), dataset)) if data else ()
-    if len(size) == 4:
-        return tuple(size[1:]) if channels_first(size) else (size[3], *size[1:3])
-    return (1, *size[1:]) if len(size) == 3 else ()
+    if dataset in TORCHVISION:
+        return TORCHVISION[dataset].shape
+    if data and picture_folder(dataset, data):
+        return (3,)
+    shape = npz_shape(npz_file(data, dataset)) if data else ()
+    if len(shape) == 4:
+        return tuple(shape[1:]) if channels_first(shape) else (shape[3], *shape[1:3])
+    return (1, *shape[1:]) if len(shape) == 3 else ()
 
 
 def npz_shape(file: Path) -> tuple[int, ...]:
-    """The shape of the training images in an .npz file, of which only the header is read; () if it cannot be read."""
+    """The shape of the training images in an .npz file, read from its header; () if it cannot be read."""
     from numpy.lib import format
 
     try:
         with zipfile.ZipFile(file) as arrays, arrays.open("x_train.npy") as array:
             format.read_magic(array)
             return format.read_array_header_1_0(array)[0]
-    except Exception:  # zipfile, zlib, tokenize and NumPy raise a dozen kinds of it on a spoiled file
+    except Exception:  # zipfile, zlib, tokenize and NumPy raise a dozen types of error for a damaged file
         return ()
 
 
-def _size(image: tuple[int, ...]) -> str:
-    if len(image) == 1:
-        return f"{image[0]} channels"
-    return "x".join(map(str, (*image[1:], *image[:1])))  # as people say it: 28x28x1
+def _shape_text(shape: tuple[int, ...]) -> str:
+    """`28x28x1` for (1, 28, 28), `3 channels` for (3,)."""
+    return "x".join(map(str, (*shape[1:], shape[0]))) if len(shape) > 1 else f"{shape[0]} channels"
 
 
-def channels_first(size: tuple[int, ...]) -> bool:
-    """Whether images N x ? x ? x ? are N x C x H x W: with 1 or 3 channels in second place, or else up to 4 there and
-    more in the last, or else square only so."""
-    _, second, third, last = size
+def channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether a shape is (N, C, H, W) and not (N, H, W, C): the second size is 1 or 3, or at most 4 and the last one
+    larger, or else the images are square only in this order."""
+    _, second, third, last = shape
     return last not in (1, 3) and (second in (1, 3) or second <= 4 < last or second != third == last)
 
 
 def npz_file(folder: Path, dataset: str, image_size: int | None = None) -> Path:
-    """`<folder>/<of>.npz`, or the file there whose name differs from it in case alone. With an --image_size,
-    `<of>-<image_size>.npz`."""
+    """The file `<folder>/<dataset>.npz` or, with an --image_size, `<folder>/<dataset>-<image_size>.npz`; a file whose
+    name differs only in case is found too."""
     exact = folder / (f"{dataset}-{image_size}.npz" if image_size else f"{dataset}.npz")
     if exact.exists() or not folder.is_dir():
         return exact
@@ -180,10 +179,10 @@ def npz_file(folder: Path, dataset: str, image_size: int | None = None) -> Path:
 
 
 def data_folder(name: str, folder: Path) -> Path:
-    """`folder`, or the project's data folder where only that has the data set `name`."""
-    kind = TORCHVISION[name].class_name if name in TORCHVISION else name  # the folder of torchvision's copy
-    here = npz_file(folder, name).exists() or (folder / kind).is_dir()
-    return PROJECT / "data" if npz_file(PROJECT / "data", name).exists() and not here else folder
+    """`folder`, or the project's data folder if only that has the data set `name`."""
+    copy = TORCHVISION[name].class_name if name in TORCHVISION else name  # the folder of torchvision's copy
+    has_dataset = npz_file(folder, name).exists() or (folder / copy).is_dir()
+    return PROJECT / "data" if npz_file(PROJECT / "data", name).exists() and not has_dataset else folder
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -196,22 +195,22 @@ def _files_for(dataset: str, data: Path | None) -> list[Path]:
 
 
 def _find(arch_type: str, dataset: str, data: Path | None) -> Path | None:
-    """The file of a model for the data set `of`."""
+    """The file of a model for a data set."""
     return next((file for file in _files_for(dataset, data) if spelling(file, arch_type)), None)
 
 
 def spelling(file: Path, arch_type: str) -> str:
-    """How a model file, or a function or class in it, spells its name, which is `arch_type` in any case; "" if none has
-    that name. The file is not run."""
+    """The name of a model file, or of a function or class in it, that equals `arch_type` ignoring case; "" if there is
+    none. The file is not run."""
     names = list[str]()
-    with contextlib.suppress(OSError, SyntaxError, ValueError):  # which is reported when it is loaded
+    with contextlib.suppress(OSError, SyntaxError, ValueError):  # reported when the file is loaded
         tree = ast.parse(file.read_bytes())
         names = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    if len({name for name in names if name.lower() == arch_type.lower()}) > 1:  # their case alone tells them apart
+    if len({name for name in names if name.lower() == arch_type.lower()}) > 1:  # they differ only in case
         return arch_type
     return next((name for name in (file.stem, *names) if name.lower() == arch_type.lower()), "")
 
 
 def _folders_in_archs() -> list[str]:
-    inside = [folder for archs in ARCHS if archs.is_dir() for folder in archs.iterdir()]
-    return [folder.name for folder in sorted(inside) if folder.is_dir() and not folder.name.startswith("_")]
+    folders = [folder for archs in ARCHS if archs.is_dir() for folder in archs.iterdir()]
+    return [folder.name for folder in sorted(folders) if folder.is_dir() and not folder.name.startswith("_")]

@@ -1,4 +1,4 @@
-"""Values of settings: durations, saved tickets, numbers in a range, names; from text, and as text."""
+"""Parsing the values of settings from text: durations, saved tickets, numbers in a range, names, folders."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from typing import Any
 
 from lth.settings.checks import did_you_mean, short_repr
 
-LONGEST = 10**9  # iterations or epochs that anything may last
+LONGEST = 10**9  # the longest duration, in iterations or epochs
 
 
 @dataclass(frozen=True)
 class Duration:
-    """How long: `5` or `5ep` epochs, `500it` iterations, `1%` of a round: an `amount` of a `unit` (ep, it or %)."""
+    """A duration: an `amount` of a `unit`. `5` or `5ep` is epochs, `500it` iterations, `1%` a percentage of a round."""
 
     amount: float
     unit: str = "ep"
 
     @classmethod
     def parse(cls, text: str) -> Duration:
-        """The duration that `text` says; ValueError if it says none."""
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)(ep|it|%)?", str(text).strip())
-        if not found:
+        """The duration in `text`. Raises ValueError if it is not valid."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ep|it|%)?", str(text).strip())
+        if not match:
             raise ValueError("must be a duration such as 5 or 5ep (epochs), 500it (iterations) or 1% (of a round)")
-        amount, unit = float(found[1]), found[2] or "ep"
+        amount, unit = float(match[1]), match[2] or "ep"
         limit = 100 if unit == "%" else LONGEST
         if amount > limit:
             raise ValueError(f"must be at most {limit}{'' if unit == 'ep' else unit}")
@@ -38,7 +38,7 @@ class Duration:
         return cls(amount, unit)
 
     def iterations(self, epoch: int, whole: int = 0) -> int:
-        """In iterations, for epochs of `epoch` and rounds of `whole` iterations; at least 1 unless it is zero."""
+        """The number of iterations, where an epoch has `epoch` and a round `whole`; at least 1 unless `amount` is 0."""
         scale = {"ep": epoch, "it": 1, "%": whole / 100}[self.unit]
         return max(round(self.amount * scale), 1 if self.amount else 0)
 
@@ -47,18 +47,18 @@ class Duration:
 
 
 def absolute_folder(folder: Path) -> Path:
-    """The absolute path of a folder of results. Links are resolved unless dumps/ or saves/ itself is one (to another
-    disk, say), whose target need not be beside the other."""
-    here, there = Path(os.path.normpath(folder.absolute())), folder.resolve()
-    return here if {"dumps", "saves"} & {*here.parts[-6:]} and here.resolve() == there else there
+    """The absolute path of a folder of results. Links are resolved unless dumps/ or saves/ itself is a link (to another
+    disk, say): its target need not be beside the other folder."""
+    absolute, resolved = Path(os.path.normpath(folder.absolute())), folder.resolve()
+    return absolute if {"dumps", "saves"} & {*absolute.parts[-6:]} and absolute.resolve() == resolved else resolved
 
 
 @dataclass(frozen=True)
 class TicketName:
-    """The saved ticket that --ticket names, `RUN` or `RUN:ROUND`; without a round the last finished one.
+    """A saved ticket as --ticket names it, `RUN` or `RUN:ROUND`; by default of the last finished round.
 
-    folder: of a run, <root>/saves/<model>/<data>/<settings>/<arm>/seed<k>, or of an arm, without seed<k>; or the same
-        under dumps/.
+    folder: the folder of a run, <root>/saves/<model>/<data>/<settings>/<arm>/seed<k>, or of an arm, without seed<k>; or
+        the same under dumps/.
     """
 
     folder: Path
@@ -66,29 +66,29 @@ class TicketName:
 
     @classmethod
     def parse(cls, text: str) -> TicketName:
-        """What `text` names; ValueError if there is no such folder."""
+        """The ticket that `text` names. Raises ValueError if there is no such folder."""
         folder, round = re.fullmatch(r"(.*?)(?::(\d{1,6}))?", text.strip(), re.DOTALL).groups()  # type: ignore[union-attr]
         try:
-            made = cls(absolute_folder(Path(folder)), int(round) if round else None)
-            there = bool(folder) and made.folder.is_dir() and bool(made._parts)
+            ticket = cls(absolute_folder(Path(folder)), int(round) if round else None)
+            exists = bool(folder) and ticket.folder.is_dir() and bool(ticket._parts)
         except (OSError, RuntimeError, ValueError):  # too long a name, links in a circle, a zero byte
-            there = False
-        if not there:
+            exists = False
+        if not exists:
             raise ValueError(
                 "must be the folder of an existing run, saves/<model>/<data>/<settings>/<arm>/seed<k>, or of its arm, "
                 "and may end in :ROUND"
             )
-        return made
+        return ticket
 
     @property
     def _parts(self) -> tuple[str, ...]:
-        """The 4 folders of an arm, or 5 of a run, that follow dumps/ or saves/."""
+        """The names below dumps/ or saves/: 4 for an arm, 5 for a run; () if the path has another form."""
         parts = self.folder.parts
         return next((parts[-n:] for n in (4, 5) if len(parts) > n and parts[-n - 1] in ("dumps", "saves")), ())
 
     @property
     def name(self) -> str:
-        """What the ticket is called wherever its files lie: `fc1/mnist/default/lt/seed0:7`."""
+        """The ticket's name, wherever its files are: `fc1/mnist/default/lt/seed0:7`."""
         return "/".join(self._parts) + (f":{self.round}" if self.round is not None else "")
 
     def __str__(self) -> str:
@@ -96,16 +96,18 @@ class TicketName:
 
 
 def rewind(name: str, value: Any, iterations: int) -> Duration:
-    """Iterations, or a fraction below 1 of a round of `iterations`, as a duration."""
-    must = f"{name} must be a number of iterations below {iterations}, the length of a round, or a fraction of a round "
-    must += "below 1, not"
+    """The duration of a number of iterations, or of a fraction below 1 of a round of `iterations`."""
+    expected = (
+        f"{name} must be a number of iterations below {iterations}, the length of a round, or a fraction of a round "
+        "below 1, not"
+    )
     if isinstance(value, bool) or not (hasattr(value, "__index__") or isinstance(value, float)):
-        raise TypeError(f"{must} {short_repr(value)}")
+        raise TypeError(f"{expected} {short_repr(value)}")
     if not 0 <= value < iterations or (value >= 1 and value != int(value)):
-        raise ValueError(f"{must} {value}")
-    if not value:
-        return Duration(0)
-    return Duration(value if value >= 1 else min(max(round(value * iterations), 1), iterations - 1), "it")
+        raise ValueError(f"{expected} {value}")
+    if value and value < 1:
+        value = min(max(round(value * iterations), 1), iterations - 1)
+    return Duration(value, "it") if value else Duration(0)
 
 
 def number(
@@ -129,7 +131,7 @@ def number(
 
 
 def duration(*, zero: bool = False, percent: bool = False) -> Callable[[str], Duration]:
-    """A parser of durations, which may be `zero` or a `percent` of a round."""
+    """A parser of durations; `zero` and a percentage of a round are valid if `zero` and `percent` say so."""
 
     def parse(text: str) -> Duration:
         value = Duration.parse(text)
@@ -142,12 +144,12 @@ def duration(*, zero: bool = False, percent: bool = False) -> Callable[[str], Du
     return parse
 
 
-def matching(pattern: str, must: str) -> Callable[[str], str]:
-    """A parser of words that match a regular expression."""
+def matching(pattern: str, expected: str) -> Callable[[str], str]:
+    """A parser of text that matches a regular expression; others are told to be `expected`."""
 
     def parse(text: str) -> str:
         if not re.fullmatch(pattern, text):
-            raise ValueError(f"must be {must}")
+            raise ValueError(f"must be {expected}")
         return text
 
     return parse
@@ -156,22 +158,24 @@ def matching(pattern: str, must: str) -> Callable[[str], str]:
 def folder_path(text: str) -> Path:
     """The path of a folder, existing or new."""
     path = Path(text)
-    there = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
-    if not there.is_dir():
+    nearest = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
+    if not nearest.is_dir() or "\0" in text:
         raise ValueError("must be a folder, or a new one")
+    if any(len(os.fsencode(name)) > 255 for name in path.parts):  # the limit of file systems
+        raise ValueError("must be made of names of at most 255 bytes")
     return path
 
 
 def plain_name(text: str) -> str:
-    """A word that may be the name of a folder."""
+    """A valid name of a folder."""
     if re.fullmatch(r"[\w.+=,-]{1,100}", text) and text.strip(".") and len(text.encode()) <= 200:
         return text
     raise ValueError("must be a plain name: at most 100 letters (200 bytes), digits and . _ - + = ,")
 
 
 def as_plain_name(text: str) -> str:
-    """The plain name that is nearest to `text`, which may be one."""
-    plain = re.sub(r"[^\w.+=,-]", "_", text)[:50]  # of at most 4 bytes each
+    """`text` as a plain name: other characters become `_`, and what follows the 50th is cut off."""
+    plain = re.sub(r"[^\w.+=,-]", "_", text)[:50]  # 200 bytes at most
     return plain if plain.strip(".") else "_"
 
 
@@ -184,7 +188,7 @@ def dataset_name(text: str) -> str:
 
 
 def parse_value(spec: dataclasses.Field[Any], value: Any) -> Any:
-    """The value of the setting `spec` that `value` (text or already a value) stands for; ValueError if none."""
+    """The value of the setting `spec` for `value`, which may be text. Raises ValueError if it is not valid."""
     if value is None and spec.default is None:
         return None
     if spec.metadata.get("many"):
@@ -200,18 +204,21 @@ def _parse_item(spec: dataclasses.Field[Any], item: Any) -> Any:
             known = f"{', '.join(facts['choices'])}{facts.get('or_else', '')}"
             raise ValueError(f"must be one of {known}, not {item!r}{did_you_mean(str(item), facts['choices'])}")
         return item
-    if isinstance(item, bool) != (spec.type == "bool") or item is None:
-        raise ValueError(f"must be {'True or False' if spec.type == 'bool' else 'a value'}, not {item!r}")
-    if isinstance(item, (bool, TicketName)):  # a ticket may be of a run that is yet to be trained (lth.claims)
+    if spec.type == "bool":
+        if not isinstance(item, bool):
+            raise ValueError(f"must be True or False, not {item!r}")
         return item
+    if isinstance(item, TicketName):  # possibly of a run that is yet to be trained (lth.claims)
+        return item
+    text = "\0" if item is None or isinstance(item, bool) else str(item)  # no parser accepts "\0"
     try:
-        return facts["parse"](str(item))
+        return facts["parse"](text)
     except ValueError as error:
         raise ValueError(f"{error}, not {item!r}") from None
 
 
 def as_text(value: Any) -> str:
-    """A setting's value in one word, for a folder's name."""
+    """The value of a setting as text without spaces, for the name of a folder."""
     if isinstance(value, tuple):
         return "+".join(map(as_text, value))
     if isinstance(value, TicketName):

@@ -198,6 +198,7 @@ ONE: dict[str, str] = {  # of each kind of value one that is too low, too high, 
     "--name a/b": "--name must be a plain name",
     "--root file": "--root must be a folder, or a new one, not 'file'",
     "--root file/in": "--root must be a folder, or a new one, not 'file/in'",
+    f"--root new/{'x' * 256}/in": "--root must be made of names of at most 255 bytes",
     "--ticket nowhere": "--ticket must be the folder of an existing run",
     # flags
     "--prune_percnt 20": "--prune_percnt is no flag of this program: did you mean --prune_percent?",
@@ -263,6 +264,13 @@ def test_a_config_made_in_python_gives_the_same_errors_by_its_own_names() -> Non
     assert len(caught.value.problems) == 6 and "did you mean adam?" in str(caught.value)
     with pytest.raises(ConfigError, match="prune_type needs at least one"):
         Config(prune_type=())
+    with pytest.raises(ConfigError) as caught:
+        Config(trials=True, end_iter=False, root=None)  # type: ignore[arg-type]
+    assert caught.value.problems == (
+        "--trials must be a whole number at least 1, at most 9999, not True",
+        "--end_iter must be a duration such as 5 or 5ep (epochs), 500it (iterations) or 1% (of a round), not False",
+        "--root must be a folder, or a new one, not None",
+    )
     assert Config(prune_type="lt", end_iter=5, lr="0.1", root="x") == Config(
         end_iter=Duration(5), lr=0.1, root=Path("x")
     )
