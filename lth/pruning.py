@@ -185,8 +185,8 @@ def output_layer_note(model: nn.Module, classes: int, embeddings: bool = False) 
     if output is None or outputs[output] == classes or not others:
         return ""
     return (
-        f"output_percent is for {output}, the Linear layer that the model defines last, with {outputs[output]} outputs; "
-        f"{others[-1]} has one for each of the {classes} classes: define it last if it is the output layer"
+        f"output_percent is for {output}, the last Linear layer of the model. It has {outputs[output]} outputs, "
+        f"but {others[-1]} has one for each of the {classes} classes: define it last if it is the output layer"
     )
 
 

@@ -136,12 +136,11 @@ class Feed:
         self.by_norm = images.pixels == "norm"
         self.shift, self.scale = (part.to(device) for part in images.levels)
         if images.validation is None:
-            valid_size_ = usual_valid_size(len(images.train)) if valid_size is None else valid_size
-            splits = [split(len(images.train), valid_size_, seed) for seed in seeds]
+            held_back = usual_valid_size(len(images.train)) if valid_size is None else valid_size
+            splits = [split(len(images.train), held_back, seed) for seed in seeds]
             self.train_indices = [train for train, _ in splits]
-            valid_indices = torch.stack(
-                [held for _, held in splits], dim=1
-            )  # (V, T), so that chunks cut all trials alike
+            # (V, T), so that a chunk has the same number of images of each trial
+            valid_indices = torch.stack([valid for _, valid in splits], dim=1)
             self._valid = [
                 (self.images.index_select(0, chunk), self.labels.index_select(0, chunk))
                 for chunk in (part.T.reshape(-1).to(device) for part in valid_indices.split(self.chunk))

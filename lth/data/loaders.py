@@ -92,8 +92,10 @@ class StreamFeed(Feed):
             if not batches:
                 raise ValueError(f"data.train must give batches of {self.batch_size} in each pass, as in the first one")
             if odd_sizes > 1:  # one is the last of a pass
-                sizes = f"batches of several sizes: {odd_sizes} that do not have the {self.batch_size} examples of the first"
-                warnings.warn(f"data.train gives {sizes} are left out of a pass", stacklevel=2)
+                sizes = f"{odd_sizes} that do not have the {self.batch_size} examples of the first"
+                warnings.warn(
+                    f"data.train gives batches of several sizes: {sizes} are left out of a pass", stacklevel=2
+                )
 
     def fetch(self, batch: Tensor) -> Batch:
         """The examples and labels of a batch; those before it are skipped."""
@@ -189,13 +191,13 @@ def _as_batches(part: Any, shuffle: bool, batch_size: int) -> Any:
 
 
 def _named_parts(data: Any) -> dict[str, Any]:
-    """The training, validation and test part of `given`."""
+    """The training, validation and test part of `data`, by name."""
     if isinstance(data, (tuple, list)) and len(data) == 3 and not hasattr(data, "train"):
         data = dict(zip(PARTS, data, strict=True))
-    parts_ = data if isinstance(data, Mapping) else {name: getattr(data, name, None) for name in PARTS}
-    if missing := [name for name in PARTS if parts_.get(name) is None]:
+    parts = data if isinstance(data, Mapping) else {name: getattr(data, name, None) for name in PARTS}
+    if missing := [name for name in PARTS if parts.get(name) is None]:
         raise TypeError(f"data must be {DATA_KINDS}, not {checks.short_repr(data)}: its {missing[0]} is missing")
-    return {name: parts_[name] for name in PARTS}
+    return {name: parts[name] for name in PARTS}
 
 
 def _prepare_images(

@@ -63,8 +63,8 @@ def read(file: Path, classes: int | None = None) -> Images:
         reason = checks.error_message(error)
         raise ConfigError(f"{file} is no readable .npz file ({reason}); put a complete one in its place") from None
     if len(values) < len(ARRAYS):
-        names_ = ", ".join(keys[:8]) or "none"
-        raise ConfigError(f"{file} must hold the arrays {', '.join(ARRAYS)}, but holds {names_}")
+        held = ", ".join(keys[:8]) or "none"
+        raise ConfigError(f"{file} must hold the arrays {', '.join(ARRAYS)}, but holds {held}")
     return images_from_arrays(file, values, classes)
 
 

@@ -198,19 +198,19 @@ def _builder(model: Callable[..., Any], classes: int | None, file: Path) -> Buil
 
     def make() -> nn.Module:
         try:
-            model_ = model(**_arguments(model, classes))
+            network = model(**_arguments(model, classes))
         except (Exception, SystemExit) as error:
             raise ConfigError(
                 f"{_short_path(file)}: {model.__name__} cannot be built: {error_message(error)}"
             ) from error
-        if not isinstance(model_, nn.Module):
+        if not isinstance(network, nn.Module):
             raise ConfigError(
-                f"{_short_path(file)}: {model.__name__} must return a torch.nn.Module, not {type(model_)}"
+                f"{_short_path(file)}: {model.__name__} must return a torch.nn.Module, not {type(network)}"
             )
-        if last and last.pop()() is model_:
+        if last and last.pop()() is network:
             raise ConfigError(f"{_short_path(file)}: {model.__name__} must make a new network at each call")
-        last.append(weakref.ref(model_))
-        return model_
+        last.append(weakref.ref(network))
+        return network
 
     make.__wrapped__ = model  # type: ignore[attr-defined]  # inspect.unwrap then finds it
     return make

@@ -54,12 +54,11 @@ class Part:
 def parts(model: nn.Module) -> list[Part]:
     """Every parameter of `model` once, in the order of its modules; a tied one is of the kind that is pruned, if any
     of its layers says so. Masks of torch.nn.utils.prune make no difference."""
-    parametrizations_ = {
-        id(m) for each in model.modules() if isinstance(each, ParametrizationList) for m in each.modules()
-    }
+    lists = [module for module in model.modules() if isinstance(module, ParametrizationList)]
+    inside = {id(module) for parametrizations in lists for module in parametrizations.modules()}
     parts_by_id: dict[int, Part] = {}
     for module in model.modules():
-        if id(module) not in parametrizations_:
+        if id(module) not in inside:
             for part in _parts_of(module):
                 previous = parts_by_id.get(id(part.parameter))
                 if previous is None or (previous.kind not in (CONV, FC) and part.kind in (CONV, FC)):
