@@ -125,7 +125,7 @@ def test_an_output_layer_that_is_not_defined_last_is_said() -> None:
 
     assert pruning.layer_kinds(HeadFirst())["body.weight"] == "output"
     told = pruning.output_layer_note(HeadFirst(), classes=10)
-    assert "for body.weight" in told and "64 outputs; head.weight has" in told
+    assert "for body.weight" in told and "64 outputs, but head.weight has" in told
     assert pruning.output_layer_note(HeadFirst(), classes=64) == "" == pruning.output_layer_note(HeadFirst(), classes=7)
 
 
