@@ -1,7 +1,5 @@
 """`python lth lenet mnist --rounds 20 --prune_rate 0.2`: a short command line, translated into that of main.py."""
 
-from __future__ import annotations
-
 import pkgutil
 import sys
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 A pruned parameter `weight` becomes `weight_orig` and `weight_mask` there. Functions that change a model say so.
 """
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 from collections.abc import Callable, Mapping

@@ -4,8 +4,6 @@ A mask set is a dict from parameter name to a boolean tensor of its shape: True 
 pure.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ PyTorch's generators, of the CPU and of the training's device, are seeded, saved
 and NumPy's are seeded with them at the start of each round, but are not saved.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """Is a network the ticket that its owner believes it is? `lth.audit`, and `assert_ticket` for tests in pytest."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Iterator, Mapping
 from numbers import Real

@@ -1,7 +1,5 @@
 """Runs and settings in words, for the headings of figures, tables and sentences."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Do two trainings find the same ticket? The overlap of masks, compared with random masks of as many weights."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The verdict's table as aligned text for a terminal, and the table of a sweep."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -1,8 +1,6 @@
 """The verdict in words: the sparsest winning ticket and what happens beyond it, how each other arm compares, and what
 the numbers rest on."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Sequence

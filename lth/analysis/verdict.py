@@ -4,8 +4,6 @@ Pure functions: runs to a table, a table to the sparsest winning ticket. sentenc
 prints the table.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

@@ -11,8 +11,6 @@ rounds.csv. A .pt file is a state dict (or has one as state_dict), read by torch
 --ticket its own sparsity is shown. The exit code is 1 if something is wrong.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`lth.iterative_pruning`, for networks, data and pruning rules of the user's own."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time

@@ -1,7 +1,5 @@
 """A network given from Python as a `Problem`: its weights, optimiser and loss, and the rule that prunes it."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 from collections.abc import Mapping

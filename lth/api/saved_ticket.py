@@ -1,7 +1,5 @@
 """Saved tickets: loaded from a run, put on a model, evaluated and exported."""
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ settings: as published, in its quick form, or with whatever flags of main.py a u
 This module and published.py do not load PyTorch, so that a mistyped name is answered at once.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import re

@@ -7,8 +7,6 @@ or your own: it gets `Records` and returns one value per trial), the paper's fig
 sentence is true. Leave `published` out if the figure would have to be read off a plot.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

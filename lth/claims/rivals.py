@@ -3,8 +3,6 @@
 What an entry is: see published.py.
 """
 
-from __future__ import annotations
-
 from lth.claims.claim import PERCENT, Claim, Statement, accuracy, reached, towards
 
 LENET_SGD = (

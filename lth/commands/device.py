@@ -1,7 +1,5 @@
 """The device that runs train on, its name, and the number of processor cores."""
 
-from __future__ import annotations
-
 import os
 import platform
 import traceback

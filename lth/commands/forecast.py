@@ -1,8 +1,6 @@
 """What a command is about to do, in words: its trainings, how long they take on this machine, the disk space that they
 need, and remarks on settings that may surprise."""
 
-from __future__ import annotations
-
 import math
 import os
 import shutil

@@ -4,8 +4,6 @@ It is the same in this process, in --jobs processes side by side, in each proces
 cluster (lth.commands.cluster).
 """
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os

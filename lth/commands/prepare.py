@@ -1,7 +1,5 @@
 """From the settings of an experiment to one that is ready to be trained: images, model, all checks, config.json."""
 
-from __future__ import annotations
-
 import platform
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """Progress of training: one bar over all iterations, or plain lines if there is no terminal; and TensorBoard logs."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import math

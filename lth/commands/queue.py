@@ -1,7 +1,5 @@
 """Which runs to train next. The results folder is the queue; processes share it, and each run is locked by one."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import time

@@ -3,8 +3,6 @@
 All front doors (main.py, `python lth`, ExperimentRunner) call `run`.
 """
 
-from __future__ import annotations
-
 import sys
 import threading
 import time

@@ -1,7 +1,5 @@
 """Text for a terminal: broken between words, without control characters."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,8 +1,6 @@
 """Data of the user's own: kept in memory if they fit and stay the same from pass to pass, else streamed, batch by batch
 as they come."""
 
-from __future__ import annotations
-
 import itertools
 import operator
 import warnings

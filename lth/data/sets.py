@@ -1,7 +1,5 @@
 """Data sets by name, file or folder of pictures: reading, checking and writing them, and MNIST as loaders."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import tempfile

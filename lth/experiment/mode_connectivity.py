@@ -8,8 +8,6 @@ The line `rounds` connects the end of the previous round with the end of a round
 the weights that were pruned in between shrink to 0 along it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress

@@ -5,8 +5,6 @@ Masks that are taken from another run must all come from the same training of it
 round is no longer the one that was taken, it has been trained again.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from contextlib import suppress

@@ -5,8 +5,6 @@ change the model, which is a copy with pruned weights at 0. It returns a score p
 score is one function in SCORES.
 """
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence

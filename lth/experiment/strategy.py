@@ -3,8 +3,6 @@
 Every step reads and writes files, so that nothing is lost when the program is stopped at any point.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 

@@ -1,8 +1,6 @@
 """Trains tickets on one device: which of them as one stacked network, with which data, schedule and checkpoints. Also
 the events that it reports, which the terminal, TensorBoard and callbacks show."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Lightning: a callback that audits a network after each pruning (pip install lightning)."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from typing import Any

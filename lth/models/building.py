@@ -1,7 +1,5 @@
 """Models: finding them under archs/, building them, giving them initial weights."""
 
-from __future__ import annotations
-
 import copy
 import importlib.util
 import inspect

@@ -5,8 +5,6 @@ source of its functions and classes and the values that these use. Comments and 
 values of weights. Code of Python, of installed packages and of this program counts by its name.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import copy

@@ -1,8 +1,6 @@
 """What a forward pass does with the parameters of a model: which it uses, which it changes before they multiply, and
 how many multiply-adds they take part in, of which a mask saves some (Blalock et al. 2020, arXiv:2003.03033)."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections import Counter

@@ -6,8 +6,6 @@ recurrent layers and their cells (`weight_ih`, `weight_hh`, `weight_hr`); embedd
 PyTorch's own have their matrices under names such as `weight`, `kernel` or `w1`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections import Counter

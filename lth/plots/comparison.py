@@ -1,8 +1,6 @@
 """Test accuracy and early stop against the weights remaining, arm by arm: the figure that the verdict is read from, of
 one experiment or of several side by side; and accuracies before and during training."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

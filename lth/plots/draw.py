@@ -1,7 +1,5 @@
 """All figures of a folder, and whether they are up to date: drawing takes seconds, checking does not."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import warnings

@@ -1,8 +1,6 @@
 """Two trainings compared: how far the error rises on the straight line between them (linear mode
 connectivity), and how far their masks overlap."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

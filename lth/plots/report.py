@@ -1,8 +1,6 @@
 """Self-contained pages: report.html of a folder of settings, and index.html of all experiments, each with a small
 figure and its verdict."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import datetime

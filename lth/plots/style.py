@@ -3,8 +3,6 @@
 Figures are drawn without pyplot, so that no display is needed and nothing of matplotlib's state changes.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import textwrap

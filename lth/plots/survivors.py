@@ -3,8 +3,6 @@
 The last two are drawn from the tickets under saves/, and left out where there are none.
 """
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,6 @@
 """Files that survive a crash: written under another name, synced and renamed, so that a reader sees the old content or
 the new."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import glob

@@ -3,8 +3,6 @@
 A fingerprint of each (lth.models.fingerprints, lth.data.images) is in config.json and in every file under saves/.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

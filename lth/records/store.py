@@ -4,8 +4,6 @@ The state of a run is on disk: a round starts from its ticket, and a ticket is m
 previous round. Nothing in these files, safetensors with a checksum, is ever executed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """The command line of main.py: flags made from the fields of `Config`, presets and sweeps."""
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

@@ -3,8 +3,6 @@
 Files under archs/ are parsed, not run, so that a mistyped name is reported before PyTorch is imported.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import zipfile

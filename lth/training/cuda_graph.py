@@ -1,7 +1,5 @@
 """A training step as one CUDA graph."""
 
-from __future__ import annotations
-
 import functools
 import pickle
 import warnings

@@ -1,7 +1,5 @@
 """How PyTorch computes on this machine: precision and threads, memory, the layout of convolutions, a GPU's pace."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import sys

@@ -4,8 +4,6 @@ A step changes the scores by straight-through gradients: the gradient of the mas
 as the gradient of the scores. Biases and normalisation parameters are fixed too.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

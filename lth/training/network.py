@@ -4,8 +4,6 @@ Stacking (torch.func.vmap) makes T small networks cost little more than one on a
 bound by launching kernels. A single model runs as plain eager PyTorch.
 """
 
-from __future__ import annotations
-
 import contextlib
 import pickle
 import sys

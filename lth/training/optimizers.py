@@ -4,8 +4,6 @@ PyTorch's private functions do the same arithmetic as the public ones without th
 fifth of a step of a small network. The tests compare both.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """How long a round is, when it is evaluated, and its learning rate: the settings' durations in iterations."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ of a batch side by side in memory, so that activations are (features, batch) wit
 layers are trained so: from where on it pays, and where it changes nothing that the model does.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections import Counter

@@ -1,7 +1,5 @@
 """One training of T trials: steps, evaluations, early stop. Gives curves and weights; knows no rounds and no files."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence

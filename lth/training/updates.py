@@ -4,8 +4,6 @@ An update happens between two steps. Weights that it removes are 0 from then on;
 moments of 0.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
