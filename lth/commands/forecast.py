@@ -234,7 +234,7 @@ def measure_cost(
     train: Any = {"train": images.train[:count], "train_labels": images.train_labels[:count]}
     subset = replace(images, **train, test=images.test[:EVALUATED], test_labels=images.test_labels[:EVALUATED])
     model, masks, held_back = problem.make(), _masks(config, problem, number), min(EVALUATED, len(subset.train) - batch)
-    with hardware.numerics(config.precision, config.threads or 1), hardware.memory_kept():
+    with hardware.numerics(config.precision, config.threads or 1), hardware.keep_memory():
         feed = subset.feed([0], held_back, batch, device, config.augment)
         arguments = (model, [problem.initial(0)], [masks], device, problem.criterion, config.precision == "bf16")
         memory: Any = {"channels_last": hardware.channels_last(problem.make, feed.example())}

@@ -18,7 +18,7 @@ from lth.records.store import Ticket, numbered
 from lth.records.tables import Run
 from lth.rng import derive_seed
 from lth.settings.config import Config
-from lth.training.hardware import memory_kept, numerics
+from lth.training.hardware import keep_memory, numerics
 from lth.training.problem import Problem
 from lth.training.train import Trained, TrialError
 
@@ -41,7 +41,7 @@ class Experiment:
     def run(self, runs: Sequence[Run], rounds: int) -> None:
         """Strategy 1 for several runs at once: train each `rounds` times; prune and reset after all but the last."""
         config, device = self.trainer.config, self.trainer.device
-        with numerics(config.precision, config.threads or 1), memory_kept(), rng.preserved(device):
+        with numerics(config.precision, config.threads or 1), keep_memory(), rng.preserved(device):
             for run in runs:
                 self.resume(run, rounds)
             for number in range(rounds):

@@ -16,33 +16,33 @@ from lth.models.building import Build
 
 BACKENDS: Any = torch.backends
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # parameters of mallopt(3)
-KEEPING = {MMAP_MAX: 0, TRIM_THRESHOLD: -1}  # no block outside of the heap, and the heap never shrinks
-USUAL = {MMAP_MAX: 65536, MMAP_THRESHOLD: 2**25, TRIM_THRESHOLD: 2**26}  # the most that glibc's own rules arrive at
+KEEP_MEMORY = {MMAP_MAX: 0, TRIM_THRESHOLD: -1}  # all blocks are in the heap, and the heap never shrinks
+DEFAULTS = {MMAP_MAX: 65536, MMAP_THRESHOLD: 2**25, TRIM_THRESHOLD: 2**26}  # the maxima of glibc's dynamic thresholds
 BEAT = 0.2  # seconds between two beats
 
 
 @contextmanager
 def numerics(precision: str, threads: int) -> Iterator[None]:
-    """Within it, float32 products are as `--precision` says and PyTorch uses that many threads.
+    """Set the precision of float32 products (`--precision`) and the number of threads within the context.
 
-    fast: TF32 on GPUs; oneDNN's quickest on CPUs, which is bfloat16 products where the processor has AMX and float32
-    elsewhere; numbers below 1e-38 are flushed to 0, since processors are slow on them. fp32: none of this.
+    fast: TF32 on GPUs; on CPUs oneDNN's quickest, which is bfloat16 products on processors with AMX and float32 on
+    others; numbers below 1e-38 are flushed to 0, since processors are slow on them. fp32: none of this.
     """
     strict = precision == "fp32"
     onednn = (BACKENDS.mkldnn.matmul, BACKENDS.mkldnn.conv, BACKENDS.mkldnn.rnn)
     cuda = (BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn)
-    before = [(knob, knob.fp32_precision) for knob in (*onednn, *cuda)]
-    threads_before, flushed = torch.get_num_threads(), bool(torch.full((1,), 1e-40) * 1 == 0)
-    for knob, _ in before:
-        knob.fp32_precision = "ieee" if strict else "bf16" if knob in onednn else "tf32"
+    before = [(backend, backend.fp32_precision) for backend in (*onednn, *cuda)]
+    threads_before, flush_before = torch.get_num_threads(), bool(torch.full((1,), 1e-40) * 1 == 0)
+    for backend, _ in before:
+        backend.fp32_precision = "ieee" if strict else "bf16" if backend in onednn else "tf32"
     torch.set_flush_denormal(not strict)
     torch.set_num_threads(threads)
     try:
         yield
     finally:
-        for knob, value in before:
-            knob.fp32_precision = value
-        torch.set_flush_denormal(flushed)
+        for backend, value in before:
+            backend.fp32_precision = value
+        torch.set_flush_denormal(flush_before)
         torch.set_num_threads(threads_before)
 
 
@@ -53,39 +53,39 @@ def has_amx() -> bool:
 
 
 def uses_amx() -> bool:
-    """Whether float32 products are computed with such tiles now (see `numerics`)."""
+    """Whether float32 products currently use AMX tiles (see `numerics`)."""
     return BACKENDS.mkldnn.matmul.fp32_precision == "bf16" and has_amx()
 
 
 @contextmanager
-def memory_kept() -> Iterator[None]:
+def keep_memory() -> Iterator[None]:
     """Keep the memory that this process frees within the context, and return it to the system on exit.
 
-    glibc returns large blocks to the system as soon as they are freed, so that each step takes them again page by page:
-    30% of the time of conv2. Nothing changes without glibc, or where MALLOC_* or GLIBC_TUNABLES are set.
+    glibc returns large blocks to the system as soon as they are freed, and each step gets them again page by page: 30%
+    of the time of conv2. Has no effect without glibc, or if MALLOC_* or GLIBC_TUNABLES are set.
     """
-    chosen = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
-    library = ctypes.CDLL(None) if sys.platform == "linux" and not chosen else None
+    configured = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    library = ctypes.CDLL(None) if sys.platform == "linux" and not configured else None
     if library is None or not hasattr(library, "mallopt"):
         yield
         return
-    for parameter, value in KEEPING.items():
+    for parameter, value in KEEP_MEMORY.items():
         library.mallopt(parameter, value)
     try:
         yield
     finally:
-        for parameter, value in USUAL.items():
+        for parameter, value in DEFAULTS.items():
             library.mallopt(parameter, value)
         library.malloc_trim(0)
 
 
 def channels_last(make: Build, example: Tensor, bf16: bool = False) -> bool:
-    """Whether models that `make` gives compute in channels_last, the layout that convolutions are quickest in; tried
-    with an example (two or more images). On a GPU that is so where convolutions use tensor cores: under `bf16`, or from
-    compute capability 8.0 (TF32) on.
+    """Whether models from `make` are to use channels_last, the quickest layout for convolutions; tried with an example
+    (two or more images). On a GPU only if convolutions use tensor cores: under `bf16`, or from compute capability 8.0
+    (TF32) on.
 
-    Not those whose own code needs the usual one, as `x.view(len(x), -1)` behind a convolution does: they fail in this
-    layout alone, forward or backward, in training or in evaluation. Nor those with convolutions of three dimensions.
+    False for models that fail in this layout only, in training or in evaluation, because their code needs the default
+    one, such as `x.view(len(x), -1)` after a convolution; and for models with 3-D convolutions.
     """
     if example.device.type == "cuda" and not bf16 and torch.cuda.get_device_capability(example.device) < (8, 0):
         return False
@@ -115,8 +115,8 @@ def _runs(model: nn.Module, example: Tensor, training: bool) -> bool:
 class Beat:
     """Tells when BEAT seconds of training have passed.
 
-    A GPU is handed steps faster than it does them. At a beat the host waits for it, so that a stop and the progress bar
-    are at most about a beat behind; the number of steps between two beats follows from the pace so far.
+    A GPU is sent steps faster than it runs them. At a beat the host waits for it, so that a stop and the progress bar
+    are at most about a beat late; the number of steps between two beats is adapted to their speed.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -124,7 +124,7 @@ class Beat:
         self.event = torch.cuda.Event() if device.type == "cuda" else None
 
     def due(self) -> bool:
-        """Whether a beat ends with this step."""
+        """Whether a beat ends with this step; call it once per step."""
         if self.event is None:
             passed = time.monotonic() - self.last
             self.last += passed if passed >= BEAT else 0

@@ -32,8 +32,8 @@ class Rates:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a round's training is: from iteration `start` to `steps`, evaluated every `evaluate_every` iterations, on
-    the test images at least every `test_every`. Trials with equal plans can be trained as one network."""
+    """The training of a round: from iteration `start` to `steps`, evaluated every `evaluate_every` iterations, on the
+    test images at least every `test_every`. Trials with equal plans can be trained as one network."""
 
     steps: int
     evaluate_every: int
@@ -47,7 +47,7 @@ class Plan:
 
     @property
     def settled(self) -> int:
-        """The iteration after which the masks stay as they are: what is evaluated before is no early stop."""
+        """The iteration after which the masks stay as they are; earlier evaluations do not count for early stop."""
         return self.updates.last if self.updates else 0
 
     def next_evaluation(self, iteration: int) -> int:
@@ -55,8 +55,8 @@ class Plan:
         return min((iteration // self.evaluate_every + 1) * self.evaluate_every, self.steps)
 
     def tests(self, iteration: int, before: int) -> bool:
-        """Whether the evaluation at `iteration`, the one before it at `before`, has the test images at any rate: it is
-        the first after a multiple of `test_every`, or the last."""
+        """Whether the evaluation at `iteration` always includes the test images: if it is the last, or if a multiple of
+        `test_every` was reached since the evaluation at iteration `before`."""
         return iteration // self.test_every > before // self.test_every or iteration == self.steps
 
 
@@ -92,8 +92,8 @@ def _updates(config: Config, epoch_steps: int, update: str, start: int) -> Updat
 
 
 def remarks(config: Config, epoch_steps: int) -> Iterator[str]:
-    """Sentences about durations that are allowed, but hardly meant: a single evaluation per round, and scores by more
-    batches than an epoch has."""
+    """Sentences about durations that are allowed but unlikely to be intended: a single evaluation per round, and scores
+    from more batches than an epoch has."""
     steps = config.end_iter.iterations(epoch_steps)
     if config.valid_freq.iterations(epoch_steps, steps) >= steps:
         unit = {"ep": " (epochs)", "it": "", "%": ""}[config.valid_freq.unit]
@@ -104,22 +104,23 @@ def remarks(config: Config, epoch_steps: int) -> Iterator[str]:
     if config.score_batches > epoch_steps and any(
         "score_batches" not in unused_settings(arm) for arm in config.prune_type
     ):
-        all_of_it = f"scores look at all of an epoch, which has {epoch_steps:,} batches"
-        yield f"--score_batches {config.score_batches}: {all_of_it}"
+        yield (
+            f"--score_batches {config.score_batches}: scores look at all of an epoch, which has {epoch_steps:,} batches"
+        )
 
 
 def check_plan(config: Config, epoch_steps: int) -> list[str]:
-    """What is wrong with the settings' durations for a training set of `epoch_steps` steps an epoch."""
+    """The problems of the settings' durations, given `epoch_steps` steps per epoch."""
     steps, problems = config.end_iter.iterations(epoch_steps), list[str]()
-    late: list[tuple[str, Duration]] = [("rewind", config.rewind), ("warmup", config.warmup)]
+    durations: list[tuple[str, Duration]] = [("rewind", config.rewind), ("warmup", config.warmup)]
     if config.draw_at is not None:
-        late.append(("draw_at", config.draw_at))
+        durations.append(("draw_at", config.draw_at))
         if config.draw_at.iterations(epoch_steps, steps) <= config.rewind.iterations(epoch_steps, steps):
             problems.append(Problem("draw_at", f"{config.draw_at} must come after rewind, {config.rewind}"))
-    for name, duration in [*late, *(("lr_milestones", milestone) for milestone in config.lr_milestones)]:
+    for name, duration in [*durations, *(("lr_milestones", milestone) for milestone in config.lr_milestones)]:
         if duration.iterations(epoch_steps, steps) >= steps:
-            must = f"{duration} must come before the end of a round, which has {steps} iterations"
-            problems.append(Problem(name, must))
+            message = f"{duration} must come before the end of a round, which has {steps} iterations"
+            problems.append(Problem(name, message))
     updates = _updates(config, epoch_steps, "", config.rewind.iterations(epoch_steps, steps))
     if (
         not problems
@@ -127,6 +128,6 @@ def check_plan(config: Config, epoch_steps: int) -> list[str]:
         and updates.last <= updates.start
     ):
         between = f"iteration {updates.start}, where a round starts, and iteration {updates.end} (update_end)"
-        must = f"{config.update_freq}, every {updates.every} iterations, must come at least once between {between}"
-        problems.append(Problem("update_freq", must))
+        message = f"{config.update_freq}, every {updates.every} iterations, must come at least once between {between}"
+        problems.append(Problem("update_freq", message))
     return problems

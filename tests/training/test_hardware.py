@@ -69,7 +69,7 @@ def test_precision_is_set_and_restored(precision: str, expected: dict[str, str],
 STEPS = """
 import resource
 import psutil, torch
-from lth.training.hardware import memory_kept
+from lth.training.hardware import keep_memory
 
 def pages_taken():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -78,7 +78,7 @@ def pages_taken():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 process = psutil.Process()
-with memory_kept():
+with keep_memory():
     print(*(pages_taken() * resource.getpagesize() // 2**20 for _ in range(7)))
     held = process.memory_info().rss
 print((held - process.memory_info().rss) // 2**20)
@@ -105,7 +105,7 @@ def test_nothing_changes_without_glibc_or_with_own_settings(system: str, variabl
     monkeypatch.setattr(hardware.ctypes, "CDLL", lambda name: asked.append(name) or object())
     if variable:
         monkeypatch.setenv(variable, "1")
-    with hardware.memory_kept():
+    with hardware.keep_memory():
         assert bool(asked) == (system == "linux" and not variable)
 
 

@@ -166,8 +166,8 @@ def test_sparse_networks_train_as_dense(make: Callable[[], nn.Module], runs: lis
     """Also under dropout, which draws the same, and whatever is a layer's neighbour or takes parts of the sequence."""
     names, joined = chosen(make, 0.2), list[int]()
     assert len(names) == sum(type(module) is nn.Linear for module in make().modules())
-    run = sparse._run
-    monkeypatch.setattr(sparse, "_run", lambda x, layers, how: joined.append(len(how)) or run(x, layers, how))
+    apply = sparse._apply
+    monkeypatch.setattr(sparse, "_apply", lambda x, layers, specs: joined.append(len(specs)) or apply(x, layers, specs))
     trained = []
     for each in ((), names):
         rng.seed(0)
