@@ -184,9 +184,7 @@ def sparse_product(offsets: Tensor, columns: Tensor, values: Tensor, x: Tensor) 
     """A sparse matrix (rows, inner) times x (inner, n): (rows, n). The matrix is in CSR format: row r has the `values`
     from offsets[r] to offsets[r + 1], in these `columns`; offsets (rows + 1,) and columns are int32. FBGEMM's sums of
     rows, made for embeddings, take less than half the time of MKL's sparse products."""
-    embedding_bag: Any = (
-        torch._embedding_bag_forward_only
-    )  # no bookkeeping for a gradient, even of a parameter's values
+    embedding_bag: Any = torch._embedding_bag_forward_only  # no bookkeeping for gradients, even for a parameter
     return embedding_bag(x, columns, offsets, False, 0, False, values, True)[0]
 
 

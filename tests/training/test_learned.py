@@ -50,30 +50,30 @@ def test_scores_get_the_gradient_that_goes_straight_through_the_mask(kind: str) 
     model, images, labels = nn.Sequential(nn.Flatten(), nn.Linear(6, 4)), torch.randn(9, 1, 2, 3), torch.arange(9) % 4
     fixed, mask = model[1].weight.detach().clone(), torch.rand(4, 6) < 0.5
     made = LearnedMasks(model, [building.state_of(model)], [{"1.weight": mask}], CPU, how=LEARNED[kind], seeds=[3])
-    before, kept = made.leaves[0].detach().clone().view(4, 6), int(mask.sum())
+    before, count = made.leaves[0].detach().clone().view(4, 6), int(mask.sum())
     order = before.abs() if kind == "edge_popup" else before + made.noise["1.weight"].view(4, 6)
     assert order[mask].min() > order[~mask].max(), "scores begin with the ticket's mask"
     torch.manual_seed(5)
-    (found,) = gradients(made.losses(images, labels), made.leaves)
+    (grad,) = gradients(made.losses(images, labels), made.leaves)
     scores, effective = made.leaves[0].detach().view(4, 6), mask * 1.0
     slope = scores.sign()
     if kind == "supermask":
         chance = scores.sigmoid()
         torch.manual_seed(5)
         effective, slope = (torch.rand(1, 24).view(4, 6) < chance) * 1.0, chance * (1 - chance)
-        assert chance.sum().item() == pytest.approx(kept, abs=0.01), "the density is that of the mask"
+        assert chance.sum().item() == pytest.approx(count, abs=0.01), "the density is that of the mask"
     else:
         assert torch.equal(scores, before)
     weight = (fixed * effective).requires_grad_()
     nn.functional.cross_entropy(images.flatten(1) @ weight.t() + model[1].bias.detach(), labels).backward()
     assert weight.grad is not None
-    assert torch.allclose(found.view(4, 6), weight.grad * fixed * slope, atol=1e-6)
+    assert torch.allclose(grad.view(4, 6), weight.grad * fixed * slope, atol=1e-6)
 
 
 def test_exactly_as_many_are_kept_also_of_equal_scores() -> None:
     values = torch.tensor([[3.0, 1.0, 2.0, 2.0, 2.0, 0.0], [1.0, 5.0, 4.0, 3.0, 2.0, 0.0]])
-    found = highest(values, 3)
-    assert found.sum(1).tolist() == [3, 3] and found[0, 0] == 1 and found[1].tolist() == [0, 1, 1, 1, 0, 0]
+    mask = highest(values, 3)
+    assert mask.sum(1).tolist() == [3, 3] and mask[0, 0] == 1 and mask[1].tolist() == [0, 1, 1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("kind", ARMS)
@@ -90,8 +90,10 @@ def test_weights_never_change_and_counts_stay(kind: str, make: Any) -> None:
         assert state.keys() == begin.keys()
         for name, tensor in state.items():
             if name in masks:
-                kept = state[name] != 0
-                assert int(kept.sum()) == int(masks[name].sum()) and torch.equal(tensor[kept], fixed[name][kept])
+                survives = state[name] != 0
+                assert int(survives.sum()) == int(masks[name].sum()) and torch.equal(
+                    tensor[survives], fixed[name][survives]
+                )
             elif "running" not in name and "num_batches" not in name:
                 assert torch.equal(tensor, fixed[name]), "biases and norm parameters are not trained"
     assert any(not torch.equal(trained.masks[name], mask) for name, mask in masks.items()), "nothing was learned"
@@ -100,15 +102,15 @@ def test_weights_never_change_and_counts_stay(kind: str, make: Any) -> None:
 
 @pytest.mark.parametrize("kind", ARMS)
 def test_stacked_trials_begin_as_each_alone(kind: str) -> None:
-    together, images, labels = network(kind, seeds=(0, 1)), torch.randn(20, 1, 8, 8), torch.arange(20) % CLASSES
-    together.model.eval()
-    losses = together.losses(images, labels)
+    stacked, images, labels = network(kind, seeds=(0, 1)), torch.randn(20, 1, 8, 8), torch.arange(20) % CLASSES
+    stacked.model.eval()
+    losses = stacked.losses(images, labels)
     for trial in (0, 1):
-        alone = network(kind, seeds=(trial,))
-        alone.model.eval()
+        single = network(kind, seeds=(trial,))
+        single.model.eval()
         part = slice(10 * trial, 10 * trial + 10)
-        assert torch.allclose(losses[trial], alone.losses(images[part], labels[part]), atol=1e-6)
-        assert all(torch.equal(value, alone.mask_state(0)[name]) for name, value in together.mask_state(trial).items())
+        assert torch.allclose(losses[trial], single.losses(images[part], labels[part]), atol=1e-6)
+        assert all(torch.equal(value, single.mask_state(0)[name]) for name, value in stacked.mask_state(trial).items())
 
 
 @pytest.mark.parametrize("kind", ARMS)
@@ -143,14 +145,14 @@ def test_rounds_controls_tickets_and_audit(place: Path, arch_type: str, stack: i
             assert sum(pruning.survivors(ticket.masks).values()) == ticket.row["weights"]
         lth.audit(ticket.trained, ticket, trained=True, remaining=ticket.row["remaining"])
     for arm, control in (("edge_popup", "edge_popup_reinit"), ("supermask", "supermask_shuffle")):
-        found, taken = (lth.load_ticket(runs[name].saves, 2) for name in (arm, control))
-        assert found.trained is not None
+        learned, taken = (lth.load_ticket(runs[name].saves, 2) for name in (arm, control))
+        assert learned.trained is not None
         start = Store(runs[arm]).ticket(2).start
-        for name, mask in found.masks.items():
+        for name, mask in learned.masks.items():
             (value,) = start[name].abs().unique()  # signed constants: Kaiming's of the weights that are kept
             inputs = mask[0].numel() * mask.double().mean().item()
             assert value.item() == pytest.approx((2 / inputs) ** 0.5)
-            assert torch.equal(found.trained[name], start[name] * mask)
+            assert torch.equal(learned.trained[name], start[name] * mask)
             assert torch.equal(taken.masks[name], mask) == (control == "edge_popup_reinit")
 
 

@@ -50,11 +50,11 @@ def made(make: Callable[[], nn.Module], device: torch.device, updates: Any = Non
     return training(make, replace(PLAN, updates=updates), device=device, **options)
 
 
-def assert_equal(found: list[Trained], expected: list[Trained]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        assert one.evals == other.evals
+def assert_equal(results: list[Trained], expected: list[Trained]) -> None:
+    for result, reference in zip(results, expected, strict=True):
+        assert result.evals == reference.evals
         for part in ("final", "best", "rewind"):
-            mine, theirs = getattr(one, part), getattr(other, part)
+            mine, theirs = getattr(result, part), getattr(reference, part)
             assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in theirs), part
 
 
@@ -244,10 +244,10 @@ def test_convolutions_are_stacked_where_it_pays(place: Path, monkeypatch: Patch,
     monkeypatch.setattr(problem, "step_seconds", lambda *given: stacked if given[-1] > 1 else 1.0)
     for arch_type, gains in (("conv", pays), ("mlp", True)):
         config = settings(place, arch_type=arch_type)
-        asked = problem_of(config)
-        assert problem.stack_size(config, asked, CUDA) > 100  # no GPU here to measure it, as on a cluster's head
+        work = problem_of(config)
+        assert problem.stack_size(config, work, CUDA) > 100  # no GPU here to measure it, as on a cluster's head
         with gpu():
-            sizes = [problem.stack_size(replace(config, stack=stack), asked, CUDA) for stack in (None, 3)]
+            sizes = [problem.stack_size(replace(config, stack=stack), work, CUDA) for stack in (None, 3)]
         assert sizes[0] > 100 if gains else sizes == [1, 3]
 
 
@@ -260,13 +260,13 @@ def test_a_run_goes_on_with_as_many_stacked_trials_as_it_began_with(place: Path,
         return float(given[-1]) if len(measured) < 3 else 1.0  # stacking pays in a second measurement only
 
     monkeypatch.setattr(problem, "step_seconds", seconds)
-    found = []
+    sizes = []
     for rounds, stack in ((1, None), (2, None), (3, 2)):
         config = settings(place, arch_type="conv", gpu="0", prune_iterations=rounds, stack=stack)
         with gpu():
             (run,) = session.run(config)
-        found.append(read_config(run)["stack"])
-    assert found == [1, 1, 2] and measured == [1, 4]
+        sizes.append(read_config(run)["stack"])
+    assert sizes == [1, 1, 2] and measured == [1, 4]
 
 
 @pytest.mark.parametrize("trials", [1, 4])

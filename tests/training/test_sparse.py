@@ -118,8 +118,8 @@ def test_a_sparse_layer_gives_what_a_linear_one_gives(shape: tuple[int, ...], bi
         each.pow(2).sum().backward()
     pairs: list[tuple[Any, Any]] = [(layer.values.grad, layer.places.survivors(dense.weight.grad))]  # type: ignore[arg-type]
     pairs += [(layer.bias.grad, dense.bias.grad)] if bias else []
-    for found, expected in [*pairs, *([(xs[1].grad, xs[0].grad)] if of_input else [])]:
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for actual, expected in [*pairs, *([(xs[1].grad, xs[0].grad)] if of_input else [])]:
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     assert [name for name, _ in layer.named_parameters()] == ["bias"] * bias + ["values"]
     assert torch.equal(layer.eval().weight, dense.weight)
 
@@ -188,15 +188,17 @@ def test_trainings_agree_and_continue_from_checkpoints(kind: str, options: dict[
         made = training(Mlp, plan, sparse=names, **more)
         ends[names] = made.run(checkpoint=lambda s, to=states: to.append(copy.deepcopy(s)), checkpoint_every=0)[0]
     assert made.network.leaves[0].shape == (int(masks["fc1.weight"].sum()),)
-    dense, found = ends.values()
-    agree(dense, found)
-    assert all((found.final[name][~mask] == 0).all() for name, mask in masks.items())
+    dense, sparse_end = ends.values()
+    agree(dense, sparse_end)
+    assert all((sparse_end.final[name][~mask] == 0).all() for name, mask in masks.items())
     for state in saved[BOTH]:
         continued = training(Mlp, plan, sparse=BOTH, resume=state, **more).run()[0]
         for part in ("final", "best", "rewind", "extra"):
-            one, other = getattr(continued, part), getattr(found, part)
-            assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-        assert (continued.iteration, continued.evals) == (found.iteration, found.evals)
+            actual, reference = getattr(continued, part), getattr(sparse_end, part)
+            assert actual.keys() == reference.keys() and all(
+                torch.equal(actual[name], reference[name]) for name in actual
+            )
+        assert (continued.iteration, continued.evals) == (sparse_end.iteration, sparse_end.evals)
     for names, start in (((), saved[BOTH][0]), (BOTH, saved[()][0])):
         agree(ends[names], training(Mlp, plan, sparse=names, resume=start, **more).run()[0])
 
@@ -290,9 +292,9 @@ ROUNDS = {"prune_iterations": 5, "prune_percent": 50, "end_iter": "12it"}  # the
 def test_sparse_experiments_continue_with_the_same_bytes(place: Path, arm: str, sparse_layers: list[int]) -> None:
     config = settings(place, checkpoint_every=0, prune_type=arm, rewind="3it", name="x", **ROUNDS)
     off, whole, stopped = (replace(config, root=place / name) for name in ("off", "whole", "stopped"))
-    asked = itertools.count()
+    polls = itertools.count()
     with pytest.raises(Stopped):  # in the fourth round
-        do(stopped, stop=lambda: next(asked) > 65)
+        do(stopped, stop=lambda: next(polls) > 65)
     assert tables.finished_rounds(runs_of(stopped)[-1]) == 3
     do(stopped)
     sparse_layers.clear()
@@ -358,9 +360,9 @@ def test_masks_that_change_are_sparse_between_updates(place: Path, sparse_layers
     config = settings(place, checkpoint_every=0, prune_type=arms, update_freq="2it", name="x", **ROUNDS)
     whole, stopped = (replace(config, root=place / name) for name in ("whole", "stopped"))
     for pause in (70, 95, 120, 10**6):
-        asked = itertools.count()
+        polls = itertools.count()
         with contextlib.suppress(Stopped):
-            do(stopped, stop=lambda: next(asked) > pause)  # noqa: B023
+            do(stopped, stop=lambda: next(polls) > pause)  # noqa: B023
     do(whole)
     assert_same(results(stopped.root), results(whole.root))
     for run in session.run(replace(config, root=place / "run")):
@@ -368,8 +370,8 @@ def test_masks_that_change_are_sparse_between_updates(place: Path, sparse_layers
             sparse_layers.clear()
             ticket = lth.load_ticket(run.saves, round=number)
             for weights, column in (("trained", "test"), ("start", "supermask")):
-                found = ticket.evaluate(place / "data" / "tiny.npz", weights=weights, device="cpu")
-                assert float(f"{found:.10g}") == ticket.row[column], (run.arm, number, column)
+                accuracy = ticket.evaluate(place / "data" / "tiny.npz", weights=weights, device="cpu")
+                assert float(f"{accuracy:.10g}") == ticket.row[column], (run.arm, number, column)
             at_end = 2 * (number > 1)
             assert sparse_layers == [at_end, 0 if run.arm == "gmp" else at_end]
     assert audit_files.main([str(place / "run")]) == 0, capsys.readouterr().out

@@ -77,10 +77,10 @@ def test_steps_are_those_of_torch(keep: float | None, kind: str, options: dict[s
             mask({name: weight.grad for name, weight in weights.items()})
             other.step()
             mask(weights)
-    found = network.state(0)
-    assert all(found[name].is_contiguous() and not found[name][~mask].any() for name, mask in masks.items())
+    state = network.state(0)
+    assert all(state[name].is_contiguous() and not state[name][~mask].any() for name, mask in masks.items())
     for name, expected in building.state_of(theirs).items():
-        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n} {text}")
+        torch.testing.assert_close(state[name], expected, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n} {text}")
 
 
 class Clipped(torch.optim.SGD):
@@ -108,10 +108,10 @@ def test_own_optimisers_train_as_with_masks(kind: type[torch.optim.Optimizer], o
         theirs.zero_grad()
         nn.functional.cross_entropy(masked(images), labels).backward()
         theirs.step()
-    found = network.state(0)
+    state = network.state(0)
     for layer in ("fc1", "fc2"):
         expected = getattr(masked, layer).weight_orig.detach() * masks[f"{layer}.weight"]
-        torch.testing.assert_close(found[f"{layer}.weight"], expected)
+        torch.testing.assert_close(state[f"{layer}.weight"], expected)
 
 
 def test_weights_that_share_a_gradient_are_masked_each_by_its_own() -> None:
@@ -122,8 +122,8 @@ def test_weights_that_share_a_gradient_are_masked_each_by_its_own() -> None:
     optimizer.step(gradients(network.losses(torch.randn(10, 1, 8, 8), torch.arange(10) % 4), network.leaves))
     after = network.state(0)
     for name in ("fc1.weight", "fc3.weight"):
-        moved = (after[name] != before[name])[masks[name]]
-        assert moved.float().mean() > 0.9, f"survivors of {name} do not move"
+        changed = (after[name] != before[name])[masks[name]]
+        assert changed.float().mean() > 0.9, f"survivors of {name} do not move"
 
 
 @pytest.mark.parametrize("trials", [1, 2])
@@ -239,8 +239,8 @@ def test_the_test_images_can_be_left_out_and_nothing_else_changes(trials: int) -
     saved: list[list[Trained]] = []
     training(Mlp, plan(7), **options).run(checkpoint=saved.append, checkpoint_every=0)
     for states in saved:  # what has been tested does not depend on stops
-        found = training(Mlp, plan(7), resume=states, **options).run()
-        assert repr([trained.evals for trained in found]) == repr([trained.evals for trained in thinned])
+        resumed = training(Mlp, plan(7), resume=states, **options).run()
+        assert repr([trained.evals for trained in resumed]) == repr([trained.evals for trained in thinned])
 
 
 @pytest.mark.parametrize("replaced, trials", [(False, 1), (True, 1), (False, 2)])
@@ -268,7 +268,7 @@ def test_training_loss_is_the_mean_since_the_evaluation_before() -> None:
     made = training(Mlp, Plan(7, 3, constant()))
     losses: list[float] = []
     real = made.network.losses
-    made.network.losses = lambda x, y: (losses.append((found := real(x, y)).item()), found)[1]  # type: ignore
+    made.network.losses = lambda x, y: (losses.append((loss := real(x, y)).item()), loss)[1]  # type: ignore
     trained = made.run()[0]
     parts = (losses[:3], losses[3:6], losses[6:])
     assert [e.train_loss for e in trained.evals] == pytest.approx([sum(p) / len(p) for p in parts])
@@ -298,8 +298,8 @@ def test_of_equal_losses_the_first_gives_the_weights() -> None:
 
 
 def test_weights_to_rewind_to_are_those_before_that_step() -> None:
-    kept = training(Conv, Plan(10, 4, constant(), rewind_at=5)).run()[0].rewind
-    assert equal(kept, training(Conv, Plan(5, 4, constant())).run()[0].final)
+    rewind = training(Conv, Plan(10, 4, constant(), rewind_at=5)).run()[0].rewind
+    assert equal(rewind, training(Conv, Plan(5, 4, constant())).run()[0].final)
     start = building.state_of(building.build(Conv, "glorot", 0))
     assert equal(training(Conv, Plan(3, 4, constant(), rewind_at=0)).run()[0].rewind, start)
 
@@ -326,12 +326,12 @@ def test_one_trial_of_a_stack_ends_and_the_others_do_not_notice() -> None:
                 made.network.tensors["fc1.weight"][1] = math.nan
 
     made._run_step = spoil
-    for trial, (found, expected) in enumerate(zip(made.run(), usual.run(), strict=True)):
+    for trial, (actual, expected) in enumerate(zip(made.run(), usual.run(), strict=True)):
         if trial == 1:
-            assert found.failure and "nan by iteration 12" in found.failure and len(found.evals) == 2
+            assert actual.failure and "nan by iteration 12" in actual.failure and len(actual.evals) == 2
         else:
-            assert found.failure is None and found.evals == expected.evals
-            assert equal(found.final, expected.final)
+            assert actual.failure is None and actual.evals == expected.evals
+            assert equal(actual.final, expected.final)
 
 
 @pytest.mark.parametrize(
@@ -360,14 +360,14 @@ def test_stopping_anywhere_changes_nothing(make: Callable[[], nn.Module], option
     assert places[0] >= 11 + 3 * 2
     for place in range(places[0]):
         saved: list[list[Trained]] = []
-        asked = iter([False] * place + [True])
+        answers = iter([False] * place + [True])
         with pytest.raises(Stopped):
-            training(make, plan, **options).run(checkpoint=saved.append, stop=lambda a=asked: next(a))
+            training(make, plan, **options).run(checkpoint=saved.append, stop=lambda a=answers: next(a))
         assert len(saved) == 1
         torch.manual_seed(place)  # another process has another random state
-        found = training(make, plan, resume=copy.deepcopy(saved[0]), **options).run()
-        for one, other in zip(found, expected, strict=True):
-            assert same(one, other), f"differs after a stop at place {place}, iteration {saved[0][0].iteration}"
+        resumed = training(make, plan, resume=copy.deepcopy(saved[0]), **options).run()
+        for actual, reference in zip(resumed, expected, strict=True):
+            assert same(actual, reference), f"differs after a stop at place {place}, iteration {saved[0][0].iteration}"
 
 
 SGD = {"kind": "sgd", "momentum": 0.9, "weight_decay": 0.01}
@@ -379,11 +379,11 @@ def test_stacked_trials_train_as_they_do_alone(make: Callable[[], nn.Module], op
     more: dict[str, Any] = {"lr": 0.003, **options}
     stacked = training(make, plan, seeds=(0, 1, 2), **more).run()
     for seed, together in enumerate(stacked):
-        alone = training(make, plan, seeds=(seed,), **more).run()[0]
+        single = training(make, plan, seeds=(seed,), **more).run()[0]
         for part in ("final", "best", "rewind"):
-            for name, tensor in getattr(alone, part).items():
+            for name, tensor in getattr(single, part).items():
                 torch.testing.assert_close(getattr(together, part)[name], tensor, rtol=1e-3, atol=2e-4)
-        for one, other in zip(together.evals, alone.evals, strict=True):
+        for one, other in zip(together.evals, single.evals, strict=True):
             assert vars(one) == pytest.approx(vars(other), rel=1e-3, abs=3)  # 2.5%: one of 40 images at the border
             assert one.val_loss == pytest.approx(other.val_loss, rel=1e-3)
 
@@ -394,6 +394,6 @@ def test_gradients_are_those_of_autograd_and_0_for_unused_weights() -> None:
     def loss() -> Tensor:
         return (leaves[0].sum(0) * leaves[1]).tanh().sum()
 
-    found, public = gradients(loss(), leaves), torch.autograd.grad(loss(), leaves[:2])
-    assert all(torch.equal(a, b) for a, b in zip(found, public, strict=False))
-    assert not found[2].any() and all(leaf.grad is None for leaf in leaves)
+    grads, public = gradients(loss(), leaves), torch.autograd.grad(loss(), leaves[:2])
+    assert all(torch.equal(a, b) for a, b in zip(grads, public, strict=False))
+    assert not grads[2].any() and all(leaf.grad is None for leaf in leaves)

@@ -69,12 +69,12 @@ def test_smallest_survivors_are_replaced(kind: str, optimizer: dict[str, Any], m
         values, count = before[name].numpy(), int(share * had.sum())
         assert has.sum() == had.sum() and count > 0
         smallest = np.argsort(np.where(had, abs(values), np.inf), axis=None)[:count]
-        kept = had.copy()
-        kept.flat[smallest] = False
-        assert (has & kept).sum() == kept.sum()  # what is large stays
+        unchanged = had.copy()
+        unchanged.flat[smallest] = False
+        assert (has & unchanged).sum() == unchanged.sum()  # what is large stays
         if kind == "rigl":
-            grown = np.argsort(np.where(kept, -1, abs(weight.grad.numpy())), axis=None)[-count:]
-            assert set(np.flatnonzero(has & ~kept)) == set(grown)
+            grown = np.argsort(np.where(unchanged, -1, abs(weight.grad.numpy())), axis=None)[-count:]
+            assert set(np.flatnonzero(has & ~unchanged)) == set(grown)
         new, gone = has & ~had, had & ~has
         assert new.any() and (after[name].numpy()[new | gone] == 0).all()
         assert np.array_equal(after[name].numpy()[has & had], values[has & had])
@@ -134,8 +134,8 @@ def test_draws_of_an_update_are_the_seeds_own() -> None:
         for each in made:
             each.goals = goals(100) * 2
         (one,), (two,), both = (each.run() for each in made)
-        for alone, stacked in zip((one, two), both, strict=True):
-            assert all(torch.equal(alone.masks[name], mask) for name, mask in stacked.masks.items()) and stacked.masks
+        for single, stacked in zip((one, two), both, strict=True):
+            assert all(torch.equal(single.masks[name], mask) for name, mask in stacked.masks.items()) and stacked.masks
 
 
 # Sparse products between updates
@@ -152,24 +152,24 @@ def first_layer(masks: Sequence[Masks]) -> list[str]:
 def test_sparse_products_find_what_dense_ones_find(kind: str, optimizer: dict[str, Any]) -> None:
     """Masks, weights and moments after each of four updates and at the end."""
     options = {**optimizer, **({} if kind == "gmp" else {"keep": 0.25})}
-    dense, found = (training(Mlp, plan(kind, 14, 3, 13), choose=c, **options) for c in (lambda masks: (), first_layer))
+    dense, sparse = (training(Mlp, plan(kind, 14, 3, 13), choose=c, **options) for c in (lambda masks: (), first_layer))
     forms, batches = list[int](), dense.feed.epoch(dense.order_seeds, 0)
     for iteration in range(14):
-        for made in (dense, found):
+        for made in (dense, sparse):
             made.goals, made.iteration, batch = goals(100), iteration, batches[iteration % 8]
             if made.plan.updates and made.plan.updates.due(iteration):
                 made._update_masks(batch)
             made._run_step(batch)
-        masks, others = dense.network.masks_of(0), found.network.masks_of(0)
+        masks, others = dense.network.masks_of(0), sparse.network.masks_of(0)
         assert list(masks) == list(others) and all(torch.equal(masks[name], others[name]) for name in masks)
-        torch.testing.assert_close(found.network.state(0), dense.network.state(0), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(sparse.network.state(0), dense.network.state(0), rtol=1e-3, atol=1e-5)
         moments = dense.optimizer.state(0)
         for m, place in ((0, 0), (0, 2), *(((1, 0), (1, 2)) if kind == "adam" else ())):
             name = dense.network.learning[place]
-            kept = moments[f"{m}/{place}"][masks[name]], found.optimizer.state(0)[f"{m}/{place}"][masks[name]]
-            torch.testing.assert_close(*kept, rtol=1e-3, atol=1e-6)
-        forms.append(len(found.network.places))
-    assert not dense.network.places and found.network.leaves[0].shape == (int(masks["fc1.weight"].sum()),)
+            survivors = moments[f"{m}/{place}"][masks[name]], sparse.optimizer.state(0)[f"{m}/{place}"][masks[name]]
+            torch.testing.assert_close(*survivors, rtol=1e-3, atol=1e-6)
+        forms.append(len(sparse.network.places))
+    assert not dense.network.places and sparse.network.leaves[0].shape == (int(masks["fc1.weight"].sum()),)
     assert forms == ([0] * 6 + [1] * 8 if kind == "gmp" else [1] * 14)
 
 
@@ -190,12 +190,12 @@ def test_early_stop_is_after_the_last_update_and_a_stop_changes_no_bit(kind: str
     assert min(one.val_loss for one in whole.evals) < whole.early_stop.val_loss or kind != "gmp"
     assert all(not whole.best[name][~mask].any() for name, mask in whole.masks.items())
     for stop in range(1, 12):
-        kept: list[Any] = []
-        asked = iter([False] * 10_000)
+        checkpoints: list[Any] = []
+        answers = iter([False] * 10_000)
         begun = made()
         with pytest.raises(Stopped):
-            begun.run(checkpoint=kept.append, stop=lambda: next(asked) or begun.iteration == stop)  # noqa: B023
-        (again,) = made(kept[-1]).run()
+            begun.run(checkpoint=checkpoints.append, stop=lambda: next(answers) or begun.iteration == stop)  # noqa: B023
+        (again,) = made(checkpoints[-1]).run()
         for part in ("final", "best", "extra", "masks"):
             one, other = getattr(whole, part), getattr(again, part)
             assert one.keys() == other.keys()
@@ -217,18 +217,18 @@ def test_rounds_are_as_sparse_as_in_other_arms_and_controls_take_the_final_masks
     pd.testing.assert_series_equal(layers["rigl"], layers["set"])
     pd.testing.assert_series_equal(layers["rigl"], layers["random_init"])
     for number in (1, 2):
-        found = {arm: lth.load_ticket(run.dumps, round=number) for arm, run in runs.items()}
-        assert all(found["gmp"].start_masks[name].all() for name in found["gmp"].masks)
-        for name, mask in found["rigl"].masks.items():
-            assert torch.equal(found["rigl"].start_masks[name], found["random_init"].masks[name])
-            assert torch.equal(found["rigl_reinit"].masks[name], mask)
-            assert not torch.equal(mask, found["rigl"].start_masks[name])
-            assert found["gmp_shuffle"].masks[name].sum() == found["gmp"].masks[name].sum()
+        tickets = {arm: lth.load_ticket(run.dumps, round=number) for arm, run in runs.items()}
+        assert all(tickets["gmp"].start_masks[name].all() for name in tickets["gmp"].masks)
+        for name, mask in tickets["rigl"].masks.items():
+            assert torch.equal(tickets["rigl"].start_masks[name], tickets["random_init"].masks[name])
+            assert torch.equal(tickets["rigl_reinit"].masks[name], mask)
+            assert not torch.equal(mask, tickets["rigl"].start_masks[name])
+            assert tickets["gmp_shuffle"].masks[name].sum() == tickets["gmp"].masks[name].sum()
         for arm in ARMS:
             row = rounds[arm].iloc[number]
             given = place / "data" / "tiny.npz", experiment(config).trainer.problem.make()
-            assert found[arm].evaluate(*given) == pytest.approx(row["test"]) and found[arm].remaining < 75
-            assert found[arm].evaluate(*given, weights="start") == pytest.approx(row["supermask"])
+            assert tickets[arm].evaluate(*given) == pytest.approx(row["test"]) and tickets[arm].remaining < 75
+            assert tickets[arm].evaluate(*given, weights="start") == pytest.approx(row["supermask"])
     assert audit_files.main([str(place)]) == 0, capsys.readouterr().out
     ticket = lth.load_ticket(runs["rigl"].dumps, round=2)
     with pytest.raises(lth.AuditError, match="not 0"):
@@ -241,8 +241,8 @@ def test_a_stopped_run_and_a_stacked_one_give_the_same(place: Path) -> None:
     do(replace(config, root=place / "whole"))
     cut = replace(config, root=place / "cut")
     for pause in (40, 61, 90, 150, 260, 10**6):
-        asked = iter(range(10**7))
-        made = experiment(cut, stop=lambda: next(asked) > pause)  # noqa: B023
+        polls = iter(range(10**7))
+        made = experiment(cut, stop=lambda: next(polls) > pause)  # noqa: B023
         try:
             work(made)
         except Stopped:
