@@ -41,8 +41,7 @@ class Network:
         self.trials, self.criterion, self.device, self.autocast = len(states), criterion, device, autocast
         self.changing = changing
         self.model = load_state(model, states[0]).to(device)
-        convolutional = any(weight.ndim == 4 for weight in model.parameters())
-        if self.trials == 1 and convolutional and channels_last:
+        if self.trials == 1 and channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.tensors: dict[str, Tensor] = dict([*model.named_parameters(), *model.named_buffers()])
         self.learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]

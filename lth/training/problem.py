@@ -133,8 +133,8 @@ def step_seconds(config: Config, problem: Problem, device: torch.device, trials:
     labels = torch.zeros(len(images), dtype=torch.int64, device=device)
     with numerics(config.precision, config.threads or 1), rng.preserved(device):
         fast = trials == 1 and channels_last(problem.make, images[:2], bf16)
-        options = [state] * trials, [masks] * trials, device, problem.criterion, bf16
-        network = Network(model, *options, channels_last=fast)
+        arguments = [state] * trials, [masks] * trials, device, problem.criterion, bf16
+        network = Network(model, *arguments, channels_last=fast)
 
         def step(batch: Tensor) -> None:
             gradients(network.losses(batch, labels).sum(), network.leaves)

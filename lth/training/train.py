@@ -243,11 +243,10 @@ class Training:
         for number, (trained, (train, val_loss, val)) in enumerate(zip(self.trials, results, strict=True)):
             if trained.failure:
                 continue
-            if not (math.isfinite(train) and math.isfinite(val_loss)):
-                loss_now = train if not math.isfinite(train) else val_loss
-                trained.failure = (
-                    f"the loss became {loss_now} by iteration {self.iteration} at learning rate {self.optimizer.lr:g}"
-                )
+            value = val_loss if math.isfinite(train) else train
+            if not math.isfinite(value):
+                at = f"by iteration {self.iteration} at learning rate {self.optimizer.lr:g}"
+                trained.failure = f"the loss became {value} {at}"
                 continue
             evaluation = Evaluation(self.iteration, train, val_loss, val, test[number])
             trained.evals.append(evaluation)
@@ -320,10 +319,9 @@ class Training:
         extras = [trained.extra for trained in saved]
         if self.plan.updates:  # the network was built with the masks of the first iteration
             self._train_sparsely(())
-            self.network.restore_mask_state(extras)
+        self.network.restore_mask_state(extras)
+        if self.plan.updates:
             self._train_sparsely(self.choose_sparse([self.network.masks_of(number) for number in range(len(saved))]))
-        else:
-            self.network.restore_mask_state(extras)
         for name, tensor in self.network.tensors.items():
             self.network.restore(tensor, [trained.final[name] for trained in saved], name)
         self.network.restore(self.loss_sum, [extra["loss_sum"] for extra in extras])
