@@ -118,8 +118,8 @@ class StreamFeed(Feed):
 class PreparedData:
     """Data ready for training."""
 
-    source: Source  # of what trials train on
-    batch_size: int | None  # that of the data, if they are in batches
+    source: Source
+    batch_size: int | None  # of the user's batches; None if the data are not in batches
     largest_batch: int  # training examples that a batch may have
     valid_size: int  # training examples held back for validation, where the data bring no others
     description: str  # the sizes in words

@@ -210,7 +210,8 @@ def _parse_item(spec: dataclasses.Field[Any], item: Any) -> Any:
         return item
     if isinstance(item, TicketName):  # possibly of a run that is yet to be trained (lth.claims)
         return item
-    text = "\0" if item is None or isinstance(item, bool) else str(item)  # no parser accepts "\0"
+    # None and booleans are not to be read as their names: with "\0", the parser's error says what is valid.
+    text = "\0" if item is None or isinstance(item, bool) else str(item)
     try:
         return facts["parse"](text)
     except ValueError as error:
