@@ -68,7 +68,7 @@ def paired(runs: Sequence[Run]) -> pd.DataFrame:
     last = evals.groupby([*keys, "round"])["iteration"].last().rename("last")
     return rounds.join(last, on=[*keys, "round"]).assign(
         # rounded, because a difference of equal means must be 0 and not what floating point leaves of it
-        difference=(rounds["test"] - dense["test"]).round(9),
+        difference=(rounds["test"] - dense["test"]).astype(float).round(9),
         ES_ratio=rounds["ES"] / dense["ES"],
         ES_dense=dense["ES"],
         dense_macs=dense["macs"] + rounds[keys].join(pruned, on=keys)["pruned"],

@@ -125,6 +125,7 @@ def test_rounds_too_short_for_early_stop_are_reported(stops: Sequence[float], la
     assert len(found) == bool(share) and all(f"in {share} rounds" in sentence for sentence in found)
 
 
+@pytest.mark.versions
 def test_before_there_are_tickets(tmp_path: Path) -> None:
     told = said({"lt": [98.0], "reinit": [98.0, 97.0]})
     assert told[0] == "There is no ticket to judge yet: no pruned round of lt is finished."

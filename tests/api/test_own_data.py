@@ -136,7 +136,7 @@ def test_data_that_change_or_have_no_length_are_streamed_unless_asked(train: Any
 
 
 def test_what_does_not_fit_is_streamed(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(loaders, "_free", lambda device: 100_000)
+    monkeypatch.setattr(loaders, "_free_memory", lambda device: 100_000)
     taken = loaders.prepare_data(tiny(), CPU)
     assert isinstance(taken.source, loaders.Stream) and "streamed" in taken.description
 
