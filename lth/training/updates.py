@@ -15,9 +15,8 @@ from lth.pruning import Masks, Quota, Weights
 from lth.training.network import Network
 from lth.training.optimizers import Optimizer
 
-Goals = Sequence[
-    tuple[Quota, Quota]
-]  # pairs: how many weights some layers keep in total, at the beginning and at the end
+# How many weights groups of layers keep in total: a pair per group, for the beginning and the end of the updates.
+Goals = Sequence[tuple[Quota, Quota]]
 
 
 @dataclass(frozen=True)
