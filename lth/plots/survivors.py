@@ -38,56 +38,56 @@ def layers(runs: Sequence[Run], file: Path | None = None) -> Figure | None:
     counts share a panel. None where all layers are pruned at one rate."""
     table = tables.combined(runs, "layers")
     totals = table.groupby("layer")["total"].first()
-    kept_by_arms = _kept_by(table)
-    if not any(_uneven(kept, totals) for kept in kept_by_arms.values()):
+    by_arms = _remaining_by_arms(table)
+    if not any(_uneven(remaining, totals) for remaining in by_arms.values()):
         return None
-    lowest = min(kept.to_numpy()[kept.to_numpy() > 0].min() for kept in kept_by_arms.values())
-    norm, across = LogNorm(min(lowest, 99.0), 100), min(len(kept_by_arms), ACROSS)
-    down = math.ceil(len(kept_by_arms) / across)
-    height = 1.0 + down * max(0.5 + 0.17 * max(map(len, kept_by_arms.values())), 2.0)
+    lowest = min(remaining.to_numpy()[remaining.to_numpy() > 0].min() for remaining in by_arms.values())
+    norm, across = LogNorm(min(lowest, 99.0), 100), min(len(by_arms), ACROSS)
+    down = math.ceil(len(by_arms) / across)
+    height = 1.0 + down * max(0.5 + 0.17 * max(map(len, by_arms.values())), 2.0)
     with style.sheet(file, height, runs, "surviving weights by layer") as figure:
         panels = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
-        for axes in panels[len(kept_by_arms) :]:
+        for axes in panels[len(by_arms) :]:
             axes.remove()
-        for axes, (arms, kept) in zip(panels, kept_by_arms.items(), strict=False):
-            everything = len(kept_by_arms) == 1 and arms.count(",") > 2
+        for axes, (arms, remaining) in zip(panels, by_arms.items(), strict=False):
+            everything = len(by_arms) == 1 and arms.count(",") > 2
             axes.set_title("all arms" if everything else textwrap.fill(arms, 90 // across))
-            mesh = _map(axes, kept, norm, small=across > 1)
-            names = [f"{name.removesuffix('.weight')} ({totals[name]:,})" for name in kept.index]
+            mesh = _map(axes, remaining, norm, small=across > 1)
+            names = [f"{name.removesuffix('.weight')} ({totals[name]:,})" for name in remaining.index]
             axes.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=7)
             axes.tick_params(labelleft=axes.get_subplotspec().is_first_col())
-        bar = figure.colorbar(mesh, ax=panels[: len(kept_by_arms)], label="weights remaining (%)", aspect=40, pad=0.01)
+        bar = figure.colorbar(mesh, ax=panels[: len(by_arms)], label="weights remaining (%)", aspect=40, pad=0.01)
         bar.ax.yaxis.set_major_locator(LogLocator(10, (1, 2, 5), numticks=9))
         bar.ax.yaxis.set_minor_locator(NullLocator())
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: labels.percent(value)))
     return figure
 
 
-def _kept_by(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def _remaining_by_arms(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """What each arm keeps, in percent (layers, rounds), mean over trials, by the names of the arms that keep it."""
     result: dict[str, pd.DataFrame] = {}
     for arm in verdict.in_order(table["arm"]):
         of_arm = table[table["arm"] == arm]
-        kept = of_arm.pivot_table(index="layer", columns="round", values="remaining", sort=False)
+        remaining = of_arm.pivot_table(index="layer", columns="round", values="remaining", sort=False)
         same = ""  # the arms that keep the same counts in the rounds that both have
         for arms, other in result.items():
-            both = kept.columns.intersection(other.columns)
-            if kept.index.equals(other.index) and np.allclose(kept[both], other[both]):
+            both = remaining.columns.intersection(other.columns)
+            if remaining.index.equals(other.index) and np.allclose(remaining[both], other[both]):
                 same = arms
-        longer = max(kept, result.pop(same, kept), key=lambda each: each.shape[1])
+        longer = max(remaining, result.pop(same, remaining), key=lambda each: each.shape[1])
         result[f"{same}, {arm}" if same else arm] = longer
     return result
 
 
-def _uneven(kept: pd.DataFrame, totals: pd.Series) -> bool:
+def _uneven(remaining: pd.DataFrame, totals: pd.Series) -> bool:
     """Whether the layers are pruned at different rates."""
-    rounding = 100 * ROUNDING / totals[kept.index].min()
-    return bool((kept.max() - kept.min() > np.maximum(0.03 * kept.max(), rounding)).any())
+    rounding = 100 * ROUNDING / totals[remaining.index].min()
+    return bool((remaining.max() - remaining.min() > np.maximum(0.03 * remaining.max(), rounding)).any())
 
 
-def _map(axes: Axes, kept: pd.DataFrame, norm: LogNorm, small: bool) -> Any:
+def _map(axes: Axes, remaining: pd.DataFrame, norm: LogNorm, small: bool) -> Any:
     """The percent as colours, and in numbers where they fit; layers without weights are white."""
-    values = kept.to_numpy()
+    values = remaining.to_numpy()
     mesh = axes.pcolormesh(np.ma.masked_less_equal(np.nan_to_num(values), 0), cmap="viridis", norm=norm, linewidth=0)
     if values.shape[1] <= (0 if small else 15):
         for (row, column), value in np.ndenumerate(values):
@@ -99,7 +99,7 @@ def _map(axes: Axes, kept: pd.DataFrame, norm: LogNorm, small: bool) -> Any:
     axes.grid(False)
     axes.set_ylim(len(values), 0)
     numbers = range(0, values.shape[1], math.ceil(values.shape[1] / (5 if small else 15)))
-    axes.set_xticks([number + 0.5 for number in numbers], [str(kept.columns[number]) for number in numbers])
+    axes.set_xticks([number + 0.5 for number in numbers], [str(remaining.columns[number]) for number in numbers])
     axes.set_xlabel("round")
     return mesh
 
@@ -143,16 +143,16 @@ def _pixels(run: Run, remaining: Mapping[int, float], name: str, image: tuple[in
     ends where the last round does, which has the largest contrast."""
     maps = {}
     for number in labels.spread(list(remaining), MAPS):
-        kept = Store(run).ticket(number).masks[name].sum(0).view(image).sum(0).numpy()
-        maps[number] = kept / max(kept.mean(), 1e-12)
+        counts = Store(run).ticket(number).masks[name].sum(0).view(image).sum(0).numpy()
+        maps[number] = counts / max(counts.mean(), 1e-12)
     scale = TwoSlopeNorm(1.0, 0.0, float(np.clip(np.quantile(maps[max(maps)], 0.995), 1.5, 6.0)))
     rows = math.ceil(len(maps) / 6)
     with style.sheet(file, 1.1 + 1.17 * rows, [run], f"first layer ({run.arm}, seed {run.seed})") as figure:
         panels = figure.subplots(rows, math.ceil(len(maps) / rows), squeeze=False)
         for axes in panels.flat:
             axes.set_axis_off()
-        for (number, kept), axes in zip(maps.items(), panels.flat, strict=False):
-            picture = axes.imshow(kept, cmap="RdBu_r", norm=scale, interpolation="nearest")  # white: the average pixel
+        for (number, shares), axes in zip(maps.items(), panels.flat, strict=False):
+            picture = axes.imshow(shares, cmap="RdBu_r", norm=scale, interpolation="nearest")
             axes.set_title(f"round {number}: {labels.percent(remaining[number])}%", fontsize=8)
         bar: dict[str, Any] = {"orientation": "horizontal", "aspect": 50, "pad": 0.03, "shrink": 0.6}
         figure.colorbar(picture, ax=panels, label="weights kept, relative to the average pixel", extend="max", **bar)
