@@ -10,6 +10,7 @@ from typing import Any
 from lth.data.images import Images
 from lth.experiment.trainer import Event, Note, RoundDone
 from lth.records import files, identity, journal, lock, tables
+from lth.records.files import RecordError
 from lth.records.lock import Locks
 from lth.records.store import Store, numbered
 from lth.records.tables import Run
@@ -99,7 +100,7 @@ class Queue:
         return left
 
     def unfinished(self) -> list[Run]:
-        """The runs that are neither finished nor failed, after a look at which have failed meanwhile."""
+        """The runs that have neither finished nor failed, in this process or, as their folders show, in another."""
         for run in self.work:
             if run not in self.failed:
                 with contextlib.suppress(FileNotFoundError):
@@ -134,10 +135,14 @@ class Queue:
         it."""
         assert self.locks is not None
         self.failed.update(failed)
-        for run in piece.runs:
-            if run in failed:
-                files.write(run.dumps / FAILED, f"{failed[run]}\n".encode())
-            self.locks.release(run.dumps)
+        try:
+            for run, reason in failed.items():
+                files.write(run.dumps / FAILED, f"{reason}\n".encode())
+        except RecordError as error:
+            raise RecordError(f"{run}: {reason}; then {error}") from error
+        finally:
+            for run in piece.runs:
+                self.locks.release(run.dumps)
 
     def ready(self) -> Iterator[tuple[list[Run], int]]:
         """Groups of runs that can be trained now, of the size of a piece, and the number of rounds that they can reach.

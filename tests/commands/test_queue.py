@@ -108,7 +108,7 @@ def test_a_failure_that_cannot_be_written_ends_the_command(place: Path, monkeypa
 
     monkeypatch.setattr(files, "write", full)
     monkeypatch.setattr(loop.Worker, "train", lambda self, piece: dict.fromkeys(piece.runs, "the loss became nan"))
-    with Locks() as locks, pytest.raises(RecordError, match="the disk is full"):
+    with Locks() as locks, pytest.raises(RecordError, match="seed0: the loss became nan; then the disk is full"):
         loop.work(Queue(works(config), locks), loop.Worker(CPU, Told(), lambda: False))
     assert_released(place)
 
