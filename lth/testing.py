@@ -82,7 +82,8 @@ def audit(
         previous: the ticket or the masks of the round before, whose pruned weights must not come back. None: dense.
         control: the kind of control that this ticket is: "reinit" (the masks of `original`, other weights), "shuffle"
             (as many survivors per layer at random positions), "random" (random positions).
-        original: the ticket that is controlled; for "reinit" one with `start`, or its masks together with `initial`.
+        original: the ticket that this one is a control for; with "reinit" it must have `start`, or be the masks and
+            `initial` be given.
 
     Raises:
         lth.AuditError: something is wrong with the ticket or the model; the message says what, where and how much.
@@ -95,7 +96,7 @@ def audit(
         raise ValueError("control and original must be given together")
     source = model if ticket is None else ticket
     masks = _masks("ticket", source if trained else getattr(source, "start_masks", source))
-    state, start = _state("model", model), _state("ticket.start", getattr(ticket, "start", None) or {})
+    state, start = _state("model", model), _start("ticket", ticket)
     reset_to = start if initial is None else _state("initial", initial)
     if (start or initial is not None) and (missing := [name for name in masks if name not in reset_to]):
         raise ValueError(f"initial must have all parameters under masks, but has no {missing[0]}")
@@ -259,10 +260,16 @@ def _equal(a: Tensor, b: Tensor) -> Tensor:
     return (a == b) | (a.isnan() & b.isnan())
 
 
+def _start(argument: str, ticket: Any) -> State:
+    """The start of a ticket; empty if it has none."""
+    start = getattr(ticket, "start", None)
+    return {} if start is None else _state(f"{argument}.start", start)
+
+
 def _reinitialised(masks: Masks, start: State, original: Any, initial: State) -> Problems:
     """The masks must be the original's; the weights that survive must not be."""
     original_masks = _masks("original", original)
-    original_start = _state("original.start", getattr(original, "start", None) or {}) or initial
+    original_start = _start("original", original) or initial
     if not original_start:
         raise ValueError("original must be a ticket with .start, or initial be given, for control='reinit'")
     if original_masks.keys() != masks.keys() or any(not original_masks[name].equal(masks[name]) for name in masks):

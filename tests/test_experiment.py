@@ -748,7 +748,7 @@ def test_without_its_config_json_a_run_is_not_continued(place: Path) -> None:
     for content in (b'{,"deciding": {}}', b"[1]", b"", None):
         file.write_bytes(content) if content is not None else file.unlink()
         for asked in (config, replace(config, prune_iterations=4), replace(config, lr=0.02)):
-            with pytest.raises(ConfigError, match=r"config\.json is missing or damaged; or overwrite them"):
+            with pytest.raises(ConfigError, match=r"overwritten, since .*config\.json is missing or damaged"):
                 session.run(asked)
     assert results(place) == before and not list(place.rglob("*.damaged"))
     session.run(replace(config, overwrite=True))

@@ -18,8 +18,8 @@ import torch
 
 from lth import rng
 from lth.analysis import labels, sentences
-from lth.api.saved_ticket import choose_device
 from lth.commands import command, loop, session
+from lth.commands import device as devices
 from lth.experiment.trainer import Callback
 from lth.models import building
 from lth.records import files, journal, tables
@@ -94,7 +94,7 @@ def _errors_named(names: Mapping[str, str]) -> Iterator[None]:
 
 
 def _run(config: Config, callback: Callback | None = None) -> list[Run]:
-    with rng.preserved(choose_device(config.gpu)[0]):
+    with rng.preserved(devices.choose(config.gpu)[0]):
         return session.run(config, callback=callback)
 
 

@@ -129,8 +129,8 @@ class SavedTicket:
     ) -> Path:
         """Write the network, pruned weights as zeros, for other programs. Returns the file's path.
 
-        Its input are images with pixels from 0 to 1, which it normalises as the run did; for data of your own, batches
-        as they are. The metadata `input` says which.
+        It takes images with pixels from 0 to 1, which it normalises as the run did, or batches of your own data as they
+        are. The metadata `input` says which.
 
         Args:
             file: ends in .onnx (current opset, any batch size; needs the packages onnx and onnxscript) or .pt2

@@ -284,8 +284,8 @@ def time_needed(works: Sequence[Work], left: Mapping[Run, int], at_once: int) ->
 
 def _costs(work: Work, count: int, learn: str, gradual: bool) -> list[float]:
     """The seconds of a training in each of the last `count` rounds. The first of them is measured and, if it trains
-    sparsely, the last; the others are interpolated. If pruning is `gradual`, about half of a round takes as long as in
-    the dense one; if training learns the masks (`learn`), all rounds after the dense one cost the same."""
+    sparsely, the last; the others are interpolated. If pruning is `gradual`, half of a round is assumed to take as long
+    as in the dense one; if training learns the masks (`learn`), all rounds after the dense one cost the same."""
     config, problem, images = work.config, work.problem, work.images
     first, last = config.prune_iterations - count, config.prune_iterations - 1
 

@@ -67,7 +67,8 @@ class RoundDone:
 @dataclass(frozen=True)
 class BarriersMeasured:
     """The error barriers, in points, between two trainings of a round's ticket (--connectivity), on training and test
-    images. from_last: the barrier, on test images, between the ends of the previous round and this one."""
+    images. from_last: the barrier, on test images, between the ends of the previous round and this one; None
+    in round 0."""
 
     run: Run
     round: int
@@ -79,8 +80,8 @@ class BarriersMeasured:
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence for the user. `failed`: the run that ended early, if it says why. `warning`: show it with --quiet,
-    too."""
+    """A sentence for the user. `failed`: the run that ended early, if the sentence says why. `warning`: show it with
+    --quiet, too."""
 
     text: str
     failed: Run | None = None

@@ -97,8 +97,8 @@ def check(runs: Sequence[Run], config: Config, fingerprints: Fingerprints = UNKN
     """ConfigError, with what can be done, where `mismatch` finds something. Called before a run is locked and after."""
     if (result := mismatch(runs, config, fingerprints, overwrite)) is not None:
         run, sentence = result
-        remedy = "overwrite them" if run in runs else "move them away"
-        raise ConfigError(Problem("name", f"must be new, since {sentence}; or {remedy}"))
+        remedy = "overwritten" if run in runs else "moved away"
+        raise ConfigError(Problem("name", f"must be new, or the old results {remedy}, since {sentence}"))
 
 
 def mixed(runs: Sequence[Run]) -> str:

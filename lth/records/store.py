@@ -186,7 +186,7 @@ class Store:
         if sound < finished:
             copy = journal.keep_rounds(run, sound)
             problem = f"{run}: continuing from round {sound}, the first that has to be trained again"
-            tell(f"{problem}; the journal of it and the later rounds is kept in {copy.name}")
+            tell(f"{problem}; the old journal is kept as {copy.name}")
         self.drop_rounds(sound)
 
     def _sound_rounds(self, finished: int, tell: Callable[[str], object]) -> int:
@@ -290,7 +290,7 @@ def load_tensors(file: Path, experiment_id: str | None = None) -> tuple[dict[str
             raise Damaged(f"{file} was written by a newer version of this program")
         file_id = f"{metadata['identity']} {metadata.get('fingerprint', '')}"
         if experiment_id and (reason := difference(file_id, experiment_id)):
-            raise Damaged(f"{file} belongs to {reason}")
+            raise Damaged(f"{file} was made with {reason}")
         tensors = dict(sorted(safetensors.torch.load(content).items()))
         if metadata["checksum"] != _checksum(tensors, metadata["facts"]):
             raise ValueError("its checksum is wrong")

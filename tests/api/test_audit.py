@@ -190,6 +190,7 @@ def test_bad_arguments_are_said() -> None:
     for kind, words, arguments in (
         (TypeError, "model must be a torch.nn.Module or a state dict, not 3", {"model": 3}),
         (TypeError, "ticket must be a ticket .* not 'x'", {"ticket": "x"}),
+        (TypeError, "ticket.start must be", {"ticket": SimpleNamespace(masks=MASKS, start=torch.zeros(3))}),
         (ValueError, "ticket must have masks of 0 and 1, but 768", {"ticket": {"fc1.weight": torch.rand(12, 64)}}),
         (ValueError, "initial must have all parameters under masks, but has no fc1.weight", {"initial": {}}),
         (ValueError, "remaining must be a percentage from 0 to 100, not 120", {"remaining": 120}),

@@ -58,12 +58,12 @@ def test_an_edited_model_is_refused_wherever_its_rounds_would_meet_the_old_ones(
     session.run(config)
     edit(place)
     here = str(runs_of(config)[0].dumps)
-    told = ("--name must be new, since", "holds results of a different model")
-    words = (here, *told, "or overwrite them")
+    told = ("--name must be new, or the old results", "holds results of a different model")
+    words = (here, *told, "overwritten, since")
     refused(config, *words)  # finished as it is
     refused(replace(config, prune_iterations=3), *words)
     refused(replace(config, trials=2), *words)
-    beside = (here, "beside these runs", *told, "or move them away")
+    beside = (here, "beside these runs", *told, "moved away, since")
     refused(replace(config, prune_type=("reinit",)), *beside)
     refused(replace(config, seed=1), *beside)
     refused(replace(config, seed=1, overwrite=True), *beside)
@@ -79,7 +79,7 @@ def test_other_data_are_refused_and_equal_ones_are_not(place: Path, capsys: Capt
     (place / "data2").mkdir()
     np.savez(place / "data2/tiny.npz", **arrays(seed=1))
     session.run(replace(config, data=place / "data2"))
-    words = (str(runs_of(config)[0].dumps), "holds results of different data; or overwrite them")
+    words = (str(runs_of(config)[0].dumps), "or the old results overwritten, since", "holds results of different data")
     refused(replace(config, trials=2), *words)
     edit(place)
     refused(config, "holds results of a different model and different data")
@@ -95,7 +95,7 @@ def test_other_data_are_refused_and_equal_ones_are_not(place: Path, capsys: Capt
 def test_other_settings_are_refused_beside_the_runs_of_the_same_name(place: Path) -> None:
     config = settings(place, name="mine", prune_iterations=2)
     (run,) = session.run(config)
-    words = ["beside these runs", "--name must be new", "of different settings (lr 0.01, now 0.02); or move them away"]
+    words = ["beside these runs", "or the old results moved away", "of different settings (lr 0.01, now 0.02)"]
     for other in (replace(config, seed=1), replace(config, prune_type=("reinit",))):
         refused(replace(other, lr=0.02), str(run.dumps), *words)
         refused(replace(other, lr=0.02, overwrite=True), str(run.dumps), *words)

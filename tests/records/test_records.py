@@ -233,7 +233,7 @@ def test_the_numbers_of_rounds_that_are_taken_back_are_kept(finished: Config, ru
     (run.saves / "initial.safetensors").unlink()
     do(replace(finished, root=run.root, prune_iterations=MORE), told)
     (copy,) = run.dumps.glob(f"{journal.NAME}.before-*")
-    assert copy.read_bytes() == known and f"is kept in {copy.name}" in told.notes
+    assert copy.read_bytes() == known and f"is kept as {copy.name}" in told.notes
     assert_same(results(run.root), expected(finished, MORE))
 
 
@@ -326,7 +326,7 @@ DAMAGE: dict[str, Callable[[Path], bytes]] = {
     "text": lambda file: b"these are no weights\n" * 40,
     "zeros": lambda file: bytes(file.stat().st_size),
     "pickle": lambda file: pickle.dumps(Malicious(file.with_name("executed"))),
-    "belongs to different settings": with_metadata(identity="0123456789abcdef"),
+    "was made with different settings": with_metadata(identity="0123456789abcdef"),
     "newer version": with_metadata(format="2"),
     "checksum is wrong": lambda file: file.read_bytes().replace(b"4321", b"4322"),
     "foreign": lambda file: safetensors.torch.save({"a": torch.ones(3)}),
