@@ -104,8 +104,8 @@ class Progress:
         return (total - done) * (time.monotonic() - self.began) / (done - self.before)
 
     def _iterations(self) -> tuple[float, float]:
-        """The iterations that are done, and the total. A run that has not begun counts with the average
-        length of the others."""
+        """The iterations that are done, and the total. A run that has not begun counts with the average length of the
+        others."""
         average = sum(self.steps.values()) / len(self.steps) if self.steps else 1
         done, left = (
             sum(count * self.steps.get(run, average) for run, count in trainings.items())

@@ -90,10 +90,9 @@ class StreamFeed(Feed):
             if not batches:
                 raise ValueError(f"data.train must give batches of {self.batch_size} in each pass, as in the first one")
             if odd_sizes > 1:  # one is the last of a pass
-                sizes = f"{odd_sizes} that do not have the {self.batch_size} examples of the first"
-                warnings.warn(
-                    f"data.train gives batches of several sizes: {sizes} are left out of a pass", stacklevel=2
-                )
+                others = f"{odd_sizes} that do not have the {self.batch_size} examples of the first"
+                message = f"data.train gives batches of several sizes: {others} are left out of a pass"
+                warnings.warn(message, stacklevel=2)
 
     def fetch(self, batch: Tensor) -> Batch:
         """The examples and labels of a batch; those before it are skipped."""

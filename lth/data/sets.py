@@ -240,16 +240,9 @@ def as_images(data: object) -> Images | None:
         except ConfigError as error:
             raise error.named({"dataset": "data"}) from error.__cause__
     if isinstance(data, Loaders) and all(isinstance(part, Loader) for part in data):
-        (train, train_labels), validation, (test, test_labels) = ((part.images, part.labels) for part in data)
-        return Images(
-            data.train.name,
-            train,
-            train_labels,
-            test,
-            test_labels,
-            int(max(part.labels.max() for part in data)) + 1,
-            validation,
-        )
+        train, validation, test = ((part.images, part.labels) for part in data)
+        classes = int(max(part.labels.max() for part in data)) + 1
+        return Images(data.train.name, *train, *test, classes, validation)
     return data if isinstance(data, Images) else None
 
 

@@ -162,8 +162,8 @@ def measure(network: Network, feed: Feed, seed: int) -> Errors:
     """The errors of a network of one trial on its training images and on the test images.
 
     The running statistics of batch and instance norm and the vectors of spectral norm are computed again from training
-    batches, since interpolated ones do not fit the interpolated network. `seed` decides which batches are used,
-    and the random numbers of the model.
+    batches, since interpolated ones do not fit the interpolated network. `seed` decides which batches are used, and the
+    random numbers of the model.
     """
     batches = feed.epoch([(seed, "statistics")], 0)[: math.ceil(STATISTICS / feed.batch_size)]
     with rng.seeded(derive_seed(seed, "line")):

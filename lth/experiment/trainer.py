@@ -25,7 +25,7 @@ from lth.training.learned import LEARNED, LearnedMasks
 from lth.training.network import Network
 from lth.training.problem import Problem, stack_size
 from lth.training.schedule import Plan, make_plan
-from lth.training.train import Evaluation, Trained, Training, TrialError
+from lth.training.train import ChooseSparse, Evaluation, Trained, Training, TrialError
 from lth.training.updates import Goals
 
 
@@ -67,8 +67,8 @@ class RoundDone:
 @dataclass(frozen=True)
 class BarriersMeasured:
     """The error barriers, in points, between two trainings of a round's ticket (--connectivity), on training and test
-    images. from_last: the barrier, on test images, between the ends of the previous round and this one; None
-    in round 0."""
+    images. from_last: the barrier, on test images, between the ends of the previous round and this one; None in round
+    0."""
 
     run: Run
     round: int
@@ -178,8 +178,10 @@ class Trainer:
         exhausted = f"the memory of {self.device} is exhausted at batch size {self.config.batch_size}"
         exhausted = "" if len(stack) > 1 else f"{exhausted}: lower --batch_size"
         with blame_model(f"{stack[0].arch_type} failed in round {number}", exhausted):
-            network, arm, goals = self._network(stack, tickets, plan, feed), ARMS[stack[0].arm], list[Goals]()
+            choose_sparse = self._sparse_chooser(stack[0], feed)
+            network, goals = self._network(stack, tickets, plan, feed, choose_sparse), list[Goals]()
             if plan.updates:
+                arm = ARMS[stack[0].arm]
                 quotas = ([self.quotas(arm, ticket.masks, rounds) for rounds in (0, number)] for ticket in tickets)
                 goals = [list(zip(*ends, strict=True)) for ends in quotas]
             training = Training(
@@ -191,11 +193,11 @@ class Trainer:
                 derive_seed(stack[0].seed, "dropout", number),
                 saved,
                 goals,
-                self._sparse_chooser(stack[0], feed),
+                choose_sparse,
             )
             return training.run(report, checkpoint, self.config.checkpoint_every, self.stop, stepped)
 
-    def _sparse_chooser(self, run: Run, feed: Feed) -> Callable[[Sequence[Masks]], list[str]]:
+    def _sparse_chooser(self, run: Run, feed: Feed) -> ChooseSparse:
         """A function that names the weights to train with sparse products, given the masks of each trial."""
         limits: Mapping[str, float] = {}
         if not self.problem.whole:  # which needs all weights
@@ -203,7 +205,9 @@ class Trainer:
             limits = tables.read_config(run).get("sparse_up_to", sparse.limits(self.config))
         return partial(sparse.choose, self.problem.make(), shares=limits, example=feed.example())
 
-    def _network(self, stack: Sequence[Run], tickets: Sequence[Ticket], plan: Plan, feed: Feed) -> Network:
+    def _network(
+        self, stack: Sequence[Run], tickets: Sequence[Ticket], plan: Plan, feed: Feed, choose_sparse: ChooseSparse
+    ) -> Network:
         """The network that trains the tickets of a stack of runs."""
         model, masks = self.problem.make(), [ticket.masks for ticket in tickets]
         arguments = model, [ticket.start for ticket in tickets], masks, self.device, self.problem.criterion, self.bf16
@@ -211,8 +215,8 @@ class Trainer:
         if plan.learn:
             seeds = [derive_seed(run.seed, "learn", tickets[0].round) for run in stack]
             return LearnedMasks(*arguments, how=LEARNED[plan.learn], seeds=seeds, channels_last=channels_last)
-        layers, changing = self._sparse_chooser(stack[0], feed)(masks), plan.updates is not None
-        return Network(*arguments, sparse=layers, changing=changing, channels_last=channels_last)
+        changing = plan.updates is not None
+        return Network(*arguments, sparse=choose_sparse(masks), changing=changing, channels_last=channels_last)
 
     def quotas(self, arm: Arm, masks: Masks, rounds: int) -> list[Quota]:
         """The number of survivors of `masks` that each group of layers keeps after that many rounds of the arm."""

@@ -143,9 +143,8 @@ def _matching(file: Path, arch_type: str) -> list[Callable[..., Any]]:
         models = [model for model in models if _gives_module(model)]
     if len(models) != 1:
         have = ", ".join(model.__name__ for model in models) or "none"
-        raise ConfigError(
-            f"{_short_path(file)} must define one model to be found by its file's name; it defines {have}"
-        )
+        message = f"must define one model to be found by its file's name; it defines {have}"
+        raise ConfigError(f"{_short_path(file)} {message}")
     return models
 
 
@@ -193,20 +192,17 @@ def _arguments(model: Callable[..., Any], classes: int | None) -> dict[str, int]
 
 def _builder(model: Callable[..., Any], classes: int | None, file: Path) -> Build:
     last: list[weakref.ref[nn.Module]] = []
+    name = f"{_short_path(file)}: {model.__name__}"
 
     def make() -> nn.Module:
         try:
             network = model(**_arguments(model, classes))
         except (Exception, SystemExit) as error:
-            raise ConfigError(
-                f"{_short_path(file)}: {model.__name__} cannot be built: {error_message(error)}"
-            ) from error
+            raise ConfigError(f"{name} cannot be built: {error_message(error)}") from error
         if not isinstance(network, nn.Module):
-            raise ConfigError(
-                f"{_short_path(file)}: {model.__name__} must return a torch.nn.Module, not {type(network)}"
-            )
+            raise ConfigError(f"{name} must return a torch.nn.Module, not {type(network)}")
         if last and last.pop()() is network:
-            raise ConfigError(f"{_short_path(file)}: {model.__name__} must make a new network at each call")
+            raise ConfigError(f"{name} must make a new network at each call")
         last.append(weakref.ref(network))
         return network
 

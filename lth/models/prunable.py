@@ -25,7 +25,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 # Why parameters are left out of pruning: see lth/models/probe.py.
 UNUSED = "no forward pass uses {}, in training or in evaluation: left out of pruning and percentages"
 CHANGED = "the model changes {} before it multiplies, so that zeros do not stay zeros: not pruned"
-NOTED_SHARE = 0.01  # of all parameters, left alone
+NOTED_SHARE = 0.01  # of all parameters: what pruning leaves out is mentioned if it is more
 
 _LAYERS = (_ConvNd, nn.Linear, nn.Bilinear)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)

@@ -1,5 +1,5 @@
-"""Two trainings compared: how far the error rises on the straight line between them (linear mode
-connectivity), and how far their masks overlap."""
+"""Two trainings compared: how far the error rises on the straight line between them (linear mode connectivity), and how
+far their masks overlap."""
 
 import itertools
 from collections.abc import Mapping, Sequence

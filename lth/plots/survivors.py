@@ -217,9 +217,8 @@ def initial_weights(runs: Sequence[Run], file: Path | None = None) -> Figure | N
         panels = figure.subplots(1, len(names), squeeze=False)[0]
         for axes, name in zip(panels, names, strict=True):
             samples_left = [values for number in chosen if len(values := samples[number][name])]
-            limit = (
-                1.1 * max((float(np.quantile(np.abs(values), 0.995)) for values in samples_left), default=0.0) or 1.0
-            )
+            reaches = [float(np.quantile(np.abs(values), 0.995)) for values in samples_left]
+            limit = 1.1 * max(reaches, default=0.0) or 1.0
             for number, color, dashes in zip(chosen, style.shades(len(chosen)), style.DASHES, strict=False):
                 values = samples[number][name]
                 if len(values) > 1:

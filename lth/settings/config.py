@@ -179,6 +179,7 @@ class Config:
         sgd, cosine, target = self.optimizer == "sgd", self.lr_schedule == "cosine", self.target_remaining is not None
         only_sgd = f"belongs to the optimizer sgd, not to {self.optimizer}"
         ticket_arm, rates = "".join(ticket_arms(arms)[:1]), " and ".join(sorted(changed & RATES))
+        no_ticket = f"{ticket_arm} needs a ticket, which says whose tickets to use"
         rules = [
             ("target_remaining", target and rates, f"already decides what a round prunes: leave out {rates}"),
             ("target_remaining", target and self.prune_iterations == 1, "needs at least 2 rounds (prune_iterations)"),
@@ -187,11 +188,7 @@ class Config:
             ("nesterov", self.nesterov and sgd and not self.momentum, "needs a momentum above 0"),
             ("lr_milestones", cosine and self.lr_milestones, "cannot be given with lr_schedule cosine"),
             ("lr_gamma", "lr_gamma" in changed and not self.lr_milestones, "needs lr_milestones, which say when"),
-            (
-                "prune_type",
-                ticket_arm and not self.ticket,
-                f"{ticket_arm} needs a ticket, which says whose tickets to use",
-            ),
+            ("prune_type", ticket_arm and not self.ticket, no_ticket),
             ("prune_type", not arms, f"needs at least one of {', '.join(ARMS)}"),
             ("overwrite", self.join and self.overwrite, "cannot be given with join: each would move the others' work"),
             ("gpu", self.ray and self.gpu not in (None, "cpu"), f"{self.gpu} cannot be given with ray"),

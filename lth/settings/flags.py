@@ -143,9 +143,8 @@ def make_parser(prog: str = "main.py") -> Parser:
     add_option(RUN, "config", "FILE", "repeat the run of this config.json")
     combinations = "an experiment per combination: lr=1e-3,1e-4 arch_type=fc1,lenet5"
     add_option(RUN, "sweep", "NAME=VALUE,VALUE", combinations, nargs="+")
-    add_option(
-        PRUNE, "prune_pc", "P", "fraction pruned in all, instead of a percent per round", type=argparse_type(fraction)
-    )
+    in_all = "fraction pruned in all, instead of a percent per round"
+    add_option(PRUNE, "prune_pc", "P", in_all, type=argparse_type(fraction))
     add_option(PRUNE, "prune_rounds", "N", "prunings that --prune_pc takes (default: 5)", type=argparse_type(count))
     return parser
 
@@ -243,9 +242,8 @@ def parse(argv: Sequence[str], prog: str = "main.py", combination: Mapping[str, 
 
     with collect_errors(problems):
         config = Config(**settings)
-        if (
-            config.target_remaining is not None and "prune_percent" in arguments
-        ):  # perhaps the default, which Config accepts
+        # Config cannot tell a prune_percent that is typed from its default.
+        if config.target_remaining is not None and "prune_percent" in arguments:
             problems.append(Problem("target_remaining", "already decides what a round prunes: leave out prune_percent"))
     model = {name: settings.get(name, getattr(Config, name)) for name in ("arch_type", "dataset", "data")}
     if not model.keys() & {getattr(problem, "setting", "") for problem in problems}:

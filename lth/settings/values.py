@@ -131,7 +131,7 @@ def number(
 
 
 def duration(*, zero: bool = False, percent: bool = False) -> Callable[[str], Duration]:
-    """A parser of durations; `zero` and a percentage of a round are valid if `zero` and `percent` say so."""
+    """A parser of durations. With `zero`, 0 is valid; with `percent`, so is a percentage of a round."""
 
     def parse(text: str) -> Duration:
         value = Duration.parse(text)
@@ -145,7 +145,7 @@ def duration(*, zero: bool = False, percent: bool = False) -> Callable[[str], Du
 
 
 def matching(pattern: str, expected: str) -> Callable[[str], str]:
-    """A parser of text that matches a regular expression; others are told to be `expected`."""
+    """A parser of text that must match a regular expression, which its error describes as `expected`."""
 
     def parse(text: str) -> str:
         if not re.fullmatch(pattern, text):
@@ -161,8 +161,6 @@ def folder_path(text: str) -> Path:
     nearest = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
     if not nearest.is_dir() or "\0" in text:
         raise ValueError("must be a folder, or a new one")
-    if any(len(os.fsencode(name)) > 255 for name in path.parts):  # the limit of file systems
-        raise ValueError("must be made of names of at most 255 bytes")
     return path
 
 

@@ -101,12 +101,10 @@ def remarks(config: Config, epoch_steps: int) -> Iterator[str]:
             f"--valid_freq {config.valid_freq}{unit}: each round is evaluated once, at its end after {steps:,} "
             "iterations, so that early stop says nothing"
         )
-    if config.score_batches > epoch_steps and any(
-        "score_batches" not in unused_settings(arm) for arm in config.prune_type
-    ):
-        yield (
-            f"--score_batches {config.score_batches}: scores look at all of an epoch, which has {epoch_steps:,} batches"
-        )
+    used = any("score_batches" not in unused_settings(arm) for arm in config.prune_type)
+    if used and config.score_batches > epoch_steps:
+        scored = f"scores look at all of an epoch, which has {epoch_steps:,} batches"
+        yield f"--score_batches {config.score_batches}: {scored}"
 
 
 def check_plan(config: Config, epoch_steps: int) -> list[str]:

@@ -20,6 +20,7 @@ from lth.training.optimizers import Optimizer, gradients
 from lth.training.schedule import Plan
 from lth.training.updates import Goals, update
 
+ChooseSparse = Callable[[Sequence[Masks]], Sequence[str]]  # masks of each trial -> names of weights
 OPTIMIZER = "optimizer/"  # the prefix of the optimiser's tensors in Trained.extra
 
 
@@ -92,7 +93,7 @@ class Training:
         random_seed: int,
         resume: Sequence[Trained] | None = None,
         goals: Sequence[Goals] = (),
-        choose_sparse: Callable[[Sequence[Masks]], Sequence[str]] = lambda masks: (),
+        choose_sparse: ChooseSparse = lambda masks: (),
     ) -> None:
         """`resume` is the checkpoint of each trial, all at one iteration; `goals` are the trials' goals, if the plan's
         updates need them; `choose_sparse(masks)` names the weights to train sparsely after the masks have changed."""

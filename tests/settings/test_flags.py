@@ -198,7 +198,6 @@ ONE: dict[str, str] = {  # of each kind of value one that is too low, too high, 
     "--name a/b": "--name must be a plain name",
     "--root file": "--root must be a folder, or a new one, not 'file'",
     "--root file/in": "--root must be a folder, or a new one, not 'file/in'",
-    f"--root new/{'x' * 256}/in": "--root must be made of names of at most 255 bytes",
     "--ticket nowhere": "--ticket must be the folder of an existing run",
     # flags
     "--prune_percnt 20": "--prune_percnt is no flag of this program: did you mean --prune_percent?",
